@@ -1,0 +1,360 @@
+"""The contract of every attack: a subclass searches, the base class owns the truth.
+
+The base class scores the clean image, hands the samples to the search, then checks every returned example itself
+(shape, dtype, NaN, box, ball; for latent and joint attacks by decoding the witness again), removes rounding, and
+re-scores it with a clean fp32 forward. An attack's own success flag never counts.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from robbench.attacks.codec import FlowCodec
+from robbench.attacks.geometry import norm_of
+from robbench.attacks.inner import attacked
+from robbench.attacks.spaces import Codec
+from robbench.errors import AttackViolation, UserError
+from robbench.models.flows.base import Flow, FrozenFlow
+from robbench.registry import Registry
+from robbench.specs import ResolvedAttack, Strict, validate
+
+ENGINE_VERSION = 1
+# Rounding allowance of float32 arithmetic on [0,1] pixels before a point counts as outside its set.
+BALL_TOLERANCE, BOX_TOLERANCE, WITNESS_TOLERANCE = 1e-5, 1e-6, 1e-4
+
+
+class Victim:
+    """A frozen model as an attack sees it. Counts nothing by itself: engines count per sample.
+
+    module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu", batch_size: int = 256) -> None:
+        self.module, self.device, self.batch_size = module.to(device), torch.device(device), batch_size
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [n,K] without a graph, on x's device."""
+        with torch.no_grad():
+            out: Tensor = self.module(x)
+        return out
+
+    def differentiable(self, x: Tensor) -> Tensor:
+        """Logits [n,K] with a graph to x."""
+        out: Tensor = self.module(x)
+        return out
+
+    def clean_logits(self, x: Tensor) -> Tensor:
+        """Checked fp32 logits [N,K] on the CPU for images on any device, in batches of `batch_size`.
+
+        `UserError` when the model returns another shape, NaN or infinite values.
+        """
+        parts = [self._checked(part.to(self.device)) for part in x.split(self.batch_size)]
+        return torch.cat(parts) if parts else torch.zeros((0, 2))
+
+    def _checked(self, x: Tensor) -> Tensor:
+        out = self.logits(x)
+        if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != len(x) or out.shape[1] < 2:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise UserError(
+                f"the model returned {got} for {len(x)} images; a classifier returns logits of shape "
+                f"({len(x)}, classes) with at least 2 classes: wrap the model so that it does"
+            )
+        if not torch.isfinite(out).all():
+            bad = int((~torch.isfinite(out)).any(1).sum())
+            raise UserError(
+                f"the model returned NaN or infinite logits for {bad} of {len(x)} images in [0,1]; "
+                f"repair the model or its normalisation before measuring it"
+            )
+        return out.float().cpu()
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logit of the label minus the largest other logit, [n]; at most 0 means broken."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return own - others.amax(1)
+
+
+@dataclass
+class Candidates:
+    """What a search returns, on any device, N rows in the order it was given.
+
+    adversarial: [N,C,H,W]. witness: tensors from which a latent or joint example is decoded again ("lambda" [N,D],
+    "delta" [N,C,H,W]). step: gradient steps or queries used when the search believed it succeeded, else -1.
+    component: name of the part of an ensemble that found it. forwards, backwards: calls of the model, [N].
+    """
+
+    adversarial: Tensor
+    step: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    component: list[str]
+    witness: dict[str, Tensor] = field(default_factory=dict)
+    counts_exact: bool = True
+
+
+@dataclass
+class Outcome:
+    """Verified result of an attack; all tensors on the CPU, N rows in the order asked. See the ledger for units."""
+
+    sample_ids: Tensor
+    labels: Tensor
+    clean_predictions: Tensor
+    clean_margins: Tensor
+    predictions: Tensor
+    margins: Tensor
+    robust: Tensor
+    broken_by: list[str | None]
+    broken_at: Tensor
+    l1: Tensor
+    l2: Tensor
+    linf: Tensor
+    cross_entropy: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    counts_exact: bool
+    adversarial: Tensor
+    witness: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Model calls of one sample that stays robust to the end, robbench's two scoring forwards included.
+
+    A broken sample needs fewer; a candidate that looked broken before clipping costs one confirming forward more.
+    """
+
+    forwards: int
+    backwards: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """The samples handed to a search, on the victim's device. `clean_predictions` as scored by the base class."""
+
+    ids: Tensor
+    x: Tensor
+    y: Tensor
+    clean_predictions: Tensor
+    seed: int
+    batch_size: int
+
+
+class Attack(ABC):
+    """Base class of all attacks. Subclasses set `Parameters` and implement `search` and `cost`."""
+
+    Parameters: ClassVar[type[BaseModel]] = Strict
+
+    def __init__(self, spec: ResolvedAttack, flow: Codec | None = None) -> None:
+        if spec.needs_flow and flow is None:
+            raise UserError(
+                f"attack {spec.name!r} searches the latents of a normalizing flow and none is at hand; "
+                f"name one with --flow, or train one: robbench train --defense clean --dataset NAME"
+            )
+        self.spec, self.flow = spec, flow
+        self.parameters: Any = validate(spec.parameters, self.Parameters, f"attack {spec.name!r}, parameters")
+
+    @property
+    @abstractmethod
+    def cost(self) -> Cost:
+        """Model calls of a sample that stays robust."""
+
+    @abstractmethod
+    def search(self, victim: Victim, task: Task) -> Candidates:
+        """Look for adversarial examples of every sample of `task`."""
+
+    @property
+    def attacks_misclassified(self) -> bool:
+        """Whether samples the clean model gets wrong are attacked too (they count as broken in any case)."""
+        return False
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, seed: int = 0, batch_size: int = 256
+    ) -> Tensor:
+        """Adversarial examples [N,C,H,W] for images x in [0,1] and labels y [N], on x's device.
+
+        Sample i is keyed by its position i. The model's modes and flags are as before afterwards.
+        """
+        victim = Victim(model, x.device, batch_size)
+        outcome = self.evaluate(victim, torch.arange(len(x)), x, y, seed=seed, batch_size=batch_size)
+        return outcome.adversarial.to(x.device)
+
+    def evaluate(
+        self, victim: Victim, sample_ids: Tensor, x: Tensor, y: Tensor, seed: int, batch_size: int
+    ) -> Outcome:
+        """Attack the samples, verify and re-score. Raises `AttackViolation` when an example leaves its set."""
+        x, y = _checked_inputs(x, y)
+        with attacked(victim.module):
+            clean = victim.clean_logits(x)
+            if len(y) and int(y.max()) >= clean.shape[1]:
+                raise UserError(f"label {int(y.max())} is outside the model's {clean.shape[1]} classes; check --dataset")
+            predictions = clean.argmax(1)
+            alive = torch.ones_like(y, dtype=torch.bool) if self.attacks_misclassified else predictions == y
+            found = self._searched(victim, alive, sample_ids, x, y, predictions, seed, batch_size)
+            adversarial = self._verified(victim, sample_ids, x, y, found, alive)
+            attacked_logits = victim.clean_logits(adversarial)
+        return self._outcome(sample_ids, x, y, clean, attacked_logits, adversarial, found)
+
+    def _searched(
+        self,
+        victim: Victim,
+        alive: Tensor,
+        sample_ids: Tensor,
+        x: Tensor,
+        y: Tensor,
+        predictions: Tensor,
+        seed: int,
+        batch_size: int,
+    ) -> Candidates:
+        """`search` on the living rows, spread over all rows; rows not attacked keep their clean image."""
+        n = len(x)
+        zeros = torch.zeros(n, dtype=torch.int64)
+        full = Candidates(x.clone(), zeros - 1, zeros + 1, zeros.clone(), [self.spec.name] * n)
+        rows = alive.nonzero().squeeze(1)
+        if not len(rows) or not (self.spec.epsilon or self.spec.eta):
+            return full
+        device = victim.device
+        task = Task(
+            sample_ids[rows], x[rows].to(device), y[rows].to(device), predictions[rows].to(device), seed, batch_size
+        )
+        part = self.search(victim, task)
+        self._check_tensor(part.adversarial, task.x, sample_ids[rows])
+        full.adversarial[rows] = part.adversarial.detach().cpu()
+        full.step[rows] = part.step.cpu()
+        full.forwards[rows] += part.forwards.cpu() + 1
+        full.backwards[rows] += part.backwards.cpu()
+        full.counts_exact = part.counts_exact
+        for row, name in zip(rows.tolist(), part.component, strict=True):
+            full.component[row] = name
+        for name, value in part.witness.items():
+            full.witness[name] = torch.zeros((n, *value.shape[1:]))
+            full.witness[name][rows] = value.detach().float().cpu()
+        return full
+
+    def _check_tensor(self, adversarial: Tensor, x: Tensor, ids: Tensor) -> None:
+        if adversarial.shape != x.shape or adversarial.dtype != torch.float32:
+            raise AttackViolation(
+                f"attack {self.spec.label!r} returned {adversarial.dtype} {tuple(adversarial.shape)} "
+                f"instead of float32 {tuple(x.shape)}"
+            )
+        finite = torch.isfinite(adversarial).flatten(1).all(1).cpu()
+        if not finite.all():
+            first = int(ids[int((~finite).nonzero()[0])])
+            raise AttackViolation(f"attack {self.spec.label!r} returned NaN or infinite pixels for sample {first}")
+
+    def _verified(
+        self, victim: Victim, ids: Tensor, x: Tensor, y: Tensor, found: Candidates, alive: Tensor
+    ) -> Tensor:
+        """Examples inside box and ball, rounding removed; `AttackViolation` for anything beyond rounding."""
+        self._require(ids, (found.adversarial - found.adversarial.clamp(0, 1)).flatten(1).abs(), 0, BOX_TOLERANCE, "box [0,1]")
+        adversarial = found.adversarial.clamp(0.0, 1.0)
+        if self.spec.space == "image":
+            return self._inside_ball(ids, x, adversarial)
+        if found.witness:
+            self._check_witness(victim, ids, x, y, adversarial, found.witness, alive)
+        elif not torch.equal(adversarial, x):
+            raise AttackViolation(f"attack {self.spec.label!r} returned no witness for its latent perturbation")
+        return adversarial
+
+    def _inside_ball(self, ids: Tensor, x: Tensor, adversarial: Tensor) -> Tensor:
+        epsilon = float(self.spec.epsilon or 0.0)
+        distance = norm_of(adversarial - x, self.spec.norm)
+        self._require(ids, distance[:, None], epsilon, BALL_TOLERANCE * max(1.0, epsilon), f"{self.spec.norm} ball")
+        if self.spec.norm == "linf":
+            return torch.maximum(torch.minimum(adversarial, x + epsilon), x - epsilon).clamp(0.0, 1.0)
+        return adversarial
+
+    def _check_witness(
+        self,
+        victim: Victim,
+        ids: Tensor,
+        x: Tensor,
+        y: Tensor,
+        adversarial: Tensor,
+        witness: dict[str, Tensor],
+        alive: Tensor,
+    ) -> None:
+        """Ball of every witness, and the example decoded from it again."""
+        assert self.flow is not None
+        norms = {"lambda": ("linf" if self.spec.space == "joint" else self.spec.norm), "delta": "linf"}
+        radii = {"lambda": self.spec.eta, "delta": self.spec.epsilon}
+        for name, value in witness.items():
+            radius = float(radii[name] or 0.0)
+            if norms[name] != "none":
+                size = norm_of(value, norms[name])  # type: ignore[arg-type]
+                self._require(ids, size[:, None], radius, BALL_TOLERANCE * max(1.0, radius), f"budget of {name}")
+        for rows in alive.nonzero().squeeze(1).split(victim.batch_size):
+            device = victim.device
+            with torch.no_grad():
+                z = self.flow.encode_flat(x[rows].to(device), y[rows].to(device))
+                again = self.flow.decode_flat(z + witness["lambda"][rows].to(device), y[rows].to(device))
+                if "delta" in witness:
+                    again = again + witness["delta"][rows].to(device)
+            gap = (again.clamp(0, 1).cpu() - adversarial[rows]).abs()
+            self._require(ids[rows], gap.flatten(1), 0.0, WITNESS_TOLERANCE, "image decoded from its witness")
+
+    def _require(self, ids: Tensor, values: Tensor, limit: float, tolerance: float, what: str) -> None:
+        excess = values.amax(1) - limit if values.numel() else values.new_zeros(len(ids))
+        if len(ids) and float(excess.max()) > tolerance:
+            worst = int(excess.argmax())
+            raise AttackViolation(
+                f"attack {self.spec.label!r} left its set: sample {int(ids[worst])} is {float(excess[worst]):.3g} "
+                f"outside the {what} (limit {limit:g}, rounding allowance {tolerance:g})"
+            )
+
+    def _outcome(
+        self, ids: Tensor, x: Tensor, y: Tensor, clean: Tensor, logits: Tensor, adversarial: Tensor, found: Candidates
+    ) -> Outcome:
+        clean_right, adversarial_right = clean.argmax(1) == y, logits.argmax(1) == y
+        robust = clean_right & adversarial_right
+        broken_by = [
+            None if held else ("clean" if not right else name)
+            for held, right, name in zip(robust.tolist(), clean_right.tolist(), found.component, strict=True)
+        ]
+        step = torch.where(robust, torch.full_like(found.step, -1), found.step)
+        step = torch.where(clean_right, step, torch.zeros_like(step))
+        difference = adversarial - x
+        return Outcome(
+            sample_ids=ids.clone(),
+            labels=y,
+            clean_predictions=clean.argmax(1),
+            clean_margins=margins(clean, y),
+            predictions=logits.argmax(1),
+            margins=margins(logits, y),
+            robust=robust,
+            broken_by=broken_by,
+            broken_at=step,
+            l1=norm_of(difference, "l1"),
+            l2=norm_of(difference, "l2"),
+            linf=norm_of(difference, "linf"),
+            cross_entropy=nn.functional.cross_entropy(logits, y, reduction="none"),
+            forwards=found.forwards,
+            backwards=found.backwards,
+            counts_exact=found.counts_exact,
+            adversarial=adversarial,
+            witness=found.witness,
+        )
+
+
+ATTACKS: Registry[type[Attack]] = Registry("attack algorithm", "robbench.attacks")
+
+
+def build_attack(spec: ResolvedAttack, flow: Flow | FrozenFlow | None = None) -> Attack:
+    """The attack a resolved spec describes; `UserError` for unknown algorithms, parameters or a missing flow."""
+    return ATTACKS.get(spec.algorithm)(spec, FlowCodec(flow) if flow is not None and spec.needs_flow else None)
+
+
+def _checked_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """CPU float32 images and int64 labels; `UserError` when images leave [0,1] or shapes disagree."""
+    x, y = x.detach().to("cpu", torch.float32).contiguous(), y.detach().to("cpu", torch.int64)
+    if x.ndim != 4 or y.shape != (len(x),):
+        raise UserError(f"images {tuple(x.shape)} with labels {tuple(y.shape)}: give [N,C,H,W] images and [N] labels")
+    if len(x) and not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
+        raise UserError(
+            f"images span [{float(x.min()):g}, {float(x.max()):g}]; give pixels in [0,1] and put the normalisation inside the model"
+        )
+    return x, y

@@ -1,0 +1,50 @@
+"""The plain ascent loop on a fixed batch: what adversarial training calls. Evaluation uses `engine` instead."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from robbench.attacks.spaces import SearchSpace, State
+
+
+@contextmanager
+def attacked(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode and no parameter gradients inside; every submodule's mode and every flag restored after."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+    for module in modules:
+        module.eval()
+        module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def gradients(
+    space: SearchSpace, state: State, loss: Callable[[Tensor], Tensor]
+) -> tuple[State, State]:
+    """(gradients of the summed loss by perturbation, the detached state they belong to).
+
+    loss maps an image [n,C,H,W] to one value a sample [n].
+    """
+    leaves = {name: state[name].detach().requires_grad_(True) for name in space.perturbations}
+    live = {**state, **leaves}
+    with torch.enable_grad():
+        values = loss(space.render(live)).sum()
+        found = torch.autograd.grad(values, list(leaves.values()))
+    detached = {**live, **{name: leaf.detach() for name, leaf in leaves.items()}}
+    return dict(zip(leaves, found, strict=True)), detached
+
+
+def ascend(space: SearchSpace, loss: Callable[[Tensor], Tensor], state: State, steps: int) -> State:
+    """`steps` ascent steps on `loss` from `state`; call it inside `attacked(model)`."""
+    for _ in range(steps):
+        slopes, state = gradients(space, state, loss)
+        state = space.advance(state, slopes)
+    return state

@@ -1,0 +1,145 @@
+"""Attacks in the latent space of a normalizing flow: R-LA, A-LA, OM-PGD; and the joint space attack (JSA).
+
+Latent vectors are raw z, all levels flattened into one vector: norm, sign and clamp act on all coordinates together.
+The flow is frozen and exact (decode inverts encode), so that a zero perturbation returns the image itself.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from robbench.attacks import engine
+from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task, Victim
+from robbench.attacks.geometry import Noise, SampleNoise, project
+from robbench.attacks.pgd import GradientParameters, gradient_cost
+from robbench.attacks.spaces import Codec, InLoop, JointSpace, LatentSpace
+from robbench.errors import UserError
+from robbench.specs import Norm, Strict
+
+
+def random_latent(
+    flow: Codec, x: Tensor, y: Tensor, norm: Norm, eta: float, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """R-LA (Yuksel et al., eq. 3): x' = clip(G(F(x) + d)), d = Pi(eta * N(0, I)); returns (x', d [n,D]).
+
+    The standard deviation and the truncation radius are the same eta; norm "none" leaves the Gaussian as drawn.
+    """
+    with torch.no_grad():
+        z = flow.encode_flat(x, y)
+        shift = project(eta * noise.normal(tuple(z.shape[1:])), norm, eta)
+        return flow.decode_flat(z + shift, y).clamp(0.0, 1.0), shift
+
+
+class RandomLatentParameters(Strict):
+    """draws: independent perturbations tried; the first that is misclassified is kept, else the last."""
+
+    draws: int = Field(default=1, gt=0)
+
+
+@ATTACKS.register("random-latent")
+class RandomLatentAttack(Attack):
+    """R-LA: random perturbation of the latents, no gradient (Yuksel et al. 2022, section 3)."""
+
+    Parameters = RandomLatentParameters
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(forwards=self.parameters.draws - 1 + 2, backwards=0)
+
+    def search(self, victim: Victim, task: Task) -> Candidates:
+        assert self.flow is not None
+        n = len(task.x)
+        zeros = torch.zeros(n, dtype=torch.int64)
+        shift = torch.zeros_like(self.flow.encode_flat(task.x[:1], task.y[:1])).expand(n, -1).clone()
+        found = Candidates(task.x.clone(), zeros + 1, zeros.clone(), zeros.clone(), [self.spec.name] * n)
+        found.witness = {"lambda": shift}
+        rows = torch.arange(n)
+        for draw in range(self.parameters.draws):
+            for part in rows.split(task.batch_size):
+                noise = SampleNoise(task.seed, self.spec.name, task.ids[part], draw, victim.device)
+                image, delta = random_latent(
+                    self.flow, task.x[part], task.y[part], self.spec.norm, float(self.spec.eta or 0.0), noise
+                )
+                found.adversarial[part], shift[part] = image, delta
+            if draw + 1 < self.parameters.draws:
+                rows = engine.still_robust(victim, task, found, rows)
+        return found
+
+
+class LatentParameters(GradientParameters):
+    """levels: 1-based levels of the flow that may move, None for all."""
+
+    levels: tuple[int, ...] | None = None
+
+
+@ATTACKS.register("latent-pgd")
+class LatentAttack(Attack):
+    """Gradient ascent on the cross-entropy over the latents of an image.
+
+    A-LA (Yuksel et al., eq. 4): start "cube", no clipping inside the loop. OM-PGD (Lin et al. 2020; IJSAT's
+    comparison) is the same search with a uniform start. Both printed updates accumulate and then project.
+    """
+
+    Parameters = LatentParameters
+
+    @property
+    def cost(self) -> Cost:
+        return gradient_cost(self.parameters)
+
+    @property
+    def attacks_misclassified(self) -> bool:
+        return not self.parameters.early_stop
+
+    def search(self, victim: Victim, task: Task) -> Candidates:
+        assert self.flow is not None
+        p: LatentParameters = self.parameters
+        eta = float(self.spec.eta or 0.0)
+        _check_levels(self.flow, p.levels, self.spec.name)
+        space = LatentSpace(self.flow, self.spec.norm, eta, p.step(eta), p.start, p.levels)
+        plan = engine.SearchPlan(space, p.steps, p.restarts, p.momentum, p.early_stop, p.label_source)
+        return engine.search(victim, plan, task, self.spec.name, ("lambda",))
+
+
+class JointParameters(LatentParameters):
+    """in_loop: "project" (box constraint at every step) or "paper_literal" (only at the end; weaker)."""
+
+    in_loop: InLoop = "project"
+    step_size: Literal[None] = None  # two budgets, two step sizes: both are relative_step_size * budget
+
+
+@ATTACKS.register("jsa")
+class JointSpaceAttack(Attack):
+    """JSA (IJSAT, eq. 8, corrected: accumulate, then project): latent and image perturbation from one gradient."""
+
+    Parameters = JointParameters
+
+    @property
+    def cost(self) -> Cost:
+        return gradient_cost(self.parameters)
+
+    @property
+    def attacks_misclassified(self) -> bool:
+        return not self.parameters.early_stop
+
+    def search(self, victim: Victim, task: Task) -> Candidates:
+        assert self.flow is not None
+        p: JointParameters = self.parameters
+        epsilon, eta = float(self.spec.epsilon or 0.0), float(self.spec.eta or 0.0)
+        _check_levels(self.flow, p.levels, self.spec.name)
+        space = JointSpace(
+            self.flow, epsilon, p.step(epsilon), eta, p.step(eta), p.start, p.in_loop, p.levels
+        )
+        plan = engine.SearchPlan(space, p.steps, p.restarts, p.momentum, p.early_stop, p.label_source)
+        return engine.search(victim, plan, task, self.spec.name, ("lambda", "delta"))
+
+
+def _check_levels(flow: Codec, levels: tuple[int, ...] | None, attack: str) -> None:
+    if levels is None:
+        return
+    if not levels or not all(float(flow.level_mask((level,)).sum()) > 0 for level in levels):
+        raise UserError(
+            f"attack {attack!r} names levels {list(levels)} that the flow does not have; "
+            f"levels count from 1 (finest); choose another level or another --flow"
+        )

@@ -1,0 +1,65 @@
+"""Gradient attacks on the image: FGSM, PGD and MIM in Linf, L2 and L1 balls."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from robbench.attacks import engine
+from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task, Victim
+from robbench.attacks.geometry import Start
+from robbench.attacks.spaces import ImageSpace
+from robbench.specs import Strict
+
+
+class GradientParameters(Strict):
+    """What every iterative attack takes.
+
+    step_size: absolute, in the units of the budget; None means relative_step_size * budget. momentum: MIM's decay.
+    label_source: whose label the loss uses, the true one or the clean prediction (verdicts always use the true one).
+    """
+
+    steps: int = Field(gt=0)
+    relative_step_size: float = Field(default=0.25, gt=0)
+    step_size: float | None = Field(default=None, gt=0)
+    start: Start = "uniform"
+    restarts: int = Field(default=1, gt=0)
+    momentum: float | None = None
+    early_stop: bool = True
+    label_source: Literal["true", "predicted"] = "true"
+
+    def step(self, budget: float) -> float:
+        """Step size for a budget."""
+        return self.relative_step_size * budget if self.step_size is None else self.step_size
+
+
+def gradient_cost(parameters: GradientParameters) -> Cost:
+    """Steps times restarts, the check between restarts and the two scoring forwards."""
+    steps = parameters.steps * parameters.restarts
+    return Cost(forwards=steps + parameters.restarts - 1 + 2, backwards=steps)
+
+
+@ATTACKS.register("pgd")
+class ProjectedGradientDescent(Attack):
+    """PGD (Madry et al. 2018): cross-entropy, random start in the ball, projection on ball and box at every step.
+
+    With `momentum` it is MIM (Dong et al. 2018), with one step of the full budget from the centre FGSM (Goodfellow
+    et al. 2015). Deviation from the libraries' habit: a sample stops at its first misclassified iterate
+    (early_stop); with early_stop off the last iterate is returned, as foolbox and torchattacks do.
+    """
+
+    Parameters = GradientParameters
+
+    @property
+    def cost(self) -> Cost:
+        return gradient_cost(self.parameters)
+
+    @property
+    def attacks_misclassified(self) -> bool:
+        return not self.parameters.early_stop
+
+    def search(self, victim: Victim, task: Task) -> Candidates:
+        p: GradientParameters = self.parameters
+        epsilon = float(self.spec.epsilon or 0.0)
+        space = ImageSpace(self.spec.norm, epsilon, p.step(epsilon), p.start)
+        plan = engine.SearchPlan(space, p.steps, p.restarts, p.momentum, p.early_stop, p.label_source)
+        return engine.search(victim, plan, task, self.spec.name)

@@ -1,0 +1,161 @@
+"""Search spaces: where a perturbation lives and how it becomes an image.
+
+A space is a stateless policy; the state of a batch is a dictionary of tensors with the sample as first dimension, so
+that the engine can drop finished samples and refill the batch. Per step: `render` -> loss -> gradients with respect
+to `perturbations` -> `advance` (accumulate, then project: facts of every method here, also where a paper's printed
+update lost it). `finish` gives the admissible image.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from robbench.attacks.geometry import Noise, Start, direction, project, random_start
+from robbench.specs import Norm
+
+State = dict[str, Tensor]
+InLoop = Literal["project", "paper_literal"]
+
+
+class Codec(Protocol):
+    """What an attack needs of a flow: latents as one flat vector a sample, z [n,D], and back."""
+
+    def encode_flat(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Latents z [n,D] of images x [n,C,H,W] in [0,1], dequantised at the fixed point u = 1/2."""
+
+    def decode_flat(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Images [n,C,H,W] of latents, not clipped; differentiable in z."""
+
+    def level_mask(self, levels: tuple[int, ...]) -> Tensor:
+        """Float mask [D]: 1 on the coordinates of the 1-based `levels` (1 = first factored out, finest)."""
+
+
+class SearchSpace(ABC):
+    """Base of image, latent and joint spaces. `perturbations` names the state entries that are searched."""
+
+    perturbations: tuple[str, ...]
+
+    @abstractmethod
+    def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
+        """State of a batch before the first step. x: [n,C,H,W] in [0,1]; y: [n]."""
+
+    @abstractmethod
+    def render(self, state: State) -> Tensor:
+        """Image [n,C,H,W], differentiable in the perturbations; may leave [0,1] in latent spaces."""
+
+    @abstractmethod
+    def advance(self, state: State, gradients: State) -> State:
+        """One ascent step: accumulate, then project. `gradients` has an entry a perturbation."""
+
+    def finish(self, state: State) -> Tensor:
+        """The admissible adversarial image: rendered without a graph, clipped to [0,1]."""
+        with torch.no_grad():
+            return self.render(state).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ImageSpace(SearchSpace):
+    """delta in a norm ball around x and inside the box. epsilon, step_size in [0,1] pixels.
+
+    Order of projections: ball, then box. The box contains x, so clipping never leaves the ball again.
+    """
+
+    norm: Norm
+    epsilon: float
+    step_size: float
+    start_kind: Start = "uniform"
+    perturbations: tuple[str, ...] = ("delta",)
+
+    def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
+        delta = random_start(self.start_kind, self.norm, self.epsilon, tuple(x.shape[1:]), noise)
+        delta = project(delta, self.norm, self.epsilon)
+        return {"x": x, "y": y, "delta": (x + delta).clamp(0.0, 1.0) - x}
+
+    def render(self, state: State) -> Tensor:
+        return state["x"] + state["delta"]
+
+    def advance(self, state: State, gradients: State) -> State:
+        delta = state["delta"] + self.step_size * direction(gradients["delta"], self.norm)
+        delta = project(delta, self.norm, self.epsilon)
+        return {**state, "delta": (state["x"] + delta).clamp_(0.0, 1.0).sub_(state["x"])}
+
+
+@dataclass(frozen=True)
+class LatentSpace(SearchSpace):
+    """lambda in a norm ball around the latents z = F(x); x' = clip(G(z + lambda)). eta, step_size in raw z units.
+
+    No clipping inside the loop (Yuksel et al.); only the final image is clamped.
+    """
+
+    flow: Codec
+    norm: Norm
+    eta: float
+    step_size: float
+    start_kind: Start = "uniform"
+    levels: tuple[int, ...] | None = None
+    perturbations: tuple[str, ...] = ("lambda",)
+
+    def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
+        with torch.no_grad():
+            z = self.flow.encode_flat(x, y)
+        shift = random_start(self.start_kind, self.norm, self.eta, tuple(z.shape[1:]), noise)
+        return {"x": x, "y": y, "z": z, "lambda": project(self._masked(shift), self.norm, self.eta)}
+
+    def render(self, state: State) -> Tensor:
+        return self.flow.decode_flat(state["z"] + state["lambda"], state["y"])
+
+    def advance(self, state: State, gradients: State) -> State:
+        step = self.step_size * direction(self._masked(gradients["lambda"]), self.norm)
+        return {**state, "lambda": project(state["lambda"] + step, self.norm, self.eta)}
+
+    def _masked(self, shift: Tensor) -> Tensor:
+        return shift if self.levels is None else shift * self.flow.level_mask(self.levels).to(shift)
+
+
+@dataclass(frozen=True)
+class JointSpace(SearchSpace):
+    """Joint space attack (IJSAT eq. 8, corrected): x' = clip(G(z + lambda) + delta), both Linf.
+
+    The printed update accumulates and projects nothing, so its budgets would never be reached; here both
+    perturbations accumulate and are projected, from gradients of the same loss at the same point. in_loop "project"
+    (default) keeps clip(G(z+lambda)) + delta in the box at every step; "paper_literal" clips only the final image,
+    which is weaker. The image is never clamped inside the differentiated path: that kills gradients.
+    epsilon, epsilon_step: [0,1] pixels; eta, eta_step: raw z units. delta is relative to G(z + lambda), not to x.
+    """
+
+    flow: Codec
+    epsilon: float
+    epsilon_step: float
+    eta: float
+    eta_step: float
+    start_kind: Start = "uniform"
+    in_loop: InLoop = "project"
+    levels: tuple[int, ...] | None = None
+    perturbations: tuple[str, ...] = ("lambda", "delta")
+
+    def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
+        latent = LatentSpace(self.flow, "linf", self.eta, self.eta_step, self.start_kind, self.levels)
+        state = latent.start(x, y, noise)
+        delta = random_start(self.start_kind, "linf", self.epsilon, tuple(x.shape[1:]), noise)
+        return {**state, "delta": delta}
+
+    def render(self, state: State) -> Tensor:
+        """Also projects state["delta"] in place (mode "project"): the box constraint needs G(z + lambda), and
+        decoding it here, once, serves the constraint and the forward pass."""
+        decoded = self.flow.decode_flat(state["z"] + state["lambda"], state["y"])
+        if self.in_loop == "project":
+            with torch.no_grad():
+                centre = decoded.detach().clamp(0.0, 1.0)
+                state["delta"].copy_((centre + state["delta"]).clamp(0.0, 1.0) - centre)
+        return decoded + state["delta"]
+
+    def advance(self, state: State, gradients: State) -> State:
+        lam = state["lambda"] + self.eta_step * self._masked(gradients["lambda"]).sign()
+        delta = state["delta"] + self.epsilon_step * gradients["delta"].sign()
+        return {**state, "lambda": project(lam, "linf", self.eta), "delta": project(delta, "linf", self.epsilon)}
+
+    def _masked(self, shift: Tensor) -> Tensor:
+        return shift if self.levels is None else shift * self.flow.level_mask(self.levels).to(shift)

@@ -1,0 +1,120 @@
+"""Data sets as integer grey levels with stable sample ids."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robbench.data.names import dataset_names
+from robbench.errors import UserError, unknown_name
+from robbench.random import derive_seed
+from robbench.registry import Registry
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one split. ids: int64 [N], positions in the source's own order; labels: int64 [N];
+    images: uint8 [N,C,H,W] holding grey levels 0..levels-1."""
+
+    ids: Tensor
+    labels: Tensor
+    images: Tensor
+    levels: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def x(self, positions: Tensor) -> Tensor:
+        """Float32 images [n,C,H,W] in [0,1] at `positions` (0..N-1) of this split."""
+        return self.images[positions].to(torch.float32) / (self.levels - 1)
+
+    def by_ids(self, ids: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Images and labels of the samples called `ids`, in that order. KeyError for a foreign id."""
+        order = torch.argsort(self.ids)
+        wanted = torch.as_tensor(ids, dtype=torch.int64)
+        slots = torch.searchsorted(self.ids[order], wanted).clamp(max=max(len(self) - 1, 0))
+        positions = order[slots]
+        if not torch.equal(self.ids[positions], wanted):
+            raise KeyError("some sample ids are not in this split")
+        return self.x(positions), self.labels[positions]
+
+    def subset(self, positions: Tensor) -> "Split":
+        """The split restricted to `positions`; ids stay what they were."""
+        return Split(self.ids[positions], self.labels[positions], self.images[positions], self.levels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set with its three splits. revision: sha256 over shape, labels and pixels of all splits."""
+
+    name: str
+    class_names: tuple[str, ...]
+    grey_levels: int
+    train: Split
+    validation: Split
+    test: Split
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        channels, height, width = self.test.images.shape[1:]
+        return int(channels), int(height), int(width)
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def revision(self) -> str:
+        """Hex sha256 of the test split: what every result depends on."""
+        digest = hashlib.sha256(f"{self.name}:{self.shape}:{self.grey_levels}".encode())
+        for tensor in (self.test.ids, self.test.labels, self.test.images):
+            digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+        return digest.hexdigest()
+
+
+DATASETS: Registry[Callable[[Path], Dataset]] = Registry("data set", "robbench.datasets")
+
+
+def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
+    """The data set called `name`. data_dir: folder of torchvision-style files (`--data-dir`, ROBBENCH_DATA).
+
+    Raises `UserError` for an unknown name, and when the files are absent and cannot be downloaded.
+    """
+    from robbench.resources import dataset_root
+
+    if name not in DATASETS:
+        raise unknown_name("data set", name, dataset_names())
+    return DATASETS.get(name)(dataset_root(data_dir))
+
+
+def sample_ids(split: Split, n: int | None, seed: int) -> list[int]:
+    """Ids of a seeded random subset of `split`, in random order; `n=None` takes all.
+
+    The first m of a larger draw are the draw of m, so that a larger n extends a smaller one. Never the first n of
+    the set: MNIST's first half, for one, is harder than its second.
+    """
+    if n is not None and not 0 < n <= len(split):
+        raise UserError(f"--n {n} is not available: the split has {len(split)} samples; give 1 to {len(split)}")
+    generator = np.random.Generator(np.random.Philox(key=derive_seed(seed, "test subset")))
+    order = generator.permutation(len(split))[: n if n is not None else len(split)]
+    return [int(split.ids[int(position)]) for position in order]
+
+
+def stratified_split(labels: Tensor, sizes: Sequence[int], seed: int) -> list[Tensor]:
+    """Disjoint positions of the given sizes with equal class shares (scikit-learn's stratified shuffle).
+
+    The last part takes what the earlier ones leave; each part is sorted.
+    """
+    from sklearn.model_selection import train_test_split
+
+    rest = np.arange(len(labels))
+    parts: list[Tensor] = []
+    for size in sizes:
+        rest, part = train_test_split(rest, test_size=size, random_state=seed, stratify=labels[rest].numpy())
+        parts.append(torch.from_numpy(np.sort(part)))
+    return [*parts, torch.from_numpy(np.sort(rest))]

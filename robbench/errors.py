@@ -1,0 +1,27 @@
+"""The one error type a user can cause.
+
+Everything a user can get wrong (an unknown name, a bad file, an impossible budget) raises `UserError`; the
+command line prints its single line and exits with code 2. Anything else that escapes is a bug in robbench.
+"""
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad usage or input: one line that names the argument, the value, what is accepted and the next step."""
+
+
+class AttackViolation(Exception):
+    """An attack left its admissible set. Names attack, sample and by how much; the cell is recorded as failed."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str], next_step: str = "") -> UserError:
+    """`UserError` for a name that is not registered: suggests the nearest name and lists what there is."""
+    import difflib
+
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    listed = ", ".join(choices) or "none"
+    step = f"; {next_step}" if next_step else ""
+    return UserError(f"unknown {kind} {name!r}{hint} Known: {listed}{step}")

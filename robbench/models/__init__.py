@@ -1,0 +1,1 @@
+"""Models: classifiers and flows as plain modules, and the zoo of cards and weights."""

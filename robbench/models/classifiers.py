@@ -1,0 +1,125 @@
+"""Classifiers as the papers use them. Inputs are images in [0,1]; any normalisation sits inside."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from robbench.registry import Registry
+
+Builder = Callable[..., nn.Module]
+ARCHITECTURES: Registry[Builder] = Registry("architecture", "robbench.models")
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std a channel; x: [N,C,H,W] in [0,1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+@ARCHITECTURES.register("digits-cnn")
+def digits_cnn(input_shape: tuple[int, int, int], classes: int, width: int = 16) -> nn.Module:
+    """Three 3x3 convolutions (the second with stride 2) and two linear layers; 0.26 M multiply-adds for 1x8x8.
+
+    No batch norm, so that training and evaluation mode are the same function.
+    """
+    channels, height, image_width = input_shape
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(2 * width * ((height + 1) // 2) * ((image_width + 1) // 2), 64),
+        nn.ReLU(),
+        nn.Linear(64, classes),
+    )
+
+
+@ARCHITECTURES.register("conv3")
+def conv3(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The 3-conv CNN of Yuksel et al. for Fashion-MNIST: [conv 4x4 stride 2 pad 1, BN, ReLU] of 16, 32, 64
+    channels, then 576-100-classes with no activation between the two linear layers; no input standardisation."""
+    channels, height, width = input_shape
+    layers: list[nn.Module] = []
+    for out in (16, 32, 64):
+        layers += [nn.Conv2d(channels, out, 4, stride=2, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
+        channels, height, width = out, height // 2, width // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * height * width, 100), nn.Linear(100, classes))
+
+
+@ARCHITECTURES.register("lenet5")
+def lenet5(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """LeNet-5 with ReLU and average pooling for 28x28 images; last layer 84 -> classes without activation
+    (the paper's table prints 120 -> 10)."""
+    return nn.Sequential(
+        nn.Conv2d(input_shape[0], 6, 5, padding=2),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * ((input_shape[1] // 2 - 4) // 2) * ((input_shape[2] // 2 - 4) // 2), 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
+    )
+
+
+class BasicBlock(nn.Module):
+    """Post-activation residual block, 1x1 convolution shortcut where shapes change (He et al. 2016)."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels != out:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
+        return torch.relu(out + self.shortcut(x))
+
+
+def _resnet(
+    input_shape: tuple[int, int, int], classes: int, widths: tuple[int, ...], blocks: tuple[int, ...]
+) -> nn.Module:
+    stem = nn.Sequential(nn.Conv2d(input_shape[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+    layers: list[nn.Module] = [Normalize(CIFAR_MEAN, CIFAR_STD)] if input_shape[0] == 3 else []
+    layers.append(stem)
+    channels = widths[0]
+    for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        for block in range(count):
+            layers.append(BasicBlock(channels, width, 2 if level and not block else 1))
+            channels = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+
+
+@ARCHITECTURES.register("resnet18")
+def resnet18(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """ResNet-18 for 32x32 images: 3x3 stem, no max-pool, CIFAR mean/std inside (IJSAT; Yuksel et al.)."""
+    return _resnet(input_shape, classes, (64, 128, 256, 512), (2, 2, 2, 2))
+
+
+@ARCHITECTURES.register("resnet20-wide")
+def resnet20_wide(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The "ResNet-20" of Yuksel et al.: blocks [3,3,3] with widths 64/128/256 (not He et al.'s 16/32/64)."""
+    return _resnet(input_shape, classes, (64, 128, 256), (3, 3, 3))

@@ -1,0 +1,129 @@
+"""From a card to a module and back: hashes checked, safetensors only, golden tensors reproduced."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from robbench.errors import UserError
+from robbench.models.classifiers import ARCHITECTURES
+from robbench.models.flows.base import Flow
+from robbench.models.flows.glow import Glow
+from robbench.models.zoo import ZooEntry
+from robbench.resources import sha256_file, write_atomically, write_text_atomically
+from robbench.specs import Architecture, Golden, ModelCard, Weights, dump_yaml
+
+GOLDEN_TOLERANCE = 1e-4  # float32 sums in another order (threads, instruction set) differ by about 1e-6 of the logits
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be attacked: eval mode, no parameter gradients."""
+
+    card: ModelCard
+    folder: Path
+    module: nn.Module
+
+
+ARCHITECTURES.register("glow")(Glow)
+
+
+def build_architecture(
+    architecture: Architecture, input_shape: tuple[int, int, int], classes: int | None, grey_levels: int | None
+) -> nn.Module:
+    """A freshly initialised module: classifiers get `classes`, flows get `grey_levels`."""
+    builder = ARCHITECTURES.get(architecture.name)
+    sizes: dict[str, Any] = {"grey_levels": grey_levels} if is_flow(architecture) else {"classes": classes}
+    try:
+        return builder(input_shape, **sizes, **architecture.arguments)
+    except TypeError as error:
+        raise UserError(f"architecture {architecture.name!r}: {error}; see its arguments in robbench/models") from error
+
+
+def is_flow(architecture: Architecture) -> bool:
+    """Whether an architecture of the registry is a normalizing flow."""
+    builder = ARCHITECTURES.get(architecture.name)
+    return isinstance(builder, type) and issubclass(builder, Flow)
+
+
+def load_model(entry: ZooEntry, device: torch.device | str = "cpu") -> LoadedModel:
+    """The module of a card, verified: sha256 of weights, every parameter present, golden outputs reproduced."""
+    card = entry.card
+    state = _read_tensors(entry, card.weights)
+    module = build_architecture(card.architecture, card.input_shape, card.classes, card.grey_levels)
+    try:
+        module.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise UserError(
+            f"model {card.name!r}: its weights do not fit architecture {card.architecture.name!r}: "
+            f"{' '.join(str(error).split())[:200]}; correct the card's architecture"
+        ) from error
+    module.eval().requires_grad_(False)
+    if card.golden is not None:
+        _check_golden(entry, card.golden, module)
+    return LoadedModel(card, entry.folder, module.to(device))
+
+
+def _read_tensors(entry: ZooEntry, file: Weights | Golden) -> dict[str, Tensor]:
+    """Tensors of a safetensors file named by a card, its sha256 checked first. Pickles are refused."""
+    path = entry.folder / file.file
+    if not path.is_file():
+        raise UserError(f"model {entry.card.name!r}: {path} is missing; restore it or train the model again")
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"model {entry.card.name!r}: {path.name} is not a .safetensors file; pickles can run code and are refused: "
+            f"convert it with torch.load(weights_only=True) and safetensors.torch.save_file"
+        )
+    digest = sha256_file(path)
+    if digest != file.sha256:
+        raise UserError(
+            f"model {entry.card.name!r}: {path} has sha256 {digest[:12]}..., its card says {file.sha256[:12]}...; "
+            f"restore the file, or correct the card if the change is meant"
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"model {entry.card.name!r}: {path} is not a safetensors file ({error}); restore it") from error
+
+
+def _outputs(module: nn.Module, inputs: Tensor) -> Tensor:
+    """What a golden file records: logits of a classifier, log-densities (nats) of a flow."""
+    with torch.no_grad():
+        out: Tensor = module.log_prob(inputs) if isinstance(module, Flow) else module(inputs)
+    return out
+
+
+def _check_golden(entry: ZooEntry, golden: Golden, module: nn.Module) -> None:
+    tensors = _read_tensors(entry, golden)
+    expected = tensors["outputs"]
+    gap = float((_outputs(module, tensors["inputs"]) - expected).abs().max())
+    allowed = golden.tolerance * max(1.0, float(expected.abs().max()))
+    if not gap <= allowed:
+        raise UserError(
+            f"model {entry.card.name!r} does not reproduce its golden outputs: off by {gap:.3g}, allowed {allowed:.3g}; "
+            f"the architecture's code changed or this device computes differently"
+        )
+
+
+def save_model_folder(folder: Path, card: dict[str, Any], module: nn.Module, golden_inputs: Tensor) -> ModelCard:
+    """Write weights, golden tensors and card.yaml (last, so that a folder with a card is complete).
+
+    card: fields of `ModelCard` without `weights` and `golden`. golden_inputs: a few images [n,C,H,W] in [0,1].
+    """
+    module = module.to("cpu").eval()
+    state = {name: value.detach().contiguous().clone() for name, value in module.state_dict().items()}
+    weights, golden = folder / "weights.safetensors", folder / "golden.safetensors"
+    recorded = {"inputs": golden_inputs.contiguous(), "outputs": _outputs(module, golden_inputs).contiguous()}
+    write_atomically(weights, lambda path: save_file(state, path))
+    write_atomically(golden, lambda path: save_file(recorded, path))
+    complete = ModelCard(
+        **card,
+        weights=Weights(file=weights.name, sha256=sha256_file(weights)),
+        golden=Golden(file=golden.name, sha256=sha256_file(golden), tolerance=GOLDEN_TOLERANCE),
+    )
+    write_text_atomically(folder / "card.yaml", dump_yaml(complete))
+    return complete

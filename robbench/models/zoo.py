@@ -1,0 +1,67 @@
+"""The zoo: one folder a model with card.yaml, weights and golden tensors. No torch here."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from robbench.errors import UserError, unknown_name
+from robbench.resources import data_root, existing_folder
+from robbench.specs import ModelCard, load_yaml
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A card and the folder that holds it and the files it names."""
+
+    card: ModelCard
+    folder: Path
+
+
+def read_entry(path: Path) -> ZooEntry:
+    """The model in `path`: a folder with card.yaml, or the card itself."""
+    card = path / "card.yaml" if path.is_dir() else path
+    if not card.is_file():
+        raise UserError(f"--model {str(path)!r} has no card.yaml; name a zoo model, a model folder or a card file")
+    return ZooEntry(load_yaml(card, ModelCard), card.parent)
+
+
+def zoo_entries(extra: str | Path | None = None) -> dict[str, ZooEntry]:
+    """Every model shipped and, with `--zoo DIR`, the user's, by name; a name given twice is an error."""
+    folders = [data_root() / "zoo"]
+    if extra is not None:
+        folders.append(existing_folder(extra, "--zoo"))
+    entries: dict[str, ZooEntry] = {}
+    for card in (c for folder in folders for c in sorted(folder.glob("*/card.yaml"))):
+        entry = read_entry(card.parent)
+        if entry.card.name in entries:
+            raise UserError(f"{card}: model {entry.card.name!r} exists already in {entries[entry.card.name].folder}")
+        entries[entry.card.name] = entry
+    return entries
+
+
+def find_model(name: str, entries: dict[str, ZooEntry]) -> ZooEntry:
+    """The zoo model called `name`, or the model in the folder or card file `name`."""
+    if name in entries:
+        return entries[name]
+    if Path(name).exists() and (Path(name).is_dir() or name.endswith((".yaml", ".yml"))):
+        return read_entry(Path(name))
+    raise unknown_name("model", name, entries, "or give a model folder or card.yaml")
+
+
+def find_models(defense: str, dataset: str, entries: dict[str, ZooEntry]) -> list[ZooEntry]:
+    """Every classifier of `dataset` trained by `defense`; `UserError` that says how to train one when none is."""
+    found = [
+        e for e in entries.values() if (e.card.kind, e.card.defense, e.card.dataset) == ("classifier", defense, dataset)
+    ]
+    if not found:
+        here = sorted({e.card.defense for e in entries.values() if e.card.dataset == dataset and e.card.kind == "classifier"})
+        raise UserError(
+            f"--defense {defense!r}: the zoo has no {dataset} classifier of that defense (it has: {', '.join(here) or 'none'}); "
+            f"train one: robbench train --defense {defense} --dataset {dataset}, then add --zoo robbench-training"
+        )
+    return found
+
+
+def default_flow(dataset: str, entries: dict[str, ZooEntry]) -> ZooEntry | None:
+    """The flow latent attacks use on `dataset` unless --flow names another: the zoo's `<dataset>-glow`."""
+    entry = entries.get(f"{dataset}-glow")
+    return entry if entry is not None and entry.card.kind == "flow" else None

@@ -1,0 +1,56 @@
+"""Counter-based random numbers keyed by (seed, stream, restart, sample id).
+
+A sample's noise never depends on batch size, order, device or on who else is still under attack: each sample has
+a Philox counter of its own. Numbers are drawn on the CPU in float64 and cast, so that a GPU gets the same ones.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from any printable parts; stable across processes and versions of Python."""
+    text = "\x1f".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+class SampleRandom:
+    """Draws random tensors row by row, each row from its own generator.
+
+    seed: the run's seed. stream: what the numbers are for (the attack's name). Two streams are independent.
+    """
+
+    def __init__(self, seed: int, stream: str) -> None:
+        self._seed = seed
+        self._stream = stream
+
+    def generator(self, sample_id: int, restart: int = 0) -> np.random.Generator:
+        """The generator of one sample."""
+        key = derive_seed(self._seed, self._stream, restart, int(sample_id))
+        return np.random.Generator(np.random.Philox(key=key))
+
+    def draw(
+        self,
+        sample_ids: Sequence[int] | Tensor,
+        shape: Sequence[int],
+        sampler: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray],
+        restart: int = 0,
+    ) -> Tensor:
+        """Float32 tensor (len(sample_ids), *shape): `sampler(generator, shape)` once a sample."""
+        size = tuple(shape)
+        rows = [sampler(self.generator(int(i), restart), size) for i in sample_ids]
+        if not rows:
+            return torch.zeros((0, *size))
+        return torch.from_numpy(np.stack(rows)).to(torch.float32)
+
+    def uniform(self, sample_ids: Sequence[int] | Tensor, shape: Sequence[int], restart: int = 0) -> Tensor:
+        """Uniform on [-1, 1), float32, one row a sample."""
+        return self.draw(sample_ids, shape, lambda g, s: g.uniform(-1.0, 1.0, s), restart)
+
+    def normal(self, sample_ids: Sequence[int] | Tensor, shape: Sequence[int], restart: int = 0) -> Tensor:
+        """Standard normal, float32, one row a sample."""
+        return self.draw(sample_ids, shape, lambda g, s: g.standard_normal(s), restart)

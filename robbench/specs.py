@@ -1,0 +1,341 @@
+"""Typed schemas of every YAML file robbench reads. An unknown key is an error that names the file and the key.
+
+No torch here: listing attacks and models stays fast.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from robbench.errors import UserError, unknown_name
+from robbench.resources import data_root, existing_folder
+
+Space = Literal["image", "latent", "joint"]
+Norm = Literal["linf", "l2", "l1", "none"]
+ModelKind = Literal["classifier", "flow"]
+SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Strict(BaseModel):
+    """Base of all schemas: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Schema = TypeVar("Schema", bound=BaseModel)
+
+
+# ---------------------------------------------------------------------------------------------- threat models
+class Budget(Strict):
+    """How far an attacker may go. epsilon: image radius in [0,1] pixels; eta: latent radius in raw z units."""
+
+    epsilon: float | None = None
+    eta: float | None = None
+    note: str = ""
+
+    @field_validator("epsilon", "eta")
+    @classmethod
+    def _finite(cls, value: float | None) -> float | None:
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise ValueError("a budget is a finite number of at least 0")
+        return value
+
+
+class AttackSpec(Strict):
+    """A named attack under a threat model: an algorithm of the registry and its parameters."""
+
+    algorithm: str
+    parameters: dict[str, Any] = {}
+    description: str = ""
+    reference: str = ""
+
+
+class ThreatModel(Strict):
+    """What an attacker may do (space, norm, budget a data set) and the named attacks under it."""
+
+    name: str
+    space: Space
+    norm: Norm
+    description: str
+    budgets: dict[str, Budget]
+    attacks: dict[str, AttackSpec]
+
+
+class ResolvedAttack(Strict):
+    """An attack with every number filled in for one data set; its hash is part of a cell's address.
+
+    label: how tables name it ("pgd20", or "pgd20@0.1" when the user overrode the budget).
+    """
+
+    name: str
+    label: str
+    threat_model: str
+    space: Space
+    norm: Norm
+    epsilon: float | None
+    eta: float | None
+    algorithm: str
+    parameters: dict[str, Any]
+
+    @property
+    def needs_flow(self) -> bool:
+        """Latent and joint attacks perturb the latents of a normalizing flow."""
+        return self.space in ("latent", "joint")
+
+
+def threat_models(extra_folder: str | Path | None = None) -> dict[str, ThreatModel]:
+    """Every threat model shipped and, with `--threat-models DIR`, the user's; a name given twice is an error."""
+    folders = [data_root() / "threat_models"]
+    if extra_folder is not None:
+        folders.append(existing_folder(extra_folder, "--threat-models"))
+    found: dict[str, ThreatModel] = {}
+    owners: dict[str, Path] = {}
+    for path in (p for folder in folders for p in sorted(folder.glob("*.yaml"))):
+        model = load_yaml(path, ThreatModel)
+        if model.name in found:
+            raise UserError(f"{path}: threat model {model.name!r} exists already; give it another name")
+        for attack in model.attacks:
+            if attack in owners:
+                raise UserError(f"{path}: attack {attack!r} is defined in {owners[attack]} too; rename one")
+            owners[attack] = path
+        found[model.name] = model
+    return found
+
+
+def resolve_attack(
+    name: str,
+    dataset: str,
+    models: dict[str, ThreatModel],
+    epsilon: float | None = None,
+    eta: float | None = None,
+) -> ResolvedAttack:
+    """The attack called `name` with the budget of `dataset`, or with the budgets the user gave instead."""
+    owner = next((m for m in models.values() if name in m.attacks), None)
+    if owner is None:
+        raise unknown_name("attack", name, (a for m in models.values() for a in m.attacks))
+    for option, value in (("--epsilon", epsilon), ("--eta", eta)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise UserError(f"{option} {value} is not a budget; give a finite number of at least 0 (0 is clean)")
+    budget = owner.budgets.get(dataset, Budget())
+    uses_epsilon, uses_eta = owner.space != "latent", owner.space != "image"
+    resolved_epsilon = _budget_value(epsilon, budget.epsilon, uses_epsilon, "--epsilon", name, dataset)
+    resolved_eta = _budget_value(eta, budget.eta, uses_eta, "--eta", name, dataset)
+    label = name
+    if uses_epsilon and epsilon is not None:
+        label += f"@{epsilon:g}"
+    if uses_eta and eta is not None:
+        label += f"@eta{eta:g}"
+    spec = owner.attacks[name]
+    return ResolvedAttack(
+        name=name,
+        label=label,
+        threat_model=owner.name,
+        space=owner.space,
+        norm=owner.norm,
+        epsilon=resolved_epsilon,
+        eta=resolved_eta,
+        algorithm=spec.algorithm,
+        parameters=spec.parameters,
+    )
+
+
+def _budget_value(
+    given: float | None, default: float | None, used: bool, option: str, attack: str, dataset: str
+) -> float | None:
+    if not used:
+        return None
+    if given is not None:
+        return given
+    if default is None:
+        raise UserError(
+            f"attack {attack!r} has no {option[2:]} for data set {dataset!r}; give {option} VALUE, "
+            f"or add the data set to `budgets` of its threat model"
+        )
+    return default
+
+
+# ------------------------------------------------------------------------------------------------ model cards
+class Weights(Strict):
+    """A weights file beside the card (or where a URL says), pinned by its sha256."""
+
+    file: str
+    sha256: SHA256
+
+
+class Golden(Strict):
+    """Recorded inputs and outputs: loading the model must reproduce them within `tolerance` (absolute)."""
+
+    file: str
+    sha256: SHA256
+    tolerance: float
+
+
+class Architecture(Strict):
+    """A builder of the model registry and its keyword arguments."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+
+
+class FlowReference(Strict):
+    """The flow a defense trained with."""
+
+    name: str
+    sha256: SHA256
+
+
+class Training(Strict):
+    """How the weights came to be: enough to train them again."""
+
+    command: str
+    seed: int
+    recipe: str
+    parameters: dict[str, Any]
+    train_samples: int
+    validation_samples: int
+    epochs: int
+    selected_epoch: int
+    selection: str
+    flow: FlowReference | None = None
+    versions: dict[str, str]
+    minutes: float
+    note: str = ""
+
+
+class Measurement(Strict):
+    """One number in a card with everything needed to believe it."""
+
+    metric: str
+    value: float
+    unit: str
+    split: str
+    n: int
+    lower: float | None = None
+    upper: float | None = None
+    command: str
+    note: str = ""
+
+
+class ModelCard(Strict):
+    """zoo/NAME/card.yaml."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    kind: ModelKind
+    description: str
+    dataset: str
+    defense: str
+    architecture: Architecture
+    input_shape: tuple[int, int, int]
+    classes: int | None = None
+    grey_levels: int | None = None
+    weights: Weights
+    golden: Golden | None = None
+    training: Training | None = None
+    measurements: tuple[Measurement, ...] = ()
+    license: str = "MIT"
+    source: str = ""
+
+
+class Recipe(Strict):
+    """recipes/NAME.yaml: one training schedule (optimiser, epochs, augmentation), papers' or ours.
+
+    kind: what it trains. default_for: data sets whose default it is. architecture: what is trained unless the user
+    names another. parameters: settings a defense, for recipes of papers that fix them (`--set` wins).
+    schedule: learning-rate rule; `milestones` are epochs (0-based, from which on the factor `decay` applies once
+    more), or parts of all epochs with milestones_are_fractions; "exponential-steps" multiplies by `decay` every
+    decay_every_steps steps (continuously, or in stairs). warmup_samples: linear warm-up counted in samples.
+    augmentation: "crop-K" (pad K, random crop), "flip", "translate-F" (shift by at most a part F of the side).
+    selection: keep the last epoch, or the best on validation_samples (None: all) validation images, scored every
+    validate_every epochs; patience: stop after so many epochs without a better one. subset: how --train-samples
+    draws ("flow-lp": the random split with seed 9999 of Yuksel et al., from the whole original training set).
+    """
+
+    name: str
+    description: str
+    reference: str = ""
+    kind: ModelKind = "classifier"
+    default_for: tuple[str, ...] = ()
+    architecture: Architecture | None = None
+    parameters: dict[str, dict[str, Any]] = {}
+    optimizer: Literal["sgd", "adam", "adamax"]
+    learning_rate: float = Field(gt=0)
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    batch_size: int = Field(gt=0)
+    epochs: int = Field(gt=0)
+    schedule: Literal["constant", "multistep", "exponential-steps", "cosine"] = "constant"
+    milestones: tuple[float, ...] = ()
+    milestones_are_fractions: bool = False
+    decay: float = Field(default=1.0, gt=0)
+    decay_every_steps: int = Field(default=0, ge=0)
+    staircase: bool = False
+    warmup_samples: int = Field(default=0, ge=0)
+    gradient_clip_norm: float | None = Field(default=None, gt=0)
+    augmentation: tuple[str, ...] = ()
+    selection: Literal["last", "validation"] = "last"
+    validate_every: int = Field(default=1, gt=0)
+    validation_samples: int | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, gt=0)
+    subset: Literal["stratified", "flow-lp"] = "stratified"
+
+
+def recipes() -> dict[str, Recipe]:
+    """Every shipped training recipe by name."""
+    found = (load_yaml(path, Recipe) for path in sorted((data_root() / "recipes").glob("*.yaml")))
+    return {recipe.name: recipe for recipe in found}
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+def load_yaml(path: Path, schema: type[Schema]) -> Schema:
+    """Read `path` as `schema`; `UserError` with file, key and reason when it is malformed."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML: {_one_line(error)}") from error
+    return validate(content, schema, str(path))
+
+
+def validate(content: object, schema: type[Schema], origin: str) -> Schema:
+    """`content` as `schema`; `UserError` naming origin, key and reason."""
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        problems = [
+            f"key {'.'.join(str(part) for part in problem['loc']) or '(top level)'}: {problem['msg']}"
+            for problem in error.errors()[:3]
+        ]
+        more = f" (+{error.error_count() - 3} more)" if error.error_count() > 3 else ""
+        raise UserError(f"{origin}: {'; '.join(problems)}{more}") from error
+
+
+def dump_yaml(model: BaseModel) -> str:
+    """A schema object as YAML text in its declared key order."""
+    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def canonical_hash(parts: object) -> str:
+    """Hex sha256 of `parts` as canonical JSON (sorted keys, no spaces, floats as Python prints them)."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def split_names(values: Iterable[str]) -> list[str]:
+    """Comma lists and repeated flags as one list without duplicates: ("a,b", "c") -> ["a", "b", "c"]."""
+    names = [part.strip() for value in values for part in value.split(",") if part.strip()]
+    return list(dict.fromkeys(names))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -85,8 +85,11 @@ class AutoAttackReference(Attack):
         package = self._package(model, victim.device, classes)
         rows = torch.arange(n)
         for component in self.parameters.components:
-            broken = [self._run(component, package, model, victim, task, found, part) for part in rows.split(task.batch_size)]
-            rows = rows[~torch.cat(broken)] if len(rows) else rows
+            if not len(rows):
+                break
+            parts = rows.split(task.batch_size)
+            broken = [self._run(component, package, model, victim, task, found, part) for part in parts]
+            rows = rows[~torch.cat(broken)]
         return found
 
     def _package(self, model: nn.Module, device: torch.device, classes: int) -> Any:

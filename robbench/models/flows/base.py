@@ -1,0 +1,275 @@
+"""What every normalizing flow offers: exact encode and decode, densities, bits per dimension, freezing.
+
+Conventions, the same for every flow (L = `grey_levels`, D = C*H*W, u in [0,1) the dequantisation noise):
+    pixel x in [0,1]   ->   k = x (L-1)   ->   d = (k + u) / L   ->   v = d - 1/2   ->   latents z
+    log p_v(v) = log prior(z) + log|det dz/dv|
+    log_prob(x) = log p_v(v) - D ln L            [nats]
+    bits/dim = -log_prob(x) / (D ln 2)
+An image of grey levels k occupies the cube {v : d in [k/L, (k+1)/L)} of volume L^-D, so its probability is
+P(k) = E_u[exp log_prob(x; u)], and bits/dim averaged over u is at least -log2 P(k) / D (Jensen). Attacks move
+x continuously; the same formulas hold for every real x. `decode` inverts `encode` exactly for the same u.
+Latents are raw z: `whiten` turns them into eps = (z - mu) / sigma of the (possibly learned) prior and back.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robbench.errors import UserError
+from robbench.random import SampleRandom
+
+Shape = tuple[int, ...]
+Memory = Literal["none", "mask", "invert"]
+Recolour = Callable[[Tensor, Tensor, Tensor], Tensor]  # (z or eps, mu, log sigma) -> eps or z
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latent variables of a batch: one tensor [N, ...] a level, fine (first factored out) to coarse."""
+
+    levels: tuple[Tensor, ...]
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Per-sample shape of each level."""
+        return tuple(tuple(level.shape[1:]) for level in self.levels)
+
+    def flat(self) -> Tensor:
+        """All levels as one vector a sample, [N,D], fine to coarse."""
+        return torch.cat([level.flatten(1) for level in self.levels], dim=1)
+
+    @classmethod
+    def unflat(cls, flat: Tensor, shapes: Sequence[Shape]) -> "Latents":
+        """Inverse of `flat`; ValueError when the sizes do not add up."""
+        sizes = [math.prod(shape) for shape in shapes]
+        if flat.ndim != 2 or flat.shape[1] != sum(sizes):
+            raise ValueError(
+                f"flat latents of shape {tuple(flat.shape)}; levels {list(shapes)} need [N,{sum(sizes)}]"
+            )
+        parts = torch.split(flat, sizes, dim=1)
+        return cls(tuple(part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One pass v -> z. moments: (mu, log sigma) of each level's Gaussian prior, broadcastable to the level.
+
+    log_det: log|det dz/dv|, [N].
+    """
+
+    levels: tuple[Tensor, ...]
+    moments: tuple[tuple[Tensor, Tensor], ...]
+    log_det: Tensor
+
+
+class Transform(nn.Module, ABC):
+    """The bijection v <-> z of a flow together with its prior; what a new flow has to write.
+
+    y: class labels [N] of a conditional flow; unconditional ones ignore it.
+    """
+
+    level_shapes: tuple[Shape, ...]
+
+    @abstractmethod
+    def encode(self, v: Tensor, y: Tensor | None) -> Encoded:
+        """v [N,C,H,W] -> latents, prior moments, log-det."""
+
+    @abstractmethod
+    def decode(self, levels: tuple[Tensor, ...], y: Tensor | None) -> Tensor:
+        """Raw latents -> v [N,C,H,W]; computes neither priors nor log-dets."""
+
+    @abstractmethod
+    def recolour(
+        self, levels: tuple[Tensor, ...], y: Tensor | None, rule: Recolour, whitened: bool
+    ) -> tuple[Tensor, ...]:
+        """`rule(level, mu, log sigma)` for every level, coarse to fine; a prior may depend on coarser raw z.
+
+        whitened: `levels` holds eps and the rule returns raw z (else the other way round).
+        """
+
+    @abstractmethod
+    def freeze(self, dtype: torch.dtype) -> "Transform":
+        """A copy without parameters (buffers only), folded for speed; `UserError` when not invertible."""
+
+    def initialize(self, v: Tensor, y: Tensor | None) -> None:
+        """Data-dependent initialisation from a batch, in place; nothing by default."""
+
+
+class FlowModel(nn.Module):
+    """Everything trainable and frozen flows share: see the module docstring for the conventions.
+
+    input_shape: (C,H,W). grey_levels: L >= 2. y: class labels [N] of a conditional flow, else None.
+    u: dequantisation noise, a number in [0,1) or a tensor like x. Images are cast to the flow's dtype.
+    """
+
+    transform: Transform
+
+    def __init__(self, input_shape: tuple[int, int, int], grey_levels: int, transform: Transform) -> None:
+        super().__init__()
+        if grey_levels < 2:
+            raise UserError(f"grey_levels={grey_levels}: a flow models images of at least 2 grey levels")
+        channels, height, width = input_shape
+        self.input_shape = (channels, height, width)
+        self.grey_levels = grey_levels
+        self.transform = transform
+
+    @property
+    def level_shapes(self) -> tuple[Shape, ...]:
+        """Per-sample latent shapes, fine to coarse; their sizes add up to D."""
+        return self.transform.level_shapes
+
+    @property
+    def dimensions(self) -> int:
+        """D = C*H*W."""
+        return math.prod(self.input_shape)
+
+    def encode(self, x: Tensor, y: Tensor | None = None, u: float | Tensor = 0.5) -> tuple[Latents, Tensor]:
+        """Raw latents of images x [N,C,H,W], and log|det dz/dv| [N] in nats."""
+        encoded = self.transform.encode(self._dequantised(x, u), y)
+        return Latents(encoded.levels), encoded.log_det
+
+    def decode(self, latents: Latents, y: Tensor | None = None, u: float | Tensor = 0.5) -> Tensor:
+        """Images [N,C,H,W], not clipped: the exact inverse of `encode` for the same u. Differentiable."""
+        v = self.transform.decode(latents.levels, y)
+        noise = u.to(v) if isinstance(u, Tensor) else u
+        return ((v + 0.5) * self.grey_levels - noise) / (self.grey_levels - 1)
+
+    def log_prob(self, x: Tensor, y: Tensor | None = None, u: float | Tensor = 0.5) -> Tensor:
+        """log p_v(v) - D ln L in nats, [N]: its mean over u bounds ln P(image) from below. Differentiable."""
+        encoded = self.transform.encode(self._dequantised(x, u), y)
+        total = encoded.log_det - self.dimensions * math.log(self.grey_levels)
+        for level, (mean, log_sigma) in zip(encoded.levels, encoded.moments, strict=True):
+            total = total + gaussian_log_density(level, mean, log_sigma)
+        return total
+
+    def bits_per_dim(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        n_samples: int = 1,
+        seed: int,
+        sample_ids: Sequence[int] | Tensor,
+    ) -> Tensor:
+        """-log_prob / (D ln 2), averaged over `n_samples` draws of u, [N]. Differentiable in x.
+
+        The noise of a sample is a function of (seed, its id, number of the draw) alone.
+        """
+        if len(sample_ids) != len(x) or n_samples < 1:
+            raise UserError(
+                f"bits_per_dim of {len(x)} images with {len(sample_ids)} sample_ids, n_samples={n_samples}; "
+                f"give one id an image and at least one draw"
+            )
+        noise = SampleRandom(seed, "dequantization")
+        draws = [
+            self.log_prob(x, y, noise.draw(sample_ids, self.input_shape, _unit_interval, draw))
+            for draw in range(n_samples)
+        ]
+        return -torch.stack(draws).mean(0) / (self.dimensions * math.log(2.0))
+
+    def whiten(self, latents: Latents, y: Tensor | None = None) -> Latents:
+        """eps = (z - mu) / sigma: standard normal under the model, comparable across levels."""
+        return Latents(self.transform.recolour(latents.levels, y, _whitened, whitened=False))
+
+    def unwhiten(self, latents: Latents, y: Tensor | None = None) -> Latents:
+        """Raw z = mu + sigma eps, inverse of `whiten`."""
+        return Latents(self.transform.recolour(latents.levels, y, _coloured, whitened=True))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        y: Tensor | None = None,
+    ) -> Tensor:
+        """n images [n,C,H,W] clipped to [0,1]; temperature scales the prior's width (0: its mode)."""
+        like = self._dtype_source()
+        epsilon = (
+            torch.randn(n, *shape, generator=generator, dtype=torch.float64) for shape in self.level_shapes
+        )
+        latents = Latents(tuple((temperature * level).to(like) for level in epsilon))
+        return self.decode(self.unwhiten(latents, y), y).clamp(0.0, 1.0)
+
+    @torch.no_grad()
+    def roundtrip_error(self, x: Tensor, y: Tensor | None = None, u: float | Tensor = 0.5) -> Tensor:
+        """max |decode(encode(x)) - x| of each image in [0,1] units, [N]; NaN where the flow is not finite."""
+        latents, _ = self.encode(x, y, u)
+        return (self.decode(latents, y, u) - x.to(self._dtype_source())).abs().flatten(1).amax(1)
+
+    def _dequantised(self, x: Tensor, u: float | Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != self.input_shape:
+            raise UserError(
+                f"images of shape {tuple(x.shape)}; this flow reads images of {self.input_shape}: "
+                f"choose the flow of this data set"
+            )
+        x = x.to(self._dtype_source())
+        noise = u.to(x) if isinstance(u, Tensor) else u
+        return (x * (self.grey_levels - 1) + noise) / self.grey_levels - 0.5
+
+    def _dtype_source(self) -> Tensor:
+        """Any floating tensor of the model: says dtype and device."""
+        tensors = (*self.parameters(), *self.buffers())
+        return next(tensor for tensor in tensors if tensor.is_floating_point())
+
+
+class Flow(FlowModel):
+    """A trainable flow."""
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor, y: Tensor | None = None, u: float | Tensor = 0.5) -> None:
+        """Data-dependent initialisation from images [N,C,H,W] in [0,1]; call it once, before training."""
+        self.transform.initialize(self._dequantised(x, u), y)
+
+    def freeze(self, dtype: torch.dtype = torch.float32, memory: Memory = "none") -> "FrozenFlow":
+        """An independent copy for attacks: no parameters, layers folded, inverses computed in float64.
+
+        memory "none" keeps activations for backward. Later changes of this flow do not reach the copy.
+        """
+        if memory != "none":
+            raise UserError(f"freeze(memory={memory!r}) is not available; use memory='none'")
+        if dtype not in (torch.float32, torch.float64):
+            raise UserError(f"freeze(dtype={dtype}) is not supported; use torch.float32 or torch.float64")
+        with torch.no_grad():
+            return FrozenFlow(self.input_shape, self.grey_levels, self.transform.freeze(dtype))
+
+
+class FrozenFlow(FlowModel):
+    """A flow without parameters, always in eval mode, made by `Flow.freeze`. `.to(device)` works."""
+
+    def __init__(self, input_shape: tuple[int, int, int], grey_levels: int, transform: Transform) -> None:
+        super().__init__(input_shape, grey_levels, transform)
+        for name, tensor in self.named_buffers():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f"flow tensor {name!r} holds NaN or infinity; restore the weights or retrain")
+        super().train(False)
+
+    def train(self, mode: bool = True) -> "FrozenFlow":
+        """Stays in eval mode: a parent module in training must not change an attack."""
+        return self
+
+
+def gaussian_log_density(z: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
+    """ln N(z; mean, exp(log_sigma)^2) summed over all but the first dimension, [N]."""
+    epsilon = (z - mean) * torch.exp(-log_sigma)
+    density = -0.5 * (epsilon.square() + math.log(2.0 * math.pi)) - log_sigma
+    return density.flatten(1).sum(1)
+
+
+def _whitened(z: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
+    return (z - mean) * torch.exp(-log_sigma)
+
+
+def _coloured(epsilon: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
+    return mean + torch.exp(log_sigma) * epsilon
+
+
+def _unit_interval(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Float32 in [0,1): drawn in float32, because rounding a float64 draw could give 1."""
+    return generator.random(shape, dtype=np.float32)

@@ -1,0 +1,50 @@
+"""Fixtures the attack tests share: digits, a small trained classifier, a small flow, and 48 test images."""
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from robbench.data import load_dataset
+from robbench.models.classifiers import digits_cnn
+from robbench.models.flows.glow import Glow
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def classifier(digits):
+    """A digits CNN after a few epochs of Adam; eval mode, no parameter gradients."""
+    x, y = digits.train.x(torch.arange(len(digits.train))), digits.train.labels
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = digits_cnn((1, 8, 8), 10)
+        optimizer = torch.optim.Adam(model.parameters(), 0.005)
+        for _ in range(10):
+            for rows in torch.randperm(len(x)).split(64):
+                optimizer.zero_grad()
+                cross_entropy(model(x[rows]), y[rows]).backward()
+                optimizer.step()
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def flow(digits):
+    """A two-level Glow with slightly perturbed weights: no trained density, but no identity either."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Glow((1, 8, 8), digits.grey_levels, levels=2, steps=2, width=16)
+        model.initialize(digits.train.x(torch.arange(256)))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.02 * torch.randn_like(parameter))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def images(digits):
+    """(ids, x, y) of 48 test images."""
+    rows = torch.arange(48)
+    return digits.test.ids[rows], digits.test.x(rows), digits.test.labels[rows]

@@ -121,7 +121,9 @@ def resolve_attack(
         raise unknown_name("attack", name, (a for m in models.values() for a in m.attacks))
     for option, value in (("--epsilon", epsilon), ("--eta", eta)):
         if value is not None and not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{option} {value} is not a budget; give a finite number of at least 0 (0 is clean)")
+            raise UserError(
+                f"{option} {value} is not a budget; give a finite number of at least 0 (0 is clean)"
+            )
     budget = owner.budgets.get(dataset, Budget())
     uses_epsilon, uses_eta = owner.space != "latent", owner.space != "image"
     resolved_epsilon = _budget_value(epsilon, budget.epsilon, uses_epsilon, "--epsilon", name, dataset)
@@ -255,6 +257,8 @@ class Recipe(Strict):
     selection: keep the last epoch, or the best on validation_samples (None: all) validation images, scored every
     validate_every epochs; patience: stop after so many epochs without a better one. subset: how --train-samples
     draws ("flow-lp": the random split with seed 9999 of Yuksel et al., from the whole original training set).
+    budget_warmup_epochs: inner attacks start weak, their budgets and steps grow linearly to full over so many epochs
+    (small networks without batch norm otherwise stay at a constant prediction for ever).
     """
 
     name: str
@@ -285,6 +289,7 @@ class Recipe(Strict):
     validation_samples: int | None = Field(default=None, gt=0)
     patience: int | None = Field(default=None, gt=0)
     subset: Literal["stratified", "flow-lp"] = "stratified"
+    budget_warmup_epochs: int = Field(default=0, ge=0)
 
 
 def recipes() -> dict[str, Recipe]:

@@ -15,7 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task, Victim
+from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task
+from robbench.attacks.victim import Victim, chunks
 from robbench.errors import UserError
 from robbench.random import derive_seed
 from robbench.specs import Strict
@@ -87,7 +88,7 @@ class AutoAttackReference(Attack):
         for component in self.parameters.components:
             if not len(rows):
                 break
-            parts = rows.split(task.batch_size)
+            parts = chunks(rows, task.batch_size)
             broken = [self._run(component, package, model, victim, task, found, part) for part in parts]
             rows = rows[~torch.cat(broken)]
         return found
@@ -97,9 +98,15 @@ class AutoAttackReference(Attack):
 
         p: AutoAttackParameters = self.parameters
         norms = {"linf": "Linf", "l2": "L2", "l1": "L1"}
-        package = AutoAttack(model, norm=norms[self.spec.norm], eps=float(self.spec.epsilon or 0.0), device=device, seed=0)
+        package = AutoAttack(
+            model, norm=norms[self.spec.norm], eps=float(self.spec.epsilon or 0.0), device=device, seed=0
+        )
         package.apgd.n_iter = package.apgd_targeted.n_iter = package.fab.n_iter = p.iterations
-        package.apgd.n_restarts, package.apgd_targeted.n_restarts, package.fab.n_restarts = p.apgd_restarts, 1, 1
+        package.apgd.n_restarts, package.apgd_targeted.n_restarts, package.fab.n_restarts = (
+            p.apgd_restarts,
+            1,
+            1,
+        )
         package.apgd.use_largereps = package.apgd_targeted.use_largereps = p.large_radii
         package.apgd_targeted.n_target_classes = min(p.target_classes, classes - 1)
         package.fab.n_target_classes = min(p.fab_target_classes, classes - 1)
@@ -118,7 +125,12 @@ class AutoAttackReference(Attack):
         rows: Tensor,
     ) -> Tensor:
         """One component on the still robust `rows`; True where a clean forward finds its example misclassified."""
-        part = {"apgd-ce": package.apgd, "apgd-t": package.apgd_targeted, "fab-t": package.fab, "square": package.square}
+        part = {
+            "apgd-ce": package.apgd,
+            "apgd-t": package.apgd_targeted,
+            "fab-t": package.fab,
+            "square": package.square,
+        }
         attack = part[component]
         attack.seed = derive_seed(task.seed, self.spec.name, component, task.ids[rows].tolist()) % 2**31
         x, y = task.x[rows], task.y[rows]

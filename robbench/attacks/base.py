@@ -17,6 +17,7 @@ from robbench.attacks.codec import FlowCodec
 from robbench.attacks.geometry import norm_of
 from robbench.attacks.inner import attacked
 from robbench.attacks.spaces import Codec
+from robbench.attacks.victim import Victim, chunks, margins
 from robbench.errors import AttackViolation, UserError
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.registry import Registry
@@ -25,58 +26,6 @@ from robbench.specs import ResolvedAttack, Strict, validate
 ENGINE_VERSION = 1
 # Rounding allowance of float32 arithmetic on [0,1] pixels before a point counts as outside its set.
 BALL_TOLERANCE, BOX_TOLERANCE, WITNESS_TOLERANCE = 1e-5, 1e-6, 1e-4
-
-
-class Victim:
-    """A frozen model as an attack sees it. Counts nothing by itself: engines count per sample.
-
-    module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside.
-    """
-
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu", batch_size: int = 256) -> None:
-        self.module, self.device, self.batch_size = module.to(device), torch.device(device), batch_size
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Logits [n,K] without a graph, on x's device."""
-        with torch.no_grad():
-            out: Tensor = self.module(x)
-        return out
-
-    def differentiable(self, x: Tensor) -> Tensor:
-        """Logits [n,K] with a graph to x."""
-        out: Tensor = self.module(x)
-        return out
-
-    def clean_logits(self, x: Tensor) -> Tensor:
-        """Checked fp32 logits [N,K] on the CPU for images on any device, in batches of `batch_size`.
-
-        `UserError` when the model returns another shape, NaN or infinite values.
-        """
-        parts = [self._checked(part.to(self.device)) for part in x.split(self.batch_size)]
-        return torch.cat(parts) if parts else torch.zeros((0, 2))
-
-    def _checked(self, x: Tensor) -> Tensor:
-        out = self.logits(x)
-        if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != len(x) or out.shape[1] < 2:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise UserError(
-                f"the model returned {got} for {len(x)} images; a classifier returns logits of shape "
-                f"({len(x)}, classes) with at least 2 classes: wrap the model so that it does"
-            )
-        if not torch.isfinite(out).all():
-            bad = int((~torch.isfinite(out)).any(1).sum())
-            raise UserError(
-                f"the model returned NaN or infinite logits for {bad} of {len(x)} images in [0,1]; "
-                f"repair the model or its normalisation before measuring it"
-            )
-        return out.float().cpu()
-
-
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the label minus the largest other logit, [n]; at most 0 means broken."""
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], float("-inf"))
-    return own - others.amax(1)
 
 
 @dataclass
@@ -191,7 +140,9 @@ class Attack(ABC):
         with attacked(victim.module):
             clean = victim.clean_logits(x)
             if len(y) and int(y.max()) >= clean.shape[1]:
-                raise UserError(f"label {int(y.max())} is outside the model's {clean.shape[1]} classes; check --dataset")
+                raise UserError(
+                    f"label {int(y.max())} is outside the model's {clean.shape[1]} classes; check --dataset"
+                )
             predictions = clean.argmax(1)
             alive = torch.ones_like(y, dtype=torch.bool) if self.attacks_misclassified else predictions == y
             found = self._searched(victim, alive, sample_ids, x, y, predictions, seed, batch_size)
@@ -219,7 +170,12 @@ class Attack(ABC):
             return full
         device = victim.device
         task = Task(
-            sample_ids[rows], x[rows].to(device), y[rows].to(device), predictions[rows].to(device), seed, batch_size
+            sample_ids[rows],
+            x[rows].to(device),
+            y[rows].to(device),
+            predictions[rows].to(device),
+            seed,
+            batch_size,
         )
         part = self.search(victim, task)
         self._check_tensor(part.adversarial, task.x, sample_ids[rows])
@@ -244,26 +200,38 @@ class Attack(ABC):
         finite = torch.isfinite(adversarial).flatten(1).all(1).cpu()
         if not finite.all():
             first = int(ids[int((~finite).nonzero()[0])])
-            raise AttackViolation(f"attack {self.spec.label!r} returned NaN or infinite pixels for sample {first}")
+            raise AttackViolation(
+                f"attack {self.spec.label!r} returned NaN or infinite pixels for sample {first}"
+            )
 
     def _verified(
         self, victim: Victim, ids: Tensor, x: Tensor, y: Tensor, found: Candidates, alive: Tensor
     ) -> Tensor:
         """Examples inside box and ball, rounding removed; `AttackViolation` for anything beyond rounding."""
-        self._require(ids, (found.adversarial - found.adversarial.clamp(0, 1)).flatten(1).abs(), 0, BOX_TOLERANCE, "box [0,1]")
+        self._require(
+            ids,
+            (found.adversarial - found.adversarial.clamp(0, 1)).flatten(1).abs(),
+            0,
+            BOX_TOLERANCE,
+            "box [0,1]",
+        )
         adversarial = found.adversarial.clamp(0.0, 1.0)
         if self.spec.space == "image":
             return self._inside_ball(ids, x, adversarial)
         if found.witness:
             self._check_witness(victim, ids, x, y, adversarial, found.witness, alive)
         elif not torch.equal(adversarial, x):
-            raise AttackViolation(f"attack {self.spec.label!r} returned no witness for its latent perturbation")
+            raise AttackViolation(
+                f"attack {self.spec.label!r} returned no witness for its latent perturbation"
+            )
         return adversarial
 
     def _inside_ball(self, ids: Tensor, x: Tensor, adversarial: Tensor) -> Tensor:
         epsilon = float(self.spec.epsilon or 0.0)
         distance = norm_of(adversarial - x, self.spec.norm)
-        self._require(ids, distance[:, None], epsilon, BALL_TOLERANCE * max(1.0, epsilon), f"{self.spec.norm} ball")
+        self._require(
+            ids, distance[:, None], epsilon, BALL_TOLERANCE * max(1.0, epsilon), f"{self.spec.norm} ball"
+        )
         if self.spec.norm == "linf":
             return torch.maximum(torch.minimum(adversarial, x + epsilon), x - epsilon).clamp(0.0, 1.0)
         return adversarial
@@ -285,9 +253,11 @@ class Attack(ABC):
         for name, value in witness.items():
             radius = float(radii[name] or 0.0)
             if norms[name] != "none":
-                size = norm_of(value, norms[name])  # type: ignore[arg-type]
-                self._require(ids, size[:, None], radius, BALL_TOLERANCE * max(1.0, radius), f"budget of {name}")
-        for rows in alive.nonzero().squeeze(1).split(victim.batch_size):
+                size = norm_of(value, norms[name])
+                self._require(
+                    ids, size[:, None], radius, BALL_TOLERANCE * max(1.0, radius), f"budget of {name}"
+                )
+        for rows in chunks(alive.nonzero().squeeze(1), victim.batch_size):
             device = victim.device
             with torch.no_grad():
                 z = self.flow.encode_flat(x[rows].to(device), y[rows].to(device))
@@ -307,7 +277,14 @@ class Attack(ABC):
             )
 
     def _outcome(
-        self, ids: Tensor, x: Tensor, y: Tensor, clean: Tensor, logits: Tensor, adversarial: Tensor, found: Candidates
+        self,
+        ids: Tensor,
+        x: Tensor,
+        y: Tensor,
+        clean: Tensor,
+        logits: Tensor,
+        adversarial: Tensor,
+        found: Candidates,
     ) -> Outcome:
         clean_right, adversarial_right = clean.argmax(1) == y, logits.argmax(1) == y
         robust = clean_right & adversarial_right
@@ -345,16 +322,21 @@ ATTACKS: Registry[type[Attack]] = Registry("attack algorithm", "robbench.attacks
 
 def build_attack(spec: ResolvedAttack, flow: Flow | FrozenFlow | None = None) -> Attack:
     """The attack a resolved spec describes; `UserError` for unknown algorithms, parameters or a missing flow."""
-    return ATTACKS.get(spec.algorithm)(spec, FlowCodec(flow) if flow is not None and spec.needs_flow else None)
+    return ATTACKS.get(spec.algorithm)(
+        spec, FlowCodec(flow) if flow is not None and spec.needs_flow else None
+    )
 
 
 def _checked_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """CPU float32 images and int64 labels; `UserError` when images leave [0,1] or shapes disagree."""
     x, y = x.detach().to("cpu", torch.float32).contiguous(), y.detach().to("cpu", torch.int64)
     if x.ndim != 4 or y.shape != (len(x),):
-        raise UserError(f"images {tuple(x.shape)} with labels {tuple(y.shape)}: give [N,C,H,W] images and [N] labels")
+        raise UserError(
+            f"images {tuple(x.shape)} with labels {tuple(y.shape)}: give [N,C,H,W] images and [N] labels"
+        )
     if len(x) and not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
         raise UserError(
-            f"images span [{float(x.min()):g}, {float(x.max()):g}]; give pixels in [0,1] and put the normalisation inside the model"
+            f"images span [{float(x.min()):g}, {float(x.max()):g}]; give pixels in [0,1] "
+            f"and put the normalisation inside the model"
         )
     return x, y

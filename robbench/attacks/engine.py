@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.base import Candidates, Task, Victim
+from robbench.attacks.base import Candidates, Task
 from robbench.attacks.geometry import SampleNoise
 from robbench.attacks.inner import gradients
 from robbench.attacks.spaces import SearchSpace, State
+from robbench.attacks.victim import Victim, chunks
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,15 @@ class SearchPlan:
 class ActiveSet:
     """Runs one restart of a plan over the given rows of a task and writes into `found`."""
 
-    def __init__(self, victim: Victim, plan: SearchPlan, task: Task, found: Candidates, restart: int, stream: str):
+    def __init__(
+        self, victim: Victim, plan: SearchPlan, task: Task, found: Candidates, restart: int, stream: str
+    ):
         self.victim, self.plan, self.task, self.found = victim, plan, task, found
         self.restart, self.stream = restart, stream
 
     def run(self, rows: Tensor) -> None:
         """rows: positions in the task, [m], on the CPU."""
-        waiting = list(rows.split(self.task.batch_size))
+        waiting = list(chunks(rows, self.task.batch_size))
         state, places, steps = self._begin(waiting.pop(0))
         while len(places):
             state, places, steps = self._step(state, places, steps)
@@ -54,7 +57,9 @@ class ActiveSet:
         source = self.task.clean_predictions[rows] if self.plan.label_source == "predicted" else y
         state = {**state, "target": source}
         if self.plan.momentum is not None:
-            state |= {f"momentum/{name}": torch.zeros_like(state[name]) for name in self.plan.space.perturbations}
+            state |= {
+                f"momentum/{name}": torch.zeros_like(state[name]) for name in self.plan.space.perturbations
+            }
         return state, rows, torch.zeros(len(rows), dtype=torch.int64)
 
     def _refill(
@@ -134,7 +139,9 @@ class ActiveSet:
         return {**state, **{f"momentum/{name}": value for name, value in moved.items()}}, moved
 
 
-def search(victim: Victim, plan: SearchPlan, task: Task, name: str, witnesses: tuple[str, ...] = ()) -> Candidates:
+def search(
+    victim: Victim, plan: SearchPlan, task: Task, name: str, witnesses: tuple[str, ...] = ()
+) -> Candidates:
     """Run every restart of `plan`; later restarts only see samples no earlier one broke.
 
     The noise stream is (seed, algorithm name, restart, sample id). Returned tensors are on the victim's device.
@@ -157,13 +164,15 @@ def search(victim: Victim, plan: SearchPlan, task: Task, name: str, witnesses: t
 def _empty_witness(plan: SearchPlan, task: Task, witnesses: tuple[str, ...]) -> dict[str, Tensor]:
     noise = SampleNoise(task.seed, "shape", task.ids[:1], 0, task.x.device)
     sample = plan.space.start(task.x[:1], task.y[:1], noise)
-    return {name: torch.zeros((len(task.x), *sample[name].shape[1:]), device=task.x.device) for name in witnesses}
+    return {
+        name: torch.zeros((len(task.x), *sample[name].shape[1:]), device=task.x.device) for name in witnesses
+    }
 
 
 def still_robust(victim: Victim, task: Task, found: Candidates, rows: Tensor) -> Tensor:
     """The rows whose current example a clean forward classifies correctly (counted)."""
     kept = []
-    for part in rows.split(task.batch_size):
+    for part in chunks(rows, task.batch_size):
         right = victim.logits(found.adversarial[part]).argmax(1) == task.y[part]
         found.forwards[part] += 1
         kept.append(part[right.cpu()])

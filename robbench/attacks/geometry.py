@@ -55,7 +55,9 @@ class GeneratorNoise:
 
     def uniform(self, shape: tuple[int, ...]) -> Tensor:
         source = self._generator.device
-        return (torch.rand((self._n, *shape), generator=self._generator, device=source) * 2 - 1).to(self._device)
+        return (torch.rand((self._n, *shape), generator=self._generator, device=source) * 2 - 1).to(
+            self._device
+        )
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         source = self._generator.device

@@ -26,9 +26,7 @@ def attacked(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def gradients(
-    space: SearchSpace, state: State, loss: Callable[[Tensor], Tensor]
-) -> tuple[State, State]:
+def gradients(space: SearchSpace, state: State, loss: Callable[[Tensor], Tensor]) -> tuple[State, State]:
     """(gradients of the summed loss by perturbation, the detached state they belong to).
 
     loss maps an image [n,C,H,W] to one value a sample [n].

@@ -11,10 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from robbench.attacks import engine
-from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task, Victim
+from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task
 from robbench.attacks.geometry import Noise, SampleNoise, project
 from robbench.attacks.pgd import GradientParameters, gradient_cost
 from robbench.attacks.spaces import Codec, InLoop, JointSpace, LatentSpace
+from robbench.attacks.victim import Victim, chunks
 from robbench.errors import UserError
 from robbench.specs import Norm, Strict
 
@@ -57,7 +58,7 @@ class RandomLatentAttack(Attack):
         found.witness = {"lambda": shift}
         rows = torch.arange(n)
         for draw in range(self.parameters.draws):
-            for part in rows.split(task.batch_size):
+            for part in chunks(rows, task.batch_size):
                 noise = SampleNoise(task.seed, self.spec.name, task.ids[part], draw, victim.device)
                 image, delta = random_latent(
                     self.flow, task.x[part], task.y[part], self.spec.norm, float(self.spec.eta or 0.0), noise

@@ -5,9 +5,10 @@ from typing import Literal
 from pydantic import Field
 
 from robbench.attacks import engine
-from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task, Victim
+from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task
 from robbench.attacks.geometry import Start
 from robbench.attacks.spaces import ImageSpace
+from robbench.attacks.victim import Victim
 from robbench.specs import Strict
 
 

@@ -2,8 +2,8 @@
 
 A space is a stateless policy; the state of a batch is a dictionary of tensors with the sample as first dimension, so
 that the engine can drop finished samples and refill the batch. Per step: `render` -> loss -> gradients with respect
-to `perturbations` -> `advance` (accumulate, then project: facts of every method here, also where a paper's printed
-update lost it). `finish` gives the admissible image.
+to `perturbations` -> `advance` (accumulate, then project, also where a paper's printed update
+lost it). `finish` gives the admissible image.
 """
 
 from abc import ABC, abstractmethod
@@ -155,7 +155,11 @@ class JointSpace(SearchSpace):
     def advance(self, state: State, gradients: State) -> State:
         lam = state["lambda"] + self.eta_step * self._masked(gradients["lambda"]).sign()
         delta = state["delta"] + self.epsilon_step * gradients["delta"].sign()
-        return {**state, "lambda": project(lam, "linf", self.eta), "delta": project(delta, "linf", self.epsilon)}
+        return {
+            **state,
+            "lambda": project(lam, "linf", self.eta),
+            "delta": project(delta, "linf", self.epsilon),
+        }
 
     def _masked(self, shift: Tensor) -> Tensor:
         return shift if self.levels is None else shift * self.flow.level_mask(self.levels).to(shift)

@@ -99,7 +99,9 @@ def sample_ids(split: Split, n: int | None, seed: int) -> list[int]:
     the set: MNIST's first half, for one, is harder than its second.
     """
     if n is not None and not 0 < n <= len(split):
-        raise UserError(f"--n {n} is not available: the split has {len(split)} samples; give 1 to {len(split)}")
+        raise UserError(
+            f"--n {n} is not available: the split has {len(split)} samples; give 1 to {len(split)}"
+        )
     generator = np.random.Generator(np.random.Philox(key=derive_seed(seed, "test subset")))
     order = generator.permutation(len(split))[: n if n is not None else len(split)]
     return [int(split.ids[int(position)]) for position in order]

@@ -30,7 +30,9 @@ def _split_name(class_name: str, folder: str) -> Reader:
         import torchvision.datasets
 
         split = "train" if train else "test"
-        return getattr(torchvision.datasets, class_name)(root=str(root / folder), split=split, download=download)
+        return getattr(torchvision.datasets, class_name)(
+            root=str(root / folder), split=split, download=download
+        )
 
     return read
 

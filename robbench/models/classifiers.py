@@ -92,7 +92,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels != out:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x)))))
@@ -102,7 +104,9 @@ class BasicBlock(nn.Module):
 def _resnet(
     input_shape: tuple[int, int, int], classes: int, widths: tuple[int, ...], blocks: tuple[int, ...]
 ) -> nn.Module:
-    stem = nn.Sequential(nn.Conv2d(input_shape[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU())
+    stem = nn.Sequential(
+        nn.Conv2d(input_shape[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+    )
     layers: list[nn.Module] = [Normalize(CIFAR_MEAN, CIFAR_STD)] if input_shape[0] == 3 else []
     layers.append(stem)
     channels = widths[0]

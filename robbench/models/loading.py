@@ -17,7 +17,9 @@ from robbench.models.zoo import ZooEntry
 from robbench.resources import sha256_file, write_atomically, write_text_atomically
 from robbench.specs import Architecture, Golden, ModelCard, Weights, dump_yaml
 
-GOLDEN_TOLERANCE = 1e-4  # float32 sums in another order (threads, instruction set) differ by about 1e-6 of the logits
+GOLDEN_TOLERANCE = (
+    1e-4  # float32 sums in another order (threads, instruction set) differ by about 1e-6 of the logits
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ ARCHITECTURES.register("glow")(Glow)
 
 
 def build_architecture(
-    architecture: Architecture, input_shape: tuple[int, int, int], classes: int | None, grey_levels: int | None
+    architecture: Architecture,
+    input_shape: tuple[int, int, int],
+    classes: int | None,
+    grey_levels: int | None,
 ) -> nn.Module:
     """A freshly initialised module: classifiers get `classes`, flows get `grey_levels`."""
     builder = ARCHITECTURES.get(architecture.name)
@@ -41,7 +46,9 @@ def build_architecture(
     try:
         return builder(input_shape, **sizes, **architecture.arguments)
     except TypeError as error:
-        raise UserError(f"architecture {architecture.name!r}: {error}; see its arguments in robbench/models") from error
+        raise UserError(
+            f"architecture {architecture.name!r}: {error}; see its arguments in robbench/models"
+        ) from error
 
 
 def is_flow(architecture: Architecture) -> bool:
@@ -87,7 +94,9 @@ def _read_tensors(entry: ZooEntry, file: Weights | Golden) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"model {entry.card.name!r}: {path} is not a safetensors file ({error}); restore it") from error
+        raise UserError(
+            f"model {entry.card.name!r}: {path} is not a safetensors file ({error}); restore it"
+        ) from error
 
 
 def _outputs(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -104,12 +113,14 @@ def _check_golden(entry: ZooEntry, golden: Golden, module: nn.Module) -> None:
     allowed = golden.tolerance * max(1.0, float(expected.abs().max()))
     if not gap <= allowed:
         raise UserError(
-            f"model {entry.card.name!r} does not reproduce its golden outputs: off by {gap:.3g}, allowed {allowed:.3g}; "
-            f"the architecture's code changed or this device computes differently"
+            f"model {entry.card.name!r} does not reproduce its golden outputs: off by {gap:.3g}, allowed "
+            f"{allowed:.3g}; the architecture's code changed or this device computes differently"
         )
 
 
-def save_model_folder(folder: Path, card: dict[str, Any], module: nn.Module, golden_inputs: Tensor) -> ModelCard:
+def save_model_folder(
+    folder: Path, card: dict[str, Any], module: nn.Module, golden_inputs: Tensor
+) -> ModelCard:
     """Write weights, golden tensors and card.yaml (last, so that a folder with a card is complete).
 
     card: fields of `ModelCard` without `weights` and `golden`. golden_inputs: a few images [n,C,H,W] in [0,1].

@@ -20,7 +20,9 @@ def read_entry(path: Path) -> ZooEntry:
     """The model in `path`: a folder with card.yaml, or the card itself."""
     card = path / "card.yaml" if path.is_dir() else path
     if not card.is_file():
-        raise UserError(f"--model {str(path)!r} has no card.yaml; name a zoo model, a model folder or a card file")
+        raise UserError(
+            f"--model {str(path)!r} has no card.yaml; name a zoo model, a model folder or a card file"
+        )
     return ZooEntry(load_yaml(card, ModelCard), card.parent)
 
 
@@ -33,7 +35,9 @@ def zoo_entries(extra: str | Path | None = None) -> dict[str, ZooEntry]:
     for card in (c for folder in folders for c in sorted(folder.glob("*/card.yaml"))):
         entry = read_entry(card.parent)
         if entry.card.name in entries:
-            raise UserError(f"{card}: model {entry.card.name!r} exists already in {entries[entry.card.name].folder}")
+            raise UserError(
+                f"{card}: model {entry.card.name!r} exists already in {entries[entry.card.name].folder}"
+            )
         entries[entry.card.name] = entry
     return entries
 
@@ -50,13 +54,22 @@ def find_model(name: str, entries: dict[str, ZooEntry]) -> ZooEntry:
 def find_models(defense: str, dataset: str, entries: dict[str, ZooEntry]) -> list[ZooEntry]:
     """Every classifier of `dataset` trained by `defense`; `UserError` that says how to train one when none is."""
     found = [
-        e for e in entries.values() if (e.card.kind, e.card.defense, e.card.dataset) == ("classifier", defense, dataset)
+        e
+        for e in entries.values()
+        if (e.card.kind, e.card.defense, e.card.dataset) == ("classifier", defense, dataset)
     ]
     if not found:
-        here = sorted({e.card.defense for e in entries.values() if e.card.dataset == dataset and e.card.kind == "classifier"})
+        here = sorted(
+            {
+                e.card.defense
+                for e in entries.values()
+                if e.card.dataset == dataset and e.card.kind == "classifier"
+            }
+        )
         raise UserError(
-            f"--defense {defense!r}: the zoo has no {dataset} classifier of that defense (it has: {', '.join(here) or 'none'}); "
-            f"train one: robbench train --defense {defense} --dataset {dataset}, then add --zoo robbench-training"
+            f"--defense {defense!r}: the zoo has no {dataset} classifier of that defense "
+            f"(it has: {', '.join(here) or 'none'}); train one: "
+            f"robbench train --defense {defense} --dataset {dataset}, then add --zoo robbench-training"
         )
     return found
 

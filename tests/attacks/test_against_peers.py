@@ -3,7 +3,6 @@
 import foolbox
 import pytest
 import torch
-from foolbox.attacks import gradient_descent_base
 
 from robbench.attacks import Victim, build_attack
 from robbench.attacks.geometry import project
@@ -36,9 +35,13 @@ def test_equals_foolbox_from_the_clean_image(case, classifier, images):
     ids, x, y = images
     ours, theirs = CASES[case]
     outcome = build_attack(ours).evaluate(Victim(classifier), ids, x, y, 0, 16)
-    _, clipped, success = theirs(foolbox_model(classifier), x, foolbox.criteria.Misclassification(y), epsilons=ours.epsilon)
+    _, clipped, success = theirs(
+        foolbox_model(classifier), x, foolbox.criteria.Misclassification(y), epsilons=ours.epsilon
+    )
     gap = (outcome.adversarial - clipped).abs().flatten(1).amax(1)
-    assert (gap < 1e-5).float().mean() > 0.95, "more than rounding: a sign flip at a near-zero gradient is the exception"
+    assert (gap < 1e-5).float().mean() > 0.95, (
+        "more than rounding: a sign flip at a near-zero gradient is the exception"
+    )
     torch.testing.assert_close(outcome.robust, ~success)
 
 
@@ -51,9 +54,13 @@ def test_equals_foolbox_from_the_same_random_start(classifier, images, monkeypat
 
     noise = SampleNoise(7, "test", ids, 0, torch.device("cpu"))
     start = (x + random_start("uniform", "linf", 0.15, (1, 8, 8), noise)).clamp(0, 1)
-    attack = foolbox.attacks.LinfProjectedGradientDescentAttack(rel_stepsize=0.25, steps=10, random_start=True)
+    attack = foolbox.attacks.LinfProjectedGradientDescentAttack(
+        rel_stepsize=0.25, steps=10, random_start=True
+    )
     monkeypatch.setattr(attack, "get_random_start", lambda x0, epsilon: type(x0)(start))
-    _, clipped, success = attack(foolbox_model(classifier), x, foolbox.criteria.Misclassification(y), epsilons=0.15)
+    _, clipped, success = attack(
+        foolbox_model(classifier), x, foolbox.criteria.Misclassification(y), epsilons=0.15
+    )
     assert ((outcome.adversarial - clipped).abs().flatten(1).amax(1) < 1e-5).float().mean() > 0.95
     torch.testing.assert_close(outcome.robust, ~success)
 
@@ -79,7 +86,9 @@ def test_mim_equals_a_literal_transcription_of_dong_et_al(classifier, images):
 def test_early_stop_breaks_at_least_what_the_last_iterate_breaks(classifier, images):
     ids, x, y = images
     runs = [
-        build_attack(spec("linf", 0.1, steps=20, early_stop=stop)).evaluate(Victim(classifier), ids, x, y, 0, 16)
+        build_attack(spec("linf", 0.1, steps=20, early_stop=stop)).evaluate(
+            Victim(classifier), ids, x, y, 0, 16
+        )
         for stop in (True, False)
     ]
     assert not (runs[0].robust & ~runs[1].robust).any()
@@ -108,7 +117,9 @@ def test_autoattack_equals_the_package_component_by_component(norm, classifier, 
     theirs, _ = package.run_standard_evaluation(x, y, batch_size=len(x))
     torch.testing.assert_close(outcome.adversarial, theirs, atol=1e-6, rtol=0)
     with torch.no_grad():
-        assert torch.equal(outcome.robust, (classifier(theirs).argmax(1) == y) & (classifier(x).argmax(1) == y))
+        assert torch.equal(
+            outcome.robust, (classifier(theirs).argmax(1) == y) & (classifier(x).argmax(1) == y)
+        )
     assert set(outcome.broken_by) & {"apgd-ce", "apgd-t", "fab-t", "square"}
 
 

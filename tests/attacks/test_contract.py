@@ -18,7 +18,9 @@ def quick(spec: ResolvedAttack) -> ResolvedAttack:
         short = {"iterations": 5, "square_queries": 30, "target_classes": 2, "fab_target_classes": 2}
         return spec.model_copy(update={"parameters": {**spec.parameters, **short}})
     if "steps" in spec.parameters:
-        return spec.model_copy(update={"parameters": {**spec.parameters, "steps": min(6, spec.parameters["steps"])}})
+        return spec.model_copy(
+            update={"parameters": {**spec.parameters, "steps": min(6, spec.parameters["steps"])}}
+        )
     return spec
 
 
@@ -61,7 +63,11 @@ def test_examples_are_admissible_and_verdicts_follow_from_them(name, classifier,
     torch.testing.assert_close(outcome.margins, own - rest.max(1).values)
     torch.testing.assert_close(outcome.cross_entropy, -after.log_softmax(1)[torch.arange(len(y)), y])
     for robust, wrong, by, at in zip(
-        outcome.robust.tolist(), (clean.argmax(1) != y).tolist(), outcome.broken_by, outcome.broken_at.tolist(), strict=True
+        outcome.robust.tolist(),
+        (clean.argmax(1) != y).tolist(),
+        outcome.broken_by,
+        outcome.broken_at.tolist(),
+        strict=True,
     ):
         assert (by is None) == robust
         assert (by == "clean") == wrong
@@ -72,7 +78,9 @@ def test_examples_are_admissible_and_verdicts_follow_from_them(name, classifier,
         assert (outcome.backwards[held] == attack.cost.backwards).all()
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if MODELS["joint"].attacks.get(n) or "-la" in n or n == "om-pgd"])
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if MODELS["joint"].attacks.get(n) or "-la" in n or n == "om-pgd"]
+)
 def test_latent_examples_decode_from_their_witness(name, classifier, flow, images):
     """The ball of a latent attack cannot be read off x'; decode lambda and delta again with the unfrozen flow."""
     from robbench.models.flows.base import Latents
@@ -91,7 +99,9 @@ def test_latent_examples_decode_from_their_witness(name, classifier, flow, image
     if "delta" in outcome.witness:
         assert outcome.witness["delta"].abs().max() <= attack.spec.epsilon * (1 + 1e-5)
         decoded = decoded + outcome.witness["delta"]
-    torch.testing.assert_close(decoded.clamp(0, 1)[attacked], outcome.adversarial[attacked], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        decoded.clamp(0, 1)[attacked], outcome.adversarial[attacked], atol=1e-4, rtol=0
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in BATCH_DEPENDENT])

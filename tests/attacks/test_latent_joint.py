@@ -70,7 +70,9 @@ def test_jsa_is_at_least_as_strong_as_its_parts_on_average(classifier, flow, ima
     for name in ("pgd50", "om-pgd", "jsa50"):
         spec = resolve_attack(name, "digits", MODELS)
         small = {k: v / 3 for k, v in {"epsilon": spec.epsilon, "eta": spec.eta}.items() if v is not None}
-        outcome = build_attack(spec.model_copy(update=small), flow).evaluate(Victim(classifier), ids, x, y, 0, 48)
+        outcome = build_attack(spec.model_copy(update=small), flow).evaluate(
+            Victim(classifier), ids, x, y, 0, 48
+        )
         accuracy[name] = outcome.robust.float().mean().item()
     assert accuracy["jsa50"] <= min(accuracy["pgd50"], accuracy["om-pgd"]) + 1 / 48
     assert accuracy["jsa50"] < accuracy["om-pgd"]
@@ -115,7 +117,9 @@ def test_level_restricted_jsa_moves_only_its_level(classifier, flow, images):
 
 def test_a_level_the_flow_lacks_is_an_error(classifier, flow, images):
     ids, x, y = images
-    spec = resolve_attack("jsa50", "digits", MODELS).model_copy(update={"parameters": {"steps": 2, "levels": [3]}})
+    spec = resolve_attack("jsa50", "digits", MODELS).model_copy(
+        update={"parameters": {"steps": 2, "levels": [3]}}
+    )
     with pytest.raises(UserError, match=r"levels \[3\]"):
         build_attack(spec, flow).evaluate(Victim(classifier), ids, x, y, 0, 48)
 

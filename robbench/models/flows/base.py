@@ -11,11 +11,12 @@ x continuously; the same formulas hold for every real x. `decode` inverts `encod
 Latents are raw z: `whiten` turns them into eps = (z - mu) / sigma of the (possibly learned) prior and back.
 """
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class Transform(nn.Module, ABC):
         """
 
     @abstractmethod
-    def freeze(self, dtype: torch.dtype) -> "Transform":
+    def freeze(self, dtype: torch.dtype, memory: Memory) -> "Transform":
         """A copy without parameters (buffers only), folded for speed; `UserError` when not invertible."""
 
     def initialize(self, v: Tensor, y: Tensor | None) -> None:
@@ -204,10 +205,10 @@ class FlowModel(nn.Module):
         return (self.decode(latents, y, u) - x.to(self._dtype_source())).abs().flatten(1).amax(1)
 
     def _dequantised(self, x: Tensor, u: float | Tensor) -> Tensor:
-        if tuple(x.shape[1:]) != self.input_shape:
+        if tuple(x.shape[1:]) != self.input_shape or not x.is_floating_point():
             raise UserError(
-                f"images of shape {tuple(x.shape)}; this flow reads images of {self.input_shape}: "
-                f"choose the flow of this data set"
+                f"{x.dtype} images of shape {tuple(x.shape)}; this flow reads floats in [0,1] of shape "
+                f"(N, {', '.join(map(str, self.input_shape))}): choose the flow of this data set"
             )
         x = x.to(self._dtype_source())
         noise = u.to(x) if isinstance(u, Tensor) else u
@@ -215,7 +216,7 @@ class FlowModel(nn.Module):
 
     def _dtype_source(self) -> Tensor:
         """Any floating tensor of the model: says dtype and device."""
-        tensors = (*self.parameters(), *self.buffers())
+        tensors = itertools.chain(self.parameters(), self.buffers())
         return next(tensor for tensor in tensors if tensor.is_floating_point())
 
 
@@ -230,14 +231,19 @@ class Flow(FlowModel):
     def freeze(self, dtype: torch.dtype = torch.float32, memory: Memory = "none") -> "FrozenFlow":
         """An independent copy for attacks: no parameters, layers folded, inverses computed in float64.
 
-        memory "none" keeps activations for backward. Later changes of this flow do not reach the copy.
+        Later changes of this flow do not reach the copy. memory: what decode keeps for the backward pass to
+        the latents: "none" saves no memory (all activations, fastest), "mask" keeps 1-byte ReLU masks,
+        "invert" keeps the output of each level and recomputes the rest by the inverse (slowest).
+        Gradients of the copy are first-order only.
         """
-        if memory != "none":
-            raise UserError(f"freeze(memory={memory!r}) is not available; use memory='none'")
+        if memory not in get_args(Memory):
+            raise UserError(
+                f"freeze(memory={memory!r}) is unknown; choose one of: {', '.join(get_args(Memory))}"
+            )
         if dtype not in (torch.float32, torch.float64):
             raise UserError(f"freeze(dtype={dtype}) is not supported; use torch.float32 or torch.float64")
         with torch.no_grad():
-            return FrozenFlow(self.input_shape, self.grey_levels, self.transform.freeze(dtype))
+            return FrozenFlow(self.input_shape, self.grey_levels, self.transform.freeze(dtype, memory))
 
 
 class FrozenFlow(FlowModel):

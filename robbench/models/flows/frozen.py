@@ -4,16 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robbench.models.flows.base import Memory
+from robbench.models.flows.frozen_net import FrozenNet, Kernel
 from robbench.models.flows.multiscale import Prior, Step
-
-Kernel = tuple[Tensor, Tensor]  # weight [out,in,k,k], bias [out], float64 before casting
 
 
 class FrozenGlowStep(Step):
     """Folded step: encode = 1x1 convolution, coupling; decode = inverse coupling, 1x1 convolution.
 
-    mixing, unmixing: the folded 1x1 kernels. net: the three kernels of the coupling net, the output gain and
-    the 2 of sigmoid(raw + 2) folded in. log_det: of the folded convolution, nats a position. scale_floor:
+    mixing, unmixing: the folded 1x1 kernels, float64 before casting. net: the coupling net, its output gain
+    and the 2 of sigmoid(raw + 2) folded in. log_det: of the folded convolution, nats a position. scale_floor:
     f of affine coupling in S = f + (1 - f) sigmoid(raw), None for additive coupling.
     """
 
@@ -22,27 +22,21 @@ class FrozenGlowStep(Step):
     unmixing: Tensor
     unmixing_bias: Tensor
     log_det: Tensor
-    first: Tensor
-    first_bias: Tensor
-    second: Tensor
-    second_bias: Tensor
-    last: Tensor
-    last_bias: Tensor
 
     def __init__(
         self,
         mixing: Kernel,
         unmixing: Kernel,
         log_det: Tensor,
-        net: tuple[Kernel, Kernel, Kernel],
+        net: FrozenNet,
         scale_floor: float | None,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.scale_floor = scale_floor
-        self.kept = net[0][0].shape[1]
-        names = ("mixing", "unmixing", "first", "second", "last")
-        for name, (weight, bias) in zip(names, (mixing, unmixing, *net), strict=True):
+        self.net = net
+        self.kept = net.first.shape[1]
+        for name, (weight, bias) in (("mixing", mixing), ("unmixing", unmixing)):
             weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
             self.register_buffer(name, weight)
             self.register_buffer(f"{name}_bias", bias.detach().to(dtype))
@@ -55,9 +49,8 @@ class FrozenGlowStep(Step):
         shift, scale = self._shift_and_scale(kept)
         if scale is None:
             return torch.cat([kept, changed + shift], dim=1), log_det
-        return torch.cat([kept, (changed + shift) * scale], dim=1), log_det + torch.log(scale).flatten(1).sum(
-            1
-        )
+        log_det = log_det + torch.log(scale).flatten(1).sum(1)
+        return torch.cat([kept, (changed + shift) * scale], dim=1), log_det
 
     def decode(self, h: Tensor, y: Tensor | None) -> Tensor:
         kept, changed = h[:, : self.kept], h[:, self.kept :]
@@ -65,15 +58,11 @@ class FrozenGlowStep(Step):
         changed = (changed if scale is None else changed / scale) - shift
         return F.conv2d(torch.cat([kept, changed], dim=1), self.unmixing, self.unmixing_bias)
 
-    def freeze(self, dtype: torch.dtype, where: str) -> "Step":
+    def freeze(self, dtype: torch.dtype, memory: Memory, where: str) -> "Step":
         raise NotImplementedError("a frozen step is final; freeze the flow it came from")
 
     def _shift_and_scale(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
-        hidden = F.conv2d(
-            kept, self.first, self.first_bias, padding=1
-        ).relu_()  # in place: no extra memory traffic
-        hidden = F.conv2d(hidden, self.second, self.second_bias).relu_()
-        out = F.conv2d(hidden, self.last, self.last_bias, padding=1)
+        out: Tensor = self.net(kept)
         if self.scale_floor is None:
             return out, None
         shift, raw = out.chunk(2, dim=1)

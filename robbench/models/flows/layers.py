@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robbench.errors import UserError
-from robbench.models.flows.frozen import FrozenConditionalPrior, FrozenGlowStep, FrozenPrior, Kernel
+from robbench.models.flows.base import Memory
+from robbench.models.flows.frozen import FrozenConditionalPrior, FrozenGlowStep, FrozenPrior
+from robbench.models.flows.frozen_net import FrozenNet, Kernel
 from robbench.models.flows.multiscale import Prior, Step
 
 Coupling = Literal["affine", "additive"]
@@ -121,7 +123,7 @@ class CouplingNet(nn.Module):
 
     def forward(self, h: Tensor, y: Tensor | None) -> Tensor:
         """[N,inputs,H,W] -> [N,outputs,H,W]. y is unused: this net is unconditional."""
-        hidden = F.relu(self.second(F.relu(self.first(h))))
+        hidden = self.second(self.first(h).relu_()).relu_()  # in place: less memory
         out: Tensor = self.last(hidden)
         return out
 
@@ -241,11 +243,12 @@ class GlowStep(Step):
     def initialize(self, h: Tensor, y: Tensor | None) -> None:
         self.actnorm.initialize(h)
 
-    def freeze(self, dtype: torch.dtype, where: str) -> FrozenGlowStep:
+    def freeze(self, dtype: torch.dtype, memory: Memory, where: str) -> FrozenGlowStep:
         mixing, unmixing = self._folded(dtype, where)
         log_det = self.actnorm.log_scale.double().sum() + self.mixing.log_diagonal.double().sum()
         floor = self.coupling.scale_floor if self.coupling.kind == "affine" else None
-        return FrozenGlowStep(mixing, unmixing, log_det, self.coupling.folded(), floor, dtype)
+        net = FrozenNet(*self.coupling.folded(), dtype, small=memory == "mask")
+        return FrozenGlowStep(mixing, unmixing, log_det, net, floor, dtype)
 
     def _folded(self, dtype: torch.dtype, where: str) -> tuple[Kernel, Kernel]:
         """Actnorm and 1x1 convolution as one kernel, and its inverse, float64; `UserError` when singular."""

@@ -2,14 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robbench.errors import UserError
-from robbench.models.flows.base import Encoded, Recolour, Shape, Transform
+from robbench.models.flows.base import Encoded, Memory, Recolour, Shape, Transform
 
 
 class Step(nn.Module, ABC):
@@ -24,8 +24,8 @@ class Step(nn.Module, ABC):
         """Exact inverse of `encode`; no log-det."""
 
     @abstractmethod
-    def freeze(self, dtype: torch.dtype, where: str) -> "Step":
-        """Copy without parameters; `where` names the layer in errors."""
+    def freeze(self, dtype: torch.dtype, memory: Memory, where: str) -> "Step":
+        """Copy without parameters; `where` names the layer in errors. "invert" is the caller's work."""
 
     def initialize(self, h: Tensor, y: Tensor | None) -> None:
         """Data-dependent initialisation from the layer's input; nothing by default."""
@@ -78,6 +78,7 @@ class MultiScale(Transform):
     """Per level: squeeze, steps, then (except at the last) the second half of the channels becomes latents.
 
     stacks: the steps of each level, fine to coarse. priors: one a level. channels_last: memory format inside.
+    recompute: decode keeps no activations for backward, which costs about one more decode and encode.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class MultiScale(Transform):
         stacks: Sequence[Sequence[Step]],
         priors: Sequence[Prior],
         channels_last: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
         self.input_shape = input_shape
@@ -93,6 +95,7 @@ class MultiScale(Transform):
         self.stacks = nn.ModuleList(nn.ModuleList(stack) for stack in stacks)
         self.priors = nn.ModuleList(priors)
         self.channels_last = channels_last
+        self.recompute = recompute
 
     def encode(self, v: Tensor, y: Tensor | None) -> Encoded:
         h, log_det = v, v.new_zeros(len(v))
@@ -140,23 +143,25 @@ class MultiScale(Transform):
                 h, _ = step.encode(h, y)
             h, _ = h.chunk(2, dim=1)
 
-    def freeze(self, dtype: torch.dtype) -> "MultiScale":
+    def freeze(self, dtype: torch.dtype, memory: Memory) -> "MultiScale":
         stacks = [
             [
-                step.freeze(dtype, f"level {level}, step {i}")
+                step.freeze(dtype, memory, f"level {level}, step {i}")
                 for i, step in enumerate(self._steps(level - 1), 1)
             ]
             for level in range(1, len(self.stacks) + 1)
         ]
         priors = [self._prior(level).freeze(dtype) for level in range(len(self.priors))]
-        return MultiScale(self.input_shape, stacks, priors, channels_last=True)
+        recompute = memory == "invert"
+        return MultiScale(self.input_shape, stacks, priors, channels_last=True, recompute=recompute)
 
     def _ascend(self, level: int, context: Tensor | None, z: Tensor, y: Tensor | None) -> Tensor:
         """From the coarser variables and the raw latents of a level to the input of that level."""
         h = self._laid_out(z if context is None else torch.cat([context, z], dim=1))
-        for step in reversed(self._steps(level)):
-            h = step.decode(h, y)
-        return unsqueeze(h)
+        if self.recompute:
+            out: Tensor = _RecomputedDecode.apply(h, y, self._steps(level))
+            return unsqueeze(out)
+        return unsqueeze(_decode_steps(h, y, self._steps(level)))
 
     def _laid_out(self, h: Tensor) -> Tensor:
         return h.contiguous(memory_format=torch.channels_last) if self.channels_last else h
@@ -166,6 +171,35 @@ class MultiScale(Transform):
 
     def _prior(self, level: int) -> Prior:
         return cast(Prior, self.priors[level])
+
+
+def _decode_steps(h: Tensor, y: Tensor | None, steps: Sequence[Step]) -> Tensor:
+    for step in reversed(steps):
+        h = step.decode(h, y)
+    return h
+
+
+class _RecomputedDecode(torch.autograd.Function):
+    """`_decode_steps` that stores its output alone: backward finds every step's input by encoding."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, y: Tensor | None, steps: Sequence[Step]) -> Tensor:
+        out = _decode_steps(h, y, steps)
+        ctx.steps, ctx.y = steps, y
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (after,) = ctx.saved_tensors
+        for step in ctx.steps:
+            before = step.encode(after, ctx.y)[0].detach().requires_grad_()
+            with torch.enable_grad():
+                again = step.decode(before, ctx.y)
+            (gradient,) = torch.autograd.grad(again, before, gradient)
+            after = before.detach()
+        return gradient, None, None
 
 
 def latent_shapes(input_shape: tuple[int, int, int], levels: int) -> tuple[Shape, ...]:

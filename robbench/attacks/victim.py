@@ -1,0 +1,63 @@
+"""The model as attacks see it, and the two small things everybody needs to score it."""
+
+import torch
+from torch import Tensor, nn
+
+from robbench.errors import UserError
+
+
+def chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """`rows` in consecutive parts of at most `size`; none for no rows (Tensor.split gives one empty part)."""
+    return tuple(rows[start : start + size] for start in range(0, len(rows), size))
+
+
+class Victim:
+    """A frozen model as an attack sees it. Counts nothing by itself: engines count per sample.
+
+    module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside.
+    """
+
+    def __init__(self, module: nn.Module, device: torch.device | str = "cpu", batch_size: int = 256) -> None:
+        self.module, self.device, self.batch_size = module.to(device), torch.device(device), batch_size
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits [n,K] without a graph, on x's device."""
+        with torch.no_grad():
+            out: Tensor = self.module(x)
+        return out
+
+    def differentiable(self, x: Tensor) -> Tensor:
+        """Logits [n,K] with a graph to x."""
+        out: Tensor = self.module(x)
+        return out
+
+    def clean_logits(self, x: Tensor) -> Tensor:
+        """Checked fp32 logits [N,K] on the CPU for images on any device, in batches of `batch_size`.
+
+        `UserError` when the model returns another shape, NaN or infinite values.
+        """
+        parts = [self._checked(part.to(self.device)) for part in chunks(x, self.batch_size)]
+        return torch.cat(parts) if parts else torch.zeros((0, 2))
+
+    def _checked(self, x: Tensor) -> Tensor:
+        out = self.logits(x)
+        if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != len(x) or out.shape[1] < 2:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise UserError(
+                f"the model returned {got} for {len(x)} images; a classifier returns logits of shape "
+                f"({len(x)}, classes) with at least 2 classes: wrap the model so that it does"
+            )
+        if not torch.isfinite(out).all():
+            bad = int((~torch.isfinite(out)).any(1).sum())
+            raise UserError(
+                f"the model returned NaN or infinite logits for {bad} of {len(x)} images in [0,1]; "
+                f"repair the model or its normalisation before measuring it"
+            )
+        return out.float().cpu()
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logit of the label minus the largest other logit, [n]; at most 0 means broken."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return own - others.amax(1)

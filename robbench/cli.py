@@ -1,0 +1,186 @@
+"""The command line. Only click is imported here: each command imports what it needs when it runs."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robbench import __version__
+from robbench.cli_base import (
+    INTERRUPTED,
+    OneLineErrors,
+    budgets,
+    data_dir_option,
+    device_option,
+    example_count,
+    print_paths,
+    threat_models_option,
+    zoo_option,
+)
+
+KINDS = ("attacks", "defenses", "models", "datasets", "threat-models")
+
+
+@click.group(
+    "robbench",
+    cls=OneLineErrors,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="robbench")
+def main() -> None:
+    """Adversarial-robustness benchmark: attacks x models, one verified row a sample, tables and leaderboards.
+
+    Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 3 some cells failed.
+    """
+
+
+@main.command()
+@click.option("--attacks", multiple=True, required=True, help="Attacks, as in pgd20,aa,jsa50.")
+@click.option("--defense", "defenses", multiple=True, help="Every zoo model of these defenses.")
+@click.option("--model", "models", multiple=True, help="Zoo models, or folders with a card.yaml.")
+@click.option("--dataset", default="digits", show_default=True, help="Data set (robbench list datasets).")
+@click.option("--n", type=int, help="Test images, drawn by seed.  [default: all of digits, 1000 of others]")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of subset and attacks."
+)
+@device_option
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once.")
+@click.option(
+    "--flow", help="Normalizing flow of latent attacks and NLL.  [default: the data set's in the zoo]"
+)
+@click.option(
+    "--epsilon", "epsilons", multiple=True, help="Image budgets instead of the data set's: 0.1,8/255."
+)
+@click.option("--eta", "etas", multiple=True, help="Latent budgets instead of the data set's.")
+@click.option("--out", type=click.Path(path_type=Path), help="[default: robbench-runs/<dataset>-seed<seed>]")
+@click.option("--resume/--fresh", default=True, help="Keep finished cells (default), or put them aside.")
+@click.option("--dry-run", is_flag=True, help="Print the matrix and its cost, compute nothing.")
+@click.option(
+    "--keep-examples", default="16", show_default=True, help="Adversarial images kept a cell: N or all."
+)
+@threat_models_option
+@zoo_option
+@data_dir_option
+@click.pass_context
+def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None, **options: Any) -> None:
+    """Attack models and write tables.
+
+    Example: robbench run --defense ijsat --attacks pgd20,aa,jsa50
+    """
+    folder = out or Path("robbench-runs") / f"{options['dataset']}-seed{options['seed']}"
+    try:
+        from robbench.matrix.plan import RunRequest
+        from robbench.matrix.session import dry_run_table, run_matrix
+        from robbench.specs import split_names
+
+        request = RunRequest(
+            **{
+                **options,
+                "attacks": tuple(split_names(options["attacks"])),
+                "defenses": tuple(split_names(options["defenses"])),
+                "models": tuple(split_names(options["models"])),
+                "epsilons": budgets("--epsilon", options["epsilons"]),
+                "etas": budgets("--eta", options["etas"]),
+                "keep_examples": example_count(options["keep_examples"]),
+            }
+        )
+        if dry_run:
+            dry_run_table(request, folder, fresh=not resume)
+            return
+        failed = run_matrix(request, folder, fresh=not resume)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\nInterrupted. Finished shards are in {folder.absolute()}; run the same command again to resume"
+            + ("" if resume else " (without --fresh)"),
+            err=True,
+        )
+        context.exit(INTERRUPTED)
+    context.exit(3 if failed else 0)
+
+
+@main.command()
+@click.option("--defense", required=True, help="Training method (robbench list defenses).")
+@click.option("--dataset", default="digits", show_default=True)
+@click.option("--recipe", help="Training schedule (robbench show NAME).  [default: the data set's]")
+@click.option("--architecture", help="[default: the data set's]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--epochs", type=click.IntRange(1), help="[default: the recipe's]")
+@click.option(
+    "--train-samples", type=click.IntRange(1), help="Use only so many training images, drawn by seed."
+)
+@click.option("--flow", help="Flow of latent and joint defenses.  [default: the data set's in the zoo]")
+@click.option("--name", help="Name of the model.  [default: <dataset>-<defense>]")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("robbench-training"), show_default=True)
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a parameter of the defense."
+)
+@device_option
+@threat_models_option
+@zoo_option
+@data_dir_option
+@click.pass_context
+def train(context: click.Context, /, **options: Any) -> None:
+    """Train a model and write a zoo folder that `run` can use at once."""
+    from robbench.cli_train import train_model
+
+    try:
+        train_model(options)
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted. Run the same command again to resume after the last whole epoch", err=True)
+        context.exit(INTERRUPTED)
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+def report(run_folder: Path) -> None:
+    """Write the tables of a run folder again and print them."""
+    from robbench.matrix.session import write_report
+
+    print_paths(write_report(run_folder))
+
+
+@main.command()
+@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--against", required=True, type=click.Path(path_type=Path), help="Tidy CSV of reference numbers."
+)
+@click.option("--tolerance", type=float, help="Percentage points an accuracy may be off.  [default: 0.5]")
+@click.pass_context
+def check(context: click.Context, run_folder: Path, against: Path, tolerance: float | None) -> None:
+    """Compare a run with reference numbers; exit 1 when one is off."""
+    from robbench.matrix.session import check_run
+
+    context.exit(0 if check_run(run_folder, against, tolerance) else 1)
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(KINDS))
+@threat_models_option
+@zoo_option
+def list_command(kind: str, threat_models: Path | None, zoo: Path | None) -> None:
+    """List attacks, defenses, models, datasets or threat-models."""
+    from robbench.catalog import list_kind
+
+    list_kind(kind, threat_models, zoo)
+
+
+@main.command()
+@click.argument("name")
+@threat_models_option
+@zoo_option
+def show(name: str, threat_models: Path | None, zoo: Path | None) -> None:
+    """Show an attack, threat model, model, recipe, data set or defense."""
+    from robbench.catalog import show_name
+
+    show_name(name, threat_models, zoo)
+
+
+@main.command()
+@zoo_option
+@data_dir_option
+@click.pass_context
+def doctor(context: click.Context, zoo: Path | None, data_dir: Path | None) -> None:
+    """Say what is installed, present or missing, and how to get it."""
+    from robbench.doctor import examine
+
+    context.exit(0 if examine(zoo, data_dir) else 1)

@@ -1,0 +1,95 @@
+"""What the commands share: one-line errors, budgets, common options."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robbench.errors import UserError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+class BadInput(click.ClickException):
+    """Printed by click as one line, `Error: ...`, on stderr."""
+
+    exit_code = BAD_INPUT
+
+
+class OneLineErrors(click.Group):
+    """A group whose errors are one line on stderr, `Error: ...`, and exit code 2."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except click.UsageError as error:
+            raise _usage(error) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            raise _one_line(str(error)) from error
+        except click.UsageError as error:
+            raise _usage(error) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def _usage(error: click.UsageError) -> click.ClickException:
+    path = error.ctx.command_path if error.ctx is not None else "robbench"
+    return _one_line(f"{error.format_message().rstrip('.')}; see {path} --help")
+
+
+def _one_line(message: str) -> click.ClickException:
+    return BadInput(" ".join(message.split()))
+
+
+def budgets(option: str, values: Sequence[str]) -> tuple[float, ...]:
+    """Finite numbers of at least 0 from comma lists and repeated flags; fractions such as 8/255 are fine."""
+    parts = [part.strip() for value in values for part in value.split(",") if part.strip()]
+    return tuple(dict.fromkeys(_budget(option, part) for part in parts))
+
+
+def _budget(option: str, text: str) -> float:
+    try:
+        value = float(Fraction(text))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        value = -1.0
+    if value < 0:
+        raise UserError(
+            f"{option} {text} is not a budget; give a finite number of at least 0 (0 is clean): 0.1, 8/255"
+        )
+    return value
+
+
+def example_count(text: str) -> int:
+    """`--keep-examples`: a count, or "all"."""
+    if text == "all":
+        return 2**62
+    if not text.isdecimal():
+        raise UserError(f"--keep-examples {text!r} is no count; give a number of at least 0, or all")
+    return int(text)
+
+
+def print_paths(paths: Sequence[Path]) -> None:
+    """Absolute paths of what was written, one a line, unwrapped."""
+    for path in paths:
+        click.echo(f"{path.suffix[1:].upper():5}{path.absolute()}")
+
+
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+threat_models_option = click.option(
+    "--threat-models", type=click.Path(path_type=Path), help="Folder of further threat models (YAML)."
+)
+zoo_option = click.option("--zoo", type=click.Path(path_type=Path), help="Folder of further models.")
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of data sets (torchvision's layout), or ROBBENCH_DATA.",
+)

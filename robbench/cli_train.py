@@ -1,0 +1,69 @@
+"""`robbench train` between the command line and `defenses.training`: options in, progress out."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from robbench.data.names import dataset_names
+from robbench.defenses.training import Report, TrainRequest, parse_settings, train
+from robbench.errors import unknown_name
+
+
+def train_model(options: dict[str, Any]) -> None:
+    """Train what the options of `robbench train` ask for and say where the model is."""
+    if options["dataset"] not in dataset_names():
+        raise unknown_name("data set", options["dataset"], dataset_names())
+    settings = parse_settings(options.pop("settings"))
+    request = TrainRequest(**options, overrides=settings)
+    console = Console()
+    folder = _with_bar(request, console) if console.is_terminal else train(request, _print_epoch)
+    click.echo(f"MODEL {folder.absolute()}")
+    click.echo(
+        f"Attack it: robbench run --model {folder.name} --zoo {request.out} "
+        f"--dataset {request.dataset} --attacks pgd20,aa"
+    )
+
+
+def _summary(report: Report) -> str:
+    """Loss, rate and validation score of an epoch in words."""
+    scored = ""
+    if report.score is not None and report.best is not None:
+        name = report.criterion.replace("_", " ")
+        scored = (
+            f", validation {name} {report.score:.2f} (best {report.best:.2f} in epoch {report.best_epoch})"
+        )
+    return f"loss {report.loss:.4f}, learning rate {report.learning_rate:g}{scored}"
+
+
+def _print_epoch(report: Report) -> None:
+    if report.epoch_done:
+        click.echo(f"epoch {report.epoch}/{report.epochs}: {_summary(report)}, {report.seconds:.1f} s")
+
+
+def _with_bar(request: TrainRequest, console: Console) -> Path:
+    columns = (
+        TextColumn("{task.description}", style="bold"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[summary]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(f"{request.dataset} {request.defense}", total=None, summary="")
+
+        def show(report: Report) -> None:
+            done = (report.epoch - 1) * report.steps + report.step
+            bar.update(task, total=report.epochs * report.steps, completed=done, summary=_summary(report))
+
+        return train(request, show)

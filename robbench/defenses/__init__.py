@@ -1,0 +1,6 @@
+"""Defenses: the contract (`base`), one module a family, and the training loop (`training`)."""
+
+from robbench.defenses import adversarial, augmentation, flow, joint, latent, standard  # noqa: F401  (register)
+from robbench.defenses.base import DEFENSES, Defense, Setting, build_defense
+
+__all__ = ["DEFENSES", "Defense", "Setting", "build_defense"]

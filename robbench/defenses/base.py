@@ -1,0 +1,142 @@
+"""What a defense is: a rule that turns a training batch into a loss. Loop, schedule and files are
+`training`'s."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robbench.attacks.geometry import GeneratorNoise
+from robbench.attacks.inner import ascend, attacked
+from robbench.attacks.spaces import Codec, SearchSpace
+from robbench.errors import UserError
+from robbench.registry import Registry
+from robbench.specs import ModelKind, Strict, ThreatModel, validate
+
+Criterion = Literal["accuracy", "pgd10_accuracy", "bits_per_dim"]
+BatchNormMode = Literal["eval", "train"]
+BUDGETS = ("epsilon", "epsilon_step", "eta", "eta_step", "step_size")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a defense may know of the training it serves.
+
+    dataset: name, for the budgets of inner attacks. flow: frozen flow for latent and joint ones.
+    """
+
+    dataset: str
+    threat_models: Mapping[str, ThreatModel]
+    flow: Codec | None = None
+
+
+class Defense(ABC):
+    """Base of all defenses. Subclasses set `Parameters`, the flags below, and implement `loss`.
+
+    kinds: which models it trains. needs_flow: whether `Setting.flow` must be there. criterion: the number on
+    the validation split by which the best epoch is kept (for bits_per_dim lower is better).
+    """
+
+    Parameters: ClassVar[type[Strict]] = Strict
+    kinds: ClassVar[tuple[ModelKind, ...]] = ("classifier",)
+    needs_flow: ClassVar[bool] = False
+    criterion: ClassVar[Criterion] = "accuracy"
+
+    def __init__(self, name: str, parameters: Mapping[str, Any], setting: Setting) -> None:
+        if self.needs_flow and setting.flow is None:
+            raise UserError(
+                f"defense {name!r} perturbs the latents of a normalizing flow and none is at hand; "
+                f"name one with --flow, or train one: "
+                f"robbench train --defense clean --dataset {setting.dataset}"
+            )
+        self.name, self.setting = name, setting
+        checked = validate(dict(parameters), self.Parameters, f"defense {name!r}, --set")
+        self.parameters: Any = self.resolve(checked)
+        self.strength = 1.0
+
+    @property
+    def current(self) -> Any:
+        """The parameters with budgets and step sizes multiplied by `strength`, the warm-up factor in (0, 1] that
+        the training loop sets before every epoch. Inner attacks read these."""
+        values = {name: getattr(self.parameters, name, None) for name in BUDGETS}
+        scaled = {name: value * self.strength for name, value in values.items() if value is not None}
+        return self.parameters.model_copy(update=scaled)
+
+    def resolve(self, parameters: Any) -> Any:
+        """Parameters with budgets filled in from the threat models; the card records the result."""
+        return parameters
+
+    def prepare(self, model: nn.Module, x: Tensor) -> None:  # noqa: B027  (optional hook)
+        """Called once, before the first step of a fresh training, with its first batch x [B,C,H,W]."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Scalar loss of a batch. model: in train mode. x: [B,C,H,W] in [0,1]; y: [B]; generator: on the
+        CPU."""
+
+
+DEFENSES: Registry[type[Defense]] = Registry("defense", "robbench.defenses")
+
+
+def build_defense(name: str, parameters: Mapping[str, Any], setting: Setting) -> Defense:
+    """The defense called `name`; `UserError` for unknown names, unknown or malformed parameters, a missing
+    flow."""
+    return DEFENSES.get(name)(name, parameters, setting)
+
+
+@contextmanager
+def searching(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
+    """`attacked(model)`, or the same with the modules in train mode ("train": the reference code of latent
+    perturbation training, where every attack forward also moves the running statistics)."""
+    with attacked(model):
+        if mode == "train":
+            model.train()
+        yield
+
+
+def perturb(
+    model: nn.Module,
+    space: SearchSpace,
+    loss: Callable[[Tensor], Tensor],
+    steps: int,
+    x: Tensor,
+    y: Tensor,
+    generator: torch.Generator,
+    mode: BatchNormMode = "eval",
+) -> Tensor:
+    """Images x' [B,C,H,W] after `steps` ascent steps on `loss` (image -> [B]), without a graph.
+
+    Leaves modes, `requires_grad` flags and parameter gradients of the model as they were.
+    """
+    with searching(model, mode):
+        state = space.start(x, y, GeneratorNoise(len(x), generator, x.device))
+        return space.finish(ascend(space, loss, state, steps)).detach()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixed batch: images `weight` x_i + (1 - weight) x_j, labels y_i and partners y_j, one weight a
+    batch."""
+
+    x: Tensor
+    labels: Tensor
+    partners: Tensor
+    weight: float
+
+
+def mix(x: Tensor, y: Tensor, tau: float, generator: torch.Generator) -> Mixture:
+    """Mixup with one weight ~ Beta(tau, tau) and one permutation a batch (Zhang et al. 2018, section 2)."""
+    weight = beta_draw(tau, generator)
+    partner = torch.randperm(len(x), generator=generator).to(x.device)
+    return Mixture(weight * x + (1.0 - weight) * x[partner], y, y[partner], weight)
+
+
+def beta_draw(tau: float, generator: torch.Generator) -> float:
+    """One draw from Beta(tau, tau), a function of the torch generator's state alone."""
+    key = int(torch.randint(0, 2**62, (), generator=generator))
+    return float(np.random.Generator(np.random.Philox(key=key)).beta(tau, tau))

@@ -1,0 +1,170 @@
+"""Parameters of inner attacks. What is left open is filled in from the named attack of the threat models, so
+that training and evaluation mean the same ball unless somebody says otherwise."""
+
+from collections.abc import Mapping
+from typing import Literal, TypeVar
+
+from pydantic import Field
+
+from robbench.attacks.geometry import Start
+from robbench.attacks.latent import JointParameters, LatentParameters
+from robbench.attacks.pgd import GradientParameters
+from robbench.attacks.spaces import ImageSpace, InLoop, JointSpace, LatentSpace
+from robbench.defenses.base import BatchNormMode, Setting
+from robbench.errors import UserError
+from robbench.specs import Norm, ResolvedAttack, Space, Strict, resolve_attack, validate
+
+GradientP = TypeVar("GradientP", bound=GradientParameters)
+
+
+class ImageSearch(Strict):
+    """Inner PGD. attack: named attack that gives ball, norm and the defaults of all that is None.
+
+    epsilon, step_size: [0,1] pixels. attack_bn: mode of the classifier's modules while it is attacked.
+    """
+
+    attack: str = "pgd10"
+    norm: Norm | None = None
+    epsilon: float | None = None
+    step_size: float | None = Field(default=None, ge=0)
+    steps: int | None = Field(default=None, gt=0)
+    start: Start | None = None
+    attack_bn: BatchNormMode = "eval"
+
+
+class LatentSearch(Strict):
+    """Inner A-LA. eta, step_size: raw z units. See `ImageSearch`; label_source: whose label the loss uses."""
+
+    attack: str = "a-la"
+    norm: Norm | None = None
+    eta: float | None = None
+    step_size: float | None = Field(default=None, ge=0)
+    steps: int | None = Field(default=None, gt=0)
+    start: Start | None = None
+    label_source: Literal["true", "predicted"] = "true"
+    attack_bn: BatchNormMode = "eval"
+
+
+class JointSearch(Strict):
+    """Inner JSA. epsilon, epsilon_step: [0,1] pixels; eta, eta_step: raw z units. See `ImageSearch`."""
+
+    attack: str = "jsa10"
+    epsilon: float | None = None
+    epsilon_step: float | None = Field(default=None, ge=0)
+    eta: float | None = None
+    eta_step: float | None = Field(default=None, ge=0)
+    steps: int | None = Field(default=None, gt=0)
+    start: Start | None = None
+    in_loop: InLoop | None = None
+    attack_bn: BatchNormMode = "eval"
+
+
+ImageP = TypeVar("ImageP", bound=ImageSearch)
+LatentP = TypeVar("LatentP", bound=LatentSearch)
+JointP = TypeVar("JointP", bound=JointSearch)
+
+
+def named_attack(
+    name: str, space: Space, setting: Setting, epsilon: float | None = None, eta: float | None = None
+) -> ResolvedAttack:
+    """The named attack with the data set's budget; `UserError` when it searches another space."""
+    spec = resolve_attack(name, setting.dataset, dict(setting.threat_models), epsilon, eta)
+    if spec.space != space:
+        raise UserError(
+            f"--set attack={name}: that attack searches the {spec.space} space and this defense the {space} "
+            f"space; name another (robbench list attacks)"
+        )
+    return spec
+
+
+def resolve_image(p: ImageP, setting: Setting) -> ImageP:
+    """`p` with norm, epsilon, step size, steps and start filled in."""
+    spec = named_attack(p.attack, "image", setting, epsilon=p.epsilon)
+    defaults = _parameters(spec, GradientParameters)
+    epsilon = float(spec.epsilon or 0.0)
+    return p.model_copy(
+        update=_filled(
+            p,
+            norm=spec.norm,
+            epsilon=epsilon,
+            step_size=defaults.step(epsilon),
+            steps=defaults.steps,
+            start=defaults.start,
+        )
+    )
+
+
+def resolve_latent(p: LatentP, setting: Setting) -> LatentP:
+    """`p` with norm, eta, step size, steps and start filled in."""
+    spec = named_attack(p.attack, "latent", setting, eta=p.eta)
+    defaults = _parameters(spec, LatentParameters)
+    eta = float(spec.eta or 0.0)
+    return p.model_copy(
+        update=_filled(
+            p,
+            norm=spec.norm,
+            eta=eta,
+            step_size=defaults.step(eta),
+            steps=defaults.steps,
+            start=defaults.start,
+        )
+    )
+
+
+def resolve_joint(p: JointP, setting: Setting) -> JointP:
+    """`p` with both budgets, both step sizes, steps, start and clipping rule filled in."""
+    spec = named_attack(p.attack, "joint", setting, p.epsilon, p.eta)
+    defaults = _parameters(spec, JointParameters)
+    epsilon, eta = float(spec.epsilon or 0.0), float(spec.eta or 0.0)
+    return p.model_copy(
+        update=_filled(
+            p,
+            epsilon=epsilon,
+            epsilon_step=defaults.step(epsilon),
+            eta=eta,
+            eta_step=defaults.step(eta),
+            steps=defaults.steps,
+            start=defaults.start,
+            in_loop=defaults.in_loop,
+        )
+    )
+
+
+def image_space(p: ImageSearch) -> ImageSpace:
+    """Search space of resolved parameters."""
+    assert p.norm is not None
+    assert p.epsilon is not None
+    assert p.step_size is not None
+    assert p.start is not None
+    return ImageSpace(p.norm, p.epsilon, p.step_size, p.start)
+
+
+def latent_space(p: LatentSearch, setting: Setting) -> LatentSpace:
+    """Search space of resolved parameters on the setting's flow."""
+    assert setting.flow is not None
+    assert p.norm is not None
+    assert p.eta is not None
+    assert p.step_size is not None
+    assert p.start is not None
+    return LatentSpace(setting.flow, p.norm, p.eta, p.step_size, p.start)
+
+
+def joint_space(p: JointSearch, setting: Setting) -> JointSpace:
+    """Search space of resolved parameters on the setting's flow."""
+    assert setting.flow is not None
+    assert p.epsilon is not None
+    assert p.epsilon_step is not None
+    assert p.eta is not None
+    assert p.eta_step is not None
+    assert p.start is not None
+    assert p.in_loop is not None
+    return JointSpace(setting.flow, p.epsilon, p.epsilon_step, p.eta, p.eta_step, p.start, p.in_loop)
+
+
+def _parameters(spec: ResolvedAttack, schema: type[GradientP]) -> GradientP:
+    return validate(spec.parameters, schema, f"attack {spec.name!r} (as an inner attack of training)")
+
+
+def _filled(p: Strict, **defaults: object) -> Mapping[str, object]:
+    """The defaults of those fields that are None; the user's value wins."""
+    return {name: value for name, value in defaults.items() if getattr(p, name) is None}

@@ -1,0 +1,329 @@
+"""From what a user asks of `robbench train` to a checked plan: everything that cannot be is refused here,
+before anything is computed."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+
+from robbench.attacks.codec import FlowCodec
+from robbench.data import Dataset, Split, load_dataset
+from robbench.defenses.base import DEFENSES, Defense, Setting, build_defense
+from robbench.defenses.schedule import check_augmentation, find_recipe, stratified_positions, training_splits
+from robbench.errors import UserError
+from robbench.models.flows.base import Flow
+from robbench.models.loading import is_flow, load_model
+from robbench.models.zoo import ZooEntry, default_flow, find_model, zoo_entries
+from robbench.specs import (
+    Architecture,
+    FlowReference,
+    ModelKind,
+    Recipe,
+    canonical_hash,
+    threat_models,
+    validate,
+)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# Draws the validation images that are scored when a recipe limits their number; the same for every training.
+SCORED_SEED = 20260103
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the user asked for. None means the default of data set and defense.
+
+    overrides: `--set key=value`: parameters of the defense; "recipe.KEY" and "architecture.KEY" reach those.
+    Values may be text (read as YAML). zoo, threat_models: extra folders. device: "auto", "cpu", "cuda",
+    "cuda:1".
+    """
+
+    defense: str
+    dataset: str
+    recipe: str | None = None
+    architecture: str | None = None
+    architecture_arguments: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    epochs: int | None = None
+    train_samples: int | None = None
+    flow: str | None = None
+    name: str | None = None
+    out: Path = Path("robbench-training")
+    device: str = "auto"
+    data_dir: str | Path | None = None
+    zoo: str | Path | None = None
+    threat_models: str | Path | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def command(self) -> str:
+        """The command line that trains the same weights again (without places: output, data, device)."""
+        options = {
+            "--defense": self.defense,
+            "--dataset": self.dataset,
+            "--recipe": self.recipe,
+            "--architecture": self.architecture,
+            "--seed": self.seed,
+            "--epochs": self.epochs,
+            "--train-samples": self.train_samples,
+            "--flow": self.flow,
+            "--name": self.name,
+            "--zoo": self.zoo,
+            "--threat-models": self.threat_models,
+        }
+        words = [word for key, value in options.items() if value is not None for word in (key, str(value))]
+        settings = {
+            **{f"architecture.{k}": v for k, v in self.architecture_arguments.items()},
+            **self.overrides,
+        }
+        for key, value in settings.items():
+            words += ["--set", f"{key}={value if isinstance(value, str) else yaml_value(value)}"]
+        return shlex.join(["robbench", "train", *words])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked request: what is trained, on what, how, and where it goes.
+
+    scored: validation images that select the epoch. flow: the zoo flow the defense uses.
+    """
+
+    request: TrainRequest
+    name: str
+    kind: ModelKind
+    recipe: Recipe
+    architecture: Architecture
+    dataset: Dataset
+    train: Split
+    validation: Split
+    scored: Split
+    flow: FlowReference | None
+    setting: Setting
+    defense: Defense
+    device: torch.device
+
+    @property
+    def folder(self) -> Path:
+        """The finished zoo folder."""
+        return self.request.out / self.name
+
+    @property
+    def checkpoint(self) -> Path:
+        """Deleted when the folder is finished."""
+        return self.request.out / f"{self.name}.checkpoint.pt"
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """The numbers of the recipe, without its texts and without what the plan holds in their place."""
+        texts = {"name", "description", "reference", "default_for", "parameters", "architecture"}
+        return self.recipe.model_dump(mode="json", exclude=texts)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain values that decide the weights; a checkpoint is resumed only by an equal one."""
+        return {
+            "defense": self.request.defense,
+            "dataset": self.request.dataset,
+            "images": canonical_hash([self.train.ids.tolist(), self.scored.ids.tolist()]),
+            "train_samples": len(self.train),
+            "seed": self.request.seed,
+            "recipe": self.schedule,
+            "architecture": self.architecture.model_dump(mode="json"),
+            "parameters": self.defense.parameters.model_dump(mode="json"),
+            "flow": None if self.flow is None else self.flow.model_dump(mode="json"),
+            "device": self.device.type,
+        }
+
+
+def make_plan(request: TrainRequest) -> Plan:
+    """The plan of a request; `UserError` for everything in it that cannot be."""
+    settings = _grouped(request.overrides)
+    kind = _kind(request)
+    recipe = _overridden(
+        find_recipe(request.recipe, request.dataset, kind), request.epochs, settings["recipe"]
+    )
+    check_augmentation(recipe)
+    arguments = {**request.architecture_arguments, **settings["architecture"]}
+    architecture = _architecture(request.architecture, arguments, recipe, kind)
+    name = _model_name(request, architecture, kind)
+    device = _device(request.device)
+    dataset = load_dataset(request.dataset, request.data_dir)
+    train, validation = training_splits(dataset, request.train_samples, recipe, request.seed)
+    flow, codec = _flow(request, dataset, device)
+    setting = Setting(request.dataset, threat_models(request.threat_models), codec)
+    parameters = {**recipe.parameters.get(request.defense, {}), **settings["defense"]}
+    defense = build_defense(request.defense, parameters, setting)
+    _check_places(request.out, name)
+    return Plan(
+        request=request,
+        name=name,
+        kind=kind,
+        recipe=recipe,
+        architecture=architecture,
+        dataset=dataset,
+        train=train,
+        validation=validation,
+        scored=_scored(validation, recipe),
+        flow=flow,
+        setting=setting,
+        defense=defense,
+        device=device,
+    )
+
+
+# --------------------------------------------------------------------------------------------------- settings
+def parse_settings(pairs: list[str] | tuple[str, ...]) -> dict[str, str]:
+    """("beta=5", ...) of `--set` as a dictionary; `UserError` for one without "=" or given twice."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"--set {pair!r} is not KEY=VALUE; write for example --set beta=5")
+        if key.strip() in found:
+            raise UserError(f"--set {key.strip()} is given twice; give it once")
+        found[key.strip()] = value
+    return found
+
+
+def _grouped(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`--set` entries by what they change: "recipe", "architecture" or "defense" (no prefix)."""
+    groups: dict[str, dict[str, Any]] = {"recipe": {}, "architecture": {}, "defense": {}}
+    for key, value in overrides.items():
+        prefix, dot, rest = key.partition(".")
+        group, name = (prefix, rest) if dot and prefix in groups else ("defense", key)
+        groups[group][name] = _read_value(key, value)
+    return groups
+
+
+def _read_value(key: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key}={value}: is not a YAML value; quote it") from error
+    try:
+        return float(read) if isinstance(read, str) else read  # YAML 1.1 reads 1e-3 as text
+    except ValueError:
+        return read
+
+
+def yaml_value(value: Any) -> str:
+    """A value as one line of YAML, to be read back by `--set`."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+
+
+# ------------------------------------------------------------------------------------------ parts of the plan
+def _kind(request: TrainRequest) -> ModelKind:
+    """Flow or classifier, from the architecture when it is named, else the first kind the defense trains."""
+    kinds = DEFENSES.get(request.defense).kinds
+    if request.architecture is None:
+        return kinds[0]
+    kind: ModelKind = "flow" if is_flow(Architecture(name=request.architecture)) else "classifier"
+    if kind not in kinds:
+        raise UserError(
+            f"defense {request.defense!r} trains a {' or a '.join(kinds)} and architecture "
+            f"{request.architecture!r} is a {kind}; choose another --architecture"
+        )
+    return kind
+
+
+def _overridden(recipe: Recipe, epochs: int | None, settings: Mapping[str, Any]) -> Recipe:
+    changed = dict(settings) if epochs is None else {**settings, "epochs": epochs}
+    origin = f"recipe {recipe.name!r} with --epochs and --set recipe.*"
+    return validate({**recipe.model_dump(), **changed}, Recipe, origin)
+
+
+def _architecture(
+    name: str | None, arguments: Mapping[str, Any], recipe: Recipe, kind: ModelKind
+) -> Architecture:
+    default = recipe.architecture
+    if name is None:
+        if default is None or is_flow(default) != (kind == "flow"):
+            raise UserError(f"recipe {recipe.name!r} names no {kind} architecture; give --architecture NAME")
+        name = default.name
+    base = default.arguments if default is not None and default.name == name else {}
+    return Architecture(name=name, arguments={**base, **arguments})
+
+
+def _model_name(request: TrainRequest, architecture: Architecture, kind: ModelKind) -> str:
+    ending = request.defense
+    if kind == "flow":  # the clean Glow of a data set is "<dataset>-glow": what attacks look for
+        ending = architecture.name if request.defense == "clean" else f"{architecture.name}-{request.defense}"
+    name = request.name or f"{request.dataset}-{ending}"
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"--name {name!r} is not a folder name; use letters, digits, dots, dashes and underscores"
+        )
+    return name
+
+
+def _check_places(out: Path, name: str) -> None:
+    """`UserError` when the folder is finished already or cannot be written."""
+    folder = out / name
+    if (folder / "card.yaml").exists():
+        raise UserError(f"{folder} holds a finished model; choose another --name or --out, or move it away")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".{name}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--out {str(out)!r} cannot be written ({error.strerror}); choose another folder"
+        ) from error
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {name!r} is not a device; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name!r}: this PyTorch finds no CUDA device; use --device cpu")
+    return device
+
+
+def _scored(validation: Split, recipe: Recipe) -> Split:
+    n = recipe.validation_samples
+    if n is None or n >= len(validation):
+        return validation
+    return validation.subset(stratified_positions(validation.labels, n, SCORED_SEED))
+
+
+def _flow(
+    request: TrainRequest, dataset: Dataset, device: torch.device
+) -> tuple[FlowReference | None, FlowCodec | None]:
+    """The flow a latent or joint defense uses; nothing where none is needed or at hand (the defense then
+    says)."""
+    if not DEFENSES.get(request.defense).needs_flow:
+        if request.flow is not None:
+            raise UserError(
+                f"--flow {request.flow!r}: defense {request.defense!r} uses no flow; leave --flow out"
+            )
+        return None, None
+    entry = _flow_entry(request, dataset)
+    if entry is None:
+        return None, None
+    flow = cast(Flow, load_model(entry, device).module)
+    return FlowReference(name=entry.card.name, sha256=entry.card.weights.sha256), FlowCodec(flow)
+
+
+def _flow_entry(request: TrainRequest, dataset: Dataset) -> ZooEntry | None:
+    entries = zoo_entries(request.zoo)
+    if request.flow is None:
+        return default_flow(request.dataset, entries)
+    entry = find_model(request.flow, entries)
+    if entry.card.kind != "flow" or tuple(entry.card.input_shape) != dataset.shape:
+        raise UserError(
+            f"--flow {request.flow!r} is a {entry.card.kind} for images {tuple(entry.card.input_shape)}; "
+            f"name a flow for images {dataset.shape}"
+        )
+    return entry

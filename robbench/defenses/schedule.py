@@ -1,0 +1,196 @@
+"""A recipe as numbers: optimiser, learning rate at a step, augmentation of a batch, and which samples are
+used."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robbench.data import Dataset, Split
+from robbench.errors import UserError, unknown_name
+from robbench.random import derive_seed
+from robbench.specs import ModelKind, Recipe, load_yaml, recipes
+
+FLOW_LP_SEED = 9999
+
+
+def find_recipe(name: str | None, dataset: str, kind: ModelKind) -> Recipe:
+    """The recipe called `name` (or the YAML file of that path), by default the one of data set and kind."""
+    known = recipes()
+    if name is None:
+        found = next((r for r in known.values() if r.kind == kind and dataset in r.default_for), None)
+        if found is None:
+            raise UserError(
+                f"data set {dataset!r} has no default {kind} recipe; "
+                f"name one with --recipe: {_names(known, kind)}"
+            )
+        return found
+    if name not in known and name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        recipe = load_yaml(Path(name), Recipe)
+    elif name not in known:
+        raise unknown_name("recipe", name, known, "or give the path of a recipe's YAML file")
+    else:
+        recipe = known[name]
+    if recipe.kind != kind:
+        raise UserError(
+            f"--recipe {name!r} trains a {recipe.kind} and this defense a {kind}; "
+            f"choose one of: {_names(known, kind)}"
+        )
+    return recipe
+
+
+def _names(known: dict[str, Recipe], kind: ModelKind) -> str:
+    return ", ".join(sorted(r.name for r in known.values() if r.kind == kind)) or "none"
+
+
+def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    """The recipe's optimiser over all trainable parameters."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, rate, momentum=recipe.momentum, weight_decay=decay, nesterov=recipe.nesterov
+        )
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, rate, weight_decay=decay)
+    return torch.optim.Adamax(parameters, rate, weight_decay=decay)
+
+
+def learning_rate(recipe: Recipe, epoch: int, step: int, steps_an_epoch: int) -> float:
+    """Learning rate of the step number `step` (from 0, over all epochs) in epoch `epoch` (from 0).
+
+    A pure function of the position, so that a resumed training needs no scheduler state.
+    """
+    warm = 1.0
+    if recipe.warmup_samples:
+        warm = min(1.0, (step + 1) * recipe.batch_size / recipe.warmup_samples)
+    return recipe.learning_rate * warm * _decay(recipe, epoch, step, steps_an_epoch)
+
+
+def _decay(recipe: Recipe, epoch: int, step: int, steps_an_epoch: int) -> float:
+    if recipe.schedule == "multistep":
+        scale = recipe.epochs if recipe.milestones_are_fractions else 1.0
+        # Rounded, because .34 of 150 epochs is a hair more than 51 in floating point.
+        passed = sum(epoch >= round(milestone * scale, 6) for milestone in recipe.milestones)
+        return float(recipe.decay**passed)
+    if recipe.schedule == "exponential-steps":
+        exponent = step / max(recipe.decay_every_steps, 1)
+        return float(recipe.decay ** (math.floor(exponent) if recipe.staircase else exponent))
+    if recipe.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * step / (recipe.epochs * steps_an_epoch)))
+    return 1.0
+
+
+# ----------------------------------------------------------------------------------------------- augmentation
+def augment(x: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
+    """Apply the recipe's augmentations in order. x: [B,C,H,W] in [0,1]; new pixels at the border are 0."""
+    for name in names:
+        kind, _, amount = name.partition("-")
+        if kind == "flip":
+            x = torch.where(torch.rand((len(x), 1, 1, 1), generator=generator) < 0.5, x.flip(3), x)
+        elif kind == "crop":
+            x = shifted(x, int(amount), int(amount), generator)
+        else:
+            height, width = x.shape[2:]
+            x = shifted(x, round(float(amount) * height), round(float(amount) * width), generator)
+    return x
+
+
+def check_augmentation(recipe: Recipe) -> None:
+    """`UserError` for an augmentation name that is none."""
+    for name in recipe.augmentation:
+        kind, _, amount = name.partition("-")
+        fine = (kind == "flip" and not amount) or (kind == "crop" and amount.isdigit() and int(amount) > 0)
+        if not (fine or (kind == "translate" and _is_fraction(amount))):
+            raise UserError(
+                f"recipe {recipe.name!r}: unknown augmentation {name!r}; "
+                f"use crop-PIXELS, flip or translate-PART (crop-4, translate-0.1)"
+            )
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return 0.0 < float(text) < 1.0
+    except ValueError:
+        return False
+
+
+def shifted(x: Tensor, vertical: int, horizontal: int, generator: torch.Generator) -> Tensor:
+    """Every image moved by its own whole number of pixels, uniform in [-vertical, vertical] x [-horizontal,
+    ...]."""
+    n, channels, height, width = x.shape
+    padded = functional.pad(x, (horizontal, horizontal, vertical, vertical))
+    top = torch.randint(0, 2 * vertical + 1, (n, 1), generator=generator)
+    left = torch.randint(0, 2 * horizontal + 1, (n, 1), generator=generator)
+    rows = (top + torch.arange(height))[:, None, :, None]
+    columns = (left + torch.arange(width))[:, None, None, :]
+    return padded[
+        torch.arange(n)[:, None, None, None], torch.arange(channels)[None, :, None, None], rows, columns
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- samples
+def training_splits(dataset: Dataset, n: int | None, recipe: Recipe, seed: int) -> tuple[Split, Split]:
+    """(training images, validation images). n: size of the training subset, None for all.
+
+    "stratified": equal class shares, a smaller n is contained in a larger one of the same seed. "flow-lp":
+    positions of `torch.utils.data.random_split` with seed 9999 in the original training set (Yuksel et al.);
+    the validation images among them leave the validation split.
+    """
+    train, validation = dataset.train, dataset.validation
+    if n is None:
+        return train, validation
+    if recipe.subset == "flow-lp":
+        return _flow_lp_splits(train, validation, n)
+    if not 0 < n <= len(train):
+        raise UserError(
+            f"--train-samples {n}: {dataset.name} has {len(train)} training images; give 1 to {len(train)}"
+        )
+    return train.subset(stratified_positions(train.labels, n, seed)), validation
+
+
+def stratified_positions(labels: Tensor, n: int, seed: int) -> Tensor:
+    """`n` sorted positions with equal class shares (up to rounding); nested in n for one seed."""
+    order = torch.randperm(len(labels), generator=generator_for(seed, 0, "subset"))
+    shares = torch.empty(len(labels), dtype=torch.float64)
+    for label in sorted(set(labels.tolist())):
+        members = order[labels[order] == label]
+        shares[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    ranked = order[torch.argsort(shares[order], stable=True)]
+    return ranked[:n].sort().values
+
+
+def flow_lp_ids(total: int, n: int) -> Tensor:
+    """Ids of the first part of `random_split([n, rest], generator seed 9999)` of `total` images."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(FLOW_LP_SEED))[:n]
+
+
+def _flow_lp_splits(train: Split, validation: Split, n: int) -> tuple[Split, Split]:
+    pool = Split(
+        torch.cat([train.ids, validation.ids]),
+        torch.cat([train.labels, validation.labels]),
+        torch.cat([train.images, validation.images]),
+        train.levels,
+    )
+    order = torch.argsort(pool.ids)
+    if not torch.equal(pool.ids[order], torch.arange(len(pool))):
+        raise UserError(
+            "subset flow-lp needs a data set with an official training set; use a stratified recipe"
+        )
+    if not 0 < n <= len(pool):
+        raise UserError(f"--train-samples {n}: there are {len(pool)} training images; give 1 to {len(pool)}")
+    chosen = flow_lp_ids(len(pool), n)
+    kept = ~torch.isin(validation.ids, chosen)
+    if not bool(kept.any()):
+        raise UserError(
+            f"--train-samples {n} leaves no validation image in the flow-lp convention; give fewer"
+        )
+    return pool.subset(order[chosen]), validation.subset(kept.nonzero().squeeze(1))
+
+
+def generator_for(seed: int, epoch: int, purpose: str) -> torch.Generator:
+    """CPU generator keyed by (seed, epoch, purpose): what an epoch draws does not depend on where training
+    resumed."""
+    return torch.Generator().manual_seed(derive_seed(seed, epoch, purpose))

@@ -1,0 +1,151 @@
+"""Scores on the validation split, by which the best epoch is kept, and the numbers a card records."""
+
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from robbench.attacks import Victim, build_attack
+from robbench.attacks.inner import attacked
+from robbench.data import Dataset, Split
+from robbench.defenses.base import Criterion, Setting
+from robbench.defenses.flow import gaussian_bits_per_dim
+from robbench.metrics.accuracy import Estimate, accuracy
+from robbench.models.flows.base import Flow
+from robbench.specs import Measurement, resolve_attack
+
+# One fixed seed: every epoch of every training meets the same random starts and dequantisation noise.
+SCORE_SEED = 20260102
+EVALUATION_BATCH = 500
+SELECTION_ATTACK = "pgd10"
+
+
+def score(
+    criterion: Criterion, model: nn.Module, split: Split, setting: Setting, device: torch.device
+) -> float:
+    """The criterion's value on a split: percent, or bits/dim (mean over images)."""
+    if criterion == "bits_per_dim":
+        return float(np.mean(bits_per_dim(cast(Flow, model), split, 1, device)))
+    if criterion == "accuracy":
+        return clean_accuracy(model, split, device).value
+    return attacked_accuracy(model, split, setting, device).value
+
+
+def sign(criterion: Criterion) -> float:
+    """Sign that makes the criterion's values "higher is better"."""
+    return -1.0 if criterion == "bits_per_dim" else 1.0
+
+
+def clean_accuracy(model: nn.Module, split: Split, device: torch.device) -> Estimate:
+    """Accuracy in percent in eval mode."""
+    with attacked(model):
+        victim = Victim(model, device, EVALUATION_BATCH)
+        right = [
+            victim.clean_logits(split.x(part)).argmax(1) == split.labels[part]
+            for part in torch.split(torch.arange(len(split)), EVALUATION_BATCH)
+        ]
+    return accuracy(torch.cat(right).numpy())
+
+
+def attacked_accuracy(model: nn.Module, split: Split, setting: Setting, device: torch.device) -> Estimate:
+    """Accuracy in percent under PGD-10 with the data set's Linf budget."""
+    spec = resolve_attack(SELECTION_ATTACK, setting.dataset, dict(setting.threat_models))
+    positions = torch.arange(len(split))
+    with attacked(model):
+        outcome = build_attack(spec).evaluate(
+            Victim(model, device, EVALUATION_BATCH),
+            split.ids,
+            split.x(positions),
+            split.labels,
+            SCORE_SEED,
+            EVALUATION_BATCH,
+        )
+    return accuracy(outcome.robust.numpy())
+
+
+def bits_per_dim(flow: Flow, split: Split, draws: int, device: torch.device) -> np.ndarray:
+    """Bits/dim a image [N] with noise keyed by sample id, mean of `draws` draws."""
+    parts = []
+    with attacked(flow), torch.no_grad():
+        for part in torch.split(torch.arange(len(split)), EVALUATION_BATCH):
+            bits = flow.bits_per_dim(
+                split.x(part).to(device), n_samples=draws, seed=SCORE_SEED, sample_ids=split.ids[part]
+            )
+            parts.append(bits.double().cpu())
+    return torch.cat(parts).numpy()
+
+
+# ----------------------------------------------------------------------------------------------- for the card
+def classifier_measurements(
+    model: nn.Module,
+    validation: Split,
+    criterion: Criterion,
+    setting: Setting,
+    device: torch.device,
+    command: str,
+) -> tuple[Measurement, ...]:
+    """Validation accuracy, and for adversarial defenses PGD-10 accuracy; the test split is not used."""
+    found = [_percentage("accuracy", clean_accuracy(model, validation, device), command)]
+    if criterion == "pgd10_accuracy":
+        estimate = attacked_accuracy(model, validation, setting, device)
+        found.append(_percentage(f"accuracy under {SELECTION_ATTACK}", estimate, command))
+    return tuple(found)
+
+
+def _percentage(metric: str, estimate: Estimate, command: str) -> Measurement:
+    return Measurement(
+        metric=metric,
+        value=round(estimate.value, 2),
+        unit="%",
+        split="validation",
+        n=estimate.n,
+        lower=round(estimate.lower, 2),
+        upper=round(estimate.upper, 2),
+        command=command,
+        note="95 % Wilson interval; the epoch was chosen on this split",
+    )
+
+
+def flow_measurements(
+    flow: Flow,
+    dataset: Dataset,
+    train: Split,
+    validation: Split,
+    device: torch.device,
+    command: str,
+    draws: int = 8,
+) -> tuple[Measurement, ...]:
+    """Bits/dim of the flow on training, validation and test images, and of the Gaussian on the test images.
+
+    The test split is read here only, after training and selection have ended.
+    """
+    found = [
+        _bits(name, bits_per_dim(flow, split, draws, device), name_of_split, command, note)
+        for name, split, name_of_split, note in (
+            ("bits/dim", train, "train", f"mean of {draws} dequantisation draws an image"),
+            ("bits/dim", validation, "validation", "the epoch was chosen on this split"),
+            ("bits/dim", dataset.test, "test", f"mean of {draws} dequantisation draws an image"),
+        )
+    ]
+    reference = gaussian_bits_per_dim(train, dataset.test)
+    note = (
+        "full-covariance Gaussian fitted to the same dequantised training pixels; exact expectations, float64"
+    )
+    return (*found, _bits("bits/dim of a Gaussian", reference, "test", command, note))
+
+
+def _bits(metric: str, values: np.ndarray, split: str, command: str, note: str) -> Measurement:
+    spread = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    mean = float(values.mean())
+    return Measurement(
+        metric=metric,
+        value=round(mean, 4),
+        unit="bits/dim",
+        split=split,
+        n=len(values),
+        lower=round(mean - spread, 4),
+        upper=round(mean + spread, 4),
+        command=command,
+        note=f"{note}; interval: normal, over images",
+    )

@@ -1,0 +1,166 @@
+"""`robbench doctor`: what is there, what is missing and how to get it. Downloads nothing."""
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from robbench.data.names import dataset_names
+from robbench.errors import UserError
+from robbench.models.zoo import ZooEntry, zoo_entries
+from robbench.resources import data_root, dataset_root
+from robbench.specs import recipes, threat_models
+
+State = Literal["ok", "missing", "broken"]
+REQUIRED = (
+    ("torch", "torch"),
+    ("torchvision", "torchvision"),
+    ("numpy", "numpy"),
+    ("pandas", "pandas"),
+    ("pyarrow", "pyarrow"),
+    ("scikit-learn", "sklearn"),
+    ("safetensors", "safetensors"),
+    ("pyautoattack", "pyautoattack"),
+    ("pydantic", "pydantic"),
+    ("rich", "rich"),
+    ("jinja2", "jinja2"),
+    ("itables", "itables"),
+    ("pillow", "PIL"),
+)
+# Where torchvision keeps the files of each data set below its root.
+FILES = {
+    "mnist": "MNIST/raw",
+    "fashionmnist": "FashionMNIST/raw",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+    "svhn": "svhn/test_32x32.mat",
+    "stl10": "stl10_binary",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line. "missing" is optional and comes with how to get it, "broken" is an error."""
+
+    state: State
+    what: str
+    details: str
+
+
+def examine(zoo: Path | None, data_dir: Path | None) -> bool:
+    """Print every finding; False when something required is broken."""
+    healthy = True
+    for title, findings in (
+        ("Machine", _machine()),
+        ("Packages", _packages()),
+        ("Device", _device()),
+        ("Specs", _specs()),
+        ("Data sets", _data_sets(data_dir)),
+        ("Models", _models(zoo)),
+        ("Optional tools", _optional()),
+    ):
+        click.echo(title)
+        for finding in findings:
+            click.echo(f"  {finding.state:8} {finding.what:24} {finding.details}")
+            healthy = healthy and finding.state != "broken"
+    click.echo("Everything required works." if healthy else "Something required is broken; see above.")
+    return healthy
+
+
+def _machine() -> Iterator[Finding]:
+    yield Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}")
+    yield Finding("ok", "cores", f"{os.cpu_count()}")
+
+
+def _packages() -> Iterator[Finding]:
+    from robbench.matrix.device import installed_version
+
+    for package, module in REQUIRED:
+        try:
+            import_module(module)
+        except Exception as error:  # an import can fail in any way; each one is a finding
+            reason = " ".join(str(error).split())[:120]
+            yield Finding("broken", package, f"does not import ({reason}); pip install --upgrade {package}")
+        else:
+            yield Finding("ok", package, installed_version(package) or "version unknown")
+
+
+def _device() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("ok", "threads", f"{torch.get_num_threads()} (set OMP_NUM_THREADS to change)")
+    if not torch.cuda.is_available():
+        reason = (
+            "PyTorch is built without CUDA" if torch.version.cuda is None else "no usable NVIDIA GPU found"
+        )
+        yield Finding("missing", "cuda", f"{reason}; robbench runs on the CPU")
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        yield Finding("ok", f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+
+
+def _specs() -> Iterator[Finding]:
+    for what, read in (("threat models", threat_models), ("recipes", recipes)):
+        try:
+            yield Finding("ok", what, f"{len(read())} in {data_root()}")
+        except UserError as error:
+            yield Finding("broken", what, str(error))
+
+
+def _data_sets(data_dir: Path | None) -> Iterator[Finding]:
+    try:
+        root = dataset_root(data_dir)
+    except UserError as error:
+        yield Finding("broken", "data folder", str(error))
+        return
+    for name in dataset_names():
+        if name not in FILES:
+            yield Finding("ok", name, "inside an installed package")
+        elif (root / FILES[name]).exists():
+            yield Finding("ok", name, str(root / FILES[name]))
+        else:
+            how = "downloaded at first use, or name its folder with --data-dir or ROBBENCH_DATA"
+            yield Finding("missing", name, f"not in {root}; {how}")
+
+
+def _models(zoo: Path | None) -> Iterator[Finding]:
+    try:
+        entries = zoo_entries(zoo)
+    except UserError as error:
+        yield Finding("broken", "zoo", str(error))
+        return
+    if not entries:
+        yield Finding("missing", "zoo", "no models; train one: robbench train --defense standard")
+    for name, entry in entries.items():
+        yield _model(name, entry)
+
+
+def _model(name: str, entry: ZooEntry) -> Finding:
+    from robbench.models.loading import load_model
+
+    try:
+        loaded = load_model(entry)
+    except UserError as error:
+        return Finding("broken", name, str(error))
+    parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
+    what = f"{entry.card.dataset}, {entry.card.defense}, {parameters:,} parameters, golden outputs agree"
+    return Finding("ok", name, what)
+
+
+def _optional() -> Iterator[Finding]:
+    from robbench.matrix.device import installed_version
+
+    for package, use in (
+        ("playwright", "browser test of the HTML report"),
+        ("foolbox", "reference attacks in tests"),
+    ):
+        version = installed_version(package)
+        if version is None:
+            yield Finding("missing", package, f"{use}; pip install 'robbench[dev]'")
+        else:
+            yield Finding("ok", package, f"{version}, {use}")

@@ -1,0 +1,1 @@
+"""The matrix: plan -> cells -> shards -> executor -> ledger."""

@@ -1,0 +1,310 @@
+"""The ledger: one row a sample, one atomic Parquet file a shard, cells addressed by hash.
+
+run.yaml                                identity and last plan (`records.RunFile`)
+cards/<model>.yaml                      the cards of the models of the plan
+originals.npz                           clean images of the samples whose adversarial images are kept
+cells/<hash16>/cell.json                `records.CellRecord`
+cells/<hash16>/shard-<k>-<ids8>.parquet rows of block k; ids8 hashes the sample ids inside
+quarantine/                             shards that were not what they claimed to be
+superseded-<k>/                         what `--fresh` put aside
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from robbench.errors import UserError
+from robbench.matrix.records import CellRecord, CellResult, Run, RunFile
+from robbench.resources import write_atomically, write_text_atomically
+from robbench.specs import ModelCard, dump_yaml, load_yaml, validate
+
+SCHEMA_VERSION = "1"
+LEDGER_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("clean_prediction", pa.int64(), nullable=False),
+        pa.field("prediction", pa.int64(), nullable=False),
+        pa.field("clean_margin", pa.float32(), nullable=False),
+        pa.field("margin", pa.float32(), nullable=False),
+        pa.field("robust", pa.bool_(), nullable=False),
+        pa.field("broken_by", pa.string()),
+        pa.field("broken_at", pa.int64(), nullable=False),
+        pa.field("l1", pa.float32(), nullable=False),
+        pa.field("l2", pa.float32(), nullable=False),
+        pa.field("linf", pa.float32(), nullable=False),
+        pa.field("cross_entropy", pa.float32(), nullable=False),
+        pa.field("nll_before", pa.float32()),
+        pa.field("nll_after", pa.float32()),
+        pa.field("forwards", pa.int64(), nullable=False),
+        pa.field("backwards", pa.int64(), nullable=False),
+        pa.field("counts_exact", pa.bool_(), nullable=False),
+        pa.field("example", pa.binary()),
+    ]
+)
+RUN_FILE, CELL_FILE, LOCK_FILE, ORIGINALS_FILE = "run.yaml", "cell.json", ".lock", "originals.npz"
+Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+_KEY_VERSION, _KEY_CELL, _KEY_SECONDS = b"robbench.schema_version", b"robbench.cell", b"robbench.seconds"
+
+
+class BadShardError(Exception):
+    """A shard file is not what its place in the ledger says; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows of one shard file (`LEDGER_SCHEMA`) and the seconds they took."""
+
+    path: Path
+    table: pa.Table
+    seconds: float
+
+    @property
+    def ids(self) -> list[int]:
+        return [int(i) for i in self.table["sample_id"].to_pylist()]
+
+
+def shard_name(block: int, ids: Iterable[int]) -> str:
+    """File name of the rows of `ids` in block number `block`."""
+    digest = hashlib.sha256(" ".join(str(i) for i in sorted(ids)).encode()).hexdigest()
+    return f"shard-{block:04d}-{digest[:8]}.parquet"
+
+
+def write_shard(path: Path, table: pa.Table, cell: str, seconds: float) -> None:
+    """Write `table` (`LEDGER_SCHEMA`) atomically; schema version, cell hash and seconds become metadata."""
+    metadata = {_KEY_VERSION: SCHEMA_VERSION, _KEY_CELL: cell, _KEY_SECONDS: f"{seconds:.3f}"}
+    stamped = table.cast(LEDGER_SCHEMA).replace_schema_metadata(metadata)
+    write_atomically(path, lambda temporary: pq.write_table(stamped, temporary, compression="zstd"))
+
+
+def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Shard:
+    """Read a shard of the cell with hash `cell`; `BadShardError` when anything about it disagrees.
+
+    known: ids the data set has, when the caller knows them.
+    """
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise BadShardError(f"cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from error
+    metadata = table.schema.metadata or {}
+    version = metadata.get(_KEY_VERSION, b"none").decode(errors="replace")
+    if version != SCHEMA_VERSION:
+        raise BadShardError(f"has schema version {version}, not {SCHEMA_VERSION}")
+    if metadata.get(_KEY_CELL, b"").decode(errors="replace") != cell:
+        raise BadShardError("belongs to another cell")
+    if not table.schema.equals(LEDGER_SCHEMA, check_metadata=False):
+        raise BadShardError("has other columns than the ledger")
+    shard = Shard(path, table, _seconds(metadata))
+    _check_ids(shard, known)
+    return shard
+
+
+def _seconds(metadata: dict[bytes, bytes]) -> float:
+    try:
+        return float(metadata[_KEY_SECONDS])
+    except (KeyError, ValueError) as error:
+        raise BadShardError("has no computing time in its metadata") from error
+
+
+def _check_ids(shard: Shard, known: frozenset[int] | None) -> None:
+    ids = shard.ids
+    if len(set(ids)) != len(ids):
+        raise BadShardError("repeats a sample id")
+    if not shard.path.stem.endswith(shard_name(0, ids).removesuffix(".parquet")[-8:]):
+        raise BadShardError("holds other sample ids than its name says")
+    if known is not None and not known.issuperset(ids):
+        raise BadShardError("holds sample ids that the data set does not have")
+
+
+class Ledger:
+    """Reads and writes one run folder. Creating it touches nothing on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def cell_folder(self, cell: str) -> Path:
+        return self.folder / "cells" / cell[:16]
+
+    # ------------------------------------------------------------------------------------------ run and cells
+    def read_run(self) -> RunFile | None:
+        """run.yaml, or None when there is none yet. `UserError` when it is malformed."""
+        path = self.folder / RUN_FILE
+        return load_yaml(path, RunFile) if path.exists() else None
+
+    def write_run(
+        self, run: RunFile, cards: dict[str, ModelCard], records: Sequence[CellRecord] = ()
+    ) -> None:
+        """Record a plan: cards, cell.json of cells not begun, and last run.yaml (now it is a run folder)."""
+        for record in records:
+            if not (self.cell_folder(record.hash) / CELL_FILE).exists():
+                self.write_cell(record)
+        for name, card in cards.items():
+            write_text_atomically(self.folder / "cards" / f"{name}.yaml", dump_yaml(card))
+        write_text_atomically(self.folder / RUN_FILE, dump_yaml(run))
+
+    def read_cell(self, cell: str) -> CellRecord | None:
+        """cell.json of the cell with this hash, or None; `UserError` when it is malformed."""
+        path = self.cell_folder(cell) / CELL_FILE
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: is not JSON ({error}); delete it, its shards stay valid") from error
+        return validate(content, CellRecord, str(path))
+
+    def write_cell(self, record: CellRecord) -> None:
+        path = self.cell_folder(record.hash) / CELL_FILE
+        write_text_atomically(path, record.model_dump_json(indent=2) + "\n")
+
+    def originals(self) -> dict[int, Images]:
+        """Clean images [C,H,W] in [0,1] by sample id, of the samples with kept examples."""
+        path = self.folder / ORIGINALS_FILE
+        if not path.exists():
+            return {}
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                ids, images = stored["ids"], stored["images"]
+        except (ValueError, OSError, KeyError, BadZipFile) as error:
+            raise UserError(
+                f"{path} cannot be read ({error}); delete it and run the same command again"
+            ) from error
+        return {int(i): image for i, image in zip(ids, images, strict=True)}
+
+    def add_originals(self, images: dict[int, Images]) -> None:
+        """Add clean images to those stored; nothing is written when all are there."""
+        stored = self.originals()
+        if images.keys() <= stored.keys():
+            return
+        merged = {**stored, **images}
+        ids = np.array(sorted(merged), dtype=np.int64)
+        stack = np.stack([merged[int(i)] for i in ids])
+
+        def save(path: Path) -> None:
+            with path.open("wb") as stream:
+                np.savez_compressed(stream, ids=ids, images=stack)
+
+        write_atomically(self.folder / ORIGINALS_FILE, save)
+
+    # ------------------------------------------------------------------------------------------------- shards
+    def shards(
+        self, cell: str, on_bad: Callable[[Path, str], None], known: frozenset[int] | None = None
+    ) -> list[Shard]:
+        """Good shards of a cell in name order; `on_bad(path, reason)` for every other one."""
+        good: list[Shard] = []
+        seen: set[int] = set()
+        for path in sorted(self.cell_folder(cell).glob("shard-*.parquet")):
+            try:
+                shard = read_shard(path, cell, known)
+                if not seen.isdisjoint(shard.ids):
+                    raise BadShardError("repeats sample ids of another shard")
+            except BadShardError as error:
+                on_bad(path, str(error))
+                continue
+            seen.update(shard.ids)
+            good.append(shard)
+        return good
+
+    def write_shard(self, cell: str, block: int, table: pa.Table, seconds: float) -> None:
+        ids = table["sample_id"].to_pylist()
+        write_shard(self.cell_folder(cell) / shard_name(block, ids), table, cell, seconds)
+
+    def quarantine(self, path: Path) -> Path:
+        """Move a bad shard to quarantine/ under a name that is free; returns where it went."""
+        folder = self.folder / "quarantine"
+        folder.mkdir(exist_ok=True)
+        names = (f"{path.parent.name}-{path.stem}{suffix}{path.suffix}" for suffix in _suffixes())
+        target = next(folder / name for name in names if not (folder / name).exists())
+        return path.rename(target)
+
+    def supersede(self, paths: Sequence[Path]) -> Path | None:
+        """Move what exists of `paths` (in this folder) to a new superseded-<k>/; None when nothing does."""
+        present = [path for path in paths if path.exists()]
+        if not present:
+            return None
+        names = (f"superseded-{k}" for k in range(1, 1_000_000))
+        aside = next(self.folder / name for name in names if not (self.folder / name).exists())
+        for path in present:
+            target = aside / path.relative_to(self.folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        return aside
+
+
+def _suffixes() -> Iterable[str]:
+    yield ""
+    for k in range(2, 1_000_000):
+        yield f"-{k}"
+
+
+# ----------------------------------------------------------------------------------------------- reading back
+def load_run(folder: Path) -> Run:
+    """The last plan of a run folder with all rows it has so far. Reads only; needs no data set and no model.
+
+    A cell with fewer rows than the plan wants has status "running". Raises `UserError` for a folder that is
+    no run and for a damaged shard.
+    """
+    ledger = Ledger(folder)
+    run = ledger.read_run() if folder.is_dir() else None
+    if run is None:
+        raise UserError(
+            f"{str(folder)!r} is not a run folder (no {RUN_FILE}); give the --out of a `robbench run`"
+        )
+    wanted = pa.array(sorted(run.sample_ids), pa.int64())
+    cells = [
+        _load_cell(ledger, entry.hash, entry.model, entry.defense, entry.attack, wanted)
+        for entry in run.cells
+    ]
+    cards = {name: load_yaml(folder / "cards" / f"{name}.yaml", ModelCard) for name in run.models}
+    return Run(
+        folder=folder,
+        dataset=run.dataset,
+        dataset_revision=run.dataset_revision,
+        seed=run.seed,
+        n=run.n,
+        shape=run.shape,
+        class_names=run.class_names,
+        sample_ids=tuple(run.sample_ids),
+        cells=cells,
+        cards=cards,
+        versions=run.versions,
+    )
+
+
+def _load_cell(
+    ledger: Ledger, cell: str, model: str, defense: str, label: str, wanted: pa.Array
+) -> CellResult:
+    record = ledger.read_cell(cell)
+    if record is None:
+        raise UserError(
+            f"{ledger.cell_folder(cell) / CELL_FILE} of {model} x {label} is missing; "
+            f"run the same `robbench run` again to restore it"
+        )
+    shards = ledger.shards(cell, _refuse)
+    table = pa.concat_tables(
+        [LEDGER_SCHEMA.empty_table(), *(s.table.replace_schema_metadata() for s in shards)]
+    )
+    table = table.filter(pc.is_in(table["sample_id"], value_set=wanted)).sort_by("sample_id")
+    status = record.status
+    if status != "failed":
+        status = "ok" if len(table) == len(wanted) else "running"
+    changes = {
+        "model": model,
+        "defense": defense,
+        "attack": record.attack.model_copy(update={"label": label}),
+        "status": status,
+        "seconds": sum(shard.seconds for shard in shards),
+    }
+    return CellResult(record.model_copy(update=changes), table.to_pandas())
+
+
+def _refuse(path: Path, reason: str) -> None:
+    raise UserError(f"{path} {reason}; run the same `robbench run` again to quarantine and recompute it")

@@ -1,0 +1,142 @@
+"""How a run shows itself: a live table on a terminal, plain lines anywhere else."""
+
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from robbench.matrix.records import CellRecord
+
+
+class RunProgress(Protocol):
+    """What the executor reports. `cell` counts from 0 in plan order; `robust`: samples classified right."""
+
+    def started(self, cell: int, record: CellRecord, done: int) -> None:
+        """A cell starts with `done` samples already in the ledger."""
+
+    def advanced(self, cell: int, done: int, robust: int) -> None:
+        """A shard of the cell is in the ledger."""
+
+    def ended(self, cell: int, record: CellRecord, done: int, robust: int) -> None:
+        """The cell is complete or failed (`record.status`)."""
+
+    def message(self, line: str) -> None:
+        """One line the user should see."""
+
+
+def _accuracy(robust: int, done: int) -> str:
+    return f"{100 * robust / done:.2f} %" if done else "-"
+
+
+class PlainProgress(AbstractContextManager["PlainProgress"]):
+    """One line when a cell starts and one when it ends."""
+
+    def __init__(self, console: Console, records: list[CellRecord], total: int) -> None:
+        self._console, self._count, self._total = console, len(records), total
+        self._begun = 0.0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def message(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def started(self, cell: int, record: CellRecord, done: int) -> None:
+        self._begun = time.monotonic()
+        already = f", {done} of them in the ledger" if done else ""
+        self.message(f"{self._where(cell, record)}: {self._total} samples{already}")
+
+    def advanced(self, cell: int, done: int, robust: int) -> None:
+        return None
+
+    def ended(self, cell: int, record: CellRecord, done: int, robust: int) -> None:
+        seconds = time.monotonic() - self._begun
+        outcome = f"accuracy {_accuracy(robust, done)} of {done}"
+        if record.status == "failed":
+            outcome = f"failed ({record.error})"
+        self.message(f"{self._where(cell, record)}: {outcome}, {seconds:.1f} s")
+
+    def _where(self, cell: int, record: CellRecord) -> str:
+        return f"[{cell + 1}/{self._count}] {record.model} x {record.attack.label}"
+
+
+class LiveProgress(AbstractContextManager["LiveProgress"]):
+    """A row a cell: model, attack, done/total, elapsed, remaining, accuracy so far.
+
+    Where the terminal has fewer lines than the run has cells, it shows those around the running one.
+    """
+
+    def __init__(self, console: Console, records: list[CellRecord], total: int) -> None:
+        self._console, self._total = console, total
+        self._progress = Progress(
+            TextColumn("{task.fields[model]}", style="bold"),
+            TextColumn("{task.fields[attack]}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[accuracy]}", justify="right"),
+            console=console,
+        )
+        self._tasks: list[TaskID] = [
+            self._progress.add_task(
+                "", total=total, start=False, model=r.model, attack=r.attack.label, accuracy=""
+            )
+            for r in records
+        ]
+        self._show_around(0)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def message(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def started(self, cell: int, record: CellRecord, done: int) -> None:
+        self._show_around(cell)
+        # `reset` rather than `update`, so that samples of an earlier run do not count as speed.
+        self._progress.reset(self._tasks[cell], start=True, completed=done)
+
+    def advanced(self, cell: int, done: int, robust: int) -> None:
+        self._progress.update(self._tasks[cell], completed=done, accuracy=_accuracy(robust, done))
+
+    def ended(self, cell: int, record: CellRecord, done: int, robust: int) -> None:
+        text = "[red]failed[/red]" if record.status == "failed" else _accuracy(robust, done)
+        self._progress.update(self._tasks[cell], completed=done, accuracy=text)
+        self._progress.stop_task(self._tasks[cell])
+        if record.status == "failed":
+            self.message(f"{record.model} x {record.attack.label} failed: {record.error}")
+
+    def _show_around(self, cell: int) -> None:
+        rows = max(self._console.height - 2, 1)
+        first = max(min(cell - rows // 2, len(self._tasks) - rows), 0)
+        for number, task in enumerate(self._tasks):
+            self._progress.update(task, visible=first <= number < first + rows)
+
+
+def run_progress(console: Console, records: list[CellRecord], total: int) -> PlainProgress | LiveProgress:
+    """The live table on a terminal, plain lines otherwise."""
+    return (
+        LiveProgress(console, records, total)
+        if console.is_terminal
+        else PlainProgress(console, records, total)
+    )

@@ -1,0 +1,159 @@
+"""What a run folder holds, as typed records: `run.yaml`, `cells/*/cell.json`, and a whole run read back.
+
+No torch here, and pandas only for type checkers: reading a run folder stays cheap.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from robbench.specs import SHA256, FlowReference, ModelCard, ResolvedAttack, Strict, canonical_hash
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Status = Literal["running", "ok", "failed"]
+PRECISION = "fp32"
+
+
+class CellRecord(Strict):
+    """cell.json: one (model, attack) cell, everything its results depend on, and how it went.
+
+    hash: its address (`cell_hash`). seconds: computing time, summed over its shards. details: a failure's
+    traceback.
+    """
+
+    schema_version: Literal[1] = 1
+    hash: SHA256
+    model: str
+    defense: str
+    dataset: str
+    dataset_revision: SHA256
+    seed: int
+    attack: ResolvedAttack
+    model_sha256: SHA256
+    attack_flow: FlowReference | None = None
+    nll_flow: FlowReference | None = None
+    precision: str = PRECISION
+    engine_version: int
+    status: Status = "running"
+    error: str | None = None
+    details: str = ""
+    seconds: float = 0.0
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in its card."""
+        return self.model
+
+    @property
+    def flow(self) -> str | None:
+        """Name of the flow the attack searched through; None for an image-space attack."""
+        return self.attack_flow.name if self.attack_flow else None
+
+
+def cell_hash(
+    card: ModelCard,
+    attack: ResolvedAttack,
+    attack_flow: FlowReference | None,
+    nll_flow: FlowReference | None,
+    engine_version: int,
+    dataset: str,
+    dataset_revision: str,
+    seed: int,
+) -> str:
+    """Address of a cell: sha256 over all that its rows depend on.
+
+    The attack's label is left out: it is only how a table calls it ("pgd20@0.2" may be plain "pgd20").
+    """
+    return canonical_hash(
+        {
+            "weights": card.weights.sha256,
+            "architecture": card.architecture.model_dump(mode="json"),
+            "attack_flow": attack_flow.sha256 if attack_flow else None,
+            "nll_flow": nll_flow.sha256 if nll_flow else None,
+            "attack": attack.model_dump(mode="json", exclude={"label"}),
+            "precision": PRECISION,
+            "engine_version": engine_version,
+            "dataset": dataset,
+            "dataset_revision": dataset_revision,
+            "seed": seed,
+        }
+    )
+
+
+class PlanEntry(Strict):
+    """One line of a plan: which cell stands for which model and attack in the tables."""
+
+    hash: SHA256
+    model: str
+    defense: str
+    attack: str
+
+
+class RunFile(Strict):
+    """run.yaml: the identity of a run folder (first block) and its last plan.
+
+    samples: the wanted sample ids in the order drawn, as one string (YAML reads a list of 10,000 slowly).
+    """
+
+    schema_version: Literal[1] = 1
+    dataset: str
+    dataset_revision: SHA256
+    split: Literal["test"] = "test"
+    seed: int
+
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    n: int
+    models: tuple[str, ...]
+    attacks: tuple[str, ...]
+    cells: tuple[PlanEntry, ...]
+    versions: dict[str, str]
+    samples: str
+
+    @property
+    def sample_ids(self) -> list[int]:
+        """The wanted sample ids in the order drawn."""
+        return [int(part) for part in self.samples.split()]
+
+    def differences(self, other: "RunFile") -> list[str]:
+        """Where the identities of two runs differ, as "dataset digits, not mnist"; empty for the same run."""
+        pairs = (
+            ("dataset", self.dataset, other.dataset),
+            ("revision", self.dataset_revision[:12], other.dataset_revision[:12]),
+            ("split", self.split, other.split),
+            ("seed", self.seed, other.seed),
+        )
+        return [f"{what} {mine}, not {theirs}" for what, mine, theirs in pairs if mine != theirs]
+
+
+def join_ids(ids: Sequence[int]) -> str:
+    """Sample ids as the string of `RunFile.samples`."""
+    return " ".join(str(i) for i in ids)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell and its rows: columns of the ledger, restricted to the wanted samples, sorted by sample_id."""
+
+    cell: CellRecord
+    rows: "pd.DataFrame"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder read back. cells: plan order. cards: by model name. shape: (C,H,W). n: samples wanted."""
+
+    folder: Path
+    dataset: str
+    dataset_revision: str
+    seed: int
+    n: int
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    sample_ids: tuple[int, ...]
+    cells: list[CellResult]
+    cards: dict[str, ModelCard]
+    versions: dict[str, str]

@@ -1,0 +1,1 @@
+"""Numbers computed from ledger rows: accuracy, perturbation size, likelihood. NumPy only, no torch."""

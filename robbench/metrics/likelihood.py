@@ -1,0 +1,61 @@
+"""Bits per dimension over samples. Adversarial images reach 1e16 and overflow; none may rule a table."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+@dataclass(frozen=True)
+class BitsPerDim:
+    """Bits/dim of `n` samples.
+
+    mean: over the `n_finite` finite values (None without any). median: over everything but NaN, infinities in
+    their place (None when all are NaN; may be infinite). n_infinite, n_nan: what the mean leaves out.
+    """
+
+    mean: float | None
+    median: float | None
+    n: int
+    n_finite: int
+    n_infinite: int
+    n_nan: int
+
+    @property
+    def median_note(self) -> str:
+        """What the median leaves out; empty when it leaves out nothing."""
+        return f"{self.n_nan} NaN left out" if self.n_nan else ""
+
+    @property
+    def note(self) -> str:
+        """What the mean leaves out, for a table; empty when it leaves out nothing."""
+        if self.n_finite == self.n:
+            return ""
+        left_out = f"{self.n_infinite} infinite, {self.n_nan} NaN left out"
+        return f"mean over {self.n_finite} finite of {self.n}: {left_out}"
+
+
+def bits_per_dim(values: ArrayLike) -> BitsPerDim:
+    """Summary of per-sample bits/dim, shape [n], n >= 1; ValueError without samples."""
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"bits/dim of shape {array.shape}; need one number a sample, at least one")
+    finite = array[np.isfinite(array)]
+    ordered = array[~np.isnan(array)]
+    return BitsPerDim(
+        mean=float(finite.mean()) if len(finite) else None,
+        median=_median(ordered) if len(ordered) else None,
+        n=len(array),
+        n_finite=len(finite),
+        n_infinite=int(np.isinf(array).sum()),
+        n_nan=int(np.isnan(array).sum()),
+    )
+
+
+def _median(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float | None:
+    ordered = np.sort(values)
+    low, high = float(ordered[(len(ordered) - 1) // 2]), float(ordered[len(ordered) // 2])
+    if low == high:
+        return low  # also when both are the same infinity
+    middle = low / 2 + high / 2  # halves first: the sum of two huge values overflows
+    return None if np.isnan(middle) else middle  # -inf and +inf in the middle have no midpoint

@@ -1,0 +1,1 @@
+"""Tables, files and checks made from a run. Pure functions: the same run gives the same bytes."""

@@ -1,0 +1,126 @@
+"""Triples of original, adversarial and magnified difference as inline PNG images."""
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+
+from robbench.matrix.records import CellResult, Run
+from robbench.publish.tables import complete
+
+Pixels = NDArray[np.float32]
+Originals = Callable[[Sequence[int]], np.ndarray]
+
+TRIPLES = 6
+SHOWN_SIDE = 128  # pixels of the longer side of a shown image, at least
+FACTORS = (1, 2, 5, 10, 20, 50, 100)
+
+
+@dataclass(frozen=True)
+class Triple:
+    """One adversarial example as a page shows it; images are data URIs, `factor` magnifies the difference."""
+
+    sample_id: int
+    attack: str
+    label: str
+    clean_prediction: str
+    prediction: str
+    robust: bool
+    l2: float
+    linf: float
+    factor: int
+    original: str
+    adversarial: str
+    difference: str
+
+
+def triples(
+    run: Run, results: Sequence[CellResult], originals: Originals, limit: int = TRIPLES
+) -> list[Triple]:
+    """Up to `limit` stored examples of one model, attack by attack in turn, broken samples first.
+
+    originals: clean images [n,C,H,W] in [0,1] for sample ids; ValueError when it returns another shape.
+    """
+    chosen = _chosen(complete(run, results), limit)
+    if not chosen:
+        return []
+    ids = [int(row["sample_id"]) for _, row in chosen]
+    clean = np.asarray(originals(ids), dtype=np.float32)
+    if clean.shape != (len(ids), *run.shape):
+        raise ValueError(
+            f"originals returned {clean.shape} for {len(ids)} ids; need {(len(ids), *run.shape)}"
+        )
+    return [_triple(run, result, row, x) for (result, row), x in zip(chosen, clean, strict=True)]
+
+
+def _chosen(results: Sequence[CellResult], limit: int) -> "list[tuple[CellResult, pd.Series[float]]]":
+    """Rows with an example, one attack after the other until `limit`."""
+    queues = [_candidates(result) for result in results]
+    chosen: list[tuple[CellResult, pd.Series[float]]] = []
+    while queues and len(chosen) < limit:
+        queue = queues.pop(0)
+        found = next(queue, None)
+        if found is not None:
+            chosen.append(found)
+            queues.append(queue)
+    return sorted(chosen, key=lambda pair: results.index(pair[0]))
+
+
+def _candidates(result: CellResult) -> "Iterator[tuple[CellResult, pd.Series[float]]]":
+    """Attacked samples with a stored example: broken ones, then those that held, each by sample id."""
+    rows = result.rows
+    kept = rows[rows["example"].notna() & (rows["clean_prediction"] == rows["label"])]
+    for _, row in kept.sort_values(["robust", "sample_id"], kind="stable").iterrows():
+        yield result, row
+
+
+def _triple(run: Run, result: CellResult, row: "pd.Series[float]", clean: Pixels) -> Triple:
+    adversarial = np.frombuffer(bytes(row["example"]), dtype="<f4").reshape(run.shape)  # type: ignore[call-overload]
+    difference = adversarial - clean
+    factor = magnification(float(np.abs(difference).max()))
+    return Triple(
+        sample_id=int(row["sample_id"]),
+        attack=result.cell.attack.label,
+        label=_class_name(run, int(row["label"])),
+        clean_prediction=_class_name(run, int(row["clean_prediction"])),
+        prediction=_class_name(run, int(row["prediction"])),
+        robust=bool(row["robust"]),
+        l2=float(row["l2"]),
+        linf=float(row["linf"]),
+        factor=factor,
+        original=data_uri(clean),
+        adversarial=data_uri(adversarial),
+        difference=data_uri(0.5 + 0.5 * factor * difference),
+    )
+
+
+def _class_name(run: Run, index: int) -> str:
+    return run.class_names[index] if 0 <= index < len(run.class_names) else str(index)
+
+
+def magnification(largest: float) -> int:
+    """The largest of FACTORS that keeps 0.5 + factor / 2 * difference inside [0, 1]; grey means no change."""
+    return max((factor for factor in FACTORS if factor * largest <= 1), default=1)
+
+
+def data_uri(image: Pixels) -> str:
+    """An image [C,H,W] in [0,1] as a PNG data URI, scaled up by whole pixels; three channels are RGB, any
+    other number is shown as the mean grey."""
+    levels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+    channels, height, width = levels.shape
+    if channels == 3:
+        picture = Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
+    else:
+        picture = Image.fromarray(np.rint(levels.mean(axis=0)).astype(np.uint8))
+    scale = max(1, math.ceil(SHOWN_SIDE / max(height, width)))
+    stream = io.BytesIO()
+    picture.resize((width * scale, height * scale), Image.Resampling.NEAREST).save(
+        stream, "PNG", optimize=True
+    )
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -1,0 +1,467 @@
+"""The command line: its speed, its lists, and one line and exit code 2 for every wrong use."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from tiny_models import saved_model
+
+from robbench.cli import main
+
+Arguments = list[str]
+
+
+def invoked(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def assert_one_line(result: Result, *parts: str) -> None:
+    """Exit code 2, one line `Error: ...` on stderr with all `parts` in it, and no traceback."""
+    assert result.exit_code == 2, (result.exit_code, result.output, result.exception)
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    for part in parts:
+        assert part in result.stderr
+
+
+# --------------------------------------------------------------------------------------------- cheap parts
+HELP = """
+import sys
+sys.argv = ["robbench", "--help"]
+import robbench.cli
+try:
+    robbench.cli.main()
+except SystemExit as end:
+    assert not end.code
+heavy = {"torch", "pandas", "pydantic", "numpy", "pyarrow", "rich", "yaml"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_help_is_fast_and_imports_nothing_heavy() -> None:
+    seconds = []
+    while not seconds or (min(seconds) > 0.4 and len(seconds) < 10):  # again while others use the machine
+        begun = time.monotonic()
+        subprocess.run([sys.executable, "-c", HELP], check=True, capture_output=True)
+        seconds.append(time.monotonic() - begun)
+    assert min(seconds) < 0.4
+
+
+@pytest.mark.parametrize("name", ["run", "train", "report", "check", "list", "show", "doctor"])
+def test_every_command_has_help(name: str) -> None:
+    result = invoked(name, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_version() -> None:
+    from robbench import __version__
+
+    assert __version__ in invoked("--version").output
+
+
+@pytest.mark.parametrize(
+    ("kind", "some"),
+    [
+        ("attacks", ["pgd20\tlinf\timage\tlinf", "aa-l2\tl2", "jsa50\tjoint"]),
+        ("defenses", ["ijsat\t", "trades-jsa\t", "standard\t"]),
+        ("datasets", ["digits\tembedded", "fashionmnist\ttorchvision"]),
+        ("threat-models", ["linf\timage\tlinf\tfgsm, pgd10"]),
+        ("models", ["tiny-a\tdigits\ttiny\tdigits-cnn"]),
+    ],
+)
+def test_list(kind: str, some: list[str], tiny_zoo: Path) -> None:
+    result = invoked("list", kind, "--zoo", tiny_zoo)
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    for begin in some:
+        assert any(line.startswith(begin) for line in lines), result.output
+
+
+def test_show_an_attack_with_its_numbers() -> None:
+    lines = [line.split() for line in invoked("show", "pgd20").output.splitlines()]
+    assert ["steps:", "20"] in lines
+    assert ["mnist", "0.3", "-", "0.075"] in lines
+    assert next(line for line in lines if line[:1] == ["digits"])[:4] == ["digits", "0.2", "-", "0.05"]
+
+
+def test_show_everything_of_one_name() -> None:
+    output = invoked("show", "r-la").output
+    assert "== attack r-la ==" in output
+    assert "== defense r-la ==" in output
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("linf", "budgets:"), ("tiny-a", "sha256:"), ("digits", "embedded"), ("trades", "beta")],
+)
+def test_show_other_kinds(name: str, part: str, tiny_zoo: Path) -> None:
+    result = invoked("show", name, "--zoo", tiny_zoo)
+    assert result.exit_code == 0
+    assert part in result.output
+
+
+def test_doctor_finds_this_installation_healthy(tiny_zoo: Path, tmp_path: Path) -> None:
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    result = invoked("doctor", "--zoo", tiny_zoo, "--data-dir", tmp_path)
+    assert result.exit_code == 0, result.output
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["ok", "torch", torch.__version__.split("+")[0]] in lines
+    states = {line[1]: line[0] for line in lines if len(line) > 1}
+    assert (states["tiny-a"], states["mnist"], states["svhn"], states["digits"]) == (
+        "ok",
+        "ok",
+        "missing",
+        "ok",
+    )
+
+
+def test_doctor_reports_broken_weights(tiny_zoo: Path, tmp_path: Path) -> None:
+    zoo = Path(shutil.copytree(tiny_zoo, tmp_path / "zoo"))
+    (zoo / "tiny-a" / "weights.safetensors").write_bytes(b"garbage")
+    result = invoked("doctor", "--zoo", zoo)
+    assert result.exit_code == 1
+    assert any(line.split()[:2] == ["broken", "tiny-a"] for line in result.output.splitlines())
+
+
+# ----------------------------------------------------------------------------------------------- main path
+def test_run_report_check(tiny_zoo: Path, tmp_path: Path) -> None:
+    """Comma lists and repeated flags; tables printed and written; check passes on itself, fails when off."""
+    out = tmp_path / "run"
+    result = invoked(
+        "run", "--defense", "tiny", "--attacks", "fgsm,pgd10", "--attacks", "pgd10-l2", "--n", 40,
+        "--zoo", tiny_zoo, "--out", out, "--device", "cpu",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.output.count("accuracy") == 6
+    for name in ("leaderboard.csv", "leaderboard.html"):
+        assert str(out / name) in result.output
+        assert (out / name).is_file()
+    csv = (out / "leaderboard.csv").read_text()
+    report = invoked("report", out)
+    assert report.exit_code == 0
+    assert (out / "leaderboard.csv").read_text() == csv
+    reference = tmp_path / "reference.csv"
+    reference.write_text(csv)
+    assert invoked("check", out, "--against", reference).exit_code == 0
+    lines = csv.splitlines()
+    column, row = lines[0].split(",").index("value"), lines[1].split(",")
+    row[column] = str(float(row[column]) - 5)
+    reference.write_text("\n".join([lines[0], ",".join(row), *lines[2:]]) + "\n")
+    failed = invoked("check", out, "--against", reference)
+    assert failed.exit_code == 1
+    assert "fail" in failed.output
+
+
+def test_default_folder_is_named_after_data_set_and_seed(tiny_zoo: Path, in_tmp: Path) -> None:
+    result = invoked(
+        "run", "--model", "tiny-a", "--attacks", "fgsm", "--n", 5, "--seed", 3, "--zoo", tiny_zoo
+    )
+    assert result.exit_code == 0, result.output
+    assert (in_tmp / "robbench-runs" / "digits-seed3" / "leaderboard.csv").is_file()
+
+
+def test_failed_cells_give_exit_code_3(
+    tiny_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robbench.attacks.pgd import ProjectedGradientDescent
+
+    def broken(*_: object) -> None:
+        raise ValueError("no luck")
+
+    monkeypatch.setattr(ProjectedGradientDescent, "search", broken)
+    result = invoked(
+        "run", "--model", "tiny-a", "--attacks", "fgsm", "--n", 20, "--zoo", tiny_zoo, "--out", tmp_path / "o"
+    )
+    assert result.exit_code == 3
+    assert "ValueError: no luck" in result.output
+    assert "failed" in (tmp_path / "o" / "leaderboard.md").read_text()
+
+
+# ----------------------------------------------------------------------------------------------- bad input
+RUN = {"--model": "tiny-a", "--attacks": "fgsm", "--n": "5", "--device": "cpu"}
+
+
+def bad_run(tiny_zoo: Path, tmp_path: Path, **options: object) -> Result:
+    """`robbench run` with some options changed (underscores for dashes; None removes one)."""
+    changed = {"--" + name.replace("_", "-"): value for name, value in options.items()}
+    arguments = {"--zoo": tiny_zoo, "--out": tmp_path / "out", **RUN, **changed}
+    return invoked("run", *[part for pair in arguments.items() if pair[1] is not None for part in pair])
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        ({"attacks": "pgd2O"}, ["unknown attack 'pgd2O'", "did you mean 'pgd20'", "jsa50"]),
+        ({"attacks": ","}, ["--attacks", "pgd20"]),
+        ({"attacks": None}, ["--attacks", "robbench run --help"]),
+        ({"model": "tiny-q"}, ["unknown model 'tiny-q'", "did you mean 'tiny-"]),
+        ({"model": None}, ["--defense or --model"]),
+        ({"model": None, "defense": "ijsta"}, ["unknown defense 'ijsta'", "did you mean 'ijsat'"]),
+        (
+            {"model": None, "defense": "mart", "dataset": "svhn"},
+            ["robbench train --defense mart --dataset svhn"],
+        ),
+        ({"dataset": "digitz"}, ["digitz", "did you mean 'digits'"]),
+        ({"dataset": "mnist"}, ["tiny-a", "digits"]),
+        ({"epsilon": "-0.1"}, ["--epsilon", "-0.1"]),
+        ({"epsilon": "nan"}, ["--epsilon", "nan"]),
+        ({"epsilon": "inf"}, ["--epsilon", "inf"]),
+        ({"epsilon": "1/0"}, ["--epsilon", "1/0"]),
+        ({"epsilon": "0.1,x"}, ["--epsilon", "x"]),
+        ({"eta": "-1"}, ["--eta", "-1"]),
+        ({"n": "361"}, ["--n 361", "360"]),
+        ({"n": "0"}, ["--n 0"]),
+        ({"n": "many"}, ["--n", "many"]),
+        ({"seed": "-1"}, ["--seed"]),
+        ({"batch_size": "0"}, ["--batch-size"]),
+        ({"device": "gpu"}, ["--device 'gpu'", "cuda:N"]),
+        ({"device": "cuda:x"}, ["--device 'cuda:x'"]),
+        ({"keep_examples": "few"}, ["--keep-examples"]),
+        ({"flow": "tiny-a"}, ["--flow", "classifier"]),
+        ({"flow": "tiny-flow"}, ["unknown model 'tiny-flow'"]),
+        ({"zoo": "absent"}, ["--zoo", "absent"]),
+        ({"threat_models": "absent"}, ["--threat-models", "absent"]),
+        ({"data_dir": "absent"}, ["--data-dir", "absent"]),
+        ({"nonsense": "1"}, ["--nonsense"]),
+    ],
+)
+def test_bad_options(options: dict[str, object], parts: list[str], tiny_zoo: Path, tmp_path: Path) -> None:
+    assert_one_line(bad_run(tiny_zoo, tmp_path, **options), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_absent_cuda(tiny_zoo: Path, tmp_path: Path) -> None:
+    assert_one_line(bad_run(tiny_zoo, tmp_path, device="cuda"), "--device 'cuda'", "--device cpu")
+
+
+def test_latent_attack_without_a_flow(tiny_zoo: Path, tmp_path: Path) -> None:
+    """A data set without a default flow; its models are asked for before its data."""
+    result = bad_run(tiny_zoo, tmp_path, attacks="jsa10")
+    if result.exit_code:  # robbench may ship a flow for digits, and then there is nothing wrong
+        assert_one_line(result, "jsa10", "--flow", "robbench train")
+
+
+def test_data_folder_without_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision.datasets
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", refuse)
+    zoo, empty = tmp_path / "zoo", tmp_path / "empty"
+    empty.mkdir()
+    saved_model(zoo, "m", _Linear(784), dataset="mnist")
+    result = bad_run(zoo, tmp_path, model="m", dataset="mnist", data_dir=empty)
+    assert_one_line(result, "mnist", str(empty), "--data-dir")
+
+
+class _Linear(torch.nn.Module):
+    """Logits by one linear map."""
+
+    def __init__(self, inputs: int = 64, classes: int = 10) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(inputs, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(torch.nn.functional.adaptive_avg_pool1d(x.flatten(1), self.linear.in_features))
+
+
+def _malformed_card(folder: Path) -> None:
+    card = folder / "card.yaml"
+    card.write_text(card.read_text() + "surprise: 1\n")
+
+
+def _no_yaml(folder: Path) -> None:
+    (folder / "card.yaml").write_text("name: [")
+
+
+def _other_sha(folder: Path) -> None:
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+
+
+def _pickle(folder: Path) -> None:
+    from robbench.resources import sha256_file
+
+    torch.save({"weight": torch.zeros(1)}, folder / "weights.pt")
+    _point_card_to(folder, "weights.pt", sha256_file(folder / "weights.pt"))
+
+
+def _renamed_pickle(folder: Path) -> None:
+    from robbench.resources import sha256_file
+
+    torch.save({"weight": torch.zeros(1)}, folder / "pickle.safetensors")
+    _point_card_to(folder, "pickle.safetensors", sha256_file(folder / "pickle.safetensors"))
+
+
+def _point_card_to(folder: Path, file: str, sha256: str) -> None:
+    import yaml
+
+    card = yaml.safe_load((folder / "card.yaml").read_text())
+    card["weights"] = {"file": file, "sha256": sha256}
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+
+
+def _without_weights(folder: Path) -> None:
+    (folder / "weights.safetensors").unlink()
+
+
+def _other_architecture(folder: Path) -> None:
+    card = folder / "card.yaml"
+    card.write_text(card.read_text().replace("width: 4", "width: 8"))
+
+
+def _unknown_architecture(folder: Path) -> None:
+    card = folder / "card.yaml"
+    card.write_text(card.read_text().replace("digits-cnn", "digits-cn"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (_malformed_card, ["card.yaml", "surprise"]),
+        (_no_yaml, ["card.yaml", "not valid YAML"]),
+        (_other_sha, ["sha256", "weights.safetensors"]),
+        (_pickle, ["weights.pt", "pickle"]),
+        (_renamed_pickle, ["pickle.safetensors", "not a safetensors file"]),
+        (_without_weights, ["weights.safetensors", "missing"]),
+        (_other_architecture, ["do not fit"]),
+        (_unknown_architecture, ["did you mean 'digits-cnn'"]),
+    ],
+)
+def test_damaged_model(
+    damage: Callable[[Path], None], parts: list[str], tiny_zoo: Path, tmp_path: Path
+) -> None:
+    zoo = Path(shutil.copytree(tiny_zoo, tmp_path / "zoo"))
+    damage(zoo / "tiny-a")
+    assert_one_line(bad_run(zoo, tmp_path), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ("name: [", ["mine.yaml", "not valid YAML"]),
+        ("name: mine\n", ["mine.yaml", "key space"]),
+        (b"\xff\xfe", ["mine.yaml", "UTF-8"]),
+        (
+            "{name: mine, space: image, norm: linf, description: d, budgets: {digits: {epsilon: -1}},"
+            " attacks: {}}",
+            ["mine.yaml", "budgets.digits.epsilon", "at least 0"],
+        ),
+        (
+            "{name: mine, space: image, norm: linf, description: d, budgets: {},"
+            " attacks: {pgd20: {algorithm: pgd}}}",
+            ["pgd20", "rename"],
+        ),
+    ],
+)
+def test_malformed_threat_model(
+    content: str | bytes, parts: list[str], tiny_zoo: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "mine.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert_one_line(bad_run(tiny_zoo, tmp_path, threat_models=folder), *parts)
+
+
+def test_unknown_parameter_of_an_attack(tiny_zoo: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        "{name: mine, space: image, norm: linf, description: d, budgets: {digits: {epsilon: 0.1}},"
+        " attacks: {my-pgd: {algorithm: pgd, parameters: {stepz: 3}}}}"
+    )
+    result = bad_run(tiny_zoo, tmp_path, threat_models=folder, attacks="my-pgd")
+    assert_one_line(result, "my-pgd", "stepz")
+
+
+class _NotANumber(_Linear):
+    """NaN for some images: the golden tensors must not be among them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + torch.where(x.flatten(1)[:, :1] == 0, torch.nan, 0.0)
+
+
+class _Images(torch.nn.Module):
+    """Returns images where logits are expected."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+
+@pytest.mark.parametrize(
+    ("module", "parts"),
+    [
+        (_NotANumber(), ["model 'odd'", "NaN"]),
+        (_Linear(classes=7), ["model 'odd'", "7 logits", "10 classes"]),
+        (_Images(), ["model 'odd'", "(5, 1, 8, 8)"]),
+    ],
+)
+def test_model_that_returns_nonsense(
+    module: torch.nn.Module, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robbench.models.classifiers import ARCHITECTURES
+    from robbench.specs import Architecture
+
+    ARCHITECTURES.get("digits-cnn")
+    monkeypatch.setitem(ARCHITECTURES._entries, "odd", lambda input_shape, classes: module)
+    saved_model(tmp_path / "zoo", "odd", module, architecture=Architecture(name="odd"))
+    assert_one_line(bad_run(tmp_path / "zoo", tmp_path, model="odd"), *parts)
+    assert not (tmp_path / "out").exists()
+
+
+def test_foreign_output_folder(tiny_zoo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    assert_one_line(bad_run(tiny_zoo, tmp_path), "thesis.tex", "--out")
+    assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+def test_output_folder_of_another_run(tiny_zoo: Path, tmp_path: Path) -> None:
+    assert bad_run(tiny_zoo, tmp_path).exit_code == 0
+    content = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert_one_line(bad_run(tiny_zoo, tmp_path, seed="1"), "seed 0, not 1", "--fresh")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == content
+
+
+def test_output_folder_below_a_file(tiny_zoo: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert_one_line(bad_run(tiny_zoo, tmp_path, out=tmp_path / "file" / "out"), "--out", "Not a directory")
+    assert_one_line(bad_run(tiny_zoo, tmp_path, out=tmp_path / "file"), "--out", "is a file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_output_folder_not_writable(tiny_zoo: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    result = bad_run(tiny_zoo, tmp_path, out=tmp_path / "locked" / "out")
+    assert_one_line(result, "--out", "cannot be written")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["report", "absent"], ["absent", "not a run folder"]),
+        (["check", "absent", "--against", "x.csv"], ["absent", "not a run folder"]),
+        (["show", "pgd2O"], ["did you mean 'pgd20'"]),
+        (["list", "attack"], ["attacks"]),
+        (["runn"], ["runn", "robbench --help"]),
+        (["train", "--defense", "ijsta"], ["did you mean 'ijsat'"]),
+        (["train", "--defense", "at", "--set", "beta"], ["--set 'beta'"]),
+        (["train", "--defense", "at", "--dataset", "digitz"], ["did you mean 'digits'"]),
+        (["train", "--defense", "at", "--device", "gpu"], ["--device", "gpu"]),
+    ],
+)
+def test_bad_use_of_other_commands(arguments: list[str], parts: list[str], in_tmp: Path) -> None:
+    assert_one_line(invoked(*arguments), *parts)
+    assert list(in_tmp.iterdir()) == []

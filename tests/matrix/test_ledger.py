@@ -1,0 +1,173 @@
+"""Shard files: what is written is read back, and nothing that disagrees with its place is accepted."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from robbench.errors import UserError
+from robbench.matrix.ledger import (
+    LEDGER_SCHEMA,
+    BadShardError,
+    Ledger,
+    load_run,
+    read_shard,
+    shard_name,
+    write_shard,
+)
+
+CELL = "a" * 64
+CONTRACT = [
+    "sample_id label clean_prediction prediction clean_margin margin robust broken_by broken_at l1 l2 linf",
+    "cross_entropy nll_before nll_after forwards backwards counts_exact example",
+]
+
+
+def rows(ids: list[int]) -> pa.Table:
+    """Ledger rows whose every value is a function of the sample id."""
+    columns = {field.name: [_value(field, i) for i in ids] for field in LEDGER_SCHEMA}
+    return pa.table(columns, schema=LEDGER_SCHEMA)
+
+
+def _value(field: pa.Field, i: int) -> object:
+    if field.name == "sample_id":
+        return i
+    if pa.types.is_boolean(field.type):
+        return i % 2 == 0
+    if pa.types.is_string(field.type):
+        return None if i % 2 == 0 else "pgd20"
+    if pa.types.is_binary(field.type):
+        return bytes([i % 256]) if i < 3 else None
+    return i / 2 if pa.types.is_floating(field.type) else i
+
+
+def written(folder: Path, ids: list[int], cell: str = CELL) -> Path:
+    path = folder / shard_name(0, ids)
+    write_shard(path, rows(ids), cell, 1.5)
+    return path
+
+
+def test_schema_is_the_contract() -> None:
+    assert LEDGER_SCHEMA.names == " ".join(CONTRACT).split()
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    path = written(tmp_path, [5, 1, 9])
+    shard = read_shard(path, CELL)
+    assert shard.ids == [5, 1, 9]
+    assert shard.seconds == 1.5
+    assert shard.table.replace_schema_metadata().equals(rows([5, 1, 9]))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_truncated_at_any_length(tmp_path: Path) -> None:
+    path = written(tmp_path, [1, 2, 3])
+    content = path.read_bytes()
+    for length in (0, 1, 4, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(BadShardError, match="cannot be read"):
+            read_shard(path, CELL)
+
+
+def test_foreign_cell(tmp_path: Path) -> None:
+    with pytest.raises(BadShardError, match="another cell"):
+        read_shard(written(tmp_path, [1], "b" * 64), CELL)
+
+
+def test_renamed_shard(tmp_path: Path) -> None:
+    path = written(tmp_path, [1, 2]).rename(tmp_path / shard_name(0, [1, 3]))
+    with pytest.raises(BadShardError, match="other sample ids than its name"):
+        read_shard(path, CELL)
+
+
+def test_ids_outside_the_data_set(tmp_path: Path) -> None:
+    path = written(tmp_path, [1, 2])
+    with pytest.raises(BadShardError, match="does not have"):
+        read_shard(path, CELL, frozenset([1]))
+
+
+def test_repeated_id(tmp_path: Path) -> None:
+    with pytest.raises(BadShardError, match="repeats"):
+        read_shard(written(tmp_path, [1, 1]), CELL)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda t: t.drop_columns(["linf"]), "other columns"),
+        (lambda t: t.append_column("extra", pa.array([1])), "other columns"),
+        (lambda t: t.set_column(1, "label", pa.array([1], pa.int32())), "other columns"),
+        (lambda t: t.replace_schema_metadata(), "schema version none"),
+        (
+            lambda t: t.replace_schema_metadata({**t.schema.metadata, b"robbench.schema_version": b"2"}),
+            "schema version 2, not 1",
+        ),
+    ],
+)
+def test_other_schema(tmp_path: Path, change: object, reason: str) -> None:
+    path = written(tmp_path, [7])
+    pq.write_table(change(pq.read_table(path)), path)  # type: ignore[operator]
+    with pytest.raises(BadShardError, match=reason):
+        read_shard(path, CELL)
+
+
+def test_two_shards_with_one_sample(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write_shard(CELL, 0, rows([1, 2]), 0.1)
+    ledger.write_shard(CELL, 1, rows([2, 3]), 0.1)
+    bad: list[tuple[str, str]] = []
+    good = ledger.shards(CELL, lambda path, reason: bad.append((path.name, reason)))
+    assert [shard.ids for shard in good] == [[1, 2]]
+    assert bad == [(shard_name(1, [2, 3]), "repeats sample ids of another shard")]
+
+
+def test_quarantine_never_overwrites(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    places = []
+    for content in (b"one", b"two"):
+        path = ledger.cell_folder(CELL) / "shard-0000-00000000.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        places.append(ledger.quarantine(path))
+    assert [place.read_bytes() for place in places] == [b"one", b"two"]
+    assert all(place.parent == tmp_path / "quarantine" for place in places)
+
+
+def test_supersede_keeps_everything(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.write_shard(CELL, 0, rows([1]), 0.1)
+    first = ledger.supersede([ledger.cell_folder(CELL)])
+    ledger.write_shard(CELL, 0, rows([2]), 0.1)
+    second = ledger.supersede([ledger.cell_folder(CELL)])
+    assert ledger.supersede([ledger.cell_folder(CELL)]) is None
+    assert (first, second) == (tmp_path / "superseded-1", tmp_path / "superseded-2")
+    for aside, ids in ((first, [1]), (second, [2])):
+        assert (aside / "cells" / CELL[:16] / shard_name(0, ids)).is_file()
+
+
+def test_not_a_run_folder(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match="not a run folder"):
+            load_run(folder)
+
+
+def test_malformed_run_file(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("dataset: digits\nsurprise: 1\n")
+    with pytest.raises(UserError, match=r"run\.yaml: .*key"):
+        load_run(tmp_path)
+
+
+def test_originals_accumulate(tmp_path: Path) -> None:
+    import numpy as np
+
+    ledger = Ledger(tmp_path)
+    one, two = np.full((1, 2, 2), 0.25, np.float32), np.full((1, 2, 2), 0.5, np.float32)
+    ledger.add_originals({3: one})
+    ledger.add_originals({1: two})
+    before = (tmp_path / "originals.npz").stat().st_mtime_ns
+    ledger.add_originals({3: one})
+    stored = ledger.originals()
+    assert sorted(stored) == [1, 3]
+    assert np.array_equal(stored[1], two)
+    assert (tmp_path / "originals.npz").stat().st_mtime_ns == before

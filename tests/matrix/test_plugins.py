@@ -1,0 +1,94 @@
+"""A real package, installed beside robbench, adds an attack, a defense, a model and a data set."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "plugin_package"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package installed by pip, metadata and all."""
+    target = tmp_path_factory.mktemp("site")
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+    ]
+    subprocess.run(
+        [*pip, "--target", str(target), str(PACKAGE)], check=True, capture_output=True, timeout=300
+    )
+    return target
+
+
+def robbench(site: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    root = Path(__file__).parents[2]
+    paths = [str(site), str(root), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "robbench", *(str(argument) for argument in arguments)]
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def test_listed(site: Path, tmp_path: Path) -> None:
+    for arguments, name in (
+        (["defenses"], "label-smoothing"),
+        (["datasets"], "digits-inverted"),
+        (["attacks", "--threat-models", PACKAGE / "specs"], "corner5"),
+    ):
+        done = robbench(site, tmp_path, "list", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert any(line.startswith(f"{name}\t") for line in done.stdout.splitlines())
+
+
+def test_train_by_its_defense_and_attack_by_its_attack(site: Path, tmp_path: Path) -> None:
+    """Its data set, architecture, defense and attack; robbench's own attack beside it is stronger."""
+    trained = robbench(
+        site, tmp_path, "train", "--defense", "label-smoothing", "--dataset", "digits-inverted",
+        "--recipe", "digits", "--architecture", "softmax-regression", "--epochs", 5, "--name", "smooth",
+        "--set", "smoothing=0.2",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    card = tmp_path / "robbench-training" / "smooth" / "card.yaml"
+    assert "smoothing: 0.2" in card.read_text()
+    done = robbench(
+        site, tmp_path, "run", "--defense", "label-smoothing", "--dataset", "digits-inverted",
+        "--attacks", "corner5,pgd20", "--epsilon", "0.1", "--n", 100, "--zoo", "robbench-training",
+        "--threat-models", PACKAGE / "specs", "--out", "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "run" / "leaderboard.csv")
+    value = table[table["metric"] == "accuracy"].set_index("attack")["value"]
+    assert value["clean"] > 60
+    assert value["clean"] >= value["corner5@0.1"] > value["pgd20@0.1"]
+    assert set(table["dataset"]) == {"digits-inverted"}
+
+
+def test_without_the_package_its_names_are_unknown(tmp_path: Path) -> None:
+    """The third-party YAML alone is refused with a line that names the algorithm."""
+    done = robbench(tmp_path, tmp_path, "show", "corner5", "--threat-models", PACKAGE / "specs")
+    assert done.returncode == 2
+    assert "unknown attack algorithm 'corner'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_broken_package_is_named(site: Path, tmp_path: Path) -> None:
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[robbench.defenses]\nlost = no_such_module:Defense\n")
+    done = robbench(tmp_path, tmp_path, "list", "defenses")
+    assert done.returncode == 2
+    assert "'lost'" in done.stderr
+    assert "no_such_module" in done.stderr

@@ -1,0 +1,349 @@
+"""Whole runs of the matrix on a tiny zoo: resume, reuse, quarantine, failures, a real kill."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from robbench.attacks.pgd import ProjectedGradientDescent
+from robbench.errors import AttackViolation, UserError
+from robbench.matrix.ledger import load_run
+from robbench.matrix.plan import RunRequest
+from robbench.matrix.session import dry_run_table, run_matrix, write_report
+
+SLOW = """
+name: slow
+space: image
+norm: linf
+description: PGD that takes long enough to be killed.
+budgets: {digits: {epsilon: 0.03}}
+attacks:
+  slow-pgd: {algorithm: pgd, parameters: {steps: 80, restarts: 2}}
+"""
+TABLES = ("leaderboard.csv", "leaderboard-wide.csv", "leaderboard.md")
+
+
+def request(tiny_zoo: Path, **changes: object) -> RunRequest:
+    fields = {"attacks": ("fgsm", "pgd10"), "models": ("tiny-a",), "zoo": tiny_zoo, "n": 250, "device": "cpu"}
+    return RunRequest(**(fields | changes))  # type: ignore[arg-type]
+
+
+def shards(folder: Path) -> dict[Path, tuple[int, int]]:
+    """(inode, mtime) of every shard: unchanged means untouched."""
+    stats = {path: path.stat() for path in sorted(folder.glob("cells/*/shard-*.parquet"))}
+    return {path: (stat.st_ino, stat.st_mtime_ns) for path, stat in stats.items()}
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in TABLES}
+
+
+def test_rows_are_what_the_attack_did(tiny_zoo: Path, tmp_path: Path) -> None:
+    """Rows against a direct call of the attack on the same samples."""
+    from robbench.attacks import Victim, build_attack
+    from robbench.data import load_dataset
+    from robbench.models.loading import load_model
+    from robbench.models.zoo import read_entry
+    from robbench.specs import resolve_attack, threat_models
+
+    assert run_matrix(request(tiny_zoo, attacks=("pgd10",), n=100, epsilons=(0.05,)), tmp_path) == 0
+    rows = load_run(tmp_path).cells[0].rows
+    x, y = load_dataset("digits").test.by_ids(rows["sample_id"].tolist())
+    model = load_model(read_entry(tiny_zoo / "tiny-a"))
+    attack = build_attack(resolve_attack("pgd10", "digits", threat_models(), epsilon=0.05))
+    outcome = attack.evaluate(Victim(model.module), torch.tensor(rows["sample_id"].tolist()), x, y, 0, 256)
+    assert 0 < outcome.robust.sum() < 100
+    assert rows["label"].tolist() == y.tolist()
+    assert rows["robust"].tolist() == outcome.robust.tolist()
+    assert rows["prediction"].tolist() == outcome.predictions.tolist()
+    assert rows["linf"].tolist() == pytest.approx(outcome.linf.tolist(), abs=1e-6)
+    assert rows["margin"].tolist() == pytest.approx(outcome.margins.tolist(), abs=1e-4)
+    kept = rows["example"].notna()
+    assert kept.sum() == 16
+    stored = torch.stack([torch.frombuffer(bytearray(e), dtype=torch.float32) for e in rows["example"][kept]])
+    torch.testing.assert_close(
+        stored.reshape(-1, 1, 8, 8), outcome.adversarial[torch.tensor(kept.tolist())], atol=1e-5, rtol=0
+    )
+
+
+def test_resume_computes_only_what_is_missing(tiny_zoo: Path, tmp_path: Path) -> None:
+    run_matrix(request(tiny_zoo), tmp_path / "a")
+    before, expected = shards(tmp_path / "a"), tables(tmp_path / "a")
+    assert len(before) == 2 * 3
+    lost = list(before)[1]
+    lost.unlink()
+    run_matrix(request(tiny_zoo), tmp_path / "a")
+    after = shards(tmp_path / "a")
+    assert {path for path in before if after[path] != before[path]} == {lost}
+    assert tables(tmp_path / "a") == expected
+
+
+def test_larger_n_reuses_work(tiny_zoo: Path, tmp_path: Path) -> None:
+    run_matrix(request(tiny_zoo, n=100), tmp_path / "grown")
+    before = shards(tmp_path / "grown")
+    run_matrix(request(tiny_zoo, n=250), tmp_path / "grown")
+    after = shards(tmp_path / "grown")
+    assert {path: after[path] for path in before} == before
+    new = [pq.read_metadata(path).num_rows for path in after if path not in before]
+    assert sorted(new) == 2 * [10] + 2 * [20] + 2 * [120]
+    run_matrix(request(tiny_zoo, n=250), tmp_path / "at-once")
+    assert _verdicts(tmp_path / "grown").equals(_verdicts(tmp_path / "at-once"))
+    run_matrix(request(tiny_zoo, n=100), tmp_path / "grown")
+    assert shards(tmp_path / "grown") == after
+    assert {len(cell.rows) for cell in load_run(tmp_path / "grown").cells} == {100}
+
+
+def _verdicts(folder: Path) -> pd.DataFrame:
+    """Verdicts of a run, near ties left out: another batch shape may round them to the other side."""
+    columns = ["sample_id", "robust", "prediction"]
+    frames = [cell.rows[cell.rows["margin"].abs() > 1e-4][columns] for cell in load_run(folder).cells]
+    return pd.concat(frames, ignore_index=True)
+
+
+def test_damaged_and_foreign_shards_are_quarantined(
+    tiny_zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_matrix(request(tiny_zoo), tmp_path)
+    expected = tables(tmp_path)
+    first, second, third, fourth, *_ = shards(tmp_path)
+    first.write_bytes(first.read_bytes()[:-20])
+    shutil.copy(fourth, second)
+    third.write_text("not parquet")
+    capsys.readouterr()
+    assert run_matrix(request(tiny_zoo), tmp_path) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Quarantined")]
+    assert len(lines) == 3
+    assert [name in line for name, line in zip((first.name, second.name, third.name), lines, strict=True)]
+    assert len(list((tmp_path / "quarantine").iterdir())) == 3
+    assert tables(tmp_path) == expected
+
+
+def test_report_refuses_a_damaged_shard_and_says_what_to_do(tiny_zoo: Path, tmp_path: Path) -> None:
+    run_matrix(request(tiny_zoo), tmp_path)
+    path = next(iter(shards(tmp_path)))
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=f"{path.name}.*run the same"):
+        write_report(tmp_path)
+    assert path.exists()
+
+
+def test_report_needs_no_model_and_no_data(tiny_zoo: Path, tmp_path: Path) -> None:
+    zoo = shutil.copytree(tiny_zoo, tmp_path / "zoo")
+    run_matrix(request(zoo), tmp_path / "run")
+    expected, page = tables(tmp_path / "run"), (tmp_path / "run" / "leaderboard.html").read_bytes()
+    shutil.rmtree(zoo)
+    for name in (*TABLES, "leaderboard.html"):
+        (tmp_path / "run" / name).unlink()
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    assert [path.name for path in write_report(moved)] == ["leaderboard.csv", "leaderboard.html"]
+    assert tables(moved) == expected
+    assert (moved / "leaderboard.html").read_bytes() == page
+
+
+def test_a_failing_attack_fails_its_cell_only(
+    tiny_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = ProjectedGradientDescent.search
+    calls = []
+
+    def failing(self: ProjectedGradientDescent, victim: object, task: object) -> object:
+        calls.append(self.spec.name)
+        if self.spec.name == "fgsm" and calls.count("fgsm") == 2:
+            raise AttackViolation("attack 'fgsm' left its set: sample 3 is 0.5 outside")
+        if self.spec.name == "mim":
+            raise RuntimeError("two\nlines")
+        return search(self, victim, task)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ProjectedGradientDescent, "search", failing)
+    assert run_matrix(request(tiny_zoo, attacks=("fgsm", "mim", "pgd10")), tmp_path) == 2
+    cells = {cell.cell.attack.name: cell for cell in load_run(tmp_path).cells}
+    assert cells["fgsm"].cell.error == "attack 'fgsm' left its set: sample 3 is 0.5 outside"
+    assert len(cells["fgsm"].rows) == 120
+    assert cells["mim"].cell.error == "RuntimeError: two lines"
+    assert "Traceback" in cells["mim"].cell.details
+    assert (cells["pgd10"].cell.status, len(cells["pgd10"].rows)) == ("ok", 250)
+    table = pd.read_csv(tmp_path / "leaderboard.csv")
+    status = table[table["metric"] == "accuracy"].set_index("attack")["status"].to_dict()
+    assert status == {"clean": "ok", "fgsm": "failed", "mim": "failed", "pgd10": "ok"}
+    monkeypatch.setattr(ProjectedGradientDescent, "search", search)
+    assert run_matrix(request(tiny_zoo, attacks=("fgsm", "mim", "pgd10")), tmp_path) == 0
+    assert {cell.cell.status for cell in load_run(tmp_path).cells} == {"ok"}
+    assert {cell.cell.error for cell in load_run(tmp_path).cells} == {None}
+
+
+def test_an_interrupted_run_reports_what_it_has(
+    tiny_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProjectedGradientDescent, "search", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_matrix(request(tiny_zoo), tmp_path)
+    write_report(tmp_path)
+    table = pd.read_csv(tmp_path / "leaderboard.csv")
+    assert set(table["status"]) == {"not run"}
+
+
+def test_fresh_puts_aside_and_recomputes(tiny_zoo: Path, tmp_path: Path) -> None:
+    run_matrix(request(tiny_zoo, attacks=("fgsm", "pgd10")), tmp_path)
+    before, expected = shards(tmp_path), tables(tmp_path)
+    run_matrix(request(tiny_zoo, attacks=("pgd10",)), tmp_path, fresh=True)
+    aside = {path.relative_to(tmp_path / "superseded-1") for path in shards(tmp_path / "superseded-1")}
+    assert len(aside) == 3
+    kept = {path: stat for path, stat in shards(tmp_path).items() if path in before and before[path] == stat}
+    assert len(kept) == 3
+    run_matrix(request(tiny_zoo, attacks=("fgsm", "pgd10")), tmp_path)
+    assert tables(tmp_path) == expected
+
+
+def test_epsilon_zero_is_clean(tiny_zoo: Path, tmp_path: Path) -> None:
+    assert run_matrix(request(tiny_zoo, attacks=("pgd10",), epsilons=(0.0,)), tmp_path) == 0
+    rows = load_run(tmp_path).cells[0].rows
+    assert (rows["linf"] == 0).all()
+    assert (rows["robust"] == (rows["clean_prediction"] == rows["label"])).all()
+
+
+def test_nll_of_clean_and_adversarial_images(tiny_zoo: Path, tmp_path: Path) -> None:
+    """Against the flow asked directly, with the same noise for a sample before and after."""
+    import numpy as np
+    from tiny_models import saved_model
+
+    from robbench.data import load_dataset
+    from robbench.models.flows.glow import Glow
+    from robbench.specs import Architecture
+
+    arguments = {"levels": 2, "steps": 1, "width": 8}
+    zoo = tmp_path / "zoo"
+    shutil.copytree(tiny_zoo, zoo)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        flow = Glow((1, 8, 8), 17, **arguments)
+    saved_model(
+        zoo, "tiny-flow", flow, kind="flow", defense="clean", classes=None, grey_levels=17,
+        architecture=Architecture(name="glow", arguments=arguments),
+    )  # fmt: skip
+    wanted = request(
+        zoo, attacks=("pgd10", "jsa10"), flow="tiny-flow", n=130, keep_examples=10**9, batch_size=50
+    )
+    assert run_matrix(wanted, tmp_path / "run") == 0
+    run = load_run(tmp_path / "run")
+    for cell in run.cells:
+        assert cell.cell.nll_flow is not None
+        assert cell.cell.nll_flow.name == "tiny-flow"
+        assert cell.cell.flow == (None if cell.cell.attack.name == "pgd10" else "tiny-flow")
+        ids = cell.rows["sample_id"].tolist()
+        x, _ = load_dataset("digits").test.by_ids(ids)
+        adversarial = torch.from_numpy(
+            np.stack([np.frombuffer(e, "<f4").reshape(1, 8, 8) for e in cell.rows["example"]]).copy()
+        )
+        with torch.no_grad():
+            before, after = (flow.bits_per_dim(images, seed=0, sample_ids=ids) for images in (x, adversarial))
+        assert cell.rows["nll_before"].tolist() == pytest.approx(before.tolist(), rel=1e-3)
+        assert cell.rows["nll_after"].tolist() == pytest.approx(after.tolist(), rel=1e-3)
+        assert (before != after).any()
+    without = request(zoo, attacks=("pgd10",), n=130)
+    run_matrix(without, tmp_path / "without")
+    if load_run(tmp_path / "without").cells[0].cell.nll_flow is None:
+        assert load_run(tmp_path / "without").cells[0].rows["nll_before"].isna().all()
+
+
+def test_dry_run_computes_and_writes_nothing(
+    tiny_zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    run_matrix(request(tiny_zoo, attacks=("fgsm",), n=100), tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    dry_run_table(request(tiny_zoo, attacks=("fgsm", "pgd10")), tmp_path / "run")
+    text = capsys.readouterr().out
+    # fgsm: 250 wanted, 100 there, 3 forwards and 1 backward each; pgd10: 12 and 10 for all 250.
+    for numbers in (["250", "100", "3", "1", "450", "150"], ["250", "0", "12", "10", "3,000", "2,500"]):
+        assert any(line.replace("│", " ").split()[-6:] == numbers for line in text.splitlines()), text
+    assert "at most 3,450 forwards and 2,650 backwards" in text
+    dry_run_table(request(tiny_zoo), tmp_path / "new")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+# ------------------------------------------------------------------------------------------ real processes
+def command(tiny_zoo: Path, folder: Path, specs: Path) -> list[str]:
+    options = {
+        "--model": "tiny-a,tiny-b",
+        "--attacks": "slow-pgd",
+        "--zoo": tiny_zoo,
+        "--threat-models": specs,
+    }
+    pairs = [str(part) for pair in options.items() for part in pair]
+    return [sys.executable, "-m", "robbench", "run", *pairs, "--out", str(folder), "--device", "cpu"]
+
+
+@pytest.fixture
+def slow_specs(tmp_path: Path) -> Path:
+    folder = tmp_path / "specs"
+    folder.mkdir()
+    (folder / "slow.yaml").write_text(SLOW)
+    return folder
+
+
+def _started_until_second_shard(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    deadline = time.monotonic() + 120
+    while len(shards(folder)) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return process
+
+
+def test_kill_9_and_run_again(tiny_zoo: Path, tmp_path: Path, slow_specs: Path) -> None:
+    """Shards finished before the kill are untouched, and the tables are those of a run left alone."""
+    killed, alone = tmp_path / "killed", tmp_path / "alone"
+    process = _started_until_second_shard(command(tiny_zoo, killed, slow_specs), killed)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    before = shards(killed)
+    assert 2 <= len(before) < 6
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for folder in (killed, alone):
+        done = subprocess.run(
+            command(tiny_zoo, folder, slow_specs),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert str(folder / "leaderboard.csv") in done.stdout
+        assert str(folder / "leaderboard.html") in done.stdout
+    after = shards(killed)
+    assert len(after) == 6
+    assert {path: after[path] for path in before} == before
+    assert tables(killed) == tables(alone)
+    columns = {path.relative_to(killed): pq.read_table(path) for path in shards(killed)}
+    assert columns == {path.relative_to(alone): pq.read_table(path) for path in shards(alone)}
+
+
+def test_ctrl_c_says_how_to_resume(tiny_zoo: Path, tmp_path: Path, slow_specs: Path) -> None:
+    process = _started_until_second_shard(command(tiny_zoo, tmp_path / "run", slow_specs), tmp_path / "run")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command again to resume" in errors
+    assert "Traceback" not in errors
+    statuses = [
+        json.loads(path.read_text())["status"] for path in (tmp_path / "run").glob("cells/*/cell.json")
+    ]
+    assert statuses == ["running", "running"]

@@ -1,0 +1,200 @@
+"""Verdicts on a reference table, and what it takes to be one."""
+
+import io
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from publish_runs import cell, make_run
+from rich.console import Console
+
+from robbench.errors import UserError
+from robbench.matrix.records import Run
+from robbench.publish.check import CheckResult, check, check_table, passed, print_results
+from robbench.publish.tables import TableRow, leaderboard
+from robbench.publish.writers import tidy_csv
+
+MODEL = "digits-ijsat"
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return tmp_path / "reference.csv"
+
+
+def measured(run: Run, label: str = "pgd20", metric: str = "accuracy") -> TableRow:
+    return next(r for r in leaderboard(run) if (r.model, r.attack, r.metric) == (MODEL, label, metric))
+
+
+def write(table: Path, **cells: object) -> Path:
+    table.write_text(",".join(cells) + "\n" + ",".join(str(v) for v in cells.values()) + "\n")
+    return table
+
+
+def verdict(run: Run, table: Path, **changes: object) -> CheckResult:
+    """The result for one reference row: the run's own pgd20 accuracy with cells changed or added."""
+    own = {"dataset": "digits", "model": MODEL, "attack": "pgd20", "metric": "accuracy"}
+    own["value"] = str(measured(run).value)
+    (result,) = check(leaderboard(run), write(table, **{**own, **changes}))
+    return result
+
+
+def test_a_run_passes_against_its_own_tables(run: Run, table: Path) -> None:
+    table.write_text(tidy_csv(leaderboard(run)))
+    results = check(run, table)
+    assert {result.verdict for result in results} == {"pass"}
+    assert len(results) == len(leaderboard(run))
+    assert passed(results)
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"), [(0.49, "pass"), (-0.5, "pass"), (0.51, "fail"), (-0.6, "fail")]
+)
+def test_default_tolerance_is_half_a_percentage_point(
+    run: Run, table: Path, shift: float, expected: str
+) -> None:
+    assert verdict(run, table, value=measured(run).value + shift).verdict == expected
+
+
+def test_default_tolerance_of_other_units_is_one_percent(run: Run, table: Path) -> None:
+    value = measured(run, metric="l2").value
+    assert verdict(run, table, metric="l2", value=value * 1.009).verdict == "pass"
+    assert verdict(run, table, metric="l2", value=value * 1.02).verdict == "fail"
+
+
+def test_tolerance_column_beats_option_beats_default(run: Run, table: Path) -> None:
+    value = measured(run).value + 2
+    assert verdict(run, table, value=value).verdict == "fail"
+    assert check(run, table, tolerance=3)[0].verdict == "pass"
+    assert verdict(run, table, value=value, tolerance=2.5).verdict == "pass"
+    assert check(run, table, tolerance=0)[0].verdict == "pass"
+
+
+@pytest.mark.parametrize("changes", [{"n": 100}, {"seed": 4}, {"n": 100, "seed": 4}])
+def test_other_samples_fail_unless_the_row_states_a_tolerance(
+    run: Run, table: Path, changes: dict[str, int]
+) -> None:
+    result = verdict(run, table, **changes)
+    assert result.verdict == "fail"
+    assert all(f"reference {value}" in result.reason for value in changes.values())
+    assert check(run, table, tolerance=50)[0].verdict == "fail"
+    stated = verdict(run, table, tolerance=0.1, **changes)
+    assert (stated.verdict, stated.reason) == ("pass", result.reason)
+    assert verdict(run, table, tolerance=0.1, n=120, seed=3).reason == ""
+
+
+@pytest.mark.parametrize("value", ["nan", "NaN", "inf", "-inf"])
+def test_a_reference_that_is_not_finite_never_passes(run: Run, table: Path, value: str) -> None:
+    assert verdict(run, table, value=value).verdict == "fail"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_a_measurement_that_is_not_finite_never_passes(run: Run, table: Path, value: float | None) -> None:
+    table.write_text(f"dataset,model,attack,metric,value,tolerance\ndigits,{MODEL},pgd20,accuracy,50,1000\n")
+    (result,) = check([replace(measured(run), value=value)], table)
+    assert result.verdict == "fail"
+
+
+def test_failed_missing_and_empty_are_not_run(damaged: Run, table: Path) -> None:
+    assert verdict(damaged, table, attack="aa", value=70).verdict == "not run"
+    assert verdict(damaged, table, attack="jsa50", model="digits-standard").verdict == "not run"
+    assert verdict(damaged, table, attack="fgsm").reason == "not in the run"
+    assert verdict(damaged, table, value="").verdict == "not run"
+    assert verdict(damaged, table, value=1, status="failed").verdict == "not run"
+    assert not passed([verdict(damaged, table, attack="fgsm")])
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"epsilon": 0.2}, "pass"),
+        ({"epsilon": 0.20000001}, "pass"),
+        ({"epsilon": 0.1}, "not run"),
+        ({"epsilon": ""}, "not run"),
+        ({"epsilon": 0.2, "eta": ""}, "pass"),
+        ({"eta": 0.35}, "not run"),
+        ({"threat_model": "linf"}, "pass"),
+        ({"threat_model": "l2"}, "not run"),
+        ({"dataset": "mnist"}, "not run"),
+    ],
+)
+def test_the_key(run: Run, table: Path, changes: dict[str, object], expected: str) -> None:
+    assert verdict(run, table, **changes).verdict == expected
+
+
+def test_a_part_of_the_matrix_checks_against_all_of_it(run: Run, table: Path) -> None:
+    table.write_text(tidy_csv(leaderboard(run)))
+    part = make_run([cell(r.cell.model, r.cell.attack, r.rows) for r in run.cells[:2]], run.n)
+    results = check(part, table)
+    assert passed(results)
+    average = next(r for r in results if r.reference.attack == "average")
+    assert (average.verdict, average.reason) == ("not run", "the run's number is over clean, pgd20, aa")
+
+
+def test_an_ambiguous_reference_is_an_error(run: Run, table: Path) -> None:
+    with pytest.raises(UserError, match=r"line 2.*matches 3 numbers.*add the columns"):
+        verdict(run, table, attack="worst-case", metric="worst_case_accuracy")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "lacks the columns dataset, model, attack, metric, value"),
+        (b"dataset,model,attack,metric\n", "lacks the columns value"),
+        (b"dataset,model,attack,metric,value\n", "has no rows"),
+        (b"<html><body>", "lacks the columns"),
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "is not CSV text"),
+        (b'dataset,model,attack,metric,value\nd,m,a,"x"y,1\n', "is not CSV text"),
+        (
+            b"dataset,model,attack,metric,value\nd,m,a,accuracy,about 5\n",
+            "line 2: value 'about 5' is not a number",
+        ),
+        (b"dataset,model,attack,metric,value\nd,m,a\n", "line 2: 3 cells for 5 columns"),
+        (b"dataset,model,attack,metric,value,n\nd,m,a,accuracy,5,1.5\n", "n 1.5 is not a whole number"),
+        (b"dataset,model,attack,metric,value,tolerance\nd,m,a,accuracy,5,-1\n", "tolerance -1.0"),
+        (b"dataset,model,attack,metric,value,epsilon\nd,m,a,accuracy,5,nan\n", "epsilon nan is no budget"),
+    ],
+)
+def test_malformed_references_are_user_errors(run: Run, table: Path, content: bytes, message: str) -> None:
+    table.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        check(run, table)
+    assert str(table) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["absent.csv", "."])
+def test_unreadable_references_are_user_errors(run: Run, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        check(run, tmp_path / name)
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, math.nan, math.inf])
+def test_impossible_tolerances_are_user_errors(run: Run, table: Path, tolerance: float) -> None:
+    with pytest.raises(UserError, match="no tolerance"):
+        check(run, table, tolerance)
+
+
+def test_the_printed_table_counts_and_states_the_tolerance(run: Run, table: Path) -> None:
+    row = measured(run)
+    table.write_text(
+        "dataset,model,attack,metric,value\n"
+        f"digits,{MODEL},pgd20,accuracy,{row.value}\n"
+        f"digits,{MODEL},aa,accuracy,1\n"
+        f"digits,{MODEL},fgsm,accuracy,1\n"
+    )
+    results = check(run, table)
+    console = Console(width=160, file=io.StringIO())
+    assert not print_results(results, console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 pass, 1 fail, 1 not run" in text
+    assert "0.5 percentage points" in text
+    assert check_table(results).row_count == 3
+
+
+def test_a_check_that_compared_nothing_says_so(run: Run, table: Path) -> None:
+    table.write_text("dataset,model,attack,metric,value\nmnist,x,y,accuracy,1\n")
+    console = Console(width=160, file=io.StringIO())
+    assert not print_results(check(run, table), console)
+    assert "nothing was checked" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -1,0 +1,299 @@
+"""The page in a real browser: it works offline, sorts, filters, shows images; and what it says is escaped."""
+
+import base64
+import io
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from publish_runs import attack, cell, frame, images, make_run
+
+from robbench.matrix.records import Run
+from robbench.publish.gallery import FACTORS, data_uri, magnification, triples
+from robbench.publish.html import NO_ORIGINALS, budget_text, commands, render, write_html
+from robbench.publish.tables import leaderboard, models
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Opens the page of a run; afterwards nothing may have gone wrong and nothing have been fetched."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    troubles: list[str] = []
+    requests: list[str] = []
+
+    def open_page(run: Run, originals: object = None, width: int = 1280, scheme: str = "light") -> Any:
+        path = tmp_path / "leaderboard.html"
+        write_html(run, path, originals)  # type: ignore[arg-type]
+        page = context.new_page()
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        page.on("console", lambda message: troubles.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on("dialog", lambda dialog: troubles.append(f"dialog {dialog.message}"))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("html[data-tables=ready]", timeout=15_000)
+        return page
+
+    yield open_page
+    context.close()
+    assert troubles == []
+    outside = [url for url in requests if not url.startswith(("file://", "data:", "blob:"))]
+    assert outside == []
+    assert sum(url.startswith("file://") for url in requests) == 1
+
+
+def column(page: Any, index: int) -> list[str]:
+    return [
+        text.split()[0] for text in page.locator(f"#board tbody tr > :nth-child({index})").all_inner_texts()
+    ]
+
+
+def many(values: list[float]) -> Run:
+    """Models whose pgd20 accuracies sort differently as numbers and as text."""
+    n = 100
+    cells = []
+    for number, value in enumerate(values):
+        rows = frame(n, 1.0, 1.0, 1)
+        rows["robust"] = np.arange(n) < value
+        cells.append(cell(f"m{number}", attack(), rows))
+    return make_run(cells, n)
+
+
+def test_clicking_a_header_sorts_by_number(opened: Callable[..., Any]) -> None:
+    page = opened(many([9, 100, 52, 0]))
+    assert column(page, 4) == ["9.0", "100.0", "52.0", "0.0"]
+    header = page.locator("#board thead th", has_text="pgd20")
+    header.click()
+    assert column(page, 4) == ["100.0", "52.0", "9.0", "0.0"]
+    assert column(page, 1) == ["m1", "m2", "m0", "m3"]
+    header.click()
+    assert column(page, 4) == ["0.0", "9.0", "52.0", "100.0"]
+
+
+def test_failed_and_missing_cells_sort_below_zero(opened: Callable[..., Any], damaged: Run) -> None:
+    page = opened(damaged)
+    page.locator("#board thead th", has_text="jsa50").click()
+    assert page.locator("#board tbody tr td:nth-child(6)").all_inner_texts()[-1] == "not run"
+    assert "failed" in page.locator("#board").inner_text()
+    assert page.get_by_text("left its set").first.is_visible()
+
+
+def test_typing_filters(opened: Callable[..., Any], run: Run) -> None:
+    page = opened(run)
+    assert page.locator("#board tbody tr").count() == 2
+    page.locator("input[type=search]").fill("ijsat")
+    assert column(page, 1) == ["digits-ijsat"]
+    page.locator("input[type=search]").fill("")
+    assert page.locator("#board tbody tr").count() == 2
+
+
+def test_every_image_loads_and_is_described(opened: Callable[..., Any], run: Run) -> None:
+    page = opened(run, images)
+    pictures = page.locator("figure img")
+    assert pictures.count() == 2 * 6 * 3
+    assert pictures.evaluate_all(
+        "list => list.every(i => i.complete && i.naturalWidth >= 100 && i.alt.length > 10)"
+    )
+    assert pictures.first.evaluate("i => getComputedStyle(i).imageRendering") == "pixelated"
+
+
+def test_the_page_names_its_language_and_captions_its_tables(opened: Callable[..., Any], run: Run) -> None:
+    page = opened(run)
+    assert page.evaluate("document.documentElement.lang") == "en"
+    assert page.evaluate("document.characterSet") == "UTF-8"
+    assert page.locator("table").count() == page.locator("table > caption").count() == 1 + 2 * 3
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_itself_never_scrolls_sideways(opened: Callable[..., Any], run: Run, width: int) -> None:
+    page = opened(run, images, width=width)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
+def test_colours_follow_the_reader(opened: Callable[..., Any], run: Run, scheme: str, is_dark: bool) -> None:
+    page = opened(run, scheme=scheme)
+
+    def brightness(selector: str, name: str) -> float:
+        read_style = f"e => getComputedStyle(e).{name}.match(/\\d+/g).slice(0, 3).map(Number)"
+        return float(np.mean(page.locator(selector).first.evaluate(read_style)))
+
+    for selector in ("body", "div.dt-container"):
+        background, text = brightness(selector, "backgroundColor"), brightness(selector, "color")
+        assert (background < 60 < 180 < text) if is_dark else (text < 80 < 200 < background)
+
+
+def test_names_are_text(opened: Callable[..., Any]) -> None:
+    run = make_run([cell(EVIL, attack(), frame(30, 0.9, 0.5, 1))], 30)
+    page = opened(run, images)
+    assert page.locator("#board tbody th").inner_text() == EVIL
+    assert page.locator("img[src=x]").count() == 0
+
+
+def test_the_policy_stops_remote_loads(browser: Any, tmp_path: Path, run: Run) -> None:
+    """Not by trust in the page: an image and a script put in by force are refused by the browser."""
+    path = tmp_path / "page.html"
+    write_html(run, path)
+    page = browser.new_page()
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text))
+    page.goto(path.as_uri())
+    page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))")
+    page.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))"
+    )
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.ran") is None
+    assert sum("Content Security Policy" in text for text in refused) == 2
+    page.close()
+
+
+# ------------------------------------------------------------------------------------------ without a browser
+class Visible(HTMLParser):
+    """Text outside style and script elements, and every address an element would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.addresses, self.skipping = "", [], False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.skipping = tag in ("style", "script")
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "action") and value]
+
+    def handle_data(self, data: str) -> None:
+        self.text += "" if self.skipping else data
+
+
+def read(page: str) -> Visible:
+    parser = Visible()
+    parser.feed(page)
+    return parser
+
+
+def test_page_shows_every_accuracy_and_the_cards(run: Run) -> None:
+    text = read(render(run, images)).text
+    for row in leaderboard(run):
+        if row.metric.endswith("accuracy"):
+            assert f"[{row.lower:.1f}, {row.upper:.1f}]" in text
+    for card in run.cards.values():
+        assert card.weights.sha256 in text
+        assert card.training is not None
+        assert card.training.command in text
+    rows = run.cells[4].rows
+    attacked = rows[rows["clean_prediction"] == rows["label"]]
+    broken = int((~attacked["robust"]).sum())
+    assert f"{broken} of {len(attacked)}" in text
+    assert f"apgd-t {broken}" in text
+
+
+def test_page_refers_to_nothing_outside(run: Run) -> None:
+    addresses = read(render(run, images)).addresses
+    assert addresses
+    assert all(address.startswith(("data:", "#")) for address in addresses)
+
+
+def test_page_says_why_there_are_no_images(run: Run) -> None:
+    assert NO_ORIGINALS in " ".join(read(render(run)).text.split())
+    bare = replace(
+        run, cells=[cell(r.cell.model, r.cell.attack, r.rows.assign(example=None)) for r in run.cells]
+    )
+    assert "the run stored no adversarial examples" in read(render(bare, images)).text
+
+
+def test_page_states_the_command_with_overridden_budgets() -> None:
+    specs = [attack("pgd20"), attack("aa"), attack("pgd20@0.1", epsilon=0.1)]
+    run = make_run([cell("m", spec, frame(30, 0.9, 0.5, i)) for i, spec in enumerate(specs)], 30)
+    start = "robbench run --dataset digits --model m --attacks"
+    assert commands(run) == [
+        f"{start} pgd20,aa --n 30 --seed 3",
+        f"{start} pgd20 --n 30 --seed 3 --epsilon 0.1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"epsilon": 8 / 255}, "ε = 8/255"),
+        ({"epsilon": 0.2}, "ε = 0.2"),
+        ({"epsilon": 0.0}, "ε = 0"),
+        ({"epsilon": 0.3, "eta": 0.35}, "ε = 0.3, η = 0.35"),
+        ({"epsilon": None}, "none"),
+    ],
+)
+def test_budgets_read_as_papers_print_them(changes: dict[str, Any], expected: str) -> None:
+    assert budget_text(attack(**changes)) == expected
+
+
+def pixels(uri: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,")))))
+
+
+def test_images_are_the_pixels_scaled_by_whole_factors() -> None:
+    grey = np.linspace(0, 1, 64, dtype=np.float32).reshape(1, 8, 8)
+    shown = pixels(data_uri(grey))
+    assert shown.shape == (128, 128)
+    np.testing.assert_array_equal(shown[::16, ::16], np.rint(grey[0] * 255))
+    np.testing.assert_array_equal(shown, np.kron(shown[::16, ::16], np.ones((16, 16), dtype=np.uint8)))
+    colour = np.random.default_rng(0).random((3, 32, 32), dtype=np.float32)
+    np.testing.assert_array_equal(
+        pixels(data_uri(colour))[::4, ::4], np.rint(colour * 255).transpose(1, 2, 0)
+    )
+
+
+@pytest.mark.parametrize("largest", [0.0, 8 / 255, 0.1, 0.3, 0.7, 1.0])
+def test_magnified_differences_stay_in_range(largest: float) -> None:
+    factor = magnification(largest)
+    assert factor in FACTORS
+    assert 0.5 + 0.5 * factor * largest <= 1
+    assert factor == FACTORS[-1] or 2.5 * factor * largest > 1
+
+
+def test_triples_take_attacks_in_turn_and_broken_samples_first(run: Run) -> None:
+    model = models(run)[1]
+    shown = triples(run, model.cells, images)
+    assert [t.attack for t in shown] == ["pgd20", "pgd20", "aa", "aa", "jsa50", "jsa50"]
+    assert not any(t.robust for t in shown)
+    assert all(t.clean_prediction == t.label != t.prediction for t in shown)
+    first = shown[0]
+    row = model.cells[0].rows.set_index("sample_id").loc[first.sample_id]
+    np.testing.assert_array_equal(
+        pixels(first.adversarial)[::16, ::16].ravel(), np.rint(np.frombuffer(row["example"], "<f4") * 255)
+    )
+
+
+def test_originals_of_another_shape_are_refused(run: Run) -> None:
+    with pytest.raises(ValueError, match=re.escape("need (6, 1, 8, 8)")):
+        triples(run, models(run)[0].cells, lambda ids: np.zeros((len(ids), 8, 8)))

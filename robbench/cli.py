@@ -8,11 +8,14 @@ import click
 from robbench import __version__
 from robbench.cli_base import (
     INTERRUPTED,
+    FolderOrFile,
     OneLineErrors,
+    Text,
     budgets,
     data_dir_option,
     device_option,
     example_count,
+    names,
     print_paths,
     threat_models_option,
     zoo_option,
@@ -46,13 +49,15 @@ def main() -> None:
 @device_option
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once.")
 @click.option(
-    "--flow", help="Normalizing flow of latent attacks and NLL.  [default: the data set's in the zoo]"
+    "--flow",
+    type=Text(),
+    help="Normalizing flow of latent attacks and NLL.  [default: the data set's in the zoo]",
 )
 @click.option(
     "--epsilon", "epsilons", multiple=True, help="Image budgets instead of the data set's: 0.1,8/255."
 )
 @click.option("--eta", "etas", multiple=True, help="Latent budgets instead of the data set's.")
-@click.option("--out", type=click.Path(path_type=Path), help="[default: robbench-runs/<dataset>-seed<seed>]")
+@click.option("--out", type=FolderOrFile(), help="[default: robbench-runs/<dataset>-seed<seed>]")
 @click.option("--resume/--fresh", default=True, help="Keep finished cells (default), or put them aside.")
 @click.option("--dry-run", is_flag=True, help="Print the matrix and its cost, compute nothing.")
 @click.option(
@@ -71,14 +76,13 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
     try:
         from robbench.matrix.plan import RunRequest
         from robbench.matrix.session import dry_run_table, run_matrix
-        from robbench.specs import split_names
 
         request = RunRequest(
             **{
                 **options,
-                "attacks": tuple(split_names(options["attacks"])),
-                "defenses": tuple(split_names(options["defenses"])),
-                "models": tuple(split_names(options["models"])),
+                "attacks": names("--attacks", options["attacks"]),
+                "defenses": names("--defense", options["defenses"]),
+                "models": names("--model", options["models"]),
                 "epsilons": budgets("--epsilon", options["epsilons"]),
                 "etas": budgets("--eta", options["etas"]),
                 "keep_examples": example_count(options["keep_examples"]),
@@ -101,16 +105,20 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
 @main.command()
 @click.option("--defense", required=True, help="Training method (robbench list defenses).")
 @click.option("--dataset", default="digits", show_default=True)
-@click.option("--recipe", help="Training schedule (robbench show NAME).  [default: the data set's]")
-@click.option("--architecture", help="[default: the data set's]")
+@click.option(
+    "--recipe", type=Text(), help="Training schedule (robbench show NAME).  [default: the data set's]"
+)
+@click.option("--architecture", type=Text(), help="[default: the data set's]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), help="[default: the recipe's]")
 @click.option(
     "--train-samples", type=click.IntRange(1), help="Use only so many training images, drawn by seed."
 )
-@click.option("--flow", help="Flow of latent and joint defenses.  [default: the data set's in the zoo]")
-@click.option("--name", help="Name of the model.  [default: <dataset>-<defense>]")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("robbench-training"), show_default=True)
+@click.option(
+    "--flow", type=Text(), help="Flow of latent and joint defenses.  [default: the data set's in the zoo]"
+)
+@click.option("--name", type=Text(), help="Name of the model.  [default: <dataset>-<defense>]")
+@click.option("--out", type=FolderOrFile(), default=Path("robbench-training"), show_default=True)
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a parameter of the defense."
 )
@@ -131,7 +139,7 @@ def train(context: click.Context, /, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_folder", metavar="RUN", type=FolderOrFile())
 def report(run_folder: Path) -> None:
     """Write the tables of a run folder again and print them."""
     from robbench.matrix.session import write_report
@@ -140,10 +148,8 @@ def report(run_folder: Path) -> None:
 
 
 @main.command()
-@click.argument("run_folder", metavar="RUN", type=click.Path(path_type=Path))
-@click.option(
-    "--against", required=True, type=click.Path(path_type=Path), help="Tidy CSV of reference numbers."
-)
+@click.argument("run_folder", metavar="RUN", type=FolderOrFile())
+@click.option("--against", required=True, type=FolderOrFile(), help="Tidy CSV of reference numbers.")
 @click.option("--tolerance", type=float, help="Percentage points an accuracy may be off.  [default: 0.5]")
 @click.pass_context
 def check(context: click.Context, run_folder: Path, against: Path, tolerance: float | None) -> None:

@@ -1,5 +1,6 @@
 """What the commands share: one-line errors, budgets, common options."""
 
+import errno
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -34,6 +35,8 @@ class OneLineErrors(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise _one_line(str(error)) from error
+        except OSError as error:
+            raise _system_error(error) from error
         except click.UsageError as error:
             raise _usage(error) from error
         except KeyboardInterrupt:
@@ -41,7 +44,20 @@ class OneLineErrors(click.Group):
             ctx.exit(INTERRUPTED)
 
 
+def _system_error(error: OSError) -> Exception:
+    """What the machine refused (disk full, name too long, no permission) as one line; a closed pipe stays what it
+    is: click ends quietly on it."""
+    if error.errno in (None, errno.EPIPE):
+        return error
+    where = f" {str(error.filename)!r}" if error.filename is not None else ""
+    return _one_line(
+        f"the system refused{where}: {error.strerror}; remove the cause and run the command again"
+    )
+
+
 def _usage(error: click.UsageError) -> click.ClickException:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error
     path = error.ctx.command_path if error.ctx is not None else "robbench"
     return _one_line(f"{error.format_message().rstrip('.')}; see {path} --help")
 
@@ -52,8 +68,15 @@ def _one_line(message: str) -> click.ClickException:
 
 def budgets(option: str, values: Sequence[str]) -> tuple[float, ...]:
     """Finite numbers of at least 0 from comma lists and repeated flags; fractions such as 8/255 are fine."""
-    parts = [part.strip() for value in values for part in value.split(",") if part.strip()]
-    return tuple(dict.fromkeys(_budget(option, part) for part in parts))
+    return tuple(dict.fromkeys(_budget(option, part) for part in names(option, values)))
+
+
+def names(option: str, values: Sequence[str]) -> tuple[str, ...]:
+    """The entries of comma lists and repeated flags; `UserError` for a flag without any (an unset variable)."""
+    parts = [[part.strip() for part in value.split(",") if part.strip()] for value in values]
+    if [] in parts:
+        raise UserError(f"{option} is given without a value; give one or more, or leave {option} out")
+    return tuple(dict.fromkeys(part for listed in parts for part in listed))
 
 
 def _budget(option: str, text: str) -> float:
@@ -83,13 +106,36 @@ def print_paths(paths: Sequence[Path]) -> None:
         click.echo(f"{path.suffix[1:].upper():5}{path.absolute()}")
 
 
+class FolderOrFile(click.Path):
+    """A path; never the empty text of an unset variable, which would be the working directory."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class Text(click.ParamType):
+    """Text with something in it."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("the text is empty", param, ctx)
+        return value
+
+
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 threat_models_option = click.option(
-    "--threat-models", type=click.Path(path_type=Path), help="Folder of further threat models (YAML)."
+    "--threat-models", type=FolderOrFile(), help="Folder of further threat models (YAML)."
 )
-zoo_option = click.option("--zoo", type=click.Path(path_type=Path), help="Folder of further models.")
+zoo_option = click.option("--zoo", type=FolderOrFile(), help="Folder of further models.")
 data_dir_option = click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
+    type=FolderOrFile(),
     help="Folder of data sets (torchvision's layout), or ROBBENCH_DATA.",
 )

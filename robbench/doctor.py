@@ -78,7 +78,7 @@ def _machine() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    from robbench.matrix.device import installed_version
+    from robbench.device import installed_version
 
     for package, module in REQUIRED:
         try:
@@ -153,7 +153,7 @@ def _model(name: str, entry: ZooEntry) -> Finding:
 
 
 def _optional() -> Iterator[Finding]:
-    from robbench.matrix.device import installed_version
+    from robbench.device import installed_version
 
     for package, use in (
         ("playwright", "browser test of the HTML report"),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Outcome, Victim, build_attack
+from robbench.device import resolve_device
 from robbench.errors import UserError
-from robbench.matrix.device import resolve_device
 from robbench.metrics.accuracy import accuracy
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.loading import load_model

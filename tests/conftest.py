@@ -1,5 +1,7 @@
 """Fixtures the attack tests share: digits, a small trained classifier, a small flow, and 48 test images."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -48,3 +50,12 @@ def images(digits):
     """(ids, x, y) of 48 test images."""
     rows = torch.arange(48)
     return digits.test.ids[rows], digits.test.x(rows), digits.test.labels[rows]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with real data sets beside the checkout; tests that need it are skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not (folder / "data" / "FashionMNIST").is_dir():
+        pytest.skip("../shared/data with real data sets is absent")
+    return folder

@@ -15,6 +15,7 @@ from robbench.attacks.codec import FlowCodec
 from robbench.data import Dataset, Split, load_dataset
 from robbench.defenses.base import DEFENSES, Defense, Setting, build_defense
 from robbench.defenses.schedule import check_augmentation, find_recipe, stratified_positions, training_splits
+from robbench.device import resolve_device
 from robbench.errors import UserError
 from robbench.models.flows.base import Flow
 from robbench.models.loading import is_flow, load_model
@@ -151,7 +152,7 @@ def make_plan(request: TrainRequest) -> Plan:
     arguments = {**request.architecture_arguments, **settings["architecture"]}
     architecture = _architecture(request.architecture, arguments, recipe, kind)
     name = _model_name(request, architecture, kind)
-    device = _device(request.device)
+    device = resolve_device(request.device)
     dataset = load_dataset(request.dataset, request.data_dir)
     train, validation = training_splits(dataset, request.train_samples, recipe, request.seed)
     flow, codec = _flow(request, dataset, device)
@@ -277,18 +278,6 @@ def _check_places(out: Path, name: str) -> None:
         raise UserError(
             f"--out {str(out)!r} cannot be written ({error.strerror}); choose another folder"
         ) from error
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name!r} is not a device; use auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name!r}: this PyTorch finds no CUDA device; use --device cpu")
-    return device
 
 
 def _scored(validation: Split, recipe: Recipe) -> Split:

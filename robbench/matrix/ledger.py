@@ -79,10 +79,15 @@ def shard_name(block: int, ids: Iterable[int]) -> str:
 
 
 def write_shard(path: Path, table: pa.Table, cell: str, seconds: float) -> None:
-    """Write `table` (`LEDGER_SCHEMA`) atomically; schema version, cell hash and seconds become metadata."""
+    """Write `table` (`LEDGER_SCHEMA`) atomically, every page with its checksum; schema version, cell hash and
+    seconds become metadata."""
     metadata = {_KEY_VERSION: SCHEMA_VERSION, _KEY_CELL: cell, _KEY_SECONDS: f"{seconds:.3f}"}
     stamped = table.cast(LEDGER_SCHEMA).replace_schema_metadata(metadata)
-    write_atomically(path, lambda temporary: pq.write_table(stamped, temporary, compression="zstd"))
+
+    def save(temporary: Path) -> None:
+        pq.write_table(stamped, temporary, compression="zstd", write_page_checksum=True)
+
+    write_atomically(path, save)
 
 
 def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Shard:
@@ -91,7 +96,7 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
     known: ids the data set has, when the caller knows them.
     """
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise BadShardError(f"cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from error
     metadata = table.schema.metadata or {}

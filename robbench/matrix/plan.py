@@ -10,8 +10,8 @@ import torch
 from robbench.attacks import ENGINE_VERSION, Attack, Cost, Victim, build_attack
 from robbench.data import Dataset, dataset_names, load_dataset, sample_ids
 from robbench.defenses import DEFENSES
+from robbench.device import resolve_device, versions
 from robbench.errors import UserError, unknown_name
-from robbench.matrix.device import resolve_device, versions
 from robbench.matrix.records import CellRecord, PlanEntry, RunFile, cell_hash, join_ids
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.loading import LoadedModel, load_model

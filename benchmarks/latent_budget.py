@@ -2,7 +2,7 @@
 
 Bisects eta until `om-pgd` (zoo's `at` model, no early stop) moves the images as far as the data set's Linf budget does:
   --measure linf   mean largest pixel change = epsilon               (threat models latent-linf and joint)
-  --measure l2     mean Euclidean distance = that of pgd50           (threat models flow-lp-*: larger, augmentation-sized)
+  --measure l2     mean Euclidean distance = that of pgd50           (threat models flow-lp-*: larger)
 The test set is not touched. Prints one line a step.
 
     python benchmarks/latent_budget.py --dataset digits --measure linf [--data-dir DIR] [--n 180]

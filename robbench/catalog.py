@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 from pydantic import BaseModel
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from robbench.data.names import dataset_names
 from robbench.errors import UserError, unknown_name
@@ -41,9 +43,11 @@ def _print_table(header: tuple[str, ...], rows: Rows) -> None:
         for row in rows:
             click.echo("\t".join(row))
         return
-    table = Table(*header)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for title in header:
+        table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))
     console.print(table)
 
 

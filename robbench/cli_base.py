@@ -1,6 +1,6 @@
 """What the commands share: one-line errors, budgets, common options."""
 
-import errno
+import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +10,14 @@ import click
 
 from robbench.errors import UserError
 
-BAD_INPUT, INTERRUPTED = 2, 130
+_EXAMPLES = {
+    "--attacks": "pgd20,aa",
+    "--defense": "at,ijsat",
+    "--model": "digits-at",
+    "--epsilon": "0.1,8/255",
+    "--eta": "0.5",
+}
+BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
 
 class BadInput(click.ClickException):
@@ -35,6 +42,9 @@ class OneLineErrors(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             raise _one_line(str(error)) from error
+        except BrokenPipeError:  # `| head` has read enough; what Python still holds back must not complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            ctx.exit(PIPE_CLOSED)
         except OSError as error:
             raise _system_error(error) from error
         except click.UsageError as error:
@@ -45,9 +55,8 @@ class OneLineErrors(click.Group):
 
 
 def _system_error(error: OSError) -> Exception:
-    """What the machine refused (disk full, name too long, no permission) as one line; a closed pipe stays what it
-    is: click ends quietly on it."""
-    if error.errno in (None, errno.EPIPE):
+    """What the machine refused (disk full, name too long, no permission) as one line."""
+    if error.errno is None:
         return error
     where = f" {str(error.filename)!r}" if error.filename is not None else ""
     return _one_line(
@@ -75,7 +84,9 @@ def names(option: str, values: Sequence[str]) -> tuple[str, ...]:
     """The entries of comma lists and repeated flags; `UserError` for a flag without any (an unset variable)."""
     parts = [[part.strip() for part in value.split(",") if part.strip()] for value in values]
     if [] in parts:
-        raise UserError(f"{option} is given without a value; give one or more, or leave {option} out")
+        raise UserError(
+            f"{option} is given without a value; give one or more, as in {option} {_EXAMPLES[option]}"
+        )
     return tuple(dict.fromkeys(part for listed in parts for part in listed))
 
 
@@ -118,10 +129,8 @@ class FolderOrFile(click.Path):
         return super().convert(value, param, ctx)
 
 
-class Text(click.ParamType):
+class Text(click.types.StringParamType):
     """Text with something in it."""
-
-    name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not str(value).strip():

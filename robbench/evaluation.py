@@ -14,7 +14,7 @@ from robbench.metrics.accuracy import accuracy
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.loading import load_model
 from robbench.models.zoo import default_flow, find_model, zoo_entries
-from robbench.specs import ResolvedAttack, resolve_attack, threat_models
+from robbench.specs import ResolvedAttack, refuse_unused_budgets, resolve_attack, threat_models
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,10 +98,11 @@ def _resolved(
     if isinstance(attacks, str) or not attacks:
         raise UserError(f"evaluate: attacks={attacks!r}; give a list of names, as in ['pgd20', 'aa']")
     known = threat_models()
-    found = (
+    found = [
         resolve_attack(name, dataset or "(none given)", known, epsilon, eta)
         for epsilon, eta, name in product(epsilons, etas, attacks)
-    )
+    ]
+    refuse_unused_budgets(found, *([b for b in given if b is not None] for given in (epsilons, etas)))
     return list({spec.label: spec for spec in found}.values())
 
 
@@ -113,7 +114,7 @@ def _frozen(
     if isinstance(flow, Flow):
         return flow.freeze().to(device)
     entries = zoo_entries()
-    entry = find_model(flow, entries) if flow is not None else default_flow(dataset or "", entries)
+    entry = find_model(flow, entries, "flow") if flow is not None else default_flow(dataset or "", entries)
     if entry is None:
         return None  # the attack itself says which flow it needs and how to get one
     module = load_model(entry, device).module

@@ -3,12 +3,13 @@
 No torch here: listing attacks and models stays fast.
 """
 
+import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -16,10 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from robbench.errors import UserError, unknown_name
 from robbench.resources import data_root, existing_folder
 
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
 Space = Literal["image", "latent", "joint"]
 Norm = Literal["linf", "l2", "l1", "none"]
 ModelKind = Literal["classifier", "flow"]
 SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+# Names become file names, table labels and entries of comma lists.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Side = Annotated[int, Field(gt=0)]
+RESERVED_ATTACKS = ("clean", "worst-case", "average")
 
 
 class Strict(BaseModel):
@@ -38,6 +46,13 @@ class Budget(Strict):
     epsilon: float | None = None
     eta: float | None = None
     note: str = ""
+
+    @field_validator("epsilon", "eta", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        if isinstance(value, bool):
+            raise ValueError("a budget is a finite number of at least 0")
+        return value
 
     @field_validator("epsilon", "eta")
     @classmethod
@@ -59,12 +74,20 @@ class AttackSpec(Strict):
 class ThreatModel(Strict):
     """What an attacker may do (space, norm, budget a data set) and the named attacks under it."""
 
-    name: str
+    name: Name
     space: Space
     norm: Norm
     description: str
     budgets: dict[str, Budget]
-    attacks: dict[str, AttackSpec]
+    attacks: dict[Name, AttackSpec]
+
+    @field_validator("attacks")
+    @classmethod
+    def _not_reserved(cls, attacks: dict[str, AttackSpec]) -> dict[str, AttackSpec]:
+        taken = [name for name in RESERVED_ATTACKS if name in attacks]
+        if taken:
+            raise ValueError(f"tables have a column {taken[0]!r} of their own; give the attack another name")
+        return attacks
 
 
 class ResolvedAttack(Strict):
@@ -93,7 +116,12 @@ def threat_models(extra_folder: str | Path | None = None) -> dict[str, ThreatMod
     """Every threat model shipped and, with `--threat-models DIR`, the user's; a name given twice is an error."""
     folders = [data_root() / "threat_models"]
     if extra_folder is not None:
-        folders.append(existing_folder(extra_folder, "--threat-models"))
+        extra = existing_folder(extra_folder, "--threat-models")
+        if not any(extra.glob("*.yaml")):
+            raise UserError(
+                f"--threat-models {str(extra_folder)!r} holds no .yaml file; name the folder of yours"
+            )
+        folders += [] if extra.samefile(folders[0]) else [extra]
     found: dict[str, ThreatModel] = {}
     owners: dict[str, Path] = {}
     for path in (p for folder in folders for p in sorted(folder.glob("*.yaml"))):
@@ -130,9 +158,9 @@ def resolve_attack(
     resolved_eta = _budget_value(eta, budget.eta, uses_eta, "--eta", name, dataset)
     label = name
     if uses_epsilon and epsilon is not None:
-        label += f"@{epsilon:g}"
+        label += f"@{exact_text(epsilon)}"
     if uses_eta and eta is not None:
-        label += f"@eta{eta:g}"
+        label += f"@eta{exact_text(eta)}"
     spec = owner.attacks[name]
     return ResolvedAttack(
         name=name,
@@ -145,6 +173,29 @@ def resolve_attack(
         algorithm=spec.algorithm,
         parameters=spec.parameters,
     )
+
+
+def exact_text(budget: float) -> str:
+    """The shortest text that `--epsilon` reads back as the same number: "0.1", "8/255", "0.123456789"."""
+    if float(short := f"{budget:g}") == budget:
+        return short
+    levels = round(budget * 255)
+    return f"{levels}/255" if levels / 255 == budget else repr(budget)
+
+
+def refuse_unused_budgets(
+    attacks: Iterable[ResolvedAttack], epsilons: Sequence[object], etas: Sequence[object]
+) -> None:
+    """`UserError` when the user gave a budget that none of `attacks` has."""
+    found = list(attacks)
+    for option, given, used, kind in (
+        ("epsilon", epsilons, any(a.epsilon is not None for a in found), "an image or joint"),
+        ("eta", etas, any(a.eta is not None for a in found), "a latent or joint"),
+    ):
+        if given and not used:
+            raise UserError(
+                f"--{option} changes none of these attacks; leave it out, or ask for {kind} attack"
+            )
 
 
 def _budget_value(
@@ -175,7 +226,7 @@ class Golden(Strict):
 
     file: str
     sha256: SHA256
-    tolerance: float
+    tolerance: float = Field(ge=0, allow_inf_nan=False)
 
 
 class Architecture(Strict):
@@ -228,21 +279,32 @@ class ModelCard(Strict):
     """zoo/NAME/card.yaml."""
 
     schema_version: Literal[1] = 1
-    name: str
+    name: Name
     kind: ModelKind
     description: str
     dataset: str
     defense: str
     architecture: Architecture
-    input_shape: tuple[int, int, int]
-    classes: int | None = None
-    grey_levels: int | None = None
+    input_shape: tuple[Side, Side, Side]
+    classes: int | None = Field(default=None, ge=2)
+    grey_levels: int | None = Field(default=None, ge=2)
     weights: Weights
     golden: Golden | None = None
     training: Training | None = None
     measurements: tuple[Measurement, ...] = ()
     license: str = "MIT"
     source: str = ""
+
+    @property
+    def function_hash(self) -> str:
+        """Hash of what the model computes: weights, architecture and its arguments, shapes, classes, grey levels.
+
+        The weights' sha256 alone is not enough: a flow's scale floor, for one, changes the function and no tensor.
+        """
+        parts = self.model_dump(
+            mode="json", include={"architecture", "input_shape", "classes", "grey_levels"}
+        )
+        return canonical_hash({**parts, "weights": self.weights.sha256})
 
 
 class Recipe(Strict):
@@ -269,10 +331,10 @@ class Recipe(Strict):
     architecture: Architecture | None = None
     parameters: dict[str, dict[str, Any]] = {}
     optimizer: Literal["sgd", "adam", "adamax"]
-    learning_rate: float = Field(gt=0)
-    momentum: float = 0.0
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
     nesterov: bool = False
-    weight_decay: float = 0.0
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     batch_size: int = Field(gt=0)
     epochs: int = Field(gt=0)
     schedule: Literal["constant", "multistep", "exponential-steps", "cosine"] = "constant"
@@ -302,13 +364,16 @@ def recipes() -> dict[str, Recipe]:
 def load_yaml(path: Path, schema: type[Schema]) -> Schema:
     """Read `path` as `schema`; `UserError` with file, key and reason when it is malformed."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # The loader is PyYAML's safe one.
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: is not valid YAML: {_one_line(error)}") from error
+    except (ValueError, RecursionError) as error:  # an impossible date; brackets nested thousands deep
+        raise UserError(f"{path}: is not valid YAML for robbench: {_one_line(error)}") from error
     return validate(content, schema, str(path))
 
 
@@ -317,12 +382,40 @@ def validate(content: object, schema: type[Schema], origin: str) -> Schema:
     try:
         return schema.model_validate(content)
     except ValidationError as error:
-        problems = [
-            f"key {'.'.join(str(part) for part in problem['loc']) or '(top level)'}: {problem['msg']}"
-            for problem in error.errors()[:3]
-        ]
+        problems = [_problem(problem, schema) for problem in error.errors()[:3]]
         more = f" (+{error.error_count() - 3} more)" if error.error_count() > 3 else ""
         raise UserError(f"{origin}: {'; '.join(problems)}{more}") from error
+
+
+def _problem(problem: "ErrorDetails", schema: type[BaseModel]) -> str:
+    """One finding of pydantic in the words of somebody who edits the file."""
+    place = [str(part) for part in problem["loc"]]
+    key = f"key {'.'.join(place)}" if place else "the whole"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(place[-1], schema.model_fields, n=1) if len(place) == 1 else []
+        return f"{key}: is not known" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
+    if problem["type"] == "missing":
+        return f"{key}: is missing"
+    if problem["type"] == "model_type":
+        found = "is empty" if problem["input"] is None else f"is a {type(problem['input']).__name__}"
+        return f"{key}: {found}, not keys with values"
+    return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key given twice is an error; alone it would keep the last one in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                continue
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} is given twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
 
 
 def dump_yaml(model: BaseModel) -> str:
@@ -334,12 +427,6 @@ def canonical_hash(parts: object) -> str:
     """Hex sha256 of `parts` as canonical JSON (sorted keys, no spaces, floats as Python prints them)."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def split_names(values: Iterable[str]) -> list[str]:
-    """Comma lists and repeated flags as one list without duplicates: ("a,b", "c") -> ["a", "b", "c"]."""
-    names = [part.strip() for value in values for part in value.split(",") if part.strip()]
-    return list(dict.fromkeys(names))
 
 
 def _one_line(error: Exception) -> str:

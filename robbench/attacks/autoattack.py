@@ -9,6 +9,7 @@ a shard reproduced.
 
 import contextlib
 import io
+from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task
-from robbench.attacks.victim import Victim, chunks
+from robbench.attacks.victim import Victim, chunks, margins
 from robbench.errors import UserError
 from robbench.random import derive_seed
 from robbench.specs import Strict
@@ -55,6 +56,11 @@ class AutoAttackReference(Attack):
     """AutoAttack standard by `pyautoattack`. Counts a sample are means over its batch (counts_exact is false)."""
 
     Parameters = AutoAttackParameters
+    batch_dependent = True
+
+    @property
+    def engine(self) -> str:
+        return f"{super().engine}, pyautoattack {version('pyautoattack')}"
 
     @property
     def cost(self) -> Cost:
@@ -102,6 +108,9 @@ class AutoAttackReference(Attack):
             model, norm=norms[self.spec.norm], eps=float(self.spec.epsilon or 0.0), device=device, seed=0
         )
         package.apgd.n_iter = package.apgd_targeted.n_iter = package.fab.n_iter = p.iterations
+        package.apgd.n_iter_orig = package.apgd_targeted.n_iter_orig = (
+            p.iterations
+        )  # what large radii start from
         package.apgd.n_restarts, package.apgd_targeted.n_restarts, package.fab.n_restarts = (
             p.apgd_restarts,
             1,
@@ -135,9 +144,10 @@ class AutoAttackReference(Attack):
         attack.seed = derive_seed(task.seed, self.spec.name, component, task.ids[rows].tolist()) % 2**31
         x, y = task.x[rows], task.y[rows]
         model.images = model.graphs = 0
-        with torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
+        devices = [task.x.device] if task.x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
             candidate = attack.perturb(x.clone(), y.clone()).detach()
-        broken = (victim.logits(candidate).argmax(1) != y).cpu()
+        broken = (margins(victim.logits(candidate), y) <= 0).cpu()
         found.forwards[rows] += round(model.images / len(rows)) + 1
         found.backwards[rows] += round(model.graphs / len(rows))
         found.adversarial[rows[broken]] = candidate[broken.to(candidate.device)]

@@ -7,6 +7,7 @@ re-scores it with a clean fp32 forward. An attack's own success flag never count
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from importlib.metadata import packages_distributions, version
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +15,10 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from robbench.attacks.codec import FlowCodec
-from robbench.attacks.geometry import norm_of
+from robbench.attacks.geometry import norm_of, per_sample
 from robbench.attacks.inner import attacked
 from robbench.attacks.spaces import Codec
-from robbench.attacks.victim import Victim, chunks, margins
+from robbench.attacks.victim import Victim, chunks, full_precision, margins
 from robbench.errors import AttackViolation, UserError
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.registry import Registry
@@ -25,7 +26,7 @@ from robbench.specs import ResolvedAttack, Strict, validate
 
 ENGINE_VERSION = 1
 # Rounding allowance of float32 arithmetic on [0,1] pixels before a point counts as outside its set.
-BALL_TOLERANCE, BOX_TOLERANCE, WITNESS_TOLERANCE = 1e-5, 1e-6, 1e-4
+BALL_TOLERANCE, BOX_TOLERANCE, WITNESS_TOLERANCE, ROUND_TRIP_TOLERANCE = 1e-5, 1e-6, 1e-4, 1e-3
 
 
 @dataclass
@@ -97,6 +98,9 @@ class Attack(ABC):
     """Base class of all attacks. Subclasses set `Parameters` and implement `search` and `cost`."""
 
     Parameters: ClassVar[type[BaseModel]] = Strict
+    batch_dependent: ClassVar[bool] = False
+    """Whether a sample's result depends on which samples share its batch: such cells are computed in whole blocks
+    and their batch size is part of their address."""
 
     def __init__(self, spec: ResolvedAttack, flow: Codec | None = None) -> None:
         if spec.needs_flow and flow is None:
@@ -106,6 +110,8 @@ class Attack(ABC):
             )
         self.spec, self.flow = spec, flow
         self.parameters: Any = validate(spec.parameters, self.Parameters, f"attack {spec.name!r}, parameters")
+        # Defaults filled in: what is recorded and hashed is what runs, also after a default changes.
+        self.spec = spec.model_copy(update={"parameters": self.parameters.model_dump(mode="json")})
 
     @property
     @abstractmethod
@@ -115,6 +121,14 @@ class Attack(ABC):
     @abstractmethod
     def search(self, victim: Victim, task: Task) -> Candidates:
         """Look for adversarial examples of every sample of `task`."""
+
+    @property
+    def engine(self) -> str:
+        """What computes the result, with version; part of a cell's address."""
+        package = type(self).__module__.partition(".")[0]
+        names = packages_distributions().get(package, []) if package != "robbench" else []
+        foreign = "".join(f", {name} {version(name)}" for name in sorted(set(names)))
+        return f"robbench engine {ENGINE_VERSION}{foreign}"
 
     @property
     def attacks_misclassified(self) -> bool:
@@ -137,14 +151,18 @@ class Attack(ABC):
     ) -> Outcome:
         """Attack the samples, verify and re-score. Raises `AttackViolation` when an example leaves its set."""
         x, y = _checked_inputs(x, y)
-        with attacked(victim.module):
+        with attacked(victim.module), full_precision():
+            victim.require_deterministic(x[:32])
+            self._require_exact_flow(victim, x[:32], y[:32])
             clean = victim.clean_logits(x)
             if len(y) and int(y.max()) >= clean.shape[1]:
                 raise UserError(
                     f"label {int(y.max())} is outside the model's {clean.shape[1]} classes; check --dataset"
                 )
             predictions = clean.argmax(1)
-            alive = torch.ones_like(y, dtype=torch.bool) if self.attacks_misclassified else predictions == y
+            alive = (
+                torch.ones_like(y, dtype=torch.bool) if self.attacks_misclassified else margins(clean, y) > 0
+            )
             found = self._searched(victim, alive, sample_ids, x, y, predictions, seed, batch_size)
             adversarial = self._verified(victim, sample_ids, x, y, found, alive)
             attacked_logits = victim.clean_logits(adversarial)
@@ -191,6 +209,19 @@ class Attack(ABC):
             full.witness[name][rows] = value.detach().float().cpu()
         return full
 
+    def _require_exact_flow(self, victim: Victim, x: Tensor, y: Tensor) -> None:
+        """A flow whose decoder is not the inverse of its encoder would move images before any attack does."""
+        if self.flow is None or not len(x):
+            return
+        x, y = x.to(victim.device), y.to(victim.device)
+        with torch.no_grad():
+            gap = float((self.flow.decode_flat(self.flow.encode_flat(x, y), y) - x).abs().max())
+        if not gap <= ROUND_TRIP_TOLERANCE:
+            raise UserError(
+                f"the flow does not invert itself: decode(encode(x)) is off by {gap:.3g} on real images, allowed "
+                f"{ROUND_TRIP_TOLERANCE:g}; choose another --flow or train it again"
+            )
+
     def _check_tensor(self, adversarial: Tensor, x: Tensor, ids: Tensor) -> None:
         if adversarial.shape != x.shape or adversarial.dtype != torch.float32:
             raise AttackViolation(
@@ -234,7 +265,10 @@ class Attack(ABC):
         )
         if self.spec.norm == "linf":
             return torch.maximum(torch.minimum(adversarial, x + epsilon), x - epsilon).clamp(0.0, 1.0)
-        return adversarial
+        shrink = (epsilon / distance.clamp(min=1e-12)).clamp(max=1.0)
+        return torch.where(
+            per_sample(shrink < 1, x), x + (adversarial - x) * per_sample(shrink, x), adversarial
+        )
 
     def _check_witness(
         self,
@@ -257,6 +291,10 @@ class Attack(ABC):
                 self._require(
                     ids, size[:, None], radius, BALL_TOLERANCE * max(1.0, radius), f"budget of {name}"
                 )
+        levels = getattr(self.parameters, "levels", None)
+        if levels is not None:
+            outside = witness["lambda"].abs() * (1.0 - self.flow.level_mask(levels))
+            self._require(ids, outside, 0.0, 0.0, f"levels {list(levels)} of the flow")
         for rows in chunks(alive.nonzero().squeeze(1), victim.batch_size):
             device = victim.device
             with torch.no_grad():
@@ -286,8 +324,8 @@ class Attack(ABC):
         adversarial: Tensor,
         found: Candidates,
     ) -> Outcome:
-        clean_right, adversarial_right = clean.argmax(1) == y, logits.argmax(1) == y
-        robust = clean_right & adversarial_right
+        clean_right = margins(clean, y) > 0  # a tie is not a right answer
+        robust = clean_right & (margins(logits, y) > 0)
         broken_by = [
             None if held else ("clean" if not right else name)
             for held, right, name in zip(robust.tolist(), clean_right.tolist(), found.component, strict=True)

@@ -14,7 +14,7 @@ from robbench.attacks.base import Candidates, Task
 from robbench.attacks.geometry import SampleNoise
 from robbench.attacks.inner import gradients
 from robbench.attacks.spaces import SearchSpace, State
-from robbench.attacks.victim import Victim, chunks
+from robbench.attacks.victim import Victim, chunks, margins
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,14 @@ class ActiveSet:
 
     def _record_broken(self, state: State, places: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
         """Which samples a clean forward of the admissible image finds misclassified; they are written down."""
-        suspects = (logits.argmax(1) != state["y"]).cpu()
+        suspects = (margins(logits, state["y"]) <= 0).cpu()
         if not bool(suspects.any()):
             return suspects
         chosen = suspects.to(self.victim.device)
         part = {name: value[chosen] for name, value in state.items()}
         image = self.plan.space.finish(part)
         self.found.forwards[places[suspects]] += 1
-        broken = (self.victim.logits(image).argmax(1) != part["y"]).cpu()
+        broken = (margins(self.victim.logits(image), part["y"]) <= 0).cpu()
         confirmed = suspects.clone()
         confirmed[suspects] = broken
         self._write(part, image, places[suspects], broken)
@@ -173,7 +173,7 @@ def still_robust(victim: Victim, task: Task, found: Candidates, rows: Tensor) ->
     """The rows whose current example a clean forward classifies correctly (counted)."""
     kept = []
     for part in chunks(rows, task.batch_size):
-        right = victim.logits(found.adversarial[part]).argmax(1) == task.y[part]
+        right = margins(victim.logits(found.adversarial[part]), task.y[part]) > 0
         found.forwards[part] += 1
         kept.append(part[right.cpu()])
     return torch.cat(kept)

@@ -78,9 +78,20 @@ class ImageSpace(SearchSpace):
         return state["x"] + state["delta"]
 
     def advance(self, state: State, gradients: State) -> State:
-        delta = state["delta"] + self.step_size * direction(gradients["delta"], self.norm)
+        gradient = gradients["delta"]
+        if self.norm == "l1":
+            gradient = self._towards_the_box(state, gradient)
+        delta = state["delta"] + self.step_size * direction(gradient, self.norm)
         delta = project(delta, self.norm, self.epsilon)
         return {**state, "delta": (state["x"] + delta).clamp_(0.0, 1.0).sub_(state["x"])}
+
+    @staticmethod
+    def _towards_the_box(state: State, gradient: Tensor) -> Tensor:
+        """The gradient without the coordinates that stand at 0 or 1 and point outwards: a sparse L1 step spent on
+        them would be undone by the clip, and the search would repeat itself for ever."""
+        pixels = state["x"] + state["delta"]
+        stuck = ((pixels >= 1.0) & (gradient > 0)) | ((pixels <= 0.0) & (gradient < 0))
+        return gradient.masked_fill(stuck, 0.0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,9 @@ class JointSpace(SearchSpace):
     The printed update accumulates and projects nothing, so its budgets would never be reached; here both
     perturbations accumulate and are projected, from gradients of the same loss at the same point. in_loop "project"
     (default) keeps clip(G(z+lambda)) + delta in the box at every step; "paper_literal" clips only the final image,
-    which is weaker. The image is never clamped inside the differentiated path: that kills gradients.
+    which is weaker. Where G overshoots the box, the point the gradient is taken at still lies outside it by that
+    overshoot; the scored image is clipped. The image is never clamped inside the differentiated
+    path: that kills gradients.
     epsilon, epsilon_step: [0,1] pixels; eta, eta_step: raw z units. delta is relative to G(z + lambda), not to x.
     """
 
@@ -140,7 +153,7 @@ class JointSpace(SearchSpace):
         latent = LatentSpace(self.flow, "linf", self.eta, self.eta_step, self.start_kind, self.levels)
         state = latent.start(x, y, noise)
         delta = random_start(self.start_kind, "linf", self.epsilon, tuple(x.shape[1:]), noise)
-        return {**state, "delta": delta}
+        return {**state, "delta": project(delta, "linf", self.epsilon)}
 
     def render(self, state: State) -> Tensor:
         """Also projects state["delta"] in place (mode "project"): the box constraint needs G(z + lambda), and

@@ -1,9 +1,23 @@
 """The model as attacks see it, and the two small things everybody needs to score it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from robbench.errors import UserError
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """fp32 means fp32: no TF32 in convolutions and matrix products on recent GPUs; restored after."""
+    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
@@ -38,6 +52,21 @@ class Victim:
         """
         parts = [self._checked(part.to(self.device)) for part in chunks(x, self.batch_size)]
         return torch.cat(parts) if parts else torch.zeros((0, 2))
+
+    def require_deterministic(self, x: Tensor) -> None:
+        """`UserError` when the model gives other logits for the same images a second time.
+
+        A search stops at the first misclassified iterate; against random logits that is luck, and the later verdict
+        another draw: the accuracy would be too high.
+        """
+        x = x[: self.batch_size]
+        first, second = self.clean_logits(x), self.clean_logits(x)
+        gap = float((first - second).abs().max()) if len(x) else 0.0
+        if gap > 1e-3 * max(1.0, float(first.abs().max())):
+            raise UserError(
+                f"the model is randomised: its logits for the same images differ by {gap:.3g}; "
+                f"robbench has no expectation-over-transformation attack yet, so make its forward pass deterministic"
+            )
 
     def _checked(self, x: Tensor) -> Tensor:
         out = self.logits(x)

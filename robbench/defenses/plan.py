@@ -309,7 +309,7 @@ def _flow_entry(request: TrainRequest, dataset: Dataset) -> ZooEntry | None:
     entries = zoo_entries(request.zoo)
     if request.flow is None:
         return default_flow(request.dataset, entries)
-    entry = find_model(request.flow, entries)
+    entry = find_model(request.flow, entries, "flow")
     if entry.card.kind != "flow" or tuple(entry.card.input_shape) != dataset.shape:
         raise UserError(
             f"--flow {request.flow!r} is a {entry.card.kind} for images {tuple(entry.card.input_shape)}; "

@@ -25,18 +25,23 @@ def execute(plan: Plan, ledger: Ledger, progress: RunProgress) -> list[CellRecor
     A failing attack fails its cell and nothing else. Interrupt it at any moment: finished shards stay.
     """
     ledger.write_run(plan.run, plan.cards, [cell.record for cell in plan.cells])
-    _keep_originals(plan, ledger)
+    _keep_originals(plan, ledger, progress)
     likelihood = _Likelihood(plan.nll_flow, plan.device, plan.run.seed, plan.batch_size)
     executor = _Executor(plan, ledger, progress, likelihood)
     with _full_precision():
         return [executor.run(number, cell) for number, cell in enumerate(plan.cells)]
 
 
-def _keep_originals(plan: Plan, ledger: Ledger) -> None:
+def _keep_originals(plan: Plan, ledger: Ledger, progress: RunProgress) -> None:
     """The clean images beside the adversarial ones that are kept, so that a report needs no data set."""
     kept = plan.samples[: plan.keep_examples]
     images, _ = plan.dataset.test.by_ids(kept)
-    ledger.add_originals(dict(zip(kept, images.numpy(), strict=True)))
+
+    def restore(path: Path, reason: str) -> None:
+        moved = ledger.quarantine(path)
+        progress.message(f"Quarantined: {path} {reason}; moved to {moved}, written again from the data set")
+
+    ledger.add_originals(dict(zip(kept, images.numpy(), strict=True)), restore)
 
 
 class _full_precision:  # noqa: N801  (reads as a statement: `with _full_precision()`)
@@ -126,6 +131,9 @@ class _Executor:
             ids = [i for i in wanted if i not in verdicts]
             if not ids:
                 continue
+            if cell.attack.batch_dependent:
+                self._put_aside(cell.record.hash, wanted)
+                ids = list(wanted)
             begun = time.monotonic()
             try:
                 table = self._rows(cell, ids)
@@ -141,6 +149,12 @@ class _Executor:
             verdicts.update(zip(ids, table["robust"].to_pylist(), strict=True))
             self.progress.advanced(number, len(verdicts), sum(verdicts.values()))
         return None
+
+    def _put_aside(self, cell: str, block: Sequence[int]) -> None:
+        """Move shards that hold a part of `block` out of the way: in an attack whose results depend on the batch,
+        a sample added to a block changes the others, and a block is computed whole or not at all."""
+        shards = self.ledger.shards(cell, lambda _path, _reason: None)
+        self.ledger.supersede([shard.path for shard in shards if not set(shard.ids).isdisjoint(block)])
 
     def _rows(self, cell: Cell, ids: list[int]) -> pa.Table:
         x, y = self.plan.dataset.test.by_ids(ids)
@@ -197,4 +211,6 @@ def _reason(error: Exception) -> str:
     text = " ".join(str(error).split()) or "no message"
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of GPU memory ({text[:120]}); give a smaller --batch-size"
+    if isinstance(error, MemoryError) or "can't allocate memory" in text:
+        return f"out of memory ({text[:120]}); give a smaller --batch-size"
     return text if isinstance(error, AttackViolation | UserError) else f"{type(error).__name__}: {text[:300]}"

@@ -30,7 +30,12 @@ def check_folder(folder: Path, run: RunFile, fresh: bool) -> None:
                 f"give another --out"
             )
         return
-    existing = Ledger(folder).read_run()
+    try:
+        existing = Ledger(folder).read_run()
+    except UserError as error:
+        if fresh:
+            return
+        raise UserError(f"{error}; give another --out, or --fresh to put all of it aside") from error
     differences = existing.differences(run) if existing else []
     if differences and not fresh:
         raise UserError(
@@ -68,14 +73,16 @@ def opened(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
 
 
 def _put_aside(ledger: Ledger, run: RunFile) -> None:
-    existing = ledger.read_run()
-    if existing is None:
-        return
-    if existing.differences(run):
+    try:
+        existing = ledger.read_run()
+        another = existing is not None and bool(existing.differences(run))
+    except UserError:  # a damaged run.yaml: nobody knows whose run this was
+        existing, another = None, True
+    if another:
         keep = (LOCK_FILE,)
         entries = [path for path in sorted(ledger.folder.iterdir()) if path.name not in keep]
         ledger.supersede([path for path in entries if not path.name.startswith("superseded-")])
-    else:
+    elif existing is not None:
         ledger.supersede([ledger.cell_folder(entry.hash) for entry in run.cells])
 
 

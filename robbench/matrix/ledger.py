@@ -11,6 +11,7 @@ superseded-<k>/                         what `--fresh` put aside
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,15 @@ LEDGER_SCHEMA = pa.schema(
 )
 RUN_FILE, CELL_FILE, LOCK_FILE, ORIGINALS_FILE = "run.yaml", "cell.json", ".lock", "originals.npz"
 Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-_KEY_VERSION, _KEY_CELL, _KEY_SECONDS = b"robbench.schema_version", b"robbench.cell", b"robbench.seconds"
+_KEY_VERSION, _KEY_CELL, _KEY_SECONDS, _KEY_ROWS = (
+    b"robbench.schema_version",
+    b"robbench.cell",
+    b"robbench.seconds",
+    b"robbench.rows",
+)
+
+
+_RESTORE = "run the same `robbench run` again to restore it"
 
 
 class BadShardError(Exception):
@@ -79,13 +88,20 @@ def shard_name(block: int, ids: Iterable[int]) -> str:
 
 
 def write_shard(path: Path, table: pa.Table, cell: str, seconds: float) -> None:
-    """Write `table` (`LEDGER_SCHEMA`) atomically, every page with its checksum; schema version, cell hash and
-    seconds become metadata."""
-    metadata = {_KEY_VERSION: SCHEMA_VERSION, _KEY_CELL: cell, _KEY_SECONDS: f"{seconds:.3f}"}
-    stamped = table.cast(LEDGER_SCHEMA).replace_schema_metadata(metadata)
+    """Write `table` (`LEDGER_SCHEMA`) atomically, every page with its checksum; schema version, cell hash,
+    seconds and a digest of the rows become metadata."""
+    stamped = table.cast(LEDGER_SCHEMA)
+    metadata = {
+        _KEY_VERSION: SCHEMA_VERSION,
+        _KEY_CELL: cell,
+        _KEY_SECONDS: f"{seconds:.3f}",
+        _KEY_ROWS: _digest(stamped),
+    }
+    stamped = stamped.replace_schema_metadata(metadata)
 
-    def save(temporary: Path) -> None:
-        pq.write_table(stamped, temporary, compression="zstd", write_page_checksum=True)
+    def save(temporary: Path) -> None:  # open files: PyArrow would read a name such as "s3:x" as an address
+        with temporary.open("wb") as stream:
+            pq.write_table(stamped, stream, compression="zstd", write_page_checksum=True)
 
     write_atomically(path, save)
 
@@ -96,7 +112,8 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
     known: ids the data set has, when the caller knows them.
     """
     try:
-        table = pq.read_table(path, page_checksum_verification=True)
+        with path.open("rb") as stream:
+            table = pq.read_table(stream, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise BadShardError(f"cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from error
     metadata = table.schema.metadata or {}
@@ -107,9 +124,16 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
         raise BadShardError("belongs to another cell")
     if not table.schema.equals(LEDGER_SCHEMA, check_metadata=False):
         raise BadShardError("has other columns than the ledger")
+    if metadata.get(_KEY_ROWS, b"").decode(errors="replace") != _digest(table):
+        raise BadShardError("holds other rows than were written")
     shard = Shard(path, table, _seconds(metadata))
     _check_ids(shard, known)
     return shard
+
+
+def _digest(table: pa.Table) -> str:
+    """sha256 over every value: page checksums do not cover page headers, nor edits by a Parquet tool."""
+    return hashlib.sha256(repr(table.to_pydict()).encode()).hexdigest()
 
 
 def _seconds(metadata: dict[bytes, bytes]) -> float:
@@ -162,42 +186,56 @@ class Ledger:
             return None
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{path}: is not JSON ({error}); delete it, its shards stay valid") from error
-        return validate(content, CellRecord, str(path))
+            record = validate(content, CellRecord, str(path))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path}: is not JSON ({error}); {_RESTORE}") from error
+        except UserError as error:
+            raise UserError(f"{error}; {_RESTORE}") from error
+        if record.hash != cell:
+            raise UserError(f"{path}: is the record of another cell; {_RESTORE}")
+        return record
 
     def write_cell(self, record: CellRecord) -> None:
         path = self.cell_folder(record.hash) / CELL_FILE
         write_text_atomically(path, record.model_dump_json(indent=2) + "\n")
 
     def originals(self) -> dict[int, Images]:
-        """Clean images [C,H,W] in [0,1] by sample id, of the samples with kept examples."""
+        """Clean images [C,H,W] in [0,1] by sample id, of the samples with kept examples; `UserError` when the
+        file is damaged."""
         path = self.folder / ORIGINALS_FILE
         if not path.exists():
             return {}
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
                 ids, images = stored["ids"], stored["images"]
-        except (ValueError, OSError, KeyError, BadZipFile) as error:
-            raise UserError(
-                f"{path} cannot be read ({error}); delete it and run the same command again"
-            ) from error
-        return {int(i): image for i, image in zip(ids, images, strict=True)}
+                if images.dtype != np.float32 or images.ndim != 4:
+                    raise ValueError(f"holds {images.dtype} {images.shape}, not float32 images")
+                return {int(i): image for i, image in zip(ids, images, strict=True)}
+        except (ValueError, TypeError, OSError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+            raise UserError(f"{path} cannot be read ({error}); {_RESTORE}") from error
 
-    def add_originals(self, images: dict[int, Images]) -> None:
-        """Add clean images to those stored; nothing is written when all are there."""
-        stored = self.originals()
+    def add_originals(self, images: dict[int, Images], on_bad: Callable[[Path, str], None]) -> None:
+        """Add clean images to those stored; nothing is written when all are there. `on_bad(path, reason)` must
+        move a damaged file away; it is then written anew."""
+        path, shapes = self.folder / ORIGINALS_FILE, {image.shape for image in images.values()}
+        try:
+            stored = self.originals()
+            if not shapes.issuperset(image.shape for image in stored.values()):
+                raise UserError(f"{path} holds images of another shape")
+        except UserError as error:
+            on_bad(path, str(error).removeprefix(f"{path} ").removesuffix(f"; {_RESTORE}"))
+            stored = {}
         if images.keys() <= stored.keys():
             return
         merged = {**stored, **images}
         ids = np.array(sorted(merged), dtype=np.int64)
         stack = np.stack([merged[int(i)] for i in ids])
 
-        def save(path: Path) -> None:
-            with path.open("wb") as stream:
+        def save(temporary: Path) -> None:
+            with temporary.open("wb") as stream:
                 np.savez_compressed(stream, ids=ids, images=stack)
 
-        write_atomically(self.folder / ORIGINALS_FILE, save)
+        write_atomically(path, save)
 
     # ------------------------------------------------------------------------------------------------- shards
     def shards(
@@ -226,7 +264,8 @@ class Ledger:
         """Move a bad shard to quarantine/ under a name that is free; returns where it went."""
         folder = self.folder / "quarantine"
         folder.mkdir(exist_ok=True)
-        names = (f"{path.parent.name}-{path.stem}{suffix}{path.suffix}" for suffix in _suffixes())
+        place = f"{path.parent.name}-" if path.parent != self.folder else ""
+        names = (f"{place}{path.stem}{suffix}{path.suffix}" for suffix in _suffixes())
         target = next(folder / name for name in names if not (folder / name).exists())
         return path.rename(target)
 
@@ -268,7 +307,7 @@ def load_run(folder: Path) -> Run:
         _load_cell(ledger, entry.hash, entry.model, entry.defense, entry.attack, wanted)
         for entry in run.cells
     ]
-    cards = {name: load_yaml(folder / "cards" / f"{name}.yaml", ModelCard) for name in run.models}
+    cards = {name: _load_card(folder / "cards" / f"{name}.yaml") for name in run.models}
     return Run(
         folder=folder,
         dataset=run.dataset,
@@ -284,15 +323,19 @@ def load_run(folder: Path) -> Run:
     )
 
 
+def _load_card(path: Path) -> ModelCard:
+    try:
+        return load_yaml(path, ModelCard)
+    except UserError as error:
+        raise UserError(f"{error}; {_RESTORE}") from error
+
+
 def _load_cell(
     ledger: Ledger, cell: str, model: str, defense: str, label: str, wanted: pa.Array
 ) -> CellResult:
     record = ledger.read_cell(cell)
     if record is None:
-        raise UserError(
-            f"{ledger.cell_folder(cell) / CELL_FILE} of {model} x {label} is missing; "
-            f"run the same `robbench run` again to restore it"
-        )
+        raise UserError(f"{ledger.cell_folder(cell) / CELL_FILE} of {model} x {label} is missing; {_RESTORE}")
     shards = ledger.shards(cell, _refuse)
     table = pa.concat_tables(
         [LEDGER_SCHEMA.empty_table(), *(s.table.replace_schema_metadata() for s in shards)]

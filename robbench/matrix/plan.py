@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from robbench.attacks import ENGINE_VERSION, Attack, Cost, Victim, build_attack
+from robbench.attacks import Attack, Cost, Victim, build_attack
 from robbench.data import Dataset, dataset_names, load_dataset, sample_ids
 from robbench.defenses import DEFENSES
 from robbench.device import resolve_device, versions
@@ -16,7 +16,14 @@ from robbench.matrix.records import CellRecord, PlanEntry, RunFile, cell_hash, j
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.loading import LoadedModel, load_model
 from robbench.models.zoo import ZooEntry, default_flow, find_model, find_models, zoo_entries
-from robbench.specs import FlowReference, ModelCard, ResolvedAttack, resolve_attack, threat_models
+from robbench.specs import (
+    FlowReference,
+    ModelCard,
+    ResolvedAttack,
+    refuse_unused_budgets,
+    resolve_attack,
+    threat_models,
+)
 
 SHARD_SIZE = 120
 DEFAULT_N = 1000
@@ -100,9 +107,9 @@ def build_plan(request: RunRequest) -> Plan:
     built = [build_attack(attack, frozen) for attack in attacks]
     models = [_tried(load_model(entry, device), dataset, samples, device) for entry in chosen]
     revision = dataset.revision
-    reference = FlowReference(name=flow.card.name, sha256=flow.card.weights.sha256) if flow else None
+    flow_card = flow.card if flow else None
     cells = tuple(
-        Cell(_record(model.card, attack.spec, reference, request, revision), model, attack)
+        Cell(_record(model.card, attack, flow_card, request, revision), model, attack)
         for model, attack in product(models, built)
     )
     return Plan(
@@ -129,8 +136,10 @@ def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
         resolve_attack(name, request.dataset, known, epsilon, eta)
         for (epsilon, eta), name in product(list(budgets), request.attacks)
     )
+    attacks = list(resolved)
+    refuse_unused_budgets(attacks, request.epsilons, request.etas)
     # A latent attack ignores --epsilon, an image attack --eta: the same cell, asked for more than once.
-    return list({attack.label: attack for attack in resolved}.values())
+    return list({attack.label: attack for attack in attacks}.values())
 
 
 def _chosen_models(request: RunRequest, entries: dict[str, ZooEntry]) -> list[ZooEntry]:
@@ -141,6 +150,10 @@ def _chosen_models(request: RunRequest, entries: dict[str, ZooEntry]) -> list[Zo
     for defense in request.defenses:
         if defense not in known:
             raise unknown_name("defense", defense, known)
+        if defense in DEFENSES and "classifier" not in DEFENSES.get(defense).kinds:
+            raise UserError(
+                f"--defense {defense!r} trains flows, which cannot be attacked; see robbench list defenses"
+            )
         chosen += find_models(defense, request.dataset, entries)
     chosen += [_checked_classifier(find_model(name, entries), request.dataset) for name in request.models]
     unique: dict[str, ZooEntry] = {}
@@ -168,7 +181,7 @@ def _checked_classifier(entry: ZooEntry, dataset: str) -> ZooEntry:
 def _chosen_flow(request: RunRequest, entries: dict[str, ZooEntry]) -> ZooEntry | None:
     if request.flow is None:
         return default_flow(request.dataset, entries)
-    entry = find_model(request.flow, entries)
+    entry = find_model(request.flow, entries, "flow")
     if entry.card.kind != "flow":
         raise UserError(
             f"--flow {request.flow!r} is no flow but a {entry.card.kind}; see robbench list models"
@@ -222,23 +235,30 @@ def _tried(model: LoadedModel, dataset: Dataset, samples: Sequence[int], device:
 
 
 def _record(
-    card: ModelCard, attack: ResolvedAttack, flow: FlowReference | None, request: RunRequest, revision: str
+    card: ModelCard, attack: Attack, flow: ModelCard | None, request: RunRequest, revision: str
 ) -> CellRecord:
-    attack_flow = flow if attack.needs_flow else None
+    spec = attack.spec
+    attack_flow = flow if spec.needs_flow else None
+    batch = min(request.batch_size, SHARD_SIZE) if attack.batch_dependent else None
     seed, dataset = request.seed, request.dataset
     return CellRecord(
-        hash=cell_hash(card, attack, attack_flow, flow, ENGINE_VERSION, dataset, revision, seed),
+        hash=cell_hash(card, spec, attack_flow, flow, attack.engine, batch, dataset, revision, seed),
         model=card.name,
         defense=card.defense,
         dataset=dataset,
         dataset_revision=revision,
         seed=seed,
-        attack=attack,
+        attack=spec,
         model_sha256=card.weights.sha256,
-        attack_flow=attack_flow,
-        nll_flow=flow,
-        engine_version=ENGINE_VERSION,
+        attack_flow=_reference(attack_flow),
+        nll_flow=_reference(flow),
+        engine=attack.engine,
+        batch_size=batch,
     )
+
+
+def _reference(card: ModelCard | None) -> FlowReference | None:
+    return FlowReference(name=card.name, sha256=card.weights.sha256) if card else None
 
 
 def _run_file(

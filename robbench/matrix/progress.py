@@ -19,6 +19,14 @@ from rich.progress import (
 from robbench.matrix.records import CellRecord
 
 
+class Terminal(Console):
+    """A rich console that reports a closed pipe as what it is; rich itself would end with exit code 1, which here
+    means that a check failed."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 class RunProgress(Protocol):
     """What the executor reports. `cell` counts from 0 in plan order; `robust`: samples classified right."""
 
@@ -81,13 +89,15 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
 
     def __init__(self, console: Console, records: list[CellRecord], total: int) -> None:
         self._console, self._total = console, total
+        # What a narrow terminal has no room for, the least needed first; the rest would be cut off everywhere.
+        bar = [BarColumn(bar_width=20)] if console.width >= 100 else []
+        times = [TimeElapsedColumn(), TimeRemainingColumn()] if console.width >= 65 else []
         self._progress = Progress(
             TextColumn("{task.fields[model]}", style="bold"),
             TextColumn("{task.fields[attack]}"),
-            BarColumn(bar_width=20),
+            *bar,
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            *times,
             TextColumn("{task.fields[accuracy]}", justify="right"),
             console=console,
         )

@@ -6,9 +6,20 @@ No torch here, and pandas only for type checkers: reading a run folder stays che
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from robbench.specs import SHA256, FlowReference, ModelCard, ResolvedAttack, Strict, canonical_hash
+from pydantic import Field, model_validator
+
+from robbench.specs import (
+    SHA256,
+    FlowReference,
+    ModelCard,
+    Name,
+    ResolvedAttack,
+    Side,
+    Strict,
+    canonical_hash,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +47,8 @@ class CellRecord(Strict):
     attack_flow: FlowReference | None = None
     nll_flow: FlowReference | None = None
     precision: str = PRECISION
-    engine_version: int
+    engine: str
+    batch_size: int | None = None
     status: Status = "running"
     error: str | None = None
     details: str = ""
@@ -56,26 +68,29 @@ class CellRecord(Strict):
 def cell_hash(
     card: ModelCard,
     attack: ResolvedAttack,
-    attack_flow: FlowReference | None,
-    nll_flow: FlowReference | None,
-    engine_version: int,
+    attack_flow: ModelCard | None,
+    nll_flow: ModelCard | None,
+    engine: str,
+    batch_size: int | None,
     dataset: str,
     dataset_revision: str,
     seed: int,
 ) -> str:
     """Address of a cell: sha256 over all that its rows depend on.
 
-    The attack's label is left out: it is only how a table calls it ("pgd20@0.2" may be plain "pgd20").
+    attack: as built, every default of its parameters filled in. Its label is left out: it is only how a table calls
+    it ("pgd20@0.2" may be plain "pgd20"). engine: code and version that searches. batch_size: only for attacks whose
+    results depend on it.
     """
     return canonical_hash(
         {
-            "weights": card.weights.sha256,
-            "architecture": card.architecture.model_dump(mode="json"),
-            "attack_flow": attack_flow.sha256 if attack_flow else None,
-            "nll_flow": nll_flow.sha256 if nll_flow else None,
+            "model": card.function_hash,
+            "attack_flow": attack_flow.function_hash if attack_flow else None,
+            "nll_flow": nll_flow.function_hash if nll_flow else None,
             "attack": attack.model_dump(mode="json", exclude={"label"}),
             "precision": PRECISION,
-            "engine_version": engine_version,
+            "engine": engine,
+            "batch_size": batch_size,
             "dataset": dataset,
             "dataset_revision": dataset_revision,
             "seed": seed,
@@ -104,14 +119,20 @@ class RunFile(Strict):
     split: Literal["test"] = "test"
     seed: int
 
-    shape: tuple[int, int, int]
+    shape: tuple[Side, Side, Side]
     class_names: tuple[str, ...]
     n: int
-    models: tuple[str, ...]
+    models: tuple[Name, ...]
     attacks: tuple[str, ...]
     cells: tuple[PlanEntry, ...]
     versions: dict[str, str]
-    samples: str
+    samples: Annotated[str, Field(pattern=r"^[0-9]+( [0-9]+)*$")]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.sample_ids)) != self.n or len(self.sample_ids) != self.n:
+            raise ValueError(f"n is {self.n}, and samples are {len(self.sample_ids)}, or not all different")
+        return self
 
     @property
     def sample_ids(self) -> list[int]:

@@ -4,22 +4,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from robbench.cli_base import print_paths
+from robbench.errors import UserError
 from robbench.matrix.executor import execute
 from robbench.matrix.folder import check_folder, opened
-from robbench.matrix.ledger import Ledger, load_run
+from robbench.matrix.ledger import ORIGINALS_FILE, Ledger, load_run
 from robbench.matrix.plan import Cell, Plan, RunRequest, build_plan
-from robbench.matrix.progress import run_progress
+from robbench.matrix.progress import Terminal, run_progress
 from robbench.matrix.records import Run
 
 
 def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     """Complete the matrix in `folder`, write and print its tables; returns the number of failed cells."""
     plan = build_plan(request)
-    console = Console()
+    console = Terminal()
     with opened(folder, plan.run, fresh) as ledger:
         records = [cell.record for cell in plan.cells]
         with run_progress(console, records, len(plan.samples)) as progress:
@@ -37,17 +39,16 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
 
 def write_report(folder: Path) -> list[Path]:
     """Write and print the tables of a run folder again; returns the paths of CSV and HTML."""
-    return _publish(load_run(folder), Console())
+    return _publish(load_run(folder), Terminal())
 
 
 def check_run(folder: Path, against: Path, tolerance: float | None = None) -> bool:
     """Compare a run with the reference numbers in `against`; prints every comparison, True when it passed."""
-    from robbench.publish.check import check, check_table, passed
+    from robbench.publish.check import check, print_results
     from robbench.publish.tables import leaderboard
 
     results = check(leaderboard(load_run(folder)), against, tolerance)
-    Console().print(check_table(results))
-    return passed(results)
+    return print_results(results, Terminal())
 
 
 def _publish(run: Run, console: Console) -> list[Path]:
@@ -55,6 +56,11 @@ def _publish(run: Run, console: Console) -> list[Path]:
     from robbench.publish.writers import terminal_table, write_tables
 
     stored = Ledger(run.folder).originals()
+    if any(image.shape != run.shape for image in stored.values()):
+        raise UserError(
+            f"{run.folder / ORIGINALS_FILE} holds images of another shape than {run.shape}; "
+            f"run the same `robbench run` again to restore it"
+        )
 
     def originals(ids: Sequence[int]) -> np.ndarray:
         return np.stack([stored[int(i)] for i in ids])
@@ -70,24 +76,30 @@ def dry_run_table(request: RunRequest, folder: Path, fresh: bool = False) -> Non
     plan = build_plan(request)
     check_folder(folder, plan.run, fresh)
     table = Table(
-        title=f"{plan.run.dataset}, {len(plan.samples)} samples, seed {plan.run.seed}, {plan.device}"
+        title=f"{plan.run.dataset}, {len(plan.samples)} samples, seed {plan.run.seed}, {plan.device}",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    for name in ("model", "attack", "threat model"):
-        table.add_column(name)
-    for name in ("samples", "in ledger", "forwards/sample", "backwards/sample", "forwards", "backwards"):
-        table.add_column(name, justify="right")
+    for name in ("model", "attack"):
+        table.add_column(name, overflow="fold")
+    for name in (
+        "in\nledger",
+        "forwards\na sample",
+        "backwards\na sample",
+        "forwards\nto do",
+        "backwards\nto do",
+    ):
+        table.add_column(name, justify="right", overflow="fold")
     totals = [0, 0]
     for cell in plan.cells:
         present = 0 if fresh else _present(Ledger(folder), plan, cell)
         missing = len(plan.samples) - present
         calls = (cell.cost.forwards, cell.cost.backwards)
         totals = [total + missing * each for total, each in zip(totals, calls, strict=True)]
-        numbers = (len(plan.samples), present, *calls, *(missing * each for each in calls))
-        attack = cell.record.attack
-        table.add_row(
-            cell.record.model, attack.label, attack.threat_model, *(f"{number:,}" for number in numbers)
-        )
-    console = Console()
+        numbers = (present, *calls, *(missing * each for each in calls))
+        table.add_row(cell.record.model, cell.record.attack.label, *(f"{number:,}" for number in numbers))
+    console = Terminal()
     console.print(table)
     console.print(
         f"{len(plan.cells)} cells; at most {totals[0]:,} forwards and {totals[1]:,} backwards to compute "

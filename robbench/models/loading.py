@@ -1,5 +1,6 @@
 """From a card to a module and back: hashes checked, safetensors only, golden tensors reproduced."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,14 @@ def build_architecture(
     builder = ARCHITECTURES.get(architecture.name)
     sizes: dict[str, Any] = {"grey_levels": grey_levels} if is_flow(architecture) else {"classes": classes}
     try:
-        return builder(input_shape, **sizes, **architecture.arguments)
-    except TypeError as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Initializing zero-element tensors")  # a width of 0
+            return builder(input_shape, **sizes, **architecture.arguments)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, UserWarning, MemoryError) as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in architecture.arguments.items())
         raise UserError(
-            f"architecture {architecture.name!r}: {error}; see its arguments in robbench/models"
+            f"architecture {architecture.name!r} cannot be built for images {tuple(input_shape)} with "
+            f"{given or 'its default arguments'}: {' '.join(str(error).split())[:160]}; correct the arguments"
         ) from error
 
 
@@ -108,8 +113,17 @@ def _outputs(module: nn.Module, inputs: Tensor) -> Tensor:
 
 def _check_golden(entry: ZooEntry, golden: Golden, module: nn.Module) -> None:
     tensors = _read_tensors(entry, golden)
-    expected = tensors["outputs"]
-    gap = float((_outputs(module, tensors["inputs"]) - expected).abs().max())
+    try:
+        inputs, expected = tensors["inputs"], tensors["outputs"]
+        outputs = _outputs(module, inputs)
+        if outputs.shape != expected.shape or not expected.numel():
+            raise ValueError(f"outputs {tuple(expected.shape)} recorded, {tuple(outputs.shape)} computed")
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"model {entry.card.name!r}: {golden.file} does not fit it ({' '.join(str(error).split())[:160]}); "
+            f"restore the file, or remove `golden` from the card"
+        ) from error
+    gap = float((outputs - expected).abs().max())
     allowed = golden.tolerance * max(1.0, float(expected.abs().max()))
     if not gap <= allowed:
         raise UserError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from robbench.errors import UserError, unknown_name
 from robbench.resources import data_root, existing_folder
-from robbench.specs import ModelCard, load_yaml
+from robbench.specs import ModelCard, ModelKind, load_yaml
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,7 @@ def read_entry(path: Path) -> ZooEntry:
     """The model in `path`: a folder with card.yaml, or the card itself."""
     card = path / "card.yaml" if path.is_dir() else path
     if not card.is_file():
-        raise UserError(
-            f"--model {str(path)!r} has no card.yaml; name a zoo model, a model folder or a card file"
-        )
+        raise UserError(f"{str(path)!r} has no card.yaml; name a zoo model, a model folder or a card file")
     return ZooEntry(load_yaml(card, ModelCard), card.parent)
 
 
@@ -30,25 +28,45 @@ def zoo_entries(extra: str | Path | None = None) -> dict[str, ZooEntry]:
     """Every model shipped and, with `--zoo DIR`, the user's, by name; a name given twice is an error."""
     folders = [data_root() / "zoo"]
     if extra is not None:
-        folders.append(existing_folder(extra, "--zoo"))
+        folders += [] if _shipped(own := existing_folder(extra, "--zoo"), folders[0]) else [own]
     entries: dict[str, ZooEntry] = {}
     for card in (c for folder in folders for c in sorted(folder.glob("*/card.yaml"))):
         entry = read_entry(card.parent)
         if entry.card.name in entries:
             raise UserError(
-                f"{card}: model {entry.card.name!r} exists already in {entries[entry.card.name].folder}"
+                f"{card}: model {entry.card.name!r} exists already in {entries[entry.card.name].folder}; "
+                f"rename one of them in its card"
             )
         entries[entry.card.name] = entry
     return entries
 
 
-def find_model(name: str, entries: dict[str, ZooEntry]) -> ZooEntry:
-    """The zoo model called `name`, or the model in the folder or card file `name`."""
+def _shipped(folder: Path, shipped: Path) -> bool:
+    """Whether `folder` is the shipped zoo itself; `UserError` when it holds no model at all."""
+    if not any(folder.glob("*/card.yaml")):
+        hint = "; it is a model itself, name the folder around it" if (folder / "card.yaml").exists() else ""
+        step = hint or "; name the folder that `robbench train` wrote its models to"
+        raise UserError(f"--zoo {str(folder)!r} has no model folder (NAME/card.yaml) in it{step}")
+    return shipped.is_dir() and folder.samefile(shipped)
+
+
+def find_model(name: str, entries: dict[str, ZooEntry], kind: ModelKind = "classifier") -> ZooEntry:
+    """The zoo model called `name`, or the model in the folder or card file `name`.
+
+    kind: what the caller looks for; an unknown name lists the models of that kind.
+    """
     if name in entries:
         return entries[name]
-    if Path(name).exists() and (Path(name).is_dir() or name.endswith((".yaml", ".yml"))):
-        return read_entry(Path(name))
-    raise unknown_name("model", name, entries, "or give a model folder or card.yaml")
+    path = Path(name)
+    try:
+        named = path.is_dir() or (path.suffix in (".yaml", ".yml") and path.exists())
+    except OSError:  # no path could be called that
+        named = False
+    if named:
+        return read_entry(path)
+    known = [known for known, entry in entries.items() if entry.card.kind == kind]
+    noun = "model" if kind == "classifier" else kind
+    raise unknown_name(noun, name, known, "or give a model folder or card.yaml")
 
 
 def find_models(defense: str, dataset: str, entries: dict[str, ZooEntry]) -> list[ZooEntry]:

@@ -194,6 +194,9 @@ def read_reference(path: Path) -> list[Reference]:
             f"--against {str(path)!r} lacks the columns {', '.join(missing)}; "
             f"give a tidy table like leaderboard.csv"
         )
+    repeated = sorted(name for name, count in Counter(header).items() if count > 1)
+    if repeated:
+        raise UserError(f"--against {str(path)!r} has two columns {repeated[0]!r}; remove one")
     rows = [(number, line) for number, line in enumerate(lines[1:], 2) if line]
     if not rows:
         raise UserError(f"--against {str(path)!r} has no rows; give a table with numbers to compare with")
@@ -271,7 +274,10 @@ class _Cells:
 # -------------------------------------------------------------------------------------------------- printing
 def print_results(results: Sequence[CheckResult], console: "Console") -> bool:
     """Print the verdicts; whether the check `passed`."""
-    console.print(check_table(results))
+    table = check_table(results)
+    if console.measure(table, options=console.options.update_width(10_000)).maximum > console.width:
+        table = _narrow_table(results)
+    console.print(table)
     if not any(result.verdict != "not run" for result in results):
         console.print(
             "Nothing of the reference was measured by this run, so nothing was checked.", style="red"
@@ -281,16 +287,9 @@ def print_results(results: Sequence[CheckResult], console: "Console") -> bool:
 
 def check_table(results: Sequence[CheckResult]) -> "Table":
     """The verdicts as a rich table, with counts and the tolerances that apply in the caption."""
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    counts = Counter(result.verdict for result in results)
-    caption = (
-        f"{counts['pass']} pass, {counts['fail']} fail, {counts['not run']} not run. Tolerance where the "
-        f"reference states none: {PERCENTAGE_POINTS} percentage points, {100 * RELATIVE:g} % in other units."
-    )
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=Text(caption))
+    table = _blank_table(results)
     for name in ("model", "attack", "metric"):
         table.add_column(name, overflow="fold")
     for name in ("reference", "measured", "difference", "allowed"):
@@ -300,6 +299,37 @@ def check_table(results: Sequence[CheckResult]) -> "Table":
     for result in results:
         table.add_row(*(Text(text) for text in _cells(result)), _verdict(result.verdict), Text(result.reason))
     return table
+
+
+def _narrow_table(results: Sequence[CheckResult]) -> "Table":
+    """The same with one text a comparison, for a terminal or log that has no room for nine columns."""
+    from rich.text import Text
+
+    table = _blank_table(results)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("what", overflow="fold")
+    for name in ("measured", "reference"):
+        table.add_column(name, justify="right", overflow="fold")
+    for result in results:
+        model, attack, metric, reference, measured, *_ = _cells(result)
+        what = f"{model} {attack} {metric.replace('_', ' ')}" + (
+            f" ({result.reason})" if result.reason else ""
+        )
+        table.add_row(_verdict(result.verdict), *(Text(text) for text in (what, measured, reference)))
+    return table
+
+
+def _blank_table(results: Sequence[CheckResult]) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    counts = Counter(result.verdict for result in results)
+    caption = (
+        f"{counts['pass']} pass, {counts['fail']} fail, {counts['not run']} not run. Tolerance where the "
+        f"reference states none: {PERCENTAGE_POINTS} percentage points, {100 * RELATIVE:g} % in other units."
+    )
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=Text(caption))
 
 
 def _cells(result: CheckResult) -> list[str]:

@@ -243,35 +243,41 @@ def _same_samples(results: Sequence[CellResult]) -> None:
 
 # --------------------------------------------------------------------------------- likelihoods and distances
 def _likelihood_rows(run: Run, result: CellResult) -> list[TableRow]:
-    """Mean and median bits/dim before and after; no row where no flow scored the images.
+    """Mean and median bits/dim before (all samples) and after (samples the attack broke); no row where no flow
+    scored the images or nothing broke.
 
-    An infinite or missing summary keeps status "ok" with what was measured in the note.
+    Unbroken samples are left out because a search may stop anywhere, or hand back the clean image, once it has
+    failed. An infinite or missing summary keeps status "ok" with what was measured in the note.
     """
     rows: list[TableRow] = []
     if cell_status(run, result)[0] != "ok":
         return rows
     flow = result.cell.nll_flow.name if result.cell.nll_flow else ""
     for name in ("before", "after") if result.cell.nll_flow else ():
-        summary = bits_per_dim(_floats(result.rows[f"nll_{name}"]))
+        rows_of = result.rows if name == "before" else _broken(result.rows)
+        if rows_of.empty:
+            continue
+        summary = bits_per_dim(_floats(rows_of[f"nll_{name}"]))
         metrics = {
             f"bits_per_dim_{name}": (summary.mean, summary.note),
             f"bits_per_dim_{name}_median": (summary.median, summary.median_note),
         }
         for metric, (value, note) in metrics.items():
             blank = replace(_row(run, result, metric=metric, unit="bits/dim"), flow=flow)
-            rows.append(_with_value(blank, value, [note]))
+            scope = f"over the {len(rows_of)} samples that the attack broke" if name == "after" else ""
+            rows.append(_with_value(blank, value, [scope, note]))
     return rows
 
 
 def _perturbation_rows(run: Run, result: CellResult) -> list[TableRow]:
-    """Mean and standard deviation of the distances over the samples that were right before the attack."""
+    """Mean and standard deviation of the distances over the samples that the attack broke."""
     if cell_status(run, result)[0] != "ok":
         return []
-    attacked = result.rows[_clean_correct(result.rows)]
-    size = perturbation_size(_floats(attacked["l2"]), _floats(attacked["linf"]))
+    broken = _broken(result.rows)
+    size = perturbation_size(_floats(broken["l2"]), _floats(broken["linf"]))
     if size is None:
         return []
-    note = f"mean over the {size.n} samples classified correctly before the attack"
+    note = f"over the {size.n} samples that the attack broke"
     values = {"l2": size.l2_mean, "l2_std": size.l2_std, "linf": size.linf_mean, "linf_std": size.linf_std}
     return [
         _with_value(_row(run, result, metric=m, unit="pixel range"), v, [note]) for m, v in values.items()
@@ -279,6 +285,11 @@ def _perturbation_rows(run: Run, result: CellResult) -> list[TableRow]:
 
 
 # ---------------------------------------------------------------------------------------------------- columns
+def _broken(rows: pd.DataFrame) -> pd.DataFrame:
+    """Samples right before the attack and not after it: where the adversarial image is a successful one."""
+    return rows[_clean_correct(rows) & ~_robust(rows)]
+
+
 def _robust(rows: pd.DataFrame) -> accuracy.Verdicts:
     return rows["robust"].to_numpy(dtype=np.bool_)
 

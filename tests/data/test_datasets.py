@@ -86,7 +86,7 @@ def test_mnist_is_read_from_torchvisions_layout(tmp_path: Path):
     assert (len(mnist.train), len(mnist.validation), len(mnist.test)) == (160, 40, 50)
     assert mnist.test.ids.tolist() == list(range(50))
     assert mnist.test.labels.tolist() == [i % 10 for i in range(50)]
-    assert 0.0 <= float(mnist.test.x(torch.arange(50)).min())
+    assert float(mnist.test.x(torch.arange(50)).min()) >= 0.0
     assert float(mnist.test.x(torch.arange(50)).max()) <= 1.0
 
 
@@ -97,14 +97,16 @@ def test_absent_data_say_where_to_put_them(tmp_path: Path, monkeypatch: pytest.M
         raise OSError("network is unreachable")
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
-    with pytest.raises(UserError, match=r"'mnist' is not in .*network is unreachable.*--data-dir or ROBBENCH_DATA"):
+    with pytest.raises(
+        UserError, match=r"'mnist' is not in .*network is unreachable.*--data-dir or ROBBENCH_DATA"
+    ):
         load_dataset("mnist", tmp_path)
 
 
 def test_unknown_data_sets_and_folders(tmp_path: Path):
     with pytest.raises(UserError, match="did you mean 'fashionmnist'"):
         load_dataset("fashion-mnist")
-    with pytest.raises(UserError, match="--data-dir .* is not a folder"):
+    with pytest.raises(UserError, match=r"--data-dir .* is not a folder"):
         load_dataset("mnist", tmp_path / "nowhere")
 
 

@@ -131,6 +131,57 @@ def test_doctor_reports_broken_weights(tiny_zoo: Path, tmp_path: Path) -> None:
     assert any(line.split()[:2] == ["broken", "tiny-a"] for line in result.output.splitlines())
 
 
+def test_no_command_shows_the_help() -> None:
+    result = invoked()
+    assert "Usage:" in result.output
+    assert len(result.output.splitlines()) > 10
+
+
+@pytest.mark.parametrize("command", ["list", "run"])
+def test_a_closed_pipe_is_no_failed_check(command: str, tiny_zoo: Path, tmp_path: Path) -> None:
+    """`robbench list attacks | head -0`: quiet, and not exit code 1."""
+    run = [
+        "run",
+        "--model",
+        "tiny-a",
+        "--attacks",
+        "fgsm",
+        "--n",
+        "5",
+        "--zoo",
+        tiny_zoo,
+        "--out",
+        tmp_path / "o",
+    ]
+    arguments = run if command == "run" else ["list", "attacks"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "robbench", *arguments],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "robbench", "list", "defenses"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0].startswith("Error: the system refused: No space left")
+    assert "Traceback" not in done.stderr
+
+
 # ----------------------------------------------------------------------------------------------- main path
 def test_run_report_check(tiny_zoo: Path, tmp_path: Path) -> None:
     """Comma lists and repeated flags; tables printed and written; check passes on itself, fails when off."""
@@ -166,6 +217,23 @@ def test_default_folder_is_named_after_data_set_and_seed(tiny_zoo: Path, in_tmp:
     )
     assert result.exit_code == 0, result.output
     assert (in_tmp / "robbench-runs" / "digits-seed3" / "leaderboard.csv").is_file()
+
+
+def test_close_budgets_are_two_cells(tiny_zoo: Path, tmp_path: Path) -> None:
+    """Labels say budgets exactly: two that agree in six digits stay two, and 8/255 can be asked for again."""
+    result = bad_run(tiny_zoo, tmp_path, attacks="pgd10", epsilon="0.1,0.10000001,8/255")
+    assert result.exit_code == 0, result.output
+    for label in ("pgd10@0.1:", "pgd10@0.10000001:", "pgd10@8/255:"):
+        assert label in result.output
+    assert "--epsilon 8/255" in (tmp_path / "out" / "leaderboard.html").read_text()
+
+
+def test_the_shipped_folders_may_be_named(tiny_zoo: Path) -> None:
+    from robbench.resources import data_root
+
+    assert invoked("list", "attacks", "--threat-models", data_root() / "threat_models").exit_code == 0
+    if any((data_root() / "zoo").glob("*/card.yaml")):
+        assert invoked("list", "models", "--zoo", data_root() / "zoo").exit_code == 0
 
 
 def test_failed_cells_give_exit_code_3(
@@ -226,14 +294,27 @@ def bad_run(tiny_zoo: Path, tmp_path: Path, **options: object) -> Result:
         ({"device": "cuda:x"}, ["--device 'cuda:x'"]),
         ({"keep_examples": "few"}, ["--keep-examples"]),
         ({"flow": "tiny-a"}, ["--flow", "classifier"]),
-        ({"flow": "tiny-flow"}, ["unknown model 'tiny-flow'"]),
+        ({"flow": "tiny-flow"}, ["unknown flow 'tiny-flow'"]),
+        ({"flow": ""}, ["--flow", "empty"]),
+        ({"epsilon": ""}, ["--epsilon", "without a value"]),
+        ({"eta": "0.5"}, ["--eta", "none of these attacks"]),
+        ({"attacks": "r-la", "epsilon": "0.5"}, ["--epsilon", "none of these attacks"]),
+        ({"model": ""}, ["--model", "without a value"]),
+        ({"model": "m" * 5000}, ["unknown model"]),
+        ({"model": None, "defense": "clean"}, ["'clean'", "flows", "list defenses"]),
+        ({"out": ""}, ["--out", "the path is empty"]),
+        ({"zoo": ""}, ["--zoo", "the path is empty"]),
+        ({"zoo": "."}, ["--zoo", "no model folder", "robbench train"]),
+        ({"threat_models": "."}, ["--threat-models", "no .yaml file"]),
         ({"zoo": "absent"}, ["--zoo", "absent"]),
         ({"threat_models": "absent"}, ["--threat-models", "absent"]),
         ({"data_dir": "absent"}, ["--data-dir", "absent"]),
         ({"nonsense": "1"}, ["--nonsense"]),
     ],
 )
-def test_bad_options(options: dict[str, object], parts: list[str], tiny_zoo: Path, tmp_path: Path) -> None:
+def test_bad_options(
+    options: dict[str, object], parts: list[str], tiny_zoo: Path, tmp_path: Path, in_tmp: Path
+) -> None:
     assert_one_line(bad_run(tiny_zoo, tmp_path, **options), *parts)
     assert not (tmp_path / "out").exists()
 
@@ -243,11 +324,18 @@ def test_absent_cuda(tiny_zoo: Path, tmp_path: Path) -> None:
     assert_one_line(bad_run(tiny_zoo, tmp_path, device="cuda"), "--device 'cuda'", "--device cpu")
 
 
-def test_latent_attack_without_a_flow(tiny_zoo: Path, tmp_path: Path) -> None:
-    """A data set without a default flow; its models are asked for before its data."""
-    result = bad_run(tiny_zoo, tmp_path, attacks="jsa10")
-    if result.exit_code:  # robbench may ship a flow for digits, and then there is nothing wrong
-        assert_one_line(result, "jsa10", "--flow", "robbench train")
+def test_latent_attack_without_a_flow(
+    tiny_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever robbench ships: here it ships no model at all."""
+    (tmp_path / "shipped").mkdir()
+    monkeypatch.setattr("robbench.models.zoo.data_root", lambda: tmp_path / "shipped")
+    assert_one_line(bad_run(tiny_zoo, tmp_path, attacks="jsa10"), "jsa10", "--flow", "robbench train")
+
+
+def test_image_attack_without_a_flow(tiny_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robbench.models.zoo.data_root", lambda: tmp_path)
+    assert bad_run(tiny_zoo, tmp_path).exit_code == 0
 
 
 def test_data_folder_without_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,6 +399,42 @@ def _point_card_to(folder: Path, file: str, sha256: str) -> None:
     (folder / "card.yaml").write_text(yaml.safe_dump(card))
 
 
+def _changed_card(**changes: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        import yaml
+
+        card = yaml.safe_load((folder / "card.yaml").read_text())
+        (folder / "card.yaml").write_text(yaml.safe_dump(card | changes))
+
+    return change
+
+
+def _changed_golden(**changes: torch.Tensor | None) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        import yaml
+        from safetensors.torch import load_file, save_file
+
+        from robbench.resources import sha256_file
+
+        path = folder / "golden.safetensors"
+        tensors = {**load_file(path), **changes}
+        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
+        card = yaml.safe_load((folder / "card.yaml").read_text())
+        card["golden"]["sha256"] = sha256_file(path)
+        (folder / "card.yaml").write_text(yaml.safe_dump(card))
+
+    return change
+
+
+def _key_twice(folder: Path) -> None:
+    card = folder / "card.yaml"
+    card.write_text(card.read_text() + "defense: other\n")
+
+
+def _arguments(**arguments: object) -> Callable[[Path], None]:
+    return _changed_card(architecture={"name": "digits-cnn", "arguments": arguments})
+
+
 def _without_weights(folder: Path) -> None:
     (folder / "weights.safetensors").unlink()
 
@@ -336,6 +460,18 @@ def _unknown_architecture(folder: Path) -> None:
         (_without_weights, ["weights.safetensors", "missing"]),
         (_other_architecture, ["do not fit"]),
         (_unknown_architecture, ["did you mean 'digits-cnn'"]),
+        (_key_twice, ["card.yaml", "'defense' is given twice"]),
+        (_changed_card(name="../../evil"), ["card.yaml", "key name"]),
+        (_changed_card(name=""), ["card.yaml", "key name"]),
+        (_changed_card(input_shape=[-1, 8, 8]), ["card.yaml", "key input_shape"]),
+        (_changed_card(classes=0), ["card.yaml", "key classes"]),
+        (_arguments(width=-3), ["digits-cnn", "width=-3"]),
+        (_arguments(width=0), ["digits-cnn", "width=0"]),
+        (_arguments(width=10**7), ["digits-cnn", "width=10000000"]),
+        (_changed_golden(outputs=None), ["golden.safetensors", "outputs"]),
+        (_changed_golden(inputs=torch.zeros(4, 1, 3, 3)), ["golden.safetensors", "restore"]),
+        (_changed_golden(outputs=torch.zeros(4, 3)), ["golden.safetensors", "(4, 3)"]),
+        (_changed_golden(inputs=torch.zeros(0, 1, 8, 8), outputs=torch.zeros(0, 10)), ["golden.safetensors"]),
     ],
 )
 def test_damaged_model(
@@ -353,6 +489,34 @@ def test_damaged_model(
         ("name: [", ["mine.yaml", "not valid YAML"]),
         ("name: mine\n", ["mine.yaml", "key space"]),
         (b"\xff\xfe", ["mine.yaml", "UTF-8"]),
+        ("", ["mine.yaml", "empty"]),
+        ("a: 2001-99-99", ["mine.yaml", "not valid YAML"]),
+        ("[" * 3000, ["mine.yaml", "not valid YAML"]),
+        ("name: one\nname: two\n", ["mine.yaml", "'name' is given twice"]),
+        (
+            "{name: mine, space: image, norm: linf, description: d, budgets: {digits: {epsilon: true}},"
+            " attacks: {}}",
+            ["mine.yaml", "budgets.digits.epsilon", "finite number"],
+        ),
+        (
+            "{name: mine, space: image, norm: linf, description: d, budgets: {},"
+            " attacks: {my: {algorithm: pgd}, my: {algorithm: pgd}}}",
+            ["mine.yaml", "'my' is given twice"],
+        ),
+        (
+            "{name: mine, space: image, norm: linf, description: d, budgets: {},"
+            " attacks: {'a,b': {algorithm: pgd}}}",
+            ["mine.yaml", "attacks.a,b"],
+        ),
+        (
+            "{name: mine, space: image, norm: linf, description: d, budgets: {},"
+            " attacks: {worst-case: {algorithm: pgd}}}",
+            ["mine.yaml", "'worst-case'", "another name"],
+        ),
+        (
+            "{name: mine, space: image, norm: linf, descripton: d, budgets: {}, attacks: {}}",
+            ["mine.yaml", "key descripton", "did you mean 'description'"],
+        ),
         (
             "{name: mine, space: image, norm: linf, description: d, budgets: {digits: {epsilon: -1}},"
             " attacks: {}}",

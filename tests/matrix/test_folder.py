@@ -69,6 +69,30 @@ def test_fresh_puts_another_run_aside(tmp_path: Path) -> None:
     assert (tmp_path / "superseded-1" / "run.yaml").read_bytes() == content
 
 
+@pytest.mark.parametrize("content", ["", "dataset: [", "dataset: digits\n"])
+def test_damaged_run_file_is_named_and_fresh_puts_it_aside(tmp_path: Path, content: str) -> None:
+    taken(tmp_path, run_file())
+    (tmp_path / "run.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"run\.yaml.*--out.*--fresh"):
+        check_folder(tmp_path, run_file(), fresh=False)
+    with opened(tmp_path, run_file(), fresh=True):
+        assert not (tmp_path / "run.yaml").exists()
+    assert (tmp_path / "superseded-1" / "run.yaml").read_text() == content
+
+
+@pytest.mark.parametrize(
+    "changes", [{"samples": "4 x"}, {"samples": "4 4"}, {"n": 7}, {"models": ("../../m",)}]
+)
+def test_inconsistent_run_file(tmp_path: Path, changes: dict[str, object]) -> None:
+    import yaml
+
+    content = run_file().model_dump(mode="json") | {k: v for k, v in changes.items() if k != "models"}
+    content |= {"models": list(changes.get("models", ("m",)))}  # type: ignore[call-overload]
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"run\.yaml"):
+        check_folder(tmp_path, run_file(), fresh=False)
+
+
 def test_fresh_never_moves_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     for fresh in (False, True):

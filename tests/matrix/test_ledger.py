@@ -16,6 +16,7 @@ from robbench.matrix.ledger import (
     shard_name,
     write_shard,
 )
+from robbench.matrix.records import CellRecord
 
 CELL = "a" * 64
 CONTRACT = [
@@ -68,6 +69,40 @@ def test_truncated_at_any_length(tmp_path: Path) -> None:
         path.write_bytes(content[:length])
         with pytest.raises(BadShardError, match="cannot be read"):
             read_shard(path, CELL)
+
+
+def test_any_flipped_byte_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+    """Page checksums and the digest of the rows: a byte that decodes to other numbers is never accepted."""
+    ids = list(range(60))
+    path = written(tmp_path, ids)
+    content, refused, begun = path.read_bytes(), 0, path.read_bytes().index(b"ARROW:schema")
+    for position in range(4, len(content), 11):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x41]) + content[position + 1 :])
+        try:
+            shard = read_shard(path, CELL)
+        except BadShardError:
+            refused += position < begun // 2
+            continue
+        assert shard.table.replace_schema_metadata().equals(rows(ids)), position
+    assert refused > 20
+
+
+def test_edited_shard(tmp_path: Path) -> None:
+    """Written again by a Parquet tool with all metadata, one number changed."""
+    path = written(tmp_path, [1, 2, 3])
+    table = pq.read_table(path)
+    place = table.schema.get_field_index("prediction")
+    changed = table.set_column(place, LEDGER_SCHEMA.field(place), pa.array([1, 2, 9], pa.int64()))
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(BadShardError, match="other rows than were written"):
+        read_shard(path, CELL)
+
+
+def test_a_folder_named_like_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("s3:bucket", "file:x", "ü 雪"):
+        Path(name).mkdir()
+        assert read_shard(written(Path(name), [4]), CELL).ids == [4]
 
 
 def test_foreign_cell(tmp_path: Path) -> None:
@@ -152,10 +187,61 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
             load_run(folder)
 
 
+def cell_record(cell: str) -> CellRecord:
+    """A record of the cell with hash `cell`."""
+    attack = {"name": "a", "label": "a", "threat_model": "t", "space": "image", "norm": "linf"}
+    attack |= {"epsilon": 0.1, "eta": None, "algorithm": "pgd", "parameters": {}}
+    fields = {"hash": cell, "model": "m", "defense": "d", "dataset": "digits", "dataset_revision": "b" * 64}
+    fields |= {"seed": 0, "attack": attack, "model_sha256": "c" * 64, "engine": "robbench engine 1"}
+    return CellRecord.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "[" * 100_000, "{}", cell_record("b" * 64).model_dump_json()]
+)
+def test_damaged_cell_record(tmp_path: Path, content: str) -> None:
+    ledger = Ledger(tmp_path)
+    path = ledger.cell_folder(CELL) / "cell.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"cell\.json.*run the same"):
+        ledger.read_cell(CELL)
+
+
 def test_malformed_run_file(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("dataset: digits\nsurprise: 1\n")
     with pytest.raises(UserError, match=r"run\.yaml: .*key"):
         load_run(tmp_path)
+
+
+def unwanted(path: Path, reason: str) -> None:
+    raise AssertionError((path, reason))
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "flipped", "other shape", "folder"])
+def test_damaged_originals_are_put_aside_and_written_again(tmp_path: Path, damage: str) -> None:
+    import numpy as np
+
+    ledger, image = Ledger(tmp_path), np.full((1, 8, 8), 0.25, np.float32)
+    ledger.add_originals({3: image}, unwanted)
+    path = tmp_path / "originals.npz"
+    content = path.read_bytes()
+    if damage == "other shape":
+        path.unlink()
+        ledger.add_originals({3: np.zeros((1, 4, 8), np.float32)}, unwanted)
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :]
+        path.write_bytes({"empty": b"", "truncated": content[:middle], "flipped": flipped}[damage])
+    if damage != "other shape":
+        with pytest.raises(UserError, match=r"originals\.npz.*run the same"):
+            ledger.originals()
+    ledger.add_originals({3: image}, lambda bad, _: ledger.quarantine(bad) and None)
+    assert np.array_equal(ledger.originals()[3], image)
+    assert [aside.name for aside in (tmp_path / "quarantine").iterdir()] == ["originals.npz"]
 
 
 def test_originals_accumulate(tmp_path: Path) -> None:
@@ -163,10 +249,10 @@ def test_originals_accumulate(tmp_path: Path) -> None:
 
     ledger = Ledger(tmp_path)
     one, two = np.full((1, 2, 2), 0.25, np.float32), np.full((1, 2, 2), 0.5, np.float32)
-    ledger.add_originals({3: one})
-    ledger.add_originals({1: two})
+    ledger.add_originals({3: one}, unwanted)
+    ledger.add_originals({1: two}, unwanted)
     before = (tmp_path / "originals.npz").stat().st_mtime_ns
-    ledger.add_originals({3: one})
+    ledger.add_originals({3: one}, unwanted)
     stored = ledger.originals()
     assert sorted(stored) == [1, 3]
     assert np.array_equal(stored[1], two)

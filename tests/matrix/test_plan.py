@@ -8,7 +8,7 @@ from robbench.errors import UserError
 from robbench.matrix.plan import SHARD_SIZE, RunRequest, build_plan
 from robbench.matrix.records import cell_hash
 from robbench.models.zoo import read_entry
-from robbench.specs import FlowReference, resolve_attack, threat_models
+from robbench.specs import Architecture, resolve_attack, threat_models
 
 
 def labels(request: RunRequest) -> list[str]:
@@ -22,11 +22,15 @@ def test_every_part_of_the_address_matters(tiny_zoo: Path) -> None:
         resolve_attack("pgd50", "digits", threat_models()),
         resolve_attack("pgd20", "digits", threat_models(), epsilon=0.1),
     ]
-    flows = [FlowReference(name="f", sha256=digit * 64) for digit in "12"]
-    base = (cards[0], attacks[0], None, None, 1, "digits", "d" * 64, 0)
+    flow = cards[1]
+    scaled = flow.model_copy(
+        update={"architecture": Architecture(name="glow", arguments={"scale_floor": 0.0})}
+    )
+    base = (cards[0], attacks[0], None, None, "engine 1", None, "digits", "d" * 64, 0)
     changes = [
-        (0, cards[1]), (1, attacks[1]), (1, attacks[2]), (2, flows[0]), (3, flows[0]), (3, flows[1]), (4, 2),
-        (5, "mnist"), (6, "e" * 64), (7, 1),
+        (0, cards[1]), (0, cards[0].model_copy(update={"architecture": scaled.architecture})), (1, attacks[1]),
+        (1, attacks[2]), (2, flow), (2, scaled), (3, flow), (3, scaled), (4, "engine 2"), (5, 120),
+        (6, "mnist"), (7, "e" * 64), (8, 1),
     ]  # fmt: skip
     hashes = [cell_hash(*base)]
     for position, value in changes:
@@ -43,10 +47,10 @@ def test_names_of_attack_flow_and_model_in_tables_do_not_matter(tiny_zoo: Path) 
     spelled = resolve_attack("pgd20", "digits", threat_models(), epsilon=attack.epsilon)
     assert spelled.label != attack.label
     other = card.model_copy(update={"name": "other", "defense": "other", "description": "other"})
-    flow = FlowReference(name="f", sha256="1" * 64)
-    renamed = FlowReference(name="g", sha256="1" * 64)
-    first = cell_hash(card, attack, flow, flow, 1, "digits", "d" * 64, 0)
-    assert first == cell_hash(other, spelled, renamed, renamed, 1, "digits", "d" * 64, 0)
+    flow = read_entry(tiny_zoo / "tiny-b").card
+    renamed = flow.model_copy(update={"name": "g"})
+    first = cell_hash(card, attack, flow, flow, "engine 1", None, "digits", "d" * 64, 0)
+    assert first == cell_hash(other, spelled, renamed, renamed, "engine 1", None, "digits", "d" * 64, 0)
 
 
 def test_one_cell_an_epsilon_and_none_twice(tiny_zoo: Path) -> None:

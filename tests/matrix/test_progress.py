@@ -23,7 +23,7 @@ def records(count: int) -> list[CellRecord]:
             seed=0,
             attack=attack,
             model_sha256="c" * 64,
-            engine_version=1,
+            engine="robbench engine 1",
         )
         for number in range(count)
     ]

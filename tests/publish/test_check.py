@@ -193,6 +193,25 @@ def test_the_printed_table_counts_and_states_the_tolerance(run: Run, table: Path
     assert check_table(results).row_count == 3
 
 
+@pytest.mark.parametrize("width", [80, 160, 300])
+def test_verdicts_are_readable_at_any_width(run: Run, table: Path, width: int) -> None:
+    """No name is broken in the middle, in nine columns or in four."""
+    table.write_text(tidy_csv(leaderboard(run)))
+    console = Console(width=width, file=io.StringIO())
+    print_results(check(run, table), console)
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in text
+    assert "reference" in text
+    for line in (line for line in text.splitlines() if line.split()[:1] == ["pass"]):
+        assert any(word in line for word in ("digits-", "accuracy")), line
+
+
+def test_a_column_given_twice(run: Run, table: Path) -> None:
+    table.write_text("dataset,model,attack,metric,value,value\ndigits,m,a,accuracy,1,2\n")
+    with pytest.raises(UserError, match="two columns 'value'"):
+        check(run, table)
+
+
 def test_a_check_that_compared_nothing_says_so(run: Run, table: Path) -> None:
     table.write_text("dataset,model,attack,metric,value\nmnist,x,y,accuracy,1\n")
     console = Console(width=160, file=io.StringIO())

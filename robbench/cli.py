@@ -104,12 +104,14 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
 
 @main.command()
 @click.option("--defense", required=True, help="Training method (robbench list defenses).")
-@click.option("--dataset", default="digits", show_default=True)
+@click.option("--dataset", default="digits", show_default=True, help="Data set (robbench list datasets).")
 @click.option(
     "--recipe", type=Text(), help="Training schedule (robbench show NAME).  [default: the data set's]"
 )
 @click.option("--architecture", type=Text(), help="[default: the data set's]")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, order and noise."
+)
 @click.option("--epochs", type=click.IntRange(1), help="[default: the recipe's]")
 @click.option(
     "--train-samples", type=click.IntRange(1), help="Use only so many training images, drawn by seed."
@@ -118,9 +120,19 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
     "--flow", type=Text(), help="Flow of latent and joint defenses.  [default: the data set's in the zoo]"
 )
 @click.option("--name", type=Text(), help="Name of the model.  [default: <dataset>-<defense>]")
-@click.option("--out", type=FolderOrFile(), default=Path("robbench-training"), show_default=True)
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a parameter of the defense."
+    "--out",
+    type=FolderOrFile(),
+    default=Path("robbench-training"),
+    show_default=True,
+    help="Where the model folder goes.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a parameter of the defense; recipe.KEY and architecture.KEY reach those.",
 )
 @device_option
 @threat_models_option

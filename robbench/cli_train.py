@@ -1,5 +1,6 @@
 """`robbench train` between the command line and `defenses.training`: options in, progress out."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rich.progress import (
 from robbench.data.names import dataset_names
 from robbench.defenses.training import Report, TrainRequest, parse_settings, train
 from robbench.errors import unknown_name
+from robbench.models.zoo import read_entry
 
 
 def train_model(options: dict[str, Any]) -> None:
@@ -28,9 +30,12 @@ def train_model(options: dict[str, Any]) -> None:
     console = Console()
     folder = _with_bar(request, console) if console.is_terminal else train(request, _print_epoch)
     click.echo(f"MODEL {folder.absolute()}")
+    flow = read_entry(folder).card.kind == "flow"
+    option, attacks = (
+        ("--flow", "--defense at --attacks jsa50") if flow else ("--model", "--attacks pgd20,aa")
+    )
     click.echo(
-        f"Attack it: robbench run --model {folder.name} --zoo {request.out} "
-        f"--dataset {request.dataset} --attacks pgd20,aa"
+        f"Use it: robbench run --dataset {request.dataset} {option} {shlex.quote(str(folder))} {attacks}"
     )
 
 

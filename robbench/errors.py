@@ -20,7 +20,10 @@ def unknown_name(kind: str, name: str, known: Iterable[str], next_step: str = ""
     import difflib
 
     choices = sorted(known)
-    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    lowered = {choice.lower(): choice for choice in choices}
+    near = [
+        lowered[match] for match in difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
+    ]
     hint = f"; did you mean {near[0]!r}?" if near else "."
     listed = ", ".join(choices) or "none"
     step = f"; {next_step}" if next_step else ""

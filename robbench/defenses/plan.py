@@ -30,7 +30,11 @@ from robbench.specs import (
     validate,
 )
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+OWN_FILES = (
+    "weights.safetensors",
+    "golden.safetensors",
+)  # what a training killed while it finished leaves behind
 # Draws the validation images that are scored when a recipe limits their number; the same for every training.
 SCORED_SEED = 20260103
 
@@ -259,16 +263,28 @@ def _model_name(request: TrainRequest, architecture: Architecture, kind: ModelKi
     name = request.name or f"{request.dataset}-{ending}"
     if not NAME.fullmatch(name):
         raise UserError(
-            f"--name {name!r} is not a folder name; use letters, digits, dots, dashes and underscores"
+            f"--name {name!r} is not a folder name; use at most 100 letters, digits, dots, dashes and "
+            f"underscores"
         )
     return name
 
 
 def _check_places(out: Path, name: str) -> None:
-    """`UserError` when the folder is finished already or cannot be written."""
+    """`UserError` when the folder is finished already, holds something else, or cannot be written."""
     folder = out / name
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --name or --out")
     if (folder / "card.yaml").exists():
         raise UserError(f"{folder} holds a finished model; choose another --name or --out, or move it away")
+    foreign = (
+        sorted(path.name for path in folder.iterdir() if path.name not in OWN_FILES)
+        if folder.exists()
+        else []
+    )
+    if foreign:
+        raise UserError(
+            f"{folder} holds something else ({', '.join(foreign[:3])}); choose another --name or --out"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".{name}.probe"

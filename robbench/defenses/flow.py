@@ -28,7 +28,7 @@ class Clean(Defense):
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         flow = cast(Flow, model)
         noise = torch.rand(x.shape, generator=generator).to(x.device)
-        return -flow.log_prob(x, u=noise).mean() / (flow.dimensions * math.log(2.0))
+        return -flow.log_prob(x, y, u=noise).mean() / (flow.dimensions * math.log(2.0))
 
 
 def gaussian_bits_per_dim(train: Split, test: Split) -> NDArray[np.float64]:

@@ -69,9 +69,8 @@ def bits_per_dim(flow: Flow, split: Split, draws: int, device: torch.device) -> 
     parts = []
     with attacked(flow), torch.no_grad():
         for part in torch.split(torch.arange(len(split)), EVALUATION_BATCH):
-            bits = flow.bits_per_dim(
-                split.x(part).to(device), n_samples=draws, seed=SCORE_SEED, sample_ids=split.ids[part]
-            )
+            x, y = split.x(part).to(device), split.labels[part].to(device)
+            bits = flow.bits_per_dim(x, y, n_samples=draws, seed=SCORE_SEED, sample_ids=split.ids[part])
             parts.append(bits.double().cpu())
     return torch.cat(parts).numpy()
 

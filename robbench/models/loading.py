@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from robbench.errors import UserError
 from robbench.models.classifiers import ARCHITECTURES
 from robbench.models.flows.base import Flow
+from robbench.models.flows.conditional import ConditionalFlow
 from robbench.models.flows.glow import Glow
+from robbench.models.flows.realnvp import RealNVP
 from robbench.models.zoo import ZooEntry
 from robbench.resources import sha256_file, write_atomically, write_text_atomically
 from robbench.specs import Architecture, Golden, ModelCard, Weights, dump_yaml
@@ -33,6 +35,8 @@ class LoadedModel:
 
 
 ARCHITECTURES.register("glow")(Glow)
+ARCHITECTURES.register("realnvp")(RealNVP)
+ARCHITECTURES.register("conditional-flow")(ConditionalFlow)
 
 
 def build_architecture(
@@ -107,7 +111,12 @@ def _read_tensors(entry: ZooEntry, file: Weights | Golden) -> dict[str, Tensor]:
 def _outputs(module: nn.Module, inputs: Tensor) -> Tensor:
     """What a golden file records: logits of a classifier, log-densities (nats) of a flow."""
     with torch.no_grad():
-        out: Tensor = module.log_prob(inputs) if isinstance(module, Flow) else module(inputs)
+        if isinstance(module, Flow):
+            labels = (
+                None if module.label_classes is None else torch.arange(len(inputs)) % module.label_classes
+            )
+            return module.log_prob(inputs, labels)
+        out: Tensor = module(inputs)
     return out
 
 

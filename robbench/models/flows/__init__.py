@@ -1,6 +1,8 @@
 """Normalizing flows with exact inverses: trainable ones, and frozen copies for attacks."""
 
 from robbench.models.flows.base import Flow, FrozenFlow, Latents
+from robbench.models.flows.conditional import ConditionalFlow
 from robbench.models.flows.glow import Glow
+from robbench.models.flows.realnvp import RealNVP
 
-__all__ = ["Flow", "FrozenFlow", "Glow", "Latents"]
+__all__ = ["ConditionalFlow", "Flow", "FrozenFlow", "Glow", "Latents", "RealNVP"]

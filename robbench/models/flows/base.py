@@ -1,13 +1,15 @@
 """What every normalizing flow offers: exact encode and decode, densities, bits per dimension, freezing.
 
 Conventions, the same for every flow (L = `grey_levels`, D = C*H*W, u in [0,1) the dequantisation noise):
-    pixel x in [0,1]   ->   k = x (L-1)   ->   d = (k + u) / L   ->   v = d - 1/2   ->   latents z
-    log p_v(v) = log prior(z) + log|det dz/dv|
-    log_prob(x) = log p_v(v) - D ln L            [nats]
+    pixel x in [0,1]   ->   k = x (L-1)   ->   d = (k + u) / L   ->   v = pre(d)   ->   latents z
+    log p_d(d) = log prior(z) + log|det dz/dd|,   dz/dd = dz/dv dv/dd
+    log_prob(x) = log p_d(d) - D ln L            [nats]
     bits/dim = -log_prob(x) / (D ln 2)
-An image of grey levels k occupies the cube {v : d in [k/L, (k+1)/L)} of volume L^-D, so its probability is
-P(k) = E_u[exp log_prob(x; u)], and bits/dim averaged over u is at least -log2 P(k) / D (Jensen). Attacks move
-x continuously; the same formulas hold for every real x. `decode` inverts `encode` exactly for the same u.
+pre is d - 1/2 ("shift", where dv/dd = 1) or the logit of preprocessing.py. An image of grey levels k occupies
+the cube {d in [k/L, (k+1)/L)} of volume L^-D, so its probability is P(k) = E_u[exp log_prob(x; u)], and
+bits/dim averaged over u is at least -log2 P(k) / D (Jensen). Attacks move x continuously; the same formulas
+hold for every real x (logit: for x in [0,1]). `decode` inverts `encode` exactly for the same u, except in
+decode_mode "flp_legacy": the published decoder of Yuksel et al., decode(encode(x)) = .05 + .9 ((L-1) x + u) / L.
 Latents are raw z: `whiten` turns them into eps = (z - mu) / sigma of the (possibly learned) prior and back.
 """
 
@@ -15,7 +17,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -23,6 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from robbench.errors import UserError
+from robbench.models.flows.preprocessing import (
+    DecodeMode,
+    PreprocessingKind,
+    build_preprocessing,
+    check_decode_mode,
+)
 from robbench.random import SampleRandom
 
 Shape = tuple[int, ...]
@@ -76,6 +84,7 @@ class Transform(nn.Module, ABC):
     """
 
     level_shapes: tuple[Shape, ...]
+    label_classes: int | None = None  # a conditional flow: labels are 0..label_classes-1
 
     @abstractmethod
     def encode(self, v: Tensor, y: Tensor | None) -> Encoded:
@@ -107,17 +116,28 @@ class FlowModel(nn.Module):
 
     input_shape: (C,H,W). grey_levels: L >= 2. y: class labels [N] of a conditional flow, else None.
     u: dequantisation noise, a number in [0,1) or a tensor like x. Images are cast to the flow's dtype.
+    preprocessing, decode_mode: see the module docstring.
     """
 
     transform: Transform
 
-    def __init__(self, input_shape: tuple[int, int, int], grey_levels: int, transform: Transform) -> None:
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        grey_levels: int,
+        transform: Transform,
+        preprocessing: PreprocessingKind = "shift",
+        decode_mode: DecodeMode = "exact",
+    ) -> None:
         super().__init__()
         if grey_levels < 2:
             raise UserError(f"grey_levels={grey_levels}: a flow models images of at least 2 grey levels")
         channels, height, width = input_shape
         self.input_shape = (channels, height, width)
         self.grey_levels = grey_levels
+        self.preprocessing = build_preprocessing(preprocessing)
+        check_decode_mode(decode_mode, self.preprocessing)
+        self.decode_mode: DecodeMode = decode_mode
         self.transform = transform
 
     @property
@@ -126,24 +146,34 @@ class FlowModel(nn.Module):
         return self.transform.level_shapes
 
     @property
+    def label_classes(self) -> int | None:
+        """Number of classes a conditional flow takes labels of; None for an unconditional flow."""
+        return self.transform.label_classes
+
+    @property
     def dimensions(self) -> int:
         """D = C*H*W."""
         return math.prod(self.input_shape)
 
     def encode(self, x: Tensor, y: Tensor | None = None, u: float | Tensor = 0.5) -> tuple[Latents, Tensor]:
-        """Raw latents of images x [N,C,H,W], and log|det dz/dv| [N] in nats."""
-        encoded = self.transform.encode(self._dequantised(x, u), y)
+        """Raw latents of images x [N,C,H,W], and log|det dz/dd| [N] in nats."""
+        encoded = self._encoded(x, y, u)
         return Latents(encoded.levels), encoded.log_det
 
     def decode(self, latents: Latents, y: Tensor | None = None, u: float | Tensor = 0.5) -> Tensor:
-        """Images [N,C,H,W], not clipped: the exact inverse of `encode` for the same u. Differentiable."""
+        """Images [N,C,H,W], not clipped: the exact inverse of `encode` for the same u. Differentiable.
+
+        In decode_mode "flp_legacy" the squeezed pixels p = .05 + .9 d instead, whatever u is.
+        """
         v = self.transform.decode(latents.levels, y)
+        if self.decode_mode == "flp_legacy":
+            return torch.sigmoid(v)
         noise = u.to(v) if isinstance(u, Tensor) else u
-        return ((v + 0.5) * self.grey_levels - noise) / (self.grey_levels - 1)
+        return (self.preprocessing.inverse(v) * self.grey_levels - noise) / (self.grey_levels - 1)
 
     def log_prob(self, x: Tensor, y: Tensor | None = None, u: float | Tensor = 0.5) -> Tensor:
-        """log p_v(v) - D ln L in nats, [N]: its mean over u bounds ln P(image) from below. Differentiable."""
-        encoded = self.transform.encode(self._dequantised(x, u), y)
+        """log p_d(d) - D ln L in nats, [N]: its mean over u bounds ln P(image) from below. Differentiable."""
+        encoded = self._encoded(x, y, u)
         total = encoded.log_det - self.dimensions * math.log(self.grey_levels)
         for level, (mean, log_sigma) in zip(encoded.levels, encoded.moments, strict=True):
             total = total + gaussian_log_density(level, mean, log_sigma)
@@ -200,11 +230,21 @@ class FlowModel(nn.Module):
 
     @torch.no_grad()
     def roundtrip_error(self, x: Tensor, y: Tensor | None = None, u: float | Tensor = 0.5) -> Tensor:
-        """max |decode(encode(x)) - x| of each image in [0,1] units, [N]; NaN where the flow is not finite."""
+        """max |decode(encode(x)) - x| of each image in [0,1] units, [N]; NaN where the flow is not finite.
+
+        In decode_mode "flp_legacy" that is the contract's own distortion, at most .055.
+        """
         latents, _ = self.encode(x, y, u)
         return (self.decode(latents, y, u) - x.to(self._dtype_source())).abs().flatten(1).amax(1)
 
+    def _encoded(self, x: Tensor, y: Tensor | None, u: float | Tensor) -> Encoded:
+        """`Transform.encode` with the pre-processing's log-det added."""
+        v = self._dequantised(x, u)
+        encoded = self.transform.encode(v, y)
+        return replace(encoded, log_det=encoded.log_det + self.preprocessing.log_det(v))
+
     def _dequantised(self, x: Tensor, u: float | Tensor) -> Tensor:
+        """v = pre(d) of images, in the flow's dtype."""
         if tuple(x.shape[1:]) != self.input_shape or not x.is_floating_point():
             raise UserError(
                 f"{x.dtype} images of shape {tuple(x.shape)}; this flow reads floats in [0,1] of shape "
@@ -212,7 +252,7 @@ class FlowModel(nn.Module):
             )
         x = x.to(self._dtype_source())
         noise = u.to(x) if isinstance(u, Tensor) else u
-        return (x * (self.grey_levels - 1) + noise) / self.grey_levels - 0.5
+        return self.preprocessing.forward((x * (self.grey_levels - 1) + noise) / self.grey_levels)
 
     def _dtype_source(self) -> Tensor:
         """Any floating tensor of the model: says dtype and device."""
@@ -228,13 +268,18 @@ class Flow(FlowModel):
         """Data-dependent initialisation from images [N,C,H,W] in [0,1]; call it once, before training."""
         self.transform.initialize(self._dequantised(x, u), y)
 
-    def freeze(self, dtype: torch.dtype = torch.float32, memory: Memory = "none") -> "FrozenFlow":
+    def freeze(
+        self,
+        dtype: torch.dtype = torch.float32,
+        memory: Memory = "none",
+        decode_mode: DecodeMode | None = None,
+    ) -> "FrozenFlow":
         """An independent copy for attacks: no parameters, layers folded, inverses computed in float64.
 
         Later changes of this flow do not reach the copy. memory: what decode keeps for the backward pass to
         the latents: "none" saves no memory (all activations, fastest), "mask" keeps 1-byte ReLU masks,
         "invert" keeps the output of each level and recomputes the rest by the inverse (slowest).
-        Gradients of the copy are first-order only.
+        decode_mode: the copy's; None keeps that of this flow. Gradients of the copy are first-order only.
         """
         if memory not in get_args(Memory):
             raise UserError(
@@ -243,14 +288,27 @@ class Flow(FlowModel):
         if dtype not in (torch.float32, torch.float64):
             raise UserError(f"freeze(dtype={dtype}) is not supported; use torch.float32 or torch.float64")
         with torch.no_grad():
-            return FrozenFlow(self.input_shape, self.grey_levels, self.transform.freeze(dtype, memory))
+            return FrozenFlow(
+                self.input_shape,
+                self.grey_levels,
+                self.transform.freeze(dtype, memory),
+                self.preprocessing.kind,
+                self.decode_mode if decode_mode is None else decode_mode,
+            )
 
 
 class FrozenFlow(FlowModel):
     """A flow without parameters, always in eval mode, made by `Flow.freeze`. `.to(device)` works."""
 
-    def __init__(self, input_shape: tuple[int, int, int], grey_levels: int, transform: Transform) -> None:
-        super().__init__(input_shape, grey_levels, transform)
+    def __init__(
+        self,
+        input_shape: tuple[int, int, int],
+        grey_levels: int,
+        transform: Transform,
+        preprocessing: PreprocessingKind = "shift",
+        decode_mode: DecodeMode = "exact",
+    ) -> None:
+        super().__init__(input_shape, grey_levels, transform, preprocessing, decode_mode)
         for name, tensor in self.named_buffers():
             if not torch.isfinite(tensor).all():
                 raise UserError(f"flow tensor {name!r} holds NaN or infinity; restore the weights or retrain")

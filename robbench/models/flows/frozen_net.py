@@ -58,12 +58,12 @@ class FrozenNet(nn.Module):
         super().__init__()
         self.small = small
         self.last = NarrowConv(last[0].detach().to(dtype))
-        self.first_back = NarrowConv(_transposed(first[0].detach().to(dtype)))
+        self.first_back = NarrowConv(transposed(first[0].detach().to(dtype)))
         buffers = {
             "first": first[0],
             "second": second[0],
-            "second_back": _transposed(second[0]),
-            "last_back": _transposed(last[0]),
+            "second_back": transposed(second[0]),
+            "last_back": transposed(last[0]),
         }
         for name, weight in buffers.items():
             weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
@@ -92,12 +92,12 @@ class _NetFunction(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         net: FrozenNet = ctx.net
         one, two = ctx.saved_tensors
-        gradient = _gate(F.conv2d(gradient, net.last_back, padding=1), two)
-        gradient = _gate(F.conv2d(gradient, net.second_back), one)
+        gradient = gate(F.conv2d(gradient, net.last_back, padding=1), two)
+        gradient = gate(F.conv2d(gradient, net.second_back), one)
         return net.first_back(gradient), None
 
 
-def _gate(gradient: Tensor, activation: Tensor) -> Tensor:
+def gate(gradient: Tensor, activation: Tensor) -> Tensor:
     """Backward of ReLU, in place; activation: its output, or the mask of its positive entries."""
     if activation.dtype == torch.bool:
         return gradient.mul_(activation)
@@ -105,6 +105,6 @@ def _gate(gradient: Tensor, activation: Tensor) -> Tensor:
     return out
 
 
-def _transposed(weight: Tensor) -> Tensor:
+def transposed(weight: Tensor) -> Tensor:
     """Kernel of the convolution that is the transpose of the one with `weight`."""
     return weight.flip(2, 3).transpose(0, 1)

@@ -11,6 +11,7 @@ from robbench.errors import UserError
 from robbench.models.flows.base import Flow
 from robbench.models.flows.layers import ConditionalPrior, Coupling, GlowStep, StandardPrior, TopPrior
 from robbench.models.flows.multiscale import MultiScale, Prior, step_shapes
+from robbench.models.flows.preprocessing import DecodeMode, PreprocessingKind
 
 PriorKind = Literal["standard", "learned"]
 
@@ -22,7 +23,8 @@ class Glow(Flow):
     coupling: "affine", or "additive" (volume-preserving). prior: "standard" N(0,I) over all latents (Yuksel
     et al.), or "learned" Gaussians: split priors conditioned on the coarser levels and a learned top.
     scale_floor: f in [0,1) of the coupling scale S = f + (1-f) sigmoid(raw + 2); 0 is Glow's own, which is
-    not finite far off the data. `UserError` for anything else. Call `initialize` before training.
+    not finite far off the data. preprocessing, decode_mode: see preprocessing.py and base.py. `UserError` for
+    anything else. Call `initialize` before training.
     """
 
     def __init__(
@@ -36,6 +38,8 @@ class Glow(Flow):
         coupling: Coupling = "affine",
         prior: PriorKind = "learned",
         scale_floor: float = 0.1,
+        preprocessing: PreprocessingKind = "shift",
+        decode_mode: DecodeMode = "exact",
     ) -> None:
         _check_arguments(steps, width, coupling, prior, scale_floor)
         channels, height, columns = input_shape
@@ -44,7 +48,8 @@ class Glow(Flow):
             [GlowStep(inner[0], width, coupling, scale_floor) for _ in range(steps)]
             for inner in step_shapes(shape, levels)
         ]
-        super().__init__(shape, grey_levels, MultiScale(shape, stacks, _priors(shape, levels, prior)))
+        transform = MultiScale(shape, stacks, _priors(shape, levels, prior))
+        super().__init__(shape, grey_levels, transform, preprocessing, decode_mode)
 
 
 def _priors(shape: tuple[int, int, int], levels: int, kind: PriorKind) -> list[Prior]:

@@ -158,10 +158,7 @@ class MultiScale(Transform):
     def _ascend(self, level: int, context: Tensor | None, z: Tensor, y: Tensor | None) -> Tensor:
         """From the coarser variables and the raw latents of a level to the input of that level."""
         h = self._laid_out(z if context is None else torch.cat([context, z], dim=1))
-        if self.recompute:
-            out: Tensor = _RecomputedDecode.apply(h, y, self._steps(level))
-            return unsqueeze(out)
-        return unsqueeze(_decode_steps(h, y, self._steps(level)))
+        return unsqueeze(decode_steps(h, y, self._steps(level), self.recompute))
 
     def _laid_out(self, h: Tensor) -> Tensor:
         return h.contiguous(memory_format=torch.channels_last) if self.channels_last else h
@@ -173,18 +170,22 @@ class MultiScale(Transform):
         return cast(Prior, self.priors[level])
 
 
-def _decode_steps(h: Tensor, y: Tensor | None, steps: Sequence[Step]) -> Tensor:
+def decode_steps(h: Tensor, y: Tensor | None, steps: Sequence[Step], recompute: bool = False) -> Tensor:
+    """`decode` of every step, last to first. recompute: see `MultiScale`."""
+    if recompute:
+        out: Tensor = _RecomputedDecode.apply(h, y, steps)
+        return out
     for step in reversed(steps):
         h = step.decode(h, y)
     return h
 
 
 class _RecomputedDecode(torch.autograd.Function):
-    """`_decode_steps` that stores its output alone: backward finds every step's input by encoding."""
+    """`decode_steps` that stores its output alone: backward finds every step's input by encoding."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, y: Tensor | None, steps: Sequence[Step]) -> Tensor:
-        out = _decode_steps(h, y, steps)
+        out = decode_steps(h, y, steps)
         ctx.steps, ctx.y = steps, y
         ctx.save_for_backward(out)
         return out

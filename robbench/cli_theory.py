@@ -1,0 +1,52 @@
+"""`robbench theory`: closed-form results on likelihood attacks. Only click is imported before a command runs."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robbench.cli_base import FolderOrFile, print_paths
+
+RECURSIONS = ("paper_geometric", "refit", "reperturb", "fixed_data")
+
+
+@click.group()
+def theory() -> None:
+    """Exact results to hold attacks and defenses against."""
+
+
+@theory.command()
+@click.option("--n", type=int, default=10, show_default=True, help="Dimensions.")
+@click.option(
+    "--epsilon", type=float, default=0.5, show_default=True, help="L2 radius, in units of the data."
+)
+@click.option("--sigma", type=float, default=1.0, show_default=True, help="Standard deviation of the data.")
+@click.option("--steps", type=int, default=10, show_default=True, help="Steps of adversarial training.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all simulations.")
+@click.option(
+    "--recursion",
+    type=click.Choice(("all", *RECURSIONS)),
+    default="all",
+    show_default=True,
+    help="What a step of adversarial training does.",
+)
+@click.option(
+    "--drop", type=float, default=0.5, show_default=True, help="Likelihood drop to guarantee, nats."
+)
+@click.option(
+    "--gamma", type=float, default=0.05, show_default=True, help="Probability that the guarantee fails."
+)
+@click.option("--samples", type=int, default=10_000, show_default=True, help="Draws of every simulation.")
+@click.option("--out", type=FolderOrFile(), default=Path("robbench-theory"), show_default=True)
+def linear(out: Path, recursion: str, **options: Any) -> None:
+    """Gaussian flows: optimal attacks, adversarial training and its guarantee (figures 2 and 3 of the theory).
+
+    Example: robbench theory linear --n 10 --epsilon 0.5 --recursion refit
+    """
+    from rich.console import Console
+
+    from robbench.theory.report import LinearRequest, linear_report
+
+    chosen: Any = RECURSIONS if recursion == "all" else (recursion,)
+    request = LinearRequest(recursions=chosen, **options)
+    print_paths(linear_report(request, out, Console()))

@@ -164,12 +164,15 @@ def report(run_folder: Path) -> None:
 @click.argument("run_folder", metavar="RUN", type=FolderOrFile())
 @click.option("--against", required=True, type=FolderOrFile(), help="Tidy CSV of reference numbers.")
 @click.option("--tolerance", type=float, help="Percentage points an accuracy may be off.  [default: 0.5]")
+@click.option("--complete", is_flag=True, help="Fail unless every accuracy of the run has a reference.")
 @click.pass_context
-def check(context: click.Context, run_folder: Path, against: Path, tolerance: float | None) -> None:
+def check(
+    context: click.Context, run_folder: Path, against: Path, tolerance: float | None, complete: bool
+) -> None:
     """Compare a run with reference numbers; exit 1 when one is off."""
     from robbench.matrix.session import check_run
 
-    context.exit(0 if check_run(run_folder, against, tolerance) else 1)
+    context.exit(0 if check_run(run_folder, against, tolerance, complete) else 1)
 
 
 @main.command("list")

@@ -42,13 +42,27 @@ def write_report(folder: Path) -> list[Path]:
     return _publish(load_run(folder), Terminal())
 
 
-def check_run(folder: Path, against: Path, tolerance: float | None = None) -> bool:
-    """Compare a run with the reference numbers in `against`; prints every comparison, True when it passed."""
-    from robbench.publish.check import check, print_results
+def check_run(folder: Path, against: Path, tolerance: float | None = None, complete: bool = False) -> bool:
+    """Compare a run with the reference numbers in `against`; prints every comparison, True when it passed.
+
+    complete: every accuracy of the run must have a reference.
+    """
+    from robbench.publish.check import check, print_results, without_reference
     from robbench.publish.tables import leaderboard
 
-    results = check(leaderboard(load_run(folder)), against, tolerance)
-    return print_results(results, Terminal())
+    rows = leaderboard(load_run(folder))
+    results = check(rows, against, tolerance)
+    console = Terminal()
+    fine = print_results(results, console)
+    missing = without_reference(rows, results) if complete else []
+    if missing:
+        console.print(
+            f"no reference number for {len(missing)} accuracies of the run: {', '.join(missing[:5])}",
+            style="red",
+            markup=False,
+            soft_wrap=True,
+        )
+    return fine and not missing
 
 
 def _publish(run: Run, console: Console) -> list[Path]:

@@ -83,6 +83,21 @@ def test_mim_equals_a_literal_transcription_of_dong_et_al(classifier, images):
         assert torch.equal(outcome.predictions, classifier(adversarial).argmax(1))
 
 
+def test_mim_equals_torchattacks(classifier, images):
+    """torchattacks pins old packages, so the extra `dev` leaves it out: pip install --no-deps torchattacks.
+
+    (foolbox's method of that name accumulates raw gradients, not the L1-normalised ones of the paper.)
+    """
+    torchattacks = pytest.importorskip("torchattacks", reason="pip install --no-deps torchattacks")
+    ids, x, y = images
+    ours = spec("linf", 0.1, steps=10, relative_step_size=0.1, start="zero", momentum=1.0, early_stop=False)
+    outcome = build_attack(ours).evaluate(Victim(classifier), ids, x, y, 0, 48)
+    theirs = torchattacks.MIFGSM(classifier, eps=0.1, alpha=0.01, steps=10, decay=1.0)(x, y)
+    assert ((outcome.adversarial - theirs).abs().flatten(1).amax(1) < 1e-5).float().mean() > 0.95
+    with torch.no_grad():
+        assert torch.equal(outcome.predictions, classifier(theirs).argmax(1))
+
+
 def test_early_stop_breaks_at_least_what_the_last_iterate_breaks(classifier, images):
     ids, x, y = images
     runs = [

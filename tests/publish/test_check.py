@@ -11,7 +11,7 @@ from rich.console import Console
 
 from robbench.errors import UserError
 from robbench.matrix.records import Run
-from robbench.publish.check import CheckResult, check, check_table, passed, print_results
+from robbench.publish.check import CheckResult, check, check_table, passed, print_results, without_reference
 from robbench.publish.tables import TableRow, leaderboard
 from robbench.publish.writers import tidy_csv
 
@@ -96,8 +96,19 @@ def test_a_measurement_that_is_not_finite_never_passes(run: Run, table: Path, va
     assert result.verdict == "fail"
 
 
-def test_failed_missing_and_empty_are_not_run(damaged: Run, table: Path) -> None:
-    assert verdict(damaged, table, attack="aa", value=70).verdict == "not run"
+def test_accuracies_without_a_reference_are_named(run: Run, table: Path) -> None:
+    """After a renamed attack everything that is left may still pass: `check --complete` fails instead."""
+    rows = leaderboard(run)
+    table.write_text(tidy_csv([row for row in rows if row.attack != "aa"]))
+    results = check(rows, table)
+    assert passed(results)
+    assert without_reference(rows, results) == ["digits-standard x aa", "digits-ijsat x aa"]
+    table.write_text(tidy_csv(rows))
+    assert without_reference(rows, check(rows, table)) == []
+
+
+def test_a_failed_cell_fails_and_a_missing_or_empty_one_is_not_run(damaged: Run, table: Path) -> None:
+    assert verdict(damaged, table, attack="aa", value=70).verdict == "fail"
     assert verdict(damaged, table, attack="jsa50", model="digits-standard").verdict == "not run"
     assert verdict(damaged, table, attack="fgsm").reason == "not in the run"
     assert verdict(damaged, table, value="").verdict == "not run"

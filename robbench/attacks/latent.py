@@ -13,7 +13,7 @@ from torch import Tensor
 from robbench.attacks import engine
 from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task
 from robbench.attacks.geometry import Noise, SampleNoise, project
-from robbench.attacks.pgd import GradientParameters, gradient_cost
+from robbench.attacks.pgd import GradientAttack, GradientParameters
 from robbench.attacks.spaces import Codec, InLoop, JointSpace, LatentSpace
 from robbench.attacks.victim import Victim, chunks
 from robbench.errors import UserError
@@ -76,7 +76,7 @@ class LatentParameters(GradientParameters):
 
 
 @ATTACKS.register("latent-pgd")
-class LatentAttack(Attack):
+class LatentAttack(GradientAttack):
     """Gradient ascent on the cross-entropy over the latents of an image.
 
     A-LA (Yuksel et al., eq. 4): start "cube", no clipping inside the loop. OM-PGD (Lin et al. 2020; IJSAT's
@@ -84,23 +84,14 @@ class LatentAttack(Attack):
     """
 
     Parameters = LatentParameters
+    witnesses = ("lambda",)
 
-    @property
-    def cost(self) -> Cost:
-        return gradient_cost(self.parameters)
-
-    @property
-    def attacks_misclassified(self) -> bool:
-        return not self.parameters.early_stop
-
-    def search(self, victim: Victim, task: Task) -> Candidates:
+    def space(self) -> LatentSpace:
         assert self.flow is not None
         p: LatentParameters = self.parameters
         eta = float(self.spec.eta or 0.0)
         _check_levels(self.flow, p.levels, self.spec.name)
-        space = LatentSpace(self.flow, self.spec.norm, eta, p.step(eta), p.start, p.levels)
-        plan = engine.SearchPlan(space, p.steps, p.restarts, p.momentum, p.early_stop, p.label_source)
-        return engine.search(victim, plan, task, self.spec.name, ("lambda",))
+        return LatentSpace(self.flow, self.spec.norm, eta, p.step(eta), p.start, p.levels)
 
 
 class JointParameters(LatentParameters):
@@ -111,29 +102,18 @@ class JointParameters(LatentParameters):
 
 
 @ATTACKS.register("jsa")
-class JointSpaceAttack(Attack):
+class JointSpaceAttack(GradientAttack):
     """JSA (IJSAT, eq. 8, corrected: accumulate, then project): latent and image perturbation from one gradient."""
 
     Parameters = JointParameters
+    witnesses = ("lambda", "delta")
 
-    @property
-    def cost(self) -> Cost:
-        return gradient_cost(self.parameters)
-
-    @property
-    def attacks_misclassified(self) -> bool:
-        return not self.parameters.early_stop
-
-    def search(self, victim: Victim, task: Task) -> Candidates:
+    def space(self) -> JointSpace:
         assert self.flow is not None
         p: JointParameters = self.parameters
         epsilon, eta = float(self.spec.epsilon or 0.0), float(self.spec.eta or 0.0)
         _check_levels(self.flow, p.levels, self.spec.name)
-        space = JointSpace(
-            self.flow, epsilon, p.step(epsilon), eta, p.step(eta), p.start, p.in_loop, p.levels
-        )
-        plan = engine.SearchPlan(space, p.steps, p.restarts, p.momentum, p.early_stop, p.label_source)
-        return engine.search(victim, plan, task, self.spec.name, ("lambda", "delta"))
+        return JointSpace(self.flow, epsilon, p.step(epsilon), eta, p.step(eta), p.start, p.in_loop, p.levels)
 
 
 def _check_levels(flow: Codec, levels: tuple[int, ...] | None, attack: str) -> None:

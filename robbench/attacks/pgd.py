@@ -1,13 +1,14 @@
 """Gradient attacks on the image: FGSM, PGD and MIM in Linf, L2 and L1 balls."""
 
-from typing import Literal
+from abc import abstractmethod
+from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from robbench.attacks import engine
 from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task
 from robbench.attacks.geometry import Start
-from robbench.attacks.spaces import ImageSpace
+from robbench.attacks.spaces import ImageSpace, SearchSpace
 from robbench.attacks.victim import Victim
 from robbench.specs import Strict
 
@@ -33,26 +34,24 @@ class GradientParameters(Strict):
         return self.relative_step_size * budget if self.step_size is None else self.step_size
 
 
-def gradient_cost(parameters: GradientParameters) -> Cost:
-    """Steps times restarts, the check between restarts and the two scoring forwards."""
-    steps = parameters.steps * parameters.restarts
-    return Cost(forwards=steps + parameters.restarts - 1 + 2, backwards=steps)
+class GradientAttack(Attack):
+    """Base of all gradient attacks: a subclass says in which space it searches, the engine does the rest.
 
-
-@ATTACKS.register("pgd")
-class ProjectedGradientDescent(Attack):
-    """PGD (Madry et al. 2018): cross-entropy, random start in the ball, projection on ball and box at every step.
-
-    With `momentum` it is MIM (Dong et al. 2018), with one step of the full budget from the centre FGSM (Goodfellow
-    et al. 2015). Deviation from the libraries' habit: a sample stops at its first misclassified iterate
-    (early_stop); with early_stop off the last iterate is returned, as foolbox and torchattacks do.
+    witnesses: perturbations to return, where the ball cannot be checked from the image alone.
     """
 
-    Parameters = GradientParameters
+    Parameters: ClassVar[type[BaseModel]] = GradientParameters
+    witnesses: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def space(self) -> SearchSpace:
+        """The space with the budgets and step sizes of this attack's spec."""
 
     @property
     def cost(self) -> Cost:
-        return gradient_cost(self.parameters)
+        """Steps times restarts, the check between restarts and the two scoring forwards."""
+        steps = self.parameters.steps * self.parameters.restarts
+        return Cost(forwards=steps + self.parameters.restarts - 1 + 2, backwards=steps)
 
     @property
     def attacks_misclassified(self) -> bool:
@@ -60,7 +59,20 @@ class ProjectedGradientDescent(Attack):
 
     def search(self, victim: Victim, task: Task) -> Candidates:
         p: GradientParameters = self.parameters
+        plan = engine.SearchPlan(self.space(), p.steps, p.restarts, p.momentum, p.early_stop, p.label_source)
+        return engine.search(victim, plan, task, self.spec.name, self.witnesses)
+
+
+@ATTACKS.register("pgd")
+class ProjectedGradientDescent(GradientAttack):
+    """PGD (Madry et al. 2018): cross-entropy, random start in the ball, projection on ball and box at every step.
+
+    With `momentum` it is MIM (Dong et al. 2018), with one step of the full budget from the centre FGSM (Goodfellow
+    et al. 2015). Deviation from the libraries' habit: a sample stops at its first misclassified iterate
+    (early_stop); with early_stop off the last iterate is returned, as foolbox and torchattacks do.
+    """
+
+    def space(self) -> ImageSpace:
+        p: GradientParameters = self.parameters
         epsilon = float(self.spec.epsilon or 0.0)
-        space = ImageSpace(self.spec.norm, epsilon, p.step(epsilon), p.start)
-        plan = engine.SearchPlan(space, p.steps, p.restarts, p.momentum, p.early_stop, p.label_source)
-        return engine.search(victim, plan, task, self.spec.name)
+        return ImageSpace(self.spec.norm, epsilon, p.step(epsilon), p.start)

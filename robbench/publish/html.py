@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from robbench.matrix.records import CellResult, Run
-from robbench.publish import writers
+from robbench.publish import wording
 from robbench.publish.gallery import Originals, Triple, triples
 from robbench.publish.tables import (
     NEAR_TIE,
@@ -94,10 +94,10 @@ def render(run: Run, originals: Originals | None = None) -> str:
         sections=[
             _section(run, number, model, rows, originals) for number, model in enumerate(models(run), 1)
         ],
-        summary=writers.summary(run),
-        versions=writers.versions(run),
-        intervals=writers.INTERVALS,
-        problems=writers.problems(rows),
+        summary=wording.summary(run),
+        versions=wording.versions(run),
+        intervals=wording.INTERVALS,
+        problems=wording.problems(rows),
         flows=_flows(run),
         commands=commands(run),
         near_tie=NEAR_TIE,
@@ -207,7 +207,7 @@ def _numbers(run: Run, result: CellResult, mine: Mapping[tuple[str, str], TableR
 
 def _number(row: TableRow | None) -> Number:
     finite = row is not None and row.value is not None and bool(np.isfinite(row.value))
-    return Number(writers.number_text(row), repr(row.value) if row is not None and finite else "")
+    return Number(wording.number_text(row), repr(row.value) if row is not None and finite else "")
 
 
 def _plus_minus(number: Number, spread: TableRow | None) -> Number:

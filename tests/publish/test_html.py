@@ -81,12 +81,16 @@ def column(page: Any, index: int) -> list[str]:
     ]
 
 
-def shows(page: Any, index: int, expected: list[str]) -> bool:
-    """Whether a column reads as expected within five seconds: the table component may redraw after the click."""
+def eventually(page: Any, condition: Callable[[], bool]) -> bool:
+    """Whether a condition holds within five seconds: the table component may redraw after the click or key."""
     deadline = time.monotonic() + 5
-    while column(page, index) != expected and time.monotonic() < deadline:
+    while not condition() and time.monotonic() < deadline:
         page.wait_for_timeout(20)
-    return column(page, index) == expected
+    return condition()
+
+
+def shows(page: Any, index: int, expected: list[str]) -> bool:
+    return eventually(page, lambda: column(page, index) == expected)
 
 
 def many(values: list[float]) -> Run:
@@ -114,7 +118,8 @@ def test_clicking_a_header_sorts_by_number(opened: Callable[..., Any]) -> None:
 def test_failed_and_missing_cells_sort_below_zero(opened: Callable[..., Any], damaged: Run) -> None:
     page = opened(damaged)
     page.locator("#board thead th", has_text="jsa50").click()
-    assert page.locator("#board tbody tr td:nth-child(6)").all_inner_texts()[-1] == "not run"
+    cells = page.locator("#board tbody tr td:nth-child(6)")
+    assert eventually(page, lambda: cells.all_inner_texts()[-1] == "not run")
     assert "failed" in page.locator("#board").inner_text()
     assert page.get_by_text("left its set").first.is_visible()
 
@@ -125,7 +130,7 @@ def test_typing_filters(opened: Callable[..., Any], run: Run) -> None:
     page.locator("input[type=search]").fill("ijsat")
     assert shows(page, 1, ["digits-ijsat"])
     page.locator("input[type=search]").fill("")
-    assert page.locator("#board tbody tr").count() == 2
+    assert eventually(page, lambda: page.locator("#board tbody tr").count() == 2)
 
 
 def test_every_image_loads_and_is_described(opened: Callable[..., Any], run: Run) -> None:

@@ -38,6 +38,7 @@ Verdict = Literal["pass", "fail", "not run"]
 REQUIRED = ("dataset", "model", "attack", "metric", "value")
 PERCENTAGE_POINTS = 0.5
 RELATIVE = 0.01
+LISTED_ABSENT = 40
 _SAME_BUDGET = 1e-6  # relative: 8/255 written with seven digits is still 8/255
 
 
@@ -282,16 +283,36 @@ class _Cells:
 
 # -------------------------------------------------------------------------------------------------- printing
 def print_results(results: Sequence[CheckResult], console: "Console") -> bool:
-    """Print the verdicts; whether the check `passed`."""
-    table = check_table(results)
+    """Print the verdicts; whether the check `passed`.
+
+    A small matrix checked against a large reference leaves thousands of numbers out: beyond `LISTED_ABSENT` they are
+    counted a model instead of listed.
+    """
+    absent = [result for result in results if _absent(result)]
+    few = len(absent) <= LISTED_ABSENT
+    shown = results if few else [result for result in results if not _absent(result)]
+    table = check_table(shown)
     if console.measure(table, options=console.options.update_width(10_000)).maximum > console.width:
-        table = _narrow_table(results)
+        table = _narrow_table(shown)
     console.print(table)
+    if not few:
+        counts = Counter(result.reference.model for result in absent)
+        listed = ", ".join(f"{model} {count}" for model, count in counts.items())
+        console.print(
+            f"not run, not in this run: {len(absent)} numbers of the reference ({listed})",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     if not any(result.verdict != "not run" for result in results):
         console.print(
             "Nothing of the reference was measured by this run, so nothing was checked.", style="red"
         )
     return passed(results)
+
+
+def _absent(result: CheckResult) -> bool:
+    return result.verdict == "not run" and result.measured is None
 
 
 def check_table(results: Sequence[CheckResult]) -> "Table":

@@ -96,6 +96,24 @@ def test_a_measurement_that_is_not_finite_never_passes(run: Run, table: Path, va
     assert result.verdict == "fail"
 
 
+def test_what_a_small_run_leaves_out_of_a_large_reference_is_counted(run: Run, table: Path) -> None:
+    """Thousands of "not run" lines would hide the one that failed."""
+    text = tidy_csv(leaderboard(run)).splitlines()
+    others = [
+        line.replace("digits-ijsat", f"model-{k}")
+        for k in range(5)
+        for line in text
+        if "digits-ijsat" in line
+    ]
+    table.write_text("\n".join([*text, *others]) + "\n")
+    console = Console(width=200, record=True, file=io.StringIO())
+    assert print_results(check(run, table), console)
+    printed = console.export_text()
+    assert f"not in this run: {len(others)} numbers of the reference (model-0 {len(others) // 5}" in printed
+    assert "model-3 aa" not in printed
+    assert "digits-standard" in printed
+
+
 def test_accuracies_without_a_reference_are_named(run: Run, table: Path) -> None:
     """After a renamed attack everything that is left may still pass: `check --complete` fails instead."""
     rows = leaderboard(run)

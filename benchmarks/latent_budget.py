@@ -14,14 +14,14 @@ import torch
 
 from robbench.attacks import Victim, build_attack
 from robbench.data import load_dataset, sample_ids
-from robbench.models.flows.base import Flow
-from robbench.models.loading import load_model
+from robbench.models.flows.base import FrozenFlow
+from robbench.models.loading import load_flow, load_model
 from robbench.models.zoo import default_flow, find_models, zoo_entries
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
 
 
 def distances(
-    spec: ResolvedAttack, victim: Victim, flow: Flow, ids: list[int], x: torch.Tensor, y: torch.Tensor
+    spec: ResolvedAttack, victim: Victim, flow: FrozenFlow, ids: list[int], x: torch.Tensor, y: torch.Tensor
 ) -> tuple[float, float]:
     """Mean Linf and mean L2 distance of the attack's last iterates from the images."""
     spec = spec.model_copy(update={"parameters": {**spec.parameters, "early_stop": False}})
@@ -46,9 +46,7 @@ def main() -> None:
     entry = default_flow(dataset.name, entries)
     if entry is None:
         raise SystemExit(f"the zoo has no flow for {dataset.name}; train one: robbench train --defense clean")
-    flow = load_model(entry).module
-    if not isinstance(flow, Flow):
-        raise SystemExit(f"{entry.card.name} is not a flow")
+    flow = load_flow(entry)
     ids = sample_ids(dataset.validation, min(arguments.n, len(dataset.validation)), seed=0)
     x, y = dataset.validation.by_ids(ids)
     victim = Victim(model)

@@ -12,7 +12,7 @@ from robbench.device import resolve_device
 from robbench.errors import UserError
 from robbench.metrics.accuracy import accuracy
 from robbench.models.flows.base import Flow, FrozenFlow
-from robbench.models.loading import load_model
+from robbench.models.loading import load_flow
 from robbench.models.zoo import default_flow, find_model, zoo_entries
 from robbench.specs import ResolvedAttack, refuse_unused_budgets, resolve_attack, threat_models
 
@@ -115,14 +115,8 @@ def _frozen(
         return flow.freeze().to(device)
     entries = zoo_entries()
     entry = find_model(flow, entries, "flow") if flow is not None else default_flow(dataset or "", entries)
-    if entry is None:
-        return None  # the attack itself says which flow it needs and how to get one
-    module = load_model(entry, device).module
-    if not isinstance(module, Flow):
-        raise UserError(
-            f"evaluate: flow={flow!r} is a {entry.card.kind}, not a flow; see robbench list models"
-        )
-    return module.freeze().to(device)
+    # Without one, the attack itself says which flow it needs and how to get it.
+    return None if entry is None else load_flow(entry, device)
 
 
 def _row(spec: ResolvedAttack, outcome: Outcome) -> dict[str, object]:

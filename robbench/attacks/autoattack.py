@@ -108,14 +108,10 @@ class AutoAttackReference(Attack):
             model, norm=norms[self.spec.norm], eps=float(self.spec.epsilon or 0.0), device=device, seed=0
         )
         package.apgd.n_iter = package.apgd_targeted.n_iter = package.fab.n_iter = p.iterations
-        package.apgd.n_iter_orig = package.apgd_targeted.n_iter_orig = (
-            p.iterations
-        )  # what large radii start from
-        package.apgd.n_restarts, package.apgd_targeted.n_restarts, package.fab.n_restarts = (
-            p.apgd_restarts,
-            1,
-            1,
-        )
+        # with large radii the package counts from n_iter_orig instead
+        package.apgd.n_iter_orig = package.apgd_targeted.n_iter_orig = p.iterations
+        package.apgd.n_restarts = p.apgd_restarts
+        package.apgd_targeted.n_restarts = package.fab.n_restarts = 1
         package.apgd.use_largereps = package.apgd_targeted.use_largereps = p.large_radii
         package.apgd_targeted.n_target_classes = min(p.target_classes, classes - 1)
         package.fab.n_target_classes = min(p.fab_target_classes, classes - 1)

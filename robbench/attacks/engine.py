@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks.base import Candidates, Task
-from robbench.attacks.geometry import SampleNoise
+from robbench.attacks.geometry import TINY, SampleNoise, norm_of, per_sample
 from robbench.attacks.inner import gradients
 from robbench.attacks.spaces import SearchSpace, State
 from robbench.attacks.victim import Victim, chunks, margins
@@ -134,7 +134,7 @@ class ActiveSet:
             return state, slopes
         moved: State = {}
         for name, slope in slopes.items():
-            size = slope.flatten(1).abs().sum(1).clamp(min=1e-12).reshape(-1, *([1] * (slope.ndim - 1)))
+            size = per_sample(norm_of(slope, "l1").clamp(min=TINY), slope)
             moved[name] = self.plan.momentum * state[f"momentum/{name}"] + slope / size
         return {**state, **{f"momentum/{name}": value for name, value in moved.items()}}, moved
 

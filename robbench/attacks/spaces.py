@@ -94,6 +94,11 @@ class ImageSpace(SearchSpace):
         return gradient.masked_fill(stuck, 0.0)
 
 
+def _on_levels(flow: Codec, levels: tuple[int, ...] | None, shift: Tensor) -> Tensor:
+    """`shift` [n,D] with zeros outside the named levels of the flow; None names all."""
+    return shift if levels is None else shift * flow.level_mask(levels).to(shift)
+
+
 @dataclass(frozen=True)
 class LatentSpace(SearchSpace):
     """lambda in a norm ball around the latents z = F(x); x' = clip(G(z + lambda)). eta, step_size in raw z units.
@@ -113,17 +118,19 @@ class LatentSpace(SearchSpace):
         with torch.no_grad():
             z = self.flow.encode_flat(x, y)
         shift = random_start(self.start_kind, self.norm, self.eta, tuple(z.shape[1:]), noise)
-        return {"x": x, "y": y, "z": z, "lambda": project(self._masked(shift), self.norm, self.eta)}
+        return {
+            "x": x,
+            "y": y,
+            "z": z,
+            "lambda": project(_on_levels(self.flow, self.levels, shift), self.norm, self.eta),
+        }
 
     def render(self, state: State) -> Tensor:
         return self.flow.decode_flat(state["z"] + state["lambda"], state["y"])
 
     def advance(self, state: State, gradients: State) -> State:
-        step = self.step_size * direction(self._masked(gradients["lambda"]), self.norm)
+        step = self.step_size * direction(_on_levels(self.flow, self.levels, gradients["lambda"]), self.norm)
         return {**state, "lambda": project(state["lambda"] + step, self.norm, self.eta)}
-
-    def _masked(self, shift: Tensor) -> Tensor:
-        return shift if self.levels is None else shift * self.flow.level_mask(self.levels).to(shift)
 
 
 @dataclass(frozen=True)
@@ -134,8 +141,8 @@ class JointSpace(SearchSpace):
     perturbations accumulate and are projected, from gradients of the same loss at the same point. in_loop "project"
     (default) keeps clip(G(z+lambda)) + delta in the box at every step; "paper_literal" clips only the final image,
     which is weaker. Where G overshoots the box, the point the gradient is taken at still lies outside it by that
-    overshoot; the scored image is clipped. The image is never clamped inside the differentiated
-    path: that kills gradients.
+    overshoot; the scored image is clipped. The image is never clamped inside the
+    differentiated path: that kills gradients.
     epsilon, epsilon_step: [0,1] pixels; eta, eta_step: raw z units. delta is relative to G(z + lambda), not to x.
     """
 
@@ -166,13 +173,10 @@ class JointSpace(SearchSpace):
         return decoded + state["delta"]
 
     def advance(self, state: State, gradients: State) -> State:
-        lam = state["lambda"] + self.eta_step * self._masked(gradients["lambda"]).sign()
+        lam = state["lambda"] + self.eta_step * _on_levels(self.flow, self.levels, gradients["lambda"]).sign()
         delta = state["delta"] + self.epsilon_step * gradients["delta"].sign()
         return {
             **state,
             "lambda": project(lam, "linf", self.eta),
             "delta": project(delta, "linf", self.epsilon),
         }
-
-    def _masked(self, shift: Tensor) -> Tensor:
-        return shift if self.levels is None else shift * self.flow.level_mask(self.levels).to(shift)

@@ -1,4 +1,4 @@
-"""The model as attacks see it, and the two small things everybody needs to score it."""
+"""The model as attacks see it, and the small things everybody needs to score it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
@@ -17,8 +17,7 @@ from robbench.defenses.base import DEFENSES, Defense, Setting, build_defense
 from robbench.defenses.schedule import check_augmentation, find_recipe, stratified_positions, training_splits
 from robbench.device import resolve_device
 from robbench.errors import UserError
-from robbench.models.flows.base import Flow
-from robbench.models.loading import is_flow, load_model
+from robbench.models.loading import is_flow, load_flow
 from robbench.models.zoo import ZooEntry, default_flow, find_model, zoo_entries
 from robbench.specs import (
     Architecture,
@@ -317,8 +316,8 @@ def _flow(
     entry = _flow_entry(request, dataset)
     if entry is None:
         return None, None
-    flow = cast(Flow, load_model(entry, device).module)
-    return FlowReference(name=entry.card.name, sha256=entry.card.weights.sha256), FlowCodec(flow)
+    reference = FlowReference(name=entry.card.name, sha256=entry.card.weights.sha256)
+    return reference, FlowCodec(load_flow(entry, device))
 
 
 def _flow_entry(request: TrainRequest, dataset: Dataset) -> ZooEntry | None:

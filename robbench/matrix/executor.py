@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robbench.attacks import Outcome, Victim
+from robbench.attacks.victim import full_precision
 from robbench.errors import AttackViolation, UserError
 from robbench.matrix.ledger import LEDGER_SCHEMA, Ledger
 from robbench.matrix.plan import Cell, Plan
@@ -28,7 +29,7 @@ def execute(plan: Plan, ledger: Ledger, progress: RunProgress) -> list[CellRecor
     _keep_originals(plan, ledger, progress)
     likelihood = _Likelihood(plan.nll_flow, plan.device, plan.run.seed, plan.batch_size)
     executor = _Executor(plan, ledger, progress, likelihood)
-    with _full_precision():
+    with full_precision():
         return [executor.run(number, cell) for number, cell in enumerate(plan.cells)]
 
 
@@ -42,17 +43,6 @@ def _keep_originals(plan: Plan, ledger: Ledger, progress: RunProgress) -> None:
         progress.message(f"Quarantined: {path} {reason}; moved to {moved}, written again from the data set")
 
     ledger.add_originals(dict(zip(kept, images.numpy(), strict=True)), restore)
-
-
-class _full_precision:  # noqa: N801  (reads as a statement: `with _full_precision()`)
-    """fp32 means fp32: no TF32 in convolutions and matrix products on recent GPUs; restored after."""
-
-    def __enter__(self) -> None:
-        self._before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
-    def __exit__(self, *_error: object) -> None:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self._before
 
 
 @dataclass

@@ -13,8 +13,8 @@ from robbench.defenses import DEFENSES
 from robbench.device import resolve_device, versions
 from robbench.errors import UserError, unknown_name
 from robbench.matrix.records import CellRecord, PlanEntry, RunFile, cell_hash, join_ids
-from robbench.models.flows.base import Flow, FrozenFlow
-from robbench.models.loading import LoadedModel, load_model
+from robbench.models.flows.base import FrozenFlow
+from robbench.models.loading import LoadedModel, load_flow, load_model
 from robbench.models.zoo import ZooEntry, default_flow, find_model, find_models, zoo_entries
 from robbench.specs import (
     FlowReference,
@@ -102,12 +102,11 @@ def build_plan(request: RunRequest) -> Plan:
     flow_entry = _chosen_flow(request, entries)
     dataset = load_dataset(request.dataset, request.data_dir)
     samples = tuple(sample_ids(dataset.test, _count(request, dataset), request.seed))
-    flow = load_model(flow_entry, device) if flow_entry else None
-    frozen = _frozen(flow).to(device) if flow else None
+    frozen = load_flow(flow_entry, device) if flow_entry else None
     built = [build_attack(attack, frozen) for attack in attacks]
     models = [_tried(load_model(entry, device), dataset, samples, device) for entry in chosen]
     revision = dataset.revision
-    flow_card = flow.card if flow else None
+    flow_card = flow_entry.card if flow_entry else None
     cells = tuple(
         Cell(_record(model.card, attack, flow_card, request, revision), model, attack)
         for model, attack in product(models, built)
@@ -191,15 +190,6 @@ def _chosen_flow(request: RunRequest, entries: dict[str, ZooEntry]) -> ZooEntry 
             f"--flow {request.flow!r} models {entry.card.dataset}, not {request.dataset}; name another flow"
         )
     return entry
-
-
-def _frozen(model: LoadedModel) -> FrozenFlow:
-    if not isinstance(model.module, Flow):
-        raise UserError(
-            f"model {model.card.name!r} says kind: flow, but its architecture "
-            f"{model.card.architecture.name!r} is none; correct its card"
-        )
-    return model.module.freeze()
 
 
 def _count(request: RunRequest, dataset: Dataset) -> int | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robbench.errors import UserError
 from robbench.models.classifiers import ARCHITECTURES
-from robbench.models.flows.base import Flow
+from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.flows.conditional import ConditionalFlow
 from robbench.models.flows.glow import Glow
 from robbench.models.flows.realnvp import RealNVP
@@ -82,6 +82,17 @@ def load_model(entry: ZooEntry, device: torch.device | str = "cpu") -> LoadedMod
     if card.golden is not None:
         _check_golden(entry, card.golden, module)
     return LoadedModel(card, entry.folder, module.to(device))
+
+
+def load_flow(entry: ZooEntry, device: torch.device | str = "cpu") -> FrozenFlow:
+    """The flow of a card, verified as `load_model` does and frozen; `UserError` when it is not a flow."""
+    module = load_model(entry, device).module
+    if not isinstance(module, Flow):
+        raise UserError(
+            f"model {entry.card.name!r} ({entry.card.kind}, architecture {entry.card.architecture.name!r}) is not a "
+            f"flow; name another (robbench list models), or correct its card"
+        )
+    return module.freeze().to(device)
 
 
 def _read_tensors(entry: ZooEntry, file: Weights | Golden) -> dict[str, Tensor]:

@@ -321,7 +321,7 @@ class FrozenFlow(FlowModel):
 
 def gaussian_log_density(z: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
     """ln N(z; mean, exp(log_sigma)^2) summed over all but the first dimension, [N]."""
-    epsilon = (z - mean) * torch.exp(-log_sigma)
+    epsilon = _whitened(z, mean, log_sigma)
     density = -0.5 * (epsilon.square() + math.log(2.0 * math.pi)) - log_sigma
     return density.flatten(1).sum(1)
 

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from pydantic import BaseModel
@@ -16,16 +17,19 @@ from robbench.errors import UserError, unknown_name
 from robbench.models.zoo import ZooEntry, zoo_entries
 from robbench.specs import ThreatModel, dump_yaml, recipes, resolve_attack, threat_models, validate
 
+if TYPE_CHECKING:
+    from robbench.defenses import Defense
+
 Rows = Iterable[tuple[str, ...]]
 
 
 def list_kind(kind: str, threat_model_folder: Path | None, zoo: Path | None) -> None:
     """Print the table of one kind: attacks, defenses, models, datasets or threat-models."""
     if kind == "attacks":
-        header: tuple[str, ...] = ("attack", "threat model", "space", "norm", "what it is")
+        header: tuple[str, ...] = ("attack", "on a", "threat model", "space", "norm", "what it is")
         rows = _attack_rows(threat_models(threat_model_folder))
     elif kind == "threat-models":
-        header = ("threat model", "space", "norm", "attacks", "what it is")
+        header = ("threat model", "on a", "space", "norm", "attacks", "what it is")
         rows = _threat_model_rows(threat_models(threat_model_folder))
     elif kind == "models":
         header = ("model", "data set", "defense", "architecture", "what it is")
@@ -33,7 +37,7 @@ def list_kind(kind: str, threat_model_folder: Path | None, zoo: Path | None) -> 
     elif kind == "datasets":
         header, rows = ("data set", "where from"), _dataset_rows()
     else:
-        header, rows = ("defense", "what it is"), _defense_rows()
+        header, rows = ("defense", "trains a", "what it is"), _defense_rows()
     _print_table(header, rows)
 
 
@@ -54,12 +58,12 @@ def _print_table(header: tuple[str, ...], rows: Rows) -> None:
 def _attack_rows(models: dict[str, ThreatModel]) -> Rows:
     for model in models.values():
         for name, spec in model.attacks.items():
-            yield name, model.name, model.space, model.norm, spec.description
+            yield name, model.target, model.name, model.space, model.norm, spec.description
 
 
 def _threat_model_rows(models: dict[str, ThreatModel]) -> Rows:
     for model in models.values():
-        yield model.name, model.space, model.norm, ", ".join(model.attacks), model.description
+        yield model.name, model.target, model.space, model.norm, ", ".join(model.attacks), model.description
 
 
 def _model_rows(entries: dict[str, ZooEntry]) -> Rows:
@@ -82,10 +86,11 @@ def _dataset_source(name: str) -> str:
 
 
 def _defense_rows() -> Rows:
-    from robbench.defenses import DEFENSES
+    from robbench.defenses import DEFENSES, FLOW_DEFENSES
 
-    for name in DEFENSES:
-        yield name, _first_line(DEFENSES.get(name))
+    for kind, registry in (("classifier", DEFENSES), ("flow", FLOW_DEFENSES)):
+        for name in registry:
+            yield name, kind, _first_line(registry.get(name))
 
 
 def _first_line(thing: object) -> str:
@@ -116,15 +121,20 @@ def show_name(name: str, threat_model_folder: Path | None, zoo: Path | None) -> 
 
 
 def _defense_choices() -> list[str]:
-    from robbench.defenses import DEFENSES
+    from robbench.defenses import DEFENSES, FLOW_DEFENSES
 
-    return list(DEFENSES)
+    return [*DEFENSES, *FLOW_DEFENSES]
 
 
 def _show_defense(name: str) -> None:
-    from robbench.defenses import DEFENSES
+    from robbench.defenses import defense_kinds, find_defense
 
-    defense = DEFENSES.get(name)
+    for kind in defense_kinds(name):
+        click.echo(f"trains a {kind}:")
+        _show_defense_class(find_defense(name, kind))
+
+
+def _show_defense_class(defense: "type[Defense]") -> None:
     click.echo(inspect.getdoc(defense) or "")
     if defense.Parameters.model_fields:
         click.echo("\nParameters (--set KEY=VALUE):")

@@ -12,6 +12,7 @@ from robbench.cli_base import (
     OneLineErrors,
     Text,
     budgets,
+    counts,
     data_dir_option,
     device_option,
     example_count,
@@ -55,9 +56,18 @@ def main() -> None:
     help="Normalizing flow of latent attacks and NLL.  [default: the data set's in the zoo]",
 )
 @click.option(
-    "--epsilon", "epsilons", multiple=True, help="Image budgets instead of the data set's: 0.1,8/255."
+    "--epsilon",
+    "epsilons",
+    multiple=True,
+    help="Image budgets instead of the data set's: 0.1,8/255; for attacks on flows of 255: 4,8.",
 )
 @click.option("--eta", "etas", multiple=True, help="Latent budgets instead of the data set's.")
+@click.option("--steps", multiple=True, help="Steps instead of those of iterative attacks: 10,20,50.")
+@click.option(
+    "--likelihood-dtype",
+    type=click.Choice(("float32", "float64")),
+    help="In what flows score attacked images.  [default: float32]",
+)
 @click.option("--out", type=FolderOrFile(), help="[default: robbench-runs/<dataset>-seed<seed>]")
 @click.option("--resume/--fresh", default=True, help="Keep finished cells (default), or put them aside.")
 @click.option("--dry-run", is_flag=True, help="Print the matrix and its cost, compute nothing.")
@@ -86,6 +96,7 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
                 "models": names("--model", options["models"]),
                 "epsilons": budgets("--epsilon", options["epsilons"]),
                 "etas": budgets("--eta", options["etas"]),
+                "steps": counts("--steps", options["steps"]),
                 "keep_examples": example_count(options["keep_examples"]),
             }
         )

@@ -16,6 +16,7 @@ _EXAMPLES = {
     "--model": "digits-at",
     "--epsilon": "0.1,8/255",
     "--eta": "0.5",
+    "--steps": "10,20,50",
 }
 BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
@@ -78,6 +79,17 @@ def _one_line(message: str) -> click.ClickException:
 def budgets(option: str, values: Sequence[str]) -> tuple[float, ...]:
     """Finite numbers of at least 0 from comma lists and repeated flags; fractions such as 8/255 are fine."""
     return tuple(dict.fromkeys(_budget(option, part) for part in names(option, values)))
+
+
+def counts(option: str, values: Sequence[str]) -> tuple[int, ...]:
+    """Whole numbers of at least 1 from comma lists and repeated flags."""
+    texts = names(option, values)
+    wrong = [text for text in texts if not (text.isascii() and text.isdecimal() and int(text) > 0)]
+    if wrong:
+        raise UserError(
+            f"{option} {wrong[0]} is no count; give whole numbers of at least 1: {_EXAMPLES[option]}"
+        )
+    return tuple(dict.fromkeys(int(text) for text in texts))
 
 
 def names(option: str, values: Sequence[str]) -> tuple[str, ...]:

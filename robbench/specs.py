@@ -72,11 +72,17 @@ class AttackSpec(Strict):
 
 
 class ThreatModel(Strict):
-    """What an attacker may do (space, norm, budget a data set) and the named attacks under it."""
+    """What an attacker may do (space, norm, budget a data set) and the named attacks under it.
+
+    target: what is attacked: a classifier's decision or a flow's likelihood. pixel_range: epsilon is stated for pixels
+    in [0, pixel_range]; 255 as in papers on likelihoods, whatever number of grey levels the images have.
+    """
 
     name: Name
+    target: ModelKind = "classifier"
     space: Space
     norm: Norm
+    pixel_range: Literal[1, 255] = 1
     description: str
     budgets: dict[str, Budget]
     attacks: dict[Name, AttackSpec]
@@ -99,8 +105,10 @@ class ResolvedAttack(Strict):
     name: str
     label: str
     threat_model: str
+    target: ModelKind = "classifier"
     space: Space
     norm: Norm
+    pixel_range: Literal[1, 255] = 1
     epsilon: float | None
     eta: float | None
     algorithm: str
@@ -110,6 +118,11 @@ class ResolvedAttack(Strict):
     def needs_flow(self) -> bool:
         """Latent and joint attacks perturb the latents of a normalizing flow."""
         return self.space in ("latent", "joint")
+
+    @property
+    def radius(self) -> float:
+        """epsilon for pixels in [0,1]; 0 without one."""
+        return float(self.epsilon or 0.0) / self.pixel_range
 
 
 def threat_models(extra_folder: str | Path | None = None) -> dict[str, ThreatModel]:
@@ -142,8 +155,12 @@ def resolve_attack(
     models: dict[str, ThreatModel],
     epsilon: float | None = None,
     eta: float | None = None,
+    steps: int | None = None,
 ) -> ResolvedAttack:
-    """The attack called `name` with the budget of `dataset`, or with the budgets the user gave instead."""
+    """The attack called `name` with the budget of `dataset`, or with the budgets and steps the user gave instead.
+
+    An attack that does not iterate ignores `steps`.
+    """
     owner = next((m for m in models.values() if name in m.attacks), None)
     if owner is None:
         raise unknown_name("attack", name, (a for m in models.values() for a in m.attacks))
@@ -152,6 +169,8 @@ def resolve_attack(
             raise UserError(
                 f"{option} {value} is not a budget; give a finite number of at least 0 (0 is clean)"
             )
+    if epsilon is not None:
+        _check_scale(epsilon, name, owner)
     budget = owner.budgets.get(dataset, Budget())
     uses_epsilon, uses_eta = owner.space != "latent", owner.space != "image"
     resolved_epsilon = _budget_value(epsilon, budget.epsilon, uses_epsilon, "--epsilon", name, dataset)
@@ -162,17 +181,41 @@ def resolve_attack(
     if uses_eta and eta is not None:
         label += f"@eta{exact_text(eta)}"
     spec = owner.attacks[name]
+    parameters = spec.parameters
+    if steps is not None and "steps" in parameters:
+        parameters = {**parameters, "steps": steps}
+        label += f"@{steps}steps"
     return ResolvedAttack(
         name=name,
         label=label,
         threat_model=owner.name,
+        target=owner.target,
         space=owner.space,
         norm=owner.norm,
+        pixel_range=owner.pixel_range,
         epsilon=resolved_epsilon,
         eta=resolved_eta,
         algorithm=spec.algorithm,
-        parameters=spec.parameters,
+        parameters=parameters,
     )
+
+
+def _check_scale(epsilon: float, attack: str, owner: ThreatModel) -> None:
+    """`UserError` for a budget that was surely meant on the other scale."""
+    if owner.pixel_range == 255 and 0 < epsilon < 1:
+        raise UserError(
+            f"--epsilon {exact_text(epsilon)}: attack {attack!r} counts epsilon on pixels 0..255, and this is less "
+            f"than one of 255; give {exact_text(round(epsilon * 255, 6))} for {exact_text(epsilon)} of the range"
+        )
+    if owner.pixel_range == 255 and epsilon > 255:
+        raise UserError(
+            f"--epsilon {exact_text(epsilon)}: attack {attack!r} counts epsilon on pixels 0..255; give at most 255"
+        )
+    if owner.pixel_range == 1 and owner.norm == "linf" and owner.space == "image" and epsilon > 1:
+        raise UserError(
+            f"--epsilon {exact_text(epsilon)}: attack {attack!r} counts epsilon on pixels 0..1, and this is more than "
+            f"the whole range; give {exact_text(epsilon / 255)} for {exact_text(epsilon)} of 255"
+        )
 
 
 def exact_text(budget: float) -> str:
@@ -184,13 +227,17 @@ def exact_text(budget: float) -> str:
 
 
 def refuse_unused_budgets(
-    attacks: Iterable[ResolvedAttack], epsilons: Sequence[object], etas: Sequence[object]
+    attacks: Iterable[ResolvedAttack],
+    epsilons: Sequence[object],
+    etas: Sequence[object],
+    steps: Sequence[object] = (),
 ) -> None:
-    """`UserError` when the user gave a budget that none of `attacks` has."""
+    """`UserError` when the user gave a budget or steps that none of `attacks` has."""
     found = list(attacks)
     for option, given, used, kind in (
         ("epsilon", epsilons, any(a.epsilon is not None for a in found), "an image or joint"),
         ("eta", etas, any(a.eta is not None for a in found), "a latent or joint"),
+        ("steps", steps, any("steps" in a.parameters for a in found), "an iterative"),
     ):
         if given and not used:
             raise UserError(

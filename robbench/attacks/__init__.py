@@ -1,7 +1,20 @@
 """Attacks: the contract (`base`), one search loop (`engine`) and one module a family."""
 
-from robbench.attacks import autoattack, latent, pgd  # noqa: F401  (they register themselves)
-from robbench.attacks.base import ATTACKS, Attack, Cost, Outcome, build_attack
+from robbench.attacks import autoattack, latent, likelihood, pgd  # noqa: F401  (they register themselves)
+from robbench.attacks.base import Attack, Outcome, build_attack
+from robbench.attacks.likelihood import LikelihoodAttack, LikelihoodOutcome, build_likelihood_attack
+from robbench.attacks.named import ATTACKS, Cost, NamedAttack
 from robbench.attacks.victim import Victim
 
-__all__ = ["ATTACKS", "Attack", "Cost", "Outcome", "Victim", "build_attack"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Cost",
+    "LikelihoodAttack",
+    "LikelihoodOutcome",
+    "NamedAttack",
+    "Outcome",
+    "Victim",
+    "build_attack",
+    "build_likelihood_attack",
+]

@@ -16,7 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task
+from robbench.attacks.base import Attack, Candidates, Task
+from robbench.attacks.named import ATTACKS, Cost
 from robbench.attacks.victim import Victim, chunks, margins
 from robbench.errors import UserError
 from robbench.random import derive_seed

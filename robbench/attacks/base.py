@@ -5,28 +5,26 @@ The base class scores the clean image, hands the samples to the search, then che
 re-scores it with a clean fp32 forward. An attack's own success flag never counts.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
-from importlib.metadata import packages_distributions, version
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
+from robbench.attacks.checks import BALL_TOLERANCE, check_tensor, inside_ball, inside_box, require
 from robbench.attacks.codec import FlowCodec
-from robbench.attacks.geometry import norm_of, per_sample
+from robbench.attacks.geometry import norm_of
 from robbench.attacks.inner import attacked
+from robbench.attacks.named import ATTACKS, NamedAttack
 from robbench.attacks.spaces import Codec
 from robbench.attacks.victim import Victim, chunks, full_precision, margins
 from robbench.errors import AttackViolation, UserError
 from robbench.models.flows.base import Flow, FrozenFlow
-from robbench.registry import Registry
-from robbench.specs import ResolvedAttack, Strict, validate
+from robbench.specs import ModelKind, ResolvedAttack
 
-ENGINE_VERSION = 1
-# Rounding allowance of float32 arithmetic on [0,1] pixels before a point counts as outside its set.
-BALL_TOLERANCE, BOX_TOLERANCE, WITNESS_TOLERANCE, ROUND_TRIP_TOLERANCE = 1e-5, 1e-6, 1e-4, 1e-3
+# Rounding allowances on [0,1] pixels: of an image decoded again from its witness, and of decode(encode(x)).
+WITNESS_TOLERANCE, ROUND_TRIP_TOLERANCE = 1e-4, 1e-3
 
 
 @dataclass
@@ -72,17 +70,6 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Model calls of one sample that stays robust to the end, robbench's two scoring forwards included.
-
-    A broken sample needs fewer; a candidate that looked broken before clipping costs one confirming forward more.
-    """
-
-    forwards: int
-    backwards: int
-
-
-@dataclass(frozen=True)
 class Task:
     """The samples handed to a search, on the victim's device. `clean_predictions` as scored by the base class."""
 
@@ -94,13 +81,10 @@ class Task:
     batch_size: int
 
 
-class Attack(ABC):
-    """Base class of all attacks. Subclasses set `Parameters` and implement `search` and `cost`."""
+class Attack(NamedAttack):
+    """Base class of all attacks on classifiers. Subclasses set `Parameters` and implement `search` and `cost`."""
 
-    Parameters: ClassVar[type[BaseModel]] = Strict
-    batch_dependent: ClassVar[bool] = False
-    """Whether a sample's result depends on which samples share its batch: such cells are computed in whole blocks
-    and their batch size is part of their address."""
+    target: ClassVar[ModelKind] = "classifier"
 
     def __init__(self, spec: ResolvedAttack, flow: Codec | None = None) -> None:
         if spec.needs_flow and flow is None:
@@ -108,27 +92,12 @@ class Attack(ABC):
                 f"attack {spec.name!r} searches the latents of a normalizing flow and none is at hand; "
                 f"name one with --flow, or train one: robbench train --defense clean --dataset NAME"
             )
-        self.spec, self.flow = spec, flow
-        self.parameters: Any = validate(spec.parameters, self.Parameters, f"attack {spec.name!r}, parameters")
-        # Defaults filled in: what is recorded and hashed is what runs, also after a default changes.
-        self.spec = spec.model_copy(update={"parameters": self.parameters.model_dump(mode="json")})
-
-    @property
-    @abstractmethod
-    def cost(self) -> Cost:
-        """Model calls of a sample that stays robust."""
+        super().__init__(spec)
+        self.flow = flow
 
     @abstractmethod
     def search(self, victim: Victim, task: Task) -> Candidates:
         """Look for adversarial examples of every sample of `task`."""
-
-    @property
-    def engine(self) -> str:
-        """What computes the result, with version; part of a cell's address."""
-        package = type(self).__module__.partition(".")[0]
-        names = packages_distributions().get(package, []) if package != "robbench" else []
-        foreign = "".join(f", {name} {version(name)}" for name in sorted(set(names)))
-        return f"robbench engine {ENGINE_VERSION}{foreign}"
 
     @property
     def attacks_misclassified(self) -> bool:
@@ -196,7 +165,7 @@ class Attack(ABC):
             batch_size,
         )
         part = self.search(victim, task)
-        self._check_tensor(part.adversarial, task.x, sample_ids[rows])
+        check_tensor(self.spec, part.adversarial, task.x, sample_ids[rows])
         full.adversarial[rows] = part.adversarial.detach().cpu()
         full.step[rows] = part.step.cpu()
         full.forwards[rows] += part.forwards.cpu() + 1
@@ -222,33 +191,13 @@ class Attack(ABC):
                 f"{ROUND_TRIP_TOLERANCE:g}; choose another --flow or train it again"
             )
 
-    def _check_tensor(self, adversarial: Tensor, x: Tensor, ids: Tensor) -> None:
-        if adversarial.shape != x.shape or adversarial.dtype != torch.float32:
-            raise AttackViolation(
-                f"attack {self.spec.label!r} returned {adversarial.dtype} {tuple(adversarial.shape)} "
-                f"instead of float32 {tuple(x.shape)}"
-            )
-        finite = torch.isfinite(adversarial).flatten(1).all(1).cpu()
-        if not finite.all():
-            first = int(ids[int((~finite).nonzero()[0])])
-            raise AttackViolation(
-                f"attack {self.spec.label!r} returned NaN or infinite pixels for sample {first}"
-            )
-
     def _verified(
         self, victim: Victim, ids: Tensor, x: Tensor, y: Tensor, found: Candidates, alive: Tensor
     ) -> Tensor:
         """Examples inside box and ball, rounding removed; `AttackViolation` for anything beyond rounding."""
-        self._require(
-            ids,
-            (found.adversarial - found.adversarial.clamp(0, 1)).flatten(1).abs(),
-            0,
-            BOX_TOLERANCE,
-            "box [0,1]",
-        )
-        adversarial = found.adversarial.clamp(0.0, 1.0)
+        adversarial = inside_box(self.spec, ids, found.adversarial)
         if self.spec.space == "image":
-            return self._inside_ball(ids, x, adversarial)
+            return inside_ball(self.spec, ids, x, adversarial)
         if found.witness:
             self._check_witness(victim, ids, x, y, adversarial, found.witness, alive)
         elif not torch.equal(adversarial, x):
@@ -256,19 +205,6 @@ class Attack(ABC):
                 f"attack {self.spec.label!r} returned no witness for its latent perturbation"
             )
         return adversarial
-
-    def _inside_ball(self, ids: Tensor, x: Tensor, adversarial: Tensor) -> Tensor:
-        epsilon = float(self.spec.epsilon or 0.0)
-        distance = norm_of(adversarial - x, self.spec.norm)
-        self._require(
-            ids, distance[:, None], epsilon, BALL_TOLERANCE * max(1.0, epsilon), f"{self.spec.norm} ball"
-        )
-        if self.spec.norm == "linf":
-            return torch.maximum(torch.minimum(adversarial, x + epsilon), x - epsilon).clamp(0.0, 1.0)
-        shrink = (epsilon / distance.clamp(min=1e-12)).clamp(max=1.0)
-        return torch.where(
-            per_sample(shrink < 1, x), x + (adversarial - x) * per_sample(shrink, x), adversarial
-        )
 
     def _check_witness(
         self,
@@ -288,13 +224,18 @@ class Attack(ABC):
             radius = float(radii[name] or 0.0)
             if norms[name] != "none":
                 size = norm_of(value, norms[name])
-                self._require(
-                    ids, size[:, None], radius, BALL_TOLERANCE * max(1.0, radius), f"budget of {name}"
+                require(
+                    self.spec,
+                    ids,
+                    size[:, None],
+                    radius,
+                    BALL_TOLERANCE * max(1.0, radius),
+                    f"budget of {name}",
                 )
         levels = getattr(self.parameters, "levels", None)
         if levels is not None:
             outside = witness["lambda"].abs() * (1.0 - self.flow.level_mask(levels))
-            self._require(ids, outside, 0.0, 0.0, f"levels {list(levels)} of the flow")
+            require(self.spec, ids, outside, 0.0, 0.0, f"levels {list(levels)} of the flow")
         for rows in chunks(alive.nonzero().squeeze(1), victim.batch_size):
             device = victim.device
             with torch.no_grad():
@@ -303,15 +244,8 @@ class Attack(ABC):
                 if "delta" in witness:
                     again = again + witness["delta"][rows].to(device)
             gap = (again.clamp(0, 1).cpu() - adversarial[rows]).abs()
-            self._require(ids[rows], gap.flatten(1), 0.0, WITNESS_TOLERANCE, "image decoded from its witness")
-
-    def _require(self, ids: Tensor, values: Tensor, limit: float, tolerance: float, what: str) -> None:
-        excess = values.amax(1) - limit if values.numel() else values.new_zeros(len(ids))
-        if len(ids) and float(excess.max()) > tolerance:
-            worst = int(excess.argmax())
-            raise AttackViolation(
-                f"attack {self.spec.label!r} left its set: sample {int(ids[worst])} is {float(excess[worst]):.3g} "
-                f"outside the {what} (limit {limit:g}, rounding allowance {tolerance:g})"
+            require(
+                self.spec, ids[rows], gap.flatten(1), 0.0, WITNESS_TOLERANCE, "image decoded from its witness"
             )
 
     def _outcome(
@@ -355,16 +289,6 @@ class Attack(ABC):
         )
 
 
-ATTACKS: Registry[type[Attack]] = Registry("attack algorithm", "robbench.attacks")
-
-
-def build_attack(spec: ResolvedAttack, flow: Flow | FrozenFlow | None = None) -> Attack:
-    """The attack a resolved spec describes; `UserError` for unknown algorithms, parameters or a missing flow."""
-    return ATTACKS.get(spec.algorithm)(
-        spec, FlowCodec(flow) if flow is not None and spec.needs_flow else None
-    )
-
-
 def _checked_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """CPU float32 images and int64 labels; `UserError` when images leave [0,1] or shapes disagree."""
     x, y = x.detach().to("cpu", torch.float32).contiguous(), y.detach().to("cpu", torch.int64)
@@ -378,3 +302,15 @@ def _checked_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f"and put the normalisation inside the model"
         )
     return x, y
+
+
+def build_attack(spec: ResolvedAttack, flow: Flow | FrozenFlow | None = None) -> Attack:
+    """The attack on classifiers that a spec describes; `UserError` for unknown algorithms, parameters, a missing flow,
+    and for attacks on a flow's likelihood."""
+    found = ATTACKS.get(spec.algorithm)
+    if not issubclass(found, Attack):
+        raise UserError(
+            f"attack {spec.name!r} changes the likelihood of a flow, not the decision of a classifier; "
+            f"name an attack on classifiers (robbench list attacks)"
+        )
+    return found(spec, FlowCodec(flow) if flow is not None and spec.needs_flow else None)

@@ -106,11 +106,11 @@ def _project_l1(delta: Tensor, radius: float) -> Tensor:
 def direction(gradient: Tensor, norm: Norm, l1_share: float = 0.05) -> Tensor:
     """Steepest-ascent direction of unit size in the norm.
 
-    linf: sign(g), sgn(0)=0. l2: g/(||g||_2 + 1e-12), 0 for a zero gradient. l1: sign over the share `l1_share` of
-    coordinates with the largest |g|, divided by their number (SLIDE, Tramer & Boneh 2019, with q = 95 %).
+    linf: sign(g), sgn(0) = sgn(NaN) = 0. l2: g/(||g||_2 + 1e-12), 0 for a zero gradient. l1: sign over the share
+    `l1_share` of coordinates with the largest |g|, divided by their number (SLIDE, Tramer & Boneh 2019, q = 95 %).
     """
     if norm == "linf":
-        return gradient.sign()
+        return gradient.sign()  # of NaN: 0
     if norm in ("l2", "none"):
         return gradient / per_sample(gradient.flatten(1).norm(dim=1) + TINY, gradient)
     flat = gradient.flatten(1)

@@ -11,8 +11,9 @@ from pydantic import Field
 from torch import Tensor
 
 from robbench.attacks import engine
-from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task
+from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.geometry import Noise, SampleNoise, project
+from robbench.attacks.named import ATTACKS, Cost
 from robbench.attacks.pgd import GradientAttack, GradientParameters
 from robbench.attacks.spaces import Codec, InLoop, JointSpace, LatentSpace
 from robbench.attacks.victim import Victim, chunks

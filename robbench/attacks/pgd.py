@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 from pydantic import BaseModel, Field
 
 from robbench.attacks import engine
-from robbench.attacks.base import ATTACKS, Attack, Candidates, Cost, Task
+from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.geometry import Start
+from robbench.attacks.named import ATTACKS, Cost
 from robbench.attacks.spaces import ImageSpace, SearchSpace
 from robbench.attacks.victim import Victim
 from robbench.specs import Strict

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from robbench.attacks.geometry import GeneratorNoise
 from robbench.attacks.inner import ascend, attacked
 from robbench.attacks.spaces import Codec, SearchSpace
-from robbench.errors import UserError
+from robbench.errors import UserError, unknown_name
 from robbench.registry import Registry
 from robbench.specs import ModelKind, Strict, ThreatModel, validate
 
-Criterion = Literal["accuracy", "pgd10_accuracy", "bits_per_dim"]
+Criterion = Literal[
+    "accuracy", "pgd10_accuracy", "bits_per_dim", "attacked_bits_per_dim", "hybrid_bits_per_dim"
+]
 BatchNormMode = Literal["eval", "train"]
 BUDGETS = ("epsilon", "epsilon_step", "eta", "eta_step", "step_size")
 
@@ -38,12 +40,12 @@ class Setting:
 class Defense(ABC):
     """Base of all defenses. Subclasses set `Parameters`, the flags below, and implement `loss`.
 
-    kinds: which models it trains. needs_flow: whether `Setting.flow` must be there. criterion: the number on
-    the validation split by which the best epoch is kept (for bits_per_dim lower is better).
+    Those of classifiers register in `DEFENSES`, those of flows in `FLOW_DEFENSES`: "at" is in both. needs_flow:
+    whether `Setting.flow` must be there. criterion: the number on the validation split by which the best epoch is kept
+    (of bits/dim the lowest; hybrid: mean of clean and attacked).
     """
 
     Parameters: ClassVar[type[Strict]] = Strict
-    kinds: ClassVar[tuple[ModelKind, ...]] = ("classifier",)
     needs_flow: ClassVar[bool] = False
     criterion: ClassVar[Criterion] = "accuracy"
 
@@ -81,12 +83,29 @@ class Defense(ABC):
 
 
 DEFENSES: Registry[type[Defense]] = Registry("defense", "robbench.defenses")
+FLOW_DEFENSES: Registry[type[Defense]] = Registry("flow defense", "robbench.flow_defenses")
 
 
-def build_defense(name: str, parameters: Mapping[str, Any], setting: Setting) -> Defense:
+def defense_kinds(name: str) -> tuple[ModelKind, ...]:
+    """What the defense called `name` trains, classifiers first; `UserError` for unknown names."""
+    kinds: dict[ModelKind, Registry[type[Defense]]] = {"classifier": DEFENSES, "flow": FLOW_DEFENSES}
+    found = tuple(kind for kind, registry in kinds.items() if name in registry)
+    if not found:
+        raise unknown_name("defense", name, {*DEFENSES, *FLOW_DEFENSES})
+    return found
+
+
+def find_defense(name: str, kind: ModelKind) -> type[Defense]:
+    """The class of a defense of classifiers or flows; `UserError` for unknown names."""
+    return (DEFENSES if kind == "classifier" else FLOW_DEFENSES).get(name)
+
+
+def build_defense(
+    name: str, parameters: Mapping[str, Any], setting: Setting, kind: ModelKind = "classifier"
+) -> Defense:
     """The defense called `name`; `UserError` for unknown names, unknown or malformed parameters, a missing
     flow."""
-    return DEFENSES.get(name)(name, parameters, setting)
+    return find_defense(name, kind)(name, parameters, setting)
 
 
 @contextmanager

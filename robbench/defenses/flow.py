@@ -1,34 +1,114 @@
 """Training of normalizing flows by maximum likelihood, and the Gaussian they should beat."""
 
 import math
-from typing import cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor, nn
 
+from robbench.attacks.geometry import Start
+from robbench.attacks.likelihood import RELATIVE_STEP, build_likelihood_attack
+from robbench.attacks.spaces import ImageSpace
 from robbench.data import Split
-from robbench.defenses.base import DEFENSES, Defense
-from robbench.models.flows.base import Flow
+from robbench.defenses.base import FLOW_DEFENSES, Criterion, Defense, perturb
+from robbench.models.flows.base import Flow, FlowModel
+from robbench.specs import Strict, resolve_attack
 
 
-@DEFENSES.register("clean")
-class Clean(Defense):
-    """Maximum likelihood on clean images (Kingma & Dhariwal 2018, eq. 2): the loss is bits/dim with fresh
-    dequantisation noise u ~ U[0,1) for every image of every epoch. Actnorm is initialised on the first
-    batch."""
+class FlowDefense(Defense):
+    """Base: actnorm is initialised on the first batch; the best epoch is chosen by what is minimised, on validation
+    images."""
 
-    kinds = ("flow",)
-    criterion = "bits_per_dim"
+    criterion: ClassVar[Criterion] = "bits_per_dim"
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:
         cast(Flow, model).initialize(x)
 
+
+@FLOW_DEFENSES.register("clean")
+class Clean(FlowDefense):
+    """Maximum likelihood on clean images (Kingma & Dhariwal 2018, eq. 2): the loss is bits/dim with fresh
+    dequantisation noise u ~ U[0,1) for every image of every epoch."""
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        return _bits_per_dim(cast(Flow, model), x, y, generator).mean()
+
+
+class FlowSearch(Strict):
+    """Inner likelihood attack. attack: named attack that gives the defaults of all that is None.
+
+    epsilon, step_size: of 255; step_size None means 2.5 epsilon / steps. steps: 10, as the paper's training.
+    """
+
+    attack: str = "nll-in"
+    epsilon: float | None = Field(default=None, ge=0)
+    steps: int = Field(default=10, gt=0)
+    step_size: float | None = Field(default=None, ge=0)
+    start: Start = "zero"
+
+
+class AttackedFlowDefense(FlowDefense):
+    """Base of the defenses that train on in-distribution attacks; `adversarial` makes them."""
+
+    Parameters = FlowSearch
+
+    def resolve(self, parameters: FlowSearch) -> FlowSearch:
+        setting = self.setting
+        spec = resolve_attack(
+            parameters.attack, setting.dataset, dict(setting.threat_models), parameters.epsilon
+        )
+        build_likelihood_attack(spec)
+        epsilon = float(spec.epsilon or 0.0)
+        step = parameters.step_size or RELATIVE_STEP * epsilon / parameters.steps
+        return parameters.model_copy(update={"epsilon": epsilon, "step_size": step})
+
+    def adversarial(self, flow: Flow, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Images [B,C,H,W] in the Linf ball around x, in the box, that raise the current model's NLL.
+
+        The attack sees a frozen copy (norm layers in eval mode) and fresh dequantisation noise at every step.
+        """
+        p = self.current
+        space = ImageSpace("linf", p.epsilon / 255.0, (p.step_size or 0.0) / 255.0, p.start)
+        frozen = flow.freeze()
+
+        def loss(image: Tensor) -> Tensor:
+            return _bits_per_dim(frozen, image, y, generator)
+
+        return perturb(frozen, space, loss, p.steps, x, y, generator)
+
+
+@FLOW_DEFENSES.register("at")
+class FlowAdversarialTraining(AttackedFlowDefense):
+    """Adversarial training of a flow (Pope et al. 2020, section 4): maximum likelihood on attacked images only."""
+
+    criterion = "attacked_bits_per_dim"
+
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         flow = cast(Flow, model)
-        noise = torch.rand(x.shape, generator=generator).to(x.device)
-        return -flow.log_prob(x, y, u=noise).mean() / (flow.dimensions * math.log(2.0))
+        return _bits_per_dim(flow, self.adversarial(flow, x, y, generator), y, generator).mean()
+
+
+@FLOW_DEFENSES.register("hybrid")
+class HybridAdversarialTraining(AttackedFlowDefense):
+    """Hybrid adversarial training (Pope et al. 2020, section 5): half the sum of the NLL of every image of the batch
+    and of its attacked version (clean and attacked 1:1). Where the paper is silent: both halves are the same images."""
+
+    criterion = "hybrid_bits_per_dim"
+
+    def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        flow = cast(Flow, model)
+        attacked = self.adversarial(flow, x, y, generator)
+        both = torch.cat([x, attacked]), torch.cat([y, y])
+        return _bits_per_dim(flow, *both, generator).mean()
+
+
+def _bits_per_dim(flow: FlowModel, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+    """Bits/dim a image [B] with fresh noise of the generator (on the CPU)."""
+    noise = torch.rand(x.shape, generator=generator).to(x.device)
+    return -flow.log_prob(x, y, u=noise) / (flow.dimensions * math.log(2.0))
 
 
 def gaussian_bits_per_dim(train: Split, test: Split) -> NDArray[np.float64]:

@@ -13,8 +13,14 @@ import yaml
 
 from robbench.attacks.codec import FlowCodec
 from robbench.data import Dataset, Split, load_dataset
-from robbench.defenses.base import DEFENSES, Defense, Setting, build_defense
-from robbench.defenses.schedule import check_augmentation, find_recipe, stratified_positions, training_splits
+from robbench.defenses.base import Defense, Setting, build_defense, defense_kinds, find_defense
+from robbench.defenses.schedule import (
+    check_augmentation,
+    find_recipe,
+    named_recipe,
+    stratified_positions,
+    training_splits,
+)
 from robbench.device import resolve_device
 from robbench.errors import UserError
 from robbench.models.loading import is_flow, load_flow
@@ -158,10 +164,10 @@ def make_plan(request: TrainRequest) -> Plan:
     device = resolve_device(request.device)
     dataset = load_dataset(request.dataset, request.data_dir)
     train, validation = training_splits(dataset, request.train_samples, recipe, request.seed)
-    flow, codec = _flow(request, dataset, device)
+    flow, codec = _flow(request, kind, dataset, device)
     setting = Setting(request.dataset, threat_models(request.threat_models), codec)
     parameters = {**recipe.parameters.get(request.defense, {}), **settings["defense"]}
-    defense = build_defense(request.defense, parameters, setting)
+    defense = build_defense(request.defense, parameters, setting, kind)
     _check_places(request.out, name)
     return Plan(
         request=request,
@@ -224,17 +230,22 @@ def yaml_value(value: Any) -> str:
 
 # ------------------------------------------------------------------------------------------ parts of the plan
 def _kind(request: TrainRequest) -> ModelKind:
-    """Flow or classifier, from the architecture when it is named, else the first kind the defense trains."""
-    kinds = DEFENSES.get(request.defense).kinds
-    if request.architecture is None:
-        return kinds[0]
-    kind: ModelKind = "flow" if is_flow(Architecture(name=request.architecture)) else "classifier"
-    if kind not in kinds:
+    """Flow or classifier, from architecture or recipe when one is named, else the first kind the defense trains."""
+    kinds = defense_kinds(request.defense)
+    wanted = _named_kind(request) or kinds[0]
+    if wanted not in kinds:
+        option = "--recipe" if request.architecture is None else "--architecture"
         raise UserError(
-            f"defense {request.defense!r} trains a {' or a '.join(kinds)} and architecture "
-            f"{request.architecture!r} is a {kind}; choose another --architecture"
+            f"defense {request.defense!r} trains a {' or a '.join(kinds)} and {option} "
+            f"{request.architecture or request.recipe!r} is for a {wanted}; choose another {option} or --defense"
         )
-    return kind
+    return wanted
+
+
+def _named_kind(request: TrainRequest) -> ModelKind | None:
+    if request.architecture is not None:
+        return "flow" if is_flow(Architecture(name=request.architecture)) else "classifier"
+    return None if request.recipe is None else named_recipe(request.recipe).kind
 
 
 def _overridden(recipe: Recipe, epochs: int | None, settings: Mapping[str, Any]) -> Recipe:
@@ -303,11 +314,11 @@ def _scored(validation: Split, recipe: Recipe) -> Split:
 
 
 def _flow(
-    request: TrainRequest, dataset: Dataset, device: torch.device
+    request: TrainRequest, kind: ModelKind, dataset: Dataset, device: torch.device
 ) -> tuple[FlowReference | None, FlowCodec | None]:
     """The flow a latent or joint defense uses; nothing where none is needed or at hand (the defense then
     says)."""
-    if not DEFENSES.get(request.defense).needs_flow:
+    if not find_defense(request.defense, kind).needs_flow:
         if request.flow is not None:
             raise UserError(
                 f"--flow {request.flow!r}: defense {request.defense!r} uses no flow; leave --flow out"

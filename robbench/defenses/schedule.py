@@ -27,18 +27,23 @@ def find_recipe(name: str | None, dataset: str, kind: ModelKind) -> Recipe:
                 f"name one with --recipe: {_names(known, kind)}"
             )
         return found
-    if name not in known and name.endswith((".yaml", ".yml")) and Path(name).is_file():
-        recipe = load_yaml(Path(name), Recipe)
-    elif name not in known:
-        raise unknown_name("recipe", name, known, "or give the path of a recipe's YAML file")
-    else:
-        recipe = known[name]
+    recipe = named_recipe(name)
     if recipe.kind != kind:
         raise UserError(
             f"--recipe {name!r} trains a {recipe.kind} and this defense a {kind}; "
             f"choose one of: {_names(known, kind)}"
         )
     return recipe
+
+
+def named_recipe(name: str) -> Recipe:
+    """The recipe called `name`, or the YAML file of that path; `UserError` when there is none."""
+    known = recipes()
+    if name not in known and name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        return load_yaml(Path(name), Recipe)
+    if name not in known:
+        raise unknown_name("recipe", name, known, "or give the path of a recipe's YAML file")
+    return known[name]
 
 
 def _names(known: dict[str, Recipe], kind: ModelKind) -> str:

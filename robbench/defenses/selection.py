@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from robbench.attacks import Victim, build_attack
+from robbench.attacks import Victim, build_attack, build_likelihood_attack
 from robbench.attacks.inner import attacked
 from robbench.data import Dataset, Split
-from robbench.defenses.base import Criterion, Setting
+from robbench.defenses.base import Criterion, Defense, Setting
 from robbench.defenses.flow import gaussian_bits_per_dim
 from robbench.metrics.accuracy import Estimate, accuracy
 from robbench.models.flows.base import Flow
@@ -21,20 +21,22 @@ EVALUATION_BATCH = 500
 SELECTION_ATTACK = "pgd10"
 
 
-def score(
-    criterion: Criterion, model: nn.Module, split: Split, setting: Setting, device: torch.device
-) -> float:
+def score(defense: Defense, model: nn.Module, split: Split, device: torch.device) -> float:
     """The criterion's value on a split: percent, or bits/dim (mean over images)."""
-    if criterion == "bits_per_dim":
-        return float(np.mean(bits_per_dim(cast(Flow, model), split, 1, device)))
+    criterion = defense.criterion
     if criterion == "accuracy":
         return clean_accuracy(model, split, device).value
-    return attacked_accuracy(model, split, setting, device).value
+    if criterion == "pgd10_accuracy":
+        return attacked_accuracy(model, split, defense.setting, device).value
+    if criterion == "bits_per_dim":
+        return float(np.mean(bits_per_dim(cast(Flow, model), split, 1, device)))
+    before, after = attacked_bits_per_dim(cast(Flow, model), defense, split, device)
+    return float(np.mean(after if criterion == "attacked_bits_per_dim" else (before + after) / 2))
 
 
 def sign(criterion: Criterion) -> float:
     """Sign that makes the criterion's values "higher is better"."""
-    return -1.0 if criterion == "bits_per_dim" else 1.0
+    return -1.0 if criterion.endswith("bits_per_dim") else 1.0
 
 
 def clean_accuracy(model: nn.Module, split: Split, device: torch.device) -> Estimate:
@@ -73,6 +75,19 @@ def bits_per_dim(flow: Flow, split: Split, draws: int, device: torch.device) -> 
             bits = flow.bits_per_dim(x, y, n_samples=draws, seed=SCORE_SEED, sample_ids=split.ids[part])
             parts.append(bits.double().cpu())
     return torch.cat(parts).numpy()
+
+
+def attacked_bits_per_dim(
+    flow: Flow, defense: Defense, split: Split, device: torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bits/dim a image before and after the defense's own inner attack, [N] each."""
+    p, setting = defense.parameters, defense.setting
+    spec = resolve_attack(p.attack, setting.dataset, dict(setting.threat_models), p.epsilon, steps=p.steps)
+    own = {**spec.parameters, "step_size": p.step_size or None, "start": p.start}
+    attack = build_likelihood_attack(spec.model_copy(update={"parameters": own}))
+    frozen, x = flow.freeze().to(device), split.x(torch.arange(len(split)))
+    outcome = attack.evaluate(frozen, frozen, split.ids, x, split.labels, SCORE_SEED, EVALUATION_BATCH)
+    return outcome.nll_before.numpy(), outcome.nll_after.numpy()
 
 
 # ----------------------------------------------------------------------------------------------- for the card

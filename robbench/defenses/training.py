@@ -177,7 +177,7 @@ class Trainer:
         if self.recipe.selection == "last" or ((epoch + 1) % self.recipe.validate_every and not last):
             return None
         plan = self.plan
-        return selection.score(plan.defense.criterion, self.model, plan.scored, plan.setting, plan.device)
+        return selection.score(plan.defense, self.model, plan.scored, plan.device)
 
     def _keep_best(self, score: float) -> None:
         """Keep the epoch when it is at least as good: on a tie the later one, trained for longer."""

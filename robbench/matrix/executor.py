@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,14 +10,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from robbench.attacks import Outcome, Victim
+from robbench.attacks import LikelihoodOutcome, Outcome, Victim
 from robbench.attacks.victim import full_precision
 from robbench.errors import AttackViolation, UserError
-from robbench.matrix.ledger import LEDGER_SCHEMA, Ledger
-from robbench.matrix.plan import Cell, Plan
+from robbench.matrix.cells import Cell, ClassifierCell, FlowCell
+from robbench.matrix.ledger import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA, Ledger
+from robbench.matrix.plan import Plan
 from robbench.matrix.progress import RunProgress
 from robbench.matrix.records import CellRecord, Status
+from robbench.metrics.likelihood import bits_per_dim
 from robbench.models.flows.base import FrozenFlow
+from robbench.specs import ModelKind
+
+VALUE: dict[ModelKind, str] = {"classifier": "robust", "flow": "nll_after"}  # column that progress shows
 
 
 def execute(plan: Plan, ledger: Ledger, progress: RunProgress) -> list[CellRecord]:
@@ -88,26 +93,27 @@ class _Executor:
 
     def run(self, number: int, cell: Cell) -> CellRecord:
         record = cell.record
-        verdicts = self._present(record.hash)
-        self.progress.started(number, record, len(verdicts))
-        if len(verdicts) < len(self.plan.samples):
+        values = self._present(cell)
+        self.progress.started(number, record, len(values))
+        if len(values) < len(self.plan.samples):
             self.ledger.write_cell(record)
-        failure = self._complete(number, cell, verdicts)
+        failure = self._complete(number, cell, values)
         status: Status = "failed" if failure else "ok"
         changes = {"status": status, **(failure or {}), "seconds": self._seconds(record.hash)}
         record = record.model_copy(update=changes)
         self.ledger.write_cell(record)
-        self.progress.ended(number, record, len(verdicts), sum(verdicts.values()))
+        self.progress.ended(number, record, len(values), score_text(record, values))
         return record
 
-    def _present(self, cell: str) -> dict[int, bool]:
-        """Verdicts the ledger has of wanted samples; bad shards go to quarantine, each with a line."""
+    def _present(self, cell: Cell) -> dict[int, float]:
+        """`VALUE` column of the wanted samples the ledger has; bad shards go to quarantine, each with a line."""
         known = frozenset(int(i) for i in self.plan.dataset.test.ids.tolist())
-        verdicts: dict[int, bool] = {}
-        for shard in self.ledger.shards(cell, self._quarantine, known):
-            verdicts.update(zip(shard.ids, shard.table["robust"].to_pylist(), strict=True))
+        column = VALUE[cell.record.attack.target]
+        values: dict[int, float] = {}
+        for shard in self.ledger.shards(cell.record.hash, self._quarantine, known):
+            values.update(zip(shard.ids, map(float, shard.table[column].to_pylist()), strict=True))
         wanted = set(self.plan.samples)
-        return {i: bool(robust) for i, robust in verdicts.items() if i in wanted}
+        return {i: value for i, value in values.items() if i in wanted}
 
     def _quarantine(self, path: Path, reason: str) -> None:
         moved = self.ledger.quarantine(path)
@@ -115,10 +121,10 @@ class _Executor:
             f"Quarantined: {path} {reason}; moved to {moved}, its samples are computed again"
         )
 
-    def _complete(self, number: int, cell: Cell, verdicts: dict[int, bool]) -> dict[str, str] | None:
+    def _complete(self, number: int, cell: Cell, values: dict[int, float]) -> dict[str, str] | None:
         """Compute and store the missing shards; the failure (error, details) when the attack raises."""
         for block, wanted in self.plan.blocks():
-            ids = [i for i in wanted if i not in verdicts]
+            ids = [i for i in wanted if i not in values]
             if not ids:
                 continue
             if cell.attack.batch_dependent:
@@ -136,8 +142,9 @@ class _Executor:
                     f"cannot write to {self.ledger.folder} ({error.strerror}); "
                     f"make room and run the same command again"
                 ) from error
-            verdicts.update(zip(ids, table["robust"].to_pylist(), strict=True))
-            self.progress.advanced(number, len(verdicts), sum(verdicts.values()))
+            column = table[VALUE[cell.record.attack.target]].to_pylist()
+            values.update(zip(ids, map(float, column), strict=True))
+            self.progress.advanced(number, len(values), score_text(cell.record, values))
         return None
 
     def _put_aside(self, cell: str, block: Sequence[int]) -> None:
@@ -147,16 +154,23 @@ class _Executor:
         self.ledger.supersede([shard.path for shard in shards if not set(shard.ids).isdisjoint(block)])
 
     def _rows(self, cell: Cell, ids: list[int]) -> pa.Table:
+        kept = frozenset(self.plan.samples[: self.plan.keep_examples])
+        if isinstance(cell, FlowCell):
+            return likelihood_rows(self._attacked_flow(cell, ids), kept)
+        assert isinstance(cell, ClassifierCell)
         x, y = self.plan.dataset.test.by_ids(ids)
         victim = Victim(cell.model.module, self.plan.device, self.plan.batch_size)
-        seed = self.plan.run.seed
         outcome = cell.attack.evaluate(
-            victim, torch.tensor(ids), x, y, seed=seed, batch_size=self.plan.batch_size
+            victim, torch.tensor(ids), x, y, seed=self.plan.run.seed, batch_size=self.plan.batch_size
         )
         before = self.likelihood.clean(ids, x, y)
         after = self.likelihood.adversarial(ids, outcome.adversarial, y)
-        kept = frozenset(self.plan.samples[: self.plan.keep_examples])
         return ledger_rows(outcome, before, after, kept)
+
+    def _attacked_flow(self, cell: FlowCell, ids: list[int]) -> LikelihoodOutcome:
+        x, y = self.plan.dataset.test.by_ids(ids)
+        model, seed, batch = cell.model, self.plan.run.seed, self.plan.batch_size
+        return cell.attack.evaluate(model.flow, model.judge, torch.tensor(ids), x, y, seed, batch)
 
     def _seconds(self, cell: str) -> float:
         return round(sum(shard.seconds for shard in self.ledger.shards(cell, lambda _path, _reason: None)), 3)
@@ -169,8 +183,7 @@ def ledger_rows(
     their adversarial image."""
     ids: list[int] = outcome.sample_ids.tolist()
     examples = [
-        image.numpy().astype("<f4").tobytes() if i in kept else None
-        for i, image in zip(ids, outcome.adversarial, strict=True)
+        _pixels(image) if i in kept else None for i, image in zip(ids, outcome.adversarial, strict=True)
     ]
     columns = {
         "sample_id": ids,
@@ -194,6 +207,38 @@ def ledger_rows(
         "example": examples,
     }
     return pa.table(columns, schema=LEDGER_SCHEMA)
+
+
+def likelihood_rows(outcome: LikelihoodOutcome, kept: frozenset[int]) -> pa.Table:
+    """An outcome on a flow as ledger rows. kept: ids that keep the attacked image and the adversarial one."""
+    ids: list[int] = outcome.sample_ids.tolist()
+
+    def stored(images: Tensor) -> list[bytes | None]:
+        return [_pixels(image) if i in kept else None for i, image in zip(ids, images, strict=True)]
+
+    names = ("nll_before", "nll_after", "l1", "l2", "linf", "forwards", "backwards")
+    columns = {
+        "sample_id": ids,
+        "label": outcome.labels.tolist(),
+        **{name: getattr(outcome, name).tolist() for name in names},
+        "original": stored(outcome.originals),
+        "example": stored(outcome.adversarial),
+    }
+    return pa.table(columns, schema=LIKELIHOOD_SCHEMA)
+
+
+def _pixels(image: Tensor) -> bytes:
+    return image.numpy().astype("<f4").tobytes()
+
+
+def score_text(record: CellRecord, values: Mapping[int, float]) -> str:
+    """What a cell's samples say so far: "accuracy 73.06 %", or "mean 3.21 bits/dim" over the finite ones."""
+    if not values:
+        return "-"
+    if record.attack.target == "classifier":
+        return f"accuracy {100 * sum(values.values()) / len(values):.2f} %"
+    mean = bits_per_dim(list(values.values())).mean
+    return "no finite NLL" if mean is None else f"mean {mean:.4g} bits/dim"
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,7 @@
 """The ledger: one row a sample, one atomic Parquet file a shard, cells addressed by hash.
 
+Cells on classifiers and on flows have different columns (`SCHEMAS`); nll_*: bits/dim, l1, l2, linf: [0,1] pixels.
+
 run.yaml                                identity and last plan (`records.RunFile`)
 cards/<model>.yaml                      the cards of the models of the plan
 originals.npz                           clean images of the samples whose adversarial images are kept
@@ -25,7 +27,7 @@ import pyarrow.parquet as pq
 from robbench.errors import UserError
 from robbench.matrix.records import CellRecord, CellResult, Run, RunFile
 from robbench.resources import write_atomically, write_text_atomically
-from robbench.specs import ModelCard, dump_yaml, load_yaml, validate
+from robbench.specs import ModelCard, ModelKind, dump_yaml, load_yaml, validate
 
 SCHEMA_VERSION = "1"
 LEDGER_SCHEMA = pa.schema(
@@ -51,6 +53,22 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("example", pa.binary()),
     ]
 )
+LIKELIHOOD_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("nll_before", pa.float64(), nullable=False),
+        pa.field("nll_after", pa.float64(), nullable=False),
+        pa.field("l1", pa.float32(), nullable=False),
+        pa.field("l2", pa.float32(), nullable=False),
+        pa.field("linf", pa.float32(), nullable=False),
+        pa.field("forwards", pa.int64(), nullable=False),
+        pa.field("backwards", pa.int64(), nullable=False),
+        pa.field("original", pa.binary()),
+        pa.field("example", pa.binary()),
+    ]
+)
+SCHEMAS: dict[ModelKind, pa.Schema] = {"classifier": LEDGER_SCHEMA, "flow": LIKELIHOOD_SCHEMA}
 RUN_FILE, CELL_FILE, LOCK_FILE, ORIGINALS_FILE = "run.yaml", "cell.json", ".lock", "originals.npz"
 Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 _KEY_VERSION, _KEY_CELL, _KEY_SECONDS, _KEY_ROWS = (
@@ -70,7 +88,7 @@ class BadShardError(Exception):
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows of one shard file (`LEDGER_SCHEMA`) and the seconds they took."""
+    """Rows of one shard file (one of `SCHEMAS`) and the seconds they took."""
 
     path: Path
     table: pa.Table
@@ -88,9 +106,9 @@ def shard_name(block: int, ids: Iterable[int]) -> str:
 
 
 def write_shard(path: Path, table: pa.Table, cell: str, seconds: float) -> None:
-    """Write `table` (`LEDGER_SCHEMA`) atomically, every page with its checksum; schema version, cell hash,
+    """Write `table` (one of `SCHEMAS`) atomically, every page with its checksum; schema version, cell hash,
     seconds and a digest of the rows become metadata."""
-    stamped = table.cast(LEDGER_SCHEMA)
+    stamped = table.cast(next(schema for schema in SCHEMAS.values() if schema.names == table.column_names))
     metadata = {
         _KEY_VERSION: SCHEMA_VERSION,
         _KEY_CELL: cell,
@@ -122,7 +140,7 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
         raise BadShardError(f"has schema version {version}, not {SCHEMA_VERSION}")
     if metadata.get(_KEY_CELL, b"").decode(errors="replace") != cell:
         raise BadShardError("belongs to another cell")
-    if not table.schema.equals(LEDGER_SCHEMA, check_metadata=False):
+    if not any(table.schema.equals(schema, check_metadata=False) for schema in SCHEMAS.values()):
         raise BadShardError("has other columns than the ledger")
     if metadata.get(_KEY_ROWS, b"").decode(errors="replace") != _digest(table):
         raise BadShardError("holds other rows than were written")
@@ -337,9 +355,8 @@ def _load_cell(
     if record is None:
         raise UserError(f"{ledger.cell_folder(cell) / CELL_FILE} of {model} x {label} is missing; {_RESTORE}")
     shards = ledger.shards(cell, _refuse)
-    table = pa.concat_tables(
-        [LEDGER_SCHEMA.empty_table(), *(s.table.replace_schema_metadata() for s in shards)]
-    )
+    empty = SCHEMAS[record.attack.target].empty_table()
+    table = pa.concat_tables([empty, *(s.table.replace_schema_metadata() for s in shards)])
     table = table.filter(pc.is_in(table["sample_id"], value_set=wanted)).sort_by("sample_id")
     status = record.status
     if status != "failed":

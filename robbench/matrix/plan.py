@@ -7,25 +7,24 @@ from pathlib import Path
 
 import torch
 
-from robbench.attacks import Attack, Cost, Victim, build_attack
 from robbench.data import Dataset, dataset_names, load_dataset, sample_ids
-from robbench.defenses import DEFENSES
+from robbench.defenses import DEFENSES, FLOW_DEFENSES
 from robbench.device import resolve_device, versions
 from robbench.errors import UserError, unknown_name
-from robbench.matrix.records import CellRecord, PlanEntry, RunFile, cell_hash, join_ids
+from robbench.matrix.cells import SHARD_SIZE, Cell, CellBuilder
+from robbench.matrix.records import PlanEntry, RunFile, join_ids
 from robbench.models.flows.base import FrozenFlow
-from robbench.models.loading import LoadedModel, load_flow, load_model
+from robbench.models.loading import load_flow
 from robbench.models.zoo import ZooEntry, default_flow, find_model, find_models, zoo_entries
 from robbench.specs import (
-    FlowReference,
     ModelCard,
+    ModelKind,
     ResolvedAttack,
     refuse_unused_budgets,
     resolve_attack,
     threat_models,
 )
 
-SHARD_SIZE = 120
 DEFAULT_N = 1000
 
 
@@ -33,8 +32,9 @@ DEFAULT_N = 1000
 class RunRequest:
     """What `robbench run` was asked for. n: None means all of digits, 1,000 of any other data set.
 
-    epsilons, etas: budgets instead of the data set's; one cell each. keep_examples: adversarial images kept
-    a cell.
+    epsilons, etas, steps: budgets instead of the data set's and steps instead of the attack's; one cell each.
+    likelihood_dtype: "float32" or "float64", in which flows score images (None: float32). keep_examples: adversarial
+    images kept a cell.
     """
 
     attacks: tuple[str, ...]
@@ -48,24 +48,12 @@ class RunRequest:
     flow: str | None = None
     epsilons: tuple[float, ...] = ()
     etas: tuple[float, ...] = ()
+    steps: tuple[int, ...] = ()
+    likelihood_dtype: str | None = None
     threat_models: Path | None = None
     zoo: Path | None = None
     data_dir: Path | None = None
     keep_examples: int = 16
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One (model, attack) of the matrix, ready to run. record: its identity, status "running"."""
-
-    record: CellRecord
-    model: LoadedModel
-    attack: Attack
-
-    @property
-    def cost(self) -> Cost:
-        """Most model calls a sample can need."""
-        return self.attack.cost
 
 
 @dataclass(frozen=True)
@@ -98,25 +86,34 @@ def build_plan(request: RunRequest) -> Plan:
         raise unknown_name("data set", request.dataset, dataset_names())
     entries = zoo_entries(request.zoo)
     attacks = _resolved_attacks(request)
-    chosen = _chosen_models(request, entries)
-    flow_entry = _chosen_flow(request, entries)
+    chosen = _chosen_models(request, attacks, entries)
+    classifiers = any(entry.card.kind == "classifier" for entry in chosen)
+    if request.flow is not None and not classifiers:
+        raise UserError(
+            f"--flow {request.flow!r} is for latent attacks and bits/dim of classifiers, none is attacked here; "
+            f"leave it out, or name the flow to attack with --model"
+        )
+    flow_entry = _chosen_flow(request, entries) if classifiers else None
     dataset = load_dataset(request.dataset, request.data_dir)
     samples = tuple(sample_ids(dataset.test, _count(request, dataset), request.seed))
     frozen = load_flow(flow_entry, device) if flow_entry else None
-    built = [build_attack(attack, frozen) for attack in attacks]
-    models = [_tried(load_model(entry, device), dataset, samples, device) for entry in chosen]
-    revision = dataset.revision
-    flow_card = flow_entry.card if flow_entry else None
-    cells = tuple(
-        Cell(_record(model.card, attack, flow_card, request, revision), model, attack)
-        for model, attack in product(models, built)
+    builder = CellBuilder(
+        seed=request.seed,
+        batch_size=request.batch_size,
+        likelihood_dtype=torch.float64 if request.likelihood_dtype == "float64" else torch.float32,
+        dataset=dataset,
+        samples=samples,
+        device=device,
+        flow=frozen,
+        flow_card=flow_entry.card if flow_entry else None,
     )
+    cells = tuple(builder.cells(chosen, attacks))
     return Plan(
         dataset=dataset,
         samples=samples,
-        run=_run_file(dataset, revision, request.seed, samples, cells),
+        run=_run_file(dataset, request.seed, samples, cells),
         cells=cells,
-        cards={model.card.name: model.card for model in models},
+        cards={entry.card.name: entry.card for entry in chosen},
         nll_flow=frozen,
         device=device,
         batch_size=request.batch_size,
@@ -130,31 +127,33 @@ def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
             "--attacks names none; give some, as in --attacks pgd20,aa (see robbench list attacks)"
         )
     known = threat_models(request.threat_models)
-    budgets = product(request.epsilons or (None,), request.etas or (None,))
+    settings = product(request.epsilons or (None,), request.etas or (None,), request.steps or (None,))
     resolved = (
-        resolve_attack(name, request.dataset, known, epsilon, eta)
-        for (epsilon, eta), name in product(list(budgets), request.attacks)
+        resolve_attack(name, request.dataset, known, epsilon, eta, steps)
+        for (epsilon, eta, steps), name in product(list(settings), request.attacks)
     )
     attacks = list(resolved)
-    refuse_unused_budgets(attacks, request.epsilons, request.etas)
+    refuse_unused_budgets(attacks, request.epsilons, request.etas, request.steps)
+    if request.likelihood_dtype is not None and all(attack.target != "flow" for attack in attacks):
+        raise UserError(
+            f"--likelihood-dtype {request.likelihood_dtype} changes none of these attacks; leave it out, or ask for "
+            f"an attack on a flow's likelihood (nll-in, nll-out, noise)"
+        )
     # A latent attack ignores --epsilon, an image attack --eta: the same cell, asked for more than once.
     return list({attack.label: attack for attack in attacks}.values())
 
 
-def _chosen_models(request: RunRequest, entries: dict[str, ZooEntry]) -> list[ZooEntry]:
+def _chosen_models(
+    request: RunRequest, attacks: Sequence[ResolvedAttack], entries: dict[str, ZooEntry]
+) -> list[ZooEntry]:
     if not request.models and not request.defenses:
         raise UserError("nothing to attack; give --defense or --model (see robbench list models)")
-    known = {*DEFENSES, *(entry.card.defense for entry in entries.values())}
-    chosen: list[ZooEntry] = []
-    for defense in request.defenses:
-        if defense not in known:
-            raise unknown_name("defense", defense, known)
-        if defense in DEFENSES and "classifier" not in DEFENSES.get(defense).kinds:
-            raise UserError(
-                f"--defense {defense!r} trains flows, which cannot be attacked; see robbench list defenses"
-            )
-        chosen += find_models(defense, request.dataset, entries)
-    chosen += [_checked_classifier(find_model(name, entries), request.dataset) for name in request.models]
+    targets = list(dict.fromkeys(attack.target for attack in attacks))
+    chosen = [
+        entry for defense in request.defenses for entry in _of_defense(defense, targets, request, entries)
+    ]
+    chosen += [_of_dataset(find_model(name, entries, targets[0]), request.dataset) for name in request.models]
+    _require_partners(chosen, attacks)
     unique: dict[str, ZooEntry] = {}
     for entry in chosen:
         other = unique.setdefault(entry.card.name, entry)
@@ -165,16 +164,59 @@ def _chosen_models(request: RunRequest, entries: dict[str, ZooEntry]) -> list[Zo
     return list(unique.values())
 
 
-def _checked_classifier(entry: ZooEntry, dataset: str) -> ZooEntry:
-    card = entry.card
-    if card.kind != "classifier":
-        raise UserError(f"--model {card.name!r} is a {card.kind}, not a classifier; see robbench list models")
-    if card.dataset != dataset:
+def _of_defense(
+    defense: str, targets: Sequence[ModelKind], request: RunRequest, entries: dict[str, ZooEntry]
+) -> list[ZooEntry]:
+    """The models of a defense that the attacks can attack."""
+    trained: dict[ModelKind, set[str]] = {"classifier": {*DEFENSES}, "flow": {*FLOW_DEFENSES}}
+    for entry in entries.values():
+        trained[entry.card.kind].add(entry.card.defense)
+    if not any(defense in names for names in trained.values()):
+        raise unknown_name("defense", defense, set().union(*trained.values()))
+    kinds = [kind for kind in targets if defense in trained[kind]]
+    if not kinds:
         raise UserError(
-            f"--model {card.name!r} classifies {card.dataset}, not {dataset}; "
+            f"--defense {defense!r} trains no {' and no '.join(targets)}, which is what these attacks are for; "
+            f"see robbench list defenses and robbench list attacks"
+        )
+    return [entry for kind in kinds for entry in find_models(defense, request.dataset, entries, kind)]
+
+
+def _of_dataset(entry: ZooEntry, dataset: str) -> ZooEntry:
+    card = entry.card
+    if card.dataset != dataset:
+        verb = "classifies" if card.kind == "classifier" else "models"
+        raise UserError(
+            f"--model {card.name!r} {verb} {card.dataset}, not {dataset}; "
             f"give --dataset {card.dataset}, or another model"
         )
     return entry
+
+
+def _require_partners(entries: Sequence[ZooEntry], attacks: Sequence[ResolvedAttack]) -> None:
+    """`UserError` for an attack that no model is of the right kind for, and for a model no attack is for."""
+    kinds, targets = {entry.card.kind for entry in entries}, {attack.target for attack in attacks}
+    for attack in attacks:
+        if attack.target not in kinds:
+            other = ", ".join(entry.card.name for entry in entries[:3])
+            raise UserError(
+                f"attack {attack.name!r} {_DOES[attack.target]} and no model here is one ({other}); "
+                f"name a {attack.target} (robbench list models) or another attack (robbench list attacks)"
+            )
+    for entry in entries:
+        if entry.card.kind not in targets:
+            named = ", ".join(dict.fromkeys(attack.name for attack in attacks[:3]))
+            suggestion = "nll-in,nll-out,noise" if entry.card.kind == "flow" else "pgd20,aa"
+            raise UserError(
+                f"--model {entry.card.name!r} is a {entry.card.kind}, not a {attacks[0].target}, and none of the "
+                f"attacks ({named}) is for it; add for example --attacks {suggestion}"
+            )
+
+
+_DOES: dict[ModelKind, str] = {
+    "flow": "changes the likelihood of a flow",
+    "classifier": "changes the decision of a classifier",
+}
 
 
 def _chosen_flow(request: RunRequest, entries: dict[str, ZooEntry]) -> ZooEntry | None:
@@ -198,66 +240,11 @@ def _count(request: RunRequest, dataset: Dataset) -> int | None:
     return min(DEFAULT_N, len(dataset.test))
 
 
-def _tried(model: LoadedModel, dataset: Dataset, samples: Sequence[int], device: torch.device) -> LoadedModel:
-    """The model, after it classified a block of images: NaN and wrong shapes show before any attack runs."""
-    name = model.card.name
-    if model.card.input_shape != dataset.shape:
-        raise UserError(
-            f"model {name!r} takes images {model.card.input_shape}, {dataset.name} has {dataset.shape}; "
-            f"give a model of this data set"
-        )
-    x, _ = dataset.test.by_ids(samples[:SHARD_SIZE])
-    try:
-        logits = Victim(model.module, device, SHARD_SIZE).clean_logits(x)
-    except UserError as error:
-        raise UserError(f"model {name!r}: {error}") from error
-    except RuntimeError as error:
-        raise UserError(
-            f"model {name!r} fails on images {dataset.shape}: {' '.join(str(error).split())[:160]}; "
-            f"correct its architecture or weights"
-        ) from error
-    if logits.shape[1] != dataset.classes:
-        raise UserError(
-            f"model {name!r} returns {logits.shape[1]} logits an image, {dataset.name} has {dataset.classes} "
-            f"classes; give a model of this data set"
-        )
-    return model
-
-
-def _record(
-    card: ModelCard, attack: Attack, flow: ModelCard | None, request: RunRequest, revision: str
-) -> CellRecord:
-    spec = attack.spec
-    attack_flow = flow if spec.needs_flow else None
-    batch = min(request.batch_size, SHARD_SIZE) if attack.batch_dependent else None
-    seed, dataset = request.seed, request.dataset
-    return CellRecord(
-        hash=cell_hash(card, spec, attack_flow, flow, attack.engine, batch, dataset, revision, seed),
-        model=card.name,
-        defense=card.defense,
-        dataset=dataset,
-        dataset_revision=revision,
-        seed=seed,
-        attack=spec,
-        model_sha256=card.weights.sha256,
-        attack_flow=_reference(attack_flow),
-        nll_flow=_reference(flow),
-        engine=attack.engine,
-        batch_size=batch,
-    )
-
-
-def _reference(card: ModelCard | None) -> FlowReference | None:
-    return FlowReference(name=card.name, sha256=card.weights.sha256) if card else None
-
-
-def _run_file(
-    dataset: Dataset, revision: str, seed: int, samples: Sequence[int], cells: Sequence[Cell]
-) -> RunFile:
+def _run_file(dataset: Dataset, seed: int, samples: Sequence[int], cells: Sequence[Cell]) -> RunFile:
     records = [cell.record for cell in cells]
     return RunFile(
         dataset=dataset.name,
-        dataset_revision=revision,
+        dataset_revision=dataset.revision,
         seed=seed,
         shape=dataset.shape,
         class_names=dataset.class_names,

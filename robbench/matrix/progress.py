@@ -28,23 +28,19 @@ class Terminal(Console):
 
 
 class RunProgress(Protocol):
-    """What the executor reports. `cell` counts from 0 in plan order; `robust`: samples classified right."""
+    """What the executor reports. `cell` counts from 0 in plan order; `score`: what the table will say, as text."""
 
     def started(self, cell: int, record: CellRecord, done: int) -> None:
         """A cell starts with `done` samples already in the ledger."""
 
-    def advanced(self, cell: int, done: int, robust: int) -> None:
+    def advanced(self, cell: int, done: int, score: str) -> None:
         """A shard of the cell is in the ledger."""
 
-    def ended(self, cell: int, record: CellRecord, done: int, robust: int) -> None:
+    def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
         """The cell is complete or failed (`record.status`)."""
 
     def message(self, line: str) -> None:
         """One line the user should see."""
-
-
-def _accuracy(robust: int, done: int) -> str:
-    return f"{100 * robust / done:.2f} %" if done else "-"
 
 
 class PlainProgress(AbstractContextManager["PlainProgress"]):
@@ -67,12 +63,12 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
         already = f", {done} of them in the ledger" if done else ""
         self.message(f"{self._where(cell, record)}: {self._total} samples{already}")
 
-    def advanced(self, cell: int, done: int, robust: int) -> None:
+    def advanced(self, cell: int, done: int, score: str) -> None:
         return None
 
-    def ended(self, cell: int, record: CellRecord, done: int, robust: int) -> None:
+    def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
         seconds = time.monotonic() - self._begun
-        outcome = f"accuracy {_accuracy(robust, done)} of {done}"
+        outcome = f"{score} of {done}"
         if record.status == "failed":
             outcome = f"failed ({record.error})"
         self.message(f"{self._where(cell, record)}: {outcome}, {seconds:.1f} s")
@@ -82,7 +78,7 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
 
 
 class LiveProgress(AbstractContextManager["LiveProgress"]):
-    """A row a cell: model, attack, done/total, elapsed, remaining, accuracy so far.
+    """A row a cell: model, attack, done/total, elapsed, remaining, score so far.
 
     Where the terminal has fewer lines than the run has cells, it shows those around the running one.
     """
@@ -98,12 +94,12 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
             *bar,
             MofNCompleteColumn(),
             *times,
-            TextColumn("{task.fields[accuracy]}", justify="right"),
+            TextColumn("{task.fields[score]}", justify="right"),
             console=console,
         )
         self._tasks: list[TaskID] = [
             self._progress.add_task(
-                "", total=total, start=False, model=r.model, attack=r.attack.label, accuracy=""
+                "", total=total, start=False, model=r.model, attack=r.attack.label, score=""
             )
             for r in records
         ]
@@ -126,12 +122,12 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
         # `reset` rather than `update`, so that samples of an earlier run do not count as speed.
         self._progress.reset(self._tasks[cell], start=True, completed=done)
 
-    def advanced(self, cell: int, done: int, robust: int) -> None:
-        self._progress.update(self._tasks[cell], completed=done, accuracy=_accuracy(robust, done))
+    def advanced(self, cell: int, done: int, score: str) -> None:
+        self._progress.update(self._tasks[cell], completed=done, score=score)
 
-    def ended(self, cell: int, record: CellRecord, done: int, robust: int) -> None:
-        text = "[red]failed[/red]" if record.status == "failed" else _accuracy(robust, done)
-        self._progress.update(self._tasks[cell], completed=done, accuracy=text)
+    def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
+        text = "[red]failed[/red]" if record.status == "failed" else score
+        self._progress.update(self._tasks[cell], completed=done, score=text)
         self._progress.stop_task(self._tasks[cell])
         if record.status == "failed":
             self.message(f"{record.model} x {record.attack.label} failed: {record.error}")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Status = Literal["running", "ok", "failed"]
-PRECISION = "fp32"
+Precision = Literal["fp32", "fp64"]
 
 
 class CellRecord(Strict):
@@ -46,7 +46,7 @@ class CellRecord(Strict):
     model_sha256: SHA256
     attack_flow: FlowReference | None = None
     nll_flow: FlowReference | None = None
-    precision: str = PRECISION
+    precision: Precision = "fp32"
     engine: str
     batch_size: int | None = None
     status: Status = "running"
@@ -75,12 +75,13 @@ def cell_hash(
     dataset: str,
     dataset_revision: str,
     seed: int,
+    precision: Precision = "fp32",
 ) -> str:
     """Address of a cell: sha256 over all that its rows depend on.
 
     attack: as built, every default of its parameters filled in. Its label is left out: it is only how a table calls
     it ("pgd20@0.2" may be plain "pgd20"). engine: code and version that searches. batch_size: only for attacks whose
-    results depend on it.
+    results depend on it. precision: of the scores.
     """
     return canonical_hash(
         {
@@ -88,7 +89,7 @@ def cell_hash(
             "attack_flow": attack_flow.function_hash if attack_flow else None,
             "nll_flow": nll_flow.function_hash if nll_flow else None,
             "attack": attack.model_dump(mode="json", exclude={"label"}),
-            "precision": PRECISION,
+            "precision": precision,
             "engine": engine,
             "batch_size": batch_size,
             "dataset": dataset,

@@ -34,6 +34,16 @@ class LoadedModel:
     module: nn.Module
 
 
+@dataclass(frozen=True)
+class LoadedFlow:
+    """A flow ready to be attacked. flow: float32, what a search differentiates. judge: what scores images."""
+
+    card: ModelCard
+    folder: Path
+    flow: FrozenFlow
+    judge: FrozenFlow
+
+
 ARCHITECTURES.register("glow")(Glow)
 ARCHITECTURES.register("realnvp")(RealNVP)
 ARCHITECTURES.register("conditional-flow")(ConditionalFlow)
@@ -86,13 +96,27 @@ def load_model(entry: ZooEntry, device: torch.device | str = "cpu") -> LoadedMod
 
 def load_flow(entry: ZooEntry, device: torch.device | str = "cpu") -> FrozenFlow:
     """The flow of a card, verified as `load_model` does and frozen; `UserError` when it is not a flow."""
+    return _trained_flow(entry, device).freeze().to(device)
+
+
+def load_flow_model(
+    entry: ZooEntry, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedFlow:
+    """`load_flow` together with a copy in `dtype` that scores; the same object for float32."""
+    trained = _trained_flow(entry, device)
+    flow = trained.freeze().to(device)
+    judge = flow if dtype == torch.float32 else trained.freeze(dtype).to(device)
+    return LoadedFlow(entry.card, entry.folder, flow, judge)
+
+
+def _trained_flow(entry: ZooEntry, device: torch.device | str) -> Flow:
     module = load_model(entry, device).module
     if not isinstance(module, Flow):
         raise UserError(
             f"model {entry.card.name!r} ({entry.card.kind}, architecture {entry.card.architecture.name!r}) is not a "
             f"flow; name another (robbench list models), or correct its card"
         )
-    return module.freeze().to(device)
+    return module
 
 
 def _read_tensors(entry: ZooEntry, file: Weights | Golden) -> dict[str, Tensor]:

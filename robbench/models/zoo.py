@@ -69,25 +69,19 @@ def find_model(name: str, entries: dict[str, ZooEntry], kind: ModelKind = "class
     raise unknown_name(noun, name, known, "or give a model folder or card.yaml")
 
 
-def find_models(defense: str, dataset: str, entries: dict[str, ZooEntry]) -> list[ZooEntry]:
-    """Every classifier of `dataset` trained by `defense`; `UserError` that says how to train one when none is."""
-    found = [
-        e
-        for e in entries.values()
-        if (e.card.kind, e.card.defense, e.card.dataset) == ("classifier", defense, dataset)
-    ]
+def find_models(
+    defense: str, dataset: str, entries: dict[str, ZooEntry], kind: ModelKind = "classifier"
+) -> list[ZooEntry]:
+    """Every model of `kind` for `dataset` trained by `defense`; `UserError` that says how to train one when none is."""
+    of_kind = [e.card for e in entries.values() if (e.card.kind, e.card.dataset) == (kind, dataset)]
+    found = [entries[card.name] for card in of_kind if card.defense == defense]
     if not found:
-        here = sorted(
-            {
-                e.card.defense
-                for e in entries.values()
-                if e.card.dataset == dataset and e.card.kind == "classifier"
-            }
-        )
+        here = sorted({card.defense for card in of_kind})
+        architecture = " --architecture glow" if kind == "flow" else ""
         raise UserError(
-            f"--defense {defense!r}: the zoo has no {dataset} classifier of that defense "
+            f"--defense {defense!r}: the zoo has no {dataset} {kind} of that defense "
             f"(it has: {', '.join(here) or 'none'}); train one: "
-            f"robbench train --defense {defense} --dataset {dataset}, then add --zoo robbench-training"
+            f"robbench train --defense {defense} --dataset {dataset}{architecture}, then add --zoo robbench-training"
         )
     return found
 

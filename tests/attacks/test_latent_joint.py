@@ -202,7 +202,8 @@ class TestTheBaseClassDoesNotTrustAttacks:
 
     @staticmethod
     def misbehaving(change, flow=None):
-        from robbench.attacks.base import Attack, Candidates, Cost
+        from robbench.attacks import Attack, Cost
+        from robbench.attacks.base import Candidates
 
         class Bad(Attack):
             Parameters = create_model("AnyParameters", __config__={"extra": "allow"})

@@ -8,14 +8,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from robbench.attacks.codec import FlowCodec
-from robbench.defenses import DEFENSES, Setting, build_defense
+from robbench.defenses import DEFENSES, FLOW_DEFENSES, Setting, build_defense
 from robbench.defenses.augmentation import cutout_mask
 from robbench.defenses.base import mix
 from robbench.errors import UserError
 from robbench.models.classifiers import conv3
 from robbench.specs import threat_models
 
-CLASSIFIER_DEFENSES = [name for name in DEFENSES if "classifier" in DEFENSES.get(name).kinds]
+CLASSIFIER_DEFENSES = list(DEFENSES)
 ATTACKING = ["at", "trades", "mart", "iat", "a-la", "jsa-at", "ijsat", "trades-jsa", "mart-jsa"]
 
 
@@ -55,7 +55,7 @@ def test_the_names_of_the_issue_are_registered():
     augmenting = ["standard", "mixup", "cutout", "r-la"]
     wanted = [*augmenting, *ATTACKING]
     assert set(wanted) <= set(CLASSIFIER_DEFENSES)
-    assert DEFENSES.get("clean").kinds == ("flow",)
+    assert list(FLOW_DEFENSES) == ["at", "clean", "hybrid"]
 
 
 @pytest.mark.parametrize(

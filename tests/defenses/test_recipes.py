@@ -5,7 +5,7 @@ import torch
 
 from robbench.data import Split
 from robbench.data.base import Dataset
-from robbench.defenses import DEFENSES, Setting, build_defense
+from robbench.defenses import Setting, build_defense, defense_kinds
 from robbench.defenses.schedule import (
     augment,
     build_optimizer,
@@ -39,7 +39,7 @@ def test_every_recipe_is_complete(name):
     assert build_optimizer(recipe, torch.nn.Linear(2, 2)).param_groups[0]["lr"] == recipe.learning_rate
     dataset = next((d for key, d in DATASETS.items() if key in name), "cifar10")
     for defense, parameters in recipe.parameters.items():
-        assert recipe.kind in DEFENSES.get(defense).kinds
+        assert recipe.kind in defense_kinds(defense)
         resolved = build_defense(defense, parameters, Setting(dataset, threat_models(), AnyFlow())).parameters
         assert all(getattr(resolved, key) == value for key, value in parameters.items())
 

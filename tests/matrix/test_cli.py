@@ -65,10 +65,13 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("kind", "some"),
     [
-        ("attacks", ["pgd20\tlinf\timage\tlinf", "aa-l2\tl2", "jsa50\tjoint"]),
-        ("defenses", ["ijsat\t", "trades-jsa\t", "standard\t"]),
+        (
+            "attacks",
+            ["pgd20\tclassifier\tlinf\timage\tlinf", "aa-l2\tclassifier\tl2", "nll-in\tflow\tlikelihood"],
+        ),
+        ("defenses", ["ijsat\tclassifier", "at\tclassifier", "at\tflow", "hybrid\tflow"]),
         ("datasets", ["digits\tembedded", "fashionmnist\ttorchvision"]),
-        ("threat-models", ["linf\timage\tlinf\tfgsm, pgd10"]),
+        ("threat-models", ["linf\tclassifier\timage\tlinf\tfgsm, pgd10"]),
         ("models", ["tiny-a\tdigits\ttiny\tdigits-cnn"]),
     ],
 )
@@ -296,7 +299,7 @@ def bad_run(tiny_zoo: Path, tmp_path: Path, **options: object) -> Result:
         ({"attacks": "r-la", "epsilon": "0.5"}, ["--epsilon", "none of these attacks"]),
         ({"model": ""}, ["--model", "without a value"]),
         ({"model": "m" * 5000}, ["unknown model"]),
-        ({"model": None, "defense": "clean"}, ["'clean'", "flows", "list defenses"]),
+        ({"model": None, "defense": "clean"}, ["'clean'", "no classifier", "list defenses"]),
         ({"out": ""}, ["--out", "the path is empty"]),
         ({"zoo": ""}, ["--zoo", "the path is empty"]),
         ({"zoo": "."}, ["--zoo", "no model folder", "robbench train"]),

@@ -40,11 +40,11 @@ def test_plain_lines_away_from_a_terminal() -> None:
     with run_progress(console, cells, 200) as progress:
         assert isinstance(progress, PlainProgress)
         progress.started(0, cells[0], 0)
-        progress.advanced(0, 120, 30)
-        progress.ended(0, cells[0], 200, 50)
+        progress.advanced(0, 120, "accuracy 25.00 %")
+        progress.ended(0, cells[0], 200, "accuracy 25.00 %")
         progress.started(1, cells[1], 120)
         failed = cells[1].model_copy(update={"status": "failed", "error": "it [broke]"})
-        progress.ended(1, failed, 120, 50)
+        progress.ended(1, failed, 120, "accuracy 41.67 %")
     lines = stream.getvalue().splitlines()
     assert lines[0] == "[1/2] model-0 x pgd20: 200 samples"
     assert lines[1].startswith("[1/2] model-0 x pgd20: accuracy 25.00 % of 200, ")
@@ -59,9 +59,9 @@ def test_live_rows_on_a_terminal() -> None:
     with run_progress(console, cells, 200) as progress:
         assert isinstance(progress, LiveProgress)
         progress.started(0, cells[0], 0)
-        progress.ended(0, cells[0], 200, 50)
+        progress.ended(0, cells[0], 200, "accuracy 25.00 %")
         progress.started(1, cells[1], 0)
-        progress.advanced(1, 120, 30)
+        progress.advanced(1, 120, "accuracy 25.00 %")
     text = stream.getvalue().rsplit("model-0", 1)[1]
     assert "200/200" in text
     assert "25.00 %" in text

@@ -199,7 +199,7 @@ class FlowModel(nn.Module):
             )
         noise = SampleRandom(seed, "dequantization")
         draws = [
-            self.log_prob(x, y, noise.draw(sample_ids, self.input_shape, _unit_interval, draw))
+            self.log_prob(x, y, noise.draw(sample_ids, self.input_shape, unit_interval, draw))
             for draw in range(n_samples)
         ]
         return -torch.stack(draws).mean(0) / (self.dimensions * math.log(2.0))
@@ -334,6 +334,6 @@ def _coloured(epsilon: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
     return mean + torch.exp(log_sigma) * epsilon
 
 
-def _unit_interval(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+def unit_interval(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Float32 in [0,1): drawn in float32, because rounding a float64 draw could give 1."""
     return generator.random(shape, dtype=np.float32)

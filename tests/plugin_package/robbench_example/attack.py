@@ -4,7 +4,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robbench.attacks.base import Attack, Candidates, Cost, Task, Victim
+from robbench.attacks import Attack, Cost, Victim
+from robbench.attacks.base import Candidates, Task
 from robbench.attacks.geometry import SampleNoise
 from robbench.specs import Strict
 

@@ -1,0 +1,271 @@
+"""Attacks on a flow's likelihood (Pope, Balaji and Feizi 2020, sections 3 and 4; facts in bits/dim).
+
+In-distribution: raise the NLL of test images. Out-of-distribution: lower the NLL of uniform-noise images. Baseline:
+uniform noise of the same size. All in an Linf ball on the 0..255 scale, clipped to [0,255].
+
+An attack only searches. The base class checks every image (box, ball, NaN) and scores it itself, with dequantisation
+noise that is a function of (seed, sample id) and the same before and after; a search sees fresh noise at every step.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from robbench.attacks.checks import check_tensor, inside_ball, inside_box
+from robbench.attacks.geometry import SampleNoise, Start, norm_of
+from robbench.attacks.inner import ascend
+from robbench.attacks.named import ATTACKS, Cost, NamedAttack
+from robbench.attacks.spaces import ImageSpace
+from robbench.attacks.victim import chunks, full_precision
+from robbench.errors import UserError
+from robbench.models.flows.base import FlowModel, FrozenFlow, unit_interval
+from robbench.random import SampleRandom
+from robbench.specs import ModelKind, ResolvedAttack, Strict
+
+Images = Literal["test", "noise"]
+RELATIVE_STEP = 2.5  # step size times steps over epsilon; the paper states none
+
+
+class LikelihoodParameters(Strict):
+    """images: what is attacked: "test" images (raise their NLL) or "noise" (uniform grey levels; lower it).
+
+    quantize: round the adversarial images to the flow's grey levels, towards the original. noise_draws: draws of the
+    dequantisation noise an image that its score averages over.
+    """
+
+    images: Images = "test"
+    quantize: bool = False
+    noise_draws: int = Field(default=1, gt=0)
+
+
+class NllParameters(LikelihoodParameters):
+    """steps: sign steps. step_size: of 255; None means 2.5 epsilon / steps. restarts: searches (from a random start
+    each but the first when start is "zero"); the one with the strongest score is kept."""
+
+    steps: int = Field(gt=0)
+    step_size: float | None = Field(default=None, gt=0)
+    start: Start = "zero"
+    restarts: int = Field(default=1, gt=0)
+
+    def step(self, epsilon: float) -> float:
+        """Step size for a budget, both of 255."""
+        return RELATIVE_STEP * epsilon / self.steps if self.step_size is None else self.step_size
+
+
+@dataclass
+class LikelihoodOutcome:
+    """Verified result; tensors on the CPU, N rows in the order asked. nll_*: bits/dim, float64, may be infinite or NaN.
+
+    originals: the images that were attacked (test or noise). l1, l2, linf: in [0,1] pixels. forwards, backwards: [N].
+    """
+
+    sample_ids: Tensor
+    labels: Tensor
+    nll_before: Tensor
+    nll_after: Tensor
+    l1: Tensor
+    l2: Tensor
+    linf: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    originals: Tensor
+    adversarial: Tensor
+
+
+@dataclass(frozen=True)
+class LikelihoodTask:
+    """A batch handed to a search. ids: [n], CPU. x: originals [n,C,H,W] in [0,1]; y: labels [n] (device of x)."""
+
+    ids: Tensor
+    x: Tensor
+    y: Tensor
+    seed: int
+
+
+class LikelihoodAttack(NamedAttack):
+    """Base class of attacks on a flow's likelihood. Subclasses set `Parameters` and implement `search` and `cost`."""
+
+    Parameters: ClassVar[type[Strict]] = LikelihoodParameters
+    target: ClassVar[ModelKind] = "flow"
+
+    @abstractmethod
+    def search(self, flow: FrozenFlow, task: LikelihoodTask) -> Tensor:
+        """Images [n,C,H,W] in ball and box. Rounding aside, the base class checks that."""
+
+    @property
+    def sign(self) -> float:
+        """+1 where the attacker wants a high NLL, -1 where a low one."""
+        return 1.0 if self.parameters.images == "test" else -1.0
+
+    def evaluate(
+        self,
+        flow: FrozenFlow,
+        judge: FrozenFlow,
+        sample_ids: Tensor,
+        x: Tensor,
+        y: Tensor,
+        seed: int,
+        batch_size: int,
+    ) -> LikelihoodOutcome:
+        """Attack the samples, verify and score. x: test images [N,C,H,W] in [0,1]; y: labels [N].
+
+        flow: what the search differentiates. judge: what scores (the same function, maybe in float64). Raises
+        `AttackViolation` when an image leaves its set.
+        """
+        device = next(flow.buffers()).device
+        parts = []
+        with full_precision():
+            for rows in chunks(torch.arange(len(x)), batch_size):
+                images = self._originals(flow, sample_ids[rows], x[rows], seed)
+                task = LikelihoodTask(sample_ids[rows], images.to(device), y[rows].to(device), seed)
+                parts.append(self._one_batch(flow, judge, task))
+        return _joined(parts)
+
+    def _one_batch(self, flow: FrozenFlow, judge: FrozenFlow, task: LikelihoodTask) -> LikelihoodOutcome:
+        before = self._score(judge, task, task.x)
+        found = self.search(flow, task) if self.spec.radius > 0 else task.x.clone()
+        check_tensor(self.spec, found, task.x, task.ids)
+        found = inside_ball(self.spec, task.ids, task.x, inside_box(self.spec, task.ids, found))
+        if self.parameters.quantize:
+            found = _quantized(found, task.x, flow.grey_levels)
+        delta, cost = found - task.x, self.cost
+        n, searched = len(task.ids), self.spec.radius > 0
+        return LikelihoodOutcome(
+            sample_ids=task.ids.clone(),
+            labels=task.y.cpu(),
+            nll_before=before,
+            nll_after=self._score(judge, task, found),
+            l1=norm_of(delta, "l1").cpu(),
+            l2=norm_of(delta, "l2").cpu(),
+            linf=norm_of(delta, "linf").cpu(),
+            forwards=torch.full((n,), cost.forwards if searched else 2),
+            backwards=torch.full((n,), cost.backwards if searched else 0),
+            originals=task.x.cpu(),
+            adversarial=found.cpu(),
+        )
+
+    def _originals(self, flow: FrozenFlow, ids: Tensor, x: Tensor, seed: int) -> Tensor:
+        if self.parameters.images == "test":
+            return x
+        return noise_images(seed, ids, flow.input_shape, flow.grey_levels)
+
+    def _score(self, judge: FlowModel, task: LikelihoodTask, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            bits = judge.bits_per_dim(
+                images,
+                task.y,
+                n_samples=self.parameters.noise_draws,
+                seed=task.seed,
+                sample_ids=task.ids,
+            )
+        return bits.double().cpu()
+
+
+@ATTACKS.register("nll")
+class NllAttack(LikelihoodAttack):
+    """Projected gradient on the NLL (Pope et al. 2020, section 4): sign steps up for test images, down for noise.
+
+    Defaults where the paper is silent: step 2.5 epsilon / steps, zero start, no rounding, one restart; the last
+    iterate is returned. Fresh dequantisation noise at every step, keyed by (seed, attack, restart, sample id, step). A
+    coordinate whose gradient is not finite does not move in that step.
+    """
+
+    Parameters = NllParameters
+
+    @property
+    def cost(self) -> Cost:
+        """Steps times restarts, a scoring forward a restart when there are several, and the two final ones."""
+        p: NllParameters = self.parameters
+        extra = p.restarts if p.restarts > 1 else 0
+        return Cost(
+            forwards=p.steps * p.restarts + (extra + 2) * p.noise_draws, backwards=p.steps * p.restarts
+        )
+
+    def search(self, flow: FrozenFlow, task: LikelihoodTask) -> Tensor:
+        p: NllParameters = self.parameters
+        best = self._restart(flow, task, 0)
+        if p.restarts == 1:
+            return best
+        best_score = self._reached(flow, task, best)
+        for restart in range(1, p.restarts):
+            images = self._restart(flow, task, restart)
+            score = self._reached(flow, task, images)
+            better = (score > best_score).to(images.device)
+            best[better] = images[better]
+            best_score = torch.maximum(score, best_score)
+        return best
+
+    def _restart(self, flow: FrozenFlow, task: LikelihoodTask, restart: int) -> Tensor:
+        p: NllParameters = self.parameters
+        kind: Start = "uniform" if restart and p.start == "zero" else p.start
+        step = p.step(float(self.spec.epsilon or 0.0)) / self.spec.pixel_range
+        space = ImageSpace(self.spec.norm, self.spec.radius, step, kind)
+        noise = SampleNoise(task.seed, self.spec.name, task.ids, restart, task.x.device)
+        draws = SampleRandom(task.seed, f"{self.spec.name}/dequantization/{restart}")
+        taken = iter(range(p.steps))
+
+        def loss(image: Tensor) -> Tensor:
+            u = draws.draw(task.ids, flow.input_shape, unit_interval, next(taken))
+            return -self.sign * flow.log_prob(image, task.y, u.to(image.device))
+
+        return space.finish(ascend(space, loss, space.start(task.x, task.y, noise), p.steps))
+
+    def _reached(self, flow: FrozenFlow, task: LikelihoodTask, images: Tensor) -> Tensor:
+        """What the attacker wants large, [n]; NaN counts as nothing reached."""
+        return torch.nan_to_num(self.sign * self._score(flow, task, images), nan=float("-inf"))
+
+
+@ATTACKS.register("uniform-noise")
+class UniformNoise(LikelihoodAttack):
+    """x + U[-epsilon, epsilon] in every pixel, clipped to [0,255]: what an attack of that size must beat."""
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(forwards=2 * self.parameters.noise_draws, backwards=0)
+
+    def search(self, flow: FrozenFlow, task: LikelihoodTask) -> Tensor:
+        noise = SampleNoise(task.seed, self.spec.name, task.ids, 0, task.x.device)
+        return (task.x + self.spec.radius * noise.uniform(tuple(task.x.shape[1:]))).clamp(0.0, 1.0)
+
+
+def build_likelihood_attack(spec: ResolvedAttack) -> LikelihoodAttack:
+    """The attack on a flow's likelihood that a spec describes; `UserError` for attacks on classifiers."""
+    found = ATTACKS.get(spec.algorithm)
+    if not issubclass(found, LikelihoodAttack):
+        raise UserError(
+            f"attack {spec.name!r} changes the decision of a classifier, not the likelihood of a flow; "
+            f"name an attack on flows: nll-in, nll-out or noise"
+        )
+    return found(spec)
+
+
+def noise_images(seed: int, ids: Tensor, shape: tuple[int, ...], grey_levels: int) -> Tensor:
+    """Images of independent uniform grey levels k / (L-1), [n,*shape]: a function of (seed, sample id) alone."""
+
+    def levels(generator: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
+        return generator.integers(0, grey_levels, size) / (grey_levels - 1)
+
+    return SampleRandom(seed, "noise images").draw(ids, shape, levels)
+
+
+def _quantized(adversarial: Tensor, x: Tensor, grey_levels: int) -> Tensor:
+    """Grey levels nearest to `adversarial` on the side of x, so that no pixel leaves the ball. x is on the grid."""
+    top = grey_levels - 1
+    moved = (adversarial.double() - x.double()) * top
+    # A hair of float32 rounding must not cost a whole level.
+    return (
+        ((x.double() * top).round() + (moved + 1e-4 * moved.sign()).trunc())
+        .div(top)
+        .to(x.dtype)
+        .clamp(0.0, 1.0)
+    )
+
+
+def _joined(parts: list[LikelihoodOutcome]) -> LikelihoodOutcome:
+    names = LikelihoodOutcome.__dataclass_fields__
+    return LikelihoodOutcome(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})

@@ -1,0 +1,183 @@
+"""The cells of a run: a model loaded and tried, an attack built, and the record that names the pair."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from robbench.attacks import (
+    Attack,
+    Cost,
+    LikelihoodAttack,
+    NamedAttack,
+    Victim,
+    build_attack,
+    build_likelihood_attack,
+)
+from robbench.data import Dataset
+from robbench.errors import UserError
+from robbench.matrix.records import CellRecord, Precision, cell_hash
+from robbench.models.flows.base import FrozenFlow
+from robbench.models.loading import LoadedFlow, LoadedModel, load_flow_model, load_model
+from robbench.models.zoo import ZooEntry
+from robbench.specs import FlowReference, ModelCard, ResolvedAttack
+
+SHARD_SIZE = 120
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (model, attack) of the matrix, ready to run. record: its identity, status "running"."""
+
+    record: CellRecord
+    attack: NamedAttack
+
+    @property
+    def cost(self) -> Cost:
+        """Most model calls a sample can need."""
+        return self.attack.cost
+
+
+@dataclass(frozen=True)
+class ClassifierCell(Cell):
+    """An attack on a classifier's decisions."""
+
+    attack: Attack
+    model: LoadedModel
+
+
+@dataclass(frozen=True)
+class FlowCell(Cell):
+    """An attack on a flow's likelihood."""
+
+    attack: LikelihoodAttack
+    model: LoadedFlow
+
+
+@dataclass(frozen=True)
+class CellBuilder:
+    """Makes cells. flow: what latent attacks and bits/dim of classifier cells use. batch_size: images at once.
+    likelihood_dtype: in which flows score images."""
+
+    seed: int
+    batch_size: int
+    likelihood_dtype: torch.dtype
+    dataset: Dataset
+    samples: tuple[int, ...]
+    device: torch.device
+    flow: FrozenFlow | None
+    flow_card: ModelCard | None
+
+    def cells(self, entries: Sequence[ZooEntry], attacks: Sequence[ResolvedAttack]) -> Iterator[Cell]:
+        """Every model with every attack on models of its kind, models outermost."""
+        on_classifiers = [build_attack(spec, self.flow) for spec in attacks if spec.target == "classifier"]
+        on_flows = [build_likelihood_attack(spec) for spec in attacks if spec.target == "flow"]
+        for entry in entries:
+            if entry.card.kind == "classifier":
+                yield from self._classifier_cells(entry, on_classifiers)
+            else:
+                yield from self._flow_cells(entry, on_flows)
+
+    def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:
+        _same_shape(entry.card, self.dataset)
+        model = _tried(load_model(entry, self.device), self.dataset, self.samples, self.device)
+        for attack in attacks:
+            yield ClassifierCell(self._record(model.card, attack, self.flow_card, "fp32"), attack, model)
+
+    def _flow_cells(self, entry: ZooEntry, attacks: Sequence[LikelihoodAttack]) -> Iterator[Cell]:
+        _same_shape(entry.card, self.dataset)
+        model = load_flow_model(entry, self.device, self.likelihood_dtype)
+        _tried_flow(model, self.dataset, self.samples, self.device)
+        precision: Precision = "fp64" if self.likelihood_dtype == torch.float64 else "fp32"
+        for attack in attacks:
+            yield FlowCell(self._record(model.card, attack, None, precision), attack, model)
+
+    def _record(
+        self, card: ModelCard, attack: NamedAttack, flow: ModelCard | None, precision: Precision
+    ) -> CellRecord:
+        spec, dataset = attack.spec, self.dataset
+        attack_flow = flow if spec.needs_flow else None
+        batch = min(self.batch_size, SHARD_SIZE) if attack.batch_dependent else None
+        return CellRecord(
+            hash=cell_hash(
+                card,
+                spec,
+                attack_flow,
+                flow,
+                attack.engine,
+                batch,
+                dataset.name,
+                dataset.revision,
+                self.seed,
+                precision,
+            ),
+            model=card.name,
+            defense=card.defense,
+            dataset=dataset.name,
+            dataset_revision=dataset.revision,
+            seed=self.seed,
+            attack=spec,
+            model_sha256=card.weights.sha256,
+            attack_flow=_reference(attack_flow),
+            nll_flow=_reference(flow),
+            precision=precision,
+            engine=attack.engine,
+            batch_size=batch,
+        )
+
+
+def _tried(model: LoadedModel, dataset: Dataset, samples: Sequence[int], device: torch.device) -> LoadedModel:
+    """The model, after it classified a block of images: NaN and wrong shapes show before any attack runs."""
+    name = model.card.name
+    x, _ = dataset.test.by_ids(samples[:SHARD_SIZE])
+    try:
+        logits = Victim(model.module, device, SHARD_SIZE).clean_logits(x)
+    except UserError as error:
+        raise UserError(f"model {name!r}: {error}") from error
+    except RuntimeError as error:
+        raise UserError(
+            f"model {name!r} fails on images {dataset.shape}: {' '.join(str(error).split())[:160]}; "
+            f"correct its architecture or weights"
+        ) from error
+    if logits.shape[1] != dataset.classes:
+        raise UserError(
+            f"model {name!r} returns {logits.shape[1]} logits an image, {dataset.name} has {dataset.classes} "
+            f"classes; give a model of this data set"
+        )
+    return model
+
+
+def _same_shape(card: ModelCard, dataset: Dataset) -> None:
+    if card.input_shape != dataset.shape:
+        raise UserError(
+            f"model {card.name!r} takes images {card.input_shape}, {dataset.name} has {dataset.shape}; "
+            f"give a model of this data set"
+        )
+
+
+def _tried_flow(model: LoadedFlow, dataset: Dataset, samples: Sequence[int], device: torch.device) -> None:
+    """`UserError` unless the flow fits the data set and scores some of a block of its images."""
+    name, flow = model.card.name, model.judge
+    if flow.grey_levels != dataset.grey_levels:
+        raise UserError(
+            f"model {name!r} is a flow of {flow.grey_levels} grey levels, {dataset.name} has {dataset.grey_levels}; "
+            f"give a flow of this data set"
+        )
+    if flow.label_classes is not None and flow.label_classes < dataset.classes:
+        raise UserError(
+            f"model {name!r} is conditioned on {flow.label_classes} classes, {dataset.name} has {dataset.classes}; "
+            f"give a flow of this data set"
+        )
+    ids = samples[:SHARD_SIZE]
+    x, y = (part.to(device) for part in dataset.test.by_ids(ids))
+    with torch.no_grad():
+        bits = flow.bits_per_dim(x, y, seed=0, sample_ids=ids)
+    if not torch.isfinite(bits).any():
+        raise UserError(
+            f"model {name!r} gives no finite likelihood to any of {len(ids)} test images; "
+            f"restore its weights or train it again"
+        )
+
+
+def _reference(card: ModelCard | None) -> FlowReference | None:
+    return FlowReference(name=card.name, sha256=card.weights.sha256) if card else None

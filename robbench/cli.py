@@ -21,6 +21,8 @@ from robbench.cli_base import (
     threat_models_option,
     zoo_option,
 )
+from robbench.cli_fid import fid
+from robbench.cli_flow import samples
 from robbench.cli_theory import theory
 
 KINDS = ("attacks", "defenses", "models", "datasets", "threat-models")
@@ -219,4 +221,5 @@ def doctor(context: click.Context, zoo: Path | None, data_dir: Path | None) -> N
     context.exit(0 if examine(zoo, data_dir) else 1)
 
 
-main.add_command(theory)
+for command in (fid, samples, theory):
+    main.add_command(command)

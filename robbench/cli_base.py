@@ -17,6 +17,7 @@ _EXAMPLES = {
     "--epsilon": "0.1,8/255",
     "--eta": "0.5",
     "--steps": "10,20,50",
+    "--temperature": "0.7,1",
 }
 BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
@@ -92,6 +93,13 @@ def counts(option: str, values: Sequence[str]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(int(text) for text in texts))
 
 
+def temperatures(option: str, values: Sequence[str]) -> tuple[float, ...]:
+    """Finite numbers of at least 0 from comma lists and repeated flags."""
+    return tuple(
+        dict.fromkeys(_budget(option, part, "a temperature", "0: 0.7, 1") for part in names(option, values))
+    )
+
+
 def names(option: str, values: Sequence[str]) -> tuple[str, ...]:
     """The entries of comma lists and repeated flags; `UserError` for a flag without any (an unset variable)."""
     parts = [[part.strip() for part in value.split(",") if part.strip()] for value in values]
@@ -102,15 +110,15 @@ def names(option: str, values: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for listed in parts for part in listed))
 
 
-def _budget(option: str, text: str) -> float:
+def _budget(
+    option: str, text: str, what: str = "a budget", examples: str = "0 (0 is clean): 0.1, 8/255"
+) -> float:
     try:
         value = float(Fraction(text))
     except (ValueError, ZeroDivisionError, OverflowError):
         value = -1.0
     if value < 0:
-        raise UserError(
-            f"{option} {text} is not a budget; give a finite number of at least 0 (0 is clean): 0.1, 8/255"
-        )
+        raise UserError(f"{option} {text} is not {what}; give a finite number of at least {examples}")
     return value
 
 

@@ -30,7 +30,12 @@ def dataset_root(option: str | Path | None) -> Path:
         return existing_folder(option, "--data-dir")
     if os.environ.get("ROBBENCH_DATA"):
         return existing_folder(os.environ["ROBBENCH_DATA"], "ROBBENCH_DATA")
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "robbench" / "data"
+    return cache_folder("data")
+
+
+def cache_folder(name: str) -> Path:
+    """Folder `name` in the user's cache: XDG_CACHE_HOME, else ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "robbench" / name
 
 
 def sha256_file(path: Path) -> str:

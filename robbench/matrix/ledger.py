@@ -7,6 +7,7 @@ cards/<model>.yaml                      the cards of the models of the plan
 originals.npz                           clean images of the samples whose adversarial images are kept
 cells/<hash16>/cell.json                `records.CellRecord`
 cells/<hash16>/shard-<k>-<ids8>.parquet rows of block k; ids8 hashes the sample ids inside
+frechet/<cell16|clean>-<extractor8>.json  Fréchet distances (`frechet_records.FrechetRecord`)
 quarantine/                             shards that were not what they claimed to be
 superseded-<k>/                         what `--fresh` put aside
 """

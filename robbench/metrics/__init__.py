@@ -1,1 +1,1 @@
-"""Numbers computed from ledger rows: accuracy, perturbation size, likelihood. NumPy only, no torch."""
+"""Numbers computed from ledger rows, images and flows. NumPy only, but for `features` and `flow_samples`."""

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+Z_95 = 1.959963984540054
+
 
 @dataclass(frozen=True)
 class BitsPerDim:
     """Bits/dim of `n` samples.
 
-    mean: over the `n_finite` finite values (None without any). median: over everything but NaN, infinities in
+    mean: over the `n_finite` finite values (None without any), with its 95 % normal interval over samples (None for
+    fewer than two). median: over everything but NaN, infinities in
     their place (None when all are NaN; may be infinite). n_infinite, n_nan: what the mean leaves out.
     """
 
@@ -20,6 +23,8 @@ class BitsPerDim:
     n_finite: int
     n_infinite: int
     n_nan: int
+    lower: float | None = None
+    upper: float | None = None
 
     @property
     def median_note(self) -> str:
@@ -42,6 +47,7 @@ def bits_per_dim(values: ArrayLike) -> BitsPerDim:
         raise ValueError(f"bits/dim of shape {array.shape}; need one number a sample, at least one")
     finite = array[np.isfinite(array)]
     ordered = array[~np.isnan(array)]
+    lower, upper = _normal_interval(finite)
     return BitsPerDim(
         mean=float(finite.mean()) if len(finite) else None,
         median=_median(ordered) if len(ordered) else None,
@@ -49,7 +55,18 @@ def bits_per_dim(values: ArrayLike) -> BitsPerDim:
         n_finite=len(finite),
         n_infinite=int(np.isinf(array).sum()),
         n_nan=int(np.isnan(array).sum()),
+        lower=lower,
+        upper=upper,
     )
+
+
+def _normal_interval(
+    finite: "np.ndarray[tuple[int], np.dtype[np.float64]]",
+) -> tuple[float | None, float | None]:
+    if len(finite) < 2:
+        return None, None
+    mean, spread = float(finite.mean()), Z_95 * float(finite.std(ddof=1)) / len(finite) ** 0.5
+    return mean - spread, mean + spread
 
 
 def _median(values: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> float | None:

@@ -49,7 +49,7 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", HELP], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("name", ["run", "train", "report", "check", "list", "show", "doctor"])
+@pytest.mark.parametrize("name", ["run", "train", "report", "check", "fid", "samples", "list", "show", "doctor"])
 def test_every_command_has_help(name: str) -> None:
     result = invoked(name, "--help")
     assert result.exit_code == 0

@@ -54,3 +54,48 @@ class SampleRandom:
     def normal(self, sample_ids: Sequence[int] | Tensor, shape: Sequence[int], restart: int = 0) -> Tensor:
         """Standard normal, float32, one row a sample."""
         return self.draw(sample_ids, shape, lambda g, s: g.standard_normal(s), restart)
+
+
+class KeyedNumbers:
+    """Random numbers for many samples at once, keyed by (seed, stream, restart, sample id) and a counter.
+
+    A number is a hash (splitmix64, Steele et al. 2014) of its sample's key and its counter: no state, nothing shared
+    between samples, the same on every device. For searches that draw at every step; `SampleRandom` is the choice for
+    a few large draws.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        stream: str,
+        sample_ids: Sequence[int] | Tensor,
+        restart: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        keys = [derive_seed(seed, stream, restart, int(i)) for i in sample_ids]
+        self.keys = torch.tensor(keys, dtype=torch.int64, device=device)
+
+    @staticmethod
+    def uniform(keys: Tensor, counter: Tensor, count: int) -> Tensor:
+        """[n,count] float32 in [0,1). keys: [n] of this class; counter: [n] int64, number of the draw; at most
+        2**20 numbers a draw."""
+        bits = KeyedNumbers.bits(keys, counter, count)
+        return (bits >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24
+
+    @staticmethod
+    def bits(keys: Tensor, counter: Tensor, count: int) -> Tensor:
+        """[n,count] int64, all 64 bits random; see `uniform`."""
+        if not 0 <= count <= 2**20:
+            raise ValueError(f"{count} numbers a draw; at most {2**20}")
+        places = (counter[:, None] << 20) + torch.arange(count, device=keys.device)
+        return _splitmix64(_splitmix64(keys[:, None] + places * _GOLDEN_GAMMA))
+
+
+_GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64  # as int64; products wrap modulo 2**64
+
+
+def _splitmix64(z: Tensor) -> Tensor:
+    """Its finaliser on int64, with logical shifts."""
+    z = (z ^ (z >> 30 & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
+    z = (z ^ (z >> 27 & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
+    return z ^ (z >> 31 & (2**33 - 1))

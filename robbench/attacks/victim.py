@@ -45,6 +45,10 @@ class Victim:
         out: Tensor = self.module(x)
         return out
 
+    def margins(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Margins [n] of a clean fp32 forward of images on the device."""
+        return margins(self.logits(x), labels)
+
     def clean_logits(self, x: Tensor) -> Tensor:
         """Checked fp32 logits [N,K] on the CPU for images on any device, in batches of `batch_size`.
 

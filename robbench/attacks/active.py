@@ -1,0 +1,131 @@
+"""The active set: one loop for iterative searches whose samples come and go.
+
+A search is vectorised over samples that may be at different iterations. A sample leaves as soon as it is broken or
+has had all its iterations, and its place is taken by a waiting sample, so that the device sees full batches and a
+robust sample gets its full budget. Nothing here depends on order or batch size beyond rounding.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robbench.attacks.base import Candidates, Task
+from robbench.attacks.geometry import per_sample
+from robbench.attacks.spaces import State
+from robbench.attacks.victim import Victim, chunks
+
+CHECK_EVERY = 4  # steps between looks at who has finished, where looking makes the device wait
+RESERVED = ("adversarial", "broken", "iteration", "forwards", "backwards")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that begin a search. ids: [n] on the CPU, the rest on the victim's device. predictions: of the clean
+    images. x: [n,C,H,W] in [0,1]; y: [n]."""
+
+    ids: Tensor
+    x: Tensor
+    y: Tensor
+    predictions: Tensor
+    seed: int
+
+
+class Search(ABC):
+    """One search. Its state is a dictionary of tensors with the sample as first dimension; `RESERVED` entries:
+
+    adversarial: the admissible image [n,C,H,W] to hand back if the sample left now. broken: [n] bool, a forward of
+    that image was misclassified. iteration: [n] int64, iterations done. forwards, backwards: [n] int64, model calls.
+    iterations: how many a robust sample gets; `step` makes one for every sample and must not synchronise with the
+    device. A sample that has finished may stay for a few steps more: `note` leaves its results alone. witnesses: state entries from which a latent image is decoded again.
+    """
+
+    name: str
+    iterations: int
+    witnesses: tuple[str, ...] = ()
+
+    @abstractmethod
+    def begin(self, victim: Victim, batch: Batch) -> State:
+        """State of fresh samples, all `RESERVED` entries included (see `fresh_state`)."""
+
+    @abstractmethod
+    def step(self, victim: Victim, state: State) -> State:
+        """One iteration for every sample; `iteration`, `forwards` and `backwards` grow accordingly."""
+
+
+def fresh_state(x: Tensor) -> State:
+    """`RESERVED` entries of samples nothing has happened to yet; x [n,C,H,W] is their image."""
+    zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return {
+        "adversarial": x,
+        "broken": torch.zeros_like(zeros, dtype=torch.bool),
+        "iteration": zeros,
+        "forwards": zeros.clone(),
+        "backwards": zeros.clone(),
+    }
+
+
+def note(state: State, images: Tensor, margin: Tensor, iterations: int) -> None:
+    """Write down, in place, who was broken by admissible `images` [n,C,H,W] with margins [n] of a forward of exactly
+    these. A sample broken before, or past its last iteration, keeps what it has."""
+    fresh = (margin <= 0) & ~state["broken"] & (state["iteration"] <= iterations)
+    state["adversarial"] = torch.where(per_sample(fresh, images), images, state["adversarial"])
+    state["broken"] = state["broken"] | fresh
+
+
+def run_search(victim: Victim, search: Search, task: Task, found: Candidates, rows: Tensor) -> None:
+    """Run `search` on `rows` of the task ([m], on the CPU) and write what comes of it into `found`.
+
+    `found.step` becomes the iteration at which a sample was broken, `search.iterations` for the others.
+    """
+    state, places = _begin(victim, search, task, rows[: task.batch_size])
+    waiting = rows[task.batch_size :]
+    period, steps = (1 if victim.device.type == "cpu" else CHECK_EVERY), 0
+    while len(places):
+        if steps % period:
+            state, steps = search.step(victim, state), steps + 1
+            continue
+        done = state["broken"] | (state["iteration"] >= search.iterations)
+        leaving = done.cpu()
+        if bool(leaving.any()):
+            _record(search, found, {name: value[done] for name, value in state.items()}, places[leaving])
+            state = {name: value[~done] for name, value in state.items()}
+            places = places[~leaving]
+        missing = task.batch_size - len(places)
+        # A few free places are not worth a batch of their own.
+        if len(waiting) and (not len(places) or missing >= max(1, task.batch_size // 8)):
+            fresh, taken = _begin(victim, search, task, waiting[:missing])
+            waiting = waiting[missing:]
+            state = {n: torch.cat([state[n], fresh[n]]) for n in fresh} if len(places) else fresh
+            places = torch.cat([places, taken])
+            continue
+        if len(places):
+            state, steps = search.step(victim, state), steps + 1
+
+
+def _begin(victim: Victim, search: Search, task: Task, rows: Tensor) -> tuple[State, Tensor]:
+    where = rows.to(task.x.device)
+    batch = Batch(task.ids[rows], task.x[where], task.y[where], task.clean_predictions[where], task.seed)
+    return search.begin(victim, batch), rows
+
+
+def _record(search: Search, found: Candidates, state: State, rows: Tensor) -> None:
+    where = rows.to(found.adversarial.device)
+    found.adversarial[where] = state["adversarial"]
+    found.step[rows] = state["iteration"].cpu()
+    found.forwards[rows] += state["forwards"].cpu()
+    found.backwards[rows] += state["backwards"].cpu()
+    for name in found.witness:
+        found.witness[name][where] = state[name]
+
+
+def still_robust(victim: Victim, task: Task, found: Candidates, rows: Tensor) -> Tensor:
+    """The `rows` whose image in `found` a clean forward classifies correctly (counted)."""
+    kept = []
+    for part in chunks(rows, task.batch_size):
+        where = part.to(task.x.device)
+        right = victim.margins(found.adversarial[where], task.y[where]) > 0
+        found.forwards[part] += 1
+        kept.append(part[right.cpu()])
+    return torch.cat(kept) if kept else rows

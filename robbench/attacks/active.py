@@ -17,7 +17,7 @@ from robbench.attacks.spaces import State
 from robbench.attacks.victim import Victim, chunks
 
 CHECK_EVERY = 4  # steps between looks at who has finished, where looking makes the device wait
-RESERVED = ("adversarial", "broken", "iteration", "forwards", "backwards")
+RESERVED = ("adversarial", "broken", "broken_at", "iteration", "forwards", "backwards")
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,19 @@ class Search(ABC):
     """One search. Its state is a dictionary of tensors with the sample as first dimension; `RESERVED` entries:
 
     adversarial: the admissible image [n,C,H,W] to hand back if the sample left now. broken: [n] bool, a forward of
-    that image was misclassified. iteration: [n] int64, iterations done. forwards, backwards: [n] int64, model calls.
+    that image was misclassified; broken_at: the iteration of it. iteration: [n] int64, iterations done. forwards,
+    backwards: [n] int64, model calls.
+
     iterations: how many a robust sample gets; `step` makes one for every sample and must not synchronise with the
-    device. A sample that has finished may stay for a few steps more: `note` leaves its results alone. witnesses: state entries from which a latent image is decoded again.
+    device. A sample that has finished may stay for a few steps more: `note` leaves its results alone. witnesses: state
+    entries "witness/NAME" from which a latent image is decoded again. claims_only: "broken" must be confirmed by a
+    forward of `adversarial`; who is not goes on.
     """
 
     name: str
     iterations: int
     witnesses: tuple[str, ...] = ()
+    claims_only: bool = False
 
     @abstractmethod
     def begin(self, victim: Victim, batch: Batch) -> State:
@@ -53,6 +58,10 @@ class Search(ABC):
     def step(self, victim: Victim, state: State) -> State:
         """One iteration for every sample; `iteration`, `forwards` and `backwards` grow accordingly."""
 
+    def leave(self, state: State) -> State:
+        """Last word on samples that leave, for searches that settle `adversarial` only then."""
+        return state
+
 
 def fresh_state(x: Tensor) -> State:
     """`RESERVED` entries of samples nothing has happened to yet; x [n,C,H,W] is their image."""
@@ -60,6 +69,7 @@ def fresh_state(x: Tensor) -> State:
     return {
         "adversarial": x,
         "broken": torch.zeros_like(zeros, dtype=torch.bool),
+        "broken_at": zeros.clone(),
         "iteration": zeros,
         "forwards": zeros.clone(),
         "backwards": zeros.clone(),
@@ -71,6 +81,7 @@ def note(state: State, images: Tensor, margin: Tensor, iterations: int) -> None:
     these. A sample broken before, or past its last iteration, keeps what it has."""
     fresh = (margin <= 0) & ~state["broken"] & (state["iteration"] <= iterations)
     state["adversarial"] = torch.where(per_sample(fresh, images), images, state["adversarial"])
+    state["broken_at"] = torch.where(fresh, state["iteration"], state["broken_at"])
     state["broken"] = state["broken"] | fresh
 
 
@@ -81,17 +92,9 @@ def run_search(victim: Victim, search: Search, task: Task, found: Candidates, ro
     """
     state, places = _begin(victim, search, task, rows[: task.batch_size])
     waiting = rows[task.batch_size :]
-    period, steps = (1 if victim.device.type == "cpu" else CHECK_EVERY), 0
+    period = 1 if victim.device.type == "cpu" else CHECK_EVERY
     while len(places):
-        if steps % period:
-            state, steps = search.step(victim, state), steps + 1
-            continue
-        done = state["broken"] | (state["iteration"] >= search.iterations)
-        leaving = done.cpu()
-        if bool(leaving.any()):
-            _record(search, found, {name: value[done] for name, value in state.items()}, places[leaving])
-            state = {name: value[~done] for name, value in state.items()}
-            places = places[~leaving]
+        state, places = _without_finished(victim, search, found, state, places)
         missing = task.batch_size - len(places)
         # A few free places are not worth a batch of their own.
         if len(waiting) and (not len(places) or missing >= max(1, task.batch_size // 8)):
@@ -99,9 +102,32 @@ def run_search(victim: Victim, search: Search, task: Task, found: Candidates, ro
             waiting = waiting[missing:]
             state = {n: torch.cat([state[n], fresh[n]]) for n in fresh} if len(places) else fresh
             places = torch.cat([places, taken])
-            continue
-        if len(places):
-            state, steps = search.step(victim, state), steps + 1
+        for _ in range(period if len(places) else 0):
+            state = search.step(victim, state)
+
+
+def _without_finished(
+    victim: Victim, search: Search, found: Candidates, state: State, places: Tensor
+) -> tuple[State, Tensor]:
+    """The samples that go on; the others are recorded."""
+    if search.claims_only:
+        _confirm(victim, state)
+    done = state["broken"] | (state["iteration"] >= search.iterations)
+    leaving = done.cpu()
+    if not bool(leaving.any()):
+        return state, places
+    _record(search, found, search.leave({n: value[done] for n, value in state.items()}), places[leaving])
+    return {n: value[~done] for n, value in state.items()}, places[~leaving]
+
+
+def _confirm(victim: Victim, state: State) -> None:
+    """Take back what a forward of the image itself does not confirm."""
+    claimed = state["broken"].nonzero().squeeze(1)
+    if not len(claimed):
+        return
+    right = victim.margins(state["adversarial"][claimed], state["y"][claimed]) > 0
+    state["forwards"][claimed] += 1
+    state["broken"][claimed[right]] = False
 
 
 def _begin(victim: Victim, search: Search, task: Task, rows: Tensor) -> tuple[State, Tensor]:
@@ -113,11 +139,12 @@ def _begin(victim: Victim, search: Search, task: Task, rows: Tensor) -> tuple[St
 def _record(search: Search, found: Candidates, state: State, rows: Tensor) -> None:
     where = rows.to(found.adversarial.device)
     found.adversarial[where] = state["adversarial"]
-    found.step[rows] = state["iteration"].cpu()
+    step = torch.where(state["broken"], state["broken_at"], state["iteration"].clamp(max=search.iterations))
+    found.step[rows] = step.cpu()
     found.forwards[rows] += state["forwards"].cpu()
     found.backwards[rows] += state["backwards"].cpu()
     for name in found.witness:
-        found.witness[name][where] = state[name]
+        found.witness[name][where] = state[f"witness/{name}"]
 
 
 def still_robust(victim: Victim, task: Task, found: Candidates, rows: Tensor) -> Tensor:

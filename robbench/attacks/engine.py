@@ -1,8 +1,7 @@
-"""One search loop for all iterative attacks: an active set that is refilled as samples finish.
+"""Gradient ascent in a search space, as a search of the active set: what PGD, MIM, latent and joint attacks run.
 
-A sample leaves as soon as a clean forward of its admissible image is misclassified (early stop), a robust sample gets
-its full number of steps, and the places of those that left are filled with waiting samples, so that the device sees
-full batches. Noise is keyed by sample id; nothing here depends on the order or the batch size beyond rounding.
+A sample leaves as soon as an iterate is misclassified (early stop), a robust sample gets its full number of steps.
+Noise is keyed by sample id.
 """
 
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robbench.attacks.active import Batch, Search, fresh_state, note, run_search, still_robust
 from robbench.attacks.base import Candidates, Task
 from robbench.attacks.geometry import TINY, SampleNoise, norm_of, per_sample
 from robbench.attacks.inner import gradients
 from robbench.attacks.spaces import SearchSpace, State
-from robbench.attacks.victim import Victim, chunks, margins
+from robbench.attacks.victim import Victim, margins
 
 
 @dataclass(frozen=True)
@@ -30,104 +30,61 @@ class SearchPlan:
     label_source: str = "true"
 
 
-class ActiveSet:
-    """Runs one restart of a plan over the given rows of a task and writes into `found`."""
+class GradientSearch(Search):
+    """One restart of a plan.
 
-    def __init__(
-        self, victim: Victim, plan: SearchPlan, task: Task, found: Candidates, restart: int, stream: str
-    ):
-        self.victim, self.plan, self.task, self.found = victim, plan, task, found
-        self.restart, self.stream = restart, stream
+    Where an iterate may leave the box (latent spaces) its logits are not those of the clipped image: a break is then
+    only claimed, and the active set confirms it by a forward of the image itself.
+    """
 
-    def run(self, rows: Tensor) -> None:
-        """rows: positions in the task, [m], on the CPU."""
-        waiting = list(chunks(rows, self.task.batch_size))
-        state, places, steps = self._begin(waiting.pop(0))
-        while len(places):
-            state, places, steps = self._step(state, places, steps)
-            missing = self.task.batch_size - len(places)
-            if waiting and missing:
-                state, places, steps = self._refill(waiting, missing, state, places, steps)
+    def __init__(self, plan: SearchPlan, name: str, restart: int, witnesses: tuple[str, ...]) -> None:
+        self.plan, self.space, self.name, self.restart = plan, plan.space, name, restart
+        self.iterations, self.witnesses = plan.steps, witnesses
+        self.claims_only = not plan.space.admissible
 
-    def _begin(self, rows: Tensor) -> tuple[State, Tensor, Tensor]:
-        x, y = self.task.x[rows], self.task.y[rows]
-        ids = self.task.ids[rows]
-        noise = SampleNoise(self.task.seed, self.stream, ids, self.restart, self.victim.device)
-        state = self.plan.space.start(x, y, noise)
-        source = self.task.clean_predictions[rows] if self.plan.label_source == "predicted" else y
-        state = {**state, "target": source}
+    def begin(self, victim: Victim, batch: Batch) -> State:
+        noise = SampleNoise(batch.seed, self.name, batch.ids, self.restart, victim.device)
+        state = self.space.start(batch.x, batch.y, noise)
+        target = batch.predictions if self.plan.label_source == "predicted" else batch.y
+        state |= {"target": target, **fresh_state(batch.x)}
         if self.plan.momentum is not None:
-            state |= {
-                f"momentum/{name}": torch.zeros_like(state[name]) for name in self.plan.space.perturbations
-            }
-        return state, rows, torch.zeros(len(rows), dtype=torch.int64)
+            state |= {f"momentum/{name}": torch.zeros_like(state[name]) for name in self.space.perturbations}
+        return state | {f"witness/{name}": torch.zeros_like(state[name]) for name in self.witnesses}
 
-    def _refill(
-        self, waiting: list[Tensor], missing: int, state: State, places: Tensor, steps: Tensor
-    ) -> tuple[State, Tensor, Tensor]:
-        rows = waiting.pop(0)
-        if len(rows) > missing:
-            waiting.insert(0, rows[missing:])
-            rows = rows[:missing]
-        fresh, new_places, new_steps = self._begin(rows)
-        merged = {name: torch.cat([state[name], fresh[name]]) for name in fresh} if len(places) else fresh
-        return merged, torch.cat([places, new_places]), torch.cat([steps, new_steps])
-
-    def _step(self, state: State, places: Tensor, steps: Tensor) -> tuple[State, Tensor, Tensor]:
-        """One gradient step for everybody; broken and finished samples are recorded and leave."""
-        logits: list[Tensor] = []
+    def step(self, victim: Victim, state: State) -> State:
+        found: list[tuple[Tensor, Tensor]] = []
 
         def loss(image: Tensor) -> Tensor:
-            out = self.victim.differentiable(image)
-            logits.append(out.detach())
+            out = victim.differentiable(image)
+            found.append((image.detach(), out.detach()))
             return nn.functional.cross_entropy(out, state["target"], reduction="none")
 
-        slopes, state = gradients(self.plan.space, state, loss)
-        self.found.forwards[places] += 1
-        self.found.backwards[places] += 1
-        leaving = torch.zeros(len(places), dtype=torch.bool)
+        slopes, state = gradients(self.space, state, loss)
+        live = ~state["broken"] & (state["iteration"] < self.iterations)
         if self.plan.early_stop:
-            leaving = self._record_broken(state, places, steps, logits[0])
-        state = self.plan.space.advance(*self._with_momentum(state, slopes))
-        steps = steps + 1
-        ended = (steps >= self.plan.steps) & ~leaving
-        if bool(ended.any()):
-            self._record(state, places, ended)
-        keep = ~(leaving | ended)
-        if bool(keep.all()):
-            return state, places, steps
-        chosen = keep.to(self.victim.device)
-        return {name: value[chosen] for name, value in state.items()}, places[keep], steps[keep]
+            self._note(state, *found[0])
+        moved = self.space.advance(*self._with_momentum(state, slopes))
+        for name in self.space.perturbations:
+            moved[name] = torch.where(per_sample(live, moved[name]), moved[name], state[name])
+        return moved | {name: state[name] + live for name in ("iteration", "forwards", "backwards")}
 
-    def _record_broken(self, state: State, places: Tensor, steps: Tensor, logits: Tensor) -> Tensor:
-        """Which samples a clean forward of the admissible image finds misclassified; they are written down."""
-        suspects = (margins(logits, state["y"]) <= 0).cpu()
-        if not bool(suspects.any()):
-            return suspects
-        chosen = suspects.to(self.victim.device)
-        part = {name: value[chosen] for name, value in state.items()}
-        image = self.plan.space.finish(part)
-        self.found.forwards[places[suspects]] += 1
-        broken = (margins(self.victim.logits(image), part["y"]) <= 0).cpu()
-        confirmed = suspects.clone()
-        confirmed[suspects] = broken
-        self._write(part, image, places[suspects], broken)
-        self.found.step[places[confirmed]] = steps[confirmed]
-        return confirmed
+    def _note(self, state: State, image: Tensor, logits: Tensor) -> None:
+        before = state["broken"]
+        note(state, image.clamp(0.0, 1.0), margins(logits, state["y"]), self.iterations)
+        fresh = state["broken"] & ~before
+        for name in self.witnesses:
+            kept = state[f"witness/{name}"]
+            state[f"witness/{name}"] = torch.where(per_sample(fresh, kept), state[name], kept)
 
-    def _record(self, state: State, places: Tensor, chosen: Tensor) -> None:
-        """Last iterates; whether they are broken is the base class's to say, the step is the last one."""
-        where = chosen.to(self.victim.device)
-        part = {name: value[where] for name, value in state.items()}
-        rows = places[chosen]
-        self._write(part, self.plan.space.finish(part), rows, torch.ones(len(rows), dtype=torch.bool))
-        self.found.step[rows] = self.plan.steps
-
-    def _write(self, part: State, image: Tensor, rows: Tensor, chosen: Tensor) -> None:
-        where = chosen.to(image.device)
-        self.found.adversarial[rows[chosen]] = image[where]
-        for name in self.found.witness:
-            self.found.witness[name][rows[chosen]] = part[name][where]
+    def leave(self, state: State) -> State:
+        """Who was not broken hands back the last iterate."""
+        broken = state["broken"]
+        last = self.space.finish(state)
+        state["adversarial"] = torch.where(per_sample(broken, last), state["adversarial"], last)
+        for name in self.witnesses:
+            kept = state[f"witness/{name}"]
+            state[f"witness/{name}"] = torch.where(per_sample(broken, kept), kept, state[name])
+        return state
 
     def _with_momentum(self, state: State, slopes: State) -> tuple[State, State]:
         if self.plan.momentum is None:
@@ -144,18 +101,17 @@ def search(
 ) -> Candidates:
     """Run every restart of `plan`; later restarts only see samples no earlier one broke.
 
-    The noise stream is (seed, algorithm name, restart, sample id). Returned tensors are on the victim's device.
+    The noise stream is (seed, attack name, restart, sample id). Returned tensors are on the victim's device.
     """
     n = len(task.x)
     zeros = torch.zeros(n, dtype=torch.int64)
     found = Candidates(task.x.clone(), zeros - 1, zeros.clone(), zeros.clone(), [name] * n)
+    found.witness = _empty_witness(plan, task, witnesses)
     rows = torch.arange(n)
     for restart in range(plan.restarts):
         if not len(rows):
             break
-        if restart == 0:
-            found.witness = _empty_witness(plan, task, witnesses)
-        ActiveSet(victim, plan, task, found, restart, name).run(rows)
+        run_search(victim, GradientSearch(plan, name, restart, witnesses), task, found, rows)
         if restart + 1 < plan.restarts:
             rows = still_robust(victim, task, found, rows)
     return found
@@ -167,13 +123,3 @@ def _empty_witness(plan: SearchPlan, task: Task, witnesses: tuple[str, ...]) -> 
     return {
         name: torch.zeros((len(task.x), *sample[name].shape[1:]), device=task.x.device) for name in witnesses
     }
-
-
-def still_robust(victim: Victim, task: Task, found: Candidates, rows: Tensor) -> Tensor:
-    """The rows whose current example a clean forward classifies correctly (counted)."""
-    kept = []
-    for part in chunks(rows, task.batch_size):
-        right = margins(victim.logits(found.adversarial[part]), task.y[part]) > 0
-        found.forwards[part] += 1
-        kept.append(part[right.cpu()])
-    return torch.cat(kept)

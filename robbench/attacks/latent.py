@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robbench.attacks import engine
+from robbench.attacks.active import still_robust
 from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.geometry import Noise, SampleNoise, project
 from robbench.attacks.named import ATTACKS, Cost
@@ -66,7 +66,7 @@ class RandomLatentAttack(Attack):
                 )
                 found.adversarial[part], shift[part] = image, delta
             if draw + 1 < self.parameters.draws:
-                rows = engine.still_robust(victim, task, found, rows)
+                rows = still_robust(victim, task, found, rows)
         return found
 
 

@@ -8,7 +8,7 @@ lost it). `finish` gives the admissible image.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -34,9 +34,13 @@ class Codec(Protocol):
 
 
 class SearchSpace(ABC):
-    """Base of image, latent and joint spaces. `perturbations` names the state entries that are searched."""
+    """Base of image, latent and joint spaces. `perturbations` names the state entries that are searched.
+
+    admissible: whether every rendered image lies in the box, so that its logits are those of `finish`.
+    """
 
     perturbations: tuple[str, ...]
+    admissible: ClassVar[bool] = False
 
     @abstractmethod
     def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
@@ -63,6 +67,7 @@ class ImageSpace(SearchSpace):
     Order of projections: ball, then box. The box contains x, so clipping never leaves the ball again.
     """
 
+    admissible: ClassVar[bool] = True
     norm: Norm
     epsilon: float
     step_size: float

@@ -70,6 +70,14 @@ def main() -> None:
     type=click.Choice(("float32", "float64")),
     help="In what flows score attacked images.  [default: float32]",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(("fp32", "bf16", "tf32")),
+    default="fp32",
+    show_default=True,
+    help="In which attacks search classifiers; verdicts are fp32 always.",
+)
+@click.option("--compile", "compiled", is_flag=True, help="Search with torch.compile.")
 @click.option("--out", type=FolderOrFile(), help="[default: robbench-runs/<dataset>-seed<seed>]")
 @click.option("--resume/--fresh", default=True, help="Keep finished cells (default), or put them aside.")
 @click.option("--dry-run", is_flag=True, help="Print the matrix and its cost, compute nothing.")
@@ -166,11 +174,12 @@ def train(context: click.Context, /, **options: Any) -> None:
 
 @main.command()
 @click.argument("run_folder", metavar="RUN", type=FolderOrFile())
-def report(run_folder: Path) -> None:
+@click.option("--sizes", is_flag=True, help="Print perturbation sizes and Frechet distances too.")
+def report(run_folder: Path, sizes: bool) -> None:
     """Write the tables of a run folder again and print them."""
     from robbench.matrix.session import write_report
 
-    print_paths(write_report(run_folder))
+    print_paths(write_report(run_folder, sizes))
 
 
 @main.command()

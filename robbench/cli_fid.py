@@ -1,5 +1,6 @@
 """`robbench fid`: Fréchet distances of a run's images. Only click is imported before the command runs."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +59,7 @@ def fid(context: click.Context, /, run_folder: Path, **options: Any) -> None:
     for line in notes:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     click.echo(f"JSON {(run_folder / FRECHET_FOLDER).absolute()}")
+    click.echo(f"Into the tables: robbench report {shlex.quote(str(run_folder))} --sizes")
     context.exit(CELLS_MISSING if any(record.status != "ok" for record in records) else 0)
 
 

@@ -110,7 +110,7 @@ def _without_finished(
     victim: Victim, search: Search, found: Candidates, state: State, places: Tensor
 ) -> tuple[State, Tensor]:
     """The samples that go on; the others are recorded."""
-    if search.claims_only:
+    if search.claims_only or not victim.exact:
         _confirm(victim, state)
     done = state["broken"] | (state["iteration"] >= search.iterations)
     leaving = done.cpu()

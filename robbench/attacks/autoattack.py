@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.named import ATTACKS, Cost
-from robbench.attacks.victim import Victim, chunks, margins
+from robbench.attacks.victim import Victim, chunks
 from robbench.errors import UserError
 from robbench.random import derive_seed
 from robbench.specs import Strict
@@ -144,7 +144,7 @@ class AutoAttackReference(Attack):
         devices = [task.x.device] if task.x.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()):
             candidate = attack.perturb(x.clone(), y.clone()).detach()
-        broken = (margins(victim.logits(candidate), y) <= 0).cpu()
+        broken = (victim.margins(candidate, y) <= 0).cpu()
         found.forwards[rows] += round(model.images / len(rows)) + 1
         found.backwards[rows] += round(model.graphs / len(rows))
         found.adversarial[rows[broken]] = candidate[broken.to(candidate.device)]

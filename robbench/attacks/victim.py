@@ -1,19 +1,26 @@
 """The model as attacks see it, and the small things everybody needs to score it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from robbench.errors import UserError
 
+SearchPrecision = Literal["fp32", "bf16", "tf32"]
+
+
+def full_precision() -> AbstractContextManager[None]:
+    """fp32 means fp32: no TF32 in convolutions and matrix products on recent GPUs; restored after."""
+    return _tensor_float_32(False)
+
 
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """fp32 means fp32: no TF32 in convolutions and matrix products on recent GPUs; restored after."""
+def _tensor_float_32(allowed: bool) -> Iterator[None]:
     before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
     try:
         yield
     finally:
@@ -28,26 +35,45 @@ def chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
 class Victim:
     """A frozen model as an attack sees it. Counts nothing by itself: engines count per sample.
 
-    module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside.
+    module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside. precision, compiled: how `logits` and
+    `differentiable` compute, which a search may be told in order to be faster; `margins` and `clean_logits`, on which
+    verdicts stand, are fp32 forwards of the unmodified module always.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device | str = "cpu", batch_size: int = 256) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device | str = "cpu",
+        batch_size: int = 256,
+        precision: SearchPrecision = "fp32",
+        compiled: bool = False,
+    ) -> None:
         self.module, self.device, self.batch_size = module.to(device), torch.device(device), batch_size
+        self.precision: SearchPrecision = precision
+        self.exact = precision == "fp32" and not compiled
+        self._searched: Callable[[Tensor], Tensor] = (
+            torch.compile(self.module, dynamic=True) if compiled else self.module
+        )
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits [n,K] without a graph, on x's device."""
+        """Logits [n,K] without a graph, on x's device, in the search's precision."""
         with torch.no_grad():
-            out: Tensor = self.module(x)
-        return out
+            return self.differentiable(x)
 
     def differentiable(self, x: Tensor) -> Tensor:
-        """Logits [n,K] with a graph to x."""
-        out: Tensor = self.module(x)
-        return out
+        """Logits [n,K] with a graph to x, in the search's precision."""
+        if self.precision == "fp32":
+            return self._searched(x)
+        if self.precision == "tf32":
+            with _tensor_float_32(True):
+                return self._searched(x)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self._searched(x).float()
 
     def margins(self, x: Tensor, labels: Tensor) -> Tensor:
         """Margins [n] of a clean fp32 forward of images on the device."""
-        return margins(self.logits(x), labels)
+        with torch.no_grad():
+            return margins(self.module(x), labels)
 
     def clean_logits(self, x: Tensor) -> Tensor:
         """Checked fp32 logits [N,K] on the CPU for images on any device, in batches of `batch_size`.
@@ -73,7 +99,8 @@ class Victim:
             )
 
     def _checked(self, x: Tensor) -> Tensor:
-        out = self.logits(x)
+        with torch.no_grad():
+            out = self.module(x)
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != len(x) or out.shape[1] < 2:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise UserError(

@@ -57,11 +57,12 @@ class FlowCell(Cell):
 @dataclass(frozen=True)
 class CellBuilder:
     """Makes cells. flow: what latent attacks and bits/dim of classifier cells use. batch_size: images at once.
-    likelihood_dtype: in which flows score images."""
+    likelihood_dtype: in which flows score images. search_precision: in which attacks search classifiers."""
 
     seed: int
     batch_size: int
     likelihood_dtype: torch.dtype
+    search_precision: str
     dataset: Dataset
     samples: tuple[int, ...]
     device: torch.device
@@ -96,6 +97,7 @@ class CellBuilder:
         self, card: ModelCard, attack: NamedAttack, flow: ModelCard | None, precision: Precision
     ) -> CellRecord:
         spec, dataset = attack.spec, self.dataset
+        search = self.search_precision if attack.target == "classifier" else "fp32"
         attack_flow = flow if spec.needs_flow else None
         batch = min(self.batch_size, SHARD_SIZE) if attack.batch_dependent else None
         return CellRecord(
@@ -110,6 +112,7 @@ class CellBuilder:
                 dataset.revision,
                 self.seed,
                 precision,
+                search,
             ),
             model=card.name,
             defense=card.defense,
@@ -121,6 +124,7 @@ class CellBuilder:
             attack_flow=_reference(attack_flow),
             nll_flow=_reference(flow),
             precision=precision,
+            search_precision=search,
             engine=attack.engine,
             batch_size=batch,
         )

@@ -159,7 +159,8 @@ class _Executor:
             return likelihood_rows(self._attacked_flow(cell, ids), kept)
         assert isinstance(cell, ClassifierCell)
         x, y = self.plan.dataset.test.by_ids(ids)
-        victim = Victim(cell.model.module, self.plan.device, self.plan.batch_size)
+        plan = self.plan
+        victim = Victim(cell.model.module, plan.device, plan.batch_size, plan.precision, plan.compiled)
         outcome = cell.attack.evaluate(
             victim, torch.tensor(ids), x, y, seed=self.plan.run.seed, batch_size=self.plan.batch_size
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from robbench.attacks.victim import SearchPrecision
 from robbench.data import Dataset, dataset_names, load_dataset, sample_ids
 from robbench.defenses import DEFENSES, FLOW_DEFENSES
 from robbench.device import resolve_device, versions
@@ -33,6 +34,7 @@ class RunRequest:
     """What `robbench run` was asked for. n: None means all of digits, 1,000 of any other data set.
 
     epsilons, etas, steps: budgets instead of the data set's and steps instead of the attack's; one cell each.
+    precision, compiled: how attacks search classifiers (verdicts are fp32 always).
     likelihood_dtype: "float32" or "float64", in which flows score images (None: float32). keep_examples: adversarial
     images kept a cell.
     """
@@ -50,6 +52,8 @@ class RunRequest:
     etas: tuple[float, ...] = ()
     steps: tuple[int, ...] = ()
     likelihood_dtype: str | None = None
+    precision: SearchPrecision = "fp32"
+    compiled: bool = False
     threat_models: Path | None = None
     zoo: Path | None = None
     data_dir: Path | None = None
@@ -69,6 +73,8 @@ class Plan:
     device: torch.device
     batch_size: int
     keep_examples: int
+    precision: SearchPrecision = "fp32"
+    compiled: bool = False
 
     def blocks(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """(number, sample ids) of the shards-to-be, `SHARD_SIZE` samples each."""
@@ -100,6 +106,7 @@ def build_plan(request: RunRequest) -> Plan:
     builder = CellBuilder(
         seed=request.seed,
         batch_size=request.batch_size,
+        search_precision=request.precision + (", compiled" if request.compiled else ""),
         likelihood_dtype=torch.float64 if request.likelihood_dtype == "float64" else torch.float32,
         dataset=dataset,
         samples=samples,
@@ -118,6 +125,8 @@ def build_plan(request: RunRequest) -> Plan:
         device=device,
         batch_size=request.batch_size,
         keep_examples=request.keep_examples,
+        precision=request.precision,
+        compiled=request.compiled,
     )
 
 

@@ -47,6 +47,7 @@ class CellRecord(Strict):
     attack_flow: FlowReference | None = None
     nll_flow: FlowReference | None = None
     precision: Precision = "fp32"
+    search_precision: str = "fp32"
     engine: str
     batch_size: int | None = None
     status: Status = "running"
@@ -76,12 +77,14 @@ def cell_hash(
     dataset_revision: str,
     seed: int,
     precision: Precision = "fp32",
+    search_precision: str = "fp32",
 ) -> str:
     """Address of a cell: sha256 over all that its rows depend on.
 
     attack: as built, every default of its parameters filled in. Its label is left out: it is only how a table calls
     it ("pgd20@0.2" may be plain "pgd20"). engine: code and version that searches. batch_size: only for attacks whose
-    results depend on it. precision: of the scores.
+    results depend on it. precision: of the scores;
+    search_precision: of the search ("bf16", "fp32, compiled").
     """
     return canonical_hash(
         {
@@ -90,6 +93,7 @@ def cell_hash(
             "nll_flow": nll_flow.function_hash if nll_flow else None,
             "attack": attack.model_dump(mode="json", exclude={"label"}),
             "precision": precision,
+            "search_precision": search_precision,
             "engine": engine,
             "batch_size": batch_size,
             "dataset": dataset,

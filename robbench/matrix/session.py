@@ -10,10 +10,11 @@ from rich.table import Table
 
 from robbench.cli_base import print_paths
 from robbench.errors import UserError
+from robbench.matrix.cells import Cell
 from robbench.matrix.executor import execute
 from robbench.matrix.folder import check_folder, opened
 from robbench.matrix.ledger import ORIGINALS_FILE, Ledger, load_run
-from robbench.matrix.plan import Cell, Plan, RunRequest, build_plan
+from robbench.matrix.plan import Plan, RunRequest, build_plan
 from robbench.matrix.progress import Terminal, run_progress
 from robbench.matrix.records import Run
 
@@ -37,15 +38,22 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     return failed
 
 
-def write_report(folder: Path) -> list[Path]:
-    """Write and print the tables of a run folder again; returns the paths of CSV and HTML."""
-    return _publish(load_run(folder), Terminal())
+def write_report(folder: Path, sizes: bool = False) -> list[Path]:
+    """Write and print the tables of a run folder again; returns the paths of CSV and HTML. sizes: print the
+    perturbation sizes too."""
+    from robbench.publish.terminal import terminal_sizes
+
+    run, console = load_run(folder), Terminal()
+    paths = _publish(run, console)
+    if sizes:
+        console.print(terminal_sizes(run))
+    return paths
 
 
 def check_run(folder: Path, against: Path, tolerance: float | None = None, complete: bool = False) -> bool:
     """Compare a run with the reference numbers in `against`; prints every comparison, True when it passed.
 
-    complete: every accuracy of the run must have a reference.
+    complete: every accuracy, and of flows every bits/dim, must have a reference.
     """
     from robbench.publish.check import check, print_results, without_reference
     from robbench.publish.tables import leaderboard
@@ -57,7 +65,7 @@ def check_run(folder: Path, against: Path, tolerance: float | None = None, compl
     missing = without_reference(rows, results) if complete else []
     if missing:
         console.print(
-            f"no reference number for {len(missing)} accuracies of the run: {', '.join(missing[:5])}",
+            f"no reference number for {len(missing)} numbers of the run: {', '.join(missing[:5])}",
             style="red",
             markup=False,
             soft_wrap=True,
@@ -66,7 +74,8 @@ def check_run(folder: Path, against: Path, tolerance: float | None = None, compl
 
 
 def _publish(run: Run, console: Console) -> list[Path]:
-    """Write the tables and print the leaderboard; paths of CSV and HTML."""
+    """Write the tables and print accuracies and likelihoods; paths of CSV and HTML."""
+    from robbench.publish.terminal import terminal_likelihood
     from robbench.publish.writers import terminal_table, write_tables
 
     stored = Ledger(run.folder).originals()
@@ -80,7 +89,11 @@ def _publish(run: Run, console: Console) -> list[Path]:
         return np.stack([stored[int(i)] for i in ids])
 
     paths = write_tables(run, run.folder, originals if stored else None)
-    console.print(terminal_table(run))
+    targets = {result.cell.attack.target for result in run.cells}
+    if "classifier" in targets:
+        console.print(terminal_table(run))
+    if "flow" in targets:
+        console.print(terminal_likelihood(run))
     return [paths["csv"], paths["html"]]
 
 

@@ -47,16 +47,17 @@ def bits_per_dim(values: ArrayLike) -> BitsPerDim:
         raise ValueError(f"bits/dim of shape {array.shape}; need one number a sample, at least one")
     finite = array[np.isfinite(array)]
     ordered = array[~np.isnan(array)]
-    lower, upper = _normal_interval(finite)
+    scale = float(np.abs(finite).max()) or 1.0 if len(finite) else 1.0  # sums near 1e308 would overflow
+    lower, upper = _normal_interval(finite / scale)
     return BitsPerDim(
-        mean=float(finite.mean()) if len(finite) else None,
+        mean=scale * float((finite / scale).mean()) if len(finite) else None,
         median=_median(ordered) if len(ordered) else None,
         n=len(array),
         n_finite=len(finite),
         n_infinite=int(np.isinf(array).sum()),
         n_nan=int(np.isnan(array).sum()),
-        lower=lower,
-        upper=upper,
+        lower=None if lower is None else scale * lower,
+        upper=None if upper is None else scale * upper,
     )
 
 

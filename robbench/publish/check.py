@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Literal
 
 from robbench.errors import UserError
 from robbench.matrix.records import Run
-from robbench.publish.tables import TableRow, combined_attacks, leaderboard
+from robbench.publish.likelihood import BITS
+from robbench.publish.rows import TableRow
+from robbench.publish.tables import combined_attacks, leaderboard
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +40,7 @@ Verdict = Literal["pass", "fail", "not run"]
 REQUIRED = ("dataset", "model", "attack", "metric", "value")
 PERCENTAGE_POINTS = 0.5
 RELATIVE = 0.01
+BITS_PER_DIM = 0.01
 LISTED_ABSENT = 40
 _SAME_BUDGET = 1e-6  # relative: 8/255 written with seven digits is still 8/255
 
@@ -104,18 +107,20 @@ def passed(results: Sequence[CheckResult]) -> bool:
 
 
 def without_reference(measured: Sequence[TableRow], results: Sequence[CheckResult]) -> list[str]:
-    """Accuracies of the run that no reference number speaks of, as "model x attack": after a renamed attack or
-    model, everything that is left may still pass."""
+    """Accuracies, and of flows bits/dim, of the run that no reference number speaks of, as "model x attack": after a
+    renamed attack or model, everything that is left may still pass."""
     compared = {(r.measured.model, r.measured.attack) for r in results if r.measured is not None}
-    names = {(row.model, row.attack): None for row in measured if row.metric == "accuracy"}
+    names = {(row.model, row.attack): None for row in measured if row.metric in ("accuracy", "bits_per_dim")}
     return [f"{model} x {attack}" for model, attack in names if (model, attack) not in compared]
 
 
 def default_tolerance(unit: str, value: float, percentage_points: float | None = None) -> float:
-    """0.5 percentage points for metrics in percent (or `percentage_points`), else 1 % of the reference."""
+    """0.5 percentage points for metrics in percent (or `percentage_points`); for bits/dim 0.01 or 1 % of the reference,
+    whichever is larger; else 1 % of the reference."""
     if unit == "%":
         return PERCENTAGE_POINTS if percentage_points is None else percentage_points
-    return RELATIVE * abs(value)
+    relative = RELATIVE * abs(value)
+    return max(BITS_PER_DIM, relative) if unit == BITS else relative
 
 
 # ------------------------------------------------------------------------------------------------- comparison
@@ -357,7 +362,8 @@ def _blank_table(results: Sequence[CheckResult]) -> "Table":
     counts = Counter(result.verdict for result in results)
     caption = (
         f"{counts['pass']} pass, {counts['fail']} fail, {counts['not run']} not run. Tolerance where the "
-        f"reference states none: {PERCENTAGE_POINTS} percentage points, {100 * RELATIVE:g} % in other units."
+        f"reference states none: {PERCENTAGE_POINTS} percentage points, {100 * RELATIVE:g} % in other units "
+        f"(of bits/dim at least {BITS_PER_DIM:g})."
     )
     return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=Text(caption))
 

@@ -1,4 +1,5 @@
-"""Triples of original, adversarial and magnified difference as inline PNG images."""
+"""Images of a run as inline PNGs: of a classifier original, adversarial and magnified difference; of a flow the images
+that were attacked and what became of them, each with its bits/dim."""
 
 import base64
 import io
@@ -12,12 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from robbench.matrix.records import CellResult, Run
-from robbench.publish.tables import complete
+from robbench.publish.likelihood import Role, bits_text, role, steps_of
+from robbench.publish.rows import complete
 
 Pixels = NDArray[np.float32]
 Originals = Callable[[Sequence[int]], np.ndarray]
 
 TRIPLES = 6
+STRIP_SAMPLES = 4
+_GROUPS: tuple[tuple[str, tuple[Role, ...]], ...] = (
+    ("test images", ("in", "noise")),
+    ("uniform-noise images", ("out",)),
+)
 SHOWN_SIDE = 128  # pixels of the longer side of a shown image, at least
 FACTORS = (1, 2, 5, 10, 20, 50, 100)
 
@@ -104,6 +111,77 @@ def _class_name(run: Run, index: int) -> str:
     return run.class_names[index] if 0 <= index < len(run.class_names) else str(index)
 
 
+# ------------------------------------------------------------------------------------------------------ flows
+@dataclass(frozen=True)
+class Shot:
+    """One image (data URI) of a sample and its bits/dim."""
+
+    sample_id: int
+    uri: str
+    bits: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One kind of image over the same samples, in the same order. name: "test images", "nll-in@32"."""
+
+    name: str
+    about: str
+    shots: tuple[Shot, ...]
+
+
+def strips(run: Run, results: Sequence[CellResult], limit: int = STRIP_SAMPLES) -> list[Strip]:
+    """Rows of a flow's gallery over up to `limit` samples: test images, in-distribution attack and noise of the same
+    size, uniform-noise images, out-of-distribution attack. Of each attack the largest budget with images is shown."""
+    cells = _strongest(complete(run, results))
+    kept = {key: _kept(result) for key, result in cells.items()}
+    ids = sorted(set.intersection(*[set(rows.index) for rows in kept.values()]))[:limit] if kept else []
+    if not ids:
+        return []
+    found: list[Strip] = []
+    for original, keys in _GROUPS:
+        present = [key for key in keys if key in kept]
+        if present:
+            found.append(_strip(run, kept[present[0]].loc[ids], "original", original, "before any attack"))
+        for key in present:
+            attack = cells[key].cell.attack
+            about = f"epsilon {attack.epsilon:g} of {attack.pixel_range}"
+            found.append(_strip(run, kept[key].loc[ids], "example", attack.label, about))
+    return found
+
+
+def _strongest(results: Sequence[CellResult]) -> dict[Role, CellResult]:
+    """The cell with images of the largest epsilon, then the most steps, a role; noise of the size of the attack."""
+    shown = [r for r in sorted(results, key=_strength) if r.rows["example"].notna().any()]
+    found = {role(result.cell.attack): result for result in shown}
+    if "in" not in found:
+        return found
+    size = _strength(found["in"])[0]
+    noise = [r for r in shown if role(r.cell.attack) == "noise" and _strength(r)[0] == size]
+    return {key: r for key, r in found.items() if key != "noise"} | ({"noise": noise[0]} if noise else {})
+
+
+def _strength(result: CellResult) -> tuple[float, int]:
+    attack = result.cell.attack
+    return attack.epsilon or 0.0, steps_of(attack) or 0
+
+
+def _kept(result: CellResult) -> pd.DataFrame:
+    rows = result.rows
+    return rows[rows["example"].notna() & rows["original"].notna()].set_index("sample_id")
+
+
+def _strip(run: Run, rows: pd.DataFrame, column: str, name: str, about: str) -> Strip:
+    score = "nll_before" if column == "original" else "nll_after"
+    images = [np.frombuffer(bytes(stored), dtype="<f4").reshape(run.shape) for stored in rows[column]]
+    shots = [
+        Shot(int(i), data_uri(image), bits_text(float(bits)))
+        for i, image, bits in zip(rows.index, images, rows[score], strict=True)
+    ]
+    return Strip(name, about, tuple(shots))
+
+
+# ------------------------------------------------------------------------------------------------------ images
 def magnification(largest: float) -> int:
     """The largest of FACTORS that keeps 0.5 + factor / 2 * difference inside [0, 1]; grey means no change."""
     return max((factor for factor in FACTORS if factor * largest <= 1), default=1)

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,13 @@ import numpy as np
 
 from robbench.matrix.records import CellResult, Run
 from robbench.publish import wording
+from robbench.publish.flow_page import NO_SHOTS, Number, flow_section, nll_parts, score_number
 from robbench.publish.gallery import Originals, Triple, triples
-from robbench.publish.tables import (
-    NEAR_TIE,
-    ModelResults,
-    TableRow,
-    cell_status,
-    leaderboard,
-    models,
-    wide,
-)
+from robbench.publish.likelihood import caption
+from robbench.publish.perturbation import Distances, Footnotes, distances
+from robbench.publish.reproduce import commands
+from robbench.publish.rows import ModelResults, TableRow, attacked, broken, cell_status, models, rows_of
+from robbench.publish.tables import NEAR_TIE, leaderboard, wide
 from robbench.resources import write_text_atomically
 from robbench.specs import ModelCard, ResolvedAttack
 
@@ -32,6 +28,7 @@ NO_ORIGINALS = (
     "images of the data set. Write the report again where the data set is at hand."
 )
 NO_EXAMPLES = "No images: the run stored no adversarial examples of this model."
+DISTANCES = ("l2", "linf", "l2_all", "linf_all")
 
 
 @dataclass(frozen=True)
@@ -44,20 +41,12 @@ class AttackLine:
     attacked: int
     broken: int
     components: str
-    numbers: Mapping[str, "Number"]
-
-
-@dataclass(frozen=True)
-class Number:
-    """A table cell: what to show and what to sort by (empty when there is nothing)."""
-
-    text: str
-    order: str = ""
+    numbers: Mapping[str, Number]
 
 
 @dataclass(frozen=True)
 class ModelSection:
-    """Everything the page says about one model."""
+    """Everything the page says about one classifier. scores: names of its Fréchet distances."""
 
     anchor: str
     name: str
@@ -67,6 +56,9 @@ class ModelSection:
     has_likelihood: bool
     triples: tuple[Triple, ...]
     why_no_triples: str
+    scores: tuple[str, ...]
+    footnotes: tuple[str, ...]
+    kind: str = "classifier"
 
 
 def write_html(run: Run, path: Path, originals: Originals | None = None) -> None:
@@ -86,18 +78,24 @@ def render(run: Run, originals: Originals | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    rows = leaderboard(run)
+    rows, scored = leaderboard(run), distances(run)
     script = environment.get_template("page.js.j2").render()
     return environment.get_template("report.html.j2").render(
         run=run,
         table=wide(rows),
+        parts=nll_parts(run),
+        nll_caption=caption(run),
+        no_shots=NO_SHOTS,
         sections=[
-            _section(run, number, model, rows, originals) for number, model in enumerate(models(run), 1)
+            _section(run, number, model, rows, originals, scored)
+            if model.kind == "classifier"
+            else flow_section(run, number, model, scored)
+            for number, model in enumerate(models(run), 1)
         ],
         summary=wording.summary(run),
         versions=wording.versions(run),
         intervals=wording.INTERVALS,
-        problems=wording.problems(rows),
+        problems=wording.problems(rows_of(run, rows, "classifier")),
         flows=_flows(run),
         commands=commands(run),
         near_tie=NEAR_TIE,
@@ -115,30 +113,6 @@ def _bundle() -> str:
 
 
 # ----------------------------------------------------------------------------------------------------- header
-def commands(run: Run) -> list[str]:
-    """`robbench run` lines that compute the run's cells again: one for every set of budgets given by hand."""
-    groups: dict[tuple[str, ...], dict[str, None]] = {}
-    for result in run.cells:
-        attack = result.cell.attack
-        groups.setdefault(_overrides(attack), {})[attack.name] = None
-    names = ",".join(dict.fromkeys(result.cell.model for result in run.cells))
-    fixed = ["robbench", "run", "--dataset", run.dataset, "--model", names]
-    sample = ["--n", str(run.n), "--seed", str(run.seed)]
-    return [
-        shlex.join([*fixed, "--attacks", ",".join(attacks), *sample, *overrides])
-        for overrides, attacks in groups.items()
-    ]
-
-
-def _overrides(attack: ResolvedAttack) -> tuple[str, ...]:
-    """The budget options that the label says were given by hand ("pgd20@0.1", "jsa50@0.2@eta0.3")."""
-    marks = attack.label.removeprefix(attack.name).split("@")[1:]
-    options: list[str] = []
-    for mark in marks:
-        options += ["--eta", mark.removeprefix("eta")] if mark.startswith("eta") else ["--epsilon", mark]
-    return tuple(options)
-
-
 def _flows(run: Run) -> list[str]:
     """Names and hashes of the flows used, for attacks and for bits per dimension."""
     used = [flow for r in run.cells for flow in (r.cell.attack_flow, r.cell.nll_flow) if flow]
@@ -147,35 +121,52 @@ def _flows(run: Run) -> list[str]:
 
 # --------------------------------------------------------------------------------------------------- sections
 def _section(
-    run: Run, number: int, model: ModelResults, rows: Sequence[TableRow], originals: Originals | None
+    run: Run,
+    number: int,
+    model: ModelResults,
+    rows: Sequence[TableRow],
+    originals: Originals | None,
+    scored: Distances,
 ) -> ModelSection:
     mine = {(row.attack, row.metric): row for row in rows if row.model == model.name}
     shown = triples(run, model.cells, originals) if originals is not None else []
+    notes = Footnotes()
+    scores = {
+        result.cell.hash: dict(
+            zip(scored.columns, notes.texts(scored.of_cell(result.cell.hash)), strict=True)
+        )
+        for result in model.cells
+    }
     return ModelSection(
         anchor=f"model-{number}",
         name=model.name,
         defense=model.first.cell.defense,
         card=run.cards.get(model.name),
-        lines=tuple(_line(run, result, mine) for result in model.cells),
+        lines=tuple(_line(run, result, mine, scores[result.cell.hash]) for result in model.cells),
         has_likelihood=any(result.cell.nll_flow for result in model.cells),
         triples=tuple(shown),
         why_no_triples=NO_ORIGINALS if originals is None else NO_EXAMPLES,
+        scores=scored.columns,
+        footnotes=(*scored.floor, *notes.lines),
     )
 
 
-def _line(run: Run, result: CellResult, mine: Mapping[tuple[str, str], TableRow]) -> AttackLine:
-    attack, rows = result.cell.attack, result.rows
-    attacked = rows[rows["clean_prediction"] == rows["label"]]
-    broken = attacked[~attacked["robust"].astype(bool)]
-    parts = Counter(str(name) for name in broken["broken_by"])
+def _line(
+    run: Run, result: CellResult, mine: Mapping[tuple[str, str], TableRow], scores: Mapping[str, str]
+) -> AttackLine:
+    attack, lost = result.cell.attack, broken(result.rows)
+    parts = Counter(str(name) for name in lost["broken_by"])
     return AttackLine(
         attack=attack,
         budget=budget_text(attack),
         accuracy=mine[attack.label, "accuracy"],
-        attacked=len(attacked),
-        broken=len(broken),
+        attacked=len(attacked(result.rows)),
+        broken=len(lost),
         components=", ".join(f"{name} {count}" for name, count in sorted(parts.items(), key=_most_first)),
-        numbers=_numbers(run, result, mine),
+        numbers={
+            **_numbers(run, result, mine),
+            **{name: score_number(text) for name, text in scores.items()},
+        },
     )
 
 
@@ -187,9 +178,9 @@ def _numbers(run: Run, result: CellResult, mine: Mapping[tuple[str, str], TableR
     label, rows = result.cell.attack.label, result.rows
     numbers = {
         metric: _number(mine.get((label, metric)))
-        for metric in ("bits_per_dim_before", "bits_per_dim_after", "l2", "linf")
+        for metric in ("bits_per_dim_before", "bits_per_dim_after", *DISTANCES)
     }
-    for metric in ("l2", "linf"):
+    for metric in DISTANCES:
         numbers[metric] = _plus_minus(numbers[metric], mine.get((label, f"{metric}_std")))
     if cell_status(run, result)[0] != "ok":
         return numbers | {key: Number("-") for key in ("forwards", "backwards", "seconds", "ties")}

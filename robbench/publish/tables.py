@@ -1,56 +1,42 @@
 """A run as tidy table rows: one number a row, with its interval, its sample count and its status."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from robbench.matrix.records import CellResult, Run
 from robbench.metrics import accuracy
 from robbench.metrics.likelihood import bits_per_dim
-from robbench.metrics.perturbation import perturbation_size
+from robbench.publish.likelihood import likelihood_rows
+from robbench.publish.perturbation import distance_rows, frechet_rows
+from robbench.publish.rows import (
+    AVERAGE,
+    CLEAN,
+    COLUMNS,
+    WORST_CASE,
+    ModelResults,
+    TableRow,
+    blank_row,
+    broken,
+    cell_status,
+    clean_correct,
+    complete,
+    floats,
+    models,
+    robust,
+    with_estimate,
+    with_value,
+    without_value,
+)
 
-RowStatus = Literal["ok", "failed", "not run"]
+__all__ = ["COLUMNS", "NEAR_TIE", "TableRow", "Wide", "combined_attacks", "leaderboard", "models", "wide"]
 
-CLEAN, WORST_CASE, AVERAGE = "clean", "worst-case", "average"
 ALL_THREATS = "all"
 NEAR_TIE = 1e-4
 
-
-@dataclass(frozen=True)
-class TableRow:
-    """One number; the fields are the columns of leaderboard.csv, in this order.
-
-    attack: label of an attack, or "clean", "worst-case", "average". epsilon, eta: budgets, None where there
-    is none. value, lower, upper: in `unit`, None unless status is "ok" (a failed cell is never a 0). n:
-    samples asked for. note: what a reader must know besides (samples left out, attacks missing, near ties).
-    """
-
-    dataset: str
-    model: str
-    defense: str
-    threat_model: str
-    attack: str
-    epsilon: float | None
-    eta: float | None
-    metric: str
-    value: float | None
-    lower: float | None
-    upper: float | None
-    unit: str
-    n: int
-    seed: int
-    status: RowStatus
-    model_sha256: str
-    flow: str
-    note: str
-
-
 Threat = tuple[str, float | None, float | None]  # threat model, epsilon, eta
-COLUMNS = tuple(field.name for field in fields(TableRow))
 
 
 @dataclass(frozen=True)
@@ -113,78 +99,53 @@ def _column_group(column: str) -> int:
     return {CLEAN: 0, AVERAGE: 4}.get(column, 1)
 
 
-@dataclass(frozen=True)
-class ModelResults:
-    """The cells of one model, in plan order."""
-
-    name: str
-    cells: tuple[CellResult, ...]
-
-    @property
-    def first(self) -> CellResult:
-        return self.cells[0]
-
-
-def models(run: Run) -> list[ModelResults]:
-    """The run's cells grouped by model; models and their cells in plan order."""
-    names = dict.fromkeys(cell_model(result) for result in run.cells)
-    return [ModelResults(name, tuple(r for r in run.cells if cell_model(r) == name)) for name in names]
-
-
-def cell_model(result: CellResult) -> str:
-    """Name of the model of a cell."""
-    return result.cell.model_name
-
-
-def cell_status(run: Run, result: CellResult) -> tuple[RowStatus, str]:
-    """Status of a cell's numbers and why. A cell that covers only a part of the samples counts as not run."""
-    if result.cell.status == "failed":
-        return "failed", result.cell.error or "failed"
-    if len(result.rows) < run.n:
-        return "not run", f"{len(result.rows)} of {run.n} samples done" if len(result.rows) else ""
-    return "ok", ""
-
-
-def complete(run: Run, results: Iterable[CellResult]) -> list[CellResult]:
-    """The cells whose every sample is there."""
-    return [result for result in results if cell_status(run, result)[0] == "ok"]
-
-
 def leaderboard(run: Run) -> list[TableRow]:
-    """All numbers of a run. Order: models as planned; in a model clean, attacks, worst cases, average, then
-    likelihoods and distances attack by attack."""
+    """All numbers of a run. Order: models as planned; in a classifier clean, attacks, worst cases, average, then
+    likelihoods and distances attack by attack; in a flow likelihoods and distances attack by attack. Last come Fréchet
+    distances, where there are any."""
     rows: list[TableRow] = []
     for model in models(run):
-        rows.append(_clean_row(run, model))
-        rows += [_accuracy_row(run, result) for result in model.cells]
-        rows += _worst_case_rows(run, model)
-        rows.append(_average_row(run, model))
-        for result in model.cells:
-            rows += _likelihood_rows(run, result) + _perturbation_rows(run, result)
+        rows += _classifier_rows(run, model) if model.kind == "classifier" else _flow_rows(run, model)
+    return rows + frechet_rows(run)
+
+
+def _flow_rows(run: Run, model: ModelResults) -> list[TableRow]:
+    return [
+        row for result in model.cells for row in likelihood_rows(run, result) + distance_rows(run, result)
+    ]
+
+
+def _classifier_rows(run: Run, model: ModelResults) -> list[TableRow]:
+    rows = [_clean_row(run, model)]
+    rows += [_accuracy_row(run, result) for result in model.cells]
+    rows += _worst_case_rows(run, model)
+    rows.append(_average_row(run, model))
+    for result in model.cells:
+        rows += _scored_rows(run, result) + distance_rows(run, result)
     return rows
 
 
 # --------------------------------------------------------------------------------------------------- accuracy
 def _clean_row(run: Run, model: ModelResults) -> TableRow:
     done = complete(run, model.cells)
-    blank = _row(
+    blank = blank_row(
         run, model.first, attack=CLEAN, threat_model=CLEAN, metric="accuracy", unit="%", of_attack=False
     )
     if not done:
-        return _without_value(blank, run, model.cells)
-    clean = [_clean_correct(result.rows) for result in done]
+        return without_value(blank, run, model.cells)
+    clean = [clean_correct(result.rows) for result in done]
     differing = int(np.any([column != clean[0] for column in clean], axis=0).sum())
     notes = [f"clean verdicts differ between cells on {differing} samples"] if differing else []
     notes.append(_near_ties(done[0].rows["clean_margin"]))
-    return _with_estimate(blank, accuracy.accuracy(clean[0]), notes)
+    return with_estimate(blank, accuracy.accuracy(clean[0]), notes)
 
 
 def _accuracy_row(run: Run, result: CellResult) -> TableRow:
-    blank = _row(run, result, metric="accuracy", unit="%")
+    blank = blank_row(run, result, metric="accuracy", unit="%")
     if blank.status != "ok":
         return blank
     notes = [_near_ties(result.rows["margin"])]
-    return _with_estimate(blank, accuracy.accuracy(_robust(result.rows)), notes)
+    return with_estimate(blank, accuracy.accuracy(robust(result.rows)), notes)
 
 
 def _worst_case_rows(run: Run, model: ModelResults) -> list[TableRow]:
@@ -203,7 +164,7 @@ def _worst_case_rows(run: Run, model: ModelResults) -> list[TableRow]:
 def _worst_case_row(
     run: Run, results: Sequence[CellResult], threat_model: str, epsilon: float | None, eta: float | None
 ) -> TableRow:
-    blank = _row(
+    blank = blank_row(
         run,
         results[0],
         attack=WORST_CASE,
@@ -215,13 +176,13 @@ def _worst_case_row(
         of_attack=False,
     )
     if len(complete(run, results)) < len(results):
-        return _without_value(blank, run, results)
-    held = accuracy.worst_case([_ids(r.rows) for r in results], [_robust(r.rows) for r in results])
-    return _with_estimate(blank, accuracy.accuracy(held), [_over(_labels(results))])
+        return without_value(blank, run, results)
+    held = accuracy.worst_case([_ids(r.rows) for r in results], [robust(r.rows) for r in results])
+    return with_estimate(blank, accuracy.accuracy(held), [_over(_labels(results))])
 
 
 def _average_row(run: Run, model: ModelResults) -> TableRow:
-    blank = _row(
+    blank = blank_row(
         run,
         model.first,
         attack=AVERAGE,
@@ -231,18 +192,18 @@ def _average_row(run: Run, model: ModelResults) -> TableRow:
         of_attack=False,
     )
     if len(complete(run, model.cells)) < len(model.cells):
-        return _without_value(blank, run, model.cells)
+        return without_value(blank, run, model.cells)
     _same_samples(model.cells)
-    columns = [_clean_correct(model.first.rows), *(_robust(result.rows) for result in model.cells)]
-    return _with_estimate(blank, accuracy.average(columns, run.seed), [_over([CLEAN, *_labels(model.cells)])])
+    columns = [clean_correct(model.first.rows), *(robust(result.rows) for result in model.cells)]
+    return with_estimate(blank, accuracy.average(columns, run.seed), [_over([CLEAN, *_labels(model.cells)])])
 
 
 def _same_samples(results: Sequence[CellResult]) -> None:
-    accuracy.worst_case([_ids(r.rows) for r in results], [_robust(r.rows) for r in results])
+    accuracy.worst_case([_ids(r.rows) for r in results], [robust(r.rows) for r in results])
 
 
-# --------------------------------------------------------------------------------- likelihoods and distances
-def _likelihood_rows(run: Run, result: CellResult) -> list[TableRow]:
+# ------------------------------------------------------------------------------------------------ likelihoods
+def _scored_rows(run: Run, result: CellResult) -> list[TableRow]:
     """Mean and median bits/dim before (all samples) and after (samples the attack broke); no row where no flow
     scored the images or nothing broke.
 
@@ -254,57 +215,24 @@ def _likelihood_rows(run: Run, result: CellResult) -> list[TableRow]:
         return rows
     flow = result.cell.nll_flow.name if result.cell.nll_flow else ""
     for name in ("before", "after") if result.cell.nll_flow else ():
-        rows_of = result.rows if name == "before" else _broken(result.rows)
-        if rows_of.empty:
+        scored = result.rows if name == "before" else broken(result.rows)
+        if scored.empty:
             continue
-        summary = bits_per_dim(_floats(rows_of[f"nll_{name}"]))
+        summary = bits_per_dim(floats(scored[f"nll_{name}"]))
         metrics = {
             f"bits_per_dim_{name}": (summary.mean, summary.note),
             f"bits_per_dim_{name}_median": (summary.median, summary.median_note),
         }
         for metric, (value, note) in metrics.items():
-            blank = replace(_row(run, result, metric=metric, unit="bits/dim"), flow=flow)
-            scope = f"over the {len(rows_of)} samples that the attack broke" if name == "after" else ""
-            rows.append(_with_value(blank, value, [scope, note]))
+            blank = replace(blank_row(run, result, metric=metric, unit="bits/dim"), flow=flow)
+            scope = f"over the {len(scored)} samples that the attack broke" if name == "after" else ""
+            rows.append(with_value(blank, value, [scope, note]))
     return rows
 
 
-def _perturbation_rows(run: Run, result: CellResult) -> list[TableRow]:
-    """Mean and standard deviation of the distances over the samples that the attack broke."""
-    if cell_status(run, result)[0] != "ok":
-        return []
-    broken = _broken(result.rows)
-    size = perturbation_size(_floats(broken["l2"]), _floats(broken["linf"]))
-    if size is None:
-        return []
-    note = f"over the {size.n} samples that the attack broke"
-    values = {"l2": size.l2_mean, "l2_std": size.l2_std, "linf": size.linf_mean, "linf_std": size.linf_std}
-    return [
-        _with_value(_row(run, result, metric=m, unit="pixel range"), v, [note]) for m, v in values.items()
-    ]
-
-
-# ---------------------------------------------------------------------------------------------------- columns
-def _broken(rows: pd.DataFrame) -> pd.DataFrame:
-    """Samples right before the attack and not after it: where the adversarial image is a successful one."""
-    return rows[_clean_correct(rows) & ~_robust(rows)]
-
-
-def _robust(rows: pd.DataFrame) -> accuracy.Verdicts:
-    return rows["robust"].to_numpy(dtype=np.bool_)
-
-
-def _clean_correct(rows: pd.DataFrame) -> accuracy.Verdicts:
-    equal: accuracy.Verdicts = (rows["clean_prediction"] == rows["label"]).to_numpy(dtype=np.bool_)
-    return equal
-
-
+# ------------------------------------------------------------------------------------------------------ notes
 def _ids(rows: pd.DataFrame) -> accuracy.SampleIds:
     return rows["sample_id"].to_numpy(dtype=np.int64)
-
-
-def _floats(column: "pd.Series[float]") -> NDArray[np.float64]:
-    return np.asarray(column, dtype=np.float64)
 
 
 def _near_ties(margin: "pd.Series[float]") -> str:
@@ -324,58 +252,3 @@ def _over(parts: Sequence[str]) -> str:
 def combined_attacks(note: str) -> frozenset[str]:
     """What a worst case or average combines, from its note; empty for the note of any other row."""
     return frozenset(note.removeprefix("over ").split(", ")) if note.startswith("over ") else frozenset()
-
-
-# ------------------------------------------------------------------------------------------------------- rows
-def _row(
-    run: Run,
-    result: CellResult,
-    *,
-    metric: str,
-    unit: str,
-    of_attack: bool = True,
-    attack: str = "",
-    threat_model: str = "",
-    epsilon: float | None = None,
-    eta: float | None = None,
-) -> TableRow:
-    """A row without a value, of one attack's cell or (`of_attack=False`) of its model."""
-    cell = result.cell
-    status, reason = cell_status(run, result) if of_attack else ("ok", "")
-    return TableRow(
-        dataset=run.dataset,
-        model=cell.model_name,
-        defense=cell.defense,
-        threat_model=cell.attack.threat_model if of_attack else threat_model,
-        attack=cell.attack.label if of_attack else attack,
-        epsilon=cell.attack.epsilon if of_attack else epsilon,
-        eta=cell.attack.eta if of_attack else eta,
-        metric=metric,
-        value=None,
-        lower=None,
-        upper=None,
-        unit=unit,
-        n=run.n,
-        seed=run.seed,
-        status=status,
-        model_sha256=cell.model_sha256,
-        flow=(cell.flow or "") if of_attack else "",
-        note=reason,
-    )
-
-
-def _with_estimate(blank: TableRow, estimate: accuracy.Estimate, notes: Sequence[str]) -> TableRow:
-    noted = _with_value(blank, estimate.value, notes)
-    return replace(noted, lower=estimate.lower, upper=estimate.upper)
-
-
-def _with_value(blank: TableRow, value: float | None, notes: Sequence[str]) -> TableRow:
-    return replace(blank, value=value, note="; ".join(note for note in notes if note))
-
-
-def _without_value(blank: TableRow, run: Run, results: Sequence[CellResult]) -> TableRow:
-    """A combined number some of whose cells are missing: no value, and the note says which cells."""
-    missing = {r.cell.attack.label: cell_status(run, r)[0] for r in results if cell_status(run, r)[0] != "ok"}
-    status: RowStatus = "failed" if "failed" in missing.values() else "not run"
-    note = "; ".join(f"{label} {reason}" for label, reason in missing.items())
-    return replace(blank, status=status, note=note)

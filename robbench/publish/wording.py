@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from robbench.matrix.records import Run
-from robbench.publish.tables import AVERAGE, WORST_CASE, TableRow
+from robbench.publish.rows import AVERAGE, WORST_CASE, TableRow
+from robbench.specs import ModelKind
 
 INTERVALS = (
     "95 % intervals: Wilson score for accuracies, bootstrap over samples for the average (unweighted mean of "
@@ -19,10 +20,11 @@ def number_text(row: TableRow | None) -> str:
     return digits + ("*" if "left out" in row.note else "")
 
 
-def summary(run: Run) -> str:
-    """One sentence: how much was measured."""
-    models = len({result.cell.model for result in run.cells})
-    attacks = len({result.cell.attack.label for result in run.cells})
+def summary(run: Run, kind: ModelKind | None = None) -> str:
+    """One sentence: how much was measured, of classifiers or flows alone when `kind` says so."""
+    cells = [result.cell for result in run.cells if kind in (None, result.cell.attack.target)]
+    models = len({cell.model for cell in cells})
+    attacks = len({cell.attack.label for cell in cells})
     counted = [_counted(models, "model"), _counted(attacks, "attack"), f"n = {run.n} test images"]
     return f"{', '.join(counted)}, seed {run.seed}."
 

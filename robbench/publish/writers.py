@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 from robbench.matrix.records import Run
 from robbench.publish.html import write_html
-from robbench.publish.tables import COLUMNS, TableRow, Wide, leaderboard, wide
+from robbench.publish.likelihood import NllTable, caption, mean_text, median_text, nll_tables
+from robbench.publish.perturbation import SIZE_CAPTION, size_table
+from robbench.publish.rows import COLUMNS, TableRow, rows_of
+from robbench.publish.tables import Wide, leaderboard, wide
 from robbench.publish.wording import INTERVALS, number_text, problems, summary, versions
 from robbench.resources import write_text_atomically
 
@@ -21,20 +24,27 @@ if TYPE_CHECKING:
 def write_tables(
     run: Run, folder: Path, originals: "Callable[[Sequence[int]], np.ndarray] | None" = None
 ) -> dict[str, Path]:
-    """Write every table of `run` into `folder`; returns the paths by kind: csv, wide, markdown, html.
+    """Write every table of `run` into `folder`; returns the paths by kind: csv, wide (with classifiers), likelihood
+    (with flows), markdown, html. A table that the run no longer has is removed.
 
     originals: clean images by sample id for the gallery of the HTML page, see `html.write_html`.
     """
-    rows = leaderboard(run)
-    paths = {
-        "csv": folder / "leaderboard.csv",
-        "wide": folder / "leaderboard-wide.csv",
-        "markdown": folder / "leaderboard.md",
-        "html": folder / "leaderboard.html",
+    rows, likelihoods = leaderboard(run), nll_tables(run)
+    accuracies = wide(rows)
+    texts = {
+        "csv": ("leaderboard.csv", tidy_csv(rows)),
+        "wide": ("leaderboard-wide.csv", wide_csv(accuracies) if accuracies.models else None),
+        "likelihood": ("likelihood.csv", likelihood_csv(likelihoods) if likelihoods else None),
+        "markdown": ("leaderboard.md", markdown(run, rows)),
     }
-    write_text_atomically(paths["csv"], tidy_csv(rows))
-    write_text_atomically(paths["wide"], wide_csv(wide(rows)))
-    write_text_atomically(paths["markdown"], markdown(run, rows))
+    paths = {}
+    for kind, (name, text) in texts.items():
+        if text is None:
+            (folder / name).unlink(missing_ok=True)
+            continue
+        paths[kind] = folder / name
+        write_text_atomically(paths[kind], text)
+    paths["html"] = folder / "leaderboard.html"
     write_html(run, paths["html"], originals)
     return paths
 
@@ -62,6 +72,31 @@ def wide_csv(table: Wide) -> str:
     return _csv(lines)
 
 
+def likelihood_csv(tables: Sequence[NllTable]) -> str:
+    """One row an attack and budget, in units of the attack; six columns a flow. Line epsilon 0 has no steps: nothing
+    was searched."""
+    models = list(dict.fromkeys(name for table in tables for name, _ in table.models))
+    parts = ("", "_lower", "_upper", "_median", "_nonfinite", "_status")
+    lines: list[list[object]] = [
+        ["attack", "epsilon", "steps", *(f"{name}{part}" for name in models for part in parts)]
+    ]
+    for table in tables:
+        names = [name for name, _ in table.models]
+        for row in table.lines:
+            cells = dict(zip(names, row.cells, strict=True))
+            line: list[object] = [table.attack, row.epsilon, row.steps]
+            for cell in map(cells.get, models):
+                done = cell is not None and cell.status == "ok"
+                numbers = [cell.mean, cell.lower, cell.upper, cell.median] if cell else [None] * 4
+                line += [
+                    *numbers,
+                    cell.nonfinite if cell and done else None,
+                    cell.status if cell else "not run",
+                ]
+            lines.append(line)
+    return _csv(lines)
+
+
 def _csv(lines: Sequence[Sequence[object]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
@@ -70,35 +105,58 @@ def _csv(lines: Sequence[Sequence[object]]) -> str:
 
 # --------------------------------------------------------------------------------------------------- Markdown
 def markdown(run: Run, rows: Sequence[TableRow]) -> str:
-    """The accuracy matrix, the likelihoods and distances, and what went wrong, as GitHub tables."""
-    table = wide(rows)
+    """The accuracy matrix, the NLL of flows, likelihoods and distances, and what went wrong, as GitHub tables."""
     parts = [
         f"# Robustness on {_escaped(run.dataset)}",
         f"{summary(run)} Data revision `{run.dataset_revision[:12]}`. Versions: {versions(run)}.",
-        "Accuracy in percent [95 % interval].",
-        _markdown_table(
-            ["model", "defense", *table.columns],
-            [
-                [model, defense, *(cell_text(table.cells.get((model, column))) for column in table.columns)]
-                for model, defense in table.models
-            ],
-        ),
-        INTERVALS,
+        *_accuracy_parts(rows_of(run, rows, "classifier")),
+        *_nll_parts(run),
+        *_detail_parts(rows_of(run, rows, "classifier")),
+        *_size_parts(run),
     ]
-    details = _detail_lines(rows)
-    if details:
-        parts.append(
-            "Bits per dimension (mean) under the named flow and distances (mean over attacked samples)."
-        )
-        parts.append(_markdown_table(DETAIL_HEADER, details))
-    notes = problems(rows)
-    if notes:
-        parts.append("\n".join(f"* {_escaped(note)}" for note in notes))
-    return "\n\n".join(parts) + "\n"
+    notes = problems(rows_of(run, rows, "classifier"))
+    return "\n\n".join([*parts, *([_notes(notes)] if notes else [])]) + "\n"
 
 
-DETAIL_HEADER = ["model", "attack", "flow", "bits/dim before", "bits/dim after", "L2", "Linf"]
-_DETAIL_METRICS = ("bits_per_dim_before", "bits_per_dim_after", "l2", "linf")
+def _accuracy_parts(rows: Sequence[TableRow]) -> list[str]:
+    table = wide(rows)
+    if not table.models:
+        return []
+    lines = [
+        [model, defense, *(cell_text(table.cells.get((model, column))) for column in table.columns)]
+        for model, defense in table.models
+    ]
+    board = _markdown_table(["model", "defense", *table.columns], lines)
+    return ["Accuracy in percent [95 % interval].", board, INTERVALS]
+
+
+def _nll_parts(run: Run) -> list[str]:
+    """One table an attack: budgets down, flows with their defenses across, means with medians behind them."""
+    tables = nll_tables(run)
+    parts = [f"{caption(run)} In brackets: the median."] if tables else []
+    for table in tables:
+        header = ["epsilon", *(["steps"] if table.sweeps_steps else [])]
+        header += [f"{name} ({defense})" for name, defense in table.models]
+        lines = []
+        for row in table.lines:
+            steps = ["" if row.steps is None else str(row.steps)] if table.sweeps_steps else []
+            medians = [f" [{median_text(cell)}]" if median_text(cell) else "" for cell in row.cells]
+            means = [mean_text(cell) + median for cell, median in zip(row.cells, medians, strict=True)]
+            lines.append([f"{row.epsilon:g}", *steps, *means])
+        parts += [_escaped(table.title), _markdown_table(header, lines)]
+        parts += [_notes(table.footnotes)] if table.footnotes else []
+    return parts
+
+
+DETAIL_HEADER = ["model", "attack", "flow", "bits/dim before", "bits/dim after"]
+_DETAIL_METRICS = ("bits_per_dim_before", "bits_per_dim_after")
+
+
+def _detail_parts(rows: Sequence[TableRow]) -> list[str]:
+    """Likelihoods of adversarial images of classifiers under the run's flow."""
+    lines = _detail_lines(rows)
+    text = "Bits per dimension (mean) under the named flow: of all images before the attack, of those it broke after."
+    return [text, _markdown_table(DETAIL_HEADER, lines)] if lines else []
 
 
 def _detail_lines(rows: Sequence[TableRow]) -> list[list[str]]:
@@ -106,9 +164,19 @@ def _detail_lines(rows: Sequence[TableRow]) -> list[list[str]]:
     lines: list[list[str]] = []
     for model, attack in dict.fromkeys((model, attack) for model, attack, _ in by_key):
         cells = [by_key.get((model, attack, metric)) for metric in _DETAIL_METRICS]
-        flow = next((cell.flow for cell in cells[:2] if cell), "")
+        flow = next((cell.flow for cell in cells if cell), "")
         lines.append([model, attack, flow, *(number_text(cell) for cell in cells)])
     return lines
+
+
+def _size_parts(run: Run) -> list[str]:
+    sizes = size_table(run)
+    notes = [_escaped(note) for note in sizes.footnotes]
+    return [f"Perturbation sizes. {SIZE_CAPTION}", _markdown_table(sizes.header, sizes.lines), *notes]
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return "\n".join(f"* {_escaped(note)}" for note in notes)
 
 
 def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -140,10 +208,10 @@ class TerminalLeaderboard:
     values, else columns spread over several tables."""
 
     def __init__(self, run: Run) -> None:
-        rows = leaderboard(run)
+        rows = rows_of(run, leaderboard(run), "classifier")
         self.table, self.problems = wide(rows, per_threat_model=False), problems(rows)
         self.title = f"Accuracy on {run.dataset} in percent, 95 % interval"
-        self.caption = summary(run)
+        self.caption = summary(run, "classifier")
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         from rich.text import Text

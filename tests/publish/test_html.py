@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flow_runs import N, flow_attack, flow_cell, flow_frame, flow_run, three_flows
 from PIL import Image
 from publish_runs import attack, cell, frame, images, make_run
 
 from robbench.matrix.records import Run
-from robbench.publish.gallery import FACTORS, data_uri, magnification, triples
-from robbench.publish.html import NO_ORIGINALS, budget_text, commands, render, write_html
+from robbench.publish.curves import curve_figure
+from robbench.publish.gallery import FACTORS, data_uri, magnification, strips, triples
+from robbench.publish.html import NO_ORIGINALS, budget_text, render, write_html
+from robbench.publish.likelihood import bits_text, mean_text, nll_tables
+from robbench.publish.reproduce import commands
 from robbench.publish.tables import leaderboard, models
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -311,3 +315,127 @@ def test_triples_take_attacks_in_turn_and_broken_samples_first(run: Run) -> None
 def test_originals_of_another_shape_are_refused(run: Run) -> None:
     with pytest.raises(ValueError, match=re.escape("need (6, 1, 8, 8)")):
         triples(run, models(run)[0].cells, lambda ids: np.zeros((len(ids), 8, 8)))
+
+
+# ------------------------------------------------------------------------------------------------------ flows
+def evil_flow() -> Run:
+    """A flow with a hostile name, an infinite likelihood and a failed cell with hostile words."""
+    rows = flow_frame(1)
+    rows.loc[20, "nll_after"] = np.inf
+    failed = flow_cell(EVIL, flow_attack("noise"), rows.iloc[:0], status="failed", error=f"broke {EVIL}")
+    return flow_run([flow_cell(EVIL, flow_attack("nll-in"), rows), failed])
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_page_of_flows_and_classifiers_works(opened: Callable[..., Any], width: int) -> None:
+    run = flow_run([cell("digits-standard", attack(), frame(N, 0.9, 0.4, 1)), *three_flows().cells])
+    page = opened(run, images, width=width)
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#board tbody tr").count() == 1
+    assert page.locator("table.nll").count() == page.locator("svg.curves").count() == 3
+    assert page.locator(".legend li").count() == 3 * 3
+    pictures = page.locator(".strips img")
+    assert pictures.count() == 3 * 5 * 4
+    assert pictures.evaluate_all("list => list.every(i => i.complete && i.naturalWidth >= 100)")
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+
+
+def test_a_page_of_flows_alone_has_no_leaderboard(opened: Callable[..., Any]) -> None:
+    page = opened(three_flows())
+    assert page.locator("#board").count() == 0
+    assert "Accuracy" not in page.locator("body").inner_text()
+    assert page.locator("table").count() == page.locator("table > caption").count() == 3 + 2 * 3
+
+
+@pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
+def test_curves_stand_out_from_the_page(opened: Callable[..., Any], scheme: str, is_dark: bool) -> None:
+    page = opened(three_flows(), scheme=scheme)
+    paths = page.locator("svg.curves path[style*='var(--curve']")
+    read_style = "e => getComputedStyle(e).stroke.match(/\\d+/g).slice(0, 3).map(Number)"
+    colours = [np.mean(paths.nth(k).evaluate(read_style)) for k in range(0, paths.count(), 7)]
+    text = page.locator("svg.curves").first.evaluate(
+        "e => getComputedStyle(e).color.match(/\\d+/g).map(Number)"
+    )
+    assert len(colours) > 3
+    assert all(colour > 110 for colour in colours) if is_dark else all(colour < 140 for colour in colours)
+    assert (np.mean(text[:3]) > 180) == is_dark
+
+
+def test_names_of_flows_are_text(opened: Callable[..., Any]) -> None:
+    page = opened(evil_flow())
+    assert page.locator("img[src=x]").count() == 0
+    assert EVIL in page.locator("table.nll th").nth(1).inner_text()
+    assert EVIL in page.locator(".notes").last.inner_text()
+
+
+def test_the_page_shows_every_mean_of_a_flow_and_refers_to_nothing_outside() -> None:
+    run = three_flows()
+    page = render(run)
+    parsed = read(page)
+    for table in nll_tables(run):
+        for line in table.lines:
+            for nll in line.cells:
+                assert mean_text(nll) in parsed.text
+    assert all(address.startswith(("data:", "#")) for address in parsed.addresses)
+    assert re.findall(r'(?:xlink:href|url\()="?(?!#|")[^)"]{3}', page.partition("<body>")[2]) == []
+    assert page == render(three_flows())
+
+
+def test_curves_tell_their_numbers_in_words() -> None:
+    run = three_flows()
+    table = nll_tables(run)[0]
+    figure = curve_figure(table)
+    assert figure is not None
+    words = re.search(r'aria-label="([^"]*)"', figure.svg)
+    assert words is not None
+    for (name, defense), *points in zip(table.models, *(line.cells for line in table.lines), strict=True):
+        told = ", ".join(
+            f"{bits_text(nll.mean)} at {line.epsilon:g}"
+            for nll, line in zip(points, table.lines, strict=True)
+        )
+        assert f"{name} ({defense}): {told}" in words[1]
+
+
+@pytest.mark.parametrize("worst", [1e3, 1e16, 1e300, np.inf])
+def test_curves_survive_any_values(worst: float) -> None:
+    run = flow_run(
+        [
+            flow_cell("toy-glow", flow_attack("nll-in", eps), flow_frame(1).assign(nll_after=value))
+            for eps, value in ((2, 5.0), (8, worst))
+        ]
+    )
+    figure = curve_figure(nll_tables(run)[0])
+    assert figure is not None
+    assert "nan" not in figure.svg
+    assert "inf" not in figure.svg.replace("nll-inf", "")
+    assert figure.omitted == (worst > 1e100)
+    assert ("10^{" in figure.svg) == (worst <= 1e100)  # matplotlib notes a label's source: powers of ten
+
+
+def test_a_flow_shows_each_image_with_its_own_score() -> None:
+    run = three_flows()
+    model = models(run)[0]
+    shown = strips(run, model.cells)
+    expected = [
+        ("test images", 3, "original", "nll_before"),
+        ("nll-in@8", 3, "example", "nll_after"),
+        ("noise@8", 5, "example", "nll_after"),
+        ("uniform-noise images", 4, "original", "nll_before"),
+        ("nll-out@8", 4, "example", "nll_after"),
+    ]
+    assert [strip.name for strip in shown] == [name for name, *_ in expected]
+    for strip, (_, position, stored, score) in zip(shown, expected, strict=True):
+        rows = model.cells[position].rows.set_index("sample_id")
+        for shot in strip.shots:
+            row = rows.loc[shot.sample_id]
+            assert shot.bits == bits_text(row[score])
+            np.testing.assert_array_equal(
+                pixels(shot.uri)[::16, ::16].ravel(), np.rint(np.frombuffer(row[stored], "<f4") * 255)
+            )
+
+
+def test_a_flow_without_stored_images_says_so() -> None:
+    run = flow_run([flow_cell("toy-glow", flow_attack("nll-in"), flow_frame(1, kept=0))])
+    assert "the run stored none of this flow" in read(render(run)).text

@@ -67,7 +67,7 @@ def parsed_tables(text: str) -> list[list[list[str]]]:
 
 
 def test_markdown_is_tables_with_the_numbers(damaged: Run) -> None:
-    board, details = parsed_tables(markdown(damaged, leaderboard(damaged)))
+    board, details, sizes = parsed_tables(markdown(damaged, leaderboard(damaged)))
     header = ["model", "defense", "clean", "pgd20", "aa", "jsa50", "worst linf", "worst case", "average"]
     assert board[0] == header
     assert {len(line) for line in board} == {len(header)}
@@ -83,10 +83,12 @@ def test_markdown_is_tables_with_the_numbers(damaged: Run) -> None:
     ]
     assert [(line[0], line[1]) for line in details[1:]] == done
     assert details[1][4].endswith("*")
+    assert [line[2].split()[0] for line in sizes[1:5]] == ["attacked", "broken", "attacked", "broken"]
+    assert {line[5] for line in sizes[1:] if line[2].startswith("attacked")} == {"not run [1]"}
 
 
 def test_markdown_keeps_names_in_their_cells(evil: Run) -> None:
-    board, _ = parsed_tables(markdown(evil, leaderboard(evil)))
+    board, _, _ = parsed_tables(markdown(evil, leaderboard(evil)))
     assert board[1][0] == EVIL
 
 

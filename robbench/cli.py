@@ -95,9 +95,11 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
     """
     folder = out or Path("robbench-runs") / f"{options['dataset']}-seed{options['seed']}"
     try:
+        from robbench.allocator import tune_allocator
         from robbench.matrix.plan import RunRequest
         from robbench.matrix.session import dry_run_table, run_matrix
 
+        tune_allocator()
         request = RunRequest(
             **{
                 **options,
@@ -163,9 +165,11 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
 @click.pass_context
 def train(context: click.Context, /, **options: Any) -> None:
     """Train a model and write a zoo folder that `run` can use at once."""
+    from robbench.allocator import tune_allocator
     from robbench.cli_train import train_model
 
     try:
+        tune_allocator()
         train_model(options)
     except KeyboardInterrupt:
         click.echo("\nInterrupted. Run the same command again to resume after the last whole epoch", err=True)

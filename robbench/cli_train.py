@@ -31,12 +31,13 @@ def train_model(options: dict[str, Any]) -> None:
     folder = _with_bar(request, console) if console.is_terminal else train(request, _print_epoch)
     click.echo(f"MODEL {folder.absolute()}")
     flow = read_entry(folder).card.kind == "flow"
-    option, attacks = (
-        ("--flow", "--defense at --attacks jsa50") if flow else ("--model", "--attacks pgd20,aa")
-    )
-    click.echo(
-        f"Use it: robbench run --dataset {request.dataset} {option} {shlex.quote(str(folder))} {attacks}"
-    )
+    attacks = "nll-in,nll-out,noise" if flow else "pgd20,aa"
+    place = shlex.quote(str(folder))
+    click.echo(f"Use it: robbench run --dataset {request.dataset} --model {place} --attacks {attacks}")
+    if flow and request.defense == "clean":
+        click.echo(
+            f"or in attacks: robbench run --dataset {request.dataset} --flow {place} --defense at --attacks jsa50"
+        )
 
 
 def _summary(report: Report) -> str:

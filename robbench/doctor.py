@@ -75,6 +75,13 @@ def examine(zoo: Path | None, data_dir: Path | None) -> bool:
 def _machine() -> Iterator[Finding]:
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}")
     yield Finding("ok", "cores", f"{os.cpu_count()}")
+    from robbench.allocator import tune_allocator
+
+    try:
+        allocator = tune_allocator()
+        yield Finding("missing" if allocator.state == "unsupported" else "ok", "allocator", allocator.reason)
+    except UserError as error:
+        yield Finding("broken", "allocator", str(error))
 
 
 def _packages() -> Iterator[Finding]:

@@ -37,7 +37,8 @@ class Victim:
 
     module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside. precision, compiled: how `logits` and
     `differentiable` compute, which a search may be told in order to be faster; `margins` and `clean_logits`, on which
-    verdicts stand, are fp32 forwards of the unmodified module always.
+    verdicts stand, are fp32 forwards of the unmodified module always, means of `draws` of them where the module is
+    randomised.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Victim:
         self.module, self.device, self.batch_size = module.to(device), torch.device(device), batch_size
         self.precision: SearchPrecision = precision
         self.exact = precision == "fp32" and not compiled
+        self.draws = 1
         self._searched: Callable[[Tensor], Tensor] = (
             torch.compile(self.module, dynamic=True) if compiled else self.module
         )
@@ -73,7 +75,13 @@ class Victim:
     def margins(self, x: Tensor, labels: Tensor) -> Tensor:
         """Margins [n] of a clean fp32 forward of images on the device."""
         with torch.no_grad():
-            return margins(self.module(x), labels)
+            return margins(self._averaged(x), labels)
+
+    def _averaged(self, x: Tensor) -> Tensor:
+        out: Tensor = self.module(x)
+        for _ in range(self.draws - 1):
+            out = out + self.module(x)
+        return out if self.draws == 1 else out / self.draws
 
     def clean_logits(self, x: Tensor) -> Tensor:
         """Checked fp32 logits [N,K] on the CPU for images on any device, in batches of `batch_size`.
@@ -95,12 +103,12 @@ class Victim:
         if gap > 1e-3 * max(1.0, float(first.abs().max())):
             raise UserError(
                 f"the model is randomised: its logits for the same images differ by {gap:.3g}; "
-                f"robbench has no expectation-over-transformation attack yet, so make its forward pass deterministic"
+                f"attack it with aa-rand, which averages over its randomness, or make its forward pass deterministic"
             )
 
     def _checked(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            out = self.module(x)
+            out = self._averaged(x)
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != len(x) or out.shape[1] < 2:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise UserError(

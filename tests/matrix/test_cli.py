@@ -49,7 +49,9 @@ def test_help_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", HELP], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("name", ["run", "train", "report", "check", "fid", "samples", "list", "show", "doctor"])
+@pytest.mark.parametrize(
+    "name", ["run", "train", "report", "check", "fid", "samples", "list", "show", "doctor"]
+)
 def test_every_command_has_help(name: str) -> None:
     result = invoked(name, "--help")
     assert result.exit_code == 0
@@ -223,7 +225,7 @@ def test_close_budgets_are_two_cells(tiny_zoo: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for label in ("pgd10@0.1:", "pgd10@0.10000001:", "pgd10@8/255:"):
         assert label in result.output
-    assert "--epsilon 8/255" in (tmp_path / "out" / "leaderboard.html").read_text()
+    assert "--epsilon 0.1,0.10000001,8/255" in (tmp_path / "out" / "leaderboard.html").read_text()
 
 
 def test_the_shipped_folders_may_be_named(tiny_zoo: Path) -> None:

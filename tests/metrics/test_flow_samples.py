@@ -33,7 +33,9 @@ def test_images_are_scored_one_by_one_with_noise_of_their_own(flow, images):
     spread = 1.96 * np.std(bits, ddof=1) / len(bits) ** 0.5
     assert found.mean == pytest.approx(np.mean(bits), rel=1e-5)
     assert found.median == pytest.approx(np.median(bits), rel=1e-5)
-    assert (found.lower, found.upper) == pytest.approx((np.mean(bits) - spread, np.mean(bits) + spread), rel=1e-4)
+    assert (found.lower, found.upper) == pytest.approx(
+        (np.mean(bits) - spread, np.mean(bits) + spread), rel=1e-4
+    )
 
 
 def test_flows_of_different_images_are_refused(flow):

@@ -1,11 +1,13 @@
 """Frozen layers for attacks: no parameters, actnorm and 1x1 convolution folded into one kernel each way."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robbench.models.flows.base import Memory
-from robbench.models.flows.frozen_net import FrozenNet, Kernel
+from robbench.models.flows.frozen_net import FrozenNet, Kernel, image, rows
 from robbench.models.flows.multiscale import Prior, Step
 
 
@@ -53,13 +55,46 @@ class FrozenGlowStep(Step):
         return torch.cat([kept, (changed + shift) * scale], dim=1), log_det
 
     def decode(self, h: Tensor, y: Tensor | None) -> Tensor:
-        kept, changed = h[:, : self.kept], h[:, self.kept :]
-        shift, scale = self._shift_and_scale(kept)
-        changed = (changed if scale is None else changed / scale) - shift
-        return F.conv2d(torch.cat([kept, changed], dim=1), self.unmixing, self.unmixing_bias)
+        out: Tensor = _DecodeFunction.apply(h, self)
+        return out
+
+    @torch.no_grad()
+    def pull_back(self, after: Tensor, gradient: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The base class's, with one run of the coupling net where encode and decode have two."""
+        h = F.conv2d(after, self.mixing, self.mixing_bias)
+        kept, moved = h[:, : self.kept], h[:, self.kept :]
+        out, activations = self.net.evaluate(kept, True)
+        if self.scale_floor is None:
+            return torch.cat([kept, moved + out], dim=1), self.gradient_before(gradient, activations)
+        shift, raw = out.chunk(2, dim=1)
+        scale, quotient = self.scale(raw), moved + shift
+        found = self.gradient_before(gradient, (scale, quotient, *activations))
+        return torch.cat([kept, quotient * scale], dim=1), found
+
+    def gradient_before(self, gradient: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+        """Gradient at the input of `decode` from that at its output; S: the scale, q = changed / S.
+
+        dq/dchanged = 1 / S,   dq/draw = -q / S dS/draw,   dS/draw = (S - f) (1 - S) / (1 - f)
+        saved: activations of the coupling net, before them S and q where the coupling is affine.
+        """
+        floor = self.scale_floor
+        gradient = image(rows(gradient) @ self.unmixing.flatten(1), gradient)
+        kept, changed = gradient[:, : self.kept], gradient[:, self.kept :]
+        if floor is None:
+            return torch.cat([kept + self.net.pull_back(-changed, saved), changed], dim=1)
+        scale, quotient, *activations = saved
+        at_changed = changed / scale
+        slope = (1.0 - scale) if floor == 0.0 else (scale - floor) * (1.0 - scale) / ((1.0 - floor) * scale)
+        at_out = torch.cat([changed, quotient.mul(changed).mul_(slope)], dim=1).neg_()
+        return torch.cat([kept + self.net.pull_back(at_out, tuple(activations)), at_changed], dim=1)
 
     def freeze(self, dtype: torch.dtype, memory: Memory, where: str) -> "Step":
         raise NotImplementedError("a frozen step is final; freeze the flow it came from")
+
+    def scale(self, raw: Tensor) -> Tensor:
+        """S of affine coupling."""
+        scale = torch.sigmoid(raw)
+        return scale.mul_(1.0 - self.scale_floor).add_(self.scale_floor) if self.scale_floor else scale
 
     def _shift_and_scale(self, kept: Tensor) -> tuple[Tensor, Tensor | None]:
         out: Tensor = self.net(kept)
@@ -67,6 +102,32 @@ class FrozenGlowStep(Step):
             return out, None
         shift, raw = out.chunk(2, dim=1)
         return shift, self.scale_floor + (1.0 - self.scale_floor) * torch.sigmoid(raw)
+
+
+class _DecodeFunction(torch.autograd.Function):
+    """`FrozenGlowStep.decode` with its backward pass in closed form (`gradient_before`)."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, step: FrozenGlowStep) -> Tensor:
+        keep, kept, changed = ctx.needs_input_grad[0], h[:, : step.kept], h[:, step.kept :]
+        out, activations = step.net.evaluate(kept, keep)
+        ctx.step = step
+        if step.scale_floor is None:
+            ctx.save_for_backward(*activations)
+            joined = torch.cat([kept, changed - out], dim=1)
+        else:
+            shift, raw = out.chunk(2, dim=1)
+            scale = step.scale(raw)
+            quotient = changed / scale
+            if keep:
+                ctx.save_for_backward(scale, quotient, *activations)
+            joined = torch.cat([kept, quotient - shift], dim=1)
+        return image(torch.addmm(step.unmixing_bias, rows(joined), step.unmixing.flatten(1).T), h)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.step.gradient_before(gradient, ctx.saved_tensors), None
 
 
 class FrozenPrior(Prior):

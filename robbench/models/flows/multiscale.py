@@ -23,6 +23,15 @@ class Step(nn.Module, ABC):
     def decode(self, h: Tensor, y: Tensor | None) -> Tensor:
         """Exact inverse of `encode`; no log-det."""
 
+    def pull_back(self, after: Tensor, gradient: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(before, its gradient) of `decode`, before -> after, from the output and its gradient alone; without a
+        graph."""
+        before = self.encode(after, y)[0].detach().requires_grad_()
+        with torch.enable_grad():
+            again = self.decode(before, y)
+        (found,) = torch.autograd.grad(again, before, gradient)
+        return before.detach(), found
+
     @abstractmethod
     def freeze(self, dtype: torch.dtype, memory: Memory, where: str) -> "Step":
         """Copy without parameters; `where` names the layer in errors. "invert" is the caller's work."""
@@ -181,7 +190,7 @@ def decode_steps(h: Tensor, y: Tensor | None, steps: Sequence[Step], recompute: 
 
 
 class _RecomputedDecode(torch.autograd.Function):
-    """`decode_steps` that stores its output alone: backward finds every step's input by encoding."""
+    """`decode_steps` that stores its output alone: `Step.pull_back` finds every step's input again."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, y: Tensor | None, steps: Sequence[Step]) -> Tensor:
@@ -195,11 +204,7 @@ class _RecomputedDecode(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (after,) = ctx.saved_tensors
         for step in ctx.steps:
-            before = step.encode(after, ctx.y)[0].detach().requires_grad_()
-            with torch.enable_grad():
-                again = step.decode(before, ctx.y)
-            (gradient,) = torch.autograd.grad(again, before, gradient)
-            after = before.detach()
+            after, gradient = step.pull_back(after, gradient, ctx.y)
         return gradient, None, None
 
 

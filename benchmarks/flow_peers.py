@@ -1,0 +1,349 @@
+"""The flows of benchmarks/flows.py in FrEIA, normflows and nflows, at the weights of a robbench flow.
+
+Each builder takes a trainable `Glow` (scale_floor 0, no permutation in its 1x1 convolutions and positive diagonals,
+since nflows knows neither signs nor a permutation on that side) or a `ConditionalFlow`, and returns a module whose
+`decode(levels, y)` is the same function from latents to dequantised images. The libraries' own layers are used as they
+are, with one exception a library: where its coupling cannot express Glow's h2 / sigmoid(raw + 2) - shift, the method
+that holds the formula is overridden with no more operations than the original. Log-dets are computed as each library
+computes them, which none can leave out.
+
+No library is needed by robbench; `pip install FrEIA normflows nflows` for this comparison.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robbench.models.flows import ConditionalFlow, Flow, Glow
+from robbench.models.flows.conditional import ATAN_SLOPE, CouplingBlock, LabelledNet
+from robbench.models.flows.layers import GlowStep
+
+Levels = tuple[Tensor, ...]
+Build = Callable[
+    [Flow, bool], "Peer"
+]  # (flow, frozen): frozen asks for the library's cache where there is one
+
+
+class Peer(nn.Module):
+    """A library's decoder. `shapes` of the latents, fine to coarse, are those of robbench."""
+
+    def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+def coupling_net(step: GlowStep, order: Tensor, flip: bool, leaky: bool = False) -> nn.Sequential:
+    """The step's coupling net with its gain folded in; `order` of output channels, flip: the shift's sign."""
+    (first, first_bias), (second, second_bias), (last, last_bias) = step.coupling.folded()
+    last_bias = last_bias.clone()
+    half = len(last_bias) // 2
+    last_bias[half:] -= 2.0  # the libraries add it themselves
+    sign = torch.ones_like(last_bias)
+    sign[:half] = -1.0 if flip else 1.0
+    last, last_bias = (last * sign[:, None, None, None])[order], (last_bias * sign)[order]
+    relu: Callable[[], nn.Module] = (lambda: nn.LeakyReLU(0.0)) if leaky else nn.ReLU
+    convolutions = [
+        _convolution(weight, bias)
+        for weight, bias in ((first, first_bias), (second, second_bias), (last, last_bias))
+    ]
+    return nn.Sequential(convolutions[0], relu(), convolutions[1], relu(), convolutions[2])
+
+
+def _convolution(weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    outputs, inputs, size, _ = weight.shape
+    made = nn.Conv2d(inputs, outputs, size, padding=size // 2)
+    _set(made.weight, weight)
+    _set(cast(Tensor, made.bias), bias)
+    return made
+
+
+def _set(target: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        target.copy_(value.detach().reshape(target.shape))
+
+
+def _stacks(flow: Flow) -> list[list[GlowStep]]:
+    stacks = cast(Sequence[Sequence[GlowStep]], flow.transform.stacks)
+    return [list(stack) for stack in stacks]
+
+
+# ------------------------------------------------------------------------------------------ Glow
+def freia_glow(flow: Flow, frozen: bool) -> Peer:
+    """One AllInOneBlock a step, in its forward direction: coupling, scale and offset, 1x1 convolution."""
+    from FrEIA.modules import AllInOneBlock
+
+    class Block(AllInOneBlock):  # type: ignore[misc]
+        def _affine(self, x: Tensor, a: Tensor, rev: bool = False) -> tuple[Tensor, Tensor]:
+            shift, raw = a.chunk(2, dim=1)
+            scale = torch.sigmoid(raw + 2.0)
+            return x / scale - shift, -torch.sum(torch.log(scale), dim=self.sum_dims)
+
+    def block(step: GlowStep) -> nn.Module:
+        channels = len(step.mixing.sign)
+        net = coupling_net(step, torch.arange(channels), flip=False)
+        made = Block([(channels, 2, 2)], subnet_constructor=lambda _inputs, _outputs: net)
+        made.to(step.actnorm.bias.dtype)  # FrEIA creates its permutation in float32
+        inverse = step.mixing.inverse_matrix() / torch.exp(step.actnorm.log_scale.double())[:, None]
+        # unmixing is W^-1 diag(global scale) (h + offset / global scale); the actnorm goes into the permutation matrix
+        _set(made.w_perm, inverse)
+        _set(
+            made.global_scale, 2.0 * torch.log(torch.expm1(torch.full((channels,), 5.0, dtype=torch.float64)))
+        )
+        _set(made.global_offset, torch.linalg.solve(inverse, -step.actnorm.bias.double()))
+        return cast(nn.Module, made)
+
+    class FreiaGlow(Peer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stacks = nn.ModuleList(
+                nn.ModuleList(block(step) for step in stack) for stack in _stacks(flow)
+            )
+
+        def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
+            h: Tensor | None = None
+            for z, stack in zip(reversed(levels), reversed(self.stacks), strict=True):
+                h = z if h is None else torch.cat([h, z], dim=1)
+                for step in reversed(cast(nn.ModuleList, stack)):
+                    (h,), _ = step((h,))
+                h = F.pixel_shuffle(h, 2)
+            assert h is not None
+            return h
+
+    return FreiaGlow()
+
+
+def normflows_glow(flow: Flow, frozen: bool) -> Peer:
+    """GlowBlocks with LU convolutions in a MultiscaleFlow, all the library's."""
+    import normflows
+
+    def block(step: GlowStep) -> nn.Module:
+        channels, width = len(step.mixing.sign), step.coupling.net.second.in_channels
+        made = normflows.flows.GlowBlock(channels, width, scale_map="sigmoid", use_lu=True)
+        coupling, mixing, actnorm = made.flows
+        interleaved = torch.arange(channels).reshape(2, -1).T.flatten()
+        source = coupling_net(step, interleaved, flip=True, leaky=True)
+        coupling.flows[1].param_map.net.load_state_dict(source.state_dict())
+        for target, value in (
+            (mixing.P, step.mixing.permutation),
+            (mixing.sign_S, step.mixing.sign),
+            (mixing.log_S, step.mixing.log_diagonal),
+            (mixing.L, step.mixing.lower),
+            (mixing.U, step.mixing.upper),
+            (actnorm.s, -step.actnorm.log_scale),
+            (actnorm.t, -step.actnorm.bias),
+            (actnorm.data_dep_init_done, torch.ones(())),
+        ):
+            _set(target, value)
+        return cast(nn.Module, made)
+
+    class NormflowsGlow(Peer):
+        def __init__(self) -> None:
+            super().__init__()
+            coarse_to_fine = list(reversed(_stacks(flow)))
+            self.flow = normflows.MultiscaleFlow(
+                [normflows.distributions.DiagGaussian(shape) for shape in reversed(flow.level_shapes)],
+                [
+                    [*(block(step) for step in reversed(stack)), normflows.flows.Squeeze()]
+                    for stack in coarse_to_fine
+                ],
+                [normflows.flows.Merge() for _ in coarse_to_fine[1:]],
+            )
+
+        def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
+            return cast(Tensor, self.flow.forward_and_log_det(list(reversed(levels)))[0])
+
+    return NormflowsGlow()
+
+
+def nflows_glow(flow: Flow, frozen: bool) -> Peer:
+    """ActNorm, OneByOneConvolution (cached when frozen) and AffineCouplingTransform in CompositeTransforms."""
+    from nflows import transforms
+
+    class Coupling(transforms.AffineCouplingTransform):  # type: ignore[misc]
+        def _scale_and_shift(self, transform_params: Tensor) -> tuple[Tensor, Tensor]:
+            shift, raw = transform_params.chunk(2, dim=1)
+            return torch.sigmoid(raw + 2.0), shift
+
+        def _coupling_transform_inverse(
+            self, inputs: Tensor, transform_params: Tensor
+        ) -> tuple[Tensor, Tensor]:
+            scale, shift = self._scale_and_shift(transform_params)
+            log_det = -torch.log(scale).flatten(1).sum(1)
+            return inputs / scale - shift, log_det
+
+    class Net(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
+            return cast(Tensor, self.net(h))
+
+    def layers(step: GlowStep) -> list[nn.Module]:
+        channels = len(step.mixing.sign)
+        net = Net(coupling_net(step, torch.arange(channels), flip=False))
+        actnorm, mixing = (
+            transforms.ActNorm(channels),
+            transforms.OneByOneConvolution(channels, using_cache=frozen),
+        )
+        _set(actnorm.log_scale, step.actnorm.log_scale)
+        _set(actnorm.shift, step.actnorm.bias * torch.exp(step.actnorm.log_scale))
+        _set(actnorm.initialized, torch.ones((), dtype=torch.bool))
+        lower, upper = step.mixing.factors(torch.float64)
+        _set(mixing.lower_entries, lower[mixing.lower_indices])
+        _set(mixing.upper_entries, upper[mixing.upper_indices])
+        _set(mixing.unconstrained_upper_diag, torch.log(torch.expm1(upper.diagonal() - mixing.eps)))
+        _set(mixing.permutation._permutation, torch.arange(channels))
+        mask = (torch.arange(channels) >= channels - channels // 2).int()
+        return [actnorm, mixing, Coupling(mask, lambda _inputs, _outputs: net)]
+
+    class NflowsGlow(Peer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stacks = nn.ModuleList(
+                transforms.CompositeTransform(
+                    [transforms.SqueezeTransform(), *(layer for step in stack for layer in layers(step))]
+                )
+                for stack in _stacks(flow)
+            )
+
+        def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
+            h: Tensor | None = None
+            for z, stack in zip(reversed(levels), reversed(self.stacks), strict=True):
+                h = z if h is None else torch.cat([h, z], dim=1)
+                with warnings.catch_warnings():  # nflows 0.14 solves with a function that PyTorch deprecates
+                    warnings.filterwarnings("ignore", "torch.triangular_solve is deprecated", UserWarning)
+                    h, _ = cast(Any, stack).inverse(h)
+            assert h is not None
+            return h
+
+    return NflowsGlow()
+
+
+# ------------------------------------------------------------------------------------------ conditional flow
+def _blocks(flow: Flow) -> list[CouplingBlock]:
+    return list(cast(Sequence[CouplingBlock], flow.transform.steps))
+
+
+def _sequential(net: LabelledNet) -> nn.Sequential:
+    made = nn.Sequential(
+        nn.Linear(net.first.in_features, net.first.out_features),
+        nn.ReLU(),
+        nn.Linear(net.last.in_features, net.last.out_features),
+    )
+    for target, source in ((made[0], net.first), (made[2], net.last)):
+        target.load_state_dict(source.state_dict())
+    return made
+
+
+def freia_conditional(flow: Flow, frozen: bool) -> Peer:
+    """GLOWCouplingBlocks and PermuteRandom in a SequenceINN, all the library's."""
+    from FrEIA.framework import SequenceINN
+    from FrEIA.modules import GLOWCouplingBlock, PermuteRandom
+
+    classes = flow.label_classes
+    assert classes is not None
+
+    class FreiaConditional(Peer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inn = SequenceINN(flow.dimensions)
+            for block in _blocks(flow):
+                nets = iter(_sequential(cast(LabelledNet, net)) for net in (block.net1, block.net2))
+                self.inn.append(
+                    GLOWCouplingBlock,
+                    cond=0,
+                    cond_shape=(classes,),
+                    subnet_constructor=lambda _inputs, _outputs, nets=nets: next(nets),
+                    clamp=block.clamp,
+                    clamp_activation="ATAN",
+                )
+                self.inn.append(PermuteRandom, seed=block.number)
+
+        def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
+            assert y is not None
+            label = F.one_hot(y, classes).to(levels[0])
+            v, _ = self.inn(levels[0], c=[label], rev=True)
+            return cast(Tensor, v).reshape(-1, *flow.input_shape)
+
+    return FreiaConditional()
+
+
+def nflows_conditional(flow: Flow, frozen: bool) -> Peer:
+    """Two AffineCouplingTransforms and a Permutation a block; the clamp is put into `_scale_and_shift`."""
+    from nflows import transforms
+
+    classes = flow.label_classes
+    assert classes is not None
+
+    class Net(nn.Module):
+        def __init__(self, net: LabelledNet) -> None:
+            super().__init__()
+            self.net = _sequential(net)
+
+        def forward(self, h: Tensor, context: Tensor) -> Tensor:
+            return cast(Tensor, self.net(torch.cat([h, context], dim=1)))
+
+    def coupling(net: LabelledNet, changed: Tensor, clamp: float) -> nn.Module:
+        class Coupling(transforms.AffineCouplingTransform):  # type: ignore[misc]
+            def _scale_and_shift(self, transform_params: Tensor) -> tuple[Tensor, Tensor]:
+                raw, shift = transform_params.chunk(2, dim=1)
+                return torch.exp(clamp * ATAN_SLOPE * torch.atan(raw)), shift
+
+        return cast(nn.Module, Coupling(changed.int(), lambda _inputs, _outputs: Net(net)))
+
+    class NflowsConditional(Peer):
+        def __init__(self) -> None:
+            super().__init__()
+            first_half = torch.arange(flow.dimensions) < flow.dimensions // 2
+            layers: list[nn.Module] = []
+            for block in _blocks(flow):
+                layers.append(coupling(cast(LabelledNet, block.net2), first_half, block.clamp))
+                layers.append(coupling(cast(LabelledNet, block.net1), ~first_half, block.clamp))
+                layers.append(transforms.Permutation(block.permutation))
+            self.transform = transforms.CompositeTransform(layers)
+
+        def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
+            assert y is not None
+            v, _ = self.transform.inverse(levels[0], F.one_hot(y, classes).to(levels[0]))
+            return cast(Tensor, v).reshape(-1, *flow.input_shape)
+
+    return NflowsConditional()
+
+
+GLOW: dict[str, Build] = {"FrEIA": freia_glow, "normflows": normflows_glow, "nflows": nflows_glow}
+CONDITIONAL: dict[str, Build] = {"FrEIA": freia_conditional, "nflows": nflows_conditional}
+
+
+def benchmark_glow(levels: int, steps: int, width: int, shape: tuple[int, int, int], seed: int = 0) -> Glow:
+    """A Glow with every layer alive, activations of order 1, and weights that all the libraries can express."""
+    calm = min(1.0, 8.0 / steps)  # deep flows amplify float32 rounding less
+    torch.manual_seed(seed)
+    flow = Glow(shape, 256, levels=levels, steps=steps, width=width, scale_floor=0.0)
+    with torch.no_grad():
+        for step in (step for stack in _stacks(flow) for step in stack):
+            channels = len(step.mixing.sign)
+            step.mixing.permutation.copy_(torch.eye(channels))
+            step.mixing.sign.fill_(1.0)
+            for triangle in (step.mixing.lower, step.mixing.upper):
+                triangle.normal_(std=0.3 * calm / channels**0.5)
+            step.mixing.log_diagonal.normal_(std=0.1 * calm)
+            step.coupling.net.last.conv.weight.normal_(std=0.05 * calm / width**0.5)
+            step.coupling.net.last.log_gain.normal_(std=0.05)
+    flow.initialize(torch.rand(32, *shape))
+    return flow
+
+
+def benchmark_conditional(
+    blocks: int, width: int, shape: tuple[int, int, int], seed: int = 0
+) -> ConditionalFlow:
+    """A conditional flow with random nets; small last layers keep activations of order 1."""
+    torch.manual_seed(seed)
+    flow = ConditionalFlow(shape, 256, blocks=blocks, width=width, zero_start=False)
+    with torch.no_grad():
+        for net in (net for net in flow.modules() if isinstance(net, LabelledNet)):
+            net.last.weight.mul_(0.5)
+    return flow

@@ -1,0 +1,386 @@
+"""Decode + backward to the latents: robbench's frozen flows against FrEIA, normflows and nflows, same weights.
+
+    python benchmarks/flows.py --out reports/benchmarks              # writes flows.json and flows.md
+    python benchmarks/flows.py --case small --rounds 10 --profile    # a quick look, and where the time goes
+
+One process with malloc tuned (robbench/allocator.py) holds every implementation. To show malloc as glibc has it, each
+has a further process of its own, since what others leave in a heap decides whether glibc returns memory. In each round
+every implementation runs once unmeasured and once measured in each of its processes, in an order drawn anew. A ratio is
+the median over rounds of the quotient of two times of the same round; quartiles are shown. With one thread, times are
+those that a process spent on a CPU, so that other load on the machine enters through shared caches and clocks alone.
+
+Before any timing every implementation must agree with robbench's trainable flow in float64, in outputs and gradients:
+|difference| / |reference| (Euclidean) at most TOLERANCE of its dtype, first in float64, which proves that it is the
+same function, then as timed in float32, where a ReLU at 0 may flip. Otherwise nothing is timed, no ratio is printed.
+
+Kinds: "frozen" is eval mode with requires_grad_(False) and the library's cache where it has one; "channels_last" the
+same in that memory format; "naive" trainable parameters as constructed. Memory: bytes that autograd keeps between
+decode and backward, each storage once, weights left out.
+"""
+
+import argparse
+import copy
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from flow_peers import CONDITIONAL, GLOW, Build, Levels, benchmark_conditional, benchmark_glow
+from flow_report import REFERENCE, markdown, quartiles, quotient
+from torch import Tensor
+
+from robbench.allocator import tune_allocator
+from robbench.device import installed_version
+from robbench.models.flows import Flow
+from robbench.models.flows.base import Memory
+from robbench.resources import write_text_atomically
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+Decode = Callable[[Levels, Tensor | None], Tensor]
+
+
+class Disagreement(Exception):
+    """Two implementations that should be the same function are not: comparing their speed means nothing."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A flow, a batch, how many rounds, the libraries that can express the flow, and the mallocs to show."""
+
+    what: str
+    build: Callable[[], Flow]
+    batch: int
+    rounds: int
+    peers: dict[str, Build]
+    allocators: tuple[str, ...] = ("tuned", "default")
+
+
+CASES = {
+    "small": Case(
+        "Glow 3 levels x 8 steps x width 128 on 3x32x32",
+        lambda: benchmark_glow(3, 8, 128, (3, 32, 32)),
+        batch=16,
+        rounds=40,
+        peers=GLOW,
+    ),
+    "mlp": Case(
+        "conditional coupling flow, 12 blocks x width 512 on 784 dimensions",
+        lambda: benchmark_conditional(12, 512, (1, 28, 28)),
+        batch=64,
+        rounds=40,
+        peers=CONDITIONAL,
+    ),
+    "paper": Case(
+        "Glow 3 levels x 32 steps x width 512 on 3x32x32",
+        lambda: benchmark_glow(3, 32, 512, (3, 32, 32)),
+        batch=4,
+        rounds=7,
+        peers=GLOW,
+        allocators=("tuned",),  # a process of its own for each would take too much memory
+    ),
+}
+
+
+@dataclass
+class Bench:
+    """Implementations of one function, ready to run. absent: libraries that are not, and why."""
+
+    levels: Levels
+    y: Tensor | None
+    cotangent: Tensor
+    decoders: dict[str, Decode]
+    weights: dict[str, list[Tensor]]
+    reference: tuple[Tensor, Tensor]
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def run(self, name: str) -> tuple[Tensor, Tensor]:
+        """Decoded images and the gradient at the latents, flat."""
+        return decode_and_backward(self.decoders[name], self.levels, self.y, self.cotangent)
+
+
+def decode_and_backward(
+    decode: Decode, levels: Levels, y: Tensor | None, cotangent: Tensor
+) -> tuple[Tensor, Tensor]:
+    leaves = tuple(level.detach().requires_grad_() for level in levels)
+    out = decode(leaves, y)
+    out.backward(cotangent)
+    return out.detach(), torch.cat([leaf.grad.flatten(1) for leaf in leaves if leaf.grad is not None], dim=1)
+
+
+def prepare(case: Case, dtype: torch.dtype = torch.float32, only: str | None = None) -> Bench:
+    """Build every implementation (or `only` one) in `dtype` at the same weights; latents are those of random images."""
+    exact = case.build().eval().double().requires_grad_(False)
+    flow = copy.deepcopy(exact).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.rand(case.batch, *flow.input_shape, generator=generator)
+    y = torch.arange(case.batch) % flow.label_classes if flow.label_classes else None
+    latents, _ = exact.encode(x, y)
+    cotangent = torch.randn(x.shape, generator=generator, dtype=dtype)
+    bench = Bench(
+        levels=tuple(level.to(dtype, memory_format=torch.contiguous_format) for level in latents.levels),
+        y=y,
+        cotangent=cotangent,
+        decoders={},
+        weights={},
+        reference=decode_and_backward(exact.transform.decode, latents.levels, y, cotangent.double()),
+    )
+    for memory in (memory for memory in get_args(Memory) if only in (None, f"robbench {memory}")):
+        frozen = flow.freeze(dtype, memory)
+        bench.decoders[f"robbench {memory}"] = frozen.transform.decode
+        bench.weights[f"robbench {memory}"] = list(frozen.buffers())
+    with default_dtype(dtype):
+        for library, build in case.peers.items():
+            _add_library(bench, library, build, flow, only)
+    return bench
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """The libraries create some of their tensors in PyTorch's default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _add_library(bench: Bench, library: str, build: Build, flow: Flow, only: str | None) -> None:
+    possible = ("frozen", "naive") if flow.label_classes else ("frozen", "channels_last", "naive")
+    kinds = [kind for kind in possible if only in (None, f"{library} {kind}")]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the libraries call functions that PyTorch deprecates
+            peers = {kind: build(flow, kind != "naive").eval() for kind in kinds}
+    except ImportError as error:
+        bench.absent[library] = f"not installed or does not import ({error}); pip install {library}"
+        return
+    for kind, peer in peers.items():
+        if kind != "naive":
+            peer.requires_grad_(False)
+        if kind == "channels_last":
+            peer.to(memory_format=torch.channels_last)
+        bench.decoders[f"{library} {kind}"] = peer.decode
+        bench.weights[f"{library} {kind}"] = [*peer.parameters(), *peer.buffers()]
+
+
+def deviations(bench: Bench) -> dict[str, float]:
+    """Relative deviation of outputs or gradients, whichever is larger; `Disagreement` when one is too large."""
+    dtype, found = bench.cotangent.dtype, {}
+    for name in bench.decoders:
+        with default_dtype(dtype):
+            pairs = zip(bench.run(name), bench.reference, strict=True)
+        found[name] = max(float((ours - exact).norm() / exact.norm()) for ours, exact in pairs)
+        if not found[name] <= TOLERANCE[dtype]:  # NaN disagrees as well
+            raise Disagreement(
+                f"{name} in {dtype} deviates from the reference by {found[name]:.1e}, more than "
+                f"{TOLERANCE[dtype]:.0e}: no ratio is printed"
+            )
+    return found
+
+
+def saved_bytes(bench: Bench, name: str) -> int:
+    """Bytes that autograd keeps between decode and backward."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in bench.weights[name]}
+    sizes: dict[int, int] = {}
+
+    def record(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
+        leaves = tuple(level.detach().requires_grad_() for level in bench.levels)
+        out = bench.decoders[name](leaves, bench.y)
+    out.backward(bench.cotangent)
+    return sum(sizes.values())
+
+
+# ------------------------------------------------------------------------------------------ processes
+def serve(case: Case, threads: int, only: str | None = None) -> None:
+    """A worker: says what it has, then times each implementation whose name it reads."""
+    torch.set_num_threads(threads)
+    state = tune_allocator().state
+    try:
+        exact = deviations(prepare(case, torch.float64, only))
+        bench = prepare(case, only=only)
+        report: dict[str, Any] = {"deviations": {"float64": exact, "float32": deviations(bench)}}
+    except Disagreement as error:
+        print(json.dumps({"disagreement": str(error)}), flush=True)
+        return
+    report["memory"] = {name: saved_bytes(bench, name) for name in bench.decoders}
+    print(json.dumps(report | {"absent": bench.absent, "allocator": state}), flush=True)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    for line in sys.stdin:
+        bench.run(line.strip())
+        start = clock()
+        bench.run(line.strip())
+        print(clock() - start, flush=True)
+
+
+class Worker:
+    """A process that runs `serve`; `about` is what it said of itself."""
+
+    def __init__(self, case: str, allocator: str, threads: int, only: str | None = None) -> None:
+        environment = os.environ | {"ROBBENCH_MALLOC": allocator, "OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, __file__, "--serve", case, "--threads", str(threads)]
+        self.process = subprocess.Popen(
+            [*command, "--only", only] if only else command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.about: dict[str, Any] = json.loads(self._line())
+        if "disagreement" in self.about:
+            self.close()
+            raise Disagreement(self.about["disagreement"])
+
+    def time(self, name: str) -> float:
+        assert self.process.stdin is not None
+        print(name, file=self.process.stdin, flush=True)
+        return float(self._line())
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            self.close()
+            raise SystemExit(f"a worker ended with code {self.process.returncode}; its message is above")
+        return line
+
+
+def measure(case: str, rounds: int, threads: int) -> dict[str, Any]:
+    """Times of every implementation under each malloc, interleaved, and everything the report needs."""
+    shared = Worker(case, "tuned", threads)
+    names = list(shared.about["memory"])
+    workers = {("tuned", name): shared for name in names}
+    try:
+        for name in names if "default" in CASES[case].allocators else []:
+            workers["default", name] = Worker(case, "default", threads, only=name)
+        times = _interleaved(case, workers, rounds)
+    finally:
+        for worker in set(workers.values()):
+            worker.close()
+    used = {allocator: worker.about["allocator"] for (allocator, _), worker in workers.items()}
+    return _summary(case, rounds, times, shared.about) | {"allocators": used}
+
+
+def _interleaved(
+    case: str, workers: dict[tuple[str, str], Worker], rounds: int
+) -> dict[str, dict[str, list[float]]]:
+    """Times by malloc and name, one a round."""
+    times: dict[str, dict[str, list[float]]] = {}
+    order, turns = random.Random(0), list(workers)
+    for done in range(rounds):
+        order.shuffle(turns)
+        for allocator, name in turns:
+            found = workers[allocator, name].time(name)
+            times.setdefault(allocator, {}).setdefault(name, []).append(found)
+        print(f"{case}: round {done + 1} of {rounds}", file=sys.stderr, flush=True)
+    return times
+
+
+def _summary(
+    case: str, rounds: int, times: dict[str, dict[str, list[float]]], about: dict[str, Any]
+) -> dict[str, Any]:
+    reference = times["tuned"][REFERENCE]
+    return {
+        "flow": CASES[case].what,
+        "batch": CASES[case].batch,
+        "rounds": rounds,
+        "seconds": {
+            allocator: {name: quartiles(found) for name, found in of.items()}
+            for allocator, of in times.items()
+        },
+        "ratio": {
+            allocator: {name: quotient(found, of[REFERENCE]) for name, found in of.items()}
+            for allocator, of in times.items()
+        },
+        "ratio_default_to_tuned_reference": {
+            name: quotient(found, reference) for name, found in times.get("default", {}).items()
+        },
+        "memory_bytes": about["memory"],
+        "deviations": about["deviations"],
+        "absent": about["absent"],
+    }
+
+
+def profile_reference(case: Case, threads: int) -> str:
+    """Where robbench's own time goes, by operator."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.set_num_threads(threads)
+    tune_allocator()
+    bench = prepare(case)
+    bench.run(REFERENCE)
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(5):
+            bench.run(REFERENCE)
+    return recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=15)
+
+
+def cpu_model() -> str:
+    """As Linux names it, elsewhere what Python knows."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--case", choices=CASES, action="append", help="one or more; all by default")
+    parser.add_argument("--rounds", type=int, help="instead of each case's own number")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder of flows.json and flows.md; printed only by default")
+    parser.add_argument("--profile", action="store_true", help="also print where robbench's time goes")
+    parser.add_argument("--serve", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(CASES[arguments.serve], arguments.threads, arguments.only)
+        return
+    cases = arguments.case or list(CASES)
+    try:
+        results = {
+            name: measure(name, arguments.rounds or CASES[name].rounds, arguments.threads) for name in cases
+        }
+    except Disagreement as error:
+        raise SystemExit(f"refused: {error}") from None
+    packages = ("torch", "FrEIA", "normflows", "nflows", "robbench")
+    report = {
+        "command": " ".join(["python benchmarks/flows.py", *sys.argv[1:]]),
+        "cpu": cpu_model(),
+        "threads": arguments.threads,
+        "tolerance": {str(dtype): limit for dtype, limit in TOLERANCE.items()},
+        "versions": {package: installed_version(package) or "absent" for package in packages},
+        "cases": results,
+    }
+    print(markdown(report))
+    if arguments.profile:
+        print(profile_reference(CASES[cases[0]], arguments.threads))
+    if arguments.out:
+        write_text_atomically(arguments.out / "flows.json", json.dumps(report, indent=1) + "\n")
+        write_text_atomically(arguments.out / "flows.md", markdown(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,421 @@
+"""APGD, step-size-free projected gradient ascent (Croce & Hein 2020), and its L1 form (Croce & Hein 2021).
+
+Algorithm, schedules and budgets are those of the reference's standard version. Step t of a search scores the iterate
+x_t once: its logits give the loss, the margin and the gradient. The last iterate needs no gradient: it is handed back
+unscored, and scored by whoever asks who is `still_robust`. So a sample that stays robust costs `iterations` backwards
+and, that score included, one forward more.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from robbench.attacks.active import Batch, Search, fresh_state, note
+from robbench.attacks.geometry import TINY, norm_of, per_sample, project
+from robbench.attacks.geometry_l1 import project_l1_box, rounding_allowance, sparse_direction, support_size
+from robbench.attacks.spaces import State
+from robbench.attacks.victim import Victim, margins
+from robbench.errors import UserError
+from robbench.random import KeyedNumbers
+from robbench.specs import Norm
+
+Loss = Literal["ce", "dlr", "ce-targeted", "dlr-targeted"]
+LEAST_CLASSES: dict[Loss, int] = {"ce": 2, "dlr": 3, "ce-targeted": 2, "dlr-targeted": 4}
+MOMENTUM = 0.75  # share of the gradient step in an update; the rest continues the last update
+SPARSITY_SHRINK, LEAST_STEP = 1.5, 0.1  # L1: what support and step are divided by; smallest step / radius
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio [n], invariant to shift and scale; positive when misclassified (2020, eq. 6)."""
+    top = logits.topk(3, dim=1)
+    rival = torch.where(top.indices[:, 0] == labels, top.values[:, 1], top.values[:, 0])
+    return -(_logit(logits, labels) - rival) / (top.values[:, 0] - top.values[:, 2] + TINY)
+
+
+def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """DLR towards the classes `targets` [n]; positive when these win over the labels (2020, eq. 7)."""
+    top = logits.topk(4, dim=1).values
+    spread = top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY
+    return -(_logit(logits, labels) - _logit(logits, targets)) / spread
+
+
+def _logit(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(1, classes[:, None]).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """What happens at the t-th iterate, by t = 0..iterations; all [iterations + 1], in use [n] for the samples' t.
+
+    first: t begins a phase. counts: the radius is the attack's own. window: 0, or the length of the window that a
+    checkpoint at t closes. ends: t is scored for its loss only and the next phase begins at the best point so far.
+    radius: of the phase; following: of the next iterate's.
+    """
+
+    first: Tensor
+    counts: Tensor
+    window: Tensor
+    ends: Tensor
+    radius: Tensor
+    following: Tensor
+
+    def at(self, iteration: Tensor) -> "Timetable":
+        """The entries of samples at `iteration` [n]."""
+        return Timetable(*(column[iteration] for column in vars(self).values()))
+
+    def to(self, device: torch.device) -> "Timetable":
+        return Timetable(*(column.to(device) for column in vars(self).values()))
+
+
+class Rule(ABC):
+    """What depends on the norm: start, steps, and what is adapted at checkpoints. Radii come from the timetable."""
+
+    norm: Norm
+
+    def __init__(self, epsilon: float, rho: float) -> None:
+        self.epsilon, self.rho = epsilon, rho
+
+    @abstractmethod
+    def windows(self, iterations: int) -> dict[int, int]:
+        """Checkpoints of a phase and the length of the windows they close."""
+
+    @abstractmethod
+    def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        """Start relative to x before it is made admissible, from [n, ...] numbers uniform on [-1,1) and normal."""
+
+    @abstractmethod
+    def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
+        """The admissible point nearest to `point` (for l2: ball first, then box). radius: [n]."""
+
+    @abstractmethod
+    def begin(self, x: Tensor, radius: Tensor) -> State:
+        """State entries of this rule for samples x [n,C,H,W] whose first phase has `radius` [n]."""
+
+    @abstractmethod
+    def adapt(self, state: State, loss: Tensor, now: Timetable) -> Tensor:
+        """Adapt step sizes in place of the state; True [n] for samples that go on from their best point."""
+
+    @abstractmethod
+    def move(self, state: State, point: Tensor, gradient: Tensor, now: Timetable) -> Tensor:
+        """The next iterate from `point` with its gradient; state["old"] is the point before, where it is used."""
+
+
+class HalvingRule(Rule):
+    """Linf and L2: momentum, and the step size is halved where a window brought too few improvements (2020, sec. 3)."""
+
+    def windows(self, iterations: int) -> dict[int, int]:
+        window, least = max(int(0.22 * iterations), 1), max(int(0.06 * iterations), 1)
+        shorter = max(int(0.03 * iterations), 1)
+        found: dict[int, int] = {}
+        at = window
+        while at <= iterations:
+            found[at] = window
+            window = max(window - shorter, least)
+            at += window
+        return found
+
+    def begin(self, x: Tensor, radius: Tensor) -> State:
+        zeros = torch.zeros_like(radius)
+        return {
+            "step_size": 2.0 * radius,
+            "increases": zeros,
+            "previous_loss": zeros,
+            "checked_loss": zeros,
+            "reduced": torch.ones_like(zeros, dtype=torch.bool),
+        }
+
+    def adapt(self, state: State, loss: Tensor, now: Timetable) -> Tensor:
+        increases = state["increases"] + ((loss > state["previous_loss"]) & ~now.first)
+        # The reference compares the loss after the first step with 0, not with the start's.
+        state["previous_loss"] = loss.masked_fill(now.first, 0.0)
+        best, due = state["best_loss"], now.window > 0
+        stuck = ~state["reduced"] & (state["checked_loss"] >= best)
+        reduce = due & ((increases <= self.rho * now.window) | stuck)
+        state["increases"] = increases.masked_fill(due, 0.0)
+        state["reduced"] = torch.where(due, reduce, state["reduced"])
+        state["checked_loss"] = torch.where(due | now.first, best, state["checked_loss"])
+        state["step_size"] = torch.where(reduce, 0.5 * state["step_size"], state["step_size"])
+        return reduce
+
+    def move(self, state: State, point: Tensor, gradient: Tensor, now: Timetable) -> Tensor:
+        step = self.direction(gradient).mul_(per_sample(state["step_size"], gradient)).add_(point)
+        share = per_sample(torch.where(now.first, 1.0, MOMENTUM), point)
+        inertia = (point - state["old"]).mul_(1.0 - share)
+        step = self.admit(state, step, now.radius).sub_(point).mul_(share).add_(point).add_(inertia)
+        return self.admit(state, step, now.radius)
+
+    @abstractmethod
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Steepest ascent of unit size, a new tensor; 0 for a NaN coordinate."""
+
+
+class LinfRule(HalvingRule):
+    norm = "linf"
+
+    def begin(self, x: Tensor, radius: Tensor) -> State:
+        bounds = {"low": (x - self.epsilon).clamp_(min=0.0), "high": (x + self.epsilon).clamp_(max=1.0)}
+        return {**super().begin(x, radius), **bounds}
+
+    def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        return uniform * per_sample(self.epsilon / (norm_of(uniform, "linf") + TINY), uniform)
+
+    def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
+        return point.clamp_(state["low"], state["high"])
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        return gradient.sign()
+
+
+class L2Rule(HalvingRule):
+    norm = "l2"
+
+    def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        return normal * per_sample(self.epsilon / (norm_of(normal, "l2") + TINY), normal)
+
+    def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
+        x = state["x"]
+        inside = self.epsilon - rounding_allowance(self.epsilon, x.shape[1:].numel())
+        return project(point - x, "l2", inside).add_(x).clamp_(0.0, 1.0)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        # Scaled first: the squares of a saturated model's gradients underflow to a norm of 0.
+        finite = gradient.nan_to_num()
+        finite.div_(per_sample(norm_of(finite, "linf").clamp_(min=torch.finfo(finite.dtype).tiny), finite))
+        return finite.div_(per_sample(norm_of(finite, "l2") + TINY, finite))
+
+
+class L1Rule(Rule):
+    """Sparse steps; their support follows that of the best point, and the step size with it (2021, section 4)."""
+
+    norm = "l1"
+
+    def __init__(self, epsilon: float, rho: float, large_radii: bool) -> None:
+        super().__init__(epsilon, rho)
+        self.large_radii = large_radii
+
+    def windows(self, iterations: int) -> dict[int, int]:
+        window = max(int(0.04 * iterations), 1)
+        return dict.fromkeys(range(window, iterations + 1, window), window)
+
+    def begin(self, x: Tensor, radius: Tensor) -> State:
+        support = torch.full_like(radius, x.shape[1:].numel())
+        return {"step_size": radius.clone(), "density": torch.full_like(radius, 0.2), "support": support}
+
+    def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
+        return normal
+
+    def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
+        x = state["x"]
+        inside = radius - rounding_allowance(self.epsilon, x.shape[1:].numel())
+        return project_l1_box(point - x, x, inside).add_(x).clamp_(0.0, 1.0)
+
+    def adapt(self, state: State, loss: Tensor, now: Timetable) -> Tensor:
+        support, due = support_size(state["best"] - state["x"]), now.window > 0
+        # A random start is dense and its support says nothing; a start cut down by a projection is measured.
+        renew = due | (now.first & self.large_radii)
+        sparser = due & (support / state["support"] < 0.95)
+        density = support / state["x"].shape[1:].numel() / SPARSITY_SHRINK
+        state["density"] = torch.where(renew, density, state["density"])
+        state["support"] = torch.where(renew, support, state["support"])
+        step = torch.where(due, state["step_size"] / SPARSITY_SHRINK, state["step_size"])
+        step = torch.where(sparser | now.first, now.radius, step)
+        state["step_size"] = step.clamp(min=LEAST_STEP * now.radius, max=now.radius)
+        return sparser
+
+    def move(self, state: State, point: Tensor, gradient: Tensor, now: Timetable) -> Tensor:
+        dimensions = point.shape[1:].numel()
+        left_out = ((1.0 - state["density"]) * dimensions).clamp_(0, dimensions - 1).long()
+        step = sparse_direction(gradient.nan_to_num(), dimensions - left_out)
+        step.mul_(per_sample(state["step_size"], step)).add_(point)
+        step = torch.where(per_sample(now.ends, step), state["best"], step)
+        return self.admit(state, step, now.following)
+
+
+class APGD(Search):
+    """APGD from one random start.
+
+    norm: linf, l2 or l1; epsilon in [0,1] pixels. name: of the component. stream: of the random numbers, say
+    "ATTACK/COMPONENT"; with `restart` and `target` it decides on the start. target: for targeted losses, 1 for the
+    most likely wrong class of the clean image, 2 for the next one. budget: iterations of a random start, shared by
+    the phases where there are several. large_radii (l1 only): 3/10 of them at 3 epsilon, 3/10 at 2 epsilon, the rest
+    at epsilon, each from the best point before; only the last phase can break a sample. eot_iterations: forwards
+    averaged at an iterate (loss, gradient, and the logits that decide on a break), for randomised models.
+    """
+
+    def __init__(
+        self,
+        norm: Norm,
+        epsilon: float,
+        *,
+        name: str,
+        stream: str,
+        loss: Loss = "ce",
+        target: int | None = None,
+        restart: int = 0,
+        budget: int = 100,
+        rho: float = 0.75,
+        large_radii: bool = False,
+        eot_iterations: int = 1,
+    ) -> None:
+        matching = (target is not None and target >= 1) if "targeted" in loss else target is None
+        if loss not in LEAST_CLASSES or not matching:
+            raise UserError(
+                f"{name}: loss {loss!r} with target {target}; give one of {', '.join(LEAST_CLASSES)}, "
+                f"and a target (1 for the most likely wrong class) with the targeted ones only"
+            )
+        if eot_iterations < 1:
+            raise UserError(
+                f"{name}: eot_iterations {eot_iterations}; give 1, or more for a randomised model"
+            )
+        self.name, self.loss, self.target, self.restart = name, loss, target, restart
+        self.stream = stream if target is None else f"{stream}/target {target}"
+        self.eot_iterations = eot_iterations
+        self.rule = _rule(name, norm, epsilon, rho, large_radii)
+        self.timetable = _timetable(_phases(name, epsilon, budget, large_radii), self.rule)
+        self.iterations = len(self.timetable.first) - 1
+
+    def begin(self, victim: Victim, batch: Batch) -> State:
+        self.timetable = self.timetable.to(batch.x.device)
+        radius = self.timetable.radius[:1].expand(len(batch.x))
+        state = {**fresh_state(batch.x), "x": batch.x, "y": batch.y}
+        if self.target is not None:
+            state["target"] = self._targets(victim, batch)
+            state["forwards"] += self.eot_iterations
+        state |= self.rule.begin(batch.x, radius)
+        point = self.rule.admit(state, batch.x + self._noise(batch), radius)
+        state |= {"point": point, "best": point.clone(), "best_gradient": torch.zeros_like(point)}
+        if isinstance(self.rule, HalvingRule):
+            state["old"] = point
+        return state | {"best_loss": torch.zeros(len(point), device=point.device)}
+
+    def step(self, victim: Victim, state: State) -> State:
+        now = self.timetable.at(state["iteration"])
+        logits, loss, gradient = self._score(victim, state)
+        point, live = state["point"], ~state["broken"] & (state["iteration"] < self.iterations)
+        margin = margins(logits, state["y"]).masked_fill(~now.counts, float("inf"))
+        note(state, point, margin, self.iterations)
+        loss = self._keep_best(state, loss, gradient, now)
+        back = per_sample(self.rule.adapt(state, loss, now) & live, point)
+        point = torch.where(back, state["best"], point, out=point)
+        gradient = torch.where(back, state["best_gradient"], gradient)
+        moved = self.rule.move(state, point, gradient, now)
+        state["point"] = torch.where(per_sample(live, moved), moved, point, out=moved)
+        if "old" in state:
+            state["old"] = point
+        calls = live * self.eot_iterations
+        state["iteration"] = state["iteration"] + live
+        return state | {name: state[name] + calls for name in ("forwards", "backwards")}
+
+    def leave(self, state: State) -> State:
+        """Who was not broken hands back the last iterate."""
+        broken = per_sample(state["broken"], state["point"])
+        return state | {"adversarial": torch.where(broken, state["adversarial"], state["point"])}
+
+    def _keep_best(self, state: State, loss: Tensor, gradient: Tensor, now: Timetable) -> Tensor:
+        """Update the best point of the phase, in place; returns the loss with -inf for NaN, which is never best."""
+        loss = loss.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+        better = now.first | (loss > state["best_loss"])
+        wide = per_sample(better, gradient)
+        state["best_loss"] = torch.where(better, loss, state["best_loss"])
+        torch.where(wide, state["point"], state["best"], out=state["best"])
+        torch.where(wide, gradient, state["best_gradient"], out=state["best_gradient"])
+        return loss
+
+    def _score(self, victim: Victim, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [n,K], loss [n] and its gradient [n,C,H,W] at state["point"], means over the EOT forwards."""
+        point = state["point"].detach().requires_grad_(True)
+        logits, loss, gradient = self._score_once(victim, point, state)
+        for n in range(2, self.eot_iterations + 1):  # running means
+            again = self._score_once(victim, point, state)
+            logits, loss = logits.lerp(again[0], 1 / n), loss.lerp(again[1], 1 / n)
+            gradient = gradient.lerp(again[2], 1 / n)
+        return logits, loss, gradient
+
+    def _score_once(self, victim: Victim, point: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            logits = victim.differentiable(point)
+            loss = self._losses(logits, state)
+            (gradient,) = torch.autograd.grad(loss.sum(), point)
+        return logits.detach(), loss.detach(), gradient
+
+    def _losses(self, logits: Tensor, state: State) -> Tensor:
+        self._require_classes(logits)
+        if self.loss == "ce":
+            return cross_entropy(logits, state["y"], reduction="none")
+        if self.loss == "ce-targeted":
+            return -cross_entropy(logits, state["target"], reduction="none")
+        if self.loss == "dlr":
+            return dlr(logits, state["y"])
+        return dlr_targeted(logits, state["y"], state["target"])
+
+    def _require_classes(self, logits: Tensor) -> None:
+        least = max(LEAST_CLASSES[self.loss], (self.target or 0) + 1)
+        if logits.shape[1] < least:
+            raise UserError(
+                f"{self.name}: loss {self.loss!r}{f' with target {self.target}' if self.target else ''} needs at least "
+                f"{least} classes, the model has {logits.shape[1]}; use fewer targets, or the loss 'ce'"
+            )
+
+    def _targets(self, victim: Victim, batch: Batch) -> Tensor:
+        """The target-th most likely wrong class of the clean images, [n]."""
+        logits = victim.logits(batch.x)
+        for _ in range(self.eot_iterations - 1):
+            logits = logits + victim.logits(batch.x)
+        self._require_classes(logits)
+        wrong = logits.scatter(1, batch.y[:, None], float("-inf"))
+        return wrong.argsort(dim=1, descending=True, stable=True)[:, (self.target or 1) - 1]
+
+    def _noise(self, batch: Batch) -> Tensor:
+        device, shape = batch.x.device, batch.x.shape
+        keys = KeyedNumbers(batch.seed, self.stream, batch.ids, self.restart, device).keys
+        draws = [
+            KeyedNumbers.uniform(keys, torch.full_like(keys, counter), shape[1:].numel()).reshape(shape)
+            for counter in (0, 1)
+        ]
+        # Box and Muller's normal numbers.
+        normal = (-2.0 * (1.0 - draws[0]).log()).sqrt() * (2.0 * math.pi * draws[1]).cos()
+        return self.rule.noise(2.0 * draws[0] - 1.0, normal)
+
+
+def _rule(name: str, norm: Norm, epsilon: float, rho: float, large_radii: bool) -> Rule:
+    if large_radii and norm != "l1":
+        raise UserError(f"{name}: large_radii with norm {norm!r}; the schedule of radii is for l1 alone")
+    if norm == "l1":
+        return L1Rule(epsilon, rho, large_radii)
+    if norm == "l2":
+        return L2Rule(epsilon, rho)
+    if norm == "linf":
+        return LinfRule(epsilon, rho)
+    raise UserError(f"{name}: norm {norm!r}; APGD searches in linf, l2 and l1 balls")
+
+
+def _phases(name: str, epsilon: float, budget: int, large_radii: bool) -> list[tuple[float, int]]:
+    """(radius, iterations) of every phase."""
+    least = 3 if large_radii else 1
+    if budget < least or not epsilon > 0:
+        raise UserError(
+            f"{name}: {budget} iterations in a ball of radius {epsilon:g}; at least {least} and above 0"
+        )
+    if not large_radii:
+        return [(epsilon, budget)]
+    part = math.ceil(0.3 * budget)
+    return [(3.0 * epsilon, part), (2.0 * epsilon, part), (epsilon, budget - 2 * part)]
+
+
+def _timetable(phases: Sequence[tuple[float, int]], rule: Rule) -> Timetable:
+    """A phase of n iterations scores n + 1 iterates; of the last one's n + 1 the last is not scored here."""
+    rows: list[tuple[bool, bool, int, bool, float]] = []
+    for number, (radius, iterations) in enumerate(phases):
+        final, windows = number + 1 == len(phases), rule.windows(iterations)
+        rows += [
+            (t == 0, final, windows.get(t, 0), t == iterations and not final, radius)
+            for t in range(iterations + 1)
+        ]
+    first, counts, window, ends, radii = (torch.tensor(column) for column in zip(*rows, strict=True))
+    return Timetable(first, counts, window, ends, radii, torch.cat([radii[1:], radii[-1:]]))

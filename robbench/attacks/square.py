@@ -1,0 +1,382 @@
+"""Square attack (Andriushchenko et al. 2020): random search on the margin, forwards only; Linf, L2 and L1.
+
+Schedule, starts, windows and budget are those of AutoAttack's standard version. Every sample has windows, sizes and
+signs of its own, keyed by its id and the number of the query. A query whose answer is known costs no forward: see
+`SignWindows`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robbench.attacks.active import Batch, Search, fresh_state
+from robbench.attacks.geometry import TINY, norm_of, per_sample
+from robbench.attacks.geometry_l1 import project_l1_box, rounding_allowance
+from robbench.attacks.spaces import State
+from robbench.attacks.victim import Victim, margins
+from robbench.errors import UserError
+from robbench.random import KeyedNumbers
+from robbench.specs import Norm
+
+# After so many queries of 10,000 the share p of an image's pixels in a window halves (paper, section 5).
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+POSITION_BITS = 48  # of a random word say where a window is
+MOST_REMEMBERED = 2**16  # windows a sample; with more of them, repeats within 5,000 queries are rare
+
+
+def window_sizes(
+    norm: Norm, shape: tuple[int, ...], iterations: int, p_init: float = 0.8, rescale: bool = False
+) -> Tensor:
+    """Side of the window of queries 1..iterations, [iterations + 1] int64 (entry 0 is that of query 1).
+
+    shape: (C,H,W). rescale: stretch the schedule, made for 10,000 queries, to `iterations`; AutoAttack does not. Sides
+    are at most min(H,W); for l2 and l1 at least 3 and odd, where the image is large enough.
+    """
+    queries = [max(i - 1, 0) for i in range(iterations + 1)]
+    steps = [int(q / iterations * 10_000) if rescale else q for q in queries]
+    shares = [p_init / 2 ** sum(step > bound for bound in HALVINGS) for step in steps]
+    sides = [round(math.sqrt(share * shape[1] * shape[2])) for share in shares]
+    if norm != "linf":
+        sides = [max(side, 3) | 1 for side in sides]
+    return torch.tensor(sides).clamp(1, min(shape[1:]))
+
+
+def pattern(side: int, norm: Norm) -> Tensor:
+    """What an l2 or l1 window adds, [side, side] with norm 1: a hill above a valley."""
+    out = torch.cat([_hill(side // 2, side, norm), -_hill(side - side // 2, side, norm)])
+    return out / norm_of(out[None], norm)
+
+
+def _hill(height: int, width: int, norm: Norm) -> Tensor:
+    """Nested squares around the middle, the k-th of weight k**-2 (l2) or k**-4 (l1), norm 1 (paper, eq. 2)."""
+    power = 2 if norm == "l2" else 4
+    rows = (torch.arange(height) - height // 2).abs()[:, None]
+    columns = (torch.arange(width) - width // 2).abs()[None, :]
+    rings = torch.maximum(rows, columns).expand(height, width)
+    reach = max(height // 2, width // 2) + 1
+    weights = torch.arange(1, reach + 1, dtype=torch.float32) ** -power
+    out = weights.flip(0).cumsum(0).flip(0)[rings]
+    return out / norm_of(out[None], norm).clamp(min=TINY) if height else out
+
+
+def _coins(words: Tensor, count: int, skip: int = 0) -> Tensor:
+    """[..., count] of 0 and 1 from words [..., W] of 64 random bits, without the first `skip` of their bits."""
+    place = torch.arange(skip, skip + count, device=words.device)
+    return words[..., place // 64] >> place % 64 & 1
+
+
+def _spans(place: Tensor, side: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Rows [..., H] and columns [..., W], float32, of windows with upper left corner `place` [..., 2] and `side` [...]:
+    1 inside and 0 outside."""
+    length = max(shape[1:])
+    half = (0.5 * side)[..., None, None]
+    distance = torch.arange(0.5, length, device=place.device) - (place[..., None] + half)
+    inside = (half + 0.5 - distance.abs_()).clamp_(0.0, 1.0)
+    return inside[..., 0, : shape[1]], inside[..., 1, : shape[2]]
+
+
+def _put(into: Tensor, images: Tensor, where: Tensor) -> None:
+    """Copy the rows `where` [n] of `images` in place; all finite. For weights 0 and 1 lerp is exact (and on the CPU
+    several times faster than torch.where)."""
+    into.lerp_(images, per_sample(where.to(into.dtype), into))
+
+
+def _margin(victim: Victim, images: Tensor, labels: Tensor) -> Tensor:
+    """Margins [n]; infinite, so that no search goes there, where the model's are not finite."""
+    margin = margins(victim.logits(images), labels)
+    return margin.masked_fill_(~margin.isfinite(), math.inf)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """For queries 0..iterations: side of the window, and how many rows and columns it may begin at: `at` [.., 3]; which
+    of the different `sides` it is: `kind`."""
+
+    at: Tensor
+    kind: Tensor
+    sides: list[int]
+
+    @staticmethod
+    def of(side: Tensor, shape: tuple[int, ...], device: torch.device) -> "Schedule":
+        sides, kind = torch.unique(side, return_inverse=True)
+        at = torch.stack([side, shape[1] - side + 1, shape[2] - side + 1], 1)
+        return Schedule(at.to(device), kind.to(device), sides.tolist())
+
+    @property
+    def queries(self) -> int:
+        return len(self.at) - 1
+
+    def windows(self, words: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Windows uniform over where they fit, from the lower 48 of 64 random bits a window: their upper left corners
+        [..., 2] and sides [...]. query, words: [...]; queries past the last have its side."""
+        at = self.at[query.clamp(max=self.queries)]
+        shifts = torch.arange(0, POSITION_BITS, 24, device=words.device)
+        return (words[..., None] >> shifts & 0xFFFFFF) * at[..., 1:] >> 24, at[..., 0]
+
+
+class Moves(ABC):
+    """How a norm starts and proposes. State entries it needs are its own; "keys", "x" and "adversarial" are there."""
+
+    def __init__(self, epsilon: float, shape: tuple[int, ...], schedule: Schedule) -> None:
+        self.epsilon, self.shape, self.schedule = epsilon, shape, schedule
+
+    @abstractmethod
+    def start(self, keys: Tensor, x: Tensor) -> State:
+        """Entries of samples x [n,C,H,W] before the first query, "adversarial" (the image to score) included."""
+
+    @abstractmethod
+    def propose(self, state: State) -> tuple[Tensor, Tensor, State]:
+        """(query [n], images [n,C,H,W] of it, what `accept` needs). query may pass the last one."""
+
+    @abstractmethod
+    def accept(self, state: State, better: Tensor, proposal: State) -> None:
+        """Note in place which samples [n] now have what was proposed; "adversarial" is taken care of."""
+
+
+class SignWindows(Moves):
+    """Linf: every pixel at x - eps or x + eps (clipped to the box); a window gets one sign a channel.
+
+    Such a search asks often what it knows: a window that has this sign already is the best image itself, and since
+    the best image last changed the same window may have been refused. Both are refused without a forward, at most
+    `ahead` - 1 queries a step; the search, its queries and what it finds stay those of a forward a query.
+    State: "signs" [n,C,H,W] of -1 and 1; "refused" [n, 2^C H W], `_stamp` of the last refusals; "changes" [n].
+    """
+
+    def __init__(self, epsilon: float, shape: tuple[int, ...], schedule: Schedule, ahead: int) -> None:
+        super().__init__(epsilon, shape, schedule)
+        self.ahead = torch.arange(1, ahead + 1, device=schedule.at.device)
+        self.windows = 2 ** shape[0] * shape[1] * shape[2]
+        self.remembers = self.windows <= MOST_REMEMBERED
+
+    def start(self, keys: Tensor, x: Tensor) -> State:
+        channels, _, width = self.shape
+        words = KeyedNumbers.bits(keys, torch.zeros_like(keys), -(-channels * width // 64))
+        stripes = _coins(words, channels * width).reshape(-1, channels, 1, width).to(x.dtype) * 2 - 1
+        signs = stripes.expand(x.shape).clone()
+        entries = {"signs": signs, "adversarial": self._images(x, signs)}
+        if self.remembers:
+            entries["refused"] = torch.zeros((len(x), self.windows), dtype=torch.int32, device=x.device)
+            entries["changes"] = torch.zeros_like(keys, dtype=torch.int32)
+        return entries
+
+    def propose(self, state: State) -> tuple[Tensor, Tensor, State]:
+        channels = self.shape[0]
+        queries = state["iteration"][:, None] + self.ahead
+        words = self._words(state["keys"], queries)
+        place, side = self.schedule.windows(words[..., 0], queries)
+        coins = _coins(words, channels, POSITION_BITS)
+        known = self._changes_nothing(state["signs"], place, side, coins)
+        if self.remembers:
+            window = self._window(place, coins)
+            stamp = self._stamp(state["changes"][:, None], side)
+            known |= state["refused"].gather(1, window) == stamp
+        known[:, -1] = False
+        pick = known.to(torch.uint8).argmin(1, keepdim=True)  # the first one unknown
+        if self.remembers:
+            state["refused"].scatter_(1, window.gather(1, pick), stamp.gather(1, pick))
+        chosen = torch.cat([queries[..., None], side[..., None], place, coins], 2)
+        chosen = chosen.gather(1, pick[..., None].expand(-1, -1, chosen.shape[2])).squeeze(1)
+        signs = self._filled(state["signs"], chosen[:, 2:4], chosen[:, 1], chosen[:, 4:])
+        return chosen[:, 0], self._images(state["x"], signs), {"signs": signs}
+
+    def accept(self, state: State, better: Tensor, proposal: State) -> None:
+        _put(state["signs"], proposal["signs"], better)
+        if self.remembers:
+            state["changes"] += better
+
+    def _images(self, x: Tensor, signs: Tensor) -> Tensor:
+        return torch.add(x, signs, alpha=self.epsilon).clamp_(0.0, 1.0)
+
+    def _words(self, keys: Tensor, queries: Tensor) -> Tensor:
+        """Random words [n, ahead, ...]: a position and a coin a channel."""
+        count = -(-(POSITION_BITS + self.shape[0]) // 64)
+        words = KeyedNumbers.bits(keys[:, None].expand_as(queries).flatten(), queries.flatten(), count)
+        return words.reshape(*queries.shape, count)
+
+    def _changes_nothing(self, have: Tensor, place: Tensor, side: Tensor, coins: Tensor) -> Tensor:
+        """Which windows [n, ahead] have their signs [n, ahead, C] already: their pixels sum to side^2 of them."""
+        rows, columns = _spans(place, side, self.shape)
+        sums = ((rows[:, None] @ have) * columns[:, None]).sum(-1)  # [n, C, ahead]
+        wanted = (side * side)[..., None] * (2 * coins - 1)
+        return (sums.transpose(1, 2) == wanted).all(-1)
+
+    def _filled(self, have: Tensor, place: Tensor, side: Tensor, coins: Tensor) -> Tensor:
+        """`have` with the signs [n,C] in a window a sample: two of them added, what is beyond 1 cut off."""
+        rows, columns = _spans(place, side, self.shape)
+        stripes = rows[:, None] * (4.0 * coins - 2.0)[..., None]
+        return torch.addcmul(have, stripes[..., None], columns[:, None, None]).clamp_(-1.0, 1.0)
+
+    def _window(self, place: Tensor, coins: Tensor) -> Tensor:
+        """Place in state["refused"] [n, ahead] of a window's position and signs."""
+        code = (coins << torch.arange(coins.shape[-1], device=coins.device)).sum(-1)
+        return (code * self.shape[1] + place[..., 0]) * self.shape[2] + place[..., 1]
+
+    def _stamp(self, changes: Tensor, side: Tensor) -> Tensor:
+        """Differs for two best images of a sample and for two sides; not 0, int32."""
+        return (changes * (max(self.shape[1:]) + 1) + side).to(torch.int32)
+
+
+class PatternWindows(Moves):
+    """L2 and L1: a window gets the norm of two windows and what the ball has left, shaped by `pattern` and its past."""
+
+    def __init__(self, norm: Norm, epsilon: float, shape: tuple[int, ...], schedule: Schedule) -> None:
+        super().__init__(epsilon, shape, schedule)
+        self.norm: Norm = norm
+        self.radius = epsilon - rounding_allowance(epsilon, math.prod(shape))
+        self.extent = torch.tensor(shape[1:], device=schedule.at.device)
+        self.patterns = self._patterns()
+
+    def start(self, keys: Tensor, x: Tensor) -> State:
+        """Patterns side by side over the whole image, each with a direction and a sign a channel."""
+        channels, height, width = self.shape
+        side = max(min(height, width) // 5, 1)
+        down, across = height // side, width // side
+        tiles = down * across
+        words = KeyedNumbers.bits(keys, torch.zeros_like(keys), -(-tiles * (channels + 1) // 64))
+        coins = _coins(words, tiles * (channels + 1)).reshape(-1, channels + 1, down, across, 1, 1)
+        shape = pattern(side, self.norm).to(x.device)
+        filled = torch.where(coins[:, :1] == 1, shape, shape.T) * (coins[:, 1:] * 2 - 1)
+        filled = filled.transpose(3, 4).reshape(-1, channels, down * side, across * side)
+        delta = torch.zeros_like(x)
+        above, before = (height - down * side) // 2, (width - across * side) // 2
+        delta[:, :, above : above + down * side, before : before + across * side] = filled
+        return {"adversarial": self._images(x, delta, project=self.norm == "l1")}
+
+    def propose(self, state: State) -> tuple[Tensor, Tensor, State]:
+        channels = self.shape[0]
+        query = state["iteration"] + 1
+        words = KeyedNumbers.bits(state["keys"], query, 1 - (-(POSITION_BITS + channels + 1) // 64))
+        place, side = self.schedule.windows(words[:, :2], query[:, None].expand(-1, 2))
+        coins = _coins(words[:, 1:], channels + 1, POSITION_BITS)
+        kind = self.schedule.kind[query.clamp(max=self.schedule.queries)]
+        corner = self.extent - place[:, 0]
+        shape = self.patterns[kind, coins[:, 0], corner[:, 0], corner[:, 1]][:, None]
+        signs = 2.0 * coins[:, 1:] - 1.0
+        rows, columns = _spans(place, side, self.shape)
+        delta = self._moved(state["adversarial"] - state["x"], rows, columns, shape, signs)
+        return query, self._images(state["x"], delta, project=self.norm == "l1" and channels > 1), {}
+
+    def _moved(self, delta: Tensor, rows: Tensor, columns: Tensor, shape: Tensor, signs: Tensor) -> Tensor:
+        """delta with the second window emptied and the first filled. rows [n,2,H], columns [n,2,W]: 1 inside; shape
+        [n,1,H,W]: the pattern at its place; signs [n,C]."""
+        mass = self._mass(delta, rows, columns)  # [n,C] each, powers of the norm
+        room = (self._power(self.radius) - mass[3].sum(1, keepdim=True)).clamp_(min=0.0)
+        both = (mass[0] + mass[1] - mass[2]).clamp_(min=0.0)
+        reach = (room / self.shape[0] + both).sqrt() if self.norm == "l2" else room + both * self.shape[0]
+        size = mass[0].sqrt() if self.norm == "l2" else mass[0]
+        lines, bands = rows[:, :, :, None], columns[:, :, None, :]
+        inside = lines[:, :1] / (size + TINY)[..., None, None] * bands[:, :1]  # [n,C,H,W], 1 / size inside
+        filled = torch.addcmul(shape * signs[..., None, None], delta, inside)
+        order = 2 if self.norm == "l2" else 1
+        scale = reach / (torch.linalg.vector_norm(filled, order, dim=(2, 3)) + TINY)
+        keep = (1.0 - lines[:, :1] * bands[:, :1]).mul_(1.0 - lines[:, 1:] * bands[:, 1:])
+        return torch.addcmul(filled.mul_(scale[..., None, None]), delta, keep)
+
+    def _mass(self, delta: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+        """Sums of |delta| (l1) or its square (l2), [n,C] each: first window, second, their intersection, the image."""
+        power = delta * delta if self.norm == "l2" else delta.abs()
+        bands = torch.cat([columns, columns.prod(1, keepdim=True), torch.ones_like(columns[:, :1])], 1)
+        lines = torch.cat([rows, rows.prod(1, keepdim=True), torch.ones_like(rows[:, :1])], 1)
+        sums = power @ bands.transpose(1, 2)[:, None]  # [n,C,H,4]
+        return (sums * lines.transpose(1, 2)[:, None]).sum(2).unbind(-1)
+
+    def accept(self, state: State, better: Tensor, proposal: State) -> None:
+        """Nothing beside the image is kept."""
+
+    def _power(self, value: float) -> float:
+        return value**2 if self.norm == "l2" else value
+
+    def _images(self, x: Tensor, delta: Tensor, project: bool) -> Tensor:
+        """Admissible images: projected on ball and box, or scaled into the ball (l2: on its sphere), then clipped."""
+        if project:
+            radius = torch.full((len(x),), self.radius, device=x.device)
+            return (x + project_l1_box(delta, x, radius)).clamp_(0.0, 1.0)
+        scale = self.radius / (norm_of(delta, self.norm) + TINY)
+        if self.norm == "l1":
+            scale = scale.clamp(max=1.0)
+        return torch.addcmul(x, delta, per_sample(scale, x)).clamp_(0.0, 1.0)
+
+    def _patterns(self) -> Tensor:
+        """View [kinds, 2, H+1, W+1, H, W]: at [kind, turned, H - top, W - left] an image of zeros with the pattern in
+        the window at (top, left)."""
+        _, height, width = self.shape
+        kinds = len(self.schedule.sides)
+        canvas = torch.zeros(kinds, 2, 2 * height, 2 * width, device=self.schedule.at.device)
+        for kind, side in enumerate(self.schedule.sides):
+            shape = pattern(side, self.norm)
+            canvas[kind, 0, height : height + side, width : width + side] = shape
+            canvas[kind, 1, height : height + side, width : width + side] = shape.T
+        return canvas.unfold(2, height, 1).unfold(3, width, 1)
+
+
+class Square(Search):
+    """Square attack with the margin as loss. A query is an iteration; `forwards` counts those that needed a forward,
+    and the one that scores the start.
+
+    epsilon: radius in [0,1] pixels. name: of the attack, key of its random numbers with `restart`. iterations: queries
+    of a sample that stays robust. p_init, rescale: see `window_sizes`. ahead: queries looked at in a step (linf), those
+    with known answers are skipped; None chooses by the image's size. Results do not depend on it. `UserError` for other
+    norms.
+    """
+
+    def __init__(
+        self,
+        norm: Norm,
+        epsilon: float,
+        name: str = "square",
+        iterations: int = 5000,
+        p_init: float = 0.8,
+        rescale: bool = False,
+        restart: int = 0,
+        ahead: int | None = None,
+    ) -> None:
+        if norm not in ("linf", "l2", "l1"):
+            raise UserError(f"square attack: norm {norm!r} has no windows; give linf, l2 or l1")
+        self.norm: Norm = norm
+        self.epsilon, self.name, self.iterations, self.restart = epsilon, name, iterations, restart
+        self.p_init, self.rescale, self.ahead = p_init, rescale, ahead
+        self._moves: tuple[tuple[int, ...], torch.device, Moves] | None = None
+
+    def begin(self, victim: Victim, batch: Batch) -> State:
+        moves = self._moves_for(batch.x)
+        keys = KeyedNumbers(batch.seed, self.name, batch.ids, self.restart, batch.x.device).keys
+        state = fresh_state(batch.x) | {"x": batch.x, "y": batch.y, "keys": keys}
+        state |= moves.start(keys, batch.x)
+        state["margin"] = _margin(victim, state["adversarial"], batch.y)
+        state["broken"] = state["margin"] <= 0
+        state["forwards"] += 1
+        return state
+
+    def step(self, victim: Victim, state: State) -> State:
+        moves = self._moves_for(state["x"])
+        query, images, proposal = moves.propose(state)
+        margin = _margin(victim, images, state["y"])
+        going = ~state["broken"] & (query <= self.iterations)
+        better = ((margin < state["margin"]) | (margin <= 0)) & going
+        _put(state["adversarial"], images, better)
+        moves.accept(state, better, proposal)
+        state["margin"] = torch.where(better, margin, state["margin"])
+        state["iteration"] = query.clamp(max=self.iterations)
+        hit = better & (margin <= 0)
+        state["broken_at"] = torch.where(hit, query, state["broken_at"])
+        state["broken"] = state["broken"] | hit
+        state["forwards"] += 1
+        return state
+
+    def _moves_for(self, x: Tensor) -> Moves:
+        """The moves for images of x's shape, made once."""
+        shape = tuple(x.shape[1:])
+        if self._moves is None or self._moves[:2] != (shape, x.device):
+            self._moves = (shape, x.device, self._new_moves(shape, x.device))
+        return self._moves[2]
+
+    def _new_moves(self, shape: tuple[int, ...], device: torch.device) -> Moves:
+        sides = window_sizes(self.norm, shape, self.iterations, self.p_init, self.rescale)
+        schedule = Schedule.of(sides, shape, device)
+        if self.norm != "linf":
+            return PatternWindows(self.norm, self.epsilon, shape, schedule)
+        ahead = self.ahead or (16 if math.prod(shape) <= 256 else 4)
+        return SignWindows(self.epsilon, shape, schedule, ahead)

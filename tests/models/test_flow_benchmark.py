@@ -1,0 +1,130 @@
+"""The flow benchmark at tiny sizes: the libraries are the same function, and no ratio is printed when they are not."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def flows(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("flows")
+
+
+def tiny(flows: ModuleType, kind: str, **peers: object) -> object:
+    """A case of a few thousand weights, with the libraries in `peers` alone."""
+    build = {
+        "glow": lambda: flows.benchmark_glow(2, 2, 6, (3, 8, 8)),
+        "mlp": lambda: flows.benchmark_conditional(3, 8, (1, 4, 4)),
+    }[kind]
+    return flows.Case(f"tiny {kind}", build, batch=3, rounds=1, peers=peers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "library"),
+    [("glow", "FrEIA"), ("glow", "normflows"), ("glow", "nflows"), ("mlp", "FrEIA"), ("mlp", "nflows")],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::SyntaxWarning", "ignore::DeprecationWarning")
+def test_a_library_at_the_same_weights_is_the_same_function(
+    flows: ModuleType, kind: str, library: str
+) -> None:
+    pytest.importorskip(library, reason=f"pip install {library}")
+    peer = (flows.GLOW if kind == "glow" else flows.CONDITIONAL)[library]
+    bench = flows.prepare(tiny(flows, kind, **{library: peer}), torch.float64)
+    found = flows.deviations(bench)
+    assert {f"{library} frozen", f"{library} naive", "robbench none", "robbench invert"} <= set(found)
+    assert max(found.values()) < 1e-9
+    single = flows.prepare(tiny(flows, kind, **{library: peer}))
+    assert max(flows.deviations(single).values()) < 1e-3
+    kept = {name: flows.saved_bytes(single, name) for name in single.decoders}
+    assert kept["robbench invert"] < kept["robbench mask"] < kept["robbench none"]
+    assert kept["robbench none"] <= kept[f"{library} naive"]
+
+
+class Shifted(nn.Module):
+    """A peer that is wrong by a small constant factor, in outputs and gradients alike, or only in one of them."""
+
+    def __init__(self, flow: nn.Module, factor: float, gradient_only: bool) -> None:
+        super().__init__()
+        self.flow, self.factor, self.gradient_only = flow, factor, gradient_only
+
+    def decode(self, levels: tuple[torch.Tensor, ...], y: torch.Tensor | None) -> torch.Tensor:
+        out = self.flow.transform.decode(levels, y)
+        wrong = self.factor * out
+        return out.detach() + wrong - wrong.detach() if self.gradient_only else wrong
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+@pytest.mark.parametrize(("dtype", "factor"), [(torch.float64, 1 + 1e-8), (torch.float32, 1.01)])
+def test_a_peer_that_differs_is_refused(
+    flows: ModuleType, gradient_only: bool, dtype: torch.dtype, factor: float
+) -> None:
+    case = tiny(flows, "glow", wrong=lambda flow, _frozen: Shifted(flow, factor, gradient_only))
+    with pytest.raises(flows.Disagreement, match=r"wrong frozen .* deviates .* no ratio is printed"):
+        flows.deviations(flows.prepare(case, dtype))
+
+
+def test_nan_is_refused(flows: ModuleType) -> None:
+    case = tiny(flows, "glow", wrong=lambda flow, _frozen: Shifted(flow, float("nan"), False))
+    with pytest.raises(flows.Disagreement, match="deviates from the reference by nan"):
+        flows.deviations(flows.prepare(case))
+
+
+def test_a_refused_comparison_prints_no_ratio(
+    flows: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a worker prints when a peer differs, and what the command makes of it."""
+    wrong = tiny(flows, "glow", wrong=lambda flow, _frozen: Shifted(flow, 1.01, False))
+    monkeypatch.setitem(flows.CASES, "small", wrong)
+    monkeypatch.setattr(flows, "tune_allocator", _state)
+    flows.serve(wrong, torch.get_num_threads())
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) == {"disagreement"}
+    worker = [sys.executable, "-c", f"print({json.dumps(json.dumps(printed))})"]
+    real = subprocess.Popen
+    monkeypatch.setattr(flows.subprocess, "Popen", lambda _command, **how: real(worker, **how))
+    monkeypatch.setattr(sys, "argv", ["flows.py", "--case", "small", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="refused: wrong frozen"):
+        flows.main()
+    assert list(tmp_path.iterdir()) == []
+    assert "|" not in capsys.readouterr().out
+
+
+def test_absent_libraries_are_named_and_the_tables_are_written(flows: ModuleType) -> None:
+    def absent(_flow: nn.Module, _frozen: bool) -> nn.Module:
+        raise ImportError("No module named 'lost'")
+
+    bench = flows.prepare(tiny(flows, "glow", lost=absent))
+    flows.deviations(bench)
+    names = list(bench.decoders)
+    assert names == ["robbench none", "robbench mask", "robbench invert"]
+    assert "pip install lost" in bench.absent["lost"]
+    times = {allocator: {name: [1.0, 2.0, 4.0] for name in names} for allocator in ("tuned", "default")}
+    times["default"]["robbench mask"] = [3.0, 3.0, 4.0]
+    about = {
+        "memory": {"robbench none": 1000, "robbench mask": 290, "robbench invert": 30},
+        "deviations": {},
+        "absent": bench.absent,
+    }
+    result = flows._summary("small", 3, times, about)
+    assert result["ratio"]["default"]["robbench mask"] == [1.25, 1.5, 2.25]
+    report = {"command": "c", "cpu": "p", "threads": 1, "versions": {}, "cases": {"small": result}}
+    text = flows.markdown(report)
+    assert "lost is missing" in text
+    assert "| memory of `mask`, of `none` | 0.290 | 0.3 | met |" in text
+    assert "| memory of `invert`, of `none` | 0.030 | 0.02 | missed by 50% |" in text
+
+
+def _state() -> object:
+    from robbench.allocator import AllocatorState
+
+    return AllocatorState("default", "left alone by the test")

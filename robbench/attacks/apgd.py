@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from robbench.attacks.active import Batch, Search, fresh_state, note
+from robbench.attacks.active import RESERVED, Batch, Search, fresh_state, note
 from robbench.attacks.geometry import TINY, norm_of, per_sample, project
 from robbench.attacks.geometry_l1 import project_l1_box, rounding_allowance, sparse_direction, support_size
 from robbench.attacks.spaces import State
@@ -295,7 +295,7 @@ class APGD(Search):
         return state | {"best_loss": torch.zeros(len(point), device=point.device)}
 
     def step(self, victim: Victim, state: State) -> State:
-        now = self.timetable.at(state["iteration"])
+        now, before = self.timetable.at(state["iteration"]), dict(state)
         logits, loss, gradient = self._score(victim, state)
         point, live = state["point"], ~state["broken"] & (state["iteration"] < self.iterations)
         margin = margins(logits, state["y"]).masked_fill(~now.counts, float("inf"))
@@ -308,6 +308,8 @@ class APGD(Search):
         state["point"] = torch.where(per_sample(live, moved), moved, point, out=moved)
         if "old" in state:
             state["old"] = point
+        if not victim.exact:
+            _wait(state, before, live)
         calls = live * self.eot_iterations
         state["iteration"] = state["iteration"] + live
         return state | {name: state[name] + calls for name in ("forwards", "backwards")}
@@ -381,6 +383,13 @@ class APGD(Search):
         # Box and Muller's normal numbers.
         normal = (-2.0 * (1.0 - draws[0]).log()).sqrt() * (2.0 * math.pi * draws[1]).cos()
         return self.rule.noise(2.0 * draws[0] - 1.0, normal)
+
+
+def _wait(state: State, before: State, live: Tensor) -> None:
+    """Undo, in place, what a step did to samples that are not `live`: a break that is not confirmed goes on from here."""
+    for name, value in before.items():
+        if name not in (*RESERVED, "point") and state[name] is not value:
+            state[name] = torch.where(per_sample(live, value), state[name], value)
 
 
 def _rule(name: str, norm: Norm, epsilon: float, rho: float, large_radii: bool) -> Rule:

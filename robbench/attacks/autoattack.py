@@ -20,7 +20,7 @@ from robbench.attacks.named import ATTACKS, Cost
 from robbench.attacks.square import Square
 from robbench.attacks.victim import Victim
 from robbench.errors import UserError
-from robbench.specs import Strict
+from robbench.schema import Strict
 
 Component = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")

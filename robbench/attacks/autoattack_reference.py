@@ -21,7 +21,7 @@ from robbench.attacks.named import ATTACKS, Cost
 from robbench.attacks.victim import Victim, chunks
 from robbench.errors import UserError
 from robbench.random import derive_seed
-from robbench.specs import Strict
+from robbench.schema import Strict
 
 Component = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")

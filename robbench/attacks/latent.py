@@ -18,7 +18,8 @@ from robbench.attacks.pgd import GradientAttack, GradientParameters
 from robbench.attacks.spaces import Codec, InLoop, JointSpace, LatentSpace
 from robbench.attacks.victim import Victim, chunks
 from robbench.errors import UserError
-from robbench.specs import Norm, Strict
+from robbench.schema import Strict
+from robbench.specs import Norm
 
 
 def random_latent(

@@ -25,7 +25,8 @@ from robbench.attacks.victim import chunks, full_precision
 from robbench.errors import UserError
 from robbench.models.flows.base import FlowModel, FrozenFlow, unit_interval
 from robbench.random import SampleRandom
-from robbench.specs import ModelKind, ResolvedAttack, Strict
+from robbench.schema import Strict
+from robbench.specs import ModelKind, ResolvedAttack
 
 Images = Literal["test", "noise"]
 RELATIVE_STEP = 2.5  # step size times steps over epsilon; the paper states none

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 from robbench.errors import UserError
 from robbench.registry import Registry
-from robbench.specs import ModelKind, ResolvedAttack, Strict, validate
+from robbench.schema import Strict, validate
+from robbench.specs import ModelKind, ResolvedAttack
 
 ENGINE_VERSION = 1
 

@@ -11,7 +11,7 @@ from robbench.attacks.geometry import Start
 from robbench.attacks.named import ATTACKS, Cost
 from robbench.attacks.spaces import ImageSpace, SearchSpace
 from robbench.attacks.victim import Victim
-from robbench.specs import Strict
+from robbench.schema import Strict
 
 
 class GradientParameters(Strict):

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from robbench.defenses.base import DEFENSES, Defense, mix
 from robbench.defenses.losses import mixed_cross_entropy
-from robbench.specs import Strict
+from robbench.schema import Strict
 
 
 class MixupParameters(Strict):

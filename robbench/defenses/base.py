@@ -16,7 +16,8 @@ from robbench.attacks.inner import ascend, attacked
 from robbench.attacks.spaces import Codec, SearchSpace
 from robbench.errors import UserError, unknown_name
 from robbench.registry import Registry
-from robbench.specs import ModelKind, Strict, ThreatModel, validate
+from robbench.schema import Strict, validate
+from robbench.specs import ModelKind, ThreatModel
 
 Criterion = Literal[
     "accuracy", "pgd10_accuracy", "bits_per_dim", "attacked_bits_per_dim", "hybrid_bits_per_dim"

@@ -12,7 +12,8 @@ from robbench.attacks.pgd import GradientParameters
 from robbench.attacks.spaces import ImageSpace, InLoop, JointSpace, LatentSpace
 from robbench.defenses.base import BatchNormMode, Setting
 from robbench.errors import UserError
-from robbench.specs import Norm, ResolvedAttack, Space, Strict, resolve_attack, validate
+from robbench.schema import Strict, validate
+from robbench.specs import Norm, ResolvedAttack, Space, resolve_attack
 
 GradientP = TypeVar("GradientP", bound=GradientParameters)
 

@@ -15,7 +15,8 @@ from robbench.attacks.spaces import ImageSpace
 from robbench.data import Split
 from robbench.defenses.base import FLOW_DEFENSES, Criterion, Defense, perturb
 from robbench.models.flows.base import Flow, FlowModel
-from robbench.specs import Strict, resolve_attack
+from robbench.schema import Strict
+from robbench.specs import resolve_attack
 
 
 class FlowDefense(Defense):

@@ -10,7 +10,8 @@ from robbench.attacks.geometry import GeneratorNoise
 from robbench.attacks.latent import random_latent
 from robbench.defenses.base import DEFENSES, Defense, perturb, searching
 from robbench.defenses.budgets import LatentSearch, latent_space, named_attack, resolve_latent
-from robbench.specs import Norm, Strict
+from robbench.schema import Strict
+from robbench.specs import Norm
 
 
 class RandomLatentParameters(Strict):

@@ -25,15 +25,8 @@ from robbench.device import resolve_device
 from robbench.errors import UserError
 from robbench.models.loading import is_flow, load_flow
 from robbench.models.zoo import ZooEntry, default_flow, find_model, zoo_entries
-from robbench.specs import (
-    Architecture,
-    FlowReference,
-    ModelKind,
-    Recipe,
-    canonical_hash,
-    threat_models,
-    validate,
-)
+from robbench.schema import canonical_hash, validate
+from robbench.specs import Architecture, FlowReference, ModelKind, Recipe, threat_models
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OWN_FILES = (

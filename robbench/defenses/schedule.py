@@ -11,7 +11,8 @@ from torch.nn import functional
 from robbench.data import Dataset, Split
 from robbench.errors import UserError, unknown_name
 from robbench.random import derive_seed
-from robbench.specs import ModelKind, Recipe, load_yaml, recipes
+from robbench.schema import load_yaml
+from robbench.specs import ModelKind, Recipe, recipes
 
 FLOW_LP_SEED = 9999
 

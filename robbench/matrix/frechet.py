@@ -38,7 +38,7 @@ from robbench.metrics.features import (
 from robbench.metrics.frechet import GaussianStatistics, frechet_distance, frechet_notes
 from robbench.models.zoo import ZooEntry, find_model, zoo_entries
 from robbench.resources import cache_folder
-from robbench.specs import canonical_hash
+from robbench.schema import canonical_hash
 
 FRECHET_ENGINE = "frechet-1"  # part of every key: raise it when the numbers change
 REFERENCE_SPLIT = "train+validation"

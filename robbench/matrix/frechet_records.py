@@ -11,7 +11,8 @@ from robbench.errors import UserError
 from robbench.matrix.ledger import RUN_FILE, Ledger
 from robbench.matrix.records import RunFile
 from robbench.resources import write_text_atomically
-from robbench.specs import SHA256, Strict, canonical_hash, validate
+from robbench.schema import Strict, canonical_hash, validate
+from robbench.specs import SHA256
 
 FRECHET_FOLDER, CLEAN = "frechet", "clean"
 NEXT_STEP = "run robbench fid again"

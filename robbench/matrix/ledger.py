@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 from robbench.errors import UserError
 from robbench.matrix.records import CellRecord, CellResult, Run, RunFile
 from robbench.resources import write_atomically, write_text_atomically
-from robbench.specs import ModelCard, ModelKind, dump_yaml, load_yaml, validate
+from robbench.schema import dump_yaml, load_yaml, validate
+from robbench.specs import ModelCard, ModelKind
 
 SCHEMA_VERSION = "1"
 LEDGER_SCHEMA = pa.schema(

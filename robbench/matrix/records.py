@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from robbench.specs import (
-    SHA256,
-    FlowReference,
-    ModelCard,
-    Name,
-    ResolvedAttack,
-    Side,
-    Strict,
-    canonical_hash,
-)
+from robbench.schema import Strict, canonical_hash
+from robbench.specs import SHA256, FlowReference, ModelCard, Name, ResolvedAttack, Side
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,7 +19,7 @@ from robbench.errors import UserError
 from robbench.models.loading import load_model
 from robbench.models.zoo import ZooEntry
 from robbench.resources import cache_folder, sha256_file, write_atomically
-from robbench.specs import canonical_hash
+from robbench.schema import canonical_hash
 
 INCEPTION = "inception"
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"

@@ -18,7 +18,8 @@ from robbench.models.flows.glow import Glow
 from robbench.models.flows.realnvp import RealNVP
 from robbench.models.zoo import ZooEntry
 from robbench.resources import sha256_file, write_atomically, write_text_atomically
-from robbench.specs import Architecture, Golden, ModelCard, Weights, dump_yaml
+from robbench.schema import dump_yaml
+from robbench.specs import Architecture, Golden, ModelCard, Weights
 
 GOLDEN_TOLERANCE = (
     1e-4  # float32 sums in another order (threads, instruction set) differ by about 1e-6 of the logits

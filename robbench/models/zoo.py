@@ -5,7 +5,8 @@ from pathlib import Path
 
 from robbench.errors import UserError, unknown_name
 from robbench.resources import data_root, existing_folder
-from robbench.specs import ModelCard, ModelKind, load_yaml
+from robbench.schema import load_yaml
+from robbench.specs import ModelCard, ModelKind
 
 
 @dataclass(frozen=True)

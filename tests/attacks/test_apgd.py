@@ -384,6 +384,32 @@ def test_a_step_never_asks_the_device_for_a_value(norm, loss, classifier, images
     }
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_break_that_is_not_confirmed_costs_the_search_nothing(norm, classifier, images):
+    """Low precision only claims breaks; until one is taken back, the sample waits for some steps."""
+    ids, x, y = right(classifier, images)
+    apgd, victim = search(norm, "ce", 14), Victim(classifier)
+    victim.exact = False
+    kept, waited = (begin(apgd, classifier, ids, x, y) for _ in range(2))
+    wait = torch.arange(len(x)) % 2 == 0
+    for t in range(apgd.iterations):
+        kept, waited = apgd.step(victim, kept), apgd.step(victim, waited)
+        kept["broken"] = torch.zeros_like(wait)
+        waited["broken"] = wait.clone()
+        for _ in range(2 if t < apgd.iterations - 1 else 0):
+            point = {"point": waited["point"][~wait].clone()}
+            frozen = {name: value[wait].clone() for name, value in waited.items()}
+            again = apgd.step(victim, {name: value[wait] for name, value in waited.items()})
+            assert torch.equal(again["point"], frozen["point"])
+            for name, value in again.items():
+                waited[name] = waited[name].clone()
+                waited[name][wait] = value
+            assert torch.equal(waited["point"][~wait], point["point"])
+        waited["broken"] = torch.zeros_like(wait)
+    for name in ("point", "best", "best_loss", "step_size", "iteration", "forwards", "backwards"):
+        torch.testing.assert_close(waited[name], kept[name])
+
+
 class Faulty(nn.Module):
     """Logits and gradients are NaN or infinite wherever pixel (0,0) of an image exceeds 0.9."""
 

@@ -19,7 +19,8 @@ from robbench.defenses.training import Report, Trainer, TrainRequest, parse_sett
 from robbench.errors import UserError
 from robbench.models.loading import load_model
 from robbench.models.zoo import read_entry
-from robbench.specs import ModelCard, load_yaml
+from robbench.schema import load_yaml
+from robbench.specs import ModelCard
 
 # Quick, with everything that carries state: Adam, batch norm, augmentation, random starts, selection.
 SMALL = {

@@ -7,7 +7,7 @@ from torch import Tensor
 from robbench.attacks import Attack, Cost, Victim
 from robbench.attacks.base import Candidates, Task
 from robbench.attacks.geometry import SampleNoise
-from robbench.specs import Strict
+from robbench.schema import Strict
 
 
 class CornerParameters(Strict):

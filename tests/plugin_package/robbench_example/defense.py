@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from robbench.defenses.base import Defense
-from robbench.specs import Strict
+from robbench.schema import Strict
 
 
 class LabelSmoothingParameters(Strict):

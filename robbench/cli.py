@@ -21,6 +21,7 @@ from robbench.cli_base import (
     threat_models_option,
     zoo_option,
 )
+from robbench.cli_bench import bench
 from robbench.cli_fid import fid
 from robbench.cli_flow import samples
 from robbench.cli_theory import theory
@@ -234,5 +235,5 @@ def doctor(context: click.Context, zoo: Path | None, data_dir: Path | None) -> N
     context.exit(0 if examine(zoo, data_dir) else 1)
 
 
-for command in (fid, samples, theory):
+for command in (bench, fid, samples, theory):
     main.add_command(command)

@@ -18,6 +18,7 @@ _EXAMPLES = {
     "--eta": "0.5",
     "--steps": "10,20,50",
     "--temperature": "0.7,1",
+    "--seeds": "0,1,2",
 }
 BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
 
@@ -91,6 +92,17 @@ def counts(option: str, values: Sequence[str]) -> tuple[int, ...]:
             f"{option} {wrong[0]} is no count; give whole numbers of at least 1: {_EXAMPLES[option]}"
         )
     return tuple(dict.fromkeys(int(text) for text in texts))
+
+
+def seeds(option: str, values: Sequence[str]) -> tuple[int, ...]:
+    """Whole numbers of at least 0 from comma lists and repeated flags."""
+    texts = names(option, values)
+    wrong = [text for text in texts if not (text.isascii() and text.isdecimal())]
+    if wrong:
+        raise UserError(
+            f"{option} {wrong[0]} is no seed; give whole numbers of at least 0: {_EXAMPLES[option]}"
+        )
+    return tuple(dict.fromkeys(map(int, texts)))
 
 
 def temperatures(option: str, values: Sequence[str]) -> tuple[float, ...]:

@@ -386,7 +386,7 @@ class APGD(Search):
 
 
 def _wait(state: State, before: State, live: Tensor) -> None:
-    """Undo, in place, what a step did to samples that are not `live`: a break that is not confirmed goes on from here."""
+    """Undo what a step did to samples that are not `live`: who turns out not to be broken goes on as if nothing was."""
     for name, value in before.items():
         if name not in (*RESERVED, "point") and state[name] is not value:
             state[name] = torch.where(per_sample(live, value), state[name], value)

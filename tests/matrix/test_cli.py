@@ -50,7 +50,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "train", "report", "check", "fid", "samples", "list", "show", "doctor"]
+    "name", ["run", "train", "report", "check", "bench", "fid", "samples", "list", "show", "doctor"]
 )
 def test_every_command_has_help(name: str) -> None:
     result = invoked(name, "--help")

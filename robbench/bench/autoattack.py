@@ -1,0 +1,241 @@
+"""robbench's AutoAttack against the reference package: verdicts, distances to the floor, times, in one process."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robbench.attacks import Attack, Outcome, Victim, build_attack
+from robbench.attacks.inner import attacked
+from robbench.data import Dataset, sample_ids
+from robbench.device import versions
+from robbench.models.loading import LoadedModel
+from robbench.specs import resolve_attack, threat_models
+
+BATCHES = (32, 64, 128, 256, 512, 1000)  # where the floor looks for the cheapest model call
+OURS, REFERENCE = "robbench", "pyautoattack"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is compared. attack: of robbench; its reference is "aa-reference" with the same ending.
+
+    seeds: each engine attacks the same samples once a seed; the order of the two alternates. sample_seed: draws them.
+    """
+
+    attack: str
+    n: int
+    seeds: tuple[int, ...]
+    sample_seed: int = 0
+    batch_size: int = 256
+
+    @property
+    def reference(self) -> str:
+        return "aa-reference" + self.attack.removeprefix("aa")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Result for one model. robust: samples found robust a seed; ever_*: ids that any (no) seed broke and the other
+    engine's did not. seconds: a seed. floor_seconds: see `floor`.
+
+    excess: how far our robust accuracy (worst over seeds) lies above the reference's largest, in samples; at most 0
+    means never above.
+    """
+
+    model: str
+    attack: str
+    n: int
+    clean: int
+    robust: dict[str, list[int]]
+    only_ours_breaks: list[int]
+    only_reference_breaks: list[int]
+    seconds: dict[str, list[float]]
+    floor_seconds: float
+    forwards: int
+    backwards: int
+    threads: int
+
+    @property
+    def excess(self) -> int:
+        return max(self.robust[OURS]) - max(self.robust[REFERENCE])
+
+    @property
+    def speedup(self) -> float:
+        """Reference's median time over ours."""
+        return median(self.seconds[REFERENCE]) / median(self.seconds[OURS])
+
+    @property
+    def over_floor(self) -> float:
+        return median(self.seconds[OURS]) / self.floor_seconds
+
+
+def compare(
+    model: LoadedModel, dataset: Dataset, contest: Contest, device: torch.device, tell: Callable[[str], None]
+) -> Parity:
+    """Both engines on the same seeded samples of the test split, once a seed each."""
+    ids = sample_ids(dataset.test, min(contest.n, len(dataset.test)), contest.sample_seed)
+    x, y = dataset.test.by_ids(ids)
+    known = threat_models()
+    attacks = {
+        OURS: build_attack(resolve_attack(contest.attack, dataset.name, known)),
+        REFERENCE: build_attack(resolve_attack(contest.reference, dataset.name, known)),
+    }
+    outcomes: dict[str, list[Outcome]] = {OURS: [], REFERENCE: []}
+    seconds: dict[str, list[float]] = {OURS: [], REFERENCE: []}
+    for number, seed in enumerate(contest.seeds):
+        for name in sorted(attacks, reverse=bool(number % 2)):
+            outcome, spent = _timed(attacks[name], model.module, ids, x, y, seed, contest.batch_size, device)
+            outcomes[name].append(outcome)
+            seconds[name].append(spent)
+            tell(f"{model.card.name}, {name}, seed {seed}: {int(outcome.robust.sum())} robust, {spent:.1f} s")
+    return _parity(model, contest, ids, x, outcomes, seconds, device)
+
+
+def _timed(
+    attack: Attack,
+    module: nn.Module,
+    ids: Sequence[int],
+    x: Tensor,
+    y: Tensor,
+    seed: int,
+    batch_size: int,
+    device: torch.device,
+) -> tuple[Outcome, float]:
+    victim = Victim(module, device, batch_size)
+    begun = _now(device)
+    outcome = attack.evaluate(victim, torch.tensor(ids), x, y, seed, batch_size)
+    return outcome, _now(device) - begun
+
+
+def _now(device: torch.device) -> float:
+    """Seconds; with one CPU thread those this process spent computing, whatever else the machine does."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+
+
+def _parity(
+    model: LoadedModel,
+    contest: Contest,
+    ids: Sequence[int],
+    x: Tensor,
+    outcomes: dict[str, list[Outcome]],
+    seconds: dict[str, list[float]],
+    device: torch.device,
+) -> Parity:
+    robust = {name: torch.stack([o.robust for o in found]) for name, found in outcomes.items()}
+    ours, reference = robust[OURS], robust[REFERENCE]
+    numbers = torch.tensor(ids)
+    first = outcomes[OURS][0]
+    forwards, backwards = int(first.forwards.sum()), int(first.backwards.sum())
+    return Parity(
+        model=model.card.name,
+        attack=contest.attack,
+        n=len(ids),
+        clean=int((first.clean_margins > 0).sum()),
+        robust={name: found.sum(1).tolist() for name, found in robust.items()},
+        only_ours_breaks=numbers[~ours.any(0) & reference.all(0)].tolist(),
+        only_reference_breaks=numbers[ours.all(0) & ~reference.any(0)].tolist(),
+        seconds=seconds,
+        floor_seconds=floor(model.module, x, forwards, backwards, device),
+        forwards=forwards,
+        backwards=backwards,
+        threads=torch.get_num_threads(),
+    )
+
+
+def floor(module: nn.Module, x: Tensor, forwards: int, backwards: int, device: torch.device) -> float:
+    """Seconds that so many model calls cost at their cheapest: the best batch size and memory format, fp32, each call
+    measured alone. forwards includes those that a backward needs."""
+    with attacked(module):
+        calls = [(batch, layout) for batch in BATCHES for layout in (False, True)]
+        both = min(_cost(module, _batch(x, batch, layout, device), True) for batch, layout in calls)
+        alone = min(_cost(module, _batch(x, batch, layout, device), False) for batch, layout in calls)
+    return backwards * both + (forwards - backwards) * alone
+
+
+def _batch(x: Tensor, size: int, channels_last: bool, device: torch.device) -> Tensor:
+    repeated = x.repeat(-(-size // len(x)), 1, 1, 1)[:size].to(device)
+    return repeated.contiguous(memory_format=torch.channels_last) if channels_last else repeated.contiguous()
+
+
+def _cost(module: nn.Module, x: Tensor, gradient: bool, least_seconds: float = 0.15) -> float:
+    """Seconds an image: the fastest of several calls."""
+
+    def call() -> None:
+        with torch.set_grad_enabled(gradient):
+            if not gradient:
+                module(x)
+                return
+            leaf = x.detach().requires_grad_(True)
+            torch.autograd.grad(module(leaf).sum(), leaf)
+
+    call()
+    times: list[float] = []
+    while sum(times) < least_seconds or len(times) < 3:
+        begun = _now(x.device)
+        call()
+        times.append(_now(x.device) - begun)
+    return min(times) / len(x)
+
+
+def report(found: Sequence[Parity], contest: Contest, command: str) -> dict[str, Any]:
+    """Everything as plain values, for JSON."""
+    rows = [
+        asdict(one) | {"excess": one.excess, "speedup": one.speedup, "over_floor": one.over_floor}
+        for one in found
+    ]
+    return {"command": command, "contest": asdict(contest), "versions": versions(), "models": rows}
+
+
+def markdown(found: Sequence[Parity], contest: Contest, command: str) -> str:
+    """The parity table and the speed table."""
+    lines = [
+        f"# {contest.attack} against the reference package",
+        "",
+        f"    {command}",
+        "",
+        f"Test images drawn by seed {contest.sample_seed}, each engine once a seed "
+        f"({', '.join(map(str, contest.seeds))}), the order of the two alternating, in one process. Robust accuracy in "
+        "percent.",
+        "",
+        "| model | n | clean | robbench, by seed | reference, by seed | above the reference's largest (samples) "
+        "| broken by every robbench run and no reference run | the other way round |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for p in found:
+        cells = [p.model, str(p.n), _percent(p.clean, p.n)]
+        cells += [" / ".join(_percent(k, p.n) for k in p.robust[name]) for name in (OURS, REFERENCE)]
+        cells += [str(p.excess), _listed(p.only_ours_breaks), _listed(p.only_reference_breaks)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Seconds (of one CPU thread: spent computing), median over seeds [least, most]. Floor: this run's own forwards "
+        "and backwards, each at the cost it has alone at its best batch size and memory format, fp32.",
+        "",
+        "| model | threads | floor | robbench | reference | robbench / floor | reference / robbench |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for p in found:
+        cells = [p.model, str(p.threads), f"{p.floor_seconds:.1f}"]
+        cells += [_spread(p.seconds[name]) for name in (OURS, REFERENCE)]
+        cells += [f"{p.over_floor:.2f}", f"{p.speedup:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _percent(count: int, n: int) -> str:
+    return f"{100 * count / n:.2f}"
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids)) or "none"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{median(values):.1f} [{min(values):.1f}, {max(values):.1f}]"

@@ -80,7 +80,7 @@ def is_flow(architecture: Architecture) -> bool:
 def load_model(entry: ZooEntry, device: torch.device | str = "cpu") -> LoadedModel:
     """The module of a card, verified: sha256 of weights, every parameter present, golden outputs reproduced."""
     card = entry.card
-    state = _read_tensors(entry, card.weights)
+    state = {name: _without_denormals(value) for name, value in _read_tensors(entry, card.weights).items()}
     module = build_architecture(card.architecture, card.input_shape, card.classes, card.grey_levels)
     try:
         module.load_state_dict(state, strict=True)
@@ -93,6 +93,14 @@ def load_model(entry: ZooEntry, device: torch.device | str = "cpu") -> LoadedMod
     if card.golden is not None:
         _check_golden(entry, card.golden, module)
     return LoadedModel(card, entry.folder, module.to(device))
+
+
+def _without_denormals(weights: Tensor) -> Tensor:
+    """`weights` with denormal numbers set to 0. Weight decay leaves thousands of them in a small network; they change
+    no output and make a CPU up to twenty times slower."""
+    if not weights.is_floating_point():
+        return weights
+    return weights.masked_fill(weights.abs() < torch.finfo(weights.dtype).tiny, 0.0)
 
 
 def load_flow(entry: ZooEntry, device: torch.device | str = "cpu") -> FrozenFlow:

@@ -121,16 +121,19 @@ def test_every_query_is_admissible_and_windows_stay_inside(
     norm: Norm, shape: tuple[int, int, int], classes: int
 ):
     x, y = pixels(9, shape), torch.arange(9) % classes
+    model = linear(shape, classes)
     queried: list[Tensor] = []
 
-    class Watching(nn.Module):
+    class Sure(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             queried.append(images.clone())
-            return linear(shape, classes)(images) + 1e6 * nn.functional.one_hot(y, classes)
+            return model(images) + 1e4 * nn.functional.one_hot(y, classes)
 
-    attack(Watching(), Square(norm, RADIUS[norm], iterations=80), x, y)
-    assert len(queried) > 20
-    for images in queried:
+    search, victim = Square(norm, RADIUS[norm], iterations=80), Victim(Sure())
+    state = search.begin(victim, Batch(torch.arange(9), x, y, y, 0))
+    for _ in range(80):
+        state = search.step(victim, state)
+    for images in [*queried, state["adversarial"]]:
         assert images.dtype == torch.float32
         assert float(images.min()) >= 0.0
         assert float(images.max()) <= 1.0
@@ -202,12 +205,12 @@ def slow_step(
     seed=st.integers(0, 10**6),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_window_moves_are_those_of_the_paper(
     norm: Norm, channels: int, height: int, width: int, seed: int, data: st.DataObject
 ):
     shape = (channels, height, width)
-    side = data.draw(st.integers(1, min(height, width)))
+    side = data.draw(st.integers(2, min(height, width)))  # on one pixel past and pattern may cancel exactly
     top = data.draw(st.lists(st.integers(0, height - side), min_size=2, max_size=2))
     left = data.draw(st.lists(st.integers(0, width - side), min_size=2, max_size=2))
     turned = data.draw(st.integers(0, 1))
@@ -253,7 +256,7 @@ def test_l2_and_l1_start_with_patterns_all_over_the_image(norm: Norm, shape: tup
 @pytest.mark.parametrize("norm", NORMS)
 def test_result_depends_on_nothing_but_the_sample(norm: Norm, classifier, images):
     ids, x, y = (part[:40] for part in images)
-    search = Square(norm, RADIUS[norm], iterations=150)
+    search = Square(norm, RADIUS[norm], iterations=80)
     whole = attack(classifier, search, x, y, ids)
     assert 0 < int(fooled(classifier, whole.adversarial, y).sum()) < 40
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
@@ -314,14 +317,14 @@ def test_skipping_queries_whose_answer_is_known_changes_nothing_but_the_number_o
     """ahead=1 asks every query; a window that repeats after a change of size or of the best image is asked again."""
     model, x = linear(shape, scale=0.5), pixels(12, shape)
     y = model(x).argmax(1)
-    every = attack(model, Square("linf", 0.05, iterations=1500, ahead=1), x, y)
-    skipped = attack(model, Square("linf", 0.05, iterations=1500, ahead=16), x, y)
+    every = attack(model, Square("linf", 0.05, iterations=800, ahead=1), x, y)
+    skipped = attack(model, Square("linf", 0.05, iterations=800, ahead=16), x, y)
     assert torch.equal(every.step, skipped.step)
     assert torch.equal(every.adversarial, skipped.adversarial)
     assert torch.equal(every.forwards, every.step + 1)
     robust = ~fooled(model, every.adversarial, y)
     assert int(robust.sum()) > 3
-    assert bool((skipped.forwards[robust] < 0.6 * every.forwards[robust]).all())
+    assert bool((skipped.forwards[robust] < 0.75 * every.forwards[robust]).all())
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 1), (5, 4, 4), (20, 3, 3), (70, 2, 2)])
@@ -398,11 +401,11 @@ def test_as_strong_as_the_reference(norm: Norm, name: str, classifier, digits):
     x, y = digits.test.x(rows), digits.test.labels[rows]
     right = ~fooled(model, x, y)
     x, y, ids = x[right], y[right], digits.test.ids[rows][right]
-    scale = 1.0 if name == "trained" else 2.0
+    radius = RADIUS[norm] if name == "trained" else {"linf": 0.25, "l2": 1.0, "l1": 4.0}[norm]
     torch.set_flush_denormal(True)  # denormal weights of the zoo's models make a forward twenty times slower
     try:
-        reference = reference_accuracy(model, x, y, norm, scale * RADIUS[norm], 250)
-        found = attack(model, Square(norm, scale * RADIUS[norm], iterations=250), x, y, ids)
+        reference = reference_accuracy(model, x, y, norm, radius, 100)
+        found = attack(model, Square(norm, radius, iterations=100), x, y, ids)
     finally:
         torch.set_flush_denormal(False)
     ours = int((~fooled(model, found.adversarial, y)).sum())

@@ -126,7 +126,7 @@ def _confirm(victim: Victim, state: State) -> None:
     if not len(claimed):
         return
     right = victim.margins(state["adversarial"][claimed], state["y"][claimed]) > 0
-    state["forwards"][claimed] += 1
+    state["forwards"][claimed] += victim.draws
     state["broken"][claimed[right]] = False
 
 
@@ -153,6 +153,6 @@ def still_robust(victim: Victim, task: Task, found: Candidates, rows: Tensor) ->
     for part in chunks(rows, task.batch_size):
         where = part.to(task.x.device)
         right = victim.margins(found.adversarial[where], task.y[where]) > 0
-        found.forwards[part] += 1
+        found.forwards[part] += victim.draws
         kept.append(part[right.cpu()])
     return torch.cat(kept) if kept else rows

@@ -68,17 +68,19 @@ class AutoAttack(Attack):
         p: AutoAttackParameters = self.parameters
         k, e = p.iterations, p.eot_iterations
         restarts, targets = p.apgd_restarts, p.target_classes
+        phases = 2 if p.large_radii else 0  # each phase scores its own start
+        apgd = k + phases
         forwards = {
-            "apgd-ce": (k + 1) * restarts,
-            "apgd-dlr": (k + 1) * restarts,
-            "apgd-t": (k + 2) * targets,
+            "apgd-ce": (apgd + 1) * restarts,
+            "apgd-dlr": (apgd + 1) * restarts,
+            "apgd-t": (apgd + 2) * targets,
             "fab-t": (2 * k + 1) * p.fab_target_classes,
             "square": p.square_queries + 2,
         }
         backwards = {
-            "apgd-ce": k * restarts,
-            "apgd-dlr": k * restarts,
-            "apgd-t": k * targets,
+            "apgd-ce": apgd * restarts,
+            "apgd-dlr": apgd * restarts,
+            "apgd-t": apgd * targets,
             "fab-t": k * p.fab_target_classes,
             "square": 0,
         }

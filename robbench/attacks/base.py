@@ -158,7 +158,7 @@ class Attack(NamedAttack):
         """`search` on the living rows, spread over all rows; rows not attacked keep their clean image."""
         n = len(x)
         zeros = torch.zeros(n, dtype=torch.int64)
-        full = Candidates(x.clone(), zeros - 1, zeros + 1, zeros.clone(), [self.spec.name] * n)
+        full = Candidates(x.clone(), zeros - 1, zeros + victim.draws, zeros.clone(), [self.spec.name] * n)
         rows = alive.nonzero().squeeze(1)
         if not len(rows) or not (self.spec.epsilon or self.spec.eta):
             return full
@@ -175,7 +175,7 @@ class Attack(NamedAttack):
         check_tensor(self.spec, part.adversarial, task.x, sample_ids[rows])
         full.adversarial[rows] = part.adversarial.detach().cpu()
         full.step[rows] = part.step.cpu()
-        full.forwards[rows] += part.forwards.cpu() + 1
+        full.forwards[rows] += part.forwards.cpu() + victim.draws
         full.backwards[rows] += part.backwards.cpu()
         full.counts_exact = part.counts_exact
         for row, name in zip(rows.tolist(), part.component, strict=True):

@@ -111,13 +111,13 @@ def test_early_stop_breaks_at_least_what_the_last_iterate_breaks(classifier, ima
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_autoattack_equals_the_package_component_by_component(norm, classifier, images, monkeypatch):
+def test_the_reference_equals_the_package_component_by_component(norm, classifier, images, monkeypatch):
     """Same seed for every component and one batch: the examples are the package's own, bit for bit."""
     from pyautoattack import AutoAttack
 
-    from robbench.attacks import autoattack
+    from robbench.attacks import autoattack_reference
 
-    monkeypatch.setattr(autoattack, "derive_seed", lambda *parts: 0)
+    monkeypatch.setattr(autoattack_reference, "derive_seed", lambda *parts: 0)
     ids, x, y = images
     epsilon = {"linf": 0.15, "l2": 0.6, "l1": 2.0}[norm]
     budget = {"iterations": 10, "square_queries": 60, "target_classes": 3, "fab_target_classes": 3}
@@ -139,13 +139,17 @@ def test_autoattack_equals_the_package_component_by_component(norm, classifier, 
 
 
 def test_standard_budgets_are_the_packages_own():
-    """The shipped aa, aa-l2 and aa-l1 carry exactly the numbers pyautoattack's "standard" version sets."""
+    """The shipped aa and aa-reference carry exactly the numbers pyautoattack's "standard" version sets."""
     from pyautoattack import AutoAttack
 
     from robbench.attacks.autoattack import AutoAttackParameters
     from robbench.specs import resolve_attack, threat_models
 
-    for name, norm in (("aa", "Linf"), ("aa-l2", "L2"), ("aa-l1", "L1")):
+    for name, norm in (
+        (f"{engine}{ending}", norm)
+        for engine in ("aa", "aa-reference")
+        for ending, norm in (("", "Linf"), ("-l2", "L2"), ("-l1", "L1"))
+    ):
         p = AutoAttackParameters(**resolve_attack(name, "digits", threat_models()).parameters)
         package = AutoAttack(torch.nn.Identity(), norm=norm, eps=0.1, version="standard")
         assert list(p.components) == package.attacks_to_run
@@ -157,6 +161,14 @@ def test_standard_budgets_are_the_packages_own():
         )  # fmt: skip
         assert p.square_queries == package.square.n_queries
         assert p.large_radii == package.apgd.use_largereps == package.apgd_targeted.use_largereps
+    for name, norm in (("aa-rand", "Linf"), ("aa-rand-l2", "L2"), ("aa-rand-l1", "L1")):
+        p = AutoAttackParameters(**resolve_attack(name, "digits", threat_models()).parameters)
+        package = AutoAttack(torch.nn.Identity(), norm=norm, eps=0.1, version="rand")
+        assert list(p.components) == package.attacks_to_run
+        assert p.eot_iterations == package.apgd.eot_iter
+        assert p.iterations == package.apgd.n_iter
+        assert p.apgd_restarts == package.apgd.n_restarts
+        assert p.large_radii == package.apgd.use_largereps
 
 
 def test_l1_projection_equals_a_brute_force_search():

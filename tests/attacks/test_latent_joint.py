@@ -329,7 +329,8 @@ def test_what_is_recorded_holds_every_default():
     attack = build_attack(resolve_attack("aa", "digits", MODELS))
     assert attack.spec.parameters["square_queries"] == 5000
     assert attack.spec.parameters["components"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert "pyautoattack" in attack.engine
+    assert "pyautoattack" not in attack.engine
+    assert "pyautoattack" in build_attack(resolve_attack("aa-reference", "digits", MODELS)).engine
 
 
 def test_l1_steps_are_not_spent_on_pixels_that_stand_at_the_box():

@@ -24,7 +24,7 @@ class CellRecord(Strict):
     """cell.json: one (model, attack) cell, everything its results depend on, and how it went.
 
     hash: its address (`cell_hash`). seconds: computing time, summed over its shards. details: a failure's
-    traceback.
+    traceback. suspicions: what a reader must know of the model (gradient masking, probabilities for logits).
     """
 
     schema_version: Literal[1] = 1
@@ -46,6 +46,7 @@ class CellRecord(Strict):
     error: str | None = None
     details: str = ""
     seconds: float = 0.0
+    suspicions: tuple[str, ...] = ()
 
     @property
     def model_name(self) -> str:

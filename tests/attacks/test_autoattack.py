@@ -76,10 +76,10 @@ def test_randomised_models_need_the_version_for_them(classifier, images):
         evaluated(attack(), Noisy(classifier), images)
     ids, x, y = images
     torch.manual_seed(0)
-    one = attack("aa-rand", 0.2, eot_iterations=4)
+    one = attack("aa-rand", 0.1, eot_iterations=4)
     outcome = evaluated(one, Noisy(classifier), (ids[:16], x[:16], y[:16]))
     assert one.verdict_forwards == 4
-    plain = evaluated(attack(components=("apgd-ce", "apgd-dlr"), epsilon=0.2), classifier, images)
+    plain = evaluated(attack(components=("apgd-ce", "apgd-dlr"), epsilon=0.1), classifier, images)
     assert int(outcome.robust.sum()) <= int(plain.robust[:16].sum()) + 3
     # Near the boundary one average may say broken and the next, the final one, right: such a sample left early.
     assert (outcome.forwards <= one.cost.forwards).all()

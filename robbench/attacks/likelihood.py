@@ -23,8 +23,8 @@ from robbench.attacks.named import ATTACKS, Cost, NamedAttack
 from robbench.attacks.spaces import ImageSpace
 from robbench.attacks.victim import chunks, full_precision
 from robbench.errors import UserError
-from robbench.models.flows.base import FlowModel, FrozenFlow, unit_interval
-from robbench.random import SampleRandom
+from robbench.models.flows.base import FlowModel, FrozenFlow
+from robbench.random import KeyedNumbers, SampleRandom
 from robbench.schema import Strict
 from robbench.specs import ModelKind, ResolvedAttack
 
@@ -207,12 +207,13 @@ class NllAttack(LikelihoodAttack):
         step = p.step(float(self.spec.epsilon or 0.0)) / self.spec.pixel_range
         space = ImageSpace(self.spec.norm, self.spec.radius, step, kind)
         noise = SampleNoise(task.seed, self.spec.name, task.ids, restart, task.x.device)
-        draws = SampleRandom(task.seed, f"{self.spec.name}/dequantization/{restart}")
+        stream = f"{self.spec.name}/dequantization"
+        keys = KeyedNumbers(task.seed, stream, task.ids, restart, task.x.device).keys
         taken = iter(range(p.steps))
 
         def loss(image: Tensor) -> Tensor:
-            u = draws.draw(task.ids, flow.input_shape, unit_interval, next(taken))
-            return -self.sign * flow.log_prob(image, task.y, u.to(image.device))
+            u = KeyedNumbers.uniform(keys, torch.full_like(keys, next(taken)), flow.dimensions)
+            return -self.sign * flow.log_prob(image, task.y, u.reshape(image.shape))
 
         return space.finish(ascend(space, loss, space.start(task.x, task.y, noise), p.steps))
 

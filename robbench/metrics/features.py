@@ -1,6 +1,5 @@
 """Feature extractors for Fréchet distances: the Inception network of FID, or a classifier of the zoo."""
 
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,7 +136,7 @@ def _download(path: Path) -> None:
     try:
         write_atomically(path, fetch)
     except (OSError, HTTPException) as error:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"FID needs {INCEPTION_FILE}, and it could not be downloaded ({reason}); get it from {INCEPTION_URL} and "
             f"put it at {path}, or name it with --fid-weights FILE"
@@ -159,37 +158,7 @@ def _inception(path: Path) -> nn.Module:
         with _served(state):
             network: nn.Module = InceptionV3(resize_input=True, normalize_input=True)
     except Exception as error:  # a file that is something else can make the reader fail in any way
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"FID needs {INCEPTION_FILE}, and it could not be downloaded ({reason}); get it from {INCEPTION_URL} and "
-            f"put it at {path}, or name it with --fid-weights FILE"
-        ) from error
-
-
-def download(url: str, path: Path) -> None:
-    """Write what `url` serves to `path`; OSError or HTTPException when the network fails."""
-    with urlopen(url, timeout=DOWNLOAD_SECONDS) as response, path.open("wb") as stream:
-        copyfileobj(response, stream, 1 << 20)
-
-
-def _inception(path: Path) -> nn.Module:
-    """pytorch-fid's network with the weights in `path`; `UserError` when the file does not fit."""
-    from pytorch_fid.inception import InceptionV3
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        with _served(state):
-            network: nn.Module = InceptionV3(resize_input=True, normalize_input=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        KeyError,
-    ) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = f"{type(error).__name__}: {str(error)[:120]}"
         raise UserError(
             f"{path} does not hold the weights of pytorch-fid's Inception ({reason}); "
             f"give {INCEPTION_FILE} from {INCEPTION_URL}"

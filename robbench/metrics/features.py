@@ -158,7 +158,8 @@ def _inception(path: Path) -> nn.Module:
         with _served(state):
             network: nn.Module = InceptionV3(resize_input=True, normalize_input=True)
     except Exception as error:  # a file that is something else can make the reader fail in any way
-        reason = f"{type(error).__name__}: {str(error)[:120]}"
+        text = " ".join(str(error).split())[:120]
+        reason = f"{type(error).__name__}: {text}"
         raise UserError(
             f"{path} does not hold the weights of pytorch-fid's Inception ({reason}); "
             f"give {INCEPTION_FILE} from {INCEPTION_URL}"

@@ -6,16 +6,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robbench.evaluation import evaluate
+    from robbench.evaluation import RobbenchWarning, evaluate
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "evaluate"]
+__all__ = ["RobbenchWarning", "__version__", "evaluate"]
 
 
 def __getattr__(name: str) -> Any:
-    """`robbench.evaluate` on first use: `import robbench` itself stays free of torch."""
-    if name == "evaluate":
-        from robbench.evaluation import evaluate
+    """`robbench.evaluate` and its warning on first use: `import robbench` itself stays free of torch."""
+    if name in ("evaluate", "RobbenchWarning"):
+        from robbench import evaluation
 
-        return evaluate
+        return getattr(evaluation, name)
     raise AttributeError(f"module 'robbench' has no attribute {name!r}")

@@ -1,5 +1,6 @@
 """`robbench.evaluate`: attack any model from Python and get a table, without zoo, cards or files."""
 
+import warnings
 from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Outcome, Victim, build_attack
+from robbench.attacks.suspicions import RobbenchWarning
 from robbench.device import resolve_device
 from robbench.errors import UserError
 from robbench.metrics.accuracy import accuracy
@@ -18,6 +20,8 @@ from robbench.specs import ResolvedAttack, refuse_unused_budgets, resolve_attack
 
 if TYPE_CHECKING:
     import pandas as pd
+
+__all__ = ["COLUMNS", "RobbenchWarning", "evaluate"]
 
 Budgets = float | Sequence[float] | None
 COLUMNS = (
@@ -31,6 +35,7 @@ COLUMNS = (
     "n",
     "forwards",
     "backwards",
+    "suspicions",
 )
 
 
@@ -56,7 +61,8 @@ def evaluate(
     flow: a flow or the name of one in the zoo, for latent and joint attacks. Sample i is keyed by (seed, i).
 
     Columns: attack, threat_model, epsilon, eta, accuracy, lower, upper (percent, 95 % Wilson interval), n,
-    forwards, backwards (sums over samples). First row "clean", last row "worst-case" (right under every one).
+    forwards, backwards (sums over samples), suspicions (what speaks against a number, "" for nothing; each is also a
+    `RobbenchWarning`, once). First row "clean", last row "worst-case" (right under every one).
     """
     import pandas as pd
 
@@ -69,6 +75,7 @@ def evaluate(
         raise UserError("evaluate: x has no images; give at least one")
     outcomes = [attack.evaluate(victim, ids, x, y, seed=seed, batch_size=batch_size) for attack in built]
     rows = [_row(spec, outcome) for spec, outcome in zip(specs, outcomes, strict=True)]
+    _warn(specs, outcomes)
     correct = outcomes[0].clean_predictions == outcomes[0].labels
     worst = torch.stack([outcome.robust for outcome in outcomes]).all(0)
     clean_row = {
@@ -77,8 +84,9 @@ def evaluate(
         **_share(correct),
         "forwards": len(x),
         "backwards": 0,
+        "suspicions": "",
     }
-    worst_row = {"attack": "worst-case", "threat_model": "all", **_share(worst)}
+    worst_row = {"attack": "worst-case", "threat_model": "all", "suspicions": "", **_share(worst)}
     worst_row |= {key: sum(int(str(row[key])) for row in rows) for key in ("forwards", "backwards")}
     return pd.DataFrame([clean_row, *rows, worst_row], columns=list(COLUMNS))
 
@@ -128,7 +136,18 @@ def _row(spec: ResolvedAttack, outcome: Outcome) -> dict[str, object]:
         **_share(outcome.robust),
         "forwards": int(outcome.forwards.sum()),
         "backwards": int(outcome.backwards.sum()),
+        "suspicions": "; ".join(one.text for one in outcome.suspicions),
     }
+
+
+def _warn(specs: Sequence[ResolvedAttack], outcomes: Sequence[Outcome]) -> None:
+    """A warning for every finding, with all attacks that share it, at the caller of `evaluate`."""
+    attacks: dict[str, list[str]] = {}
+    for spec, outcome in zip(specs, outcomes, strict=True):
+        for one in outcome.suspicions:
+            attacks.setdefault(one.text, []).append(spec.label)
+    for text, labels in attacks.items():
+        warnings.warn(f"{', '.join(labels)}: {text}", RobbenchWarning, stacklevel=3)
 
 
 def _share(correct: Tensor) -> dict[str, object]:

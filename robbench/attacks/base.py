@@ -2,7 +2,8 @@
 
 The base class scores the clean image, hands the samples to the search, then checks every returned example itself
 (shape, dtype, NaN, box, ball; for latent and joint attacks by decoding the witness again), removes rounding, and
-re-scores it with a clean fp32 forward. An attack's own success flag never counts.
+re-scores it with a clean fp32 forward. An attack's own success flag never counts. What looks suspicious on the way
+(`suspicions`) is written down and changes no verdict.
 """
 
 from abc import abstractmethod
@@ -18,7 +19,8 @@ from robbench.attacks.geometry import norm_of
 from robbench.attacks.inner import attacked
 from robbench.attacks.named import ATTACKS, NamedAttack
 from robbench.attacks.spaces import Codec
-from robbench.attacks.victim import Victim, chunks, full_precision, margins
+from robbench.attacks.suspicions import PROBED, Diagnostics, Suspicion, diagnose, zero_gradients
+from robbench.attacks.victim import Victim, chunks, full_precision, margins, out_of_memory
 from robbench.errors import AttackViolation, UserError
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.specs import ModelKind, ResolvedAttack
@@ -47,7 +49,10 @@ class Candidates:
 
 @dataclass
 class Outcome:
-    """Verified result of an attack; all tensors on the CPU, N rows in the order asked. See the ledger for units."""
+    """Verified result of an attack; all tensors on the CPU, N rows in the order asked. See the ledger for units.
+
+    diagnostics: counts that may give away a model that is hard to attack for the wrong reasons.
+    """
 
     sample_ids: Tensor
     labels: Tensor
@@ -67,6 +72,12 @@ class Outcome:
     counts_exact: bool
     adversarial: Tensor
     witness: dict[str, Tensor]
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
+
+    @property
+    def suspicions(self) -> tuple[Suspicion, ...]:
+        """What to know besides the verdicts, from `diagnostics`."""
+        return self.diagnostics.suspicions
 
 
 @dataclass(frozen=True)
@@ -123,26 +134,78 @@ class Attack(NamedAttack):
     def evaluate(
         self, victim: Victim, sample_ids: Tensor, x: Tensor, y: Tensor, seed: int, batch_size: int
     ) -> Outcome:
-        """Attack the samples, verify and re-score. Raises `AttackViolation` when an example leaves its set."""
+        """Attack the samples, verify and re-score.
+
+        Where memory does not hold a batch, its size is halved and the call begins again, as often as it takes; results
+        do not depend on it. Attacks whose results do (`batch_dependent`) fail instead. Raises `AttackViolation` when an
+        example leaves its set, `UserError` for inputs and models that cannot be attacked so.
+        """
         x, y = _checked_inputs(x, y)
+        size = batch_size if self.batch_dependent else min(batch_size, victim.fits or batch_size)
+        largest = min(max(size, victim.batch_size), len(x))  # of all batches: scoring has a size of its own
+        halved = Diagnostics()
+        while True:
+            try:
+                outcome = self._evaluated(victim, sample_ids, x, y, seed, size)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if self.batch_dependent or largest <= 1 or not out_of_memory(error):
+                    raise
+            # Outside the handler: the exception would keep the failed attempt's tensors alive.
+            halved += Diagnostics(batch_asked=largest, batch_fits=largest // 2)
+            largest //= 2
+            size = min(size, largest)
+            victim.use_batches_of(largest)
+        outcome.diagnostics += halved
+        return outcome
+
+    def _evaluated(
+        self, victim: Victim, sample_ids: Tensor, x: Tensor, y: Tensor, seed: int, batch_size: int
+    ) -> Outcome:
         with attacked(victim.module), full_precision():
             if self.verdict_forwards == 1:
                 victim.require_deterministic(x[:32])
             victim.draws = self.verdict_forwards
-            self._require_exact_flow(victim, x[:32], y[:32])
+            few = slice(min(32, victim.batch_size))
+            self._require_exact_flow(victim, x[few], y[few])
             clean = victim.clean_logits(x)
-            if len(y) and int(y.max()) >= clean.shape[1]:
-                raise UserError(
-                    f"label {int(y.max())} is outside the model's {clean.shape[1]} classes; check --dataset"
-                )
-            predictions = clean.argmax(1)
-            alive = (
-                torch.ones_like(y, dtype=torch.bool) if self.attacks_misclassified else margins(clean, y) > 0
-            )
-            found = self._searched(victim, alive, sample_ids, x, y, predictions, seed, batch_size)
+            _require_labels(y, clean.shape[1])
+            alive = self._to_search(clean, y)
+            probed = self._probed(victim, x[alive], y[alive], batch_size)
+            found = self._searched(victim, alive, sample_ids, x, y, clean.argmax(1), seed, batch_size)
             adversarial = self._verified(victim, sample_ids, x, y, found, alive)
-            attacked_logits = victim.clean_logits(adversarial)
-        return self._outcome(sample_ids, x, y, clean, attacked_logits, adversarial, found)
+            logits = victim.clean_logits(adversarial)
+        outcome = self._outcome(sample_ids, x, y, clean, logits, adversarial, found)
+        seen = diagnose(self.spec, y, clean, logits, outcome.robust, outcome.broken_by, alive)
+        outcome.diagnostics = seen + probed
+        return outcome
+
+    def _to_search(self, clean: Tensor, y: Tensor) -> Tensor:
+        """True [N] for samples with clean logits [N,K] that the search is to see."""
+        if not (self.spec.epsilon or self.spec.eta):
+            return torch.zeros_like(y, dtype=torch.bool)
+        return torch.ones_like(y, dtype=torch.bool) if self.attacks_misclassified else margins(clean, y) > 0
+
+    def _probed(self, victim: Victim, x: Tensor, y: Tensor, batch_size: int) -> Diagnostics:
+        """Whether gradients exist and do not vanish, on the first of the samples to search; not counted as calls.
+
+        `UserError` where the attack needs gradients and the model is not differentiable.
+        """
+        if not len(x) or not self.cost.backwards:
+            return Diagnostics()
+        few = slice(min(PROBED, batch_size))
+        try:
+            slope = victim.loss_gradient(x[few].to(victim.device), y[few].to(victim.device))
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())[:120]
+            square = f"square-{self.spec.norm}" if self.spec.norm in ("l1", "l2") else "square"
+            raise UserError(
+                f"attack {self.spec.label!r} follows the gradient of the model, which has none ({reason}); make its "
+                f"forward differentiable (no torch.no_grad or argmax inside), or use {square}, which needs no gradient"
+            ) from error
+        return Diagnostics(probed=len(slope), zero_gradients=int(zero_gradients(slope).sum()))
 
     def _searched(
         self,
@@ -160,7 +223,7 @@ class Attack(NamedAttack):
         zeros = torch.zeros(n, dtype=torch.int64)
         full = Candidates(x.clone(), zeros - 1, zeros + victim.draws, zeros.clone(), [self.spec.name] * n)
         rows = alive.nonzero().squeeze(1)
-        if not len(rows) or not (self.spec.epsilon or self.spec.eta):
+        if not len(rows):
             return full
         device = victim.device
         task = Task(
@@ -309,6 +372,12 @@ def _checked_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f"and put the normalisation inside the model"
         )
     return x, y
+
+
+def _require_labels(y: Tensor, classes: int) -> None:
+    outside = y[(y < 0) | (y >= classes)]
+    if len(outside):
+        raise UserError(f"label {int(outside[0])} is outside the model's {classes} classes; check --dataset")
 
 
 def build_attack(spec: ResolvedAttack, flow: Flow | FrozenFlow | None = None) -> Attack:

@@ -27,6 +27,13 @@ def _tensor_float_32(allowed: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, the device's or the machine's, was too small."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # the CPU's allocator
+
+
 def chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
     """`rows` in consecutive parts of at most `size`; none for no rows (Tensor.split gives one empty part)."""
     return tuple(rows[start : start + size] for start in range(0, len(rows), size))
@@ -38,7 +45,7 @@ class Victim:
     module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside. precision, compiled: how `logits` and
     `differentiable` compute, which a search may be told in order to be faster; `margins` and `clean_logits`, on which
     verdicts stand, are fp32 forwards of the unmodified module always, means of `draws` of them where the module is
-    randomised.
+    randomised. fits: a batch size that memory holds, once a larger one was found not to fit.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class Victim:
         self.precision: SearchPrecision = precision
         self.exact = precision == "fp32" and not compiled
         self.draws = 1
+        self.fits: int | None = None
         self._searched: Callable[[Tensor], Tensor] = (
             torch.compile(self.module, dynamic=True) if compiled else self.module
         )
@@ -63,19 +71,32 @@ class Victim:
             return self.differentiable(x)
 
     def differentiable(self, x: Tensor) -> Tensor:
-        """Logits [n,K] with a graph to x, in the search's precision."""
+        """float32 logits [n,K] with a graph to x, in the search's precision."""
         if self.precision == "fp32":
-            return self._searched(x)
+            return self._searched(x).float()
         if self.precision == "tf32":
             with _tensor_float_32(True):
-                return self._searched(x)
+                return self._searched(x).float()
         with torch.autocast(self.device.type, torch.bfloat16):
             return self._searched(x).float()
 
     def margins(self, x: Tensor, labels: Tensor) -> Tensor:
         """Margins [n] of a clean fp32 forward of images on the device."""
         with torch.no_grad():
-            return margins(self._averaged(x), labels)
+            return margins(self._averaged(x).float(), labels)
+
+    def loss_gradient(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Gradient [n,C,H,W] of the cross-entropy at images on the device, as a search sees it. `RuntimeError` of
+        autograd for a model that is not differentiable."""
+        point = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            loss = nn.functional.cross_entropy(self.differentiable(point), labels, reduction="sum")
+            (slope,) = torch.autograd.grad(loss, point)
+        return slope
+
+    def use_batches_of(self, size: int) -> None:
+        """From now on no batch is larger than `size`."""
+        self.fits, self.batch_size = size, min(self.batch_size, size)
 
     def _averaged(self, x: Tensor) -> Tensor:
         out: Tensor = self.module(x)
@@ -108,7 +129,11 @@ class Victim:
 
     def _checked(self, x: Tensor) -> Tensor:
         with torch.no_grad():
-            out = self._averaged(x)
+            try:
+                out = self._averaged(x)
+            except RuntimeError as error:
+                self._explain(error)
+                raise
         if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != len(x) or out.shape[1] < 2:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise UserError(
@@ -122,6 +147,16 @@ class Victim:
                 f"repair the model or its normalisation before measuring it"
             )
         return out.float().cpu()
+
+    def _explain(self, error: RuntimeError) -> None:
+        """`UserError` where a forward failed because the parameters are not float32 and the images are."""
+        others = {p.dtype for p in self.module.parameters() if p.is_floating_point()} - {torch.float32}
+        if others and "type" in str(error) and not out_of_memory(error):
+            names = ", ".join(sorted(map(str, others)))
+            raise UserError(
+                f"the model has parameters of {names} and cannot take the torch.float32 images it is given; convert "
+                f"it with model.float(), or let its forward convert the images"
+            ) from error
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from robbench.publish.rows import (
     with_value,
     without_value,
 )
+from robbench.publish.wording import suspicious_note
 
 __all__ = ["COLUMNS", "NEAR_TIE", "TableRow", "Wide", "combined_attacks", "leaderboard", "models", "wide"]
 
@@ -144,7 +145,7 @@ def _accuracy_row(run: Run, result: CellResult) -> TableRow:
     blank = blank_row(run, result, metric="accuracy", unit="%")
     if blank.status != "ok":
         return blank
-    notes = [_near_ties(result.rows["margin"])]
+    notes = [_near_ties(result.rows["margin"]), *map(suspicious_note, result.cell.suspicions)]
     return with_estimate(blank, accuracy.accuracy(robust(result.rows)), notes)
 
 

@@ -10,6 +10,7 @@ INTERVALS = (
     "95 % intervals: Wilson score for accuracies, bootstrap over samples for the average (unweighted mean of "
     "clean and all attacks). Worst case: a sample counts as correct only if no attack broke it."
 )
+SUSPICIOUS = "suspicious: "  # what begins each suspicion in a row's note
 
 
 def number_text(row: TableRow | None) -> str:
@@ -39,16 +40,39 @@ def versions(run: Run) -> str:
 
 
 def problems(rows: Sequence[TableRow]) -> list[str]:
-    """What a reader must know about single numbers: failures, missing parts, near ties, left-out values."""
-    kept = [row for row in rows if row.attack not in (WORST_CASE, AVERAGE) and _is_problem(row)]
-    return [f"{row.model}, {row.attack}, {row.metric.replace('_', ' ')}: {_reason(row)}" for row in kept]
+    """What a reader must know about single numbers: failures, missing parts, near ties, left-out values; then what is
+    suspicious about models, once for all attacks that say the same."""
+    single = [row for row in rows if row.attack not in (WORST_CASE, AVERAGE)]
+    kept = [row for row in single if _is_problem(row)]
+    lines = [f"{row.model}, {row.attack}, {row.metric.replace('_', ' ')}: {_reason(row)}" for row in kept]
+    return lines + _suspicions(single)
 
 
 def _is_problem(row: TableRow) -> bool:
-    return row.status != "ok" or any(word in row.note for word in ("left out", "|margin|", "differ"))
+    words = ("left out", "|margin|", "differ")
+    return row.status != "ok" or any(word in _without_suspicions(row.note) for word in words)
 
 
 def _reason(row: TableRow) -> str:
     if row.status == "ok":
-        return row.note
+        return _without_suspicions(row.note)
     return f"{row.status} ({row.note})" if row.note else row.status
+
+
+def suspicious_note(text: str) -> str:
+    """A suspicion about a cell as a part of its row's note."""
+    return f"{SUSPICIOUS}{text}"
+
+
+def _without_suspicions(note: str) -> str:
+    return note.partition(SUSPICIOUS)[0].removesuffix("; ")
+
+
+def _suspicions(rows: Sequence[TableRow]) -> list[str]:
+    """The suspicions in the notes of rows, one line a model and text."""
+    attacks: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for text in row.note.partition(SUSPICIOUS)[2].split(f"; {SUSPICIOUS}"):
+            if text and row.status == "ok":
+                attacks.setdefault((row.model, text), []).append(row.attack)
+    return [f"{model}, {', '.join(labels)}: {text}" for (model, text), labels in attacks.items()]

@@ -1,0 +1,68 @@
+"""What a run suspects of a model stands under its tables and in the notes of the CSV, and moves no number."""
+
+import csv
+import io
+from dataclasses import replace
+
+from publish_runs import make_run
+from rich.console import Console
+
+from robbench.matrix.records import CellResult, Run
+from robbench.publish import wording
+from robbench.publish.html import render
+from robbench.publish.tables import leaderboard
+from robbench.publish.writers import markdown, terminal_table, tidy_csv
+
+SOFTMAX = "the model returns probabilities, not logits (all 120 outputs sum to 1); return logits"
+SQUARE = "Square broke 7 of the 12 samples that no gradient component broke; gradients may be masked"
+
+
+def suspected(run: Run) -> Run:
+    """Two cells of the second model share one suspicion, one of them has another too."""
+    notes = {3: (SOFTMAX,), 4: (SQUARE, SOFTMAX)}
+    cells = [
+        CellResult(r.cell.model_copy(update={"suspicions": notes.get(number, ())}), r.rows)
+        for number, r in enumerate(run.cells)
+    ]
+    return make_run(cells, run.n)
+
+
+def test_a_suspicion_is_said_once_a_model(run: Run) -> None:
+    before, after = (wording.problems(leaderboard(one)) for one in (run, suspected(run)))
+    assert after[: len(before)] == before
+    assert after[len(before) :] == [
+        f"digits-ijsat, pgd20, aa: {SOFTMAX}",
+        f"digits-ijsat, aa: {SQUARE}",
+    ]
+
+
+def test_numbers_are_as_without_it(run: Run) -> None:
+    strip = [[replace(row, note="") for row in leaderboard(one)] for one in (run, suspected(run))]
+    assert strip[0] == strip[1]
+
+
+def test_the_csv_keeps_it_in_the_note(run: Run) -> None:
+    rows = list(csv.DictReader(io.StringIO(tidy_csv(leaderboard(suspected(run))))))
+    notes = {(row["model"], row["attack"]): row["note"] for row in rows if row["metric"] == "accuracy"}
+    assert notes["digits-ijsat", "aa"] == f"suspicious: {SQUARE}; suspicious: {SOFTMAX}"
+    assert notes["digits-ijsat", "pgd20"] == f"1 of 120 samples with |margin| < 0.0001; suspicious: {SOFTMAX}"
+    assert "suspicious" not in notes["digits-standard", "aa"]
+
+
+def test_pages_and_terminal_show_it(run: Run) -> None:
+    one = suspected(run)
+    console = Console(width=400, record=True, file=io.StringIO())
+    console.print(terminal_table(one))
+    for text in (markdown(one, leaderboard(one)), render(one), console.export_text()):
+        assert "digits-ijsat, pgd20, aa: the model returns probabilities, not logits" in text
+        assert "Square broke 7 of the 12" in text
+
+
+def test_a_failed_cell_suspects_nothing(run: Run) -> None:
+    failed = CellResult(
+        run.cells[4].cell.model_copy(update={"status": "failed", "error": "broke", "suspicions": (SQUARE,)}),
+        run.cells[4].rows.iloc[:0],
+    )
+    lines = wording.problems(leaderboard(make_run([*run.cells[:4], failed, run.cells[5]], run.n)))
+    assert not any(SQUARE in line for line in lines)
+    assert any("failed (broke)" in line for line in lines)

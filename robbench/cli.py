@@ -79,6 +79,19 @@ def main() -> None:
     help="In which attacks search classifiers; verdicts are fp32 always.",
 )
 @click.option("--compile", "compiled", is_flag=True, help="Search with torch.compile.")
+@click.option(
+    "--backend",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="In this process, or in Ray tasks of one CPU thread each.",
+)
+@click.option("--ray-address", type=Text(), help="Ray cluster: auto or host:port.  [default: a new one here]")
+@click.option(
+    "--gpus-per-cell",
+    type=float,
+    help="GPUs a Ray task takes, as in 0.25.  [default: 1 where there are some]",
+)
 @click.option("--out", type=FolderOrFile(), help="[default: robbench-runs/<dataset>-seed<seed>]")
 @click.option("--resume/--fresh", default=True, help="Keep finished cells (default), or put them aside.")
 @click.option("--dry-run", is_flag=True, help="Print the matrix and its cost, compute nothing.")

@@ -1,41 +1,89 @@
-"""The local executor: runs what the ledger does not have yet, in process, cell after cell."""
+"""The driver of a run: which shards the ledger lacks, who computes them, and storing them as they arrive.
 
-import time
-import traceback
-from collections.abc import Mapping, Sequence
+A backend only computes. Ledger, progress and cell records belong to the driver, whatever the backend, so that a run can
+stop at any moment and be completed by either.
+"""
+
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
-import pyarrow as pa
-import torch
-from torch import Tensor
-
-from robbench.attacks import LikelihoodOutcome, Outcome, Victim
-from robbench.attacks.victim import full_precision
-from robbench.errors import AttackViolation, UserError
-from robbench.matrix.cells import Cell, ClassifierCell, FlowCell
-from robbench.matrix.ledger import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA, Ledger
+from robbench.attacks.suspicions import Diagnostics
+from robbench.errors import UserError
+from robbench.matrix.cells import Cell
+from robbench.matrix.ledger import Ledger
 from robbench.matrix.plan import Plan
 from robbench.matrix.progress import RunProgress
+from robbench.matrix.ray_backend import connected
 from robbench.matrix.records import CellRecord, Status
+from robbench.matrix.shard_work import CleanLikelihood, ShardFailure, ShardRows, ShardTask, ShardWork
 from robbench.metrics.likelihood import bits_per_dim
-from robbench.models.flows.base import FrozenFlow
+from robbench.schema import validate
 from robbench.specs import ModelKind
 
 VALUE: dict[ModelKind, str] = {"classifier": "robust", "flow": "nll_after"}  # column that progress shows
 
 
-def execute(plan: Plan, ledger: Ledger, progress: RunProgress) -> list[CellRecord]:
+class Backend(Protocol):
+    """Computes shards. longest_first: whether cells are to be handed out by falling cost, not in plan order."""
+
+    @property
+    def longest_first(self) -> bool: ...
+
+    def results(self, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardRows | ShardFailure]]:
+        """Every task with its result, in any order. Tasks are taken from the iterator as there is room for them."""
+
+
+@dataclass(frozen=True)
+class LocalBackend:
+    """In process, shard after shard."""
+
+    work: ShardWork
+    longest_first: bool = False
+
+    def results(self, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardRows | ShardFailure]]:
+        for task in tasks:
+            yield task, self.work.shard(task.cell, task.ids)
+
+
+@contextmanager
+def opened_backend(plan: Plan) -> Iterator[Backend]:
+    """The backend of a plan; what it holds is freed, and what it still computes is stopped, on the way out."""
+    work = shard_work(plan)
+    if plan.ray is None:
+        yield LocalBackend(work)
+        return
+    with connected(plan.ray, work) as backend:
+        yield backend
+
+
+def shard_work(plan: Plan) -> ShardWork:
+    """What computes the shards of a plan, with modules on the plan's device."""
+    seed, device, batch_size = plan.run.seed, plan.device, plan.batch_size
+    return ShardWork(
+        split=plan.dataset.test,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        precision=plan.precision,
+        compiled=plan.compiled,
+        kept=frozenset(plan.samples[: plan.keep_examples]),
+        likelihood=CleanLikelihood(plan.nll_flow, device, seed, batch_size),
+    )
+
+
+def execute(plan: Plan, ledger: Ledger, progress: RunProgress, backend: Backend) -> list[CellRecord]:
     """Complete every cell of `plan` in `ledger`; returns their records in plan order.
 
     A failing attack fails its cell and nothing else. Interrupt it at any moment: finished shards stay.
     """
     ledger.write_run(plan.run, plan.cards, [cell.record for cell in plan.cells])
     _keep_originals(plan, ledger, progress)
-    likelihood = _Likelihood(plan.nll_flow, plan.device, plan.run.seed, plan.batch_size)
-    executor = _Executor(plan, ledger, progress, likelihood)
-    with full_precision():
-        return [executor.run(number, cell) for number, cell in enumerate(plan.cells)]
+    return _Driver(plan, ledger, progress, backend).run()
 
 
 def _keep_originals(plan: Plan, ledger: Ledger, progress: RunProgress) -> None:
@@ -51,59 +99,86 @@ def _keep_originals(plan: Plan, ledger: Ledger, progress: RunProgress) -> None:
 
 
 @dataclass
-class _Likelihood:
-    """Bits/dim under the run's flow; clean images are scored once a run, not once a cell."""
+class _Open:
+    """A cell that the ledger was read for. values: `VALUE` column of the wanted samples; waiting: (block, ids) still to
+    hand out; computing: blocks handed out; failure: that of the earliest block that failed."""
 
-    flow: FrozenFlow | None
-    device: torch.device
-    seed: int
-    batch_size: int
-    _clean: dict[int, float] = field(default_factory=dict)
+    number: int
+    cell: Cell
+    values: dict[int, float]
+    waiting: deque[tuple[int, tuple[int, ...]]]
+    computing: set[int] = field(default_factory=set)
+    failure: tuple[int, ShardFailure] | None = None
 
-    def clean(self, ids: list[int], x: Tensor, y: Tensor) -> list[float | None]:
-        """Bits/dim of clean images x [n,C,H,W], labels y [n]; None each without a flow."""
-        if self.flow is None:
-            return [None] * len(ids)
-        missing = [row for row, i in enumerate(ids) if i not in self._clean]
-        names = [ids[row] for row in missing]
-        self._clean.update(zip(names, self._scores(self.flow, names, x[missing], y[missing]), strict=True))
-        return [self._clean[i] for i in ids]
+    @property
+    def expected_cost(self) -> int:
+        """Model calls still to make, at most."""
+        cost = self.cell.cost
+        return (cost.forwards + cost.backwards) * sum(len(ids) for _, ids in self.waiting)
 
-    def adversarial(self, ids: list[int], x: Tensor, y: Tensor) -> list[float | None]:
-        """Bits/dim of adversarial images; the dequantisation noise of a sample is that of its clean image."""
-        return [None] * len(ids) if self.flow is None else list(self._scores(self.flow, ids, x, y))
-
-    def _scores(self, flow: FrozenFlow, ids: list[int], x: Tensor, y: Tensor) -> list[float]:
-        scores: list[float] = []
-        with torch.no_grad():
-            for start in range(0, len(ids), self.batch_size):
-                part = slice(start, start + self.batch_size)
-                images, labels = x[part].to(self.device), y[part].to(self.device)
-                bits = flow.bits_per_dim(images, labels, seed=self.seed, sample_ids=ids[part])
-                scores += bits.float().cpu().tolist()
-        return scores
+    def fail(self, block: int, failure: ShardFailure) -> None:
+        """Hand out no more; blocks before this one are handed out already, and one of them may fail too."""
+        self.waiting.clear()
+        if self.failure is None or block < self.failure[0]:
+            self.failure = (block, failure)
 
 
 @dataclass
-class _Executor:
+class _Driver:
     plan: Plan
     ledger: Ledger
     progress: RunProgress
-    likelihood: _Likelihood
+    backend: Backend
+    _open: dict[int, _Open] = field(default_factory=dict)
+    _records: dict[int, CellRecord] = field(default_factory=dict)
 
-    def run(self, number: int, cell: Cell) -> CellRecord:
-        record = cell.record
+    def run(self) -> list[CellRecord]:
+        for task, result in self.backend.results(self._tasks()):
+            cell = self._open[task.number]
+            cell.computing.remove(task.block)
+            if isinstance(result, ShardFailure):
+                cell.fail(task.block, result)
+            else:
+                self._store(cell, task, result)
+            self._end_if_done(cell)
+        return [self._records[number] for number in range(len(self.plan.cells))]
+
+    # ---------------------------------------------------------------------------------------------- what is missing
+    def _tasks(self) -> Iterator[ShardTask]:
+        """What is missing, cell after cell; a cell starts when its first shard is asked for."""
+        for cell in self._in_order():
+            self._start(cell)
+            while cell.waiting:
+                block, ids = cell.waiting.popleft()
+                if cell.cell.attack.batch_dependent:
+                    self._put_aside(cell.cell.record.hash, ids)
+                cell.computing.add(block)
+                yield ShardTask(cell.number, cell.cell, block, ids)
+
+    def _in_order(self) -> Iterator[_Open]:
+        cells = (self._read(number, cell) for number, cell in enumerate(self.plan.cells))
+        if not self.backend.longest_first:
+            yield from cells
+            return
+        incomplete: list[_Open] = []
+        for cell in cells:
+            if cell.waiting:
+                incomplete.append(cell)
+            else:
+                yield cell
+        # Popped, so that the values of a finished cell leave memory; of equals, the first in the plan comes first.
+        incomplete.sort(key=lambda cell: (cell.expected_cost, -cell.number))
+        while incomplete:
+            yield incomplete.pop()
+
+    def _read(self, number: int, cell: Cell) -> _Open:
         values = self._present(cell)
-        self.progress.started(number, record, len(values))
-        if len(values) < len(self.plan.samples):
-            self.ledger.write_cell(record)
-        failure = self._complete(number, cell, values)
-        status: Status = "failed" if failure else "ok"
-        changes = {"status": status, **(failure or {}), "seconds": self._seconds(record.hash)}
-        record = record.model_copy(update=changes)
-        self.ledger.write_cell(record)
-        self.progress.ended(number, record, len(values), score_text(record, values))
-        return record
+        waiting: deque[tuple[int, tuple[int, ...]]] = deque()
+        for block, wanted in self.plan.blocks():
+            missing = tuple(i for i in wanted if i not in values)
+            if missing:
+                waiting.append((block, wanted if cell.attack.batch_dependent else missing))
+        return _Open(number, cell, values, waiting)
 
     def _present(self, cell: Cell) -> dict[int, float]:
         """`VALUE` column of the wanted samples the ledger has; bad shards go to quarantine, each with a line."""
@@ -121,115 +196,58 @@ class _Executor:
             f"Quarantined: {path} {reason}; moved to {moved}, its samples are computed again"
         )
 
-    def _complete(self, number: int, cell: Cell, values: dict[int, float]) -> dict[str, str] | None:
-        """Compute and store the missing shards; the failure (error, details) when the attack raises."""
-        for block, wanted in self.plan.blocks():
-            ids = [i for i in wanted if i not in values]
-            if not ids:
-                continue
-            if cell.attack.batch_dependent:
-                self._put_aside(cell.record.hash, wanted)
-                ids = list(wanted)
-            begun = time.monotonic()
-            try:
-                table = self._rows(cell, ids)
-            except Exception as error:
-                return {"error": _reason(error), "details": traceback.format_exc()}
-            try:
-                self.ledger.write_shard(cell.record.hash, block, table, time.monotonic() - begun)
-            except OSError as error:
-                raise UserError(
-                    f"cannot write to {self.ledger.folder} ({error.strerror}); "
-                    f"make room and run the same command again"
-                ) from error
-            column = table[VALUE[cell.record.attack.target]].to_pylist()
-            values.update(zip(ids, map(float, column), strict=True))
-            self.progress.advanced(number, len(values), score_text(cell.record, values))
-        return None
-
     def _put_aside(self, cell: str, block: Sequence[int]) -> None:
         """Move shards that hold a part of `block` out of the way: in an attack whose results depend on the batch,
         a sample added to a block changes the others, and a block is computed whole or not at all."""
-        shards = self.ledger.shards(cell, lambda _path, _reason: None)
+        shards = self.ledger.shards(cell, _ignore)
         self.ledger.supersede([shard.path for shard in shards if not set(shard.ids).isdisjoint(block)])
 
-    def _rows(self, cell: Cell, ids: list[int]) -> pa.Table:
-        kept = frozenset(self.plan.samples[: self.plan.keep_examples])
-        if isinstance(cell, FlowCell):
-            return likelihood_rows(self._attacked_flow(cell, ids), kept)
-        assert isinstance(cell, ClassifierCell)
-        x, y = self.plan.dataset.test.by_ids(ids)
-        plan = self.plan
-        victim = Victim(cell.model.module, plan.device, plan.batch_size, plan.precision, plan.compiled)
-        outcome = cell.attack.evaluate(
-            victim, torch.tensor(ids), x, y, seed=self.plan.run.seed, batch_size=self.plan.batch_size
-        )
-        before = self.likelihood.clean(ids, x, y)
-        after = self.likelihood.adversarial(ids, outcome.adversarial, y)
-        return ledger_rows(outcome, before, after, kept)
+    # ------------------------------------------------------------------------------------------ start, store and end
+    def _start(self, cell: _Open) -> None:
+        self._open[cell.number] = cell
+        self.progress.started(cell.number, cell.cell.record, len(cell.values))
+        if cell.waiting:
+            self.ledger.write_cell(cell.cell.record)
+        self._end_if_done(cell)
 
-    def _attacked_flow(self, cell: FlowCell, ids: list[int]) -> LikelihoodOutcome:
-        x, y = self.plan.dataset.test.by_ids(ids)
-        model, seed, batch = cell.model, self.plan.run.seed, self.plan.batch_size
-        return cell.attack.evaluate(model.flow, model.judge, torch.tensor(ids), x, y, seed, batch)
+    def _store(self, cell: _Open, task: ShardTask, rows: ShardRows) -> None:
+        record = cell.cell.record
+        try:
+            noticed = rows.diagnostics.model_dump_json(exclude_defaults=True)
+            self.ledger.write_shard(record.hash, task.block, rows.table, rows.seconds, noticed)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.ledger.folder} ({error.strerror}); "
+                f"make room and run the same command again"
+            ) from error
+        column = rows.table[VALUE[record.attack.target]].to_pylist()
+        cell.values.update(zip(task.ids, map(float, column), strict=True))
+        self.progress.advanced(cell.number, len(cell.values), score_text(record, cell.values))
 
-    def _seconds(self, cell: str) -> float:
-        return round(sum(shard.seconds for shard in self.ledger.shards(cell, lambda _path, _reason: None)), 3)
+    def _end_if_done(self, cell: _Open) -> None:
+        if cell.waiting or cell.computing:
+            return
+        record = cell.cell.record
+        status: Status = "failed" if cell.failure else "ok"
+        reason = {"error": cell.failure[1].error, "details": cell.failure[1].details} if cell.failure else {}
+        seconds, suspicions = self._of_shards(record.hash)
+        changes = {"status": status, **reason, "seconds": seconds, "suspicions": suspicions}
+        record = record.model_copy(update=changes)
+        self.ledger.write_cell(record)
+        self.progress.ended(cell.number, record, len(cell.values), score_text(record, cell.values))
+        self._records[cell.number] = record
+        del self._open[cell.number]
 
-
-def ledger_rows(
-    outcome: Outcome, before: Sequence[float | None], after: Sequence[float | None], kept: frozenset[int]
-) -> pa.Table:
-    """An outcome as ledger rows. before, after: bits/dim of clean and adversarial images. kept: ids that keep
-    their adversarial image."""
-    ids: list[int] = outcome.sample_ids.tolist()
-    examples = [
-        _pixels(image) if i in kept else None for i, image in zip(ids, outcome.adversarial, strict=True)
-    ]
-    columns = {
-        "sample_id": ids,
-        "label": outcome.labels.tolist(),
-        "clean_prediction": outcome.clean_predictions.tolist(),
-        "prediction": outcome.predictions.tolist(),
-        "clean_margin": outcome.clean_margins.tolist(),
-        "margin": outcome.margins.tolist(),
-        "robust": outcome.robust.tolist(),
-        "broken_by": outcome.broken_by,
-        "broken_at": outcome.broken_at.tolist(),
-        "l1": outcome.l1.tolist(),
-        "l2": outcome.l2.tolist(),
-        "linf": outcome.linf.tolist(),
-        "cross_entropy": outcome.cross_entropy.tolist(),
-        "nll_before": list(before),
-        "nll_after": list(after),
-        "forwards": outcome.forwards.tolist(),
-        "backwards": outcome.backwards.tolist(),
-        "counts_exact": [outcome.counts_exact] * len(ids),
-        "example": examples,
-    }
-    return pa.table(columns, schema=LEDGER_SCHEMA)
+    def _of_shards(self, cell: str) -> tuple[float, tuple[str, ...]]:
+        """Seconds of all shards of a cell, also of earlier runs, and what their counts together make suspicious."""
+        shards = self.ledger.shards(cell, _ignore)
+        noticed = (validate(json.loads(s.diagnostics), Diagnostics, f"{s.path}, metadata") for s in shards)
+        together = sum(noticed, Diagnostics())
+        return round(sum(shard.seconds for shard in shards), 3), tuple(s.text for s in together.suspicions)
 
 
-def likelihood_rows(outcome: LikelihoodOutcome, kept: frozenset[int]) -> pa.Table:
-    """An outcome on a flow as ledger rows. kept: ids that keep the attacked image and the adversarial one."""
-    ids: list[int] = outcome.sample_ids.tolist()
-
-    def stored(images: Tensor) -> list[bytes | None]:
-        return [_pixels(image) if i in kept else None for i, image in zip(ids, images, strict=True)]
-
-    names = ("nll_before", "nll_after", "l1", "l2", "linf", "forwards", "backwards")
-    columns = {
-        "sample_id": ids,
-        "label": outcome.labels.tolist(),
-        **{name: getattr(outcome, name).tolist() for name in names},
-        "original": stored(outcome.originals),
-        "example": stored(outcome.adversarial),
-    }
-    return pa.table(columns, schema=LIKELIHOOD_SCHEMA)
-
-
-def _pixels(image: Tensor) -> bytes:
-    return image.numpy().astype("<f4").tobytes()
+def _ignore(path: Path, reason: str) -> None:
+    """For a second look at a cell whose bad shards went to quarantine at the first."""
 
 
 def score_text(record: CellRecord, values: Mapping[int, float]) -> str:
@@ -240,13 +258,3 @@ def score_text(record: CellRecord, values: Mapping[int, float]) -> str:
         return f"accuracy {100 * sum(values.values()) / len(values):.2f} %"
     mean = bits_per_dim(list(values.values())).mean
     return "no finite NLL" if mean is None else f"mean {mean:.4g} bits/dim"
-
-
-def _reason(error: Exception) -> str:
-    """A failure in one line: what happened, and for lack of memory what to do."""
-    text = " ".join(str(error).split()) or "no message"
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"out of GPU memory ({text[:120]}); give a smaller --batch-size"
-    if isinstance(error, MemoryError) or "can't allocate memory" in text:
-        return f"out of memory ({text[:120]}); give a smaller --batch-size"
-    return text if isinstance(error, AttackViolation | UserError) else f"{type(error).__name__}: {text[:300]}"

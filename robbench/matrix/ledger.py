@@ -73,11 +73,12 @@ LIKELIHOOD_SCHEMA = pa.schema(
 SCHEMAS: dict[ModelKind, pa.Schema] = {"classifier": LEDGER_SCHEMA, "flow": LIKELIHOOD_SCHEMA}
 RUN_FILE, CELL_FILE, LOCK_FILE, ORIGINALS_FILE = "run.yaml", "cell.json", ".lock", "originals.npz"
 Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-_KEY_VERSION, _KEY_CELL, _KEY_SECONDS, _KEY_ROWS = (
+_KEY_VERSION, _KEY_CELL, _KEY_SECONDS, _KEY_ROWS, _KEY_DIAGNOSTICS = (
     b"robbench.schema_version",
     b"robbench.cell",
     b"robbench.seconds",
     b"robbench.rows",
+    b"robbench.diagnostics",
 )
 
 
@@ -90,11 +91,13 @@ class BadShardError(Exception):
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows of one shard file (one of `SCHEMAS`) and the seconds they took."""
+    """Rows of one shard file (one of `SCHEMAS`), the seconds they took, and `attacks.suspicions.Diagnostics` of the
+    attack as JSON ("{}" where there are none)."""
 
     path: Path
     table: pa.Table
     seconds: float
+    diagnostics: str = "{}"
 
     @property
     def ids(self) -> list[int]:
@@ -107,15 +110,16 @@ def shard_name(block: int, ids: Iterable[int]) -> str:
     return f"shard-{block:04d}-{digest[:8]}.parquet"
 
 
-def write_shard(path: Path, table: pa.Table, cell: str, seconds: float) -> None:
+def write_shard(path: Path, table: pa.Table, cell: str, seconds: float, diagnostics: str = "{}") -> None:
     """Write `table` (one of `SCHEMAS`) atomically, every page with its checksum; schema version, cell hash,
-    seconds and a digest of the rows become metadata."""
+    seconds, diagnostics and a digest of the rows become metadata."""
     stamped = table.cast(next(schema for schema in SCHEMAS.values() if schema.names == table.column_names))
     metadata = {
         _KEY_VERSION: SCHEMA_VERSION,
         _KEY_CELL: cell,
         _KEY_SECONDS: f"{seconds:.3f}",
         _KEY_ROWS: _digest(stamped),
+        _KEY_DIAGNOSTICS: diagnostics,
     }
     stamped = stamped.replace_schema_metadata(metadata)
 
@@ -146,7 +150,8 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
         raise BadShardError("has other columns than the ledger")
     if metadata.get(_KEY_ROWS, b"").decode(errors="replace") != _digest(table):
         raise BadShardError("holds other rows than were written")
-    shard = Shard(path, table, _seconds(metadata))
+    diagnostics = metadata.get(_KEY_DIAGNOSTICS, b"{}").decode(errors="replace")
+    shard = Shard(path, table, _seconds(metadata), diagnostics)
     _check_ids(shard, known)
     return shard
 
@@ -276,9 +281,11 @@ class Ledger:
             good.append(shard)
         return good
 
-    def write_shard(self, cell: str, block: int, table: pa.Table, seconds: float) -> None:
+    def write_shard(
+        self, cell: str, block: int, table: pa.Table, seconds: float, diagnostics: str = "{}"
+    ) -> None:
         ids = table["sample_id"].to_pylist()
-        write_shard(self.cell_folder(cell) / shard_name(block, ids), table, cell, seconds)
+        write_shard(self.cell_folder(cell) / shard_name(block, ids), table, cell, seconds, diagnostics)
 
     def quarantine(self, path: Path) -> Path:
         """Move a bad shard to quarantine/ under a name that is free; returns where it went."""

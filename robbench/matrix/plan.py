@@ -13,6 +13,7 @@ from robbench.defenses import DEFENSES, FLOW_DEFENSES
 from robbench.device import resolve_device, versions
 from robbench.errors import UserError, unknown_name
 from robbench.matrix.cells import SHARD_SIZE, Cell, CellBuilder
+from robbench.matrix.ray_backend import BackendName, RayOptions, ray_options
 from robbench.matrix.records import PlanEntry, RunFile, join_ids
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow
@@ -36,7 +37,7 @@ class RunRequest:
     epsilons, etas, steps: budgets instead of the data set's and steps instead of the attack's; one cell each.
     precision, compiled: how attacks search classifiers (verdicts are fp32 always).
     likelihood_dtype: "float32" or "float64", in which flows score images (None: float32). keep_examples: adversarial
-    images kept a cell.
+    images kept a cell. ray_address, gpus_per_cell: see `RayOptions`.
     """
 
     attacks: tuple[str, ...]
@@ -58,11 +59,14 @@ class RunRequest:
     zoo: Path | None = None
     data_dir: Path | None = None
     keep_examples: int = 16
+    backend: BackendName = "local"
+    ray_address: str | None = None
+    gpus_per_cell: float | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a run, models outermost. samples: wanted ids in the order drawn."""
+    """All cells of a run, models outermost. samples: wanted ids in the order drawn. ray: None for the local backend."""
 
     dataset: Dataset
     samples: tuple[int, ...]
@@ -75,6 +79,7 @@ class Plan:
     keep_examples: int
     precision: SearchPrecision = "fp32"
     compiled: bool = False
+    ray: RayOptions | None = None
 
     def blocks(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """(number, sample ids) of the shards-to-be, `SHARD_SIZE` samples each."""
@@ -87,6 +92,7 @@ def build_plan(request: RunRequest) -> Plan:
 
     Everything the user can get wrong raises `UserError` here.
     """
+    ray = ray_options(request.backend, request.ray_address, request.gpus_per_cell, request.device)
     device = resolve_device(request.device)
     if request.dataset not in dataset_names():
         raise unknown_name("data set", request.dataset, dataset_names())
@@ -127,6 +133,7 @@ def build_plan(request: RunRequest) -> Plan:
         keep_examples=request.keep_examples,
         precision=request.precision,
         compiled=request.compiled,
+        ray=ray,
     )
 
 

@@ -48,7 +48,7 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
 
     def __init__(self, console: Console, records: list[CellRecord], total: int) -> None:
         self._console, self._count, self._total = console, len(records), total
-        self._begun = 0.0
+        self._begun: dict[int, float] = {}  # cells overlap where several workers compute
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -59,7 +59,7 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, cell: int, record: CellRecord, done: int) -> None:
-        self._begun = time.monotonic()
+        self._begun[cell] = time.monotonic()
         already = f", {done} of them in the ledger" if done else ""
         self.message(f"{self._where(cell, record)}: {self._total} samples{already}")
 
@@ -67,7 +67,7 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
         return None
 
     def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
-        seconds = time.monotonic() - self._begun
+        seconds = time.monotonic() - self._begun.pop(cell)
         outcome = f"{score} of {done}"
         if record.status == "failed":
             outcome = f"failed ({record.error})"

@@ -11,7 +11,7 @@ from rich.table import Table
 from robbench.cli_base import print_paths
 from robbench.errors import UserError
 from robbench.matrix.cells import Cell
-from robbench.matrix.executor import execute
+from robbench.matrix.executor import execute, opened_backend
 from robbench.matrix.folder import check_folder, opened
 from robbench.matrix.ledger import ORIGINALS_FILE, Ledger, load_run
 from robbench.matrix.plan import Plan, RunRequest, build_plan
@@ -23,10 +23,10 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     """Complete the matrix in `folder`, write and print its tables; returns the number of failed cells."""
     plan = build_plan(request)
     console = Terminal()
-    with opened(folder, plan.run, fresh) as ledger:
+    with opened_backend(plan) as backend, opened(folder, plan.run, fresh) as ledger:
         records = [cell.record for cell in plan.cells]
         with run_progress(console, records, len(plan.samples)) as progress:
-            finished = execute(plan, ledger, progress)
+            finished = execute(plan, ledger, progress, backend)
         failed = sum(record.status == "failed" for record in finished)
         paths = _publish(load_run(folder), console)
     if failed:

@@ -79,3 +79,17 @@ def test_the_running_row_is_visible_on_a_small_terminal(running: int) -> None:
     assert any("3/10" in line for line in shown)
     window = 12 - 2
     assert window <= sum(f"model-{number} " in text for number in range(100)) <= 2 * window
+
+
+def test_overlapping_cells_have_their_own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 12.0, 15.0, 22.0])
+    monkeypatch.setattr("robbench.matrix.progress.time.monotonic", lambda: next(clock))
+    console, stream = screen(terminal=False)
+    cells = records(2)
+    progress = PlainProgress(console, cells, 10)
+    for number in (0, 1):
+        progress.started(number, cells[number], 0)
+    for number in (0, 1):
+        progress.ended(number, cells[number], 10, "accuracy 50.00 %")
+    lines = stream.getvalue().splitlines()
+    assert [line.split(", ")[-1] for line in lines[2:]] == ["5.0 s", "10.0 s"]

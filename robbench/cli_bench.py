@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,14 @@ from robbench.cli_base import (
     print_paths,
     seeds,
     zoo_option,
+)
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="CPU threads; with 1, times are those spent computing.",
 )
 
 
@@ -59,17 +68,141 @@ def autoattack(
     from robbench.allocator import tune_allocator
     from robbench.bench import autoattack as contest_of
     from robbench.bench.models import loaded
-    from robbench.resources import write_text_atomically
 
     tune_allocator()
     contest = contest_of.Contest(attack, n, seeds("--seeds", seed_texts), batch_size=batch_size)
     entries = loaded(names("--model", models), **options)
     found = [contest_of.compare(model, data, contest, device, click.echo) for model, data, device in entries]
-    command = shlex.join(["robbench", *sys.argv[1:]])
-    stem = out / f"{attack}-{'-'.join(dict.fromkeys(data.name for _, data, _ in entries))}"
-    text = contest_of.markdown(found, contest, command)
-    paths = [stem.with_suffix(".json"), stem.with_suffix(".md")]
-    write_text_atomically(paths[0], json.dumps(contest_of.report(found, contest, command), indent=1) + "\n")
+    stem = f"{attack}-{'-'.join(dict.fromkeys(data.name for _, data, _ in entries))}"
+    command = _command()
+    report = contest_of.report(found, contest, command)
+    _write(out / f"{stem}.json", report, contest_of.markdown(found, contest, command))
+
+
+@bench.command("pgd")
+@click.option("--model", "models", multiple=True, help="Zoo classifiers; digits-at by default.")
+@click.option("--architecture", "architectures", multiple=True, help="Random networks on 3x32x32: resnet18.")
+@click.option("--steps", type=click.IntRange(1), default=40, show_default=True)
+@click.option("--n", type=click.IntRange(1), default=256, show_default=True, help="Images of each model.")
+@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True)
+@threads_option
+@click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+@device_option
+@zoo_option
+@data_dir_option
+def pgd(
+    models: tuple[str, ...],
+    architectures: tuple[str, ...],
+    n: int,
+    threads: int,
+    out: Path,
+    device: str,
+    zoo: Path | None,
+    data_dir: Path | None,
+    **numbers: int,
+) -> None:
+    """PGD against foolbox, torchattacks and ART: equal images first, then times.
+
+    Without --model and --architecture: digits-at, with --data-dir fashionmnist-at as well.
+
+    Example: robbench bench pgd --model digits-at,digits-trades --rounds 21
+    """
+    from robbench.bench import pgd as contest_of
+    from robbench.bench.subjects import random_subjects, zoo_subjects
+
+    _settle(threads)
+    contest = contest_of.Contest(**numbers)
+    chosen = names("--model", models) if models else ()
+    built = names("--architecture", architectures) if architectures else ()
+    if not chosen and not built:
+        chosen = ("digits-at", "fashionmnist-at") if data_dir else ("digits-at",)
+    subjects = zoo_subjects(chosen, n, device, zoo, data_dir) if chosen else []
+    subjects += random_subjects(built, n, device)
+    found = [contest_of.compare(subject, contest, _tell(subject.name)) for subject in subjects]
+    command = _command()
+    stem = f"pgd{contest.steps}-{'-'.join((*chosen, *built))}"
+    report = contest_of.report(found, contest, command)
+    _write(out / f"{stem}.json", report, contest_of.markdown(found, contest, command))
+
+
+@bench.command("latent")
+@click.option(
+    "--case", "cases", multiple=True, default=("small",), show_default=True, help="Glows: small, paper."
+)
+@click.option("--attack", "attacks", multiple=True, default=("jsa50,a-la",), show_default=True)
+@click.option("--steps", type=click.IntRange(1), help="Instead of the attacks' own.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@threads_option
+@click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+def latent(
+    cases: tuple[str, ...],
+    attacks: tuple[str, ...],
+    steps: int | None,
+    rounds: int,
+    threads: int,
+    out: Path,
+) -> None:
+    """JSA and A-LA through a Glow against a plain loop over FrEIA, normflows and nflows; memory. On the CPU.
+
+    Example: robbench bench latent --case small --rounds 9
+    """
+    from robbench.bench import latent as contest_of
+
+    _settle(threads)
+    contest = contest_of.Contest(names("--attack", attacks), steps, rounds)
+    chosen = names("--case", cases)
+    found = [contest_of.compare(contest_of.glow_case(case), contest, _tell(case)) for case in chosen]
+    command = _command()
+    report = contest_of.report(found, contest, command)
+    _write(out / f"latent-{'-'.join(chosen)}.json", report, contest_of.markdown(found, contest, command))
+
+
+@bench.command("flows")
+@click.option("--case", "cases", multiple=True, help="small, mlp, paper; all by default.")
+@click.option("--rounds", type=click.IntRange(1), help="Instead of each case's own number.")
+@threads_option
+@click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+@click.option("--profile", is_flag=True, help="Also print where robbench's time goes.")
+def flows(cases: tuple[str, ...], rounds: int | None, threads: int, out: Path, profile: bool) -> None:
+    """Decode and backward to the latents against FrEIA, normflows and nflows at the same weights. On the CPU.
+
+    Example: robbench bench flows --case small --rounds 10 --profile
+    """
+    from robbench.bench import flows as contest_of
+    from robbench.bench.flow_report import markdown
+
+    chosen = names("--case", cases) if cases else tuple(contest_of.CASES)
+    known = [contest_of.case_named(name) for name in chosen]
+    found = contest_of.report(chosen, rounds, threads, _command(), lambda line: click.echo(line, err=True))
+    if profile:
+        click.echo(contest_of.profile_reference(known[0], threads))
+    _write(out / "flows.json", found, markdown(found))
+
+
+def _settle(threads: int) -> None:
+    import torch
+
+    from robbench.allocator import tune_allocator
+
+    tune_allocator()
+    torch.set_num_threads(threads)
+
+
+def _tell(name: str) -> Callable[[str], None]:
+    return lambda line: click.echo(f"{name}: {line}", err=True)
+
+
+def _command() -> str:
+    return shlex.join(["robbench", *sys.argv[1:]])
+
+
+def _write(path: Path, report: dict[str, Any], text: str) -> None:
+    """JSON and, beside it, Markdown, which is printed too."""
+    from robbench.resources import write_text_atomically
+
+    paths = [path, path.with_suffix(".md")]
+    write_text_atomically(paths[0], json.dumps(report, indent=1) + "\n")
     write_text_atomically(paths[1], text)
     click.echo(text)
     print_paths(paths)

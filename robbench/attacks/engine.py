@@ -60,13 +60,19 @@ class GradientSearch(Search):
             return nn.functional.cross_entropy(out, state["target"], reduction="none")
 
         slopes, state = gradients(self.space, state, loss)
-        live = ~state["broken"] & (state["iteration"] < self.iterations)
+        # On the CPU the active set looks after every step, so that nobody who has finished is here.
+        live = None if victim.device.type == "cpu" else self._live(state)
         if self.plan.early_stop:
             self._note(state, *found[0])
         moved = self.space.advance(*self._with_momentum(state, slopes))
-        for name in self.space.perturbations:
-            moved[name] = torch.where(per_sample(live, moved[name]), moved[name], state[name])
-        return moved | {name: state[name] + live for name in ("iteration", "forwards", "backwards")}
+        if live is not None:
+            for name in self.space.perturbations:
+                moved[name] = torch.where(per_sample(live, moved[name]), moved[name], state[name])
+        step = 1 if live is None else live
+        return moved | {name: state[name] + step for name in ("iteration", "forwards", "backwards")}
+
+    def _live(self, state: State) -> Tensor:
+        return ~state["broken"] & (state["iteration"] < self.iterations)
 
     def _note(self, state: State, image: Tensor, logits: Tensor) -> None:
         before = state["broken"]

@@ -1,6 +1,5 @@
 """robbench's AutoAttack against the reference package: verdicts, distances to the floor, times, in one process."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from robbench.attacks import Attack, Outcome, Victim, build_attack
 from robbench.attacks.inner import attacked
+from robbench.bench.timing import now
 from robbench.data import Dataset, sample_ids
 from robbench.device import versions
 from robbench.models.loading import LoadedModel
@@ -107,16 +107,9 @@ def _timed(
     device: torch.device,
 ) -> tuple[Outcome, float]:
     victim = Victim(module, device, batch_size)
-    begun = _now(device)
+    begun = now(device)
     outcome = attack.evaluate(victim, torch.tensor(ids), x, y, seed, batch_size)
-    return outcome, _now(device) - begun
-
-
-def _now(device: torch.device) -> float:
-    """Seconds; with one CPU thread those this process spent computing, whatever else the machine does."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.process_time() if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter()
+    return outcome, now(device) - begun
 
 
 def _parity(
@@ -149,11 +142,18 @@ def _parity(
     )
 
 
-def floor(module: nn.Module, x: Tensor, forwards: int, backwards: int, device: torch.device) -> float:
-    """Seconds that so many model calls cost at their cheapest: the best batch size and memory format, fp32, each call
-    measured alone. forwards includes those that a backward needs."""
+def floor(
+    module: nn.Module,
+    x: Tensor,
+    forwards: int,
+    backwards: int,
+    device: torch.device,
+    batches: Sequence[int] = BATCHES,
+) -> float:
+    """Seconds that so many model calls cost at their cheapest: the best of `batches` and memory formats, fp32, each
+    call measured alone. forwards includes those that a backward needs."""
     with attacked(module):
-        calls = [(batch, layout) for batch in BATCHES for layout in (False, True)]
+        calls = [(batch, layout) for batch in batches for layout in (False, True)]
         both = min(_cost(module, _batch(x, batch, layout, device), True) for batch, layout in calls)
         alone = min(_cost(module, _batch(x, batch, layout, device), False) for batch, layout in calls)
     return backwards * both + (forwards - backwards) * alone
@@ -178,9 +178,9 @@ def _cost(module: nn.Module, x: Tensor, gradient: bool, least_seconds: float = 0
     call()
     times: list[float] = []
     while sum(times) < least_seconds or len(times) < 3:
-        begun = _now(x.device)
+        begun = now(x.device)
         call()
-        times.append(_now(x.device) - begun)
+        times.append(now(x.device) - begun)
     return min(times) / len(x)
 
 

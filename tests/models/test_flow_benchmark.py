@@ -1,26 +1,22 @@
 """The flow benchmark at tiny sizes: the libraries are the same function, and no ratio is printed when they are not."""
 
-import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+from robbench.bench import flows
+from robbench.bench.flow_report import markdown
+from robbench.cli import main
+from robbench.errors import UserError
 
 
-@pytest.fixture
-def flows(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("flows")
-
-
-def tiny(flows: ModuleType, kind: str, **peers: object) -> object:
+def tiny(kind: str, **peers: object) -> object:
     """A case of a few thousand weights, with the libraries in `peers` alone."""
     build = {
         "glow": lambda: flows.benchmark_glow(2, 2, 6, (3, 8, 8)),
@@ -34,16 +30,14 @@ def tiny(flows: ModuleType, kind: str, **peers: object) -> object:
     [("glow", "FrEIA"), ("glow", "normflows"), ("glow", "nflows"), ("mlp", "FrEIA"), ("mlp", "nflows")],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::SyntaxWarning", "ignore::DeprecationWarning")
-def test_a_library_at_the_same_weights_is_the_same_function(
-    flows: ModuleType, kind: str, library: str
-) -> None:
+def test_a_library_at_the_same_weights_is_the_same_function(kind: str, library: str) -> None:
     pytest.importorskip(library, reason=f"pip install {library}")
     peer = (flows.GLOW if kind == "glow" else flows.CONDITIONAL)[library]
-    bench = flows.prepare(tiny(flows, kind, **{library: peer}), torch.float64)
+    bench = flows.prepare(tiny(kind, **{library: peer}), torch.float64)
     found = flows.deviations(bench)
     assert {f"{library} frozen", f"{library} naive", "robbench none", "robbench invert"} <= set(found)
     assert max(found.values()) < 1e-9
-    single = flows.prepare(tiny(flows, kind, **{library: peer}))
+    single = flows.prepare(tiny(kind, **{library: peer}))
     assert max(flows.deviations(single).values()) < 1e-3
     kept = {name: flows.saved_bytes(single, name) for name in single.decoders}
     assert kept["robbench invert"] < kept["robbench mask"] < kept["robbench none"]
@@ -65,25 +59,23 @@ class Shifted(nn.Module):
 
 @pytest.mark.parametrize("gradient_only", [False, True])
 @pytest.mark.parametrize(("dtype", "factor"), [(torch.float64, 1 + 1e-8), (torch.float32, 1.01)])
-def test_a_peer_that_differs_is_refused(
-    flows: ModuleType, gradient_only: bool, dtype: torch.dtype, factor: float
-) -> None:
-    case = tiny(flows, "glow", wrong=lambda flow, _frozen: Shifted(flow, factor, gradient_only))
+def test_a_peer_that_differs_is_refused(gradient_only: bool, dtype: torch.dtype, factor: float) -> None:
+    case = tiny("glow", wrong=lambda flow, _frozen: Shifted(flow, factor, gradient_only))
     with pytest.raises(flows.Disagreement, match=r"wrong frozen .* deviates .* no ratio is printed"):
         flows.deviations(flows.prepare(case, dtype))
 
 
-def test_nan_is_refused(flows: ModuleType) -> None:
-    case = tiny(flows, "glow", wrong=lambda flow, _frozen: Shifted(flow, float("nan"), False))
+def test_nan_is_refused() -> None:
+    case = tiny("glow", wrong=lambda flow, _frozen: Shifted(flow, float("nan"), False))
     with pytest.raises(flows.Disagreement, match="deviates from the reference by nan"):
         flows.deviations(flows.prepare(case))
 
 
 def test_a_refused_comparison_prints_no_ratio(
-    flows: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What a worker prints when a peer differs, and what the command makes of it."""
-    wrong = tiny(flows, "glow", wrong=lambda flow, _frozen: Shifted(flow, 1.01, False))
+    wrong = tiny("glow", wrong=lambda flow, _frozen: Shifted(flow, 1.01, False))
     monkeypatch.setitem(flows.CASES, "small", wrong)
     monkeypatch.setattr(flows, "tune_allocator", _state)
     flows.serve(wrong, torch.get_num_threads())
@@ -92,18 +84,34 @@ def test_a_refused_comparison_prints_no_ratio(
     worker = [sys.executable, "-c", f"print({json.dumps(json.dumps(printed))})"]
     real = subprocess.Popen
     monkeypatch.setattr(flows.subprocess, "Popen", lambda _command, **how: real(worker, **how))
-    monkeypatch.setattr(sys, "argv", ["flows.py", "--case", "small", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="refused: wrong frozen"):
-        flows.main()
+    result = CliRunner().invoke(main, ["bench", "flows", "--case", "small", "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "Error: refused: wrong frozen" in result.output
     assert list(tmp_path.iterdir()) == []
-    assert "|" not in capsys.readouterr().out
+    assert "|" not in result.output
 
 
-def test_absent_libraries_are_named_and_the_tables_are_written(flows: ModuleType) -> None:
+def test_a_worker_is_a_process_of_its_own_and_times_what_it_is_asked_for() -> None:
+    """The real worker's command line, with the smallest case: one library alone."""
+    worker = flows.Worker("mlp", "default", 1, only="robbench none")
+    try:
+        assert set(worker.about["memory"]) == {"robbench none"}
+        assert worker.about["allocator"] == "default"
+        assert worker.time("robbench none") > 0
+    finally:
+        worker.close()
+
+
+def test_an_unknown_case_is_refused() -> None:
+    with pytest.raises(UserError, match="unknown case 'smal'; did you mean 'small'"):
+        flows.case_named("smal")
+
+
+def test_absent_libraries_are_named_and_the_tables_are_written() -> None:
     def absent(_flow: nn.Module, _frozen: bool) -> nn.Module:
         raise ImportError("No module named 'lost'")
 
-    bench = flows.prepare(tiny(flows, "glow", lost=absent))
+    bench = flows.prepare(tiny("glow", lost=absent))
     flows.deviations(bench)
     names = list(bench.decoders)
     assert names == ["robbench none", "robbench mask", "robbench invert"]
@@ -118,7 +126,7 @@ def test_absent_libraries_are_named_and_the_tables_are_written(flows: ModuleType
     result = flows._summary("small", 3, times, about)
     assert result["ratio"]["default"]["robbench mask"] == [1.25, 1.5, 2.25]
     report = {"command": "c", "cpu": "p", "threads": 1, "versions": {}, "cases": {"small": result}}
-    text = flows.markdown(report)
+    text = markdown(report)
     assert "lost is missing" in text
     assert "| memory of `mask`, of `none` | 0.290 | 0.3 | met |" in text
     assert "| memory of `invert`, of `none` | 0.030 | 0.02 | missed by 50% |" in text

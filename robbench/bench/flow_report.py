@@ -1,23 +1,11 @@
-"""Statistics, goals and Markdown tables of benchmarks/flows.py."""
+"""Goals and Markdown tables of `robbench bench flows`."""
 
-import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robbench.bench.timing import spread
+
 REFERENCE = "robbench none"
-
-
-def quartiles(values: Sequence[float]) -> list[float]:
-    """Lower quartile, median, upper quartile."""
-    if len(values) == 1:
-        return [values[0]] * 3
-    return statistics.quantiles(values, n=4, method="inclusive")
-
-
-def quotient(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Quartiles of the quotients of times of the same round."""
-    return quartiles([a / b for a, b in zip(above, below, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -58,7 +46,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines += [
         f'Ratios to `{REFERENCE}` of the same round: median [quartiles]; above 1 is slower than robbench. "tuned" and',
         '"default": both with that malloc; "default to tuned": against robbench under tuned malloc, which its commands',
-        "use. `benchmarks/flows.py` says what the kinds are and how the functions are checked to be the same.",
+        "use. `robbench/bench/flows.py` says what the kinds are and how the functions are checked to be the same.",
     ]
     for name, result in report["cases"].items():
         lines += ["", f"## {name}: {result['flow']}, batch {result['batch']}, {result['rounds']} rounds", ""]
@@ -82,19 +70,12 @@ def _table(result: dict[str, Any]) -> list[str]:
     memory = result["memory_bytes"]
     for name in memory:
         cells = [
-            _spread([1000 * second for second in result["seconds"]["tuned"][name]], 1),
-            _spread(result["ratio"]["tuned"][name], 2),
-            _spread(result["ratio_default_to_tuned_reference"].get(name), 2),
-            _spread(result["ratio"].get("default", {}).get(name), 2),
+            spread([1000 * second for second in result["seconds"]["tuned"][name]], 1),
+            spread(result["ratio"]["tuned"][name], 2),
+            spread(result["ratio_default_to_tuned_reference"].get(name), 2),
+            spread(result["ratio"].get("default", {}).get(name), 2),
             f"{memory[name] / 1e6:.2f}",
             f"{memory[name] / memory[REFERENCE]:.3f}",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
-
-
-def _spread(values: Sequence[float] | None, digits: int) -> str:
-    if values is None:
-        return "not measured"
-    low, middle, high = (f"{value:.{digits}f}" for value in values)
-    return f"{middle} [{low}, {high}]"

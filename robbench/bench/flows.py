@@ -1,7 +1,7 @@
 """Decode + backward to the latents: robbench's frozen flows against FrEIA, normflows and nflows, same weights.
 
-    python benchmarks/flows.py --out reports/benchmarks              # writes flows.json and flows.md
-    python benchmarks/flows.py --case small --rounds 10 --profile    # a quick look, and where the time goes
+    robbench bench flows --out reports/benchmarks              # writes flows.json and flows.md
+    robbench bench flows --case small --rounds 10 --profile    # a quick look, and where the time goes
 
 One process with malloc tuned (robbench/allocator.py) holds every implementation. To show malloc as glibc has it, each
 has a further process of its own, since what others leave in a heap decides whether glibc returns memory. In each round
@@ -18,32 +18,36 @@ same in that memory format; "naive" trainable parameters as constructed. Memory:
 decode and backward, each storage once, weights left out.
 """
 
-import argparse
 import copy
 import json
 import os
-import platform
 import random
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from flow_peers import CONDITIONAL, GLOW, Build, Levels, benchmark_conditional, benchmark_glow
-from flow_report import REFERENCE, markdown, quartiles, quotient
-from torch import Tensor
+from torch import Tensor, nn
 
 from robbench.allocator import tune_allocator
+from robbench.bench.flow_peers import (
+    CONDITIONAL,
+    GLOW,
+    Build,
+    Levels,
+    benchmark_conditional,
+    benchmark_glow,
+)
+from robbench.bench.flow_report import REFERENCE
+from robbench.bench.timing import now, processor, quartiles, quotient
 from robbench.device import installed_version
+from robbench.errors import UserError, unknown_name
 from robbench.models.flows import Flow
 from robbench.models.flows.base import Memory
-from robbench.resources import write_text_atomically
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 Decode = Callable[[Levels, Tensor | None], Tensor]
@@ -91,6 +95,13 @@ CASES = {
 }
 
 
+def case_named(name: str) -> Case:
+    """`UserError` for a case there is not."""
+    if name not in CASES:
+        raise unknown_name("case", name, CASES)
+    return CASES[name]
+
+
 @dataclass
 class Bench:
     """Implementations of one function, ready to run. absent: libraries that are not, and why."""
@@ -99,9 +110,19 @@ class Bench:
     y: Tensor | None
     cotangent: Tensor
     decoders: dict[str, Decode]
-    weights: dict[str, list[Tensor]]
+    modules: dict[str, nn.Module]
     reference: tuple[Tensor, Tensor]
     absent: dict[str, str] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "Bench":
+        """Everything on `device`, in place."""
+        for module in self.modules.values():
+            module.to(device)
+        self.levels = tuple(level.to(device) for level in self.levels)
+        self.y = None if self.y is None else self.y.to(device)
+        self.cotangent = self.cotangent.to(device)
+        self.reference = (self.reference[0].to(device), self.reference[1].to(device))
+        return self
 
     def run(self, name: str) -> tuple[Tensor, Tensor]:
         """Decoded images and the gradient at the latents, flat."""
@@ -113,7 +134,7 @@ def decode_and_backward(
 ) -> tuple[Tensor, Tensor]:
     leaves = tuple(level.detach().requires_grad_() for level in levels)
     out = decode(leaves, y)
-    out.backward(cotangent)
+    torch.autograd.backward(out, cotangent)
     return out.detach(), torch.cat([leaf.grad.flatten(1) for leaf in leaves if leaf.grad is not None], dim=1)
 
 
@@ -131,13 +152,13 @@ def prepare(case: Case, dtype: torch.dtype = torch.float32, only: str | None = N
         y=y,
         cotangent=cotangent,
         decoders={},
-        weights={},
+        modules={},
         reference=decode_and_backward(exact.transform.decode, latents.levels, y, cotangent.double()),
     )
     for memory in (memory for memory in get_args(Memory) if only in (None, f"robbench {memory}")):
         frozen = flow.freeze(dtype, memory)
         bench.decoders[f"robbench {memory}"] = frozen.transform.decode
-        bench.weights[f"robbench {memory}"] = list(frozen.buffers())
+        bench.modules[f"robbench {memory}"] = frozen
     with default_dtype(dtype):
         for library, build in case.peers.items():
             _add_library(bench, library, build, flow, only)
@@ -171,7 +192,7 @@ def _add_library(bench: Bench, library: str, build: Build, flow: Flow, only: str
         if kind == "channels_last":
             peer.to(memory_format=torch.channels_last)
         bench.decoders[f"{library} {kind}"] = peer.decode
-        bench.weights[f"{library} {kind}"] = [*peer.parameters(), *peer.buffers()]
+        bench.modules[f"{library} {kind}"] = peer
 
 
 def deviations(bench: Bench) -> dict[str, float]:
@@ -191,7 +212,8 @@ def deviations(bench: Bench) -> dict[str, float]:
 
 def saved_bytes(bench: Bench, name: str) -> int:
     """Bytes that autograd keeps between decode and backward."""
-    weights = {tensor.untyped_storage().data_ptr() for tensor in bench.weights[name]}
+    module = bench.modules[name]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
     sizes: dict[int, int] = {}
 
     def record(tensor: Tensor) -> Tensor:
@@ -203,7 +225,7 @@ def saved_bytes(bench: Bench, name: str) -> int:
     with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         leaves = tuple(level.detach().requires_grad_() for level in bench.levels)
         out = bench.decoders[name](leaves, bench.y)
-    out.backward(bench.cotangent)
+    torch.autograd.backward(out, bench.cotangent)
     return sum(sizes.values())
 
 
@@ -221,12 +243,11 @@ def serve(case: Case, threads: int, only: str | None = None) -> None:
         return
     report["memory"] = {name: saved_bytes(bench, name) for name in bench.decoders}
     print(json.dumps(report | {"absent": bench.absent, "allocator": state}), flush=True)
-    clock = time.process_time if threads == 1 else time.perf_counter
     for line in sys.stdin:
         bench.run(line.strip())
-        start = clock()
+        begun = now(torch.device("cpu"))
         bench.run(line.strip())
-        print(clock() - start, flush=True)
+        print(now(torch.device("cpu")) - begun, flush=True)
 
 
 class Worker:
@@ -234,9 +255,9 @@ class Worker:
 
     def __init__(self, case: str, allocator: str, threads: int, only: str | None = None) -> None:
         environment = os.environ | {"ROBBENCH_MALLOC": allocator, "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, __file__, "--serve", case, "--threads", str(threads)]
+        command = [sys.executable, "-m", "robbench.bench.flows", case, str(threads)]
         self.process = subprocess.Popen(
-            [*command, "--only", only] if only else command,
+            [*command, only] if only else command,
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -260,11 +281,11 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             self.close()
-            raise SystemExit(f"a worker ended with code {self.process.returncode}; its message is above")
+            raise UserError(f"a worker ended with code {self.process.returncode}; its message is above")
         return line
 
 
-def measure(case: str, rounds: int, threads: int) -> dict[str, Any]:
+def measure(case: str, rounds: int, threads: int, tell: Callable[[str], None]) -> dict[str, Any]:
     """Times of every implementation under each malloc, interleaved, and everything the report needs."""
     shared = Worker(case, "tuned", threads)
     names = list(shared.about["memory"])
@@ -272,7 +293,7 @@ def measure(case: str, rounds: int, threads: int) -> dict[str, Any]:
     try:
         for name in names if "default" in CASES[case].allocators else []:
             workers["default", name] = Worker(case, "default", threads, only=name)
-        times = _interleaved(case, workers, rounds)
+        times = _interleaved(case, workers, rounds, tell)
     finally:
         for worker in set(workers.values()):
             worker.close()
@@ -281,7 +302,7 @@ def measure(case: str, rounds: int, threads: int) -> dict[str, Any]:
 
 
 def _interleaved(
-    case: str, workers: dict[tuple[str, str], Worker], rounds: int
+    case: str, workers: dict[tuple[str, str], Worker], rounds: int, tell: Callable[[str], None]
 ) -> dict[str, dict[str, list[float]]]:
     """Times by malloc and name, one a round."""
     times: dict[str, dict[str, list[float]]] = {}
@@ -291,7 +312,7 @@ def _interleaved(
         for allocator, name in turns:
             found = workers[allocator, name].time(name)
             times.setdefault(allocator, {}).setdefault(name, []).append(found)
-        print(f"{case}: round {done + 1} of {rounds}", file=sys.stderr, flush=True)
+        tell(f"{case}: round {done + 1} of {rounds}")
     return times
 
 
@@ -331,56 +352,31 @@ def profile_reference(case: Case, threads: int) -> str:
     with profile(activities=[ProfilerActivity.CPU]) as recorded:
         for _ in range(5):
             bench.run(REFERENCE)
-    return recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=15)
+    return str(recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=15))
 
 
-def cpu_model() -> str:
-    """As Linux names it, elsewhere what Python knows."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-    )
+def report(
+    cases: Sequence[str], rounds: int | None, threads: int, command: str, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Every case measured; `UserError` when two implementations are not the same function.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--case", choices=CASES, action="append", help="one or more; all by default")
-    parser.add_argument("--rounds", type=int, help="instead of each case's own number")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder of flows.json and flows.md; printed only by default")
-    parser.add_argument("--profile", action="store_true", help="also print where robbench's time goes")
-    parser.add_argument("--serve", choices=CASES, help=argparse.SUPPRESS)
-    parser.add_argument("--only", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.serve:
-        serve(CASES[arguments.serve], arguments.threads, arguments.only)
-        return
-    cases = arguments.case or list(CASES)
+    rounds: instead of each case's own number.
+    """
     try:
-        results = {
-            name: measure(name, arguments.rounds or CASES[name].rounds, arguments.threads) for name in cases
-        }
+        results = {name: measure(name, rounds or CASES[name].rounds, threads, tell) for name in cases}
     except Disagreement as error:
-        raise SystemExit(f"refused: {error}") from None
+        raise UserError(f"refused: {error}") from None
     packages = ("torch", "FrEIA", "normflows", "nflows", "robbench")
-    report = {
-        "command": " ".join(["python benchmarks/flows.py", *sys.argv[1:]]),
-        "cpu": cpu_model(),
-        "threads": arguments.threads,
+    return {
+        "command": command,
+        "cpu": processor(torch.device("cpu")),
+        "threads": threads,
         "tolerance": {str(dtype): limit for dtype, limit in TOLERANCE.items()},
         "versions": {package: installed_version(package) or "absent" for package in packages},
         "cases": results,
     }
-    print(markdown(report))
-    if arguments.profile:
-        print(profile_reference(CASES[cases[0]], arguments.threads))
-    if arguments.out:
-        write_text_atomically(arguments.out / "flows.json", json.dumps(report, indent=1) + "\n")
-        write_text_atomically(arguments.out / "flows.md", markdown(report))
 
 
 if __name__ == "__main__":
-    main()
+    name, number, *one = sys.argv[1:]
+    serve(CASES[name], int(number), *one)

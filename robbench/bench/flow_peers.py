@@ -1,4 +1,4 @@
-"""The flows of benchmarks/flows.py in FrEIA, normflows and nflows, at the weights of a robbench flow.
+"""The flows of `robbench bench flows` in FrEIA, normflows and nflows, at the weights of a robbench flow.
 
 Each builder takes a trainable `Glow` (scale_floor 0, no permutation in its 1x1 convolutions and positive diagonals,
 since nflows knows neither signs nor a permutation on that side) or a `ConditionalFlow`, and returns a module whose
@@ -265,6 +265,7 @@ def freia_conditional(flow: Flow, frozen: bool) -> Peer:
 
         def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
             assert y is not None
+            assert classes is not None
             label = F.one_hot(y, classes).to(levels[0])
             v, _ = self.inn(levels[0], c=[label], rev=True)
             return cast(Tensor, v).reshape(-1, *flow.input_shape)
@@ -308,6 +309,7 @@ def nflows_conditional(flow: Flow, frozen: bool) -> Peer:
 
         def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
             assert y is not None
+            assert classes is not None
             v, _ = self.transform.inverse(levels[0], F.one_hot(y, classes).to(levels[0]))
             return cast(Tensor, v).reshape(-1, *flow.input_shape)
 

@@ -162,12 +162,14 @@ def _model(name: str, entry: ZooEntry) -> Finding:
 def _optional() -> Iterator[Finding]:
     from robbench.device import installed_version
 
-    for package, use in (
-        ("playwright", "browser test of the HTML report"),
-        ("foolbox", "reference attacks in tests"),
+    for package, extra, use in (
+        ("playwright", "dev", "browser test of the HTML report"),
+        ("foolbox", "dev", "reference attacks in tests"),
+        ("ray", "ray", "--backend ray"),
+        ("FrEIA", "bench", "robbench bench latent and flows"),
     ):
         version = installed_version(package)
         if version is None:
-            yield Finding("missing", package, f"{use}; pip install 'robbench[dev]'")
+            yield Finding("missing", package, f"{use}; pip install 'robbench[{extra}]'")
         else:
             yield Finding("ok", package, f"{version}, {use}")

@@ -1,6 +1,7 @@
 """From what a user asks of `robbench train` to a checked plan: everything that cannot be is refused here,
 before anything is computed."""
 
+import inspect
 import re
 import shlex
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from robbench.defenses.schedule import (
 )
 from robbench.device import resolve_device
 from robbench.errors import UserError
+from robbench.models.classifiers import ARCHITECTURES
 from robbench.models.loading import is_flow, load_flow
 from robbench.models.zoo import ZooEntry, default_flow, find_model, zoo_entries
 from robbench.schema import canonical_hash, validate
@@ -256,7 +258,13 @@ def _architecture(
             raise UserError(f"recipe {recipe.name!r} names no {kind} architecture; give --architecture NAME")
         name = default.name
     base = default.arguments if default is not None and default.name == name else {}
-    return Architecture(name=name, arguments={**base, **arguments})
+    return Architecture(name=name, arguments={**_stated(name), **base, **arguments})
+
+
+def _stated(architecture: str) -> dict[str, Any]:
+    """Defaults of a flow that every card states, because bits/dim and decoded images cannot be read without them."""
+    known = inspect.signature(ARCHITECTURES.get(architecture)).parameters
+    return {name: known[name].default for name in ("preprocessing", "decode_mode") if name in known}
 
 
 def _model_name(request: TrainRequest, architecture: Architecture, kind: ModelKind) -> str:

@@ -136,7 +136,8 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
     known: ids the data set has, when the caller knows them.
     """
     try:
-        with path.open("rb") as stream:
+        # A native file: an Arrow thread that still held a Python one at exit would abort the process.
+        with pa.OSFile(str(path)) as stream:
             table = pq.read_table(stream, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise BadShardError(f"cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from error

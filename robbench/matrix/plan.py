@@ -150,6 +150,10 @@ def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
     )
     attacks = list(resolved)
     refuse_unused_budgets(attacks, request.epsilons, request.etas, request.steps)
+    if (request.precision != "fp32" or request.compiled) and all(a.target == "flow" for a in attacks):
+        raise UserError(
+            "--precision and --compile are for searches on classifiers and none is asked for; leave them out"
+        )
     if request.likelihood_dtype is not None and all(attack.target != "flow" for attack in attacks):
         raise UserError(
             f"--likelihood-dtype {request.likelihood_dtype} changes none of these attacks; leave it out, or ask for "

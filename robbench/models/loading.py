@@ -58,6 +58,11 @@ def build_architecture(
 ) -> nn.Module:
     """A freshly initialised module: classifiers get `classes`, flows get `grey_levels`."""
     builder = ARCHITECTURES.get(architecture.name)
+    if is_flow(architecture) and grey_levels is None:
+        raise UserError(
+            f"architecture {architecture.name!r} is a flow and needs the grey levels of its images; "
+            f"add grey_levels to the card"
+        )
     sizes: dict[str, Any] = {"grey_levels": grey_levels} if is_flow(architecture) else {"classes": classes}
     try:
         with warnings.catch_warnings():

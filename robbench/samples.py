@@ -15,6 +15,7 @@ from robbench.data import load_dataset, sample_ids
 from robbench.device import resolve_device
 from robbench.errors import UserError
 from robbench.metrics.flow_samples import ScoredSamples, scored_images, scored_samples
+from robbench.models.flows.base import FlowModel
 from robbench.models.loading import load_flow
 from robbench.models.zoo import ZooEntry, find_model, zoo_entries
 from robbench.resources import write_text_atomically
@@ -54,7 +55,7 @@ def samples_report(request: SamplesRequest, out: Path) -> list[Path]:
     device, entries = resolve_device(request.device), zoo_entries(request.zoo)
     under = _flow_entry("--under", request.under, entries)
     judge = load_flow(under, device)
-    lines = _reference_lines(request, under, device=str(device))
+    lines = _reference_lines(request, under.card.dataset, judge, device)
     for name in request.models:
         entry = _flow_entry("--model", name, entries)
         if entry.card.dataset != under.card.dataset:
@@ -77,10 +78,11 @@ def _flow_entry(option: str, name: str, entries: dict[str, ZooEntry]) -> ZooEntr
     return entry
 
 
-def _reference_lines(request: SamplesRequest, under: ZooEntry, device: str) -> Lines:
+def _reference_lines(
+    request: SamplesRequest, dataset_name: str, judge: FlowModel, device: torch.device
+) -> Lines:
     """Test images and uniform noise under the same flow: what the samples are compared with."""
-    dataset = load_dataset(under.card.dataset, request.data_dir)
-    judge = load_flow(under, device)
+    dataset = load_dataset(dataset_name, request.data_dir)
     ids = sample_ids(dataset.test, min(request.n, len(dataset.test)), request.seed)
     images, _ = dataset.test.by_ids(ids)
     noise = noise_images(request.seed, torch.tensor(ids), judge.input_shape, judge.grey_levels)

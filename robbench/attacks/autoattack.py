@@ -26,22 +26,27 @@ Component = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
-class AutoAttackParameters(Strict):
+class StandardBudgets(Strict):
     """Budgets of the standard version for Linf and L2. A model with fewer classes has fewer targets.
 
     iterations: of APGD (a restart) and FAB (a target). apgd_restarts: of APGD-CE and APGD-DLR. target_classes,
     fab_target_classes: the most likely wrong classes that are tried. square_queries: of Square. large_radii: L1's
-    schedule of APGD (3 and 2 epsilon first). eot_iterations: forwards averaged at an iterate of APGD and at every
-    verdict, for randomised models (the reference's "rand" version has 20).
+    schedule of APGD (3 and 2 epsilon first).
     """
 
-    components: tuple[Component, ...] = STANDARD
     iterations: int = Field(default=100, gt=0)
     apgd_restarts: int = Field(default=1, gt=0)
     target_classes: int = Field(default=9, gt=0)
     fab_target_classes: int = Field(default=9, gt=0)
     square_queries: int = Field(default=5000, gt=0)
     large_radii: bool = False
+
+
+class AutoAttackParameters(StandardBudgets):
+    """eot_iterations: forwards averaged at an iterate of APGD and at every verdict, for randomised models (the
+    reference's "rand" version has 20)."""
+
+    components: tuple[Component, ...] = STANDARD
     eot_iterations: int = Field(default=1, gt=0)
 
 

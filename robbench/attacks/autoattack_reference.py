@@ -13,30 +13,24 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
+from robbench.attacks.autoattack import StandardBudgets
 from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.named import ATTACKS, Cost
 from robbench.attacks.victim import Victim, chunks
 from robbench.errors import UserError
 from robbench.random import derive_seed
-from robbench.schema import Strict
 
 Component = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
-class ReferenceParameters(Strict):
-    """The standard version's budgets. The number of target classes is cut to classes - 1 where there are fewer."""
+class ReferenceParameters(StandardBudgets):
+    """Which components run, with the standard version's budgets. The number of target classes is cut to classes - 1
+    where there are fewer."""
 
     components: tuple[Component, ...] = STANDARD
-    iterations: int = Field(default=100, gt=0)
-    apgd_restarts: int = Field(default=1, gt=0)
-    target_classes: int = Field(default=9, gt=0)
-    fab_target_classes: int = Field(default=9, gt=0)
-    square_queries: int = Field(default=5000, gt=0)
-    large_radii: bool = False
 
 
 class _CountingModel(nn.Module):

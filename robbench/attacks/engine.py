@@ -85,6 +85,8 @@ class GradientSearch(Search):
     def leave(self, state: State) -> State:
         """Who was not broken hands back the last iterate."""
         broken = state["broken"]
+        if bool(broken.all()):  # rendering a latent image costs a decode
+            return state
         last = self.space.finish(state)
         state["adversarial"] = torch.where(per_sample(broken, last), state["adversarial"], last)
         for name in self.witnesses:

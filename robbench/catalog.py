@@ -15,8 +15,9 @@ from rich.text import Text
 from robbench.data.names import dataset_names
 from robbench.errors import UserError, unknown_name
 from robbench.models.zoo import ZooEntry, zoo_entries
+from robbench.recipes import recipes
 from robbench.schema import dump_yaml, validate
-from robbench.specs import ThreatModel, recipes, resolve_attack, threat_models
+from robbench.specs import ThreatModel, resolve_attack, threat_models
 
 if TYPE_CHECKING:
     from robbench.defenses import Defense

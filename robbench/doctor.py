@@ -13,8 +13,9 @@ import click
 from robbench.data.names import dataset_names
 from robbench.errors import UserError
 from robbench.models.zoo import ZooEntry, zoo_entries
+from robbench.recipes import recipes
 from robbench.resources import data_root, dataset_root
-from robbench.specs import recipes, threat_models
+from robbench.specs import threat_models
 
 State = Literal["ok", "missing", "broken"]
 REQUIRED = (

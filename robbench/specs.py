@@ -1,4 +1,4 @@
-"""Typed schemas of every YAML file robbench reads. An unknown key is an error that names the file and the key.
+"""Typed schemas of threat models and attacks. An unknown key is an error that names the file and the key.
 
 No torch here: listing attacks and models stays fast.
 """
@@ -6,16 +6,13 @@ No torch here: listing attacks and models stays fast.
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from robbench.errors import UserError, unknown_name
 from robbench.resources import data_root, existing_folder
-from robbench.schema import Strict, canonical_hash, load_yaml
-
-if TYPE_CHECKING:
-    pass
+from robbench.schema import Strict, load_yaml
 
 Space = Literal["image", "latent", "joint"]
 Norm = Literal["linf", "l2", "l1", "none"]
@@ -23,7 +20,6 @@ ModelKind = Literal["classifier", "flow"]
 SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Names become file names, table labels and entries of comma lists.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-Side = Annotated[int, Field(gt=0)]
 RESERVED_ATTACKS = ("clean", "worst-case", "average")
 
 
@@ -246,150 +242,3 @@ def _budget_value(
             f"or add the data set to `budgets` of its threat model"
         )
     return default
-
-
-# ------------------------------------------------------------------------------------------------ model cards
-class Weights(Strict):
-    """A weights file beside the card (or where a URL says), pinned by its sha256."""
-
-    file: str
-    sha256: SHA256
-
-
-class Golden(Strict):
-    """Recorded inputs and outputs: loading the model must reproduce them within `tolerance` (absolute)."""
-
-    file: str
-    sha256: SHA256
-    tolerance: float = Field(ge=0, allow_inf_nan=False)
-
-
-class Architecture(Strict):
-    """A builder of the model registry and its keyword arguments."""
-
-    name: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
-
-
-class FlowReference(Strict):
-    """The flow a defense trained with."""
-
-    name: str
-    sha256: SHA256
-
-
-class Training(Strict):
-    """How the weights came to be: enough to train them again."""
-
-    command: str
-    seed: int
-    recipe: str
-    parameters: dict[str, Any]
-    train_samples: int
-    validation_samples: int
-    epochs: int
-    selected_epoch: int
-    selection: str
-    flow: FlowReference | None = None
-    versions: dict[str, str]
-    minutes: float
-    note: str = ""
-
-
-class Measurement(Strict):
-    """One number in a card with everything needed to believe it."""
-
-    metric: str
-    value: float
-    unit: str
-    split: str
-    n: int
-    lower: float | None = None
-    upper: float | None = None
-    command: str
-    note: str = ""
-
-
-class ModelCard(Strict):
-    """zoo/NAME/card.yaml."""
-
-    schema_version: Literal[1] = 1
-    name: Name
-    kind: ModelKind
-    description: str
-    dataset: str
-    defense: str
-    architecture: Architecture
-    input_shape: tuple[Side, Side, Side]
-    classes: int | None = Field(default=None, ge=2)
-    grey_levels: int | None = Field(default=None, ge=2)
-    weights: Weights
-    golden: Golden | None = None
-    training: Training | None = None
-    measurements: tuple[Measurement, ...] = ()
-    license: str = "MIT"
-    source: str = ""
-
-    @property
-    def function_hash(self) -> str:
-        """Hash of what the model computes: weights, architecture and its arguments, shapes, classes, grey levels.
-
-        The weights' sha256 alone is not enough: a flow's scale floor, for one, changes the function and no tensor.
-        """
-        parts = self.model_dump(
-            mode="json", include={"architecture", "input_shape", "classes", "grey_levels"}
-        )
-        return canonical_hash({**parts, "weights": self.weights.sha256})
-
-
-class Recipe(Strict):
-    """recipes/NAME.yaml: one training schedule (optimiser, epochs, augmentation), papers' or ours.
-
-    kind: what it trains. default_for: data sets whose default it is. architecture: what is trained unless the user
-    names another. parameters: settings a defense, for recipes of papers that fix them (`--set` wins).
-    schedule: learning-rate rule; `milestones` are epochs (0-based, from which on the factor `decay` applies once
-    more), or parts of all epochs with milestones_are_fractions; "exponential-steps" multiplies by `decay` every
-    decay_every_steps steps (continuously, or in stairs). warmup_samples: linear warm-up counted in samples.
-    augmentation: "crop-K" (pad K, random crop), "flip", "translate-F" (shift by at most a part F of the side).
-    selection: keep the last epoch, or the best on validation_samples (None: all) validation images, scored every
-    validate_every epochs; patience: stop after so many epochs without a better one. subset: how --train-samples
-    draws ("flow-lp": the random split with seed 9999 of Yuksel et al., from the whole original training set).
-    budget_warmup_epochs: inner attacks start weak, their budgets and steps grow linearly to full over so many epochs
-    (small networks without batch norm otherwise stay at a constant prediction for ever).
-    """
-
-    name: str
-    description: str
-    reference: str = ""
-    kind: ModelKind = "classifier"
-    default_for: tuple[str, ...] = ()
-    architecture: Architecture | None = None
-    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    optimizer: Literal["sgd", "adam", "adamax"]
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    batch_size: int = Field(gt=0)
-    epochs: int = Field(gt=0)
-    schedule: Literal["constant", "multistep", "exponential-steps", "cosine"] = "constant"
-    milestones: tuple[float, ...] = ()
-    milestones_are_fractions: bool = False
-    decay: float = Field(default=1.0, gt=0)
-    decay_every_steps: int = Field(default=0, ge=0)
-    staircase: bool = False
-    warmup_samples: int = Field(default=0, ge=0)
-    gradient_clip_norm: float | None = Field(default=None, gt=0)
-    augmentation: tuple[str, ...] = ()
-    selection: Literal["last", "validation"] = "last"
-    validate_every: int = Field(default=1, gt=0)
-    validation_samples: int | None = Field(default=None, gt=0)
-    patience: int | None = Field(default=None, gt=0)
-    subset: Literal["stratified", "flow-lp"] = "stratified"
-    budget_warmup_epochs: int = Field(default=0, ge=0)
-
-
-def recipes() -> dict[str, Recipe]:
-    """Every shipped training recipe by name."""
-    found = (load_yaml(path, Recipe) for path in sorted((data_root() / "recipes").glob("*.yaml")))
-    return {recipe.name: recipe for recipe in found}

@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,23 @@ def _split_name(class_name: str, folder: str) -> Reader:
     return read
 
 
+@dataclass(frozen=True)
+class _Arrays:
+    """A part of a data set kept as arrays: data uint8 [N,H,W] or [N,H,W,C], targets [N]."""
+
+    data: np.ndarray
+    targets: np.ndarray
+
+
+def _arrays(folder: Path, train: bool) -> _Arrays | None:
+    """What `folder`/train.npz or test.npz holds under x and y; None without such a file."""
+    path = folder / ("train.npz" if train else "test.npz")
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return _Arrays(file["x"], file["y"])
+
+
 def _pixels(source: Any) -> torch.Tensor:
     """uint8 [N,C,H,W] from torchvision's three storage layouts (NHW tensors, NHWC arrays, NCHW arrays)."""
     data = torch.as_tensor(np.asarray(source.data))
@@ -54,8 +72,11 @@ def _split(source: Any) -> Split:
 def _read(name: str, reader: Reader, root: Path, train: bool) -> Any:
     try:
         return reader(root, train, False)
-    except RuntimeError:
-        pass  # torchvision's way of saying "not in that folder"; the download below either works or reports
+    except (
+        RuntimeError
+    ):  # torchvision's way of saying "not in that folder"; what follows either works or reports
+        if (arrays := _arrays(root / name, train)) is not None:
+            return arrays
     try:
         root.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -81,7 +102,11 @@ def _register(name: str, reader: Reader, class_names: tuple[str, ...] | None = N
 
 _register("mnist", _train_flag("MNIST"), tuple(str(digit) for digit in range(10)))
 _register("fashionmnist", _train_flag("FashionMNIST"))
-_register("cifar10", _train_flag("CIFAR10"))
+_register(
+    "cifar10",
+    _train_flag("CIFAR10"),
+    ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+)
 _register("cifar100", _train_flag("CIFAR100"))
 _register("svhn", _split_name("SVHN", "svhn"), tuple(str(digit) for digit in range(10)))
 _register("stl10", _split_name("STL10", "."))

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from robbench.attacks.codec import FlowCodec
+from robbench.cards import Architecture, FlowReference
 from robbench.data import Dataset, Split, load_dataset
 from robbench.defenses.base import Defense, Setting, build_defense, defense_kinds, find_defense
 from robbench.defenses.schedule import (
@@ -27,8 +28,9 @@ from robbench.errors import UserError
 from robbench.models.classifiers import ARCHITECTURES
 from robbench.models.loading import is_flow, load_flow
 from robbench.models.zoo import ZooEntry, default_flow, find_model, zoo_entries
+from robbench.recipes import Recipe
 from robbench.schema import canonical_hash, validate
-from robbench.specs import Architecture, FlowReference, ModelKind, Recipe, threat_models
+from robbench.specs import ModelKind, threat_models
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OWN_FILES = (

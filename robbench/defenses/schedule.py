@@ -11,8 +11,9 @@ from torch.nn import functional
 from robbench.data import Dataset, Split
 from robbench.errors import UserError, unknown_name
 from robbench.random import derive_seed
+from robbench.recipes import Recipe, recipes
 from robbench.schema import load_yaml
-from robbench.specs import ModelKind, Recipe, recipes
+from robbench.specs import ModelKind
 
 FLOW_LP_SEED = 9999
 

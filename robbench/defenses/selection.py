@@ -8,12 +8,13 @@ from torch import nn
 
 from robbench.attacks import Victim, build_attack, build_likelihood_attack
 from robbench.attacks.inner import attacked
+from robbench.cards import Measurement
 from robbench.data import Dataset, Split
 from robbench.defenses.base import Criterion, Defense, Setting
 from robbench.defenses.flow import gaussian_bits_per_dim
 from robbench.metrics.accuracy import Estimate, accuracy
 from robbench.models.flows.base import Flow
-from robbench.specs import Measurement, resolve_attack
+from robbench.specs import resolve_attack
 
 # One fixed seed: every epoch of every training meets the same random starts and dequantisation noise.
 SCORE_SEED = 20260102

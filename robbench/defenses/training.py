@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench import __version__
+from robbench.cards import Measurement, Training
 from robbench.defenses import checkpoint, selection
 from robbench.defenses.checkpoint import Progress
 from robbench.defenses.plan import Plan, TrainRequest, make_plan, parse_settings
@@ -25,7 +26,6 @@ from robbench.errors import UserError
 from robbench.models.flows.base import Flow
 from robbench.models.loading import build_architecture, save_model_folder
 from robbench.random import derive_seed
-from robbench.specs import Measurement, Training
 
 __all__ = ["Report", "TrainRequest", "parse_settings", "train"]
 

@@ -14,13 +14,14 @@ from robbench.attacks import (
     build_attack,
     build_likelihood_attack,
 )
+from robbench.cards import FlowReference, ModelCard
 from robbench.data import Dataset
 from robbench.errors import UserError
 from robbench.matrix.records import CellRecord, Precision, cell_hash
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import LoadedFlow, LoadedModel, load_flow_model, load_model
 from robbench.models.zoo import ZooEntry
-from robbench.specs import FlowReference, ModelCard, ResolvedAttack
+from robbench.specs import ResolvedAttack
 
 SHARD_SIZE = 120
 

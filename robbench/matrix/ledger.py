@@ -25,11 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from robbench.cards import ModelCard
 from robbench.errors import UserError
 from robbench.matrix.records import CellRecord, CellResult, Run, RunFile
 from robbench.resources import write_atomically, write_text_atomically
 from robbench.schema import dump_yaml, load_yaml, validate
-from robbench.specs import ModelCard, ModelKind
+from robbench.specs import ModelKind
 
 SCHEMA_VERSION = "1"
 LEDGER_SCHEMA = pa.schema(

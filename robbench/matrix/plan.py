@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from robbench.attacks.victim import SearchPrecision
+from robbench.cards import ModelCard
 from robbench.data import Dataset, dataset_names, load_dataset, sample_ids
 from robbench.defenses import DEFENSES, FLOW_DEFENSES
 from robbench.device import resolve_device, versions
@@ -18,14 +19,7 @@ from robbench.matrix.records import PlanEntry, RunFile, join_ids
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow
 from robbench.models.zoo import ZooEntry, default_flow, find_model, find_models, zoo_entries
-from robbench.specs import (
-    ModelCard,
-    ModelKind,
-    ResolvedAttack,
-    refuse_unused_budgets,
-    resolve_attack,
-    threat_models,
-)
+from robbench.specs import ModelKind, ResolvedAttack, refuse_unused_budgets, resolve_attack, threat_models
 
 DEFAULT_N = 1000
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from robbench.cards import FlowReference, ModelCard, Side
 from robbench.schema import Strict, canonical_hash
-from robbench.specs import SHA256, FlowReference, ModelCard, Name, ResolvedAttack, Side
+from robbench.specs import SHA256, Name, ResolvedAttack
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from robbench.cards import Architecture, Golden, ModelCard, Weights
 from robbench.errors import UserError
 from robbench.models.classifiers import ARCHITECTURES
 from robbench.models.flows.base import Flow, FrozenFlow
@@ -19,7 +20,6 @@ from robbench.models.flows.realnvp import RealNVP
 from robbench.models.zoo import ZooEntry
 from robbench.resources import sha256_file, write_atomically, write_text_atomically
 from robbench.schema import dump_yaml
-from robbench.specs import Architecture, Golden, ModelCard, Weights
 
 GOLDEN_TOLERANCE = (
     1e-4  # float32 sums in another order (threads, instruction set) differ by about 1e-6 of the logits

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from robbench.cards import ModelCard
 from robbench.errors import UserError, unknown_name
 from robbench.resources import data_root, existing_folder
 from robbench.schema import load_yaml
-from robbench.specs import ModelCard, ModelKind
+from robbench.specs import ModelKind
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from robbench.cards import ModelCard
 from robbench.matrix.records import CellResult, Run
 from robbench.publish.curves import CurveFigure, curve_figure
 from robbench.publish.gallery import Strip, strips
@@ -17,7 +18,7 @@ from robbench.publish.likelihood import (
 )
 from robbench.publish.perturbation import Distances, Footnotes, measured_sizes, size_texts
 from robbench.publish.rows import ModelResults, cell_status, floats
-from robbench.specs import ModelCard, ResolvedAttack
+from robbench.specs import ResolvedAttack
 
 NO_SHOTS = "No images: the run stored none of this flow, or not the same samples for every attack."
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from robbench.cards import ModelCard
 from robbench.matrix.records import CellResult, Run
 from robbench.publish import wording
 from robbench.publish.flow_page import NO_SHOTS, Number, flow_section, nll_parts, score_number
@@ -21,7 +22,7 @@ from robbench.publish.reproduce import commands
 from robbench.publish.rows import ModelResults, TableRow, attacked, broken, cell_status, models, rows_of
 from robbench.publish.tables import NEAR_TIE, leaderboard, wide
 from robbench.resources import write_text_atomically
-from robbench.specs import ModelCard, ResolvedAttack
+from robbench.specs import ResolvedAttack
 
 NO_ORIGINALS = (
     "No images: the ledger stores adversarial images only, and this page was written without the clean "

@@ -19,7 +19,8 @@ from robbench.defenses.schedule import (
 )
 from robbench.errors import UserError
 from robbench.models.loading import ARCHITECTURES, is_flow
-from robbench.specs import Recipe, recipes, threat_models
+from robbench.recipes import Recipe, recipes
+from robbench.specs import threat_models
 
 RECIPES = recipes()
 DATASETS = {"mnist": "mnist", "fashionmnist": "fashionmnist", "cifar100": "cifar100", "svhn": "svhn"}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from robbench.cards import ModelCard
 from robbench.defenses import checkpoint, selection
 from robbench.defenses.base import DEFENSES, Defense
 from robbench.defenses.plan import make_plan
@@ -20,7 +21,6 @@ from robbench.errors import UserError
 from robbench.models.loading import load_model
 from robbench.models.zoo import read_entry
 from robbench.schema import load_yaml
-from robbench.specs import ModelCard
 
 # Quick, with everything that carries state: Adam, batch norm, augmentation, random starts, selection.
 SMALL = {

@@ -574,8 +574,8 @@ class _Images(torch.nn.Module):
 def test_model_that_returns_nonsense(
     module: torch.nn.Module, parts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from robbench.cards import Architecture
     from robbench.models.classifiers import ARCHITECTURES
-    from robbench.specs import Architecture
 
     ARCHITECTURES.get("digits-cnn")
     monkeypatch.setitem(ARCHITECTURES._entries, "odd", lambda input_shape, classes: module)

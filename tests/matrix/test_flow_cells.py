@@ -8,6 +8,7 @@ import torch
 from tiny_models import saved_model
 
 from robbench.attacks.likelihood import noise_images
+from robbench.cards import Architecture
 from robbench.data import load_dataset
 from robbench.errors import UserError
 from robbench.matrix.ledger import load_run
@@ -17,7 +18,6 @@ from robbench.models.flows.glow import Glow
 from robbench.models.flows.realnvp import RealNVP
 from robbench.models.loading import load_flow
 from robbench.models.zoo import zoo_entries
-from robbench.specs import Architecture
 
 GLOW = {"levels": 2, "steps": 2, "width": 8}
 

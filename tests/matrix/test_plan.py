@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from robbench.cards import Architecture
 from robbench.errors import UserError
 from robbench.matrix.plan import SHARD_SIZE, RunRequest, build_plan
 from robbench.matrix.records import cell_hash
 from robbench.models.zoo import read_entry
-from robbench.specs import Architecture, resolve_attack, threat_models
+from robbench.specs import resolve_attack, threat_models
 
 
 def labels(request: RunRequest) -> list[str]:

@@ -27,6 +27,7 @@ from robbench.attacks import Attack, Cost
 from robbench.attacks.base import Candidates, Task
 from robbench.attacks.named import ATTACKS
 from robbench.attacks.victim import Victim
+from robbench.cards import Architecture
 from robbench.cli import main
 from robbench.errors import UserError
 from robbench.matrix import ray_backend
@@ -38,7 +39,6 @@ from robbench.matrix.ray_backend import RayOptions
 from robbench.matrix.records import CellRecord
 from robbench.matrix.session import run_matrix
 from robbench.models.flows.glow import Glow
-from robbench.specs import Architecture
 
 SPECS = """
 name: for-ray

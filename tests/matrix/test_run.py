@@ -249,9 +249,9 @@ def test_nll_of_clean_and_adversarial_images(tiny_zoo: Path, tmp_path: Path) -> 
     import numpy as np
     from tiny_models import saved_model
 
+    from robbench.cards import Architecture
     from robbench.data import load_dataset
     from robbench.models.flows.glow import Glow
-    from robbench.specs import Architecture
 
     arguments = {"levels": 2, "steps": 1, "width": 8}
     zoo = tmp_path / "zoo"

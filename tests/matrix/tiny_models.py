@@ -6,7 +6,7 @@ from typing import Any
 
 def card_fields(name: str, **changes: Any) -> dict[str, Any]:
     """Fields of a digits classifier's card, without the hashes."""
-    from robbench.specs import Architecture
+    from robbench.cards import Architecture
 
     return {
         "name": name,

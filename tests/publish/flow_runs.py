@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 from publish_runs import SHAPE, card, cell, make_run
 
+from robbench.cards import ModelCard
 from robbench.matrix.records import CellResult, Run
-from robbench.specs import ModelCard, ResolvedAttack
+from robbench.specs import ResolvedAttack
 
 N = 40
 DEFENSES = {"toy-glow": "clean", "toy-glow-at": "at", "toy-glow-hybrid": "hybrid"}

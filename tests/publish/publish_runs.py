@@ -7,16 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from robbench.cards import Architecture, FlowReference, Measurement, ModelCard, Training, Weights
 from robbench.matrix.records import CellRecord, CellResult, Run
-from robbench.specs import (
-    Architecture,
-    FlowReference,
-    Measurement,
-    ModelCard,
-    ResolvedAttack,
-    Training,
-    Weights,
-)
+from robbench.specs import ResolvedAttack
 
 SHAPE = (1, 8, 8)
 SEED = 3

@@ -10,6 +10,7 @@ from robbench.matrix.records import CellResult, Run
 from robbench.metrics import accuracy
 from robbench.metrics.likelihood import bits_per_dim
 from robbench.publish.likelihood import likelihood_rows
+from robbench.publish.parity import parity_note
 from robbench.publish.perturbation import distance_rows, frechet_rows
 from robbench.publish.rows import (
     AVERAGE,
@@ -145,7 +146,8 @@ def _accuracy_row(run: Run, result: CellResult) -> TableRow:
     blank = blank_row(run, result, metric="accuracy", unit="%")
     if blank.status != "ok":
         return blank
-    notes = [_near_ties(result.rows["margin"]), *map(suspicious_note, result.cell.suspicions)]
+    notes = [parity_note(result.cell), _near_ties(result.rows["margin"])]
+    notes += map(suspicious_note, result.cell.suspicions)
     return with_estimate(blank, accuracy.accuracy(robust(result.rows)), notes)
 
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from robbench.matrix.records import Run
+from robbench.matrix.records import CellRecord, Run
+from robbench.publish.parity import parity_note
 from robbench.publish.rows import AVERAGE, WORST_CASE, TableRow
 from robbench.specs import ModelKind
 
@@ -22,12 +23,21 @@ def number_text(row: TableRow | None) -> str:
 
 
 def summary(run: Run, kind: ModelKind | None = None) -> str:
-    """One sentence: how much was measured, of classifiers or flows alone when `kind` says so."""
+    """How much was measured, of classifiers or flows alone when `kind` says so, and what stands behind AutoAttack."""
     cells = [result.cell for result in run.cells if kind in (None, result.cell.attack.target)]
     models = len({cell.model for cell in cells})
     attacks = len({cell.attack.label for cell in cells})
     counted = [_counted(models, "model"), _counted(attacks, "attack"), f"n = {run.n} test images"]
-    return f"{', '.join(counted)}, seed {run.seed}."
+    return " ".join([f"{', '.join(counted)}, seed {run.seed}.", *_engines(cells)])
+
+
+def _engines(cells: Sequence[CellRecord]) -> list[str]:
+    """ "aa, aa-l2: robbench aa, parity table v1." """
+    labels: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        if note := parity_note(cell):
+            labels.setdefault(note, {})[cell.attack.label] = None
+    return [f"{', '.join(attacks)}: {note}." for note, attacks in labels.items()]
 
 
 def _counted(count: int, noun: str) -> str:

@@ -44,7 +44,8 @@ def test_numbers_are_as_without_it(run: Run) -> None:
 def test_the_csv_keeps_it_in_the_note(run: Run) -> None:
     rows = list(csv.DictReader(io.StringIO(tidy_csv(leaderboard(suspected(run))))))
     notes = {(row["model"], row["attack"]): row["note"] for row in rows if row["metric"] == "accuracy"}
-    assert notes["digits-ijsat", "aa"] == f"suspicious: {SQUARE}; suspicious: {SOFTMAX}"
+    parity = "robbench aa, parity table v1"
+    assert notes["digits-ijsat", "aa"] == f"{parity}; suspicious: {SQUARE}; suspicious: {SOFTMAX}"
     assert notes["digits-ijsat", "pgd20"] == f"1 of 120 samples with |margin| < 0.0001; suspicious: {SOFTMAX}"
     assert "suspicious" not in notes["digits-standard", "aa"]
 

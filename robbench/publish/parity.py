@@ -1,0 +1,36 @@
+"""Which committed parity table stands behind an AutoAttack row: `reports/autoattack/parity.yaml`."""
+
+from functools import cache
+
+from robbench.matrix.records import CellRecord
+from robbench.resources import data_root
+from robbench.schema import Strict, load_yaml
+
+ALGORITHM = "autoattack"
+
+
+class ParityTables(Strict):
+    """version: of the tables of reports/autoattack. engines: as cells record them, which the tables hold for."""
+
+    version: int
+    engines: tuple[str, ...]
+
+
+def parity_note(cell: CellRecord) -> str:
+    """ "robbench aa, parity table v2" for a cell of robbench's own AutoAttack, and "" for any other.
+
+    An engine that the shipped tables were not measured with is named as such.
+    """
+    if cell.attack.algorithm != ALGORITHM:
+        return ""
+    tables = _shipped()
+    if cell.engine in tables.engines:
+        return f"robbench aa, parity table v{tables.version}"
+    return (
+        f"robbench aa, {cell.engine}: no parity table (v{tables.version} is of {', '.join(tables.engines)})"
+    )
+
+
+@cache
+def _shipped() -> ParityTables:
+    return load_yaml(data_root() / "reports" / "autoattack" / "parity.yaml", ParityTables)

@@ -1,20 +1,58 @@
 """Schemas of a model's card. An unknown key is an error that names the file and the key. No torch here."""
 
-from typing import Annotated, Any, Literal
+from pathlib import PurePath
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from robbench.schema import Strict, canonical_hash
 from robbench.specs import SHA256, ModelKind, Name
 
 Side = Annotated[int, Field(gt=0)]
+Url = Annotated[str, Field(pattern=r"^(https?|file)://\S+$")]
+WeightsFormat = Literal["safetensors", "state-dict"]
+Real = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Weights(Strict):
-    """A weights file beside the card (or where a URL says), pinned by its sha256."""
+    """A weights file, pinned by its sha256: beside the card, in the folder of checkpoints, or at a URL.
 
-    file: str
+    urls: where it can be downloaded; the first that works is taken, the others are mirrors. format: safetensors, or
+    what torch.save wrote of a state dict (read with weights_only=True). key: the entry of such a checkpoint that holds
+    the state dict ("a.b": entry b of entry a). prefix: what every name in the state dict begins with; it is removed.
+    """
+
+    file: str = Field(min_length=1)
     sha256: SHA256
+    urls: tuple[Url, ...] = ()
+    format: WeightsFormat = "safetensors"
+    key: str | None = Field(default=None, min_length=1)
+    prefix: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        path = PurePath(self.file)
+        if self.urls and (path.is_absolute() or ".." in path.parts):
+            raise ValueError("with urls, file is a relative path without '..': the place in the cache")
+        if self.key is not None and self.format == "safetensors":
+            raise ValueError("a safetensors file has no entries to choose from; remove key")
+        return self
+
+
+class Preprocessing(Strict):
+    """(x - mean) / std a channel, for x in [0,1]: part of the model, so that attacks see images in [0,1]."""
+
+    mean: tuple[Real, ...] = Field(min_length=1)
+    std: tuple[Positive, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _same_length(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(
+                f"mean has {len(self.mean)} values, std {len(self.std)}; give one each a channel"
+            )
+        return self
 
 
 class Golden(Strict):
@@ -26,7 +64,11 @@ class Golden(Strict):
 
 
 class Architecture(Strict):
-    """A builder of the model registry and its keyword arguments."""
+    """What builds the module, and its keyword arguments.
+
+    name: a name of the model registry; "module:callable", a callable in an importable Python module or in a file beside
+    a card that the user names; "torchvision:NAME", "timm:NAME", "robustbench:NAME".
+    """
 
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -84,6 +126,7 @@ class ModelCard(Strict):
     input_shape: tuple[Side, Side, Side]
     classes: int | None = Field(default=None, ge=2)
     grey_levels: int | None = Field(default=None, ge=2)
+    preprocessing: Preprocessing | None = None
     weights: Weights
     golden: Golden | None = None
     training: Training | None = None
@@ -91,13 +134,37 @@ class ModelCard(Strict):
     license: str = "MIT"
     source: str = ""
 
+    @model_validator(mode="after")
+    def _preprocessing_fits(self) -> Self:
+        if self.preprocessing is None:
+            return self
+        if self.kind == "flow":
+            raise ValueError("preprocessing is for classifiers: it would change a flow's density; remove it")
+        values, channels = len(self.preprocessing.mean), self.input_shape[0]
+        if values != channels:
+            raise ValueError(f"preprocessing has {values} means, images have {channels} channels")
+        return self
+
     @property
     def function_hash(self) -> str:
-        """Hash of what the model computes: weights, architecture and its arguments, shapes, classes, grey levels.
+        """Hash of what the model computes: weights, architecture and its arguments, shapes, classes, grey levels, and
+        where a card has them preprocessing and the part of the weights file that is read.
 
         The weights' sha256 alone is not enough: a flow's scale floor, for one, changes the function and no tensor.
         """
         parts = self.model_dump(
             mode="json", include={"architecture", "input_shape", "classes", "grey_levels"}
         )
-        return canonical_hash({**parts, "weights": self.weights.sha256})
+        # What a card leaves out stays out of the hash too: results of cards written before there was such a key count.
+        chosen = {
+            "preprocessing": self.preprocessing and self.preprocessing.model_dump(mode="json"),
+            "weights_key": self.weights.key,
+            "weights_prefix": self.weights.prefix,
+        }
+        return canonical_hash(
+            {
+                **parts,
+                **{key: value for key, value in chosen.items() if value},
+                "weights": self.weights.sha256,
+            }
+        )

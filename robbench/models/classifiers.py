@@ -101,20 +101,50 @@ class BasicBlock(nn.Module):
         return torch.relu(out + self.shortcut(x))
 
 
+class PreActBlock(nn.Module):
+    """Pre-activation residual block (He et al. 2016b, figure 4e): BN and ReLU come before each convolution; where
+    shapes change, the 1x1 shortcut starts from the activated input."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        changes = stride != 1 or channels != out
+        self.shortcut = nn.Conv2d(channels, out, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = torch.relu(self.bn1(x))
+        out: Tensor = self.conv2(torch.relu(self.bn2(self.conv1(active))))
+        return out + (x if self.shortcut is None else self.shortcut(active))
+
+
+def _normalised(channels: int) -> list[nn.Module]:
+    """CIFAR mean and standard deviation for colour images, nothing for grey ones."""
+    return [Normalize(CIFAR_MEAN, CIFAR_STD)] if channels == 3 else []
+
+
+def _blocks(
+    block: Callable[[int, int, int], nn.Module], widths: tuple[int, ...], counts: tuple[int, ...]
+) -> list[nn.Module]:
+    """`counts` blocks a width; the first of every level but the first has stride 2."""
+    layers, channels = [], widths[0]
+    for level, (width, count) in enumerate(zip(widths, counts, strict=True)):
+        for number in range(count):
+            layers.append(block(channels, width, 2 if level and not number else 1))
+            channels = width
+    return layers
+
+
 def _resnet(
     input_shape: tuple[int, int, int], classes: int, widths: tuple[int, ...], blocks: tuple[int, ...]
 ) -> nn.Module:
     stem = nn.Sequential(
         nn.Conv2d(input_shape[0], widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
     )
-    layers: list[nn.Module] = [Normalize(CIFAR_MEAN, CIFAR_STD)] if input_shape[0] == 3 else []
-    layers.append(stem)
-    channels = widths[0]
-    for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-        for block in range(count):
-            layers.append(BasicBlock(channels, width, 2 if level and not block else 1))
-            channels = width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes))
+    layers = [*_normalised(input_shape[0]), stem, *_blocks(BasicBlock, widths, blocks)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
 
 
 @ARCHITECTURES.register("resnet18")
@@ -127,3 +157,33 @@ def resnet18(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
 def resnet20_wide(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The "ResNet-20" of Yuksel et al.: blocks [3,3,3] with widths 64/128/256 (not He et al.'s 16/32/64)."""
     return _resnet(input_shape, classes, (64, 128, 256), (3, 3, 3))
+
+
+@ARCHITECTURES.register("preact-resnet18")
+def preact_resnet18(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """PreAct-ResNet-18 for 32x32 images (He et al. 2016b; Kireev et al.'s CIFAR network): a bare 3x3 stem, BN and ReLU
+    once more before the pooling, CIFAR mean/std inside."""
+    widths = (64, 128, 256, 512)
+    return nn.Sequential(
+        *_normalised(input_shape[0]),
+        nn.Conv2d(input_shape[0], widths[0], 3, 1, 1, bias=False),
+        *_blocks(PreActBlock, widths, (2, 2, 2, 2)),
+        nn.BatchNorm2d(widths[-1]),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(widths[-1], classes),
+    )
+
+
+@ARCHITECTURES.register("resnet50")
+def resnet50(input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """torchvision's ResNet-50 (7x7 stem with stride 2, max-pool) for images of 64 pixels and more, trained from scratch
+    on images scaled to [-1,1], as DMAT and IJSAT do on OM-ImageNet: no mean and deviation of the data set."""
+    from torchvision.models import resnet50 as build
+
+    network = build(weights=None, num_classes=classes)
+    if input_shape[0] != 3:
+        network.conv1 = nn.Conv2d(input_shape[0], 64, 7, 2, 3, bias=False)
+    half = (0.5,) * input_shape[0]
+    return nn.Sequential(Normalize(half, half), network)

@@ -1,4 +1,4 @@
-"""From a card to a module and back: hashes checked, safetensors only, golden tensors reproduced."""
+"""From a card to a module and back: hashes checked, no pickled code, golden tensors reproduced."""
 
 import warnings
 from dataclasses import dataclass
@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robbench.cards import Architecture, Golden, ModelCard, Weights
 from robbench.errors import UserError
-from robbench.models.classifiers import ARCHITECTURES
+from robbench.models.checkpoints import load_strictly, read_golden, read_state
+from robbench.models.classifiers import ARCHITECTURES, Normalize
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.flows.conditional import ConditionalFlow
+from robbench.models.flows.gated_coupling import GatedCouplingFlow
 from robbench.models.flows.glow import Glow
 from robbench.models.flows.realnvp import RealNVP
+from robbench.models.sources import build_named
+from robbench.models.third_party import OptionAResNet, TradesSmallCNN, convex_small_cnn
 from robbench.models.zoo import ZooEntry
 from robbench.resources import sha256_file, write_atomically, write_text_atomically
 from robbench.schema import dump_yaml
@@ -48,6 +51,10 @@ class LoadedFlow:
 ARCHITECTURES.register("glow")(Glow)
 ARCHITECTURES.register("realnvp")(RealNVP)
 ARCHITECTURES.register("conditional-flow")(ConditionalFlow)
+ARCHITECTURES.register("gated-coupling")(GatedCouplingFlow)
+ARCHITECTURES.register("trades-small-cnn")(TradesSmallCNN)
+ARCHITECTURES.register("convex-small-cnn")(convex_small_cnn)
+ARCHITECTURES.register("resnet20-option-a")(OptionAResNet)
 
 
 def build_architecture(
@@ -85,19 +92,54 @@ def is_flow(architecture: Architecture) -> bool:
 def load_model(entry: ZooEntry, device: torch.device | str = "cpu") -> LoadedModel:
     """The module of a card, verified: sha256 of weights, every parameter present, golden outputs reproduced."""
     card = entry.card
-    state = {name: _without_denormals(value) for name, value in _read_tensors(entry, card.weights).items()}
-    module = build_architecture(card.architecture, card.input_shape, card.classes, card.grey_levels)
-    try:
-        module.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise UserError(
-            f"model {card.name!r}: its weights do not fit architecture {card.architecture.name!r}: "
-            f"{' '.join(str(error).split())[:200]}; correct the card's architecture"
-        ) from error
-    module.eval().requires_grad_(False)
+    module = (entry.build() if entry.build is not None else _built(entry)).eval().requires_grad_(False)
     if card.golden is not None:
         _check_golden(entry, card.golden, module)
+    elif card.kind == "classifier":
+        _check_logits(entry, module)
     return LoadedModel(card, entry.folder, module.to(device))
+
+
+def _built(entry: ZooEntry) -> nn.Module:
+    """The architecture of a card with its weights in it, behind its preprocessing."""
+    card = entry.card
+    state = read_state(entry)
+    for name, value in state.items():
+        state[name] = _without_denormals(value)
+    if ":" in card.architecture.name:
+        module = build_named(entry)
+    else:
+        module = build_architecture(card.architecture, card.input_shape, card.classes, card.grey_levels)
+    load_strictly(module, state, entry)
+    if card.preprocessing is None:
+        return module
+    return nn.Sequential(Normalize(card.preprocessing.mean, card.preprocessing.std), module)
+
+
+def _check_logits(entry: ZooEntry, module: nn.Module) -> None:
+    """`UserError` unless a classifier without golden outputs turns two grey images into two rows of logits."""
+    card = entry.card
+    where = f"model {card.name!r} (architecture {card.architecture.name!r})"
+    images = torch.full((2, *card.input_shape), 0.5)
+    try:
+        with torch.no_grad():
+            logits = module(images)
+    except Exception as error:  # somebody else's code can fail in any way
+        raise UserError(
+            f"{where} fails on images {card.input_shape} ({type(error).__name__}: "
+            f"{' '.join(str(error).split())[:160]}); correct input_shape or architecture in its card"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise UserError(
+            f"{where} returns a {type(logits).__name__}, not a tensor of logits [N,classes]; "
+            f"name a module:callable that returns them"
+        )
+    classes = f"[2,{card.classes}]" if card.classes is not None else "[2,classes]"
+    if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] != (card.classes or logits.shape[1]):
+        raise UserError(
+            f"{where} returns shape {list(logits.shape)} for two images, not {classes}; "
+            f"correct classes or architecture in its card"
+        )
 
 
 def _without_denormals(weights: Tensor) -> Tensor:
@@ -133,30 +175,6 @@ def _trained_flow(entry: ZooEntry, device: torch.device | str) -> Flow:
     return module
 
 
-def _read_tensors(entry: ZooEntry, file: Weights | Golden) -> dict[str, Tensor]:
-    """Tensors of a safetensors file named by a card, its sha256 checked first. Pickles are refused."""
-    path = entry.folder / file.file
-    if not path.is_file():
-        raise UserError(f"model {entry.card.name!r}: {path} is missing; restore it or train the model again")
-    if path.suffix != ".safetensors":
-        raise UserError(
-            f"model {entry.card.name!r}: {path.name} is not a .safetensors file; pickles can run code and are refused: "
-            f"convert it with torch.load(weights_only=True) and safetensors.torch.save_file"
-        )
-    digest = sha256_file(path)
-    if digest != file.sha256:
-        raise UserError(
-            f"model {entry.card.name!r}: {path} has sha256 {digest[:12]}..., its card says {file.sha256[:12]}...; "
-            f"restore the file, or correct the card if the change is meant"
-        )
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"model {entry.card.name!r}: {path} is not a safetensors file ({error}); restore it"
-        ) from error
-
-
 def _outputs(module: nn.Module, inputs: Tensor) -> Tensor:
     """What a golden file records: logits of a classifier, log-densities (nats) of a flow."""
     with torch.no_grad():
@@ -170,7 +188,7 @@ def _outputs(module: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def _check_golden(entry: ZooEntry, golden: Golden, module: nn.Module) -> None:
-    tensors = _read_tensors(entry, golden)
+    tensors = read_golden(entry, golden)
     try:
         inputs, expected = tensors["inputs"], tensors["outputs"]
         outputs = _outputs(module, inputs)

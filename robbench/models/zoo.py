@@ -1,39 +1,61 @@
 """The zoo: one folder a model with card.yaml, weights and golden tensors. No torch here."""
 
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robbench.cards import ModelCard
 from robbench.errors import UserError, unknown_name
-from robbench.resources import data_root, existing_folder
+from robbench.resources import cache_folder, data_root, existing_folder
 from robbench.schema import load_yaml
 from robbench.specs import ModelKind
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robbench.models.sources import Wanted
 
 
 @dataclass(frozen=True)
 class ZooEntry:
-    """A card and the folder that holds it and the files it names."""
+    """A card and the folder that holds it and the files it names.
+
+    checkpoints: further folder to look for the weights in (--checkpoints). trusted: the card is shipped or the user
+    named it, so that code it names may run. build: returns the module with its weights, where a library loads them.
+    """
 
     card: ModelCard
     folder: Path
+    checkpoints: Path | None = None
+    trusted: bool = True
+    build: "Callable[[], nn.Module] | None" = None
 
 
-def read_entry(path: Path) -> ZooEntry:
+def read_entry(path: Path, checkpoints: Path | None = None) -> ZooEntry:
     """The model in `path`: a folder with card.yaml, or the card itself."""
     card = path / "card.yaml" if path.is_dir() else path
     if not card.is_file():
         raise UserError(f"{str(path)!r} has no card.yaml; name a zoo model, a model folder or a card file")
-    return ZooEntry(load_yaml(card, ModelCard), card.parent)
+    return ZooEntry(load_yaml(card, ModelCard), card.parent, checkpoints)
 
 
-def zoo_entries(extra: str | Path | None = None) -> dict[str, ZooEntry]:
-    """Every model shipped and, with `--zoo DIR`, the user's, by name; a name given twice is an error."""
+def zoo_entries(
+    extra: str | Path | None = None, checkpoints: str | Path | None = None
+) -> dict[str, ZooEntry]:
+    """Every model shipped and, with `--zoo DIR`, the user's, by name; a name given twice is an error.
+
+    checkpoints: folder of `--checkpoints`, where weights that do not lie beside their card are looked for.
+    """
+    held = None if checkpoints is None else existing_folder(checkpoints, "--checkpoints")
     folders = [data_root() / "zoo"]
     if extra is not None:
         folders += [] if _shipped(own := existing_folder(extra, "--zoo"), folders[0]) else [own]
     entries: dict[str, ZooEntry] = {}
-    for card in (c for folder in folders for c in sorted(folder.glob("*/card.yaml"))):
-        entry = read_entry(card.parent)
+    for folder, card in ((f, c) for f in folders for c in sorted(f.glob("*/card.yaml"))):
+        # A folder of models may be a download: its cards run no code unless the user names one (`find_model`).
+        entry = replace(read_entry(card.parent, held), trusted=folder == folders[0])
         if entry.card.name in entries:
             raise UserError(
                 f"{card}: model {entry.card.name!r} exists already in {entries[entry.card.name].folder}; "
@@ -52,23 +74,60 @@ def _shipped(folder: Path, shipped: Path) -> bool:
     return shipped.is_dir() and folder.samefile(shipped)
 
 
-def find_model(name: str, entries: dict[str, ZooEntry], kind: ModelKind = "classifier") -> ZooEntry:
-    """The zoo model called `name`, or the model in the folder or card file `name`.
+def checkpoint_folders(named: Path | None) -> list[Path]:
+    """Where weights that do not lie beside their card are looked for: --checkpoints, else ROBBENCH_CHECKPOINTS; then
+    the cache of downloads."""
+    if named is not None:
+        return [existing_folder(named, "--checkpoints"), cache_folder("checkpoints")]
+    value = os.environ.get("ROBBENCH_CHECKPOINTS")
+    return [*([existing_folder(value, "ROBBENCH_CHECKPOINTS")] if value else []), cache_folder("checkpoints")]
 
-    kind: what the caller looks for; an unknown name lists the models of that kind.
+
+def present_weights(entry: ZooEntry) -> Path | None:
+    """The weights file of a card where it lies on this machine, unchecked; None when it does not."""
+    folders = [entry.folder, *checkpoint_folders(entry.checkpoints)]
+    return next((path for folder in folders if (path := folder / entry.card.weights.file).is_file()), None)
+
+
+def find_model(
+    name: str,
+    entries: dict[str, ZooEntry],
+    kind: ModelKind = "classifier",
+    wanted: "Wanted | None" = None,
+) -> ZooEntry:
+    """The zoo model called `name`, the model in the folder or card file `name`, or another library's ("timm:NAME").
+
+    kind: what the caller looks for; an unknown name lists the models of that kind. wanted: the data set and the folder
+    of checkpoints; without it there are no other libraries' models.
     """
     if name in entries:
         return entries[name]
+    if ":" in name and (found := _of_library(name, wanted)) is not None:
+        return found
     path = Path(name)
     try:
         named = path.is_dir() or (path.suffix in (".yaml", ".yml") and path.exists())
     except OSError:  # no path could be called that
         named = False
     if named:
-        return read_entry(path)
+        return read_entry(path, wanted.checkpoints if wanted is not None else None)
     known = [known for known, entry in entries.items() if entry.card.kind == kind]
     noun = "model" if kind == "classifier" else kind
     raise unknown_name(noun, name, known, "or give a model folder or card.yaml")
+
+
+def _of_library(name: str, wanted: "Wanted | None") -> ZooEntry | None:
+    """The model behind "torchvision:resnet50"; None when what comes before the colon is no scheme."""
+    from robbench.models.sources import has_scheme, named_model
+
+    if not has_scheme(name):
+        return None
+    if wanted is None:
+        raise UserError(
+            f"{name!r} can be named in robbench run only, which knows its data set; "
+            f"here name a zoo model, a model folder or a card.yaml"
+        )
+    return named_model(name, wanted)
 
 
 def find_models(

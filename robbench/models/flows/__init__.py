@@ -2,7 +2,8 @@
 
 from robbench.models.flows.base import Flow, FrozenFlow, Latents
 from robbench.models.flows.conditional import ConditionalFlow
+from robbench.models.flows.gated_coupling import GatedCouplingFlow
 from robbench.models.flows.glow import Glow
 from robbench.models.flows.realnvp import RealNVP
 
-__all__ = ["ConditionalFlow", "Flow", "FrozenFlow", "Glow", "Latents", "RealNVP"]
+__all__ = ["ConditionalFlow", "Flow", "FrozenFlow", "GatedCouplingFlow", "Glow", "Latents", "RealNVP"]

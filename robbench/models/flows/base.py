@@ -179,16 +179,16 @@ class FlowModel(nn.Module):
             total = total + gaussian_log_density(level, mean, log_sigma)
         return total
 
-    def bits_per_dim(
+    def log_prob_draws(
         self,
         x: Tensor,
         y: Tensor | None = None,
         *,
-        n_samples: int = 1,
+        n_samples: int,
         seed: int,
         sample_ids: Sequence[int] | Tensor,
     ) -> Tensor:
-        """-log_prob / (D ln 2), averaged over `n_samples` draws of u, [N]. Differentiable in x.
+        """`log_prob` for `n_samples` draws of u, [n_samples,N]. Differentiable in x.
 
         The noise of a sample is a function of (seed, its id, number of the draw) alone.
         """
@@ -202,7 +202,20 @@ class FlowModel(nn.Module):
             self.log_prob(x, y, noise.draw(sample_ids, self.input_shape, unit_interval, draw))
             for draw in range(n_samples)
         ]
-        return -torch.stack(draws).mean(0) / (self.dimensions * math.log(2.0))
+        return torch.stack(draws)
+
+    def bits_per_dim(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        n_samples: int = 1,
+        seed: int,
+        sample_ids: Sequence[int] | Tensor,
+    ) -> Tensor:
+        """-log_prob / (D ln 2), averaged over `n_samples` draws of u (see `log_prob_draws`), [N]."""
+        draws = self.log_prob_draws(x, y, n_samples=n_samples, seed=seed, sample_ids=sample_ids)
+        return -draws.mean(0) / (self.dimensions * math.log(2.0))
 
     def whiten(self, latents: Latents, y: Tensor | None = None) -> Latents:
         """eps = (z - mu) / sigma: standard normal under the model, comparable across levels."""

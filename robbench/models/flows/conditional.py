@@ -20,7 +20,7 @@ from robbench.errors import UserError
 from robbench.models.flows.base import Encoded, Flow, Memory, Recolour, Transform
 from robbench.models.flows.frozen_net import gate
 from robbench.models.flows.layers import StandardPrior
-from robbench.models.flows.multiscale import Prior, Step, decode_steps
+from robbench.models.flows.multiscale import Prior, Step, decode_steps, encode_steps
 from robbench.models.flows.preprocessing import DecodeMode, PreprocessingKind
 
 ATAN_SLOPE = 0.636  # about 2 / pi: FrEIA's soft clamp reaches +-clamp at infinity
@@ -163,10 +163,7 @@ class LabelledStack(Transform):
 
     def encode(self, v: Tensor, y: Tensor | None) -> Encoded:
         self._check(y, len(v))
-        h, log_det = v.flatten(1), v.new_zeros(len(v))
-        for step in self._steps():
-            h, change = step.encode(h, y)
-            log_det = log_det + change
+        h, log_det = encode_steps(v.flatten(1), y, self._steps())
         return Encoded((h,), (self.prior.moments(None, y),), log_det)
 
     def decode(self, levels: tuple[Tensor, ...], y: Tensor | None) -> Tensor:

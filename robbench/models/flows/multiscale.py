@@ -112,9 +112,8 @@ class MultiScale(Transform):
         moments: list[tuple[Tensor, Tensor]] = []
         for level in range(len(self.stacks)):
             h = self._laid_out(squeeze(h))
-            for step in self._steps(level):
-                h, change = step.encode(h, y)
-                log_det = log_det + change
+            h, change = encode_steps(h, y, self._steps(level))
+            log_det = log_det + change
             context: Tensor | None = None
             z = h
             if level + 1 < len(self.stacks):
@@ -177,6 +176,15 @@ class MultiScale(Transform):
 
     def _prior(self, level: int) -> Prior:
         return cast(Prior, self.priors[level])
+
+
+def encode_steps(h: Tensor, y: Tensor | None, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+    """`encode` of every step, first to last, and the sum of their log-dets, [N]."""
+    log_det = h.new_zeros(len(h))
+    for step in steps:
+        h, change = step.encode(h, y)
+        log_det = log_det + change
+    return h, log_det
 
 
 def decode_steps(h: Tensor, y: Tensor | None, steps: Sequence[Step], recompute: bool = False) -> Tensor:

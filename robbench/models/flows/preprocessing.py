@@ -4,6 +4,8 @@
     logit:  p = .05 + .9 d, v = logit(p); Dinh et al. 2017, section 4.1, with the constants of the PyTorch Glow that
             Yuksel et al. 2022 use. ln|dv/dd| = ln .9 + softplus(v) + softplus(-v). Finite for d in (-.0555, 1.0555),
             which holds every image in [0,1]; NaN or infinity outside.
+    logit-1e-5: the same with p = 5e-6 + (1 - 1e-5) d, as in imported weights of gated_coupling.py. Images in [0,1] stay
+            finite; dv/dd reaches 2e5 at black and white, and d outside [-5e-6, 1 + 5e-6] is NaN or infinity.
 Which one a flow was trained with is part of its architecture, and so of its card and of every result's identity.
 """
 
@@ -16,10 +18,13 @@ from torch import Tensor
 
 from robbench.errors import UserError
 
-PreprocessingKind = Literal["shift", "logit"]
+PreprocessingKind = Literal["shift", "logit", "logit-1e-5"]
 DecodeMode = Literal["exact", "flp_legacy"]
 
-OFFSET, SLOPE = 0.05, 0.9  # of the squeeze p = OFFSET + SLOPE * d
+SQUEEZES: dict[PreprocessingKind, float] = {
+    "logit": 0.1,
+    "logit-1e-5": 1e-5,
+}  # alpha: p = alpha/2 + (1 - alpha) d
 
 
 class Preprocessing(Protocol):
@@ -53,26 +58,32 @@ class Shift:
 
 
 class Logit:
-    """v = logit(.05 + .9 d)."""
+    """v = logit(alpha / 2 + (1 - alpha) d); kind chooses alpha."""
 
-    kind: PreprocessingKind = "logit"
+    def __init__(self, kind: PreprocessingKind = "logit") -> None:
+        self.kind = kind
+        self.offset, self.slope = SQUEEZES[kind] / 2.0, 1.0 - SQUEEZES[kind]
 
     def forward(self, d: Tensor) -> Tensor:
-        return torch.logit(OFFSET + SLOPE * d)
+        return torch.logit(self.offset + self.slope * d)
 
     def log_det(self, v: Tensor) -> Tensor:
-        return (math.log(SLOPE) + F.softplus(v) + F.softplus(-v)).flatten(1).sum(1)
+        return (math.log(self.slope) + F.softplus(v) + F.softplus(-v)).flatten(1).sum(1)
 
     def inverse(self, v: Tensor) -> Tensor:
-        return (torch.sigmoid(v) - OFFSET) / SLOPE
+        return (torch.sigmoid(v) - self.offset) / self.slope
 
 
 def build_preprocessing(kind: str) -> Preprocessing:
     """The pre-processing called `kind`; `UserError` when there is none."""
-    known: dict[str, type[Shift] | type[Logit]] = {"shift": Shift, "logit": Logit}
-    if kind not in known:
-        raise UserError(f"flow argument preprocessing={kind!r}; choose one of: {', '.join(known)}")
-    return known[kind]()
+    if kind == "shift":
+        return Shift()
+    for known in SQUEEZES:
+        if kind == known:
+            return Logit(known)
+    raise UserError(
+        f"flow argument preprocessing={kind!r}; choose one of: {', '.join(get_args(PreprocessingKind))}"
+    )
 
 
 def check_decode_mode(mode: str, preprocessing: Preprocessing) -> None:

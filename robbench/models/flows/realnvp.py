@@ -191,17 +191,17 @@ class RealNVP(Flow):
         self._require_eval("decode")
         return super().decode(latents, y, u)
 
-    def bits_per_dim(
+    def log_prob_draws(
         self,
         x: Tensor,
         y: Tensor | None = None,
         *,
-        n_samples: int = 1,
+        n_samples: int,
         seed: int,
         sample_ids: Sequence[int] | Tensor,
     ) -> Tensor:
         self._require_eval("bits_per_dim")
-        return super().bits_per_dim(x, y, n_samples=n_samples, seed=seed, sample_ids=sample_ids)
+        return super().log_prob_draws(x, y, n_samples=n_samples, seed=seed, sample_ids=sample_ids)
 
     def _require_eval(self, method: str) -> None:
         if self.training:

@@ -1,0 +1,254 @@
+"""Weights files of cards: where they lie, their sha256, and the state dict in them. Pickled code is refused."""
+
+import pickle
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from robbench.cards import Golden, Weights
+from robbench.errors import UserError
+from robbench.models.download import download, is_html, wrong_digest
+from robbench.models.zoo import ZooEntry, present_weights
+from robbench.resources import cache_folder
+
+NAMED = 3  # keys an error names
+
+
+# ------------------------------------------------------------------------------------------------------- the file
+def weights_file(entry: ZooEntry) -> Path:
+    """The weights file of a card, its sha256 checked; downloaded to the cache when the card has URLs for it."""
+    card, weights = entry.card, entry.card.weights
+    path = present_weights(entry)
+    if path is None and weights.urls:
+        path = cache_folder("checkpoints") / weights.file
+        download(
+            weights.urls,
+            path,
+            lambda temporary: wrong_digest(temporary, weights.sha256),
+            f"model {card.name!r}: {weights.file}",
+        )
+    if path is None:
+        origin = f"get it from {card.source}" if card.source else "restore it or train the model again"
+        raise UserError(
+            f"model {card.name!r}: {entry.folder / weights.file} is missing; {origin}, "
+            f"or name the folder that holds {weights.file} with --checkpoints or ROBBENCH_CHECKPOINTS"
+        )
+    return checked(entry, path, weights.sha256)
+
+
+def checked(entry: ZooEntry, path: Path, sha256: str) -> Path:
+    """`path`, when its sha256 is the card's; `UserError` otherwise, which says so when it is a web page."""
+    wrong = wrong_digest(path, sha256)
+    if wrong is None:
+        return path
+    if is_html(path):
+        step = "delete it and download the file itself, not the page that links to it"
+    elif path.is_relative_to(cache_folder("checkpoints")):
+        own = f"{entry.card.name}/{path.name}"
+        step = (
+            f"delete it to download it again, or where another card has a file of that name, call yours {own}"
+        )
+    else:
+        step = "restore the file, or correct the card if the change is meant"
+    raise UserError(f"{_where(entry)}: {path} {wrong}; {step}")
+
+
+# ------------------------------------------------------------------------------------------------- the tensors in it
+def read_state(entry: ZooEntry) -> dict[str, Tensor]:
+    """The state dict of a card's weights file, as the card's format, key and prefix say; on the CPU."""
+    weights, path = entry.card.weights, weights_file(entry)
+    if weights.format == "safetensors":
+        return _without_prefix(read_safetensors(entry, path), weights.prefix, f"{_where(entry)}: {path}")
+    state = _chosen(unpickled(entry, path), weights, f"{_where(entry)}: {path}")
+    return _without_prefix(state, weights.prefix, f"{_where(entry)}: {path}")
+
+
+def read_golden(entry: ZooEntry, golden: Golden) -> dict[str, Tensor]:
+    """The tensors of a card's golden file, which lies beside it; sha256 checked."""
+    path = entry.folder / golden.file
+    if not path.is_file():
+        raise UserError(f"{_where(entry)}: {path} is missing; restore it or train the model again")
+    return read_safetensors(entry, checked(entry, path, golden.sha256))
+
+
+def read_safetensors(entry: ZooEntry, path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file."""
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"{_where(entry)}: {path.name} is not a .safetensors file; "
+            f"a pickle that torch.save wrote of a state dict is read with `format: state-dict` under weights"
+        )
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{_where(entry)}: {path} is not a safetensors file ({error}); restore it") from error
+
+
+def unpickled(entry: ZooEntry, path: Path) -> object:
+    """What torch.save wrote, when it is tensors in plain containers; nothing else is ever constructed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about storages of old PyTorch versions
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+        if found is None:
+            raise _not_a_checkpoint(entry, path, error) from error
+        raise UserError(
+            f"{_where(entry)}: {path} holds more than tensors ({found[1]}); such a pickle can run code and is refused: "
+            f"where you trust it, load it yourself and torch.save its state_dict()"
+        ) from error
+    except Exception as error:  # a broken pickle can fail in any way
+        raise _not_a_checkpoint(entry, path, error) from error
+
+
+def _not_a_checkpoint(entry: ZooEntry, path: Path, error: Exception) -> UserError:
+    if "TorchScript" in str(error):
+        reason = "a TorchScript archive, which is code"
+    else:
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+    return UserError(
+        f"{_where(entry)}: {path} is not a checkpoint that torch.save wrote ({reason}); "
+        f"restore the file, or correct weights.format and weights.sha256"
+    )
+
+
+def _chosen(content: object, weights: Weights, where: str) -> dict[str, Tensor]:
+    """The state dict that `weights.key` names, or the whole content; `UserError` that suggests the right key."""
+    chosen: Any = content if weights.key is None else _entry(content, weights.key)
+    if _is_state_dict(chosen):
+        return chosen
+    candidates = [name for name, value in _entries(content) if _is_state_dict(value)]
+    if candidates:
+        step = f"set `key: {candidates[0]}` under weights" + (
+            f" (or {', '.join(candidates[1:NAMED])})" if candidates[1:] else ""
+        )
+    elif others := _beside_tensors(chosen):
+        step = f"{len(others)} of its {len(chosen)} entries are no tensors ({_few(others)}): leave them out"
+    elif _is_state_dict(content):
+        step = "the file is a state dict itself: remove key"
+    else:
+        step = "torch.save a state_dict()"
+    what = "is no state dict" if weights.key is None else f"has no state dict under key {weights.key!r}"
+    raise UserError(f"{where} {what} (it is {_described(content)}); {step}")
+
+
+def _entry(content: object, key: str) -> object:
+    """Entry `key` of a checkpoint; "a.b" is entry b of entry a, unless there is an entry of that very name."""
+    if isinstance(content, Mapping) and key not in content and "." in key:
+        first, _, rest = key.partition(".")
+        return _entry(content.get(first), rest)
+    return content.get(key) if isinstance(content, Mapping) else None
+
+
+def _entries(content: object, depth: int = 2) -> Iterator[tuple[str, object]]:
+    """Names and values of the entries of a checkpoint, and of the entries in them, as `_entry` reads them."""
+    if not isinstance(content, Mapping) or not depth:
+        return
+    for name, value in content.items():
+        yield str(name), value
+        yield from ((f"{name}.{inner}", found) for inner, found in _entries(value, depth - 1))
+
+
+def _is_state_dict(value: object) -> TypeGuard[dict[str, Tensor]]:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
+    )
+
+
+def _beside_tensors(value: Any) -> list[str]:
+    """The entries that keep a dict with tensors from being a state dict; none when it has no tensors."""
+    if not isinstance(value, Mapping) or not any(isinstance(tensor, Tensor) for tensor in value.values()):
+        return []
+    return [str(name) for name, tensor in value.items() if not isinstance(tensor, Tensor)]
+
+
+def _described(content: object) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    return f"a dict of {_few(map(str, content))}" if content else "an empty dict"
+
+
+def _without_prefix(state: dict[str, Tensor], prefix: str, where: str) -> dict[str, Tensor]:
+    """`state` with `prefix` removed from every name; a name without it is an error, never dropped."""
+    if not prefix:
+        return state
+    others = [name for name in state if not name.startswith(prefix)]
+    if others:
+        raise UserError(
+            f"{where}: {len(others)} of its {len(state)} tensors do not begin with prefix {prefix!r} "
+            f"({_few(others)}); correct or remove prefix under weights"
+        )
+    stripped = OrderedDict((name.removeprefix(prefix), value) for name, value in state.items())
+    versions = getattr(state, "_metadata", None)  # by module; old files are read according to it
+    if versions is not None:
+        stripped._metadata = OrderedDict(  # type: ignore[attr-defined]
+            (f"{name}.".removeprefix(prefix).removesuffix("."), value)
+            for name, value in versions.items()
+            if f"{name}.".startswith(prefix)
+        )
+    return stripped
+
+
+# --------------------------------------------------------------------------------------------- tensors into a module
+def load_strictly(module: nn.Module, state: dict[str, Tensor], entry: ZooEntry) -> None:
+    """Load `state` into `module`; `UserError` unless every tensor has its place and every place its tensor."""
+    card = entry.card
+    where = f"{_where(entry)}: its weights do not fit architecture {card.architecture.name!r}"
+    wanted = set(module.state_dict())
+    try:
+        result = module.load_state_dict(state, strict=False)  # what is left over is an error below
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"{where}: {' '.join(str(error).split())[:200]}; correct the card's architecture"
+        ) from error
+    problems = [
+        f"{len(names)} {what} ({_few(names)})"
+        for names, what in (
+            (result.missing_keys, "missing"),
+            (result.unexpected_keys, "unexpected"),
+        )
+        if names
+    ]
+    if problems:
+        step = _prefix_hint(set(state), wanted, card.weights.prefix) or "correct the card's architecture"
+        raise UserError(f"{where}: {' and '.join(problems)} of {len(wanted)} tensors; {step}")
+
+
+def _prefix_hint(given: set[str], wanted: set[str], prefix: str) -> str | None:
+    """What to change when a common prefix explains why names differ."""
+    counted = {name for name in wanted if name.endswith("num_batches_tracked")}  # absent from old files
+    for cut in _dotted_prefixes(given):
+        if wanted - counted <= {name.removeprefix(cut) for name in given} <= wanted:
+            return f'set `prefix: "{prefix}{cut}"` under weights'
+    for cut in _dotted_prefixes(wanted):
+        if {cut + name for name in given} <= wanted:
+            changed = f" (prefix {prefix!r} removes it)" if prefix.endswith(cut) else ""
+            return f"the architecture's names begin with {cut!r} and the file's do not{changed}; correct one of them"
+    return None
+
+
+def _dotted_prefixes(names: set[str]) -> list[str]:
+    """What all `names` begin with, up to a dot: for a.b.c and a.b.d "a." and "a.b."."""
+    first = min(names, default="")
+    cuts = [first[: place + 1] for place, letter in enumerate(first) if letter == "."]
+    return [cut for cut in cuts if all(name.startswith(cut) for name in names)]
+
+
+def _few(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:NAMED]) + (", ..." if len(listed) > NAMED else "")
+
+
+def _where(entry: ZooEntry) -> str:
+    return f"model {entry.card.name!r}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robbench.matrix.records import Run
+from robbench.publish import corruptions
 from robbench.publish.html import write_html
 from robbench.publish.likelihood import NllTable, caption, mean_text, median_text, nll_tables
 from robbench.publish.perturbation import SIZE_CAPTION, size_table
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
 
 
 def write_tables(
-    run: Run, folder: Path, originals: "Callable[[Sequence[int]], np.ndarray] | None" = None
+    run: Run,
+    folder: Path,
+    originals: "Callable[[Sequence[int]], np.ndarray] | None" = None,
+    published: str = "",
 ) -> dict[str, Path]:
     """Write every table of `run` into `folder`; returns the paths by kind: csv, wide (with classifiers), likelihood
     (with flows), markdown, html. A table that the run no longer has is removed.
 
-    originals: clean images by sample id for the gallery of the HTML page, see `html.write_html`.
+    originals: clean images by sample id for the gallery of the HTML page; published: see `html.write_html`.
     """
     rows, likelihoods = leaderboard(run), nll_tables(run)
     accuracies = wide(rows)
@@ -45,14 +49,14 @@ def write_tables(
         paths[kind] = folder / name
         write_text_atomically(paths[kind], text)
     paths["html"] = folder / "leaderboard.html"
-    write_html(run, paths["html"], originals)
+    write_html(run, paths["html"], originals, published)
     return paths
 
 
 # -------------------------------------------------------------------------------------------------------- CSV
 def tidy_csv(rows: Sequence[TableRow]) -> str:
     """One row a number. Floats keep every digit, so that reading them back gives the same numbers."""
-    return _csv([list(COLUMNS), *([getattr(row, name) for name in COLUMNS] for row in rows)])
+    return csv_text([list(COLUMNS), *([getattr(row, name) for name in COLUMNS] for row in rows)])
 
 
 def wide_csv(table: Wide) -> str:
@@ -69,7 +73,7 @@ def wide_csv(table: Wide) -> str:
                 [cell.value, cell.lower, cell.upper, cell.status] if cell else [None, None, None, "not run"]
             )
         lines.append(line)
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def likelihood_csv(tables: Sequence[NllTable]) -> str:
@@ -94,10 +98,11 @@ def likelihood_csv(tables: Sequence[NllTable]) -> str:
                     cell.status if cell else "not run",
                 ]
             lines.append(line)
-    return _csv(lines)
+    return csv_text(lines)
 
 
-def _csv(lines: Sequence[Sequence[object]]) -> str:
+def csv_text(lines: Sequence[Sequence[object]]) -> str:
+    """Lines of cells as CSV with unix line ends; None is an empty cell."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
     return text.getvalue()
@@ -107,9 +112,10 @@ def _csv(lines: Sequence[Sequence[object]]) -> str:
 def markdown(run: Run, rows: Sequence[TableRow]) -> str:
     """The accuracy matrix, the NLL of flows, likelihoods and distances, and what went wrong, as GitHub tables."""
     parts = [
-        f"# Robustness on {_escaped(run.dataset)}",
+        f"# Robustness on {escaped(run.dataset)}",
         f"{summary(run)} Data revision `{run.dataset_revision[:12]}`. Versions: {versions(run)}.",
         *_accuracy_parts(rows_of(run, rows, "classifier")),
+        *_corruption_parts(run),
         *_nll_parts(run),
         *_detail_parts(rows_of(run, rows, "classifier")),
         *_size_parts(run),
@@ -126,8 +132,16 @@ def _accuracy_parts(rows: Sequence[TableRow]) -> list[str]:
         [model, defense, *(cell_text(table.cells.get((model, column))) for column in table.columns)]
         for model, defense in table.models
     ]
-    board = _markdown_table(["model", "defense", *table.columns], lines)
+    board = markdown_table(["model", "defense", *table.columns], lines)
     return ["Accuracy in percent [95 % interval].", board, INTERVALS]
+
+
+def _corruption_parts(run: Run) -> list[str]:
+    """Accuracies by corruption and severity, a table a model."""
+    parts = [f"Corruptions. {corruptions.CAPTION}"] if (tables := corruptions.corruption_tables(run)) else []
+    for table in tables:
+        parts += [escaped(table.model), markdown_table(corruptions.HEADER, table.lines)]
+    return parts
 
 
 def _nll_parts(run: Run) -> list[str]:
@@ -143,7 +157,7 @@ def _nll_parts(run: Run) -> list[str]:
             medians = [f" [{median_text(cell)}]" if median_text(cell) else "" for cell in row.cells]
             means = [mean_text(cell) + median for cell, median in zip(row.cells, medians, strict=True)]
             lines.append([f"{row.epsilon:g}", *steps, *means])
-        parts += [_escaped(table.title), _markdown_table(header, lines)]
+        parts += [escaped(table.title), markdown_table(header, lines)]
         parts += [_notes(table.footnotes)] if table.footnotes else []
     return parts
 
@@ -156,7 +170,7 @@ def _detail_parts(rows: Sequence[TableRow]) -> list[str]:
     """Likelihoods of adversarial images of classifiers under the run's flow."""
     lines = _detail_lines(rows)
     text = "Bits per dimension (mean) under the named flow: of all images before the attack, of those it broke after."
-    return [text, _markdown_table(DETAIL_HEADER, lines)] if lines else []
+    return [text, markdown_table(DETAIL_HEADER, lines)] if lines else []
 
 
 def _detail_lines(rows: Sequence[TableRow]) -> list[list[str]]:
@@ -171,20 +185,21 @@ def _detail_lines(rows: Sequence[TableRow]) -> list[list[str]]:
 
 def _size_parts(run: Run) -> list[str]:
     sizes = size_table(run)
-    notes = [_escaped(note) for note in sizes.footnotes]
-    return [f"Perturbation sizes. {SIZE_CAPTION}", _markdown_table(sizes.header, sizes.lines), *notes]
+    notes = [escaped(note) for note in sizes.footnotes]
+    return [f"Perturbation sizes. {SIZE_CAPTION}", markdown_table(sizes.header, sizes.lines), *notes]
 
 
 def _notes(notes: Sequence[str]) -> str:
-    return "\n".join(f"* {_escaped(note)}" for note in notes)
+    return "\n".join(f"* {escaped(note)}" for note in notes)
 
 
-def _markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A GitHub table; cells are plain text."""
     text = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(_escaped(cell) for cell in line) + " |" for line in text)
+    return "\n".join("| " + " | ".join(escaped(cell) for cell in line) + " |" for line in text)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that stays one table cell and plain text in Markdown."""
     flat = " ".join(text.split())
     for character in "\\|`*_<>":

@@ -134,6 +134,20 @@ def _budget(
     return value
 
 
+def chosen_dataset(dataset: str | None, data: Path | None) -> str:
+    """The name of the data set asked for: --dataset, else the one in the card of --data, else digits."""
+    if data is None:
+        return "digits" if dataset is None else dataset
+    from robbench.data.card import read_folder_card
+
+    name = read_folder_card(data)[0].name
+    if dataset is not None:
+        raise UserError(
+            f"--dataset {dataset} and --data {str(data)!r} (data set {name!r}) name two data sets; leave one out"
+        )
+    return name
+
+
 def example_count(text: str) -> int:
     """`--keep-examples`: a count, or "all"."""
     if text == "all":
@@ -175,6 +189,15 @@ threat_models_option = click.option(
     "--threat-models", type=FolderOrFile(), help="Folder of further threat models (YAML)."
 )
 zoo_option = click.option("--zoo", type=FolderOrFile(), help="Folder of further models.")
+checkpoints_option = click.option(
+    "--checkpoints",
+    type=FolderOrFile(),
+    help="Folder of weights that cards name (docs/models.md), or ROBBENCH_CHECKPOINTS.",
+)
+dataset_option = click.option("--dataset", help="Data set (robbench list datasets).  [default: digits]")
+data_option = click.option(
+    "--data", type=FolderOrFile(), help="Folder of a data set of your own, with a card.yaml (docs/data.md)."
+)
 data_dir_option = click.option(
     "--data-dir",
     type=FolderOrFile(),

@@ -12,6 +12,7 @@ import click
 from robbench.cli_base import (
     FolderOrFile,
     data_dir_option,
+    data_option,
     device_option,
     names,
     print_paths,
@@ -51,6 +52,7 @@ def bench() -> None:
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 @device_option
 @zoo_option
+@data_option
 @data_dir_option
 def autoattack(
     models: tuple[str, ...],
@@ -90,6 +92,7 @@ def autoattack(
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 @device_option
 @zoo_option
+@data_option
 @data_dir_option
 def pgd(
     models: tuple[str, ...],
@@ -100,6 +103,7 @@ def pgd(
     device: str,
     zoo: Path | None,
     data_dir: Path | None,
+    data: Path | None,
     **numbers: int,
 ) -> None:
     """PGD against foolbox, torchattacks and ART: equal images first, then times.
@@ -117,7 +121,7 @@ def pgd(
     built = names("--architecture", architectures) if architectures else ()
     if not chosen and not built:
         chosen = ("digits-at", "fashionmnist-at") if data_dir else ("digits-at",)
-    subjects = zoo_subjects(chosen, n, device, zoo, data_dir) if chosen else []
+    subjects = zoo_subjects(chosen, n, device, zoo, data_dir, data) if chosen else []
     subjects += random_subjects(built, n, device)
     found = [contest_of.compare(subject, contest, _tell(subject.name)) for subject in subjects]
     command = _command()

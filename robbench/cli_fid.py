@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robbench.cli_base import FolderOrFile, Text, data_dir_option, device_option, zoo_option
+from robbench.cli_base import FolderOrFile, Text, data_dir_option, data_option, device_option, zoo_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +30,7 @@ CELLS_MISSING = 3
     "--fid-weights", type=FolderOrFile(), help="Weights file of inception.  [default: downloaded once]"
 )
 @zoo_option
+@data_option
 @data_dir_option
 @device_option
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at once.")

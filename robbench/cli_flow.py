@@ -9,6 +9,7 @@ from robbench.cli_base import (
     FolderOrFile,
     Text,
     data_dir_option,
+    data_option,
     device_option,
     print_paths,
     temperatures,
@@ -34,6 +35,7 @@ from robbench.cli_base import (
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-samples"), show_default=True)
 @device_option
 @zoo_option
+@data_option
 @data_dir_option
 def samples(models: tuple[str, ...], values: tuple[str, ...], out: Path, **options: Any) -> None:
     """Score samples of flows under another flow, beside test images and uniform noise.

@@ -15,29 +15,33 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from robbench.data.names import dataset_names
+from robbench.data.card import require_dataset
 from robbench.defenses.training import Report, TrainRequest, parse_settings, train
-from robbench.errors import unknown_name
 from robbench.models.zoo import read_entry
 
 
 def train_model(options: dict[str, Any]) -> None:
     """Train what the options of `robbench train` ask for and say where the model is."""
-    if options["dataset"] not in dataset_names():
-        raise unknown_name("data set", options["dataset"], dataset_names())
+    require_dataset(options["dataset"], options["data"])
     settings = parse_settings(options.pop("settings"))
     request = TrainRequest(**options, overrides=settings)
-    console = Console()
-    folder = _with_bar(request, console) if console.is_terminal else train(request, _print_epoch)
+    folder = trained(request)
     click.echo(f"MODEL {folder.absolute()}")
     flow = read_entry(folder).card.kind == "flow"
     attacks = "nll-in,nll-out,noise" if flow else "pgd20,aa"
     place = shlex.quote(str(folder))
-    click.echo(f"Use it: robbench run --dataset {request.dataset} --model {place} --attacks {attacks}")
+    data = (
+        f"--dataset {request.dataset}" if request.data is None else f"--data {shlex.quote(str(request.data))}"
+    )
+    click.echo(f"Use it: robbench run {data} --model {place} --attacks {attacks}")
     if flow and request.defense == "clean":
-        click.echo(
-            f"or in attacks: robbench run --dataset {request.dataset} --flow {place} --defense at --attacks jsa50"
-        )
+        click.echo(f"or in attacks: robbench run {data} --flow {place} --defense at --attacks jsa50")
+
+
+def trained(request: TrainRequest) -> Path:
+    """Train with a bar on a terminal and a line an epoch elsewhere; returns the model's folder."""
+    console = Console()
+    return _with_bar(request, console) if console.is_terminal else train(request, _print_epoch)
 
 
 def _summary(report: Report) -> str:

@@ -10,9 +10,9 @@ from typing import Literal
 
 import click
 
-from robbench.data.names import dataset_names
+from robbench.data.names import BUILT_IN, dataset_names, place
 from robbench.errors import UserError
-from robbench.models.zoo import ZooEntry, zoo_entries
+from robbench.models.zoo import ZooEntry, present_weights, zoo_entries
 from robbench.recipes import recipes
 from robbench.resources import data_root, dataset_root
 from robbench.specs import threat_models
@@ -33,15 +33,6 @@ REQUIRED = (
     ("itables", "itables"),
     ("pillow", "PIL"),
 )
-# Where torchvision keeps the files of each data set below its root.
-FILES = {
-    "mnist": "MNIST/raw",
-    "fashionmnist": "FashionMNIST/raw",
-    "cifar10": "cifar-10-batches-py",
-    "cifar100": "cifar-100-python",
-    "svhn": "svhn/test_32x32.mat",
-    "stl10": "stl10_binary",
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +44,7 @@ class Finding:
     details: str
 
 
-def examine(zoo: Path | None, data_dir: Path | None) -> bool:
+def examine(zoo: Path | None, data_dir: Path | None, checkpoints: Path | None = None) -> bool:
     """Print every finding; False when something required is broken."""
     healthy = True
     for title, findings in (
@@ -62,7 +53,7 @@ def examine(zoo: Path | None, data_dir: Path | None) -> bool:
         ("Device", _device()),
         ("Specs", _specs()),
         ("Data sets", _data_sets(data_dir)),
-        ("Models", _models(zoo)),
+        ("Models", _models(zoo, checkpoints)),
         ("Optional tools", _optional()),
     ):
         click.echo(title)
@@ -127,18 +118,18 @@ def _data_sets(data_dir: Path | None) -> Iterator[Finding]:
         yield Finding("broken", "data folder", str(error))
         return
     for name in dataset_names():
-        if name not in FILES:
+        if name not in BUILT_IN or not BUILT_IN[name].files:
             yield Finding("ok", name, "inside an installed package")
-        elif (root / FILES[name]).exists():
-            yield Finding("ok", name, str(root / FILES[name]))
+        elif found := place(name, root):
+            yield Finding("ok", name, str(found))
         else:
             how = "downloaded at first use, or name its folder with --data-dir or ROBBENCH_DATA"
             yield Finding("missing", name, f"not in {root}; {how}")
 
 
-def _models(zoo: Path | None) -> Iterator[Finding]:
+def _models(zoo: Path | None, checkpoints: Path | None) -> Iterator[Finding]:
     try:
-        entries = zoo_entries(zoo)
+        entries = zoo_entries(zoo, checkpoints)
     except UserError as error:
         yield Finding("broken", "zoo", str(error))
         return
@@ -150,13 +141,24 @@ def _models(zoo: Path | None) -> Iterator[Finding]:
 
 def _model(name: str, entry: ZooEntry) -> Finding:
     from robbench.models.loading import load_model
+    from robbench.models.sources import may_run
 
+    weights = entry.card.weights
     try:
+        if present_weights(entry) is None and (weights.urls or entry.card.source):
+            get = "downloaded at first use" if weights.urls else f"get it from {entry.card.source}"
+            how = f"{weights.file} is not on this machine; {get}, or name its folder with --checkpoints"
+            return Finding("missing", name, how)
+        if not may_run(entry):
+            return Finding(
+                "missing", name, "not tried: its card names code, which runs only with --model CARD"
+            )
         loaded = load_model(entry)
     except UserError as error:
         return Finding("broken", name, str(error))
     parameters = sum(parameter.numel() for parameter in loaded.module.parameters())
-    what = f"{entry.card.dataset}, {entry.card.defense}, {parameters:,} parameters, golden outputs agree"
+    golden = "golden outputs agree" if entry.card.golden is not None else "no golden outputs to compare with"
+    what = f"{entry.card.dataset}, {entry.card.defense}, {parameters:,} parameters, {golden}"
     return Finding("ok", name, what)
 
 

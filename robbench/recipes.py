@@ -21,7 +21,8 @@ class Recipe(Strict):
     augmentation: "crop-K" (pad K, random crop), "flip", "translate-F" (shift by at most a part F of the side).
     selection: keep the last epoch, or the best on validation_samples (None: all) validation images, scored every
     validate_every epochs; patience: stop after so many epochs without a better one. subset: how --train-samples
-    draws ("flow-lp": the random split with seed 9999 of Yuksel et al., from the whole original training set).
+    draws ("flow-lp": the random split with seed 9999 of Yuksel et al., from the whole original training set; "first":
+    its first images, as Stutz et al. take them).
     budget_warmup_epochs: inner attacks start weak, their budgets and steps grow linearly to full over so many epochs
     (small networks without batch norm otherwise stay at a constant prediction for ever).
     """
@@ -53,7 +54,7 @@ class Recipe(Strict):
     validate_every: int = Field(default=1, gt=0)
     validation_samples: int | None = Field(default=None, gt=0)
     patience: int | None = Field(default=None, gt=0)
-    subset: Literal["stratified", "flow-lp"] = "stratified"
+    subset: Literal["stratified", "flow-lp", "first"] = "stratified"
     budget_warmup_epochs: int = Field(default=0, ge=0)
 
 

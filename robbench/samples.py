@@ -48,6 +48,7 @@ class SamplesRequest:
     device: str = "auto"
     zoo: Path | None = None
     data_dir: Path | None = None
+    data: Path | None = None
 
 
 def samples_report(request: SamplesRequest, out: Path) -> list[Path]:
@@ -82,7 +83,7 @@ def _reference_lines(
     request: SamplesRequest, dataset_name: str, judge: FlowModel, device: torch.device
 ) -> Lines:
     """Test images and uniform noise under the same flow: what the samples are compared with."""
-    dataset = load_dataset(dataset_name, request.data_dir)
+    dataset = load_dataset(dataset_name, request.data_dir, request.data)
     ids = sample_ids(dataset.test, min(request.n, len(dataset.test)), request.seed)
     images, _ = dataset.test.by_ids(ids)
     noise = noise_images(request.seed, torch.tensor(ids), judge.input_shape, judge.grey_levels)

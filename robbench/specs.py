@@ -3,18 +3,20 @@
 No torch here: listing attacks and models stays fast.
 """
 
+import fnmatch
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from robbench.errors import UserError, unknown_name
 from robbench.resources import data_root, existing_folder
 from robbench.schema import Strict, load_yaml
 
-Space = Literal["image", "latent", "joint"]
+# "corruption": images that are given, not searched for; without a budget.
+Space = Literal["image", "latent", "joint", "corruption"]
 Norm = Literal["linf", "l2", "l1", "none"]
 ModelKind = Literal["classifier", "flow"]
 SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -55,6 +57,13 @@ class AttackSpec(Strict):
     reference: str = ""
 
 
+class AttackGroup(Strict):
+    """A name for several attacks of a threat model. attacks: their names; "c-fog-*" stands for all that begin so."""
+
+    description: str
+    attacks: tuple[str, ...]
+
+
 class ThreatModel(Strict):
     """What an attacker may do (space, norm, budget a data set) and the named attacks under it.
 
@@ -70,6 +79,7 @@ class ThreatModel(Strict):
     description: str
     budgets: dict[str, Budget]
     attacks: dict[Name, AttackSpec]
+    groups: dict[Name, AttackGroup] = Field(default_factory=dict)
 
     @field_validator("attacks")
     @classmethod
@@ -78,6 +88,19 @@ class ThreatModel(Strict):
         if taken:
             raise ValueError(f"tables have a column {taken[0]!r} of their own; give the attack another name")
         return attacks
+
+    @model_validator(mode="after")
+    def _groups_have_members(self) -> Self:
+        for name, group in self.groups.items():
+            empty = [pattern for pattern in group.attacks if not fnmatch.filter(self.attacks, pattern)]
+            if empty or not group.attacks or name in self.attacks or name in RESERVED_ATTACKS:
+                raise ValueError(f"group {name!r}: {empty[0] if empty else 'its name or its list'} names no attacks")
+        return self
+
+    def members(self, group: str) -> tuple[str, ...]:
+        """Names of the attacks of a group."""
+        patterns = self.groups[group].attacks
+        return tuple(dict.fromkeys(n for pattern in patterns for n in fnmatch.filter(self.attacks, pattern)))
 
 
 class ResolvedAttack(Strict):
@@ -104,6 +127,11 @@ class ResolvedAttack(Strict):
         return self.space in ("latent", "joint")
 
     @property
+    def bounded(self) -> bool:
+        """Whether a budget bounds the adversarial image; corrupted images are given as they are."""
+        return self.space != "corruption"
+
+    @property
     def radius(self) -> float:
         """epsilon for pixels in [0,1]; 0 without one."""
         return float(self.epsilon or 0.0) / self.pixel_range
@@ -125,12 +153,27 @@ def threat_models(extra_folder: str | Path | None = None) -> dict[str, ThreatMod
         model = load_yaml(path, ThreatModel)
         if model.name in found:
             raise UserError(f"{path}: threat model {model.name!r} exists already; give it another name")
-        for attack in model.attacks:
+        for attack in (*model.attacks, *model.groups):
             if attack in owners:
                 raise UserError(f"{path}: attack {attack!r} is defined in {owners[attack]} too; rename one")
             owners[attack] = path
         found[model.name] = model
     return found
+
+
+def listed_attacks(models: dict[str, ThreatModel]) -> list[str]:
+    """What `--attacks` accepts, without the single members of groups: a group has many."""
+    names: list[str] = []
+    for model in models.values():
+        grouped = {name for group in model.groups for name in model.members(group)}
+        names += [*model.groups, *(name for name in model.attacks if name not in grouped)]
+    return names
+
+
+def ungrouped(names: Iterable[str], models: dict[str, ThreatModel]) -> list[str]:
+    """`names` with every group's members in its place; what is neither stays, for `resolve_attack` to refuse."""
+    members = {group: model.members(group) for model in models.values() for group in model.groups}
+    return list(dict.fromkeys(attack for name in names for attack in members.get(name, (name,))))
 
 
 def resolve_attack(
@@ -147,7 +190,7 @@ def resolve_attack(
     """
     owner = next((m for m in models.values() if name in m.attacks), None)
     if owner is None:
-        raise unknown_name("attack", name, (a for m in models.values() for a in m.attacks))
+        raise unknown_name("attack", name, listed_attacks(models))
     for option, value in (("--epsilon", epsilon), ("--eta", eta)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise UserError(
@@ -156,7 +199,7 @@ def resolve_attack(
     if epsilon is not None:
         _check_scale(epsilon, name, owner)
     budget = owner.budgets.get(dataset, Budget())
-    uses_epsilon, uses_eta = owner.space != "latent", owner.space != "image"
+    uses_epsilon, uses_eta = owner.space in ("image", "joint"), owner.space in ("latent", "joint")
     resolved_epsilon = _budget_value(epsilon, budget.epsilon, uses_epsilon, "--epsilon", name, dataset)
     resolved_eta = _budget_value(eta, budget.eta, uses_eta, "--eta", name, dataset)
     label = name

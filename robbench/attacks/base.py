@@ -36,6 +36,7 @@ class Candidates:
     adversarial: [N,C,H,W]. witness: tensors from which a latent or joint example is decoded again ("lambda" [N,D],
     "delta" [N,C,H,W]). step: gradient steps or queries used when the search believed it succeeded, else -1.
     component: name of the part of an ensemble that found it. forwards, backwards: calls of the model, [N].
+    diagnostics: what the search saw on the way.
     """
 
     adversarial: Tensor
@@ -45,6 +46,7 @@ class Candidates:
     component: list[str]
     witness: dict[str, Tensor] = field(default_factory=dict)
     counts_exact: bool = True
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
 
 
 @dataclass
@@ -162,7 +164,7 @@ class Attack(NamedAttack):
     def _evaluated(
         self, victim: Victim, sample_ids: Tensor, x: Tensor, y: Tensor, seed: int, batch_size: int
     ) -> Outcome:
-        with attacked(victim.module), full_precision():
+        with attacked(victim.module), full_precision(), victim.searched_leanly():
             if self.verdict_forwards == 1:
                 victim.require_deterministic(x[:32])
             victim.draws = self.verdict_forwards
@@ -174,15 +176,15 @@ class Attack(NamedAttack):
             probed = self._probed(victim, x[alive], y[alive], batch_size)
             found = self._searched(victim, alive, sample_ids, x, y, clean.argmax(1), seed, batch_size)
             adversarial = self._verified(victim, sample_ids, x, y, found, alive)
-            logits = victim.clean_logits(adversarial)
+            logits = victim.attacked_logits(adversarial, y)
         outcome = self._outcome(sample_ids, x, y, clean, logits, adversarial, found)
         seen = diagnose(self.spec, y, clean, logits, outcome.robust, outcome.broken_by, alive)
-        outcome.diagnostics = seen + probed
+        outcome.diagnostics = seen + probed + found.diagnostics
         return outcome
 
     def _to_search(self, clean: Tensor, y: Tensor) -> Tensor:
         """True [N] for samples with clean logits [N,K] that the search is to see."""
-        if not (self.spec.epsilon or self.spec.eta):
+        if self.spec.bounded and not (self.spec.epsilon or self.spec.eta):
             return torch.zeros_like(y, dtype=torch.bool)
         return torch.ones_like(y, dtype=torch.bool) if self.attacks_misclassified else margins(clean, y) > 0
 
@@ -238,9 +240,9 @@ class Attack(NamedAttack):
         check_tensor(self.spec, part.adversarial, task.x, sample_ids[rows])
         full.adversarial[rows] = part.adversarial.detach().cpu()
         full.step[rows] = part.step.cpu()
-        full.forwards[rows] += part.forwards.cpu() + victim.draws
+        full.forwards[rows] += part.forwards.cpu() + victim.draws * victim.verdicts
         full.backwards[rows] += part.backwards.cpu()
-        full.counts_exact = part.counts_exact
+        full.counts_exact, full.diagnostics = part.counts_exact, part.diagnostics
         for row, name in zip(rows.tolist(), part.component, strict=True):
             full.component[row] = name
         for name, value in part.witness.items():
@@ -268,6 +270,8 @@ class Attack(NamedAttack):
         adversarial = inside_box(self.spec, ids, found.adversarial)
         if self.spec.space == "image":
             return inside_ball(self.spec, ids, x, adversarial)
+        if not self.spec.bounded:
+            return adversarial
         if found.witness:
             self._check_witness(victim, ids, x, y, adversarial, found.witness, alive)
         elif not torch.equal(adversarial, x):
@@ -329,13 +333,15 @@ class Attack(NamedAttack):
         found: Candidates,
     ) -> Outcome:
         clean_right = margins(clean, y) > 0  # a tie is not a right answer
-        robust = clean_right & (margins(logits, y) > 0)
+        robust = margins(logits, y) > 0
+        if self.spec.bounded:  # the clean image is in every budget
+            robust &= clean_right
         broken_by = [
             None if held else ("clean" if not right else name)
             for held, right, name in zip(robust.tolist(), clean_right.tolist(), found.component, strict=True)
         ]
         step = torch.where(robust, torch.full_like(found.step, -1), found.step)
-        step = torch.where(clean_right, step, torch.zeros_like(step))
+        step = torch.where(clean_right | robust, step, torch.zeros_like(step))
         difference = adversarial - x
         return Outcome(
             sample_ids=ids.clone(),

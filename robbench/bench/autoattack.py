@@ -1,6 +1,7 @@
 """robbench's AutoAttack against the reference package: verdicts, distances to the floor, times, in one process."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -82,8 +83,8 @@ def compare(
     x, y = dataset.test.by_ids(ids)
     known = threat_models()
     attacks = {
-        OURS: build_attack(resolve_attack(contest.attack, dataset.name, known)),
-        REFERENCE: build_attack(resolve_attack(contest.reference, dataset.name, known)),
+        OURS: build_attack(resolve_attack(contest.attack, model.card.dataset, known)),
+        REFERENCE: build_attack(resolve_attack(contest.reference, model.card.dataset, known)),
     }
     outcomes: dict[str, list[Outcome]] = {OURS: [], REFERENCE: []}
     seconds: dict[str, list[float]] = {OURS: [], REFERENCE: []}
@@ -150,18 +151,18 @@ def floor(
     device: torch.device,
     batches: Sequence[int] = BATCHES,
 ) -> float:
-    """Seconds that so many model calls cost at their cheapest: the best of `batches` and memory formats, fp32, each
-    call measured alone. forwards includes those that a backward needs."""
+    """Seconds that so many model calls cost at their cheapest: the best of `batches` and of weights in the usual and
+    in channels_last format, fp32, each call measured alone. forwards includes those that a backward needs."""
     with attacked(module):
-        calls = [(batch, layout) for batch in batches for layout in (False, True)]
-        both = min(_cost(module, _batch(x, batch, layout, device), True) for batch, layout in calls)
-        alone = min(_cost(module, _batch(x, batch, layout, device), False) for batch, layout in calls)
+        formats = (module, deepcopy(module).to(memory_format=torch.channels_last))
+        calls = [(network, _batch(x, batch, device)) for batch in batches for network in formats]
+        both = min(_cost(network, images, True) for network, images in calls)
+        alone = min(_cost(network, images, False) for network, images in calls)
     return backwards * both + (forwards - backwards) * alone
 
 
-def _batch(x: Tensor, size: int, channels_last: bool, device: torch.device) -> Tensor:
-    repeated = x.repeat(-(-size // len(x)), 1, 1, 1)[:size].to(device)
-    return repeated.contiguous(memory_format=torch.channels_last) if channels_last else repeated.contiguous()
+def _batch(x: Tensor, size: int, device: torch.device) -> Tensor:
+    return x.repeat(-(-size // len(x)), 1, 1, 1)[:size].to(device).contiguous()
 
 
 def _cost(module: nn.Module, x: Tensor, gradient: bool, least_seconds: float = 0.15) -> float:
@@ -216,7 +217,7 @@ def markdown(found: Sequence[Parity], contest: Contest, command: str) -> str:
     lines += [
         "",
         "Seconds (of one CPU thread: spent computing), median over seeds [least, most]. Floor: this run's own forwards "
-        "and backwards, each at the cost it has alone at its best batch size and memory format, fp32.",
+        "and backwards, each at the cost it has alone at its best batch size and weight format, fp32.",
         "",
         "| model | threads | floor | robbench | reference | robbench / floor | reference / robbench |",
         "|---|---|---|---|---|---|---|",

@@ -15,7 +15,11 @@ from robbench.models.zoo import find_model, zoo_entries
 
 
 def loaded(
-    names: Sequence[str], device: str = "auto", zoo: Path | None = None, data_dir: Path | None = None
+    names: Sequence[str],
+    device: str = "auto",
+    zoo: Path | None = None,
+    data_dir: Path | None = None,
+    data: Path | None = None,
 ) -> list[tuple[LoadedModel, Dataset, torch.device]]:
     """Classifiers with the data sets they classify, on a device; `UserError` for anything else."""
     target, entries = resolve_device(device), zoo_entries(zoo)
@@ -23,8 +27,8 @@ def loaded(
     for entry in chosen:
         if entry.card.kind != "classifier":
             raise UserError(f"--model {entry.card.name!r} is a {entry.card.kind}; name classifiers")
-    data = {name: load_dataset(name, data_dir) for name in {entry.card.dataset for entry in chosen}}
-    return [(load_model(entry, target), data[entry.card.dataset], target) for entry in chosen]
+    found = {name: load_dataset(name, data_dir, data) for name in {entry.card.dataset for entry in chosen}}
+    return [(load_model(entry, target), found[entry.card.dataset], target) for entry in chosen]
 
 
 def random_classifier(

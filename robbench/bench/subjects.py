@@ -15,13 +15,18 @@ RANDOM_EPSILON = (
 
 
 def zoo_subjects(
-    names: Sequence[str], n: int, device: str = "auto", zoo: Path | None = None, data_dir: Path | None = None
+    names: Sequence[str],
+    n: int,
+    device: str = "auto",
+    zoo: Path | None = None,
+    data_dir: Path | None = None,
+    data: Path | None = None,
 ) -> list[Subject]:
     """Zoo classifiers with n test images drawn by seed 0 and the data set's own epsilon."""
     known, found = threat_models(), []
-    for model, data, target in loaded(names, device, zoo, data_dir):
-        x, y = data.test.by_ids(sample_ids(data.test, min(n, len(data.test)), 0))
-        epsilon = float(resolve_attack("pgd50", data.name, known).epsilon or 0.0)
+    for model, dataset, target in loaded(names, device, zoo, data_dir, data):
+        x, y = dataset.test.by_ids(sample_ids(dataset.test, min(n, len(dataset.test)), 0))
+        epsilon = float(resolve_attack("pgd50", model.card.dataset, known).epsilon or 0.0)
         found.append(Subject(model.card.name, model.module, x, y, epsilon, target))
     return found
 

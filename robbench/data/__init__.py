@@ -1,7 +1,22 @@
-"""Data sets: scikit-learn's digits (embedded) and torchvision's."""
+"""Data sets: scikit-learn's digits (embedded), torchvision's, and folders of one's own.
 
-from robbench.data import digits, vision  # noqa: F401  (they register themselves)
-from robbench.data.base import DATASETS, Dataset, Split, load_dataset, sample_ids, stratified_split
+Names are resolved when they are first used: `robbench.data.names` and `robbench.data.card` need no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from robbench.data.names import dataset_names
 
+if TYPE_CHECKING:
+    from robbench.data.base import DATASETS, Dataset, Split, load_dataset, sample_ids, stratified_split
+
 __all__ = ["DATASETS", "Dataset", "Split", "dataset_names", "load_dataset", "sample_ids", "stratified_split"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for module in ("digits", "vision"):  # they register themselves
+        import_module(f"{__name__}.{module}")
+    return getattr(import_module(f"{__name__}.base"), name)

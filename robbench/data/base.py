@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from robbench.data.card import UNKNOWN_STEP, DatasetCard, SplitCard, SplitName, require_dataset
 from robbench.data.names import dataset_names
 from robbench.errors import UserError, unknown_name
 from robbench.random import derive_seed
@@ -49,7 +51,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set with its three splits. revision: sha256 over shape, labels and pixels of all splits."""
+    """A data set with its three splits; one without training images has empty ones (`require_training`).
+
+    source, license, note: for its card; the note is printed wherever results are. like: a data set whose models and
+    budgets fit. folder: name of the user's folder it came from. corruptions: folder of its corrupted test images.
+    """
 
     name: str
     class_names: tuple[str, ...]
@@ -57,6 +63,12 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    source: str = ""
+    license: str = ""
+    note: str = ""
+    like: str | None = None
+    folder: str = ""
+    corruptions: Path | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -68,11 +80,40 @@ class Dataset:
     def classes(self) -> int:
         return len(self.class_names)
 
-    @property
+    @cached_property
     def revision(self) -> str:
         """Hex sha256 of the test split: what every result depends on."""
+        return self._sha256(self.test)
+
+    @cached_property
+    def card(self) -> DatasetCard:
+        """What reports say of the data set."""
+        splits: dict[SplitName, Split] = {"train": self.train, "validation": self.validation}
+        cards = {name: SplitCard(n=len(s), sha256=self._sha256(s)) for name, s in splits.items() if len(s)}
+        return DatasetCard(
+            name=self.name,
+            source=self.source,
+            license=self.license,
+            note=self.note,
+            folder=self.folder,
+            like=self.like,
+            shape=self.shape,
+            grey_levels=self.grey_levels,
+            class_names=self.class_names,
+            splits={**cards, "test": SplitCard(n=len(self.test), sha256=self.revision)},
+        )
+
+    def require_training(self, purpose: str) -> None:
+        """`UserError` for a data set without training images. purpose: what needs them ("training a model")."""
+        if not len(self.train):
+            raise UserError(
+                f"data set {self.name!r} has only test images and {purpose} needs training images; "
+                f"add a `train` split to its card.yaml, or use another data set"
+            )
+
+    def _sha256(self, split: Split) -> str:
         digest = hashlib.sha256(f"{self.name}:{self.shape}:{self.grey_levels}".encode())
-        for tensor in (self.test.ids, self.test.labels, self.test.images):
+        for tensor in (split.ids, split.labels, split.images):
             digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
         return digest.hexdigest()
 
@@ -80,15 +121,21 @@ class Dataset:
 DATASETS: Registry[Callable[[Path], Dataset]] = Registry("data set", "robbench.datasets")
 
 
-def load_dataset(name: str, data_dir: str | Path | None = None) -> Dataset:
-    """The data set called `name`. data_dir: folder of torchvision-style files (`--data-dir`, ROBBENCH_DATA).
+def load_dataset(name: str, data_dir: str | Path | None = None, data: str | Path | None = None) -> Dataset:
+    """The data set called `name`. data_dir: folder of torchvision-style files (`--data-dir`, ROBBENCH_DATA); data: the
+    folder of a data set of one's own (`--data`), whose card must have this name, or be like it.
 
-    Raises `UserError` for an unknown name, and when the files are absent and cannot be downloaded.
+    Raises `UserError` for an unknown name, for files that are absent and cannot be downloaded, and for malformed ones.
     """
+    from robbench.data import digits, vision  # noqa: F401  (they register themselves)
+    from robbench.data.folder import load_folder
     from robbench.resources import dataset_root
 
-    if name not in DATASETS:
-        raise unknown_name("data set", name, dataset_names())
+    if data is not None:
+        require_dataset(name, Path(data))
+        return load_folder(Path(data))
+    if name not in DATASETS:  # also knows what was registered at run time
+        raise unknown_name("data set", name, dataset_names(), UNKNOWN_STEP)
     return DATASETS.get(name)(dataset_root(data_dir))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from robbench.data.base import DATASETS, Dataset, Split, stratified_split
+from robbench.data.names import BUILT_IN
 
 TEST_SIZE, VALIDATION_SIZE, SPLIT_SEED = 360, 180, 20260101
 
@@ -23,7 +24,14 @@ def digits(_root: Path) -> Dataset:
     labels = torch.from_numpy(bunch.target).to(torch.int64)
     everything = Split(torch.arange(len(labels)), labels, images, 17)
     test, validation, train = stratified_split(labels, (TEST_SIZE, VALIDATION_SIZE), SPLIT_SEED)
-    names = tuple(str(digit) for digit in range(10))
+    about = BUILT_IN["digits"]
     return Dataset(
-        "digits", names, 17, everything.subset(train), everything.subset(validation), everything.subset(test)
+        "digits",
+        tuple(str(digit) for digit in range(10)),
+        17,
+        everything.subset(train),
+        everything.subset(validation),
+        everything.subset(test),
+        source=about.source,
+        license=about.license,
     )

@@ -1,6 +1,80 @@
-"""Names of the built-in data sets, importable without torch."""
+"""The built-in data sets as published: names, sizes, sources, licences, where their files lie. No torch here."""
 
-BUILT_IN = ("cifar10", "cifar100", "digits", "fashionmnist", "mnist", "stl10", "svhn")
+from dataclasses import dataclass
+from pathlib import Path
+
+NO_LICENSE = "none stated by its authors"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A public data set. files: what lies below --data-dir in torchvision's layout ("": inside a package);
+    train, test: images as published; corruptions: folder below --data-dir of its published corrupted test images."""
+
+    files: str
+    train: int
+    test: int
+    source: str
+    license: str
+    corruptions: str = ""
+    corruptions_from: str = ""
+
+
+BUILT_IN = {
+    "cifar10": Published(
+        "cifar-10-batches-py",
+        50_000,
+        10_000,
+        "A. Krizhevsky, Learning multiple layers of features from tiny images, 2009",
+        NO_LICENSE,
+        "CIFAR-10-C",
+        "https://zenodo.org/records/2535967",
+    ),
+    "cifar100": Published(
+        "cifar-100-python",
+        50_000,
+        10_000,
+        "A. Krizhevsky, Learning multiple layers of features from tiny images, 2009",
+        NO_LICENSE,
+        "CIFAR-100-C",
+        "https://zenodo.org/records/3555552",
+    ),
+    "digits": Published(
+        "",
+        1_437,
+        360,
+        "E. Alpaydin, C. Kaynak, Optical recognition of handwritten digits (UCI), as shipped by scikit-learn",
+        "CC BY 4.0",
+    ),
+    "fashionmnist": Published(
+        "FashionMNIST/raw",
+        60_000,
+        10_000,
+        "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017",
+        "MIT",
+    ),
+    "mnist": Published(
+        "MNIST/raw",
+        60_000,
+        10_000,
+        "Y. LeCun, C. Cortes, C. J. C. Burges, The MNIST database of handwritten digits",
+        NO_LICENSE,
+    ),
+    "stl10": Published(
+        "stl10_binary",
+        5_000,
+        8_000,
+        "A. Coates, H. Lee, A. Y. Ng, An analysis of single-layer networks in unsupervised feature learning, 2011",
+        NO_LICENSE,
+    ),
+    "svhn": Published(
+        "svhn/test_32x32.mat",
+        73_257,
+        26_032,
+        "Y. Netzer et al., Reading digits in natural images with unsupervised feature learning, 2011",
+        "non-commercial use only",
+    ),
+}
 
 
 def dataset_names() -> list[str]:
@@ -8,3 +82,12 @@ def dataset_names() -> list[str]:
     from importlib.metadata import entry_points
 
     return sorted({*BUILT_IN, *(point.name for point in entry_points(group="robbench.datasets"))})
+
+
+def place(name: str, root: Path) -> Path | None:
+    """Where the files of a data set lie below `root`, in torchvision's layout or else as arrays; None for neither."""
+    arrays = root / name
+    folder = root / BUILT_IN[name].files
+    if folder.exists():
+        return folder
+    return arrays if all((arrays / f"{split}.npz").is_file() for split in ("train", "test")) else None

@@ -15,6 +15,7 @@ import yaml
 from robbench.attacks.codec import FlowCodec
 from robbench.cards import Architecture, FlowReference
 from robbench.data import Dataset, Split, load_dataset
+from robbench.data.card import family
 from robbench.defenses.base import Defense, Setting, build_defense, defense_kinds, find_defense
 from robbench.defenses.schedule import (
     check_augmentation,
@@ -47,7 +48,8 @@ class TrainRequest:
 
     overrides: `--set key=value`: parameters of the defense; "recipe.KEY" and "architecture.KEY" reach those.
     Values may be text (read as YAML). zoo, threat_models: extra folders. device: "auto", "cpu", "cuda",
-    "cuda:1".
+    "cuda:1". validation_samples: keep only so many validation images, drawn once for all trainings. note: for the card.
+    data: folder of a data set of one's own, whose card has the name `dataset`.
     """
 
     defense: str
@@ -63,16 +65,25 @@ class TrainRequest:
     out: Path = Path("robbench-training")
     device: str = "auto"
     data_dir: str | Path | None = None
+    data: str | Path | None = None
     zoo: str | Path | None = None
     threat_models: str | Path | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    validation_samples: int | None = None
+    note: str = ""
+
+    @property
+    def family(self) -> str:
+        """The data set whose recipes, budgets and flow are the defaults: the one the card of `data` says it is like."""
+        return family(self.dataset, None if self.data is None else Path(self.data))
 
     @property
     def command(self) -> str:
         """The command line that trains the same weights again (without places: output, data, device)."""
         options = {
             "--defense": self.defense,
-            "--dataset": self.dataset,
+            "--dataset": self.dataset if self.data is None else None,
+            "--data": self.data,
             "--recipe": self.recipe,
             "--architecture": self.architecture,
             "--seed": self.seed,
@@ -127,13 +138,18 @@ class Plan:
     @property
     def schedule(self) -> dict[str, Any]:
         """The numbers of the recipe, without its texts and without what the plan holds in their place."""
-        texts = {"name", "description", "reference", "default_for", "parameters", "architecture"}
-        return self.recipe.model_dump(mode="json", exclude=texts)
+        return schedule_of(self.recipe)
 
     @property
     def identity(self) -> dict[str, Any]:
         """Plain values that decide the weights; a checkpoint is resumed only by an equal one."""
+        content = (
+            {}
+            if self.request.data is None
+            else {"content": self.dataset.card.model_dump(mode="json")["splits"]}
+        )
         return {
+            **content,
             "defense": self.request.defense,
             "dataset": self.request.dataset,
             "images": canonical_hash([self.train.ids.tolist(), self.scored.ids.tolist()]),
@@ -147,24 +163,49 @@ class Plan:
         }
 
 
-def make_plan(request: TrainRequest) -> Plan:
-    """The plan of a request; `UserError` for everything in it that cannot be."""
+@dataclass(frozen=True)
+class Outline:
+    """What a request says by itself, before any data or flow is loaded. parameters: those given of the defense."""
+
+    kind: ModelKind
+    recipe: Recipe
+    architecture: Architecture
+    parameters: dict[str, Any]
+
+
+def outline(request: TrainRequest) -> Outline:
+    """The outline of a request; `UserError` for an unknown or malformed part."""
     settings = _grouped(request.overrides)
     kind = _kind(request)
     recipe = _overridden(
-        find_recipe(request.recipe, request.dataset, kind), request.epochs, settings["recipe"]
+        find_recipe(request.recipe, request.family, kind), request.epochs, settings["recipe"]
     )
     check_augmentation(recipe)
     arguments = {**request.architecture_arguments, **settings["architecture"]}
     architecture = _architecture(request.architecture, arguments, recipe, kind)
+    parameters = {**recipe.parameters.get(request.defense, {}), **settings["defense"]}
+    return Outline(kind, recipe, architecture, parameters)
+
+
+def schedule_of(recipe: Recipe) -> dict[str, Any]:
+    """The numbers of a recipe as cards record them, without texts, architecture and settings of defenses."""
+    texts = {"name", "description", "reference", "default_for", "parameters", "architecture"}
+    return recipe.model_dump(mode="json", exclude=texts)
+
+
+def make_plan(request: TrainRequest) -> Plan:
+    """The plan of a request; `UserError` for everything in it that cannot be."""
+    outlined = outline(request)
+    kind, recipe, architecture = outlined.kind, outlined.recipe, outlined.architecture
     name = _model_name(request, architecture, kind)
     device = resolve_device(request.device)
-    dataset = load_dataset(request.dataset, request.data_dir)
+    dataset = load_dataset(request.dataset, request.data_dir, request.data)
+    dataset.require_training("training a model")
     train, validation = training_splits(dataset, request.train_samples, recipe, request.seed)
+    validation = _some(validation, request.validation_samples)
     flow, codec = _flow(request, kind, dataset, device)
-    setting = Setting(request.dataset, threat_models(request.threat_models), codec)
-    parameters = {**recipe.parameters.get(request.defense, {}), **settings["defense"]}
-    defense = build_defense(request.defense, parameters, setting, kind)
+    setting = Setting(request.family, threat_models(request.threat_models), codec)
+    defense = build_defense(request.defense, outlined.parameters, setting, kind)
     _check_places(request.out, name)
     return Plan(
         request=request,
@@ -175,7 +216,7 @@ def make_plan(request: TrainRequest) -> Plan:
         dataset=dataset,
         train=train,
         validation=validation,
-        scored=_scored(validation, recipe),
+        scored=_some(validation, recipe.validation_samples),
         flow=flow,
         setting=setting,
         defense=defense,
@@ -309,8 +350,8 @@ def _check_places(out: Path, name: str) -> None:
         ) from error
 
 
-def _scored(validation: Split, recipe: Recipe) -> Split:
-    n = recipe.validation_samples
+def _some(validation: Split, n: int | None) -> Split:
+    """`n` validation images with equal class shares, None for all."""
     if n is None or n >= len(validation):
         return validation
     return validation.subset(stratified_positions(validation.labels, n, SCORED_SEED))
@@ -337,7 +378,7 @@ def _flow(
 def _flow_entry(request: TrainRequest, dataset: Dataset) -> ZooEntry | None:
     entries = zoo_entries(request.zoo)
     if request.flow is None:
-        return default_flow(request.dataset, entries)
+        return default_flow(request.family, entries)
     entry = find_model(request.flow, entries, "flow")
     if entry.card.kind != "flow" or tuple(entry.card.input_shape) != dataset.shape:
         raise UserError(

@@ -144,13 +144,13 @@ def training_splits(dataset: Dataset, n: int | None, recipe: Recipe, seed: int) 
 
     "stratified": equal class shares, a smaller n is contained in a larger one of the same seed. "flow-lp":
     positions of `torch.utils.data.random_split` with seed 9999 in the original training set (Yuksel et al.);
-    the validation images among them leave the validation split.
+    "first": its first n images (Stutz et al.). The validation images among them leave the validation split.
     """
     train, validation = dataset.train, dataset.validation
     if n is None:
         return train, validation
-    if recipe.subset == "flow-lp":
-        return _flow_lp_splits(train, validation, n)
+    if recipe.subset != "stratified":
+        return _fixed_splits(train, validation, n, recipe.subset)
     if not 0 < n <= len(train):
         raise UserError(
             f"--train-samples {n}: {dataset.name} has {len(train)} training images; give 1 to {len(train)}"
@@ -174,7 +174,7 @@ def flow_lp_ids(total: int, n: int) -> Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(FLOW_LP_SEED))[:n]
 
 
-def _flow_lp_splits(train: Split, validation: Split, n: int) -> tuple[Split, Split]:
+def _fixed_splits(train: Split, validation: Split, n: int, subset: str) -> tuple[Split, Split]:
     pool = Split(
         torch.cat([train.ids, validation.ids]),
         torch.cat([train.labels, validation.labels]),
@@ -184,15 +184,15 @@ def _flow_lp_splits(train: Split, validation: Split, n: int) -> tuple[Split, Spl
     order = torch.argsort(pool.ids)
     if not torch.equal(pool.ids[order], torch.arange(len(pool))):
         raise UserError(
-            "subset flow-lp needs a data set with an official training set; use a stratified recipe"
+            f"subset {subset} needs a data set with an official training set; use a stratified recipe"
         )
     if not 0 < n <= len(pool):
         raise UserError(f"--train-samples {n}: there are {len(pool)} training images; give 1 to {len(pool)}")
-    chosen = flow_lp_ids(len(pool), n)
+    chosen = flow_lp_ids(len(pool), n) if subset == "flow-lp" else torch.arange(n)
     kept = ~torch.isin(validation.ids, chosen)
     if not bool(kept.any()):
         raise UserError(
-            f"--train-samples {n} leaves no validation image in the flow-lp convention; give fewer"
+            f"--train-samples {n} leaves no validation image in the {subset} convention; give fewer"
         )
     return pool.subset(order[chosen]), validation.subset(kept.nonzero().squeeze(1))
 

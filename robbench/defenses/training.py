@@ -276,4 +276,5 @@ def _training_record(plan: Plan, state: Progress) -> Training:
             "threads": str(torch.get_num_threads()),  # bit-identical retraining needs the same number
         },
         minutes=round(state.seconds / 60, 2),
+        note=plan.request.note,
     )

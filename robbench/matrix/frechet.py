@@ -62,6 +62,7 @@ class FrechetRequest:
     features: str | None = None
     fid_weights: Path | None = None
     data_dir: Path | None = None
+    data: Path | None = None
     zoo: Path | None = None
     device: str = "auto"
     batch_size: int = 64
@@ -92,7 +93,8 @@ def _chosen_extractor(
 ) -> Callable[[], FeatureExtractor]:
     """How to build the extractor asked for; bad names and options show here, before any loading."""
     small_grey = run.shape[0] == 1 and min(run.shape[1:]) < INCEPTION_SIDE
-    default = f"{run.dataset}-standard" if small_grey and request.fid_weights is None else INCEPTION
+    like = run.data.like if run.data is not None else None
+    default = f"{like or run.dataset}-standard" if small_grey and request.fid_weights is None else INCEPTION
     name = request.features or default
     if name == INCEPTION:
         return lambda: inception_extractor(request.fid_weights, device)
@@ -115,11 +117,18 @@ def _extractor_entry(name: str, request: FrechetRequest) -> ZooEntry:
 
 
 def _matching_dataset(run: Run, request: FrechetRequest) -> Dataset:
-    dataset = load_dataset(run.dataset, request.data_dir)
+    if request.data is None and run.data is not None and run.data.folder:
+        raise UserError(
+            f"{str(run.folder)!r} was run on {run.dataset!r}, a data set of a folder; "
+            f"name that folder, as in --data {run.data.folder}"
+        )
+    dataset = load_dataset(run.dataset, request.data_dir, request.data)
+    dataset.require_training("a Frechet distance")
     if dataset.revision != run.dataset_revision:
         raise UserError(
             f"{str(run.folder)!r} was run on {run.dataset} {run.dataset_revision[:12]}, here is "
-            f"{dataset.revision[:12]}; name the folder of the run's data with --data-dir"
+            f"{dataset.revision[:12]}; name the folder of the run's data with "
+            f"{'--data' if request.data else '--data-dir'}"
         )
     return dataset
 

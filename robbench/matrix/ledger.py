@@ -349,6 +349,8 @@ def load_run(folder: Path) -> Run:
         cells=cells,
         cards=cards,
         versions=run.versions,
+        data=run.data,
+        note=run.note,
     )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from robbench.cards import FlowReference, ModelCard, Side
+from robbench.data.card import DatasetCard
 from robbench.schema import Strict, canonical_hash
 from robbench.specs import SHA256, Name, ResolvedAttack
 
@@ -109,7 +110,8 @@ class PlanEntry(Strict):
 class RunFile(Strict):
     """run.yaml: the identity of a run folder (first block) and its last plan.
 
-    samples: the wanted sample ids in the order drawn, as one string (YAML reads a list of 10,000 slowly).
+    samples: the wanted sample ids in the order drawn, as one string (YAML reads a list of 10,000 slowly). note: what
+    every table says of the run.
     """
 
     schema_version: Literal[1] = 1
@@ -120,12 +122,14 @@ class RunFile(Strict):
 
     shape: tuple[Side, Side, Side]
     class_names: tuple[str, ...]
+    data: DatasetCard | None = None
     n: int
     models: tuple[Name, ...]
     attacks: tuple[str, ...]
     cells: tuple[PlanEntry, ...]
     versions: dict[str, str]
     samples: Annotated[str, Field(pattern=r"^[0-9]+( [0-9]+)*$")]
+    note: str = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -164,7 +168,8 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder read back. cells: plan order. cards: by model name. shape: (C,H,W). n: samples wanted."""
+    """A run folder read back. cells: plan order. cards: by model name. shape: (C,H,W). n: samples wanted. data: the
+    data set's card; None in run folders of before there were some."""
 
     folder: Path
     dataset: str
@@ -177,3 +182,11 @@ class Run:
     cells: list[CellResult]
     cards: dict[str, ModelCard]
     versions: dict[str, str]
+    data: DatasetCard | None = None
+    note: str = ""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What every table must say besides: the run's own note, and that of its data set."""
+        data = f"Data: {self.data.note}" if self.data and self.data.note else ""
+        return tuple(note for note in (self.note, data) if note)

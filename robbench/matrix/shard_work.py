@@ -59,6 +59,11 @@ class CleanLikelihood:
     batch_size: int
     _clean: dict[int, float] = field(default_factory=dict)
 
+    @property
+    def without_flow(self) -> "CleanLikelihood":
+        """For cells whose images no flow is to score."""
+        return replace(self, flow=None)
+
     def clean(self, ids: list[int], x: Tensor, y: Tensor) -> list[float | None]:
         """Bits/dim of clean images x [n,C,H,W], labels y [n]; None each without a flow."""
         if self.flow is None:
@@ -132,8 +137,9 @@ class ShardWork:
         outcome = cell.attack.evaluate(
             victim, torch.tensor(ids), x, y, seed=self.seed, batch_size=self.batch_size
         )
-        before = self.likelihood.clean(ids, x, y)
-        after = self.likelihood.adversarial(ids, outcome.adversarial, y)
+        scored = self.likelihood if cell.record.nll_flow is not None else self.likelihood.without_flow
+        before = scored.clean(ids, x, y)
+        after = scored.adversarial(ids, outcome.adversarial, y)
         if victim.fits is not None:
             self.fits[cell.record.hash] = victim.fits
         return ledger_rows(outcome, before, after, self.kept), outcome.diagnostics

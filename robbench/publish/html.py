@@ -13,7 +13,8 @@ import numpy as np
 
 from robbench.cards import ModelCard
 from robbench.matrix.records import CellResult, Run
-from robbench.publish import wording
+from robbench.publish import corruptions, wording
+from robbench.publish.data_card import data_card
 from robbench.publish.flow_page import NO_SHOTS, Number, flow_section, nll_parts, score_number
 from robbench.publish.gallery import Originals, Triple, triples
 from robbench.publish.likelihood import caption
@@ -62,13 +63,13 @@ class ModelSection:
     kind: str = "classifier"
 
 
-def write_html(run: Run, path: Path, originals: Originals | None = None) -> None:
+def write_html(run: Run, path: Path, originals: Originals | None = None, published: str = "") -> None:
     """Write the page atomically. originals: clean images [n,C,H,W] in [0,1] by sample ids; without it the
-    page has no gallery and says why."""
-    write_text_atomically(path, render(run, originals))
+    page has no gallery and says why. published: relative address of the pages of published tables, if there are any."""
+    write_text_atomically(path, render(run, originals, published))
 
 
-def render(run: Run, originals: Originals | None = None) -> str:
+def render(run: Run, originals: Originals | None = None, published: str = "") -> str:
     """The page as text."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -99,6 +100,11 @@ def render(run: Run, originals: Originals | None = None) -> str:
         problems=wording.problems(rows_of(run, rows, "classifier")),
         flows=_flows(run),
         commands=commands(run),
+        published=published,
+        data_card=data_card(run.data) if run.data else None,
+        corruptions=corruptions.corruption_tables(run),
+        corruption_header=corruptions.HEADER,
+        corruption_caption=corruptions.CAPTION,
         near_tie=NEAR_TIE,
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -4,6 +4,7 @@ import math
 import shlex
 
 from robbench.matrix.records import CellRecord, Run
+from robbench.publish import corruptions
 from robbench.specs import ResolvedAttack
 
 Options = tuple[tuple[str, str], ...]  # ("--epsilon", "8"), ... as given by hand
@@ -25,8 +26,7 @@ def commands(run: Run) -> list[str]:
         fixed = [
             "robbench",
             "run",
-            "--dataset",
-            run.dataset,
+            *(("--data", run.data.folder) if run.data and run.data.folder else ("--dataset", run.dataset)),
             "--model",
             models,
             "--attacks",
@@ -42,6 +42,7 @@ def _matrix(cells: list[CellRecord]) -> Matrix:
         ",".join(dict.fromkeys(names))
         for names in zip(*((cell.model, cell.attack.name) for cell in cells), strict=True)
     )
+    attacks = corruptions.grouped(attacks)
     further: list[str] = []
     if any(cell.precision == "fp64" for cell in cells):
         further += ["--likelihood-dtype", "float64"]

@@ -9,6 +9,7 @@ import pandas as pd
 from robbench.matrix.records import CellResult, Run
 from robbench.metrics import accuracy
 from robbench.metrics.likelihood import bits_per_dim
+from robbench.publish import corruptions
 from robbench.publish.likelihood import likelihood_rows
 from robbench.publish.parity import parity_note
 from robbench.publish.perturbation import distance_rows, frechet_rows
@@ -59,10 +60,10 @@ def wide(rows: Sequence[TableRow], per_threat_model: bool = True) -> Wide:
     The worst case under one threat model and budget has a column only where it says something: it combines
     several attacks but not all of them, and `per_threat_model` is asked for.
     """
-    accuracies = [row for row in rows if row.metric.endswith("accuracy")]
+    accuracies = _without_corruptions([row for row in rows if row.metric.endswith("accuracy")])
     threats: dict[Threat, set[str]] = {}
     for row in accuracies:
-        if row.metric == "accuracy" and row.attack != CLEAN:
+        if row.metric == "accuracy" and row.attack != CLEAN and row.threat_model != corruptions.THREAT_MODEL:
             threats.setdefault(_threat(row), set()).add(row.attack)
     names = [name for name, _, _ in threats]
     cells: dict[tuple[str, str], TableRow] = {}
@@ -77,6 +78,13 @@ def wide(rows: Sequence[TableRow], per_threat_model: bool = True) -> Wide:
         columns=tuple(sorted(columns, key=_column_group)),
         cells=cells,
     )
+
+
+def _without_corruptions(rows: Sequence[TableRow]) -> list[TableRow]:
+    """`rows` without the single corruptions where their mean is there; these have tables of their own."""
+    if not any(row.metric == corruptions.METRIC for row in rows):
+        return list(rows)
+    return [row for row in rows if row.threat_model != corruptions.THREAT_MODEL or row.metric == corruptions.METRIC]
 
 
 def _threat(row: TableRow) -> Threat:
@@ -120,8 +128,10 @@ def _flow_rows(run: Run, model: ModelResults) -> list[TableRow]:
 def _classifier_rows(run: Run, model: ModelResults) -> list[TableRow]:
     rows = [_clean_row(run, model)]
     rows += [_accuracy_row(run, result) for result in model.cells]
-    rows += _worst_case_rows(run, model)
-    rows.append(_average_row(run, model))
+    rows += corruptions.mean_rows(run, model)
+    if (attacks := corruptions.searched(model)).cells:
+        rows += _worst_case_rows(run, attacks)
+        rows.append(_average_row(run, attacks))
     for result in model.cells:
         rows += _scored_rows(run, result) + distance_rows(run, result)
     return rows

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robbench.matrix.records import Run
+from robbench.publish.corruptions import HEADER, corruption_tables
 from robbench.publish.likelihood import Nll, NllTable, caption, mean_text, median_text, nll_tables
 from robbench.publish.perturbation import SIZE_CAPTION, size_table
 
@@ -119,6 +120,30 @@ class TerminalSizes:
 def terminal_sizes(run: Run) -> TerminalSizes:
     """The perturbation sizes of a run as a rich renderable."""
     return TerminalSizes(run)
+
+
+class TerminalCorruptions:
+    """Accuracy by corruption and severity, a table a model."""
+
+    def __init__(self, run: Run) -> None:
+        self.tables = corruption_tables(run)
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
+        for found in self.tables:
+            table = _blank_table()
+            for position, name in enumerate(HEADER):
+                table.add_column(name.removeprefix("severity "), justify="right" if position else "left")
+            for line in found.lines:
+                table.add_row(*(Text(text, style=_failed(text)) for text in line))
+            yield Text(f"\n{found.model}: accuracy by corruption and severity", style="italic")
+            yield table
+
+
+def terminal_corruptions(run: Run) -> TerminalCorruptions:
+    """The corruption tables of a run as a rich renderable; nothing where there are none."""
+    return TerminalCorruptions(run)
 
 
 def _blank_table() -> "Table":

@@ -28,7 +28,8 @@ def summary(run: Run, kind: ModelKind | None = None) -> str:
     models = len({cell.model for cell in cells})
     attacks = len({cell.attack.label for cell in cells})
     counted = [_counted(models, "model"), _counted(attacks, "attack"), f"n = {run.n} test images"]
-    return " ".join([f"{', '.join(counted)}, seed {run.seed}.", *_engines(cells)])
+    noted = [f"{note}." for note in run.notes]
+    return " ".join([*noted, f"{', '.join(counted)}, seed {run.seed}.", *_engines(cells)])
 
 
 def _engines(cells: Sequence[CellRecord]) -> list[str]:

@@ -8,7 +8,9 @@ from robbench.attacks import Victim, build_attack
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
 
 MODELS = threat_models()
-NAMES = sorted(name for model in MODELS.values() if model.target == "classifier" for name in model.attacks)
+# Corruptions search nothing and read files: tests/attacks/test_corruption.py.
+SEARCHING = [m for m in MODELS.values() if m.target == "classifier" and m.space != "corruption"]
+NAMES = sorted(name for model in SEARCHING for name in model.attacks)
 SKIP_KNOWN_ANSWERS = {"aa", "square"}  # a robust sample may need fewer forwards than it has queries
 BATCH_DEPENDENT = {
     "aa-reference",

@@ -188,6 +188,17 @@ def test_a_flow_lp_subset_is_drawn_from_the_whole_original_training_set():
     assert training_splits(dataset, None, recipe, seed=3) == (dataset.train, dataset.validation)
 
 
+def test_the_first_images_are_those_of_the_original_training_set():
+    dataset = made_up()
+    recipe = RECIPES["flow-lp-fashionmnist"].model_copy(update={"subset": "first"})
+    train, validation = training_splits(dataset, 30, recipe, seed=3)
+    assert train.ids.tolist() == list(range(30))
+    assert train.images.flatten().tolist() == list(range(30))
+    assert validation.ids.tolist() == list(range(30, 100, 5))
+    with pytest.raises(UserError, match="leaves no validation image in the first convention"):
+        training_splits(dataset, 100, recipe, 0)
+
+
 def test_subset_sizes_that_do_not_exist_are_refused(digits):
     for n in (0, 1258):
         with pytest.raises(UserError, match="--train-samples"):

@@ -72,7 +72,7 @@ def test_version() -> None:
             ["pgd20\tclassifier\tlinf\timage\tlinf", "aa-l2\tclassifier\tl2", "nll-in\tflow\tlikelihood"],
         ),
         ("defenses", ["ijsat\tclassifier", "at\tclassifier", "at\tflow", "hybrid\tflow"]),
-        ("datasets", ["digits\tembedded", "fashionmnist\ttorchvision"]),
+        ("datasets", ["digits\t1,437\t360\tCC BY 4.0\tembedded", "fashionmnist\t60,000\t10,000\tMIT"]),
         ("threat-models", ["linf\tclassifier\timage\tlinf\tfgsm, pgd10"]),
         ("models", ["tiny-a\tdigits\ttiny\tdigits-cnn"]),
     ],

@@ -1,0 +1,57 @@
+"""Corrupted test images of a published benchmark (CIFAR-10-C) as an attack without a budget.
+
+Nothing is searched: the images are read by sample id, and the verdict is plain accuracy on them, also for samples whose
+clean image is misclassified (every other attack counts those as broken).
+"""
+
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from robbench.attacks.base import Attack, Candidates, Task
+from robbench.attacks.named import ATTACKS, Cost
+from robbench.attacks.spaces import Codec
+from robbench.attacks.victim import Victim
+from robbench.data.corruption_names import SEVERITIES, Corruption
+from robbench.data.corruptions import corrupted_images
+from robbench.errors import UserError
+from robbench.schema import Strict
+from robbench.specs import SHA256, ResolvedAttack
+
+
+class CorruptionParameters(Strict):
+    """sha256: of the file that is read, part of a cell's address. folder: where it is now, no part of anything."""
+
+    corruption: Corruption
+    severity: int = Field(ge=1, le=SEVERITIES)
+    sha256: SHA256 | None = None
+    folder: Path | None = Field(default=None, exclude=True)
+
+
+@ATTACKS.register("corruption")
+class CorruptedImages(Attack):
+    """One corruption at one severity. `robbench run` finds the files (`robbench.data.corruptions.located`)."""
+
+    Parameters = CorruptionParameters
+
+    def __init__(self, spec: ResolvedAttack, flow: Codec | None = None) -> None:
+        super().__init__(spec, flow)
+        if self.parameters.folder is None:
+            raise UserError(
+                f"attack {spec.name!r} reads the corrupted images of a data set by sample id; run it with "
+                f"robbench run --dataset cifar10 --attacks {spec.name}"
+            )
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(forwards=2, backwards=0)
+
+    @property
+    def attacks_misclassified(self) -> bool:
+        return True
+
+    def search(self, victim: Victim, task: Task) -> Candidates:
+        p, nothing = self.parameters, torch.zeros(len(task.x), dtype=torch.int64)
+        images = corrupted_images(p.folder, p.corruption, p.severity, task.ids)
+        return Candidates(images, nothing, nothing.clone(), nothing.clone(), [self.spec.name] * len(task.x))

@@ -14,10 +14,14 @@ from rich.text import Text
 
 from robbench.data.names import dataset_names
 from robbench.errors import UserError, unknown_name
-from robbench.models.zoo import ZooEntry, zoo_entries
+from robbench.experiments import experiment_names, experiment_text, experiments
+from robbench.models.zoo import ZooEntry, present_weights, zoo_entries
+from robbench.publish.data_card import HEADER, dataset_rows, dataset_text, is_data_folder
+from robbench.published import find_table, published_index
+from robbench.published_show import LIST_HEADER, listed, show_table
 from robbench.recipes import recipes
 from robbench.schema import dump_yaml, validate
-from robbench.specs import ThreatModel, resolve_attack, threat_models
+from robbench.specs import ThreatModel, listed_attacks, resolve_attack, threat_models
 
 if TYPE_CHECKING:
     from robbench.defenses import Defense
@@ -25,8 +29,10 @@ if TYPE_CHECKING:
 Rows = Iterable[tuple[str, ...]]
 
 
-def list_kind(kind: str, threat_model_folder: Path | None, zoo: Path | None) -> None:
-    """Print the table of one kind: attacks, defenses, models, datasets or threat-models."""
+def list_kind(
+    kind: str, threat_model_folder: Path | None, zoo: Path | None, data_dir: Path | None = None
+) -> None:
+    """Print the table of one kind: attacks, defenses, models, datasets, threat-models, recipes or published."""
     if kind == "attacks":
         header: tuple[str, ...] = ("attack", "on a", "threat model", "space", "norm", "what it is")
         rows = _attack_rows(threat_models(threat_model_folder))
@@ -36,11 +42,23 @@ def list_kind(kind: str, threat_model_folder: Path | None, zoo: Path | None) -> 
     elif kind == "models":
         header = ("model", "data set", "defense", "architecture", "what it is")
         rows = _model_rows(zoo_entries(zoo))
+    elif kind == "recipes":
+        header, rows = ("recipe", "of robbench", "data set", "what it is"), _recipe_rows()
+    elif kind == "published":
+        header, rows = LIST_HEADER, listed()
     elif kind == "datasets":
-        header, rows = ("data set", "where from"), _dataset_rows()
+        header, rows = HEADER, dataset_rows(data_dir)
     else:
         header, rows = ("defense", "trains a", "what it is"), _defense_rows()
     _print_table(header, rows)
+
+
+def _recipe_rows() -> Rows:
+    """Papers' experiments, then training schedules."""
+    for experiment in experiments().values():
+        yield experiment.name, "run", experiment.dataset, experiment.title
+    for recipe in recipes().values():
+        yield recipe.name, "train", ", ".join(recipe.default_for) or "-", recipe.description
 
 
 def _print_table(header: tuple[str, ...], rows: Rows) -> None:
@@ -59,32 +77,22 @@ def _print_table(header: tuple[str, ...], rows: Rows) -> None:
 
 def _attack_rows(models: dict[str, ThreatModel]) -> Rows:
     for model in models.values():
-        for name, spec in model.attacks.items():
-            yield name, model.target, model.name, model.space, model.norm, spec.description
+        texts = {name: spec.description for name, spec in model.attacks.items()}
+        texts |= {name: f"{len(model.members(name))} attacks. {g.description}" for name, g in model.groups.items()}
+        for name in listed_attacks({model.name: model}):
+            yield name, model.target, model.name, model.space, model.norm, texts[name]
 
 
 def _threat_model_rows(models: dict[str, ThreatModel]) -> Rows:
     for model in models.values():
-        yield model.name, model.target, model.space, model.norm, ", ".join(model.attacks), model.description
+        names = ", ".join(listed_attacks({model.name: model}))
+        yield model.name, model.target, model.space, model.norm, names, model.description
 
 
 def _model_rows(entries: dict[str, ZooEntry]) -> Rows:
     for entry in entries.values():
         card = entry.card
         yield card.name, card.dataset, card.defense, card.architecture.name, card.description
-
-
-def _dataset_rows() -> Rows:
-    for name in dataset_names():
-        yield name, _dataset_source(name)
-
-
-def _dataset_source(name: str) -> str:
-    from robbench.data.names import BUILT_IN
-
-    if name == "digits":
-        return "embedded (scikit-learn)"
-    return "torchvision, --data-dir or download" if name in BUILT_IN else "installed package"
 
 
 def _defense_rows() -> Rows:
@@ -100,26 +108,59 @@ def _first_line(thing: object) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------- show
-def show_name(name: str, threat_model_folder: Path | None, zoo: Path | None) -> None:
+def show_name(
+    name: str,
+    threat_model_folder: Path | None,
+    zoo: Path | None,
+    checkpoints: Path | None = None,
+    data_dir: Path | None = None,
+) -> None:
     """Print everything called `name`, of any kind; `UserError` with the nearest name when nothing is."""
     models = threat_models(threat_model_folder)
-    entries = zoo_entries(zoo)
+    entries = zoo_entries(zoo, checkpoints)
     schedules = recipes()
-    attacks = [attack for model in models.values() for attack in model.attacks]
+    attacks = [attack for model in models.values() for attack in (*model.attacks, *model.groups)]
     printers: list[tuple[str, Iterable[str], Callable[[], None]]] = [
         ("attack", attacks, lambda: _show_attack(name, models)),
         ("threat model", models, lambda: click.echo(dump_yaml(models[name]))),
-        ("model", entries, lambda: click.echo(f"# {entries[name].folder}\n{dump_yaml(entries[name].card)}")),
+        ("model", entries, lambda: _show_model(entries[name])),
         ("recipe", schedules, lambda: click.echo(dump_yaml(schedules[name]))),
-        ("data set", dataset_names(), lambda: click.echo(f"{name}: {_dataset_source(name)}")),
+        ("experiment", experiment_names(), lambda: click.echo(experiment_text(name))),
+        ("data set", _data_sets(name), lambda: click.echo(dataset_text(name, data_dir))),
         ("defense", _defense_choices(), lambda: _show_defense(name)),
+        *_published_printers(name),
     ]
     found = [(kind, show) for kind, names, show in printers if name in names]
     if not found:
-        raise unknown_name("name", name, {known for _, names, _ in printers for known in names})
+        members = {member for model in models.values() for group in model.groups for member in model.members(group)}
+        raise unknown_name("name", name, {known for _, names, _ in printers for known in names} - members)
     for kind, show in found:
         click.echo(f"== {kind} {name} ==")
         show()
+
+
+def _data_sets(name: str) -> list[str]:
+    """Named data sets, and `name` itself where it is the folder of one."""
+    return [*dataset_names(), *([name] if is_data_folder(name) else [])]
+
+
+def _show_model(entry: ZooEntry) -> None:
+    """Where the card and its weights lie, then the card."""
+    weights = present_weights(entry)
+    get = "downloaded when first used" if entry.card.weights.urls else "name their folder with --checkpoints"
+    click.echo(
+        f"# {entry.folder}\n# weights: {weights or f'not on this machine; {get}'}\n{dump_yaml(entry.card)}"
+    )
+
+
+def _published_printers(name: str) -> list[tuple[str, Iterable[str], Callable[[], None]]]:
+    """As in `show_name`; a table answers to its name and to how it is printed, whatever the case."""
+    index = published_index()
+    table = find_table(name, index)
+    known: tuple[str, list[str]] = ("published table", [entry.name for entry in index.tables])
+    if table is None:
+        return [(*known, lambda: None)]
+    return [(known[0], [name, *known[1]], lambda: show_table(table, index))]
 
 
 def _defense_choices() -> list[str]:
@@ -148,6 +189,11 @@ def _show_attack(name: str, models: dict[str, ThreatModel]) -> None:
     """The spec with every parameter filled in, then budgets and absolute step sizes for every data set."""
     from robbench.attacks import ATTACKS
 
+    grouping = next((model for model in models.values() if name in model.groups), None)
+    if grouping is not None:
+        members = "\n  ".join(grouping.members(name))
+        click.echo(f"{grouping.groups[name].description}\n{grouping.description.strip()}\n  {members}")
+        return
     owner = next(model for model in models.values() if name in model.attacks)
     spec = owner.attacks[name]
     schema = ATTACKS.get(spec.algorithm).Parameters

@@ -12,8 +12,12 @@ from robbench.cli_base import (
     OneLineErrors,
     Text,
     budgets,
+    checkpoints_option,
+    chosen_dataset,
     counts,
     data_dir_option,
+    data_option,
+    dataset_option,
     device_option,
     example_count,
     names,
@@ -22,11 +26,19 @@ from robbench.cli_base import (
     zoo_option,
 )
 from robbench.cli_bench import bench
+from robbench.cli_check import check
+from robbench.cli_experiment import (
+    check_recipe_options,
+    fid_weights_option,
+    recipe_option,
+    run_recipe,
+    scale_option,
+)
 from robbench.cli_fid import fid
 from robbench.cli_flow import samples
 from robbench.cli_theory import theory
 
-KINDS = ("attacks", "defenses", "models", "datasets", "threat-models")
+KINDS = ("attacks", "defenses", "models", "datasets", "threat-models", "recipes", "published")
 
 
 @click.group(
@@ -43,10 +55,16 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--attacks", multiple=True, required=True, help="Attacks, as in pgd20,aa,jsa50.")
+@click.option("--attacks", multiple=True, help="Attacks, as in pgd20,aa,jsa50.")
 @click.option("--defense", "defenses", multiple=True, help="Every zoo model of these defenses.")
-@click.option("--model", "models", multiple=True, help="Zoo models, or folders with a card.yaml.")
-@click.option("--dataset", default="digits", show_default=True, help="Data set (robbench list datasets).")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Zoo models, folders with a card.yaml, torchvision:NAME, timm:NAME, ...",
+)
+@dataset_option
+@data_option
 @click.option("--n", type=int, help="Test images, drawn by seed.  [default: all of digits, 1000 of others]")
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of subset and attacks."
@@ -100,13 +118,25 @@ def main() -> None:
 )
 @threat_models_option
 @zoo_option
+@checkpoints_option
 @data_dir_option
+@recipe_option
+@scale_option
+@fid_weights_option
 @click.pass_context
 def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None, **options: Any) -> None:
-    """Attack models and write tables.
+    """Attack models and write tables; with --recipe a paper's experiment, trainings included.
 
     Example: robbench run --defense ijsat --attacks pgd20,aa,jsa50
+
+    Example: robbench run --recipe ijsat-table1 --scale 0.01
     """
+    check_recipe_options(context)
+    if options["recipe"] is not None:
+        context.exit(_of_recipe(options, out, resume, dry_run))
+    for option in ("recipe", "scale", "fid_weights"):
+        del options[option]
+    options["dataset"] = chosen_dataset(options["dataset"], options["data"])
     folder = out or Path("robbench-runs") / f"{options['dataset']}-seed{options['seed']}"
     try:
         from robbench.allocator import tune_allocator
@@ -140,9 +170,24 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
     context.exit(3 if failed else 0)
 
 
+def _of_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run: bool) -> int:
+    """Run a recipe; the exit code."""
+    from robbench.allocator import tune_allocator
+
+    try:
+        tune_allocator()
+        return 3 if run_recipe(options, out, resume, dry_run) else 0
+    except KeyboardInterrupt:
+        click.echo(
+            "\nInterrupted. Run the same command again: it resumes after the last epoch or shard", err=True
+        )
+        return INTERRUPTED
+
+
 @main.command()
 @click.option("--defense", required=True, help="Training method (robbench list defenses).")
-@click.option("--dataset", default="digits", show_default=True, help="Data set (robbench list datasets).")
+@dataset_option
+@data_option
 @click.option(
     "--recipe", type=Text(), help="Training schedule (robbench show NAME).  [default: the data set's]"
 )
@@ -182,6 +227,7 @@ def train(context: click.Context, /, **options: Any) -> None:
     from robbench.allocator import tune_allocator
     from robbench.cli_train import train_model
 
+    options["dataset"] = chosen_dataset(options["dataset"], options["data"])
     try:
         tune_allocator()
         train_model(options)
@@ -191,62 +237,52 @@ def train(context: click.Context, /, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("run_folder", metavar="RUN", type=FolderOrFile())
+@click.argument("run_folders", metavar="RUN...", nargs=-1, required=True, type=FolderOrFile())
 @click.option("--sizes", is_flag=True, help="Print perturbation sizes and Frechet distances too.")
-def report(run_folder: Path, sizes: bool) -> None:
-    """Write the tables of a run folder again and print them."""
+@click.option("--published", is_flag=True, help="Hold the runs against published tables (robbench list published).")
+def report(run_folders: tuple[Path, ...], sizes: bool, published: bool) -> None:
+    """Write the tables of run folders again and print them."""
     from robbench.matrix.session import write_report
 
-    print_paths(write_report(run_folder, sizes))
-
-
-@main.command()
-@click.argument("run_folder", metavar="RUN", type=FolderOrFile())
-@click.option("--against", required=True, type=FolderOrFile(), help="Tidy CSV of reference numbers.")
-@click.option("--tolerance", type=float, help="Percentage points an accuracy may be off.  [default: 0.5]")
-@click.option("--complete", is_flag=True, help="Fail unless every accuracy of the run has a reference.")
-@click.pass_context
-def check(
-    context: click.Context, run_folder: Path, against: Path, tolerance: float | None, complete: bool
-) -> None:
-    """Compare a run with reference numbers; exit 1 when one is off."""
-    from robbench.matrix.session import check_run
-
-    context.exit(0 if check_run(run_folder, against, tolerance, complete) else 1)
+    print_paths(write_report(*run_folders, sizes=sizes, published=published))
 
 
 @main.command("list")
 @click.argument("kind", type=click.Choice(KINDS))
 @threat_models_option
 @zoo_option
-def list_command(kind: str, threat_models: Path | None, zoo: Path | None) -> None:
-    """List attacks, defenses, models, datasets or threat-models."""
+@data_dir_option
+def list_command(kind: str, threat_models: Path | None, zoo: Path | None, data_dir: Path | None) -> None:
+    """List attacks, defenses, models, datasets, threat-models, recipes or published tables."""
     from robbench.catalog import list_kind
 
-    list_kind(kind, threat_models, zoo)
+    list_kind(kind, threat_models, zoo, data_dir)
 
 
 @main.command()
 @click.argument("name")
 @threat_models_option
 @zoo_option
-def show(name: str, threat_models: Path | None, zoo: Path | None) -> None:
-    """Show an attack, threat model, model, recipe, data set or defense."""
+@checkpoints_option
+@data_dir_option
+def show(name: str, **options: Path | None) -> None:
+    """Show an attack, threat model, model, recipe, data set, defense or published table ("IJSAT Table 1")."""
     from robbench.catalog import show_name
 
-    show_name(name, threat_models, zoo)
+    show_name(name, options.pop("threat_models"), **options)
 
 
 @main.command()
 @zoo_option
+@checkpoints_option
 @data_dir_option
 @click.pass_context
-def doctor(context: click.Context, zoo: Path | None, data_dir: Path | None) -> None:
+def doctor(context: click.Context, zoo: Path | None, checkpoints: Path | None, data_dir: Path | None) -> None:
     """Say what is installed, present or missing, and how to get it."""
     from robbench.doctor import examine
 
-    context.exit(0 if examine(zoo, data_dir) else 1)
+    context.exit(0 if examine(zoo, data_dir, checkpoints) else 1)
 
 
-for command in (bench, fid, samples, theory):
+for command in (bench, check, fid, samples, theory):
     main.add_command(command)

@@ -1,7 +1,8 @@
 """From what the user asked to cells with everything loaded: bad input shows before any computing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 
 from robbench.attacks.victim import SearchPrecision
 from robbench.cards import ModelCard
-from robbench.data import Dataset, dataset_names, load_dataset, sample_ids
+from robbench.data import Dataset, load_dataset, sample_ids
+from robbench.data.card import family, require_dataset
+from robbench.data.corruptions import located
 from robbench.defenses import DEFENSES, FLOW_DEFENSES
 from robbench.device import resolve_device, versions
 from robbench.errors import UserError, unknown_name
@@ -18,8 +21,17 @@ from robbench.matrix.ray_backend import BackendName, RayOptions, ray_options
 from robbench.matrix.records import PlanEntry, RunFile, join_ids
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow
+from robbench.models.sources import Wanted, has_scheme
 from robbench.models.zoo import ZooEntry, default_flow, find_model, find_models, zoo_entries
-from robbench.specs import ModelKind, ResolvedAttack, refuse_unused_budgets, resolve_attack, threat_models
+from robbench.specs import (
+    ModelKind,
+    ResolvedAttack,
+    ThreatModel,
+    refuse_unused_budgets,
+    resolve_attack,
+    threat_models,
+    ungrouped,
+)
 
 DEFAULT_N = 1000
 
@@ -31,7 +43,9 @@ class RunRequest:
     epsilons, etas, steps: budgets instead of the data set's and steps instead of the attack's; one cell each.
     precision, compiled: how attacks search classifiers (verdicts are fp32 always).
     likelihood_dtype: "float32" or "float64", in which flows score images (None: float32). keep_examples: adversarial
-    images kept a cell. ray_address, gpus_per_cell: see `RayOptions`.
+    images kept a cell. ray_address, gpus_per_cell: see `RayOptions`. resolved: attacks with every number filled in, in
+    place of names and budgets. note: what every table of the run says of it. data: folder of a data set of one's own,
+    whose card has the name `dataset`.
     """
 
     attacks: tuple[str, ...]
@@ -51,11 +65,20 @@ class RunRequest:
     compiled: bool = False
     threat_models: Path | None = None
     zoo: Path | None = None
+    checkpoints: Path | None = None
     data_dir: Path | None = None
+    data: Path | None = None
     keep_examples: int = 16
     backend: BackendName = "local"
     ray_address: str | None = None
     gpus_per_cell: float | None = None
+    resolved: tuple[ResolvedAttack, ...] = ()
+    note: str = ""
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data set, then the one its card says it is like: whose models and budgets are used."""
+        return tuple(dict.fromkeys((self.dataset, family(self.dataset, self.data))))
 
 
 @dataclass(frozen=True)
@@ -88,19 +111,22 @@ def build_plan(request: RunRequest) -> Plan:
     """
     ray = ray_options(request.backend, request.ray_address, request.gpus_per_cell, request.device)
     device = resolve_device(request.device)
-    if request.dataset not in dataset_names():
-        raise unknown_name("data set", request.dataset, dataset_names())
-    entries = zoo_entries(request.zoo)
+    require_dataset(request.dataset, request.data)
+    entries = zoo_entries(request.zoo, request.checkpoints)
+    data = cache(lambda: load_dataset(request.dataset, request.data_dir, request.data))
     attacks = _resolved_attacks(request)
-    chosen = _chosen_models(request, attacks, entries)
+    wanted = _wanted(request, data)
+    chosen = _chosen_models(request, attacks, entries, wanted)
     classifiers = any(entry.card.kind == "classifier" for entry in chosen)
     if request.flow is not None and not classifiers:
         raise UserError(
             f"--flow {request.flow!r} is for latent attacks and bits/dim of classifiers, none is attacked here; "
             f"leave it out, or name the flow to attack with --model"
         )
-    flow_entry = _chosen_flow(request, entries) if classifiers else None
-    dataset = load_dataset(request.dataset, request.data_dir)
+    flow_entry = _chosen_flow(request, entries, wanted) if classifiers else None
+    dataset = data()
+    _require_fitting_flow(flow_entry, dataset)
+    attacks = located(attacks, dataset)
     samples = tuple(sample_ids(dataset.test, _count(request, dataset), request.seed))
     frozen = load_flow(flow_entry, device) if flow_entry else None
     builder = CellBuilder(
@@ -118,7 +144,7 @@ def build_plan(request: RunRequest) -> Plan:
     return Plan(
         dataset=dataset,
         samples=samples,
-        run=_run_file(dataset, request.seed, samples, cells),
+        run=_run_file(dataset, request.seed, samples, cells).model_copy(update={"note": request.note}),
         cells=cells,
         cards={entry.card.name: entry.card for entry in chosen},
         nll_flow=frozen,
@@ -132,6 +158,8 @@ def build_plan(request: RunRequest) -> Plan:
 
 
 def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
+    if request.resolved:
+        return list(request.resolved)
     if not request.attacks:
         raise UserError(
             "--attacks names none; give some, as in --attacks pgd20,aa (see robbench list attacks)"
@@ -139,8 +167,8 @@ def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
     known = threat_models(request.threat_models)
     settings = product(request.epsilons or (None,), request.etas or (None,), request.steps or (None,))
     resolved = (
-        resolve_attack(name, request.dataset, known, epsilon, eta, steps)
-        for (epsilon, eta, steps), name in product(list(settings), request.attacks)
+        resolve_attack(name, _with_budgets(name, request, known), known, epsilon, eta, steps)
+        for (epsilon, eta, steps), name in product(list(settings), ungrouped(request.attacks, known))
     )
     attacks = list(resolved)
     refuse_unused_budgets(attacks, request.epsilons, request.etas, request.steps)
@@ -157,8 +185,22 @@ def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
     return list({attack.label: attack for attack in attacks}.values())
 
 
+def _with_budgets(attack: str, request: RunRequest, known: dict[str, ThreatModel]) -> str:
+    """The data set whose budgets the attack takes: the run's, else the one it is like where its threat model has it."""
+    owners = [model for model in known.values() if attack in model.attacks]
+    listed = [name for name in request.datasets if any(name in model.budgets for model in owners)]
+    return listed[0] if listed else request.dataset
+
+
+def _wanted(request: RunRequest, data: Callable[[], Dataset]) -> Wanted:
+    """What named models are wanted for; the data set is loaded for those of other libraries, which must fit it."""
+    if not any(has_scheme(name) for name in (*request.models, request.flow or "")):
+        return Wanted(request.dataset, checkpoints=request.checkpoints)
+    return Wanted(request.dataset, data().shape, data().classes, request.checkpoints)
+
+
 def _chosen_models(
-    request: RunRequest, attacks: Sequence[ResolvedAttack], entries: dict[str, ZooEntry]
+    request: RunRequest, attacks: Sequence[ResolvedAttack], entries: dict[str, ZooEntry], wanted: Wanted
 ) -> list[ZooEntry]:
     if not request.models and not request.defenses:
         raise UserError("nothing to attack; give --defense or --model (see robbench list models)")
@@ -166,7 +208,8 @@ def _chosen_models(
     chosen = [
         entry for defense in request.defenses for entry in _of_defense(defense, targets, request, entries)
     ]
-    chosen += [_of_dataset(find_model(name, entries, targets[0]), request.dataset) for name in request.models]
+    named = (find_model(name, entries, targets[0], wanted) for name in request.models)
+    chosen += [_of_dataset(entry, request) for entry in named]
     _require_partners(chosen, attacks)
     unique: dict[str, ZooEntry] = {}
     for entry in chosen:
@@ -193,16 +236,24 @@ def _of_defense(
             f"--defense {defense!r} trains no {' and no '.join(targets)}, which is what these attacks are for; "
             f"see robbench list defenses and robbench list attacks"
         )
-    return [entry for kind in kinds for entry in find_models(defense, request.dataset, entries, kind)]
+    home = _home(request, entries)
+    return [entry for kind in kinds for entry in find_models(defense, home, entries, kind)]
 
 
-def _of_dataset(entry: ZooEntry, dataset: str) -> ZooEntry:
+def _home(request: RunRequest, entries: dict[str, ZooEntry]) -> str:
+    """The data set whose models of the zoo are meant: the run's where it has some, else the one it is like."""
+    present = {entry.card.dataset for entry in entries.values()}
+    return next((name for name in request.datasets if name in present), request.dataset)
+
+
+def _of_dataset(entry: ZooEntry, request: RunRequest) -> ZooEntry:
     card = entry.card
-    if card.dataset != dataset:
+    if card.dataset not in request.datasets:
         verb = "classifies" if card.kind == "classifier" else "models"
+        step = f"say `like: {card.dataset}` in its card if the model fits" if request.data else ""
         raise UserError(
-            f"--model {card.name!r} {verb} {card.dataset}, not {dataset}; "
-            f"give --dataset {card.dataset}, or another model"
+            f"--model {card.name!r} {verb} {card.dataset}, not {request.dataset}; "
+            f"{step or f'give --dataset {card.dataset}'}, or another model"
         )
     return entry
 
@@ -233,15 +284,17 @@ _DOES: dict[ModelKind, str] = {
 }
 
 
-def _chosen_flow(request: RunRequest, entries: dict[str, ZooEntry]) -> ZooEntry | None:
+def _chosen_flow(
+    request: RunRequest, entries: dict[str, ZooEntry], wanted: Wanted
+) -> ZooEntry | None:
     if request.flow is None:
-        return default_flow(request.dataset, entries)
-    entry = find_model(request.flow, entries, "flow")
+        return default_flow(_home(request, entries), entries)
+    entry = find_model(request.flow, entries, "flow", wanted)
     if entry.card.kind != "flow":
         raise UserError(
             f"--flow {request.flow!r} is no flow but a {entry.card.kind}; see robbench list models"
         )
-    if entry.card.dataset != request.dataset:
+    if entry.card.dataset not in request.datasets:
         raise UserError(
             f"--flow {request.flow!r} models {entry.card.dataset}, not {request.dataset}; name another flow"
         )
@@ -254,6 +307,16 @@ def _count(request: RunRequest, dataset: Dataset) -> int | None:
     return min(DEFAULT_N, len(dataset.test))
 
 
+def _require_fitting_flow(flow: ZooEntry | None, dataset: Dataset) -> None:
+    """`UserError` for a flow of other grey levels: bits/dim and latents of a data set that is not like its own."""
+    levels = flow.card.grey_levels if flow is not None else None
+    if flow is not None and levels not in (None, dataset.grey_levels):
+        raise UserError(
+            f"flow {flow.card.name!r} models {levels} grey levels and {dataset.name!r} has {dataset.grey_levels}; name "
+            f"another --flow, or correct `like` or grey_levels in the card of the data"
+        )
+
+
 def _run_file(dataset: Dataset, seed: int, samples: Sequence[int], cells: Sequence[Cell]) -> RunFile:
     records = [cell.record for cell in cells]
     return RunFile(
@@ -262,6 +325,7 @@ def _run_file(dataset: Dataset, seed: int, samples: Sequence[int], cells: Sequen
         seed=seed,
         shape=dataset.shape,
         class_names=dataset.class_names,
+        data=dataset.card,
         n=len(samples),
         models=tuple(dict.fromkeys(record.model for record in records)),
         attacks=tuple(dict.fromkeys(record.attack.label for record in records)),

@@ -1,4 +1,4 @@
-"""What the commands `run`, `report` and `check` do, from a request to files and lines on the terminal."""
+"""What the commands `run` and `report` do, from a request to files and lines on the terminal."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +16,7 @@ from robbench.matrix.folder import check_folder, opened
 from robbench.matrix.ledger import ORIGINALS_FILE, Ledger, load_run
 from robbench.matrix.plan import Plan, RunRequest, build_plan
 from robbench.matrix.progress import Terminal, run_progress
+from robbench.matrix.rates import PlanRates, hours_text
 from robbench.matrix.records import Run
 
 
@@ -38,44 +39,40 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     return failed
 
 
-def write_report(folder: Path, sizes: bool = False) -> list[Path]:
-    """Write and print the tables of a run folder again; returns the paths of CSV and HTML. sizes: print the
-    perturbation sizes too."""
+def write_report(*folders: Path, sizes: bool = False, published: bool = False) -> list[Path]:
+    """Write and print the tables of run folders again; returns the paths of CSV and HTML.
+
+    sizes: print the perturbation sizes too. published: hold all runs against the published tables, on pages in the
+    folder of the first, which its own page links.
+    """
     from robbench.publish.terminal import terminal_sizes
 
-    run, console = load_run(folder), Terminal()
-    paths = _publish(run, console)
-    if sizes:
-        console.print(terminal_sizes(run))
-    return paths
-
-
-def check_run(folder: Path, against: Path, tolerance: float | None = None, complete: bool = False) -> bool:
-    """Compare a run with the reference numbers in `against`; prints every comparison, True when it passed.
-
-    complete: every accuracy, and of flows every bits/dim, must have a reference.
-    """
-    from robbench.publish.check import check, print_results, without_reference
-    from robbench.publish.tables import leaderboard
-
-    rows = leaderboard(load_run(folder))
-    results = check(rows, against, tolerance)
     console = Terminal()
-    fine = print_results(results, console)
-    missing = without_reference(rows, results) if complete else []
-    if missing:
-        console.print(
-            f"no reference number for {len(missing)} numbers of the run: {', '.join(missing[:5])}",
-            style="red",
-            markup=False,
-            soft_wrap=True,
-        )
-    return fine and not missing
+    runs = [load_run(folder) for folder in folders]
+    pages = _write_published(runs, console) if published else []
+    paths = []
+    for number, run in enumerate(runs):
+        paths += _publish(run, console, PUBLISHED_PAGES if published and number == 0 else "")
+        if sizes:
+            console.print(terminal_sizes(run))
+    return paths + pages
 
 
-def _publish(run: Run, console: Console) -> list[Path]:
-    """Write the tables and print accuracies and likelihoods; paths of CSV and HTML."""
-    from robbench.publish.terminal import terminal_likelihood
+PUBLISHED_PAGES = "published/index.html"
+
+
+def _write_published(runs: Sequence[Run], console: Console) -> list[Path]:
+    """Write the pages of published tables and print how many numbers agree; paths of overview and Markdown."""
+    from robbench.publish.published_page import terminal_counts, write_published
+
+    console.print(terminal_counts(write_published(runs, runs[0].folder)))
+    overview = runs[0].folder / PUBLISHED_PAGES
+    return [overview, overview.with_name("comparison.md")]
+
+
+def _publish(run: Run, console: Console, published: str = "") -> list[Path]:
+    """Write the tables and print accuracies and likelihoods; paths of CSV and HTML. published: as in `write_html`."""
+    from robbench.publish.terminal import terminal_corruptions, terminal_likelihood
     from robbench.publish.writers import terminal_table, write_tables
 
     stored = Ledger(run.folder).originals()
@@ -88,10 +85,12 @@ def _publish(run: Run, console: Console) -> list[Path]:
     def originals(ids: Sequence[int]) -> np.ndarray:
         return np.stack([stored[int(i)] for i in ids])
 
-    paths = write_tables(run, run.folder, originals if stored else None)
+    paths = write_tables(run, run.folder, originals if stored else None, published)
     targets = {result.cell.attack.target for result in run.cells}
     if "classifier" in targets:
         console.print(terminal_table(run))
+    if any(not result.cell.attack.bounded for result in run.cells):
+        console.print(terminal_corruptions(run))
     if "flow" in targets:
         console.print(terminal_likelihood(run))
     return [paths["csv"], paths["html"]]
@@ -116,21 +115,26 @@ def dry_run_table(request: RunRequest, folder: Path, fresh: bool = False) -> Non
         "backwards\na sample",
         "forwards\nto do",
         "backwards\nto do",
+        "hours",
     ):
         table.add_column(name, justify="right", overflow="fold")
-    totals = [0, 0]
+    totals, rates, hours = [0, 0], PlanRates(plan), 0.0
     for cell in plan.cells:
         present = 0 if fresh else _present(Ledger(folder), plan, cell)
         missing = len(plan.samples) - present
         calls = (cell.cost.forwards, cell.cost.backwards)
         totals = [total + missing * each for total, each in zip(totals, calls, strict=True)]
         numbers = (present, *calls, *(missing * each for each in calls))
-        table.add_row(cell.record.model, cell.record.attack.label, *(f"{number:,}" for number in numbers))
+        of_cell = rates.hours(cell, missing)
+        hours += of_cell
+        names = (cell.record.model, cell.record.attack.label)
+        table.add_row(*names, *(f"{number:,}" for number in numbers), hours_text(of_cell))
     console = Terminal()
     console.print(table)
     console.print(
         f"{len(plan.cells)} cells; at most {totals[0]:,} forwards and {totals[1]:,} backwards to compute "
-        f"(a sample that breaks early needs fewer). Nothing was computed.",
+        f"(a sample that breaks early needs fewer), {hours_text(hours)} hours at the rates measured on {plan.device} "
+        f"just now. Nothing was computed.",
         highlight=False,
         soft_wrap=True,
     )

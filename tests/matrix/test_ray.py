@@ -665,5 +665,6 @@ def test_dry_run_is_the_same_for_both_backends(
     for backend in ("local", "ray"):
         dry_run_table(request(zoo, backend=backend), tmp_path / "run")
         printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[1]
-    assert any(line.split()[-5:] == ["0", "12", "10", "3,000", "2,500"] for line in printed[0].splitlines())
+    counts = [[line.split()[:-1] for line in text.splitlines() if "pgd10" in line] for text in printed]
+    assert counts[0] == counts[1]  # the last column is hours, measured each time
+    assert any(line[-5:] == ["0", "12", "10", "3,000", "2,500"] for line in counts[0])

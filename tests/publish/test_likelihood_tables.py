@@ -17,8 +17,9 @@ from markdown_it import MarkdownIt
 from publish_runs import attack, cell, frame
 from rich.console import Console
 
+from robbench.check.compare import check, passed, without_reference
+from robbench.check.policy import default_tolerance
 from robbench.matrix.records import CellResult, Run
-from robbench.publish.check import check, default_tolerance, passed, without_reference
 from robbench.publish.likelihood import bits_text, mean_text, nll_tables, summarized
 from robbench.publish.reproduce import commands
 from robbench.publish.rows import TableRow
@@ -407,7 +408,9 @@ def test_checking_a_poisoned_or_scored_run_does_not_crash(poisoned: Run, tmp_pat
 @pytest.mark.parametrize(
     ("value", "allowed"), [(0.2, 0.01), (-0.5, 0.01), (1.0, 0.01), (3.0, 0.03), (2e6, 2e4)]
 )
-def test_bits_per_dim_may_differ_by_a_hundredth_or_one_percent(value: float, allowed: float) -> None:
+def test_bits_per_dim_under_attack_may_differ_by_a_hundredth_or_one_percent(
+    value: float, allowed: float
+) -> None:
     assert default_tolerance("bits/dim", value) == pytest.approx(allowed)
 
 

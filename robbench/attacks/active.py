@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.base import Candidates, Task
-from robbench.attacks.geometry import per_sample
+from robbench.attacks.geometry import looking_is_free, put
 from robbench.attacks.spaces import State
 from robbench.attacks.victim import Victim, chunks
 
@@ -67,7 +67,7 @@ def fresh_state(x: Tensor) -> State:
     """`RESERVED` entries of samples nothing has happened to yet; x [n,C,H,W] is their image."""
     zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     return {
-        "adversarial": x,
+        "adversarial": x.clone(),
         "broken": torch.zeros_like(zeros, dtype=torch.bool),
         "broken_at": zeros.clone(),
         "iteration": zeros,
@@ -79,8 +79,11 @@ def fresh_state(x: Tensor) -> State:
 def note(state: State, images: Tensor, margin: Tensor, iterations: int) -> None:
     """Write down, in place, who was broken by admissible `images` [n,C,H,W] with margins [n] of a forward of exactly
     these. A sample broken before, or past its last iteration, keeps what it has."""
-    fresh = (margin <= 0) & ~state["broken"] & (state["iteration"] <= iterations)
-    state["adversarial"] = torch.where(per_sample(fresh, images), images, state["adversarial"])
+    misclassified = margin <= 0
+    if looking_is_free(margin) and not bool(misclassified.any()):
+        return
+    fresh = misclassified & ~state["broken"] & (state["iteration"] <= iterations)
+    put(state["adversarial"], images, fresh)
     state["broken_at"] = torch.where(fresh, state["iteration"], state["broken_at"])
     state["broken"] = state["broken"] | fresh
 
@@ -102,6 +105,7 @@ def run_search(victim: Victim, search: Search, task: Task, found: Candidates, ro
             waiting = waiting[missing:]
             state = {n: torch.cat([state[n], fresh[n]]) for n in fresh} if len(places) else fresh
             places = torch.cat([places, taken])
+            continue  # some may be broken already, and make room for others
         for _ in range(period if len(places) else 0):
             state = search.step(victim, state)
 
@@ -110,7 +114,7 @@ def _without_finished(
     victim: Victim, search: Search, found: Candidates, state: State, places: Tensor
 ) -> tuple[State, Tensor]:
     """The samples that go on; the others are recorded."""
-    if search.claims_only or not victim.exact:
+    if search.claims_only or victim.only_claims:
         _confirm(victim, state)
     done = state["broken"] | (state["iteration"] >= search.iterations)
     leaving = done.cpu()

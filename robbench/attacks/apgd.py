@@ -7,9 +7,7 @@ and, that score included, one forward more.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from robbench.attacks.active import RESERVED, Batch, Search, fresh_state, note
-from robbench.attacks.geometry import TINY, norm_of, per_sample, project
-from robbench.attacks.geometry_l1 import project_l1_box, rounding_allowance, sparse_direction, support_size
+from robbench.attacks.apgd_rules import HalvingRule, Rule, Timetable, rule_of
+from robbench.attacks.geometry import TINY, looking_is_free, per_sample, put
 from robbench.attacks.spaces import State
 from robbench.attacks.victim import Victim, margins
 from robbench.errors import UserError
@@ -27,8 +25,6 @@ from robbench.specs import Norm
 
 Loss = Literal["ce", "dlr", "ce-targeted", "dlr-targeted"]
 LEAST_CLASSES: dict[Loss, int] = {"ce": 2, "dlr": 3, "ce-targeted": 2, "dlr-targeted": 4}
-MOMENTUM = 0.75  # share of the gradient step in an update; the rest continues the last update
-SPARSITY_SHRINK, LEAST_STEP = 1.5, 0.1  # L1: what support and step are divided by; smallest step / radius
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
@@ -47,194 +43,6 @@ def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 def _logit(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(1, classes[:, None]).squeeze(1)
-
-
-@dataclass(frozen=True)
-class Timetable:
-    """What happens at the t-th iterate, by t = 0..iterations; all [iterations + 1], in use [n] for the samples' t.
-
-    first: t begins a phase. counts: the radius is the attack's own. window: 0, or the length of the window that a
-    checkpoint at t closes. ends: t is scored for its loss only and the next phase begins at the best point so far.
-    radius: of the phase; following: of the next iterate's.
-    """
-
-    first: Tensor
-    counts: Tensor
-    window: Tensor
-    ends: Tensor
-    radius: Tensor
-    following: Tensor
-
-    def at(self, iteration: Tensor) -> "Timetable":
-        """The entries of samples at `iteration` [n]."""
-        return Timetable(*(column[iteration] for column in vars(self).values()))
-
-    def to(self, device: torch.device) -> "Timetable":
-        return Timetable(*(column.to(device) for column in vars(self).values()))
-
-
-class Rule(ABC):
-    """What depends on the norm: start, steps, and what is adapted at checkpoints. Radii come from the timetable."""
-
-    norm: Norm
-
-    def __init__(self, epsilon: float, rho: float) -> None:
-        self.epsilon, self.rho = epsilon, rho
-
-    @abstractmethod
-    def windows(self, iterations: int) -> dict[int, int]:
-        """Checkpoints of a phase and the length of the windows they close."""
-
-    @abstractmethod
-    def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """Start relative to x before it is made admissible, from [n, ...] numbers uniform on [-1,1) and normal."""
-
-    @abstractmethod
-    def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
-        """The admissible point nearest to `point` (for l2: ball first, then box). radius: [n]."""
-
-    @abstractmethod
-    def begin(self, x: Tensor, radius: Tensor) -> State:
-        """State entries of this rule for samples x [n,C,H,W] whose first phase has `radius` [n]."""
-
-    @abstractmethod
-    def adapt(self, state: State, loss: Tensor, now: Timetable) -> Tensor:
-        """Adapt step sizes in place of the state; True [n] for samples that go on from their best point."""
-
-    @abstractmethod
-    def move(self, state: State, point: Tensor, gradient: Tensor, now: Timetable) -> Tensor:
-        """The next iterate from `point` with its gradient; state["old"] is the point before, where it is used."""
-
-
-class HalvingRule(Rule):
-    """Linf and L2: momentum, and the step size is halved where a window brought too few improvements (2020, sec. 3)."""
-
-    def windows(self, iterations: int) -> dict[int, int]:
-        window, least = max(int(0.22 * iterations), 1), max(int(0.06 * iterations), 1)
-        shorter = max(int(0.03 * iterations), 1)
-        found: dict[int, int] = {}
-        at = window
-        while at <= iterations:
-            found[at] = window
-            window = max(window - shorter, least)
-            at += window
-        return found
-
-    def begin(self, x: Tensor, radius: Tensor) -> State:
-        zeros = torch.zeros_like(radius)
-        return {
-            "step_size": 2.0 * radius,
-            "increases": zeros,
-            "previous_loss": zeros,
-            "checked_loss": zeros,
-            "reduced": torch.ones_like(zeros, dtype=torch.bool),
-        }
-
-    def adapt(self, state: State, loss: Tensor, now: Timetable) -> Tensor:
-        increases = state["increases"] + ((loss > state["previous_loss"]) & ~now.first)
-        # The reference compares the loss after the first step with 0, not with the start's.
-        state["previous_loss"] = loss.masked_fill(now.first, 0.0)
-        best, due = state["best_loss"], now.window > 0
-        stuck = ~state["reduced"] & (state["checked_loss"] >= best)
-        reduce = due & ((increases <= self.rho * now.window) | stuck)
-        state["increases"] = increases.masked_fill(due, 0.0)
-        state["reduced"] = torch.where(due, reduce, state["reduced"])
-        state["checked_loss"] = torch.where(due | now.first, best, state["checked_loss"])
-        state["step_size"] = torch.where(reduce, 0.5 * state["step_size"], state["step_size"])
-        return reduce
-
-    def move(self, state: State, point: Tensor, gradient: Tensor, now: Timetable) -> Tensor:
-        step = self.direction(gradient).mul_(per_sample(state["step_size"], gradient)).add_(point)
-        share = per_sample(torch.where(now.first, 1.0, MOMENTUM), point)
-        inertia = (point - state["old"]).mul_(1.0 - share)
-        step = self.admit(state, step, now.radius).sub_(point).mul_(share).add_(point).add_(inertia)
-        return self.admit(state, step, now.radius)
-
-    @abstractmethod
-    def direction(self, gradient: Tensor) -> Tensor:
-        """Steepest ascent of unit size, a new tensor; 0 for a NaN coordinate."""
-
-
-class LinfRule(HalvingRule):
-    norm = "linf"
-
-    def begin(self, x: Tensor, radius: Tensor) -> State:
-        bounds = {"low": (x - self.epsilon).clamp_(min=0.0), "high": (x + self.epsilon).clamp_(max=1.0)}
-        return {**super().begin(x, radius), **bounds}
-
-    def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        return uniform * per_sample(self.epsilon / (norm_of(uniform, "linf") + TINY), uniform)
-
-    def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
-        return point.clamp_(state["low"], state["high"])
-
-    def direction(self, gradient: Tensor) -> Tensor:
-        return gradient.sign()
-
-
-class L2Rule(HalvingRule):
-    norm = "l2"
-
-    def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        return normal * per_sample(self.epsilon / (norm_of(normal, "l2") + TINY), normal)
-
-    def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
-        x = state["x"]
-        inside = self.epsilon - rounding_allowance(self.epsilon, x.shape[1:].numel())
-        return project(point - x, "l2", inside).add_(x).clamp_(0.0, 1.0)
-
-    def direction(self, gradient: Tensor) -> Tensor:
-        # Scaled first: the squares of a saturated model's gradients underflow to a norm of 0.
-        finite = gradient.nan_to_num()
-        finite.div_(per_sample(norm_of(finite, "linf").clamp_(min=torch.finfo(finite.dtype).tiny), finite))
-        return finite.div_(per_sample(norm_of(finite, "l2") + TINY, finite))
-
-
-class L1Rule(Rule):
-    """Sparse steps; their support follows that of the best point, and the step size with it (2021, section 4)."""
-
-    norm = "l1"
-
-    def __init__(self, epsilon: float, rho: float, large_radii: bool) -> None:
-        super().__init__(epsilon, rho)
-        self.large_radii = large_radii
-
-    def windows(self, iterations: int) -> dict[int, int]:
-        window = max(int(0.04 * iterations), 1)
-        return dict.fromkeys(range(window, iterations + 1, window), window)
-
-    def begin(self, x: Tensor, radius: Tensor) -> State:
-        support = torch.full_like(radius, x.shape[1:].numel())
-        return {"step_size": radius.clone(), "density": torch.full_like(radius, 0.2), "support": support}
-
-    def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        return normal
-
-    def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
-        x = state["x"]
-        inside = radius - rounding_allowance(self.epsilon, x.shape[1:].numel())
-        return project_l1_box(point - x, x, inside).add_(x).clamp_(0.0, 1.0)
-
-    def adapt(self, state: State, loss: Tensor, now: Timetable) -> Tensor:
-        support, due = support_size(state["best"] - state["x"]), now.window > 0
-        # A random start is dense and its support says nothing; a start cut down by a projection is measured.
-        renew = due | (now.first & self.large_radii)
-        sparser = due & (support / state["support"] < 0.95)
-        density = support / state["x"].shape[1:].numel() / SPARSITY_SHRINK
-        state["density"] = torch.where(renew, density, state["density"])
-        state["support"] = torch.where(renew, support, state["support"])
-        step = torch.where(due, state["step_size"] / SPARSITY_SHRINK, state["step_size"])
-        step = torch.where(sparser | now.first, now.radius, step)
-        state["step_size"] = step.clamp(min=LEAST_STEP * now.radius, max=now.radius)
-        return sparser
-
-    def move(self, state: State, point: Tensor, gradient: Tensor, now: Timetable) -> Tensor:
-        dimensions = point.shape[1:].numel()
-        left_out = ((1.0 - state["density"]) * dimensions).clamp_(0, dimensions - 1).long()
-        step = sparse_direction(gradient.nan_to_num(), dimensions - left_out)
-        step.mul_(per_sample(state["step_size"], step)).add_(point)
-        step = torch.where(per_sample(now.ends, step), state["best"], step)
-        return self.admit(state, step, now.following)
 
 
 class APGD(Search):
@@ -276,7 +84,7 @@ class APGD(Search):
         self.name, self.loss, self.target, self.restart = name, loss, target, restart
         self.stream = stream if target is None else f"{stream}/target {target}"
         self.eot_iterations = eot_iterations
-        self.rule = _rule(name, norm, epsilon, rho, large_radii)
+        self.rule = rule_of(name, norm, epsilon, rho, large_radii)
         self.timetable = _timetable(_phases(name, epsilon, budget, large_radii), self.rule)
         self.iterations = len(self.timetable.first) - 1
 
@@ -300,15 +108,19 @@ class APGD(Search):
         point, live = state["point"], ~state["broken"] & (state["iteration"] < self.iterations)
         margin = margins(logits, state["y"]).masked_fill(~now.counts, float("inf"))
         note(state, point, margin, self.iterations)
-        loss = self._keep_best(state, loss, gradient, now)
-        back = per_sample(self.rule.adapt(state, loss, now) & live, point)
-        point = torch.where(back, state["best"], point, out=point)
-        gradient = torch.where(back, state["best_gradient"], gradient)
+        # Where looking is free the active set looks after every step, and everybody here is live.
+        waits = not looking_is_free(point)
+        loss = self._keep_best(state, loss, gradient, now, live)
+        back = self.rule.adapt(state, loss, now) & live
+        put(point, state["best"], back)
+        put(gradient, state["best_gradient"], back)
         moved = self.rule.move(state, point, gradient, now)
-        state["point"] = torch.where(per_sample(live, moved), moved, point, out=moved)
+        if waits:
+            put(moved, point, ~live)
+        state["point"] = moved
         if "old" in state:
             state["old"] = point
-        if not victim.exact:
+        if waits and victim.only_claims:
             _wait(state, before, live)
         calls = live * self.eot_iterations
         state["iteration"] = state["iteration"] + live
@@ -319,14 +131,15 @@ class APGD(Search):
         broken = per_sample(state["broken"], state["point"])
         return state | {"adversarial": torch.where(broken, state["adversarial"], state["point"])}
 
-    def _keep_best(self, state: State, loss: Tensor, gradient: Tensor, now: Timetable) -> Tensor:
+    def _keep_best(
+        self, state: State, loss: Tensor, gradient: Tensor, now: Timetable, live: Tensor
+    ) -> Tensor:
         """Update the best point of the phase, in place; returns the loss with -inf for NaN, which is never best."""
         loss = loss.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
-        better = now.first | (loss > state["best_loss"])
-        wide = per_sample(better, gradient)
+        better = (now.first | (loss > state["best_loss"])) & live
         state["best_loss"] = torch.where(better, loss, state["best_loss"])
-        torch.where(wide, state["point"], state["best"], out=state["best"])
-        torch.where(wide, gradient, state["best_gradient"], out=state["best_gradient"])
+        put(state["best"], state["point"], better)
+        put(state["best_gradient"], gradient, better)
         return loss
 
     def _score(self, victim: Victim, state: State) -> tuple[Tensor, Tensor, Tensor]:
@@ -390,18 +203,6 @@ def _wait(state: State, before: State, live: Tensor) -> None:
     for name, value in before.items():
         if name not in (*RESERVED, "point") and state[name] is not value:
             state[name] = torch.where(per_sample(live, value), state[name], value)
-
-
-def _rule(name: str, norm: Norm, epsilon: float, rho: float, large_radii: bool) -> Rule:
-    if large_radii and norm != "l1":
-        raise UserError(f"{name}: large_radii with norm {norm!r}; the schedule of radii is for l1 alone")
-    if norm == "l1":
-        return L1Rule(epsilon, rho, large_radii)
-    if norm == "l2":
-        return L2Rule(epsilon, rho)
-    if norm == "linf":
-        return LinfRule(epsilon, rho)
-    raise UserError(f"{name}: norm {norm!r}; APGD searches in linf, l2 and l1 balls")
 
 
 def _phases(name: str, epsilon: float, budget: int, large_radii: bool) -> list[tuple[float, int]]:

@@ -18,7 +18,8 @@ from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.fab import TargetedFab
 from robbench.attacks.named import ATTACKS, Cost
 from robbench.attacks.square import Square
-from robbench.attacks.victim import Victim
+from robbench.attacks.suspicions import PROBED, Diagnostics, cross_entropy
+from robbench.attacks.victim import RANDOMISED_VERDICTS, Victim
 from robbench.errors import UserError
 from robbench.schema import Strict
 
@@ -90,19 +91,38 @@ class AutoAttack(Attack):
             "square": 0,
         }
         chosen = p.components
-        return Cost(e * (2 + sum(forwards[c] for c in chosen)), e * sum(backwards[c] for c in chosen))
+        scored = 1 + (RANDOMISED_VERDICTS if e > 1 else 1)  # the clean image once
+        return Cost(e * (scored + sum(forwards[c] for c in chosen)), e * sum(backwards[c] for c in chosen))
 
     def search(self, victim: Victim, task: Task) -> Candidates:
         n = len(task.x)
         zeros = torch.zeros(n, dtype=torch.int64)
         found = Candidates(task.x.clone(), zeros - 1, zeros.clone(), zeros.clone(), [self.spec.name] * n)
-        rows = torch.arange(n)
+        rows, climbed = torch.arange(n), Diagnostics()
         for component, search in self.searches(self._classes(victim, task)):
             if not len(rows):
                 break
             run_search(victim, search, task, found, rows)
             rows = self._left(victim, task, found, rows, component)
+            if component == "apgd-ce":
+                climbed = self._climbed(victim, task, found, rows)
+        # The base class looks at what is handed back, which APGD-CE alone leaves at its last iterate.
+        if len(self.parameters.components) > 1:
+            found.diagnostics += climbed
         return found
+
+    def _climbed(self, victim: Victim, task: Task, found: Candidates, rows: Tensor) -> Diagnostics:
+        """Whether APGD-CE, which has just left `rows` at its last iterates, raised the loss of the first of them; not
+        counted as calls."""
+        few = rows[: min(PROBED, task.batch_size)].to(task.x.device)
+        if not len(few):
+            return Diagnostics()
+        with torch.no_grad():
+            before, after = (
+                cross_entropy(victim.logits(images[few]), task.y[few]).sum()
+                for images in (task.x, found.adversarial)
+            )
+        return Diagnostics(held=len(few), loss_before=float(before), loss_after=float(after))
 
     def searches(self, classes: int) -> Iterator[tuple[Component, Search]]:
         """The searches of every component in order, one a restart or target."""

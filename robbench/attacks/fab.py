@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.active import Batch, Search, fresh_state, note
-from robbench.attacks.geometry import norm_of, per_sample
+from robbench.attacks.geometry import looking_is_free, norm_of, per_sample
 from robbench.attacks.geometry_box import steps_to_hyperplane
 from robbench.attacks.spaces import State
 from robbench.attacks.victim import Victim, margins
@@ -85,12 +85,15 @@ class TargetedFab(Search):
         margin = margins(victim.logits(candidate), state["y"])
         state["iteration"] = state["iteration"] + live
         self._note(state, live, candidate, margin)
-        pulled = torch.lerp(state["x"], candidate, self.pull_back).clamp_(0.0, 1.0)
-        state["point"] = torch.where(per_sample(margin <= 0, candidate), pulled, candidate)
+        # A mean of two points of the box is in it.
+        share = torch.where(margin <= 0, self.pull_back, 1.0)
+        state["point"] = torch.lerp(state["x"], candidate, per_sample(share, candidate))
         return state | {"forwards": state["forwards"] + 2 * live, "backwards": state["backwards"] + live}
 
     def _note(self, state: State, live: Tensor, images: Tensor, margin: Tensor) -> None:
         """`note` what counts: points within epsilon, of samples that still search."""
+        if looking_is_free(margin) and not bool((margin <= 0).any()):
+            return
         counts = live & (norm_of(images - state["x"], self.norm) <= self.epsilon)
         note(state, images, margin.masked_fill(~counts, float("inf")), self.iterations)
 

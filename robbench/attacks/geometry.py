@@ -69,6 +69,22 @@ def per_sample(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *([1] * (like.ndim - 1)))
 
 
+def looking_is_free(tensor: Tensor) -> bool:
+    """Whether Python may look at values without waiting for the device."""
+    return tensor.device.type == "cpu"
+
+
+def put(into: Tensor, values: Tensor, where: Tensor) -> None:
+    """Copy the rows `where` [n] bool of `values` [n, ...] in place. On the CPU, where looking at `where` is free, the
+    other rows cost nothing."""
+    if not looking_is_free(where):
+        torch.where(per_sample(where, into), values, into, out=into)
+        return
+    rows = where.nonzero().squeeze(1)
+    if len(rows):
+        into.index_copy_(0, rows, values.index_select(0, rows))
+
+
 def norm_of(delta: Tensor, norm: Norm) -> Tensor:
     """Norm of every row, [n]."""
     flat = delta.flatten(1)

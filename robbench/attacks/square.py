@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.active import Batch, Search, fresh_state
-from robbench.attacks.geometry import TINY, norm_of, per_sample
+from robbench.attacks.geometry import TINY, norm_of, per_sample, put
 from robbench.attacks.geometry_l1 import project_l1_box, rounding_allowance
 from robbench.attacks.spaces import State
 from robbench.attacks.victim import Victim, margins
@@ -78,16 +78,9 @@ def _spans(place: Tensor, side: Tensor, shape: tuple[int, ...]) -> tuple[Tensor,
     return inside[..., 0, : shape[1]], inside[..., 1, : shape[2]]
 
 
-def _put(into: Tensor, images: Tensor, where: Tensor) -> None:
-    """Copy the rows `where` [n] of `images` in place; all finite. For weights 0 and 1 lerp is exact (and on the CPU
-    several times faster than torch.where)."""
-    into.lerp_(images, per_sample(where.to(into.dtype), into))
-
-
 def _margin(victim: Victim, images: Tensor, labels: Tensor) -> Tensor:
     """Margins [n]; infinite, so that no search goes there, where the model's are not finite."""
-    margin = margins(victim.logits(images), labels)
-    return margin.masked_fill_(~margin.isfinite(), math.inf)
+    return margins(victim.logits(images), labels).nan_to_num_(math.inf, math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -135,6 +128,10 @@ class Moves(ABC):
     def accept(self, state: State, better: Tensor, proposal: State) -> None:
         """Note in place which samples [n] now have what was proposed; "adversarial" is taken care of."""
 
+    def leave(self, state: State) -> None:
+        """Give back what is kept outside the state for samples that leave."""
+        return
+
 
 class SignWindows(Moves):
     """Linf: every pixel at x - eps or x + eps (clipped to the box); a window gets one sign a channel.
@@ -142,12 +139,21 @@ class SignWindows(Moves):
     Such a search asks often what it knows: a window that has this sign already is the best image itself, and since
     the best image last changed the same window may have been refused. Both are refused without a forward, at most
     `ahead` - 1 queries a step; the search, its queries and what it finds stay those of a forward a query.
-    State: "signs" [n,C,H,W] of -1 and 1; "refused" [n, 2^C H W], `_stamp` of the last refusals; "changes" [n].
+    What a sample's queries are is worked out before the first one. State: "signs" [n,C,H,W] of -1 and 1; "place" [n],
+    of the sample's queries in `plans` [places, queries, 3 + C] int32, see `_plan`; "refused" [n, 2^C H W], `_stamp` of
+    the last refusals; "changes" [n].
     """
 
     def __init__(self, epsilon: float, shape: tuple[int, ...], schedule: Schedule, ahead: int) -> None:
         super().__init__(epsilon, shape, schedule)
-        self.ahead = torch.arange(1, ahead + 1, device=schedule.at.device)
+        device = schedule.at.device
+        self.ahead = torch.arange(1, ahead + 1, device=device)
+        queries = torch.arange(schedule.queries + ahead + 1, device=device).clamp_(max=schedule.queries)
+        self.side, self.kind = schedule.at[queries, 0], schedule.kind[queries]
+        self.area = (self.side * self.side).float()
+        self.lines, self.bands = (_stripes(schedule.sides, length, device) for length in shape[1:])
+        self.plans = torch.zeros((0, len(queries), 3 + shape[0]), dtype=torch.int32, device=device)
+        self.free: list[int] = []
         self.windows = 2 ** shape[0] * shape[1] * shape[2]
         self.remembers = self.windows <= MOST_REMEMBERED
 
@@ -156,67 +162,96 @@ class SignWindows(Moves):
         words = KeyedNumbers.bits(keys, torch.zeros_like(keys), -(-channels * width // 64))
         stripes = _coins(words, channels * width).reshape(-1, channels, 1, width).to(x.dtype) * 2 - 1
         signs = stripes.expand(x.shape).clone()
-        entries = {"signs": signs, "adversarial": self._images(x, signs)}
+        entries = {
+            "signs": signs,
+            "adversarial": self._images(x, signs),
+            "place": self._kept(self._plan(keys)),
+        }
         if self.remembers:
             entries["refused"] = torch.zeros((len(x), self.windows), dtype=torch.int32, device=x.device)
             entries["changes"] = torch.zeros_like(keys, dtype=torch.int32)
         return entries
 
-    def propose(self, state: State) -> tuple[Tensor, Tensor, State]:
-        channels = self.shape[0]
-        queries = state["iteration"][:, None] + self.ahead
-        words = self._words(state["keys"], queries)
-        place, side = self.schedule.windows(words[..., 0], queries)
+    def _kept(self, plan: Tensor) -> Tensor:
+        """Where `plan` [n, ...] is in `plans` now: not in the state, which is copied whenever a sample leaves."""
+        missing = max(len(plan) - len(self.free), 0)
+        self.free += range(len(self.plans), len(self.plans) + missing)
+        self.plans = torch.cat([self.plans, plan[:missing]])
+        places, self.free = self.free[: len(plan)], self.free[len(plan) :]
+        where = torch.tensor(places, dtype=torch.int64, device=plan.device)
+        self.plans[where] = plan
+        return where
+
+    def leave(self, state: State) -> None:
+        self.free += state["place"].tolist()
+
+    def _plan(self, keys: Tensor) -> Tensor:
+        """Of every query: the window's rows in `lines` and columns in `bands`, its place in state["refused"], and its
+        sign a channel."""
+        channels, height, width = self.shape
+        queries = torch.arange(len(self.kind), device=keys.device).expand(len(keys), -1)
+        count = -(-(POSITION_BITS + channels) // 64)  # a position and a coin a channel
+        words = KeyedNumbers.bits(keys[:, None].expand_as(queries).flatten(), queries.flatten(), count)
+        words = words.reshape(*queries.shape, count)
+        place, _ = self.schedule.windows(words[..., 0], queries)
         coins = _coins(words, channels, POSITION_BITS)
-        known = self._changes_nothing(state["signs"], place, side, coins)
+        code = (coins << torch.arange(channels, device=keys.device)).sum(-1)
+        window = (code * height + place[..., 0]) * width + place[..., 1] if self.remembers else code
+        spans = place + self.kind[:, None] * torch.tensor((height, width), device=keys.device)
+        return torch.cat([spans, window[..., None], 2 * coins - 1], 2).to(torch.int32)
+
+    def propose(self, state: State) -> tuple[Tensor, Tensor, State]:
+        queries = state["iteration"][:, None] + self.ahead
+        plan = self.plans[state["place"][:, None], queries]  # [n, ahead, 3 + C]
+        rows, columns = self._spans(plan)
+        signs = plan[..., 3:].to(state["x"].dtype)
+        # What changes nothing: the window's pixels sum to its area times its signs.
+        sums = ((rows[:, None] @ state["signs"]) * columns[:, None]).sum(-1)  # [n, C, ahead]
+        known = (sums.transpose(1, 2) == self.area[queries][..., None] * signs).all(-1)
         if self.remembers:
-            window = self._window(place, coins)
-            stamp = self._stamp(state["changes"][:, None], side)
+            window, stamp = plan[..., 2].long(), self._stamp(state["changes"][:, None], self.side[queries])
             known |= state["refused"].gather(1, window) == stamp
         known[:, -1] = False
         pick = known.to(torch.uint8).argmin(1, keepdim=True)  # the first one unknown
         if self.remembers:
             state["refused"].scatter_(1, window.gather(1, pick), stamp.gather(1, pick))
-        chosen = torch.cat([queries[..., None], side[..., None], place, coins], 2)
-        chosen = chosen.gather(1, pick[..., None].expand(-1, -1, chosen.shape[2])).squeeze(1)
-        signs = self._filled(state["signs"], chosen[:, 2:4], chosen[:, 1], chosen[:, 4:])
-        return chosen[:, 0], self._images(state["x"], signs), {"signs": signs}
+        flat = (pick.squeeze(1) + torch.arange(0, known.numel(), len(self.ahead), device=pick.device)).long()
+        row, column, sign = (t.flatten(0, 1).index_select(0, flat) for t in (rows, columns, signs))
+        filled = self._filled(state["signs"], row, column, sign)
+        return queries.flatten().index_select(0, flat), self._images(state["x"], filled), {"signs": filled}
 
     def accept(self, state: State, better: Tensor, proposal: State) -> None:
-        _put(state["signs"], proposal["signs"], better)
+        put(state["signs"], proposal["signs"], better)
         if self.remembers:
             state["changes"] += better
 
     def _images(self, x: Tensor, signs: Tensor) -> Tensor:
         return torch.add(x, signs, alpha=self.epsilon).clamp_(0.0, 1.0)
 
-    def _words(self, keys: Tensor, queries: Tensor) -> Tensor:
-        """Random words [n, ahead, ...]: a position and a coin a channel."""
-        count = -(-(POSITION_BITS + self.shape[0]) // 64)
-        words = KeyedNumbers.bits(keys[:, None].expand_as(queries).flatten(), queries.flatten(), count)
-        return words.reshape(*queries.shape, count)
+    def _spans(self, plan: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows [n, ahead, H] and columns [n, ahead, W] of the windows, 1 inside and 0 outside."""
+        chosen = (
+            table.index_select(0, plan[..., axis].flatten())
+            for axis, table in ((0, self.lines), (1, self.bands))
+        )
+        rows, columns = (spans.reshape(*plan.shape[:2], -1) for spans in chosen)
+        return rows, columns
 
-    def _changes_nothing(self, have: Tensor, place: Tensor, side: Tensor, coins: Tensor) -> Tensor:
-        """Which windows [n, ahead] have their signs [n, ahead, C] already: their pixels sum to side^2 of them."""
-        rows, columns = _spans(place, side, self.shape)
-        sums = ((rows[:, None] @ have) * columns[:, None]).sum(-1)  # [n, C, ahead]
-        wanted = (side * side)[..., None] * (2 * coins - 1)
-        return (sums.transpose(1, 2) == wanted).all(-1)
-
-    def _filled(self, have: Tensor, place: Tensor, side: Tensor, coins: Tensor) -> Tensor:
-        """`have` with the signs [n,C] in a window a sample: two of them added, what is beyond 1 cut off."""
-        rows, columns = _spans(place, side, self.shape)
-        stripes = rows[:, None] * (4.0 * coins - 2.0)[..., None]
-        return torch.addcmul(have, stripes[..., None], columns[:, None, None]).clamp_(-1.0, 1.0)
-
-    def _window(self, place: Tensor, coins: Tensor) -> Tensor:
-        """Place in state["refused"] [n, ahead] of a window's position and signs."""
-        code = (coins << torch.arange(coins.shape[-1], device=coins.device)).sum(-1)
-        return (code * self.shape[1] + place[..., 0]) * self.shape[2] + place[..., 1]
+    def _filled(self, have: Tensor, row: Tensor, column: Tensor, sign: Tensor) -> Tensor:
+        """`have` with sign [n,C] in a window of row [n,H] and column [n,W]: two of it added, what is beyond 1 cut."""
+        stripes = row[:, None] * (2.0 * sign)[..., None]
+        return torch.addcmul(have, stripes[..., None], column[:, None, None]).clamp_(-1.0, 1.0)
 
     def _stamp(self, changes: Tensor, side: Tensor) -> Tensor:
         """Differs for two best images of a sample and for two sides; not 0, int32."""
         return (changes * (max(self.shape[1:]) + 1) + side).to(torch.int32)
+
+
+def _stripes(sides: list[int], length: int, device: torch.device) -> Tensor:
+    """Rows (or columns) of windows, 1 inside: row `kind * length + first` for a window of sides[kind] from `first`."""
+    first = torch.arange(length)[:, None]
+    inside = [(torch.arange(length) >= first) & (torch.arange(length) < first + side) for side in sides]
+    return torch.cat(inside).float().to(device)
 
 
 class PatternWindows(Moves):
@@ -356,7 +391,7 @@ class Square(Search):
         margin = _margin(victim, images, state["y"])
         going = ~state["broken"] & (query <= self.iterations)
         better = ((margin < state["margin"]) | (margin <= 0)) & going
-        _put(state["adversarial"], images, better)
+        put(state["adversarial"], images, better)
         moves.accept(state, better, proposal)
         state["margin"] = torch.where(better, margin, state["margin"])
         state["iteration"] = query.clamp(max=self.iterations)
@@ -364,6 +399,10 @@ class Square(Search):
         state["broken_at"] = torch.where(hit, query, state["broken_at"])
         state["broken"] = state["broken"] | hit
         state["forwards"] += 1
+        return state
+
+    def leave(self, state: State) -> State:
+        self._moves_for(state["x"]).leave(state)
         return state
 
     def _moves_for(self, x: Tensor) -> Moves:

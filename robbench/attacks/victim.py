@@ -7,7 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robbench.attacks.lean import lean
 from robbench.errors import UserError
+
+RANDOMISED_VERDICTS = 3  # means of forwards an attacked image is scored by where the model is randomised
 
 SearchPrecision = Literal["fp32", "bf16", "tf32"]
 
@@ -45,7 +48,8 @@ class Victim:
     module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside. precision, compiled: how `logits` and
     `differentiable` compute, which a search may be told in order to be faster; `margins` and `clean_logits`, on which
     verdicts stand, are fp32 forwards of the unmodified module always, means of `draws` of them where the module is
-    randomised. fits: a batch size that memory holds, once a larger one was found not to fit.
+    randomised. fits: a batch size that memory holds, once a larger one was found not to fit. exact: whether a search
+    sees the module itself, to the last bit; what it finds elsewhere is to be confirmed.
     """
 
     def __init__(
@@ -64,6 +68,40 @@ class Victim:
         self._searched: Callable[[Tensor], Tensor] = (
             torch.compile(self.module, dynamic=True) if compiled else self.module
         )
+
+    @property
+    def only_claims(self) -> bool:
+        """Whether a search that sees a misclassified image can be mistaken: its forward was another one than that of
+        the module, or the module is randomised."""
+        return not self.exact or self.draws > 1
+
+    @property
+    def verdicts(self) -> int:
+        """How many means of `draws` forwards an attacked image is scored by."""
+        return 1 if self.draws == 1 else RANDOMISED_VERDICTS
+
+    def attacked_logits(self, x: Tensor, labels: Tensor) -> Tensor:
+        """`clean_logits` of attacked images; where the module is randomised, those of the least margin in `verdicts`
+        of them: who is not right each time is not robust. labels: [N] on the CPU, valid ones."""
+        worst = self.clean_logits(x)
+        for _ in range(self.verdicts - 1):
+            again = self.clean_logits(x)
+            closer = margins(again, labels) < margins(worst, labels)
+            worst = torch.where(closer[:, None], again, worst)
+        return worst
+
+    @contextmanager
+    def searched_leanly(self) -> Iterator[None]:
+        """Inside, and on the CPU in fp32, a search sees the `lean` network of the module, whose weights must not change
+        meanwhile."""
+        before = (self._searched, self.exact)
+        if self.exact and self.device.type == "cpu":
+            self._searched = lean(self.module)
+            self.exact = self._searched is self.module
+        try:
+            yield
+        finally:
+            self._searched, self.exact = before
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [n,K] without a graph, on x's device, in the search's precision."""

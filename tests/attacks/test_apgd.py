@@ -46,6 +46,13 @@ def begin(apgd, model, ids, x, y, seed=0):
     return apgd.begin(Victim(model), Batch(ids, x, y, model(x).argmax(1), seed))
 
 
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Steps as a GPU makes them: nobody looks at values, and who has finished stays for a while."""
+    for module in ("geometry", "active", "apgd"):
+        monkeypatch.setattr(f"robbench.attacks.{module}.looking_is_free", lambda tensor: False)
+
+
 def right(model, images):
     """The samples the model classifies correctly."""
     ids, x, y = images
@@ -348,7 +355,7 @@ def test_nobody_is_spared_by_leaving_early(classifier, images):
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_steps_past_the_end_change_nothing(norm, classifier, images):
+def test_steps_past_the_end_change_nothing(norm, classifier, images, on_a_gpu):
     """A device that is looked at every few steps only makes some too many."""
     ids, x, y = right(classifier, images)
     apgd, victim = search(norm, "ce", 10, epsilon=0.5 * EPSILON[norm]), Victim(classifier)
@@ -369,7 +376,7 @@ def test_steps_past_the_end_change_nothing(norm, classifier, images):
 
 
 @pytest.mark.parametrize(("norm", "loss"), [("linf", "ce"), ("l2", "dlr"), ("l1", "dlr-targeted")])
-def test_a_step_never_asks_the_device_for_a_value(norm, loss, classifier, images):
+def test_a_step_never_asks_the_device_for_a_value(norm, loss, on_a_gpu, classifier, images):
     """Tensors without values refuse .item(), bool(), nonzero() and masks as indices: what would make a GPU wait."""
     ids, x, y = images
     apgd = search(norm, loss, 10, large_radii=norm == "l1")
@@ -385,7 +392,7 @@ def test_a_step_never_asks_the_device_for_a_value(norm, loss, classifier, images
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_a_break_that_is_not_confirmed_costs_the_search_nothing(norm, classifier, images):
+def test_a_break_that_is_not_confirmed_costs_the_search_nothing(norm, on_a_gpu, classifier, images):
     """Low precision only claims breaks; until one is taken back, the sample waits for some steps."""
     ids, x, y = right(classifier, images)
     apgd, victim = search(norm, "ce", 14), Victim(classifier)

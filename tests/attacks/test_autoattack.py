@@ -81,8 +81,8 @@ def test_randomised_models_need_the_version_for_them(classifier, images):
     assert one.verdict_forwards == 4
     plain = evaluated(attack(components=("apgd-ce", "apgd-dlr"), epsilon=0.1), classifier, images)
     assert int(outcome.robust.sum()) <= int(plain.robust[:16].sum()) + 3
-    # Near the boundary one average may say broken and the next, the final one, right: such a sample left early.
-    assert (outcome.forwards <= one.cost.forwards).all()
+    # A break that the next average does not confirm costs that average and nothing of the budget.
+    assert (outcome.forwards <= one.cost.forwards + one.cost.backwards).all()
     assert (outcome.backwards <= one.cost.backwards).all()
     assert bool((outcome.backwards == one.cost.backwards).any())
 

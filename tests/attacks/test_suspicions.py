@@ -156,6 +156,9 @@ def test_a_loss_that_falls_is_reported_with_its_means(classifier, images):
     assert one.numbers["after"] < one.numbers["before"]
     assert "flat-loss" in found(evaluated(attack("apgd-ce"), backwards, images))
     assert "flat-loss" not in found(evaluated(attack("fab-t"), classifier, images))
+    whole = evaluated(attack("aa", 0.05), backwards, images)
+    assert found(whole)["flat-loss"].numbers["held"] >= int(whole.robust.sum()) > 10
+    assert "flat-loss" not in found(evaluated(attack("aa", 0.05), classifier, images))
 
 
 def test_counts_of_shards_add_up_to_those_of_the_whole(classifier, images):

@@ -1,0 +1,167 @@
+"""The same network for less arithmetic: what a search on the CPU differentiates in place of the model itself.
+
+`lean` returns a network with the model's function up to rounding; weights are fixed while it is in use. What a search
+claims on it is confirmed by the model itself, so that no verdict rests on it. Batch norms behind convolutions and
+linear layers behind linear layers are multiplied out, convolutions keep their weights in channels_last, and the
+gradient with respect to the image is one matrix product and a `fold` (oneDNN's own is several times slower for few
+channels).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import conv2d, fold
+
+IMAGE_CHANNELS = 4  # a convolution with at most so many inputs is taken for the first one
+Leaf = nn.Conv2d | nn.Linear | nn.BatchNorm2d
+
+
+def lean(module: nn.Module) -> nn.Module:
+    """A network that maps [n,C,H,W] float32 to the logits of `module`, to rounding; `module` itself where nothing can
+    be saved. Call it inside `attacked(module)`; it shares the parameters that are not multiplied out, and is valid
+    until one of them changes. Layers of other classes, with hooks or with parametrisations are used as they are."""
+    return _lean(module, {})
+
+
+def _lean(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+    known = done.get(id(module))
+    if known is None:
+        known = done[id(module)] = _rebuilt(module, done)
+    return known
+
+
+def _rebuilt(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+    if _plain(module, nn.Conv2d):
+        return _convolution(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
+    children = {name: child for name, child in module._modules.items() if child is not None}
+    if type(module) is nn.Sequential and not _hooked(module):
+        return _chain([_lean(child, done) for child in _multiplied_out(list(module))])
+    changed = {name: _lean(child, done) for name, child in children.items()}
+    if all(changed[name] is child for name, child in children.items()):
+        return module
+    copy = object.__new__(type(module))  # shares everything but the children; no code of the model's runs
+    copy.__dict__ = {**module.__dict__, "_modules": {**module._modules, **changed}}
+    return copy
+
+
+def _chain(layers: list[nn.Module]) -> nn.Module:
+    return nn.Sequential(*layers).eval()
+
+
+def _hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+    )
+
+
+def _plain(module: nn.Module, kind: type[Leaf]) -> bool:
+    """A layer of exactly this class with float32 parameters on the CPU and nothing added to it."""
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    floats = [t for t in tensors if t.is_floating_point()]
+    fits = all(t.dtype == torch.float32 and t.device.type == "cpu" for t in floats)
+    return type(module) is kind and fits and not _hooked(module)
+
+
+def _multiplied_out(layers: list[nn.Module]) -> list[nn.Module]:
+    """The layers of a chain with fewer of them: an affine layer takes in the one that follows."""
+    out: list[nn.Module] = []
+    for layer in layers:
+        joined = _joined(out[-1], layer) if out else None
+        out = [*out[:-1], joined] if joined is not None else [*out, layer]
+    return out
+
+
+def _joined(first: nn.Module, second: nn.Module) -> nn.Module | None:
+    """One layer for two, None where there is none, it costs more, or its weights are not finite."""
+    if _plain(first, nn.Conv2d) and _plain(second, nn.BatchNorm2d):
+        joined: nn.Module | None = _normalised(first, second)
+    elif _plain(first, nn.Linear) and _plain(second, nn.Linear):
+        joined = _product(first, second)
+    else:
+        return None
+    return joined if joined is not None and all(p.isfinite().all() for p in joined.parameters()) else None
+
+
+def _normalised(conv: Any, norm: Any) -> nn.Module | None:
+    if norm.training or norm.running_mean is None or norm.num_features != conv.out_channels:
+        return None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.double()
+    bias = 0.0 if conv.bias is None else conv.bias.double()
+    shift = 0.0 if norm.bias is None else norm.bias.double()
+    joined: nn.Conv2d = _like(conv)
+    joined.weight = _fixed(conv.weight.double() * scale[:, None, None, None])
+    joined.bias = _fixed((bias - norm.running_mean.double()) * scale + shift)
+    return joined
+
+
+def _like(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution with the same settings, without weights of its own."""
+    copy = object.__new__(nn.Conv2d)
+    copy.__dict__ = {**conv.__dict__, "_parameters": dict(conv._parameters)}
+    return copy
+
+
+def _product(first: Any, second: Any) -> nn.Module | None:
+    inputs, between, outputs = first.in_features, first.out_features, second.out_features
+    if second.in_features != between or inputs * outputs >= between * (inputs + outputs):
+        return None
+    joined = nn.Linear(inputs, outputs)
+    weight = second.weight.double()
+    joined.weight = _fixed(weight @ first.weight.double())
+    bias = torch.zeros(outputs, dtype=torch.float64) if second.bias is None else second.bias.double()
+    joined.bias = _fixed(bias if first.bias is None else bias + weight @ first.bias.double())
+    return joined
+
+
+def _fixed(values: Tensor) -> nn.Parameter:
+    return nn.Parameter(values.detach().float(), requires_grad=False)
+
+
+def _convolution(conv: Any) -> nn.Module:
+    copy = _like(conv)
+    # Of one channel a weight is in both formats; only a clone has the strides that say which is meant.
+    weight = conv.weight.detach().clone(memory_format=torch.channels_last)
+    copy.weight = nn.Parameter(weight, requires_grad=False)
+    simple = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    few = conv.in_channels <= IMAGE_CHANNELS and not isinstance(conv.padding, str)
+    return FirstConvolution(copy) if simple and few else copy
+
+
+class FirstConvolution(nn.Module):
+    """A convolution of images [n,C,H,W] whose gradient with respect to the image is cheap."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv = self.conv
+        out: Tensor = _Convolve.apply(x, conv.weight, conv.bias, conv.stride, conv.padding)
+        return out
+
+
+class _Convolve(torch.autograd.Function):
+    """conv2d, differentiable once and in x alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any
+    ) -> Tensor:
+        ctx.weight, ctx.stride, ctx.padding, ctx.extent = weight, stride, padding, x.shape[2:]
+        return conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None, None]:
+        columns = ctx.weight.flatten(1).T @ slope.flatten(2)  # [n, C k k, positions]
+        back = fold(columns, ctx.extent, ctx.weight.shape[2:], padding=ctx.padding, stride=ctx.stride)
+        return back, None, None, None, None

@@ -1,0 +1,175 @@
+"""What `robbench check` does, from its options to files, lines on the terminal and a verdict."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from robbench.check.compare import check, without_reference
+from robbench.check.findings import Finding, Value, annotations, as_json, as_junit, of_table
+from robbench.check.paired import compare_samples
+from robbench.check.paired_printing import of_paired, print_paired
+from robbench.check.policy import Policy, PolicyName
+from robbench.check.printing import print_line, print_results
+from robbench.check.samples import SUFFIX, Samples, of_run, read_samples, write_reference
+from robbench.check.update import required_reason, update_tables
+from robbench.errors import UserError
+from robbench.matrix.ledger import RUN_FILE, load_run
+from robbench.matrix.progress import Terminal
+from robbench.matrix.records import Run
+from robbench.publish.tables import leaderboard
+from robbench.resources import write_text_atomically
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class CheckRequest:
+    """Options of `robbench check`. against: tables, folders of tables, reference runs or run folders. complete: every
+    accuracy (of flows every bits/dim) of the run must have a reference, and the run every cell of a reference run."""
+
+    run_folder: Path
+    against: tuple[Path, ...] = ()
+    tolerance: float | None = None
+    tolerance_policy: PolicyName = "default"
+    complete: bool = False
+    json: Path | None = None
+    junit: Path | None = None
+    output: Literal["text", "github"] = "text"
+    update: bool = False
+    write_reference: Path | None = None
+    reason: str | None = None
+
+
+@dataclass
+class _Outcome:
+    """What the references said. problems: failures that belong to no comparison; compared: (model, attack)."""
+
+    passed: bool = True
+    findings: list[Finding] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    compared: set[str] = field(default_factory=set)
+
+
+def check_run(request: CheckRequest) -> bool:
+    """Compare a run with references, print and write what came of it; True when it passed."""
+    _consistent(request)
+    run, console = load_run(request.run_folder), Terminal()
+    if request.write_reference is not None:
+        _write_reference(run, request, console)
+        if not request.against:
+            return True
+    outcome = _compared(run, request, console)
+    for problem in outcome.problems:
+        print_line(console, problem, "red")
+    passed = outcome.passed and not outcome.problems
+    _write_files(outcome, passed, request, console)
+    return passed
+
+
+def _consistent(request: CheckRequest) -> None:
+    if not request.against and request.write_reference is None:
+        raise UserError("check compares a run with references; name one with --against FILE_OR_FOLDER")
+    for option, given in (("--update", request.update), ("--write-reference", request.write_reference)):
+        if given:
+            required_reason(request.reason, option)
+    if request.reason is not None and not request.update and request.write_reference is None:
+        raise UserError("--reason goes with --update or --write-reference; leave it out, or add one of them")
+    if request.update and (request.json or request.junit):
+        raise UserError("--update changes the reference; run the check again for --json and --junit")
+
+
+def _compared(run: Run, request: CheckRequest, console: "Console") -> _Outcome:
+    outcome = _Outcome()
+    for path in request.against:
+        if _is_run(path):
+            _against_run(run, path, request, outcome, console)
+        else:
+            _against_tables(run, path, request, outcome, console)
+    if request.complete:
+        names = [name for name in without_reference(leaderboard(run), ()) if name not in outcome.compared]
+        if names:
+            outcome.problems.append(
+                f"no reference number for {len(names)} numbers of the run: {', '.join(names[:5])}"
+            )
+    return outcome
+
+
+def _is_run(path: Path) -> bool:
+    return path.suffix == SUFFIX or (path / RUN_FILE).is_file()
+
+
+def _against_tables(
+    run: Run, path: Path, request: CheckRequest, outcome: _Outcome, console: "Console"
+) -> None:
+    policy = Policy(request.tolerance_policy, request.tolerance)
+    rows = leaderboard(run)
+    results = check(rows, path, request.tolerance, policy)
+    if request.update:
+        for change in update_tables(results, required_reason(request.reason, "--update")):
+            print_line(console, f"updated {change.text}")
+        results = check(rows, path, request.tolerance, policy)
+    outcome.passed &= print_results(results, console)
+    outcome.findings += [of_table(result) for result in results]
+    outcome.compared |= {
+        f"{r.measured.model} x {r.measured.attack}" for r in results if r.measured is not None
+    }
+
+
+def _against_run(run: Run, path: Path, request: CheckRequest, outcome: _Outcome, console: "Console") -> None:
+    reference = _samples(path)
+    if request.update:
+        raise UserError(
+            f"--update changes tables; for {str(path)!r} write the run as the reference: "
+            f"robbench check {request.run_folder} --write-reference FILE{SUFFIX} --reason TEXT"
+        )
+    results = compare_samples(reference, of_run(run), request.tolerance_policy)
+    if reference.identity.history:
+        last = reference.identity.history[-1]
+        print_line(console, f"reference of {last.date} ({last.reason}; {last.changes})")
+    outcome.passed &= print_paired(results, path, console)
+    outcome.findings += [of_paired(result, path) for result in results]
+    absent = [f"{r.model} x {r.attack}" for r in results if r.verdict == "not run"]
+    if request.complete and absent:
+        outcome.problems.append(
+            f"{len(absent)} cells of the reference are not in the run: {', '.join(absent[:5])}"
+        )
+    outcome.compared |= {
+        name
+        for r in results
+        if r.verdict != "not run"
+        for name in (f"{r.model} x {r.attack}", f"{r.model} x clean")
+    }
+
+
+def _samples(path: Path) -> Samples:
+    return of_run(load_run(path)) if path.is_dir() else read_samples(path)
+
+
+def _write_reference(run: Run, request: CheckRequest, console: "Console") -> None:
+    assert request.write_reference is not None
+    path, reason = request.write_reference, required_reason(request.reason, "--write-reference")
+    entry = write_reference(of_run(run), path, reason)
+    print_line(console, f"wrote {path}: {entry.changes}, {path.stat().st_size / 1024:.0f} KB")
+
+
+def _write_files(outcome: _Outcome, passed: bool, request: CheckRequest, console: "Console") -> None:
+    about: dict[str, Value] = {
+        "run": str(request.run_folder),
+        "against": ", ".join(map(str, request.against)),
+        "policy": request.tolerance_policy,
+    }
+    if request.output == "github":
+        for line in annotations(outcome.findings, outcome.problems):
+            print_line(console, line)
+    if request.json is not None:
+        write_text_atomically(
+            request.json, as_json(outcome.findings, passed, about | _problems(outcome.problems))
+        )
+    if request.junit is not None:
+        write_text_atomically(request.junit, as_junit(outcome.findings, request.run_folder, outcome.problems))
+
+
+def _problems(problems: Sequence[str]) -> dict[str, Value]:
+    return {"problems": "; ".join(problems)} if problems else {}

@@ -1,9 +1,14 @@
 """Fixtures the attack tests share: digits, a small trained classifier, a small flow, and 48 test images."""
 
+import os
 from pathlib import Path
 
 import pytest
-import torch
+
+# Tests run in one process a core: more threads would wait for each other. Commands that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # reads it
 from torch.nn.functional import cross_entropy
 
 from robbench.data import load_dataset

@@ -68,6 +68,12 @@ class AutoAttack(Attack):
         return p.eot_iterations
 
     @property
+    def engine(self) -> str:
+        p: AutoAttackParameters = self.parameters
+        strict = f", right in {RANDOMISED_VERDICTS} averages" if p.eot_iterations > 1 else ""
+        return super().engine + strict
+
+    @property
     def cost(self) -> Cost:
         """Of a sample that stays robust, with as many classes as targets need; every Square query counted, though the
         Linf search skips those whose answer it knows."""

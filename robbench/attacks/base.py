@@ -164,7 +164,7 @@ class Attack(NamedAttack):
     def _evaluated(
         self, victim: Victim, sample_ids: Tensor, x: Tensor, y: Tensor, seed: int, batch_size: int
     ) -> Outcome:
-        with attacked(victim.module), full_precision(), victim.searched_leanly():
+        with attacked(victim.module), full_precision(), victim.searched_leanly(x):
             if self.verdict_forwards == 1:
                 victim.require_deterministic(x[:32])
             victim.draws = self.verdict_forwards

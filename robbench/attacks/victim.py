@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.lean import lean
+from robbench.attacks.lean import searchable
 from robbench.errors import UserError
 
 RANDOMISED_VERDICTS = 3  # means of forwards an attacked image is scored by where the model is randomised
@@ -91,12 +91,12 @@ class Victim:
         return worst
 
     @contextmanager
-    def searched_leanly(self) -> Iterator[None]:
-        """Inside, and on the CPU in fp32, a search sees the `lean` network of the module, whose weights must not change
-        meanwhile."""
+    def searched_leanly(self, images: Tensor) -> Iterator[None]:
+        """Inside, and on the CPU in fp32, a search sees a lean network equal to the module, whose weights must not
+        change meanwhile. images [n,C,H,W]: some of those to attack."""
         before = (self._searched, self.exact)
         if self.exact and self.device.type == "cpu":
-            self._searched = lean(self.module)
+            self._searched = searchable(self.module, images)
             self.exact = self._searched is self.module
         try:
             yield

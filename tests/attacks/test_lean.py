@@ -8,7 +8,7 @@ from torch import nn
 
 from robbench.attacks import Victim, build_attack, victim
 from robbench.attacks.inner import attacked
-from robbench.attacks.lean import FirstConvolution, lean
+from robbench.attacks.lean import FirstConvolution, lean, searchable
 from robbench.attacks.victim import margins
 from robbench.models.classifiers import ARCHITECTURES
 from robbench.specs import resolve_attack, threat_models
@@ -109,6 +109,64 @@ def test_a_module_with_a_forward_of_its_own_keeps_it():
     assert type(module.first) is nn.Conv2d
 
 
+class TakenApart(nn.Module):
+    """Uses parts of a chain, in another order than theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.chain = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3 * 324, 4))
+
+    def forward(self, x):
+        first, norm, *rest = self.chain
+        return nn.Sequential(*rest)(norm(torch.relu(first(x))))
+
+
+class ReadsWeights(nn.Module):
+    """Computes with the weights of its layers itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(1, 3, 3), nn.Linear(3 * 324, 4)
+
+    def forward(self, x):
+        weight = self.conv.weight / self.conv.weight.norm()
+        return self.head(nn.functional.conv2d(x, weight, self.conv.bias).flatten(1))
+
+
+def chosen(module, x):
+    with attacked(module):
+        return searchable(module, x)
+
+
+def test_only_a_network_that_is_seen_to_be_equal_is_searched():
+    torch.manual_seed(0)
+    x = torch.rand(6, 1, 20, 20)
+    apart = lively(TakenApart()).eval()
+    assert not torch.allclose(lean(apart)(x), apart(x), atol=1e-2)
+    assert chosen(apart, x) is apart
+    reads = ReadsWeights().eval()
+    torch.testing.assert_close(chosen(reads, x)(x), reads(x))
+    plain = lively(nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten())).eval()
+    assert chosen(plain, x) is not plain
+    assert chosen(plain, x[:, :, :19]) is plain, "fewer pixels are not worth it"
+    assert chosen(plain, x[:0]) is plain
+
+
+def test_a_forward_that_fails_on_other_layers_is_left_alone():
+    class Picky(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 3)
+
+        def forward(self, x):
+            if type(self.conv) is not nn.Conv2d:
+                raise TypeError("not the convolution I was built with")
+            return self.conv(x).mean((2, 3))
+
+    module = Picky().eval()
+    assert chosen(module, torch.rand(2, 1, 20, 20)) is module
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_layers_that_are_watched_or_changed_are_used_as_they_are():
     seen = []
@@ -142,7 +200,7 @@ def test_a_network_that_lies_changes_no_verdict(classifier, images, monkeypatch)
     ids, x, y = images
     spec = resolve_attack("apgd-ce", "digits", threat_models(), 0.1)
     truth = build_attack(spec).evaluate(Victim(classifier), ids, x, y, 0, 64)
-    monkeypatch.setattr(victim, "lean", Liar)
+    monkeypatch.setattr(victim, "searchable", lambda module, images: Liar(module))
     seen = Victim(classifier)
     outcome = build_attack(spec).evaluate(seen, ids, x, y, 0, 64)
     right = margins(classifier(outcome.adversarial), y) > 0

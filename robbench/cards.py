@@ -11,6 +11,7 @@ from robbench.specs import SHA256, ModelKind, Name
 Side = Annotated[int, Field(gt=0)]
 Url = Annotated[str, Field(pattern=r"^(https?|file)://\S+$")]
 WeightsFormat = Literal["safetensors", "state-dict"]
+FileName = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -23,7 +24,7 @@ class Weights(Strict):
     the state dict ("a.b": entry b of entry a). prefix: what every name in the state dict begins with; it is removed.
     """
 
-    file: str = Field(min_length=1)
+    file: FileName
     sha256: SHA256
     urls: tuple[Url, ...] = ()
     format: WeightsFormat = "safetensors"
@@ -58,7 +59,7 @@ class Preprocessing(Strict):
 class Golden(Strict):
     """Recorded inputs and outputs: loading the model must reproduce them within `tolerance` (absolute)."""
 
-    file: str
+    file: FileName
     sha256: SHA256
     tolerance: float = Field(ge=0, allow_inf_nan=False)
 

@@ -114,7 +114,8 @@ def _not_a_checkpoint(entry: ZooEntry, path: Path, error: Exception) -> UserErro
     if "TorchScript" in str(error):
         reason = "a TorchScript archive, which is code"
     else:
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        found = re.search(r"error:\s+([^\n]+)", str(error))  # behind PyTorch's advice to trust the file
+        reason = " ".join((found[1] if found else str(error)).split())[:100] or type(error).__name__
     return UserError(
         f"{_where(entry)}: {path} is not a checkpoint that torch.save wrote ({reason}); "
         f"restore the file, or correct weights.format and weights.sha256"
@@ -205,7 +206,13 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], entry: ZooEntry) 
     """Load `state` into `module`; `UserError` unless every tensor has its place and every place its tensor."""
     card = entry.card
     where = f"{_where(entry)}: its weights do not fit architecture {card.architecture.name!r}"
-    wanted = set(module.state_dict())
+    own = module.state_dict(keep_vars=True)
+    wanted = set(own)
+    if lossy := [name for name, value in state.items() if _lossy(value, own.get(name))]:
+        raise UserError(
+            f"{where}: {len(lossy)} tensors are complex, integer, sparse, quantized or empty where the network has "
+            f"real numbers ({_few(lossy)}); save its dense, real weights"
+        )
     try:
         result = module.load_state_dict(state, strict=False)  # what is left over is an error below
     except (RuntimeError, ValueError, AssertionError) as error:
@@ -223,6 +230,17 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], entry: ZooEntry) 
     if problems:
         step = _prefix_hint(set(state), wanted, card.weights.prefix) or "correct the card's architecture"
         raise UserError(f"{where}: {' and '.join(problems)} of {len(wanted)} tensors; {step}")
+
+
+def _lossy(given: Tensor, own: Tensor | None) -> bool:
+    """Whether copying `given` into a network's `own` tensor fails or loses something. Integers may become masks and
+    other buffers, but not learned weights."""
+    if given.layout != torch.strided or given.is_quantized or given.is_meta:
+        return True
+    if own is None or own.is_complex():
+        return False
+    integer = not given.is_floating_point() and own.is_floating_point()
+    return given.is_complex() or (integer and isinstance(own, nn.Parameter))
 
 
 def _prefix_hint(given: set[str], wanted: set[str], prefix: str) -> str | None:

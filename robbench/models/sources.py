@@ -151,7 +151,7 @@ def _called(entry: "ZooEntry") -> nn.Module:
     given = ", ".join(f"{key}={value!r}" for key, value in card.architecture.arguments.items())
     try:
         module = call(**card.architecture.arguments)
-    except Exception as error:  # somebody else's code can fail in any way
+    except (Exception, SystemExit) as error:  # somebody else's code can fail in any way
         raise UserError(
             f"model {card.name!r}: {name}({given}) failed ({type(error).__name__}: {_short(error)}); "
             f"correct architecture.arguments in its card, or that code"
@@ -190,7 +190,7 @@ def _module(name: str, folder: Path, where: str) -> Any:
     try:
         with _import_path(folder):
             module = importlib.import_module(name)
-    except Exception as error:  # somebody else's code can fail in any way
+    except (Exception, SystemExit) as error:  # somebody else's code can fail in any way
         absent = isinstance(error, ModuleNotFoundError) and error.name == name.split(".")[0]
         step = (
             f"put {name.split('.')[0]}.py beside the card, or install its package"
@@ -220,5 +220,5 @@ def _import_path(folder: Path) -> "Iterator[None]":
         sys.path.remove(path)
 
 
-def _short(error: Exception) -> str:
+def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:160]

@@ -28,6 +28,7 @@ VERDICTS: tuple[Verdict, ...] = ("within", "outside", "differs", "not run")
 
 FIXED = 0.05  # percentage points; what print and another machine's rounding may differ by
 RELATIVE = 0.01
+DIGITS = 12  # of a sha256
 COMPARABLE = (
     "accuracy",
     "average_accuracy",
@@ -71,11 +72,13 @@ CALLED = {
 
 @dataclass(frozen=True)
 class Known:
-    """Names robbench has: what is missing from them is what a row "needs"."""
+    """Names robbench has: what is missing from them is what a row "needs". weights: of the zoo's models, first digits
+    of the sha256 that their cards pin, so that another network of that name is not taken for the published one."""
 
     attacks: Collection[str]
     defenses: Collection[str]
     datasets: Collection[str]
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Measured:
     run: the folder's name. attack: without options ("pgd20" of "pgd20@0.1"). architecture: of the card, "" without one.
     train_samples, epochs, steps, step_size: None where there are none, or the card does not say. held_out: images of
     the training set kept for validation. trained: parameters of defense and recipe that the card states, and the flow's
-    name under "flow".
+    name under "flow". weights: first digits of their sha256.
     """
 
     row: TableRow
@@ -98,6 +101,7 @@ class Measured:
     step_size: float | None = None
     held_out: int = 0
     trained: Mapping[str, object] = field(default_factory=dict)
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,7 @@ def measured_rows(run: Run) -> list[Measured]:
                 step_size=_step_size(attack) if attack else None,
                 held_out=training.validation_samples if training else 0,
                 trained=_trained(training),
+                weights=card.weights.sha256[:DIGITS] if card else "",
             )
         )
     return [*rows, *_unattacked(rows)]
@@ -225,8 +230,10 @@ def _compared(
     if not done:
         why = f"{found[0].row.status}: {found[0].row.note}" if found else "no run has it"
         return Comparison(row, recomputed, None, "not run", why.removesuffix(": "))
-    best = min(done, key=lambda m: (*(d is not None and d.decides for d in _weighed(row, m)), -m.row.n))
-    differences = tuple(difference for difference in _weighed(row, best) if difference is not None)
+    best = min(
+        done, key=lambda m: (*(d is not None and d.decides for d in _weighed(row, m, known)), -m.row.n)
+    )
+    differences = tuple(difference for difference in _weighed(row, best, known) if difference is not None)
     blank = Comparison(row, recomputed, best, "differs", "another setting", differences)
     if any(difference.decides for difference in differences):
         return blank
@@ -263,10 +270,12 @@ def _same_defense(row: PublishedRow, m: Measured) -> bool:
     return row.defense == m.row.defense or (not row.defense and row.metric in WITHOUT_MODEL)
 
 
-def _weighed(row: PublishedRow, m: Measured) -> list[Difference | None]:
+def _weighed(row: PublishedRow, m: Measured, known: Known) -> list[Difference | None]:
     """One entry a part of the setting, the weightiest first; None where the sides agree or the print does not say."""
     r = m.row
     pairs: list[tuple[str, object, object]] = [("data set", row.dataset or None, r.dataset)]
+    if row.model and m.weights:
+        pairs += [("weights", known.weights.get(row.model), m.weights)]
     if row.defense and not row.model:
         pairs += [("architecture", row.architecture or None, m.architecture)]
         pairs += [("epochs", row.epochs, m.epochs)]
@@ -323,7 +332,9 @@ def _close(published: object, measured: object) -> bool:
 
 
 def _text(value: object) -> str:
-    if value is None or value in ("", []):
+    if value is None or value == "":
+        return "not known"
+    if value in ([], ()):
         return "none"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from robbench.matrix.records import Run
 from robbench.publish.published_compare import (
+    DIGITS,
     VERDICTS,
     Comparison,
     Known,
@@ -104,13 +105,15 @@ def _compared(
 
 
 def known_names() -> Known:
-    """Attacks, defenses and data sets of this installation."""
+    """Attacks, defenses, data sets and models of this installation."""
     from robbench.data.names import dataset_names
     from robbench.defenses import DEFENSES, FLOW_DEFENSES
+    from robbench.models.zoo import zoo_entries
     from robbench.specs import threat_models
 
     attacks = {name for model in threat_models(None).values() for name in (*model.attacks, *model.groups)}
-    return Known(attacks, {*DEFENSES, *FLOW_DEFENSES}, dataset_names())
+    weights = {name: entry.card.weights.sha256[:DIGITS] for name, entry in zoo_entries().items()}
+    return Known(attacks, {*DEFENSES, *FLOW_DEFENSES}, dataset_names(), weights)
 
 
 # -------------------------------------------------------------------------------------------------------- files

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import pickle
 import threading
 from argparse import Namespace
 from collections.abc import Iterator
@@ -262,6 +263,41 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, network: nn.Module) -> No
         )
 
 
+def test_a_pickle_that_torch_did_not_write(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(pickle.dumps({"weight": [1.0]}, protocol=4))
+    weights = {"file": "model.pt", "sha256": digest(tmp_path / "model.pt"), "format": "state-dict"}
+    message = refused(
+        read_entry(write_card(tmp_path, weights)), "is not a checkpoint that torch.save wrote ("
+    )
+    assert "weights_only" not in message  # not PyTorch's advice to run its code
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weight: weight.to(torch.complex64),
+        lambda weight: (weight * 100).int(),
+        lambda weight: weight.to_sparse(),
+        lambda weight: weight.to("meta"),
+    ],
+    ids=["complex", "integer", "sparse", "meta"],
+)
+def test_tensors_that_would_be_converted_with_a_loss(change: Any, tmp_path: Path, network: nn.Module) -> None:
+    state = network.state_dict()
+    entry = saved(tmp_path, {**state, "0.weight": change(state["0.weight"])})
+    refused(entry, "do not fit architecture 'digits-cnn'", "(0.weight)", "save its dense, real weights")
+
+
+def test_integers_may_fill_buffers_and_narrower_floats_weights() -> None:
+    """Masks are published as integers, float16 files are exact in float32."""
+    module = nn.BatchNorm1d(2)
+    state = {"running_mean": torch.tensor([1, 0]), "running_var": torch.ones(2, dtype=torch.float64)}
+    state |= {"weight": torch.ones(2).half(), "bias": torch.ones(2).bfloat16()}
+    state |= {"num_batches_tracked": torch.tensor(3)}
+    load_strictly(module, state, SHIPPED)
+    assert module.state_dict()["running_mean"].tolist() == [1.0, 0.0]
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, but such files are around
 def test_torchscript_is_refused(tmp_path: Path, network: nn.Module) -> None:
     torch.jit.save(torch.jit.trace(network, torch.zeros(1, *SHAPE)), tmp_path / "model.pt")
@@ -291,6 +327,7 @@ def test_a_pickle_needs_its_format_named(tmp_path: Path, network: nn.Module) -> 
         ({"urls": ["https://host/m.pt"], "file": "/m.pt"}, "relative path"),
         ({"sha256": "abc"}, "sha256"),
         ({"file": ""}, "file"),
+        ({"file": "a\0b.pt"}, "file"),
     ],
 )
 def test_malformed_weights_of_a_card(weights: dict[str, Any], part: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,19 @@ def test_code_that_does_not_import(tmp_path: Path) -> None:
     refused(
         card_with(tmp_path / "b", "their_models:Linear", code="def ("), "SyntaxError", "repair that module"
     )
+
+
+def test_code_that_ends_the_program(tmp_path: Path) -> None:
+    """A script that parses its arguments when it is imported must not end the run as if it were done."""
+    script = card_with(tmp_path / "a", "their_models:Linear", code="import sys\nsys.exit(0)\n")
+    refused(script, "does not import", "SystemExit", "repair that module")
+    refused(card_with(tmp_path / "b", "sys:exit"), "sys:exit() failed", "SystemExit")
+
+
+def test_code_that_may_not_run_is_refused_before_its_weights_are_wanted(tmp_path: Path) -> None:
+    entry = card_with(tmp_path, "their_models:Linear")
+    (tmp_path / entry.card.weights.file).unlink()
+    refused(replace(entry, trusted=False), "is code, which runs only from a card that you name")
 
 
 def test_two_cards_with_files_of_one_name(tmp_path: Path) -> None:

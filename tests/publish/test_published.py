@@ -463,3 +463,16 @@ def test_report_of_nothing_is_one_line(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert result.output.startswith("Error: ")
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_another_network_of_a_checkpoints_name_gets_no_verdict() -> None:
+    row = of_model()
+    known = replace(KNOWN, weights={"trades-mnist": "a" * 12})
+    fields = {"dataset": "mnist", "model": "trades-mnist", "attack": "clean", "threat_model": "clean"}
+    ours = replace(measured(99.48, row={**fields, "epsilon": None}), attack="clean")
+    (same,) = compare([row], [replace(ours, weights="a" * 12)], known)
+    (other,) = compare([row], [replace(ours, weights="b" * 12)], known)
+    assert same.verdict == "within"
+    assert other.verdict == "differs"
+    assert f"weights {'b' * 12}, published {'a' * 12}" in other.setting
+    assert known_names().weights["trades-mnist"]

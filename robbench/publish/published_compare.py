@@ -57,6 +57,7 @@ CALLED = {
     "er2-detector": "ER-Detector",
     "kd-detector": "KD detector",
     "lid-detector": "LID detector",
+    "not-stated": "the paper to say whether the images were perturbed",
     "elastic": "Elastic (unforeseen attack)",
     "jpeg": "JPEG (unforeseen attack)",
     "fog": "Fog (unforeseen attack)",

@@ -10,6 +10,7 @@ from rich.console import Console
 from robbench.matrix.records import CellResult, Run
 from robbench.publish import wording
 from robbench.publish.html import render
+from robbench.publish.parity import parity_note
 from robbench.publish.tables import leaderboard
 from robbench.publish.writers import markdown, terminal_table, tidy_csv
 
@@ -44,7 +45,8 @@ def test_numbers_are_as_without_it(run: Run) -> None:
 def test_the_csv_keeps_it_in_the_note(run: Run) -> None:
     rows = list(csv.DictReader(io.StringIO(tidy_csv(leaderboard(suspected(run))))))
     notes = {(row["model"], row["attack"]): row["note"] for row in rows if row["metric"] == "accuracy"}
-    parity = "robbench aa, parity table v1"
+    parity = parity_note(suspected(run).cells[4].cell)
+    assert parity.startswith("robbench aa, parity table v")
     assert notes["digits-ijsat", "aa"] == f"{parity}; suspicious: {SQUARE}; suspicious: {SOFTMAX}"
     assert notes["digits-ijsat", "pgd20"] == f"1 of 120 samples with |margin| < 0.0001; suspicious: {SOFTMAX}"
     assert "suspicious" not in notes["digits-standard", "aa"]

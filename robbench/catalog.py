@@ -78,7 +78,9 @@ def _print_table(header: tuple[str, ...], rows: Rows) -> None:
 def _attack_rows(models: dict[str, ThreatModel]) -> Rows:
     for model in models.values():
         texts = {name: spec.description for name, spec in model.attacks.items()}
-        texts |= {name: f"{len(model.members(name))} attacks. {g.description}" for name, g in model.groups.items()}
+        texts |= {
+            name: f"{len(model.members(name))} attacks. {g.description}" for name, g in model.groups.items()
+        }
         for name in listed_attacks({model.name: model}):
             yield name, model.target, model.name, model.space, model.norm, texts[name]
 
@@ -132,7 +134,9 @@ def show_name(
     ]
     found = [(kind, show) for kind, names, show in printers if name in names]
     if not found:
-        members = {member for model in models.values() for group in model.groups for member in model.members(group)}
+        members = {
+            member for model in models.values() for group in model.groups for member in model.members(group)
+        }
         raise unknown_name("name", name, {known for _, names, _ in printers for known in names} - members)
     for kind, show in found:
         click.echo(f"== {kind} {name} ==")

@@ -239,7 +239,9 @@ def train(context: click.Context, /, **options: Any) -> None:
 @main.command()
 @click.argument("run_folders", metavar="RUN...", nargs=-1, required=True, type=FolderOrFile())
 @click.option("--sizes", is_flag=True, help="Print perturbation sizes and Frechet distances too.")
-@click.option("--published", is_flag=True, help="Hold the runs against published tables (robbench list published).")
+@click.option(
+    "--published", is_flag=True, help="Hold the runs against published tables (robbench list published)."
+)
 def report(run_folders: tuple[Path, ...], sizes: bool, published: bool) -> None:
     """Write the tables of run folders again and print them."""
     from robbench.matrix.session import write_report

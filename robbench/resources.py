@@ -11,7 +11,7 @@ from robbench.errors import UserError
 
 
 def data_root() -> Path:
-    """The folder that holds `threat_models`, `recipes`, `experiments`, `zoo` and `reports`: inside the wheel, or the checkout."""
+    """The folder of `threat_models`, `recipes`, `experiments`, `zoo` and `reports`: in the wheel, or the checkout."""
     packaged = Path(str(files("robbench"))) / "_data"
     return packaged if packaged.is_dir() else Path(str(files("robbench"))).parent
 

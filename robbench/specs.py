@@ -94,7 +94,9 @@ class ThreatModel(Strict):
         for name, group in self.groups.items():
             empty = [pattern for pattern in group.attacks if not fnmatch.filter(self.attacks, pattern)]
             if empty or not group.attacks or name in self.attacks or name in RESERVED_ATTACKS:
-                raise ValueError(f"group {name!r}: {empty[0] if empty else 'its name or its list'} names no attacks")
+                raise ValueError(
+                    f"group {name!r}: {empty[0] if empty else 'its name or its list'} names no attacks"
+                )
         return self
 
     def members(self, group: str) -> tuple[str, ...]:

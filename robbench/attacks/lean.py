@@ -51,7 +51,7 @@ def _logits_and_slope(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor
         logits = module(leaf)
         if not logits.requires_grad:  # no way back to the image: nothing to save
             return logits.detach(), torch.zeros_like(leaf)
-        weights = torch.linspace(-1.0, 1.0, logits[0].numel(), device=logits.device)
+        weights = torch.linspace(-1.0, 2.0, logits[0].numel(), device=logits.device)
         (slope,) = torch.autograd.grad((logits * weights).sum(), leaf)
     return logits.detach(), slope
 

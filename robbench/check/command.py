@@ -44,11 +44,13 @@ class CheckRequest:
 
 @dataclass
 class _Outcome:
-    """What the references said. problems: failures that belong to no comparison; compared: (model, attack)."""
+    """What the references said. problems: failures that belong to no comparison; empty: references of which nothing was
+    compared, as problems for machines; compared: "model x attack" of what has a verdict."""
 
     passed: bool = True
     findings: list[Finding] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
     compared: set[str] = field(default_factory=set)
 
 
@@ -56,14 +58,22 @@ def check_run(request: CheckRequest) -> bool:
     """Compare a run with references, print and write what came of it; True when it passed."""
     _consistent(request)
     run, console = load_run(request.run_folder), Terminal()
-    if request.write_reference is not None:
+    passed = _checked(run, request, console) if request.against else True
+    if (
+        request.write_reference is not None
+    ):  # last: a reference stays what it was when the check cannot be done
         _write_reference(run, request, console)
-        if not request.against:
-            return True
+    return passed
+
+
+def _checked(run: Run, request: CheckRequest, console: "Console") -> bool:
+    if request.update:
+        _update(run, request, console)
     outcome = _compared(run, request, console)
     for problem in outcome.problems:
         print_line(console, problem, "red")
     passed = outcome.passed and not outcome.problems
+    outcome.problems += outcome.empty  # a person has read it already
     _write_files(outcome, passed, request, console)
     return passed
 
@@ -78,6 +88,23 @@ def _consistent(request: CheckRequest) -> None:
         raise UserError("--reason goes with --update or --write-reference; leave it out, or add one of them")
     if request.update and (request.json or request.junit):
         raise UserError("--update changes the reference; run the check again for --json and --junit")
+    runs = [path for path in request.against if _is_run(path)]
+    if request.update and runs:
+        raise UserError(
+            f"--update changes tables; for {str(runs[0])!r} write the run as the reference: "
+            f"robbench check {request.run_folder} --write-reference FILE{SUFFIX} --reason TEXT"
+        )
+    _used(request, runs)
+
+
+def _used(request: CheckRequest, runs: Sequence[Path]) -> None:
+    """`UserError` for an option that nothing would come of."""
+    files = (("--json", request.json), ("--junit", request.junit), ("--complete", request.complete))
+    for option, given in (*files, ("--format github", request.output == "github")):
+        if given and not request.against:
+            raise UserError(f"{option} is about a comparison; name a reference with --against FILE_OR_FOLDER")
+    if request.tolerance is not None and len(runs) == len(request.against):
+        raise UserError("--tolerance is for tables; leave it out, reference runs have --tolerance-policy")
 
 
 def _compared(run: Run, request: CheckRequest, console: "Console") -> _Outcome:
@@ -106,30 +133,37 @@ def _against_tables(
     policy = Policy(request.tolerance_policy, request.tolerance)
     rows = leaderboard(run)
     results = check(rows, path, request.tolerance, policy)
-    if request.update:
-        for change in update_tables(results, required_reason(request.reason, "--update")):
-            print_line(console, f"updated {change.text}")
-        results = check(rows, path, request.tolerance, policy)
-    outcome.passed &= print_results(results, console)
-    outcome.findings += [of_table(result) for result in results]
+    _note(outcome, print_results(results, console), [of_table(result) for result in results], path)
     outcome.compared |= {
-        f"{r.measured.model} x {r.measured.attack}" for r in results if r.measured is not None
+        f"{r.measured.model} x {r.measured.attack}"
+        for r in results
+        if r.measured is not None and r.verdict != "not run"
     }
+
+
+def _note(outcome: _Outcome, passed: bool, findings: Sequence[Finding], path: Path) -> None:
+    outcome.passed &= passed
+    outcome.findings += findings
+    if not passed and not any(finding.regression for finding in findings):
+        outcome.empty.append(f"nothing of {path} was measured by the run, so nothing was checked")
+
+
+def _update(run: Run, request: CheckRequest, console: "Console") -> None:
+    """Put measured values into all tables, or into none of them."""
+    rows, policy = leaderboard(run), Policy(request.tolerance_policy, request.tolerance)
+    results = [result for path in request.against for result in check(rows, path, request.tolerance, policy)]
+    for change in update_tables(results, required_reason(request.reason, "--update")):
+        print_line(console, f"updated {change.text}")
 
 
 def _against_run(run: Run, path: Path, request: CheckRequest, outcome: _Outcome, console: "Console") -> None:
     reference = _samples(path)
-    if request.update:
-        raise UserError(
-            f"--update changes tables; for {str(path)!r} write the run as the reference: "
-            f"robbench check {request.run_folder} --write-reference FILE{SUFFIX} --reason TEXT"
-        )
     results = compare_samples(reference, of_run(run), request.tolerance_policy)
     if reference.identity.history:
         last = reference.identity.history[-1]
         print_line(console, f"reference of {last.date} ({last.reason}; {last.changes})")
-    outcome.passed &= print_paired(results, path, console)
-    outcome.findings += [of_paired(result, path) for result in results]
+    passed = print_paired(results, path, console)
+    _note(outcome, passed, [of_paired(result, path) for result in results], path)
     absent = [f"{r.model} x {r.attack}" for r in results if r.verdict == "not run"]
     if request.complete and absent:
         outcome.problems.append(

@@ -75,7 +75,8 @@ def passed(results: Sequence[CheckResult]) -> bool:
 def without_reference(measured: Sequence[TableRow], results: Sequence[CheckResult]) -> list[str]:
     """Accuracies, and of flows bits/dim, of the run that no reference number speaks of, as "model x attack": after a
     renamed attack or model, everything that is left may still pass."""
-    compared = {(r.measured.model, r.measured.attack) for r in results if r.measured is not None}
+    judged = [r for r in results if r.verdict != "not run"]
+    compared = {(r.measured.model, r.measured.attack) for r in judged if r.measured is not None}
     names = {(row.model, row.attack): None for row in measured if row.metric in ("accuracy", "bits_per_dim")}
     return [f"{model} x {attack}" for model, attack in names if (model, attack) not in compared]
 

@@ -146,7 +146,8 @@ def _spec_changes(
 # ---------------------------------------------------------------------------------------------------- verdict
 def _judged(model: str, attack: str, component: str, pair: Pair, rules: Rules) -> PairedResult:
     shift = pair.shift()
-    problems = [*_counted(shift, rules), *_leaning(shift, rules), *_calls(shift, rules)]
+    unscored = [f"{shift.unscored} of {shift.n} scores are NaN now"] if shift.unscored else []
+    problems = [*unscored, *_counted(shift, rules), *_leaning(shift, rules), *_calls(shift, rules)]
     if problems and abs(shift.size - shift.reference_size) > 0.01 * shift.reference_size:
         problems.append(f"perturbations reach {shift.size:.4g}, in the reference {shift.reference_size:.4g}")
     reason = f"{attack}, component {component}: {'; '.join(problems)}" if problems else ""

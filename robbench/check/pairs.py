@@ -25,8 +25,9 @@ ROUNDING = 1e-3  # of a margin or bits/dim, relative above 1; of a size, relativ
 class Shift:
     """What changed in a group of samples; counts of samples unless said.
 
-    n: compared. lost: robust before and broken now; gained: the other way; near_ties: flips of either kind within
-    `NEAR_TIE`, which do not count. handed: broken by another component. moved: went another way. up, down: of those,
+    n: compared. lost: robust before and broken now; gained: the other way; near_ties: flips of either kind between two
+    margins within `NEAR_TIE`, which do not count (one alone may be of an attack that stops at the boundary). unscored:
+    score is NaN and was none before. handed: broken by another component. moved: went another way. up, down: of those,
     larger (smaller) margin or bits/dim; later, earlier: broken at a later (earlier) step. shift: median change of the
     changed margins. size: largest perturbation. forwards, backwards: calls of the samples that hold in both runs.
     step: median step of the samples broken in both.
@@ -36,6 +37,7 @@ class Shift:
     lost: int = 0
     gained: int = 0
     near_ties: int = 0
+    unscored: int = 0
     handed: int = 0
     moved: int = 0
     up: int = 0
@@ -111,7 +113,7 @@ class Pair:
         after = _column(self.reference, "after"), _column(self.measured, "after")
         step = _column(self.reference, "step"), _column(self.measured, "step")
         size = _column(self.reference, "size"), _column(self.measured, "size")
-        tie = (robust[0] != robust[1]) & (np.minimum(np.abs(after[0]), np.abs(after[1])) < NEAR_TIE)
+        tie = (robust[0] != robust[1]) & (np.maximum(np.abs(after[0]), np.abs(after[1])) < NEAR_TIE)
         flipped = (robust[0] != robust[1]) & ~tie
         handed = broken & (self.reference["broken_by"] != self.measured["broken_by"]).to_numpy(dtype=np.bool_)
         scored = ~same(*after)
@@ -123,6 +125,7 @@ class Pair:
             lost=int((flipped & robust[0]).sum()),
             gained=int((flipped & robust[1]).sum()),
             near_ties=int(tie.sum()),
+            unscored=int((np.isnan(after[1]) & ~np.isnan(after[0])).sum()),
             handed=int(handed.sum()),
             moved=int(moved.sum()),
             up=int((change > 0).sum()),

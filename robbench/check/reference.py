@@ -128,7 +128,7 @@ def _reference(row: "_Cells") -> Reference:
         threat_model=cells.get("threat_model"),
         epsilon=row.budget("epsilon"),
         eta=row.budget("eta"),
-        n=row.whole("n"),
+        n=row.count("n"),
         seed=row.whole("seed"),
         tolerance=allowed,
         combined=combined_attacks(cells.get("note", "")),
@@ -175,6 +175,12 @@ class _Cells:
         if value is not None and not value.is_integer():
             raise UserError(f"{self.where}: {column} {value} is not a whole number")
         return None if value is None else int(value)
+
+    def count(self, column: str) -> int | None:
+        value = self.whole(column)
+        if value is not None and value < 1:
+            raise UserError(f"{self.where}: {column} {value} is no number of samples; give at least 1")
+        return value
 
     def budget(self, column: str) -> Budget:
         """None without the column, "none" for an empty cell."""

@@ -238,11 +238,17 @@ def read_samples(path: Path) -> Samples:
     stored = (table.schema.metadata or {}).get(KEY)
     if stored is None or not table.schema.equals(SAMPLES, check_metadata=False):
         raise UserError(f"--against {str(path)!r} is Parquet, but no reference run; {again}")
-    identity = validate(json.loads(stored), Identity, str(path))
+    try:
+        content = json.loads(stored)
+    except ValueError as error:
+        raise UserError(f"--against {str(path)!r} has damaged metadata ({error}); {again}") from error
+    identity = validate(content, Identity, str(path))
     frame = table.replace_schema_metadata(None).to_pandas()
     parts = {int(number): part for number, part in frame.groupby("cell")}
     if sorted(parts) != list(range(len(identity.cells))):
         raise UserError(f"--against {str(path)!r} has other cells than its metadata says; {again}")
+    if frame.duplicated(["cell", "sample_id"]).any():
+        raise UserError(f"--against {str(path)!r} has samples twice; {again}")
     cells = [
         CellSamples(cell, parts[number][list(COLUMNS)].reset_index(drop=True))
         for number, cell in enumerate(identity.cells)

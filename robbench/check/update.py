@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -57,7 +58,8 @@ def update_tables(results: Sequence[CheckResult], reason: str) -> list[Change]:
 
 def _measured(result: CheckResult) -> bool:
     """Whether there are two finite numbers: a failed cell has nothing to record."""
-    return result.tolerance is not None and result.difference is not None
+    values = (result.measured.value if result.measured else None, result.reference.value)
+    return result.tolerance is not None and all(v is not None and math.isfinite(v) for v in values)
 
 
 def _change(result: CheckResult) -> Change:

@@ -51,7 +51,7 @@ def _loaded(path: Path) -> tuple[Array, Array]:
             return file["x"], file["y"]
     except FileNotFoundError as error:
         raise UserError(f"{path}: is missing; put it there, or correct `splits` in the card") from error
-    except (ValueError, OSError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+    except (ValueError, OSError, EOFError, KeyError, RuntimeError, BadZipFile, zlib.error) as error:
         raise UserError(_unreadable(path, error)) from error
 
 

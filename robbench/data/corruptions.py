@@ -34,7 +34,8 @@ def located(attacks: list[ResolvedAttack], dataset: Dataset) -> list[ResolvedAtt
     folder = _folder(asked[0], dataset)
     _require_files(folder, asked, dataset)
     _check_labels(folder, dataset)
-    return [_located(attack, folder, dataset) if attack in asked else attack for attack in attacks]
+    rows = len(_opened(folder / "labels.npy"))
+    return [_located(attack, folder, dataset, rows) if attack in asked else attack for attack in attacks]
 
 
 def corrupted_images(folder: Path, corruption: str, severity: int, ids: Tensor) -> Tensor:
@@ -46,9 +47,9 @@ def corrupted_images(folder: Path, corruption: str, severity: int, ids: Tensor) 
     return images.contiguous().to(torch.float32) / 255
 
 
-def _located(attack: ResolvedAttack, folder: Path, dataset: Dataset) -> ResolvedAttack:
+def _located(attack: ResolvedAttack, folder: Path, dataset: Dataset, rows: int) -> ResolvedAttack:
     path = folder / f"{attack.parameters['corruption']}.npy"
-    _check_images(path, dataset)
+    _check_images(path, dataset, rows)
     stat = path.stat()
     digest = _sha256(path, stat.st_size, stat.st_mtime_ns)
     return attack.model_copy(update={"parameters": {**attack.parameters, "folder": folder, "sha256": digest}})
@@ -84,8 +85,9 @@ def _require_files(folder: Path, asked: list[ResolvedAttack], dataset: Dataset) 
         )
 
 
-def _check_images(path: Path, dataset: Dataset) -> None:
-    """`UserError` unless the array has five blocks of images of the data set's shape that hold every test id."""
+def _check_images(path: Path, dataset: Dataset, rows: int) -> None:
+    """`UserError` unless the array has five blocks of images of the data set's shape that hold every test id, and as
+    many `rows` as there are labels: with another number the blocks are other severities."""
     array = _opened(path)
     channels, height, width = dataset.shape
     shapes = [(height, width, channels), *([(height, width)] if channels == 1 else [])]
@@ -95,6 +97,10 @@ def _check_images(path: Path, dataset: Dataset) -> None:
             f"1 to 5 in blocks of N; download the file again"
         )
     _check_rows(path, len(array), dataset)
+    if len(array) != rows:
+        raise UserError(
+            f"{path}: holds {len(array)} images and labels.npy {rows} labels; download both again"
+        )
 
 
 def _check_labels(folder: Path, dataset: Dataset) -> None:

@@ -25,9 +25,9 @@ def image_files(folder: Path, class_names: tuple[str, ...]) -> list[tuple[Path, 
 
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder; put it there, or correct `splits` in the card")
-    strange = sorted(
-        {entry.name for entry in folder.iterdir() if not entry.name.startswith(".")} - {*class_names}
-    )
+    # Hidden files are nobody's images; a hidden folder would be a class to torchvision.
+    entries = {entry.name for entry in folder.iterdir() if entry.is_dir() or not entry.name.startswith(".")}
+    strange = sorted(entries - {*class_names})
     if strange:
         raise UserError(
             f"{folder}: holds {strange[0]!r}, which class_names does not have ({', '.join(class_names[:8])}); "
@@ -96,7 +96,7 @@ def _pixels(path: Path, shape: ImageFolders) -> np.ndarray[tuple[int, ...], np.d
             pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = np.asarray(
                 image.convert(wanted), np.uint8
             )
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: cannot be decoded ({reason}); write or download it again") from error
     return pixels.reshape(*shape.size, shape.channels)

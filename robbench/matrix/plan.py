@@ -284,9 +284,7 @@ _DOES: dict[ModelKind, str] = {
 }
 
 
-def _chosen_flow(
-    request: RunRequest, entries: dict[str, ZooEntry], wanted: Wanted
-) -> ZooEntry | None:
+def _chosen_flow(request: RunRequest, entries: dict[str, ZooEntry], wanted: Wanted) -> ZooEntry | None:
     if request.flow is None:
         return default_flow(_home(request, entries), entries)
     entry = find_model(request.flow, entries, "flow", wanted)

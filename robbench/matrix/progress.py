@@ -3,7 +3,7 @@
 import time
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -21,7 +21,10 @@ from robbench.matrix.records import CellRecord
 
 class Terminal(Console):
     """A rich console that reports a closed pipe as what it is; rich itself would end with exit code 1, which here
-    means that a check failed."""
+    means that a check failed. Names stay as they are: rich would print ":100:" as a picture."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"emoji": False, **options})
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError

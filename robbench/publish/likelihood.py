@@ -281,5 +281,6 @@ def caption(run: Run) -> str:
     """What the numbers of the tables are."""
     return (
         f"Mean NLL in bits/dim ± half of its 95 % interval (normal, over samples); lower is more likely. "
-        f"Epsilon 0: before the attack. n = {run.n}, seed {run.seed}." + "".join(f" {note}." for note in run.notes)
+        f"Epsilon 0: before the attack. n = {run.n}, seed {run.seed}."
+        + "".join(f" {note}." for note in run.notes)
     )

@@ -84,7 +84,11 @@ def _without_corruptions(rows: Sequence[TableRow]) -> list[TableRow]:
     """`rows` without the single corruptions where their mean is there; these have tables of their own."""
     if not any(row.metric == corruptions.METRIC for row in rows):
         return list(rows)
-    return [row for row in rows if row.threat_model != corruptions.THREAT_MODEL or row.metric == corruptions.METRIC]
+    return [
+        row
+        for row in rows
+        if row.threat_model != corruptions.THREAT_MODEL or row.metric == corruptions.METRIC
+    ]
 
 
 def _threat(row: TableRow) -> Threat:

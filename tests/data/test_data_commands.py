@@ -162,6 +162,9 @@ def test_train_on_a_folder_and_measure_corruptions(in_tmp: Path) -> None:
     np.save(Path("moved/noisy/fog.npy"), arrays["fog"][::-1])
     done("run", "--data", "moved", *run)
     assert len(list(folder.glob("cells/*/shard-*.parquet"))) == 4, "another file is another benchmark"
+    fewer = len(arrays["fog"]) - 5
+    np.save(Path("moved/noisy/fog.npy"), arrays["fog"][:fewer])
+    assert_one_line(invoked("run", "--data", "moved", *run), f"{fewer} images", f"{fewer + 5} labels")
 
 
 def test_a_data_set_is_named_once_and_must_fit_the_model(in_tmp: Path) -> None:

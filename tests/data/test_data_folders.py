@@ -1,7 +1,9 @@
 """Data sets of one's own: arrays and images as written here, every malformed file in one line."""
 
 import shutil
+import struct
 import subprocess
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +128,14 @@ def test_files_that_are_no_npz(damage: bytes, tmp_path: Path) -> None:
     (tmp_path / "test.npz").write_bytes(damage)
     write_card(tmp_path, {"test": {"file": "test.npz", "sha256": sha256_by_coreutils(tmp_path / "test.npz")}})
     refused(tmp_path, str(tmp_path / "test.npz"))
+
+
+def test_an_encrypted_npz(tmp_path: Path) -> None:
+    np.savez(tmp_path / "test.npz", x=X, y=np.zeros(len(X), np.int64))
+    packed = bytearray((tmp_path / "test.npz").read_bytes())
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        packed[packed.index(signature) + flags] |= 1
+    test_files_that_are_no_npz(bytes(packed), tmp_path)
 
 
 def test_an_npy_file_is_no_npz(tmp_path: Path) -> None:
@@ -329,6 +339,11 @@ def test_broken_and_foreign_files(tmp_path: Path) -> None:
     refused(image_card(tmp_path), "01.png: cannot be decoded")
     path.write_bytes(b"text")
     refused(image_card(tmp_path), "01.png: cannot be decoded")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    )
+    refused(image_card(tmp_path), "01.png: cannot be decoded")
     path.rename(path.with_suffix(".txt"))
     refused(image_card(tmp_path), "01.txt: .txt is no image format read here; use .bmp")
 
@@ -337,7 +352,9 @@ def test_class_folders_are_those_of_the_card(tmp_path: Path) -> None:
     image_folder(tmp_path)
     (tmp_path / "test" / "dog").mkdir()
     refused(tmp_path, "holds 'dog', which class_names does not have (ant, bee, cat)")
-    (tmp_path / "test" / "dog").rmdir()
+    (tmp_path / "test" / "dog").rename(tmp_path / "test" / ".dog")
+    shutil.copy(next((tmp_path / "test" / "ant").iterdir()), tmp_path / "test" / ".dog")
+    refused(tmp_path, "holds '.dog', which class_names does not have")
     shutil.rmtree(tmp_path / "test")
     refused(tmp_path, "is no folder")
 

@@ -237,6 +237,14 @@ def test_a_failed_cell_fails_and_a_missing_or_empty_one_is_not_run(damaged: Run,
     assert verdict(damaged, table, value="").verdict == "not run"
     assert verdict(damaged, table, value=1, status="failed").verdict == "not run"
     assert not passed([verdict(damaged, table, attack="fgsm")])
+    rows = leaderboard(damaged)
+    accuracies = [row for row in rows if row.metric == "accuracy"]
+    unfinished = [f"{row.model} x {row.attack}" for row in accuracies if row.status != "ok"]
+    table.write_text(tidy_csv(rows))
+    assert unfinished
+    assert without_reference(rows, check(rows, table)) == unfinished, (
+        "a reference that was not compared is none"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 
 from robbench.check.compare import check
 from robbench.check.findings import Finding, annotations, as_json, as_junit, of_table
+from robbench.check.printing import print_line
 from robbench.check.update import update_tables
 from robbench.cli import main
 from robbench.errors import UserError
+from robbench.matrix.ledger import load_run
+from robbench.matrix.progress import Terminal
 from robbench.matrix.records import Run
 from robbench.publish.tables import TableRow, leaderboard
 from robbench.publish.writers import tidy_csv
@@ -188,7 +191,49 @@ def test_published_numbers_are_not_updated(rows: list[TableRow], tmp_path: Path)
     assert path.read_text() == text
 
 
+def test_what_is_not_finite_is_no_new_value(rows: list[TableRow], tmp_path: Path) -> None:
+    path = table(tmp_path / "own.csv", rows, tolerance={1: "0.25"})
+    text = path.read_text()
+    results = check([replace(row, value=float("nan")) for row in rows[1:2]], path)
+    assert results[1].verdict == "fail"
+    assert update_tables(results, "because") == []
+    assert path.read_text() == text
+
+
 # ---------------------------------------------------------------------------------------------------- command
+def test_a_check_that_cannot_be_done_leaves_references_alone(folder: Path, tmp_path: Path) -> None:
+    """Neither a sample file nor the first of two tables is written when the second is missing or published."""
+    kept, own, paper = tmp_path / "kept.parquet", tmp_path / "own.csv", tmp_path / "paper.csv"
+    assert invoked("check", folder, "--write-reference", kept, "--reason", "first").exit_code == 0
+    numbers = [row for row in leaderboard(load_run(folder)) if row.metric == "accuracy"]
+    table(own, numbers, value={0: "1.5"})
+    table(paper, numbers, value={0: "1.5"}, source={0: "Table 1"})
+    before = kept.read_bytes(), own.read_text()
+    for options in (
+        ("--against", tmp_path / "absent.csv", "--write-reference", kept),
+        ("--against", own, "--against", paper, "--update"),
+        ("--against", own, "--against", kept, "--update"),
+    ):
+        result = invoked("check", folder, *options, "--reason", "because")
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+        assert (kept.read_bytes(), own.read_text()) == before
+
+
+def test_machines_learn_that_nothing_was_compared(folder: Path, tmp_path: Path) -> None:
+    path, junit = tmp_path / "other.csv", tmp_path / "check.xml"
+    path.write_text("dataset,model,attack,metric,value\ndigits,other,pgd20,accuracy,1\n")
+    result = invoked("check", folder, "--against", path, "--junit", junit, "--format", "github")
+    assert result.exit_code == 1, result.output
+    assert "::error title=robbench check::nothing of" in result.output
+    assert len(assert_junit(junit.read_text()).findall(".//failure")) == 1
+
+
+def test_a_line_number_is_no_picture(tmp_path: Path) -> None:
+    with (tmp_path / "out.txt").open("w", encoding="utf-8") as stream:
+        print_line(Terminal(file=stream), "updated own.csv:100: pgd20")
+    assert (tmp_path / "out.txt").read_text(encoding="utf-8") == "updated own.csv:100: pgd20\n"
+
+
 def test_the_command_writes_all_it_was_asked_for(folder: Path, tmp_path: Path) -> None:
     reference = tmp_path / "tables"
     reference.mkdir()
@@ -246,6 +291,13 @@ def test_the_command_writes_and_reads_reference_runs(folder: Path, tmp_path: Pat
         (["--against", "SHARD"], "is Parquet, but no reference run"),
         (["--against", "EMPTY"], "a folder without CSV files"),
         (["--against", "TABLE", "--tolerance", "-1"], "no tolerance"),
+        (["--against", "RUN", "--tolerance", "1"], "--tolerance is for tables"),
+        (["--write-reference", "x.parquet", "--reason", "x", "--json", "y"], "--json is about a comparison"),
+        (
+            ["--write-reference", "x.parquet", "--reason", "x", "--complete"],
+            "--complete is about a comparison",
+        ),
+        (["--against", "NO-SAMPLES"], "n -5 is no number of samples"),
         (["--against", "TABLE", "--tolerance-policy", "loose"], "loose"),
     ],
 )
@@ -255,12 +307,14 @@ def test_wrong_use_is_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "garbage.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "n.csv").write_text("dataset,model,attack,metric,value,n\ndigits,m,a,accuracy,1,-5\n")
     places = {
         "TABLE": folder / "leaderboard.csv",
         "RUN": folder,
         "GARBAGE": tmp_path / "garbage.parquet",
         "SHARD": next(folder.glob("cells/*/shard-*.parquet")),
         "EMPTY": tmp_path / "empty",
+        "NO-SAMPLES": tmp_path / "n.csv",
     }
     result = invoked("check", folder, *(places.get(option, option) for option in options))
     assert result.exit_code == 2, result.output

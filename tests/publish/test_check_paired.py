@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flow_runs import flow_attack, flow_cell, flow_frame, flow_run
@@ -111,8 +112,18 @@ def test_near_ties_are_no_flips() -> None:
         flip("apgd-ce", 12)(found)
         found.loc[by(None, 200)(found), "margin"] = np.float32(1e-4)
 
-    shift = compared(change)["apgd-ce"].shift
+    def ties(found: pd.DataFrame) -> None:
+        found.loc[by("apgd-ce", 12)(found), "margin"] = np.float32(-1e-4)
+
+    before, now = ensemble(), ensemble()
+    ties(before)
+    change(now)
+    found = compare_samples(of_run(run_of(before)), of_run(run_of(now)))
+    (shift,) = (result.shift for result in found if result.component == "apgd-ce")
     assert (shift.gained, shift.near_ties) == (0, 12)
+    # FAB stops at the boundary: what it breaks has a tiny margin, and what it no longer breaks is a flip.
+    shift = compared(change)["apgd-ce"].shift
+    assert (shift.gained, shift.near_ties) == (12, 0)
 
 
 @pytest.mark.parametrize(("count", "verdict"), [(1, "pass"), (12, "fail")])
@@ -249,6 +260,10 @@ def test_likelihoods() -> None:
     def infinite(rows: pd.DataFrame) -> None:
         rows.loc[3, "nll_after"] = math.inf
 
+    def nan(rows: pd.DataFrame) -> None:
+        rows.loc[3, "nll_after"] = math.nan
+
+    assert "1 of 40 scores are NaN now" in compare_samples(run(), run(nan))[1].reason
     assert {result.verdict for result in compare_samples(run(), run(), "exact")} == {"pass"}
     assert {result.verdict for result in compare_samples(run(infinite), run(infinite), "exact")} == {"pass"}
     assert compare_samples(run(), run(infinite))[1].shift.moved == 1
@@ -324,4 +339,17 @@ def test_a_reference_with_other_metadata_is_refused(
     identity = json.loads(table.schema.metadata[KEY]) | change
     pq.write_table(table.replace_schema_metadata({KEY: json.dumps(identity)}), path)
     with pytest.raises(UserError, match=message):
+        read_samples(path)
+
+
+def test_a_damaged_reference_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "reference.parquet"
+    write_reference(of_run(run_of(ensemble())), path, "first")
+    table = pq.read_table(path)
+    for content in (b"{no json", b"\xff\xfe"):
+        pq.write_table(table.replace_schema_metadata({KEY: content}), path)
+        with pytest.raises(UserError, match="has damaged metadata"):
+            read_samples(path)
+    pq.write_table(pa.concat_tables([table, table]), path)
+    with pytest.raises(UserError, match="has samples twice"):
         read_samples(path)

@@ -12,13 +12,13 @@ from typing import Literal
 
 from robbench.experiments import Column, Experiment, Row
 from robbench.matrix.records import Run
+from robbench.metrics.likelihood import Z_95
 from robbench.publish.rows import CLEAN, cell_status, floats
 from robbench.publish.tables import TableRow, leaderboard
 from robbench.published import PublishedRow, published_index, published_table, table_rows
 from robbench.resources import write_text_atomically
 
 Verdict = Literal["within", "outside", "not compared", "not run", "failed"]
-TWO_SIDED_95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,7 @@ class Measurements:
             return Value(status=status, reason=reason)
         losses = floats(cell.rows["cross_entropy"])
         mean = float(losses.mean())
-        half = (
-            TWO_SIDED_95 * float(losses.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
-        )
+        half = Z_95 * float(losses.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
         return Value(mean, mean - half, mean + half, n=len(losses))
 
 

@@ -1,13 +1,16 @@
 """What the commands share: one-line errors, budgets, common options."""
 
+import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import click
 
+from robbench.completion import dataset_completion
 from robbench.errors import UserError
 
 _EXAMPLES = {
@@ -19,8 +22,9 @@ _EXAMPLES = {
     "--steps": "10,20,50",
     "--temperature": "0.7,1",
     "--seeds": "0,1,2",
+    "--precision": "fp32,bf16",
 }
-BAD_INPUT, INTERRUPTED, PIPE_CLOSED = 2, 130, 141
+BAD_INPUT, CELLS_FAILED, INTERRUPTED, PIPE_CLOSED = 2, 3, 130, 141
 
 
 class BadInput(click.ClickException):
@@ -163,6 +167,19 @@ def print_paths(paths: Sequence[Path]) -> None:
         click.echo(f"{path.suffix[1:].upper():5}{path.absolute()}")
 
 
+def print_json(value: object) -> None:
+    """One JSON document on stdout. Numbers keep every digit; what JSON has no number for (NaN, infinities) is null."""
+    click.echo(json.dumps(_finite(value), indent=2, allow_nan=False))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
 class FolderOrFile(click.Path):
     """A path; never the empty text of an unset variable, which would be the working directory."""
 
@@ -184,6 +201,7 @@ class Text(click.types.StringParamType):
         return value
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="As JSON (docs/living.md).")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 threat_models_option = click.option(
     "--threat-models", type=FolderOrFile(), help="Folder of further threat models (YAML)."
@@ -194,7 +212,11 @@ checkpoints_option = click.option(
     type=FolderOrFile(),
     help="Folder of weights that cards name (docs/models.md), or ROBBENCH_CHECKPOINTS.",
 )
-dataset_option = click.option("--dataset", help="Data set (robbench list datasets).  [default: digits]")
+dataset_option = click.option(
+    "--dataset",
+    help="Data set (robbench list datasets).  [default: digits]",
+    shell_complete=dataset_completion,
+)
 data_option = click.option(
     "--data", type=FolderOrFile(), help="Folder of a data set of your own, with a card.yaml (docs/data.md)."
 )

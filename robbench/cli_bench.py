@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,10 @@ from robbench.cli_base import (
     seeds,
     zoo_option,
 )
+from robbench.completion import model_completion
+
+if TYPE_CHECKING:
+    from robbench.attacks.victim import SearchPrecision
 
 threads_option = click.option(
     "--threads",
@@ -35,7 +39,14 @@ def bench() -> None:
 
 
 @bench.command("aa")
-@click.option("--model", "models", multiple=True, required=True, help="Zoo classifiers of one data set.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    help="Zoo classifiers of one data set.",
+    shell_complete=model_completion,
+)
 @click.option("--attack", default="aa", show_default=True, type=click.Choice(("aa", "aa-l2", "aa-l1")))
 @click.option(
     "--n", type=click.IntRange(1), default=1000, show_default=True, help="Test images, drawn by seed."
@@ -49,6 +60,14 @@ def bench() -> None:
     help="Seeds of the attacks.",
 )
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
+@click.option(
+    "--precision",
+    "precisions",
+    multiple=True,
+    default=("fp32",),
+    show_default=True,
+    help="Of robbench's searches: fp32,bf16,tf32; the reference computes in fp32, verdicts are fp32.",
+)
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 @device_option
 @zoo_option
@@ -60,29 +79,56 @@ def autoattack(
     n: int,
     seed_texts: tuple[str, ...],
     batch_size: int,
+    precisions: tuple[str, ...],
     out: Path,
     **options: Any,
 ) -> None:
     """AutoAttack against the reference package: parity of verdicts, times, distance to the floor.
 
-    Example: robbench bench aa --model digits-at,digits-trades --n 360
+    Example: robbench bench aa --model digits-at,digits-trades --n 360 --precision fp32,bf16
     """
     from robbench.allocator import tune_allocator
     from robbench.bench import autoattack as contest_of
     from robbench.bench.models import loaded
 
     tune_allocator()
-    contest = contest_of.Contest(attack, n, seeds("--seeds", seed_texts), batch_size=batch_size)
+    chosen = _precisions(precisions)
+    contests = [
+        contest_of.Contest(attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, precision=one)
+        for one in chosen
+    ]
     entries = loaded(names("--model", models), **options)
-    found = [contest_of.compare(model, data, contest, device, click.echo) for model, data, device in entries]
+    found = [
+        contest_of.compare_all(model, data, contests, device, click.echo) for model, data, device in entries
+    ]
     stem = f"{attack}-{'-'.join(dict.fromkeys(data.name for _, data, _ in entries))}"
     command = _command()
-    report = contest_of.report(found, contest, command)
-    _write(out / f"{stem}.json", report, contest_of.markdown(found, contest, command))
+    for contest, parities in zip(contests, zip(*found, strict=True), strict=True):
+        name = stem + ("" if contest.precision == "fp32" else f"-{contest.precision}")
+        report = contest_of.report(parities, contest, command)
+        _write(out / f"{name}.json", report, contest_of.markdown(parities, contest, command))
+
+
+def _precisions(given: tuple[str, ...]) -> "list[SearchPrecision]":
+    """The precisions named, each once; `UserError` for another."""
+    from robbench.attacks.victim import PRECISIONS
+    from robbench.errors import unknown_name
+
+    wanted = names("--precision", given)
+    for name in wanted:
+        if name not in PRECISIONS:
+            raise unknown_name("precision", name, list(PRECISIONS))
+    return [name for name in PRECISIONS if name in wanted]
 
 
 @bench.command("pgd")
-@click.option("--model", "models", multiple=True, help="Zoo classifiers; digits-at by default.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Zoo classifiers; digits-at by default.",
+    shell_complete=model_completion,
+)
 @click.option("--architecture", "architectures", multiple=True, help="Random networks on 3x32x32: resnet18.")
 @click.option("--steps", type=click.IntRange(1), default=40, show_default=True)
 @click.option("--n", type=click.IntRange(1), default=256, show_default=True, help="Images of each model.")

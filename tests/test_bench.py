@@ -23,6 +23,7 @@ def parity(**changes) -> Parity:
         "only_reference_breaks": [],
         "seconds": {OURS: [2.0, 4.0], REFERENCE: [9.0, 9.0]},
         "floor_seconds": 1.5,
+        "least_seconds": 1.0,
         "forwards": 100,
         "backwards": 40,
         "threads": 1,
@@ -32,11 +33,11 @@ def parity(**changes) -> Parity:
 
 def test_numbers_follow_from_the_runs():
     one = parity()
-    assert (one.excess, one.speedup, one.over_floor) == (-1, 3.0, 2.0)
+    assert (one.excess, one.speedup, one.over_floor, one.over_least) == (-1, 3.0, 2.0, 3.0)
     assert parity(robust={OURS: [33, 30], REFERENCE: [31, 32]}).excess == 1
     text = markdown([one], Contest("aa", 50, (0, 1)), "robbench bench aa")
     assert "| m | 50 | 98.00 | 60.00 / 62.00 | 60.00 / 64.00 | -1 | 7 | none |" in text
-    assert "| m | 1 | 1.5 | 3.0 [2.0, 4.0] | 9.0 [9.0, 9.0] | 2.00 | 3.00 |" in text
+    assert "| m | 1 | 1.5 | 1.0 | 3.0 [2.0, 4.0] | 9.0 [9.0, 9.0] | 2.00 | 3.00 | 3.00 |" in text
     plain = json.loads(json.dumps(report([one], Contest("aa-l2", 50, (0,)), "x")))
     assert plain["contest"]["attack"] == "aa-l2"
     assert plain["models"][0]["speedup"] == 3.0
@@ -52,6 +53,7 @@ def test_both_engines_see_the_same_samples_and_disagreement_is_listed():
     assert found.only_ours_breaks == found.only_reference_breaks == []
     assert len(lines) == 4
     assert found.floor_seconds > 0
+    assert found.least_seconds > 0
     order = [line.split(", ")[1] for line in lines]
     assert order == [REFERENCE, OURS, OURS, REFERENCE]
 
@@ -64,13 +66,19 @@ def test_the_floor_grows_with_the_calls():
     assert 0 < some < more
 
 
-def test_the_command_writes_what_it_prints(tmp_path):
-    options = ["--model", "digits-standard", "--n", "4", "--seeds", "0", "--out", str(tmp_path)]
-    result = CliRunner().invoke(main, ["bench", "aa", *options])
+@pytest.mark.parametrize(("precision", "stem"), [("fp32", "aa-digits"), ("bf16", "aa-digits-bf16")])
+def test_the_command_writes_what_it_prints(tmp_path, precision, stem):
+    options = ["--model", "digits-standard", "--n", "4", "--seeds", "0", "--precision", precision]
+    result = CliRunner().invoke(main, ["bench", "aa", *options, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    text = (tmp_path / "aa-digits.md").read_text()
+    text = (tmp_path / f"{stem}.md").read_text()
     assert text.strip() in result.output
-    assert json.loads((tmp_path / "aa-digits.json").read_text())["models"][0]["model"] == "digits-standard"
+    assert f"robbench searches in {precision}," in text
+    assert ("searches in bf16" in text.splitlines()[0]) == (precision == "bf16")
+    found = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert found["models"][0]["model"] == "digits-standard"
+    assert found["contest"]["precision"] == precision
+    assert found["models"][0]["least_seconds"] > 0
 
 
 @pytest.mark.parametrize(

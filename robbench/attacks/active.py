@@ -93,14 +93,15 @@ def run_search(victim: Victim, search: Search, task: Task, found: Candidates, ro
 
     `found.step` becomes the iteration at which a sample was broken, `search.iterations` for the others.
     """
-    state, places = _begin(victim, search, task, rows[: task.batch_size])
-    waiting = rows[task.batch_size :]
+    size = victim.searched_batch(task.batch_size)
+    state, places = _begin(victim, search, task, rows[:size])
+    waiting = rows[size:]
     period = 1 if victim.device.type == "cpu" else CHECK_EVERY
     while len(places):
         state, places = _without_finished(victim, search, found, state, places)
-        missing = task.batch_size - len(places)
+        missing = size - len(places)
         # A few free places are not worth a batch of their own.
-        if len(waiting) and (not len(places) or missing >= max(1, task.batch_size // 8)):
+        if len(waiting) and (not len(places) or missing >= max(1, size // 8)):
             fresh, taken = _begin(victim, search, task, waiting[:missing])
             waiting = waiting[missing:]
             state = {n: torch.cat([state[n], fresh[n]]) for n in fresh} if len(places) else fresh

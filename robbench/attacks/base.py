@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks.checks import BALL_TOLERANCE, check_tensor, inside_ball, inside_box, require
-from robbench.attacks.codec import FlowCodec
+from robbench.attacks.codec import FlowCodec, decoded_image
 from robbench.attacks.geometry import norm_of
 from robbench.attacks.inner import attacked
 from robbench.attacks.named import ATTACKS, NamedAttack
@@ -273,14 +273,14 @@ class Attack(NamedAttack):
         if not self.spec.bounded:
             return adversarial
         if found.witness:
-            self._check_witness(victim, ids, x, y, adversarial, found.witness, alive)
+            self.check_witness(victim, ids, x, y, adversarial, found.witness, alive)
         elif not torch.equal(adversarial, x):
             raise AttackViolation(
                 f"attack {self.spec.label!r} returned no witness for its latent perturbation"
             )
         return adversarial
 
-    def _check_witness(
+    def check_witness(
         self,
         victim: Victim,
         ids: Tensor,
@@ -312,12 +312,9 @@ class Attack(NamedAttack):
             require(self.spec, ids, outside, 0.0, 0.0, f"levels {list(levels)} of the flow")
         for rows in chunks(alive.nonzero().squeeze(1), victim.batch_size):
             device = victim.device
-            with torch.no_grad():
-                z = self.flow.encode_flat(x[rows].to(device), y[rows].to(device))
-                again = self.flow.decode_flat(z + witness["lambda"][rows].to(device), y[rows].to(device))
-                if "delta" in witness:
-                    again = again + witness["delta"][rows].to(device)
-            gap = (again.clamp(0, 1).cpu() - adversarial[rows]).abs()
+            own = {name: value[rows].to(device) for name, value in witness.items()}
+            again = decoded_image(self.flow, x[rows].to(device), y[rows].to(device), own)
+            gap = (again.cpu() - adversarial[rows]).abs()
             require(
                 self.spec, ids[rows], gap.flatten(1), 0.0, WITNESS_TOLERANCE, "image decoded from its witness"
             )

@@ -1,8 +1,11 @@
 """A flow as the attacks see it: one flat latent vector a sample."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from robbench.attacks.spaces import Codec
 from robbench.models.flows.base import Flow, FrozenFlow, Latents
 
 
@@ -28,3 +31,13 @@ class FlowCodec:
             for number, shape in enumerate(self.flow.level_shapes, start=1)
         ]
         return torch.cat(parts)
+
+
+def decoded_image(codec: Codec, x: Tensor, y: Tensor, witness: Mapping[str, Tensor]) -> Tensor:
+    """clip(G(F(x) + lambda) + delta): the images [n,C,H,W] of a witness, without a graph.
+
+    x: [n,C,H,W] in [0,1]; y: [n], the condition; witness: "lambda" [n,D] and, of joint attacks, "delta" [n,C,H,W].
+    """
+    with torch.no_grad():
+        image = codec.decode_flat(codec.encode_flat(x, y) + witness["lambda"], y)
+        return (image + witness["delta"] if "delta" in witness else image).clamp(0, 1)

@@ -7,6 +7,7 @@ gradient with respect to the image is one matrix product and a `fold` (oneDNN's 
 channels).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,9 +35,9 @@ def searchable(module: nn.Module, images: Tensor) -> nn.Module:
 
 
 def _alike(module: nn.Module, quick: nn.Module, images: Tensor) -> bool:
-    logits, slope = _logits_and_slope(module, images)
+    logits, slope = logits_and_slope(module, images)
     try:
-        other_logits, other_slope = _logits_and_slope(quick, images)
+        other_logits, other_slope = logits_and_slope(quick, images)
     except Exception:  # somebody's forward, on layers it was not written for, can fail in any way
         return False
     return all(
@@ -45,10 +46,11 @@ def _alike(module: nn.Module, quick: nn.Module, images: Tensor) -> bool:
     )
 
 
-def _logits_and_slope(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def logits_and_slope(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n,K] at images [n,C,H,W] and the gradient of a fixed combination of them, 0 where there is none."""
     leaf = images.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        logits = module(leaf)
+        logits = module(leaf).float()
         if not logits.requires_grad:  # no way back to the image: nothing to save
             return logits.detach(), torch.zeros_like(leaf)
         weights = torch.linspace(-1.0, 2.0, logits[0].numel(), device=logits.device)
@@ -64,21 +66,38 @@ def lean(module: nn.Module) -> nn.Module:
 
 
 def _lean(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
+    def chained(part: nn.Module) -> nn.Module | None:
+        if plain(part, nn.Conv2d):
+            return _convolution(part)
+        if type(part) is nn.Sequential and not _hooked(part):
+            return _chain([_lean(child, done) for child in _multiplied_out(list(part))])
+        return None
+
+    return rebuilt(module, chained, done)
+
+
+def rebuilt(
+    module: nn.Module,
+    instead: Callable[[nn.Module], nn.Module | None],
+    done: dict[int, nn.Module] | None = None,
+) -> nn.Module:
+    """`module` with every part replaced by what `instead` gives for it, the outermost first; parts for which that is
+    None are rebuilt from their children, or kept where none changes. done: by id of a part, what is used instead."""
+    done = {} if done is None else done
     known = done.get(id(module))
     if known is None:
-        known = done[id(module)] = _rebuilt(module, done)
+        known = instead(module)
+        known = done[id(module)] = _from_children(module, instead, done) if known is None else known
     return known
 
 
-def _rebuilt(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:
-    if _plain(module, nn.Conv2d):
-        return _convolution(module)
+def _from_children(
+    module: nn.Module, instead: Callable[[nn.Module], nn.Module | None], done: dict[int, nn.Module]
+) -> nn.Module:
     if isinstance(module, torch.jit.ScriptModule):
         return module
     children = {name: child for name, child in module._modules.items() if child is not None}
-    if type(module) is nn.Sequential and not _hooked(module):
-        return _chain([_lean(child, done) for child in _multiplied_out(list(module))])
-    changed = {name: _lean(child, done) for name, child in children.items()}
+    changed = {name: rebuilt(child, instead, done) for name, child in children.items()}
     if all(changed[name] is child for name, child in children.items()):
         return module
     copy = object.__new__(type(module))  # shares everything but the children; no code of the model's runs
@@ -100,7 +119,7 @@ def _hooked(module: nn.Module) -> bool:
     )
 
 
-def _plain(module: nn.Module, kind: type[Leaf]) -> bool:
+def plain(module: nn.Module, kind: type[Leaf]) -> bool:
     """A layer of exactly this class with float32 parameters on the CPU and nothing added to it."""
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     floats = [t for t in tensors if t.is_floating_point()]
@@ -125,9 +144,9 @@ def _multiplied_out(layers: list[nn.Module]) -> list[nn.Module]:
 
 def _joined(first: nn.Module, second: nn.Module) -> nn.Module | None:
     """One layer for two, None where there is none, it costs more, or its weights are not finite."""
-    if _plain(first, nn.Conv2d) and _plain(second, nn.BatchNorm2d):
+    if plain(first, nn.Conv2d) and plain(second, nn.BatchNorm2d):
         joined: nn.Module | None = _normalised(first, second)
-    elif _plain(first, nn.Linear) and _plain(second, nn.Linear):
+    elif plain(first, nn.Linear) and plain(second, nn.Linear):
         joined = _product(first, second)
     else:
         return None
@@ -141,16 +160,16 @@ def _normalised(conv: Any, norm: Any) -> nn.Module | None:
     scale = scale if norm.weight is None else scale * norm.weight.double()
     bias = 0.0 if conv.bias is None else conv.bias.double()
     shift = 0.0 if norm.bias is None else norm.bias.double()
-    joined: nn.Conv2d = _like(conv)
+    joined: nn.Conv2d = like(conv, nn.Conv2d)
     joined.weight = _fixed(conv.weight.double() * scale[:, None, None, None])
     joined.bias = _fixed((bias - norm.running_mean.double()) * scale + shift)
     return joined
 
 
-def _like(conv: nn.Conv2d, kind: type[nn.Conv2d] = nn.Conv2d) -> nn.Conv2d:
-    """A convolution of class `kind` with the same settings, without weights of its own."""
+def like(layer: nn.Module, kind: type[Leaf]) -> Any:
+    """A layer of class `kind` with the same settings, without weights of its own."""
     copy = object.__new__(kind)
-    copy.__dict__ = {**conv.__dict__, "_parameters": dict(conv._parameters)}
+    copy.__dict__ = {**layer.__dict__, "_parameters": dict(layer._parameters)}
     return copy
 
 
@@ -173,11 +192,12 @@ def _fixed(values: Tensor) -> nn.Parameter:
 def _convolution(conv: Any) -> nn.Module:
     simple = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     few = conv.in_channels <= IMAGE_CHANNELS and not isinstance(conv.padding, str)
-    copy = _like(conv, FirstConvolution if simple and few else nn.Conv2d)
+    copy = like(conv, FirstConvolution if simple and few else nn.Conv2d)
     # Of one channel a weight is in both formats; only a clone has the strides that say which is meant.
     weight = conv.weight.detach().clone(memory_format=torch.channels_last)
     copy.weight = nn.Parameter(weight, requires_grad=False)
-    return copy
+    layer: nn.Module = copy
+    return layer
 
 
 class FirstConvolution(nn.Conv2d):

@@ -7,7 +7,6 @@ signs of its own, keyed by its id and the number of the query. A query whose ans
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,98 +15,25 @@ from robbench.attacks.active import Batch, Search, fresh_state
 from robbench.attacks.geometry import TINY, norm_of, per_sample, put
 from robbench.attacks.geometry_l1 import project_l1_box, rounding_allowance
 from robbench.attacks.spaces import State
+from robbench.attacks.square_windows import (
+    POSITION_BITS,
+    Schedule,
+    pattern,
+    random_coins,
+    window_sizes,
+    window_spans,
+)
 from robbench.attacks.victim import Victim, margins
 from robbench.errors import UserError
 from robbench.random import KeyedNumbers
 from robbench.specs import Norm
 
-# After so many queries of 10,000 the share p of an image's pixels in a window halves (paper, section 5).
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-POSITION_BITS = 48  # of a random word say where a window is
 MOST_REMEMBERED = 2**16  # windows a sample; with more of them, repeats within 5,000 queries are rare
-
-
-def window_sizes(
-    norm: Norm, shape: tuple[int, ...], iterations: int, p_init: float = 0.8, rescale: bool = False
-) -> Tensor:
-    """Side of the window of queries 1..iterations, [iterations + 1] int64 (entry 0 is that of query 1).
-
-    shape: (C,H,W). rescale: stretch the schedule, made for 10,000 queries, to `iterations`; AutoAttack does not. Sides
-    are at most min(H,W); for l2 and l1 at least 3 and odd, where the image is large enough.
-    """
-    queries = [max(i - 1, 0) for i in range(iterations + 1)]
-    steps = [int(q / iterations * 10_000) if rescale else q for q in queries]
-    shares = [p_init / 2 ** sum(step > bound for bound in HALVINGS) for step in steps]
-    sides = [round(math.sqrt(share * shape[1] * shape[2])) for share in shares]
-    if norm != "linf":
-        sides = [max(side, 3) | 1 for side in sides]
-    return torch.tensor(sides).clamp(1, min(shape[1:]))
-
-
-def pattern(side: int, norm: Norm) -> Tensor:
-    """What an l2 or l1 window adds, [side, side] with norm 1: a hill above a valley."""
-    out = torch.cat([_hill(side // 2, side, norm), -_hill(side - side // 2, side, norm)])
-    return out / norm_of(out[None], norm)
-
-
-def _hill(height: int, width: int, norm: Norm) -> Tensor:
-    """Nested squares around the middle, the k-th of weight k**-2 (l2) or k**-4 (l1), norm 1 (paper, eq. 2)."""
-    power = 2 if norm == "l2" else 4
-    rows = (torch.arange(height) - height // 2).abs()[:, None]
-    columns = (torch.arange(width) - width // 2).abs()[None, :]
-    rings = torch.maximum(rows, columns).expand(height, width)
-    reach = max(height // 2, width // 2) + 1
-    weights = torch.arange(1, reach + 1, dtype=torch.float32) ** -power
-    out = weights.flip(0).cumsum(0).flip(0)[rings]
-    return out / norm_of(out[None], norm).clamp(min=TINY) if height else out
-
-
-def _coins(words: Tensor, count: int, skip: int = 0) -> Tensor:
-    """[..., count] of 0 and 1 from words [..., W] of 64 random bits, without the first `skip` of their bits."""
-    place = torch.arange(skip, skip + count, device=words.device)
-    return words[..., place // 64] >> place % 64 & 1
-
-
-def _spans(place: Tensor, side: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Rows [..., H] and columns [..., W], float32, of windows with upper left corner `place` [..., 2] and `side` [...]:
-    1 inside and 0 outside."""
-    length = max(shape[1:])
-    half = (0.5 * side)[..., None, None]
-    distance = torch.arange(0.5, length, device=place.device) - (place[..., None] + half)
-    inside = (half + 0.5 - distance.abs_()).clamp_(0.0, 1.0)
-    return inside[..., 0, : shape[1]], inside[..., 1, : shape[2]]
 
 
 def _margin(victim: Victim, images: Tensor, labels: Tensor) -> Tensor:
     """Margins [n]; infinite, so that no search goes there, where the model's are not finite."""
     return margins(victim.logits(images), labels).nan_to_num_(math.inf, math.inf, math.inf)
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """For queries 0..iterations: side of the window, and how many rows and columns it may begin at: `at` [.., 3]; which
-    of the different `sides` it is: `kind`."""
-
-    at: Tensor
-    kind: Tensor
-    sides: list[int]
-
-    @staticmethod
-    def of(side: Tensor, shape: tuple[int, ...], device: torch.device) -> "Schedule":
-        sides, kind = torch.unique(side, return_inverse=True)
-        at = torch.stack([side, shape[1] - side + 1, shape[2] - side + 1], 1)
-        return Schedule(at.to(device), kind.to(device), sides.tolist())
-
-    @property
-    def queries(self) -> int:
-        return len(self.at) - 1
-
-    def windows(self, words: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows uniform over where they fit, from the lower 48 of 64 random bits a window: their upper left corners
-        [..., 2] and sides [...]. query, words: [...]; queries past the last have its side."""
-        at = self.at[query.clamp(max=self.queries)]
-        shifts = torch.arange(0, POSITION_BITS, 24, device=words.device)
-        return (words[..., None] >> shifts & 0xFFFFFF) * at[..., 1:] >> 24, at[..., 0]
 
 
 class Moves(ABC):
@@ -160,7 +86,7 @@ class SignWindows(Moves):
     def start(self, keys: Tensor, x: Tensor) -> State:
         channels, _, width = self.shape
         words = KeyedNumbers.bits(keys, torch.zeros_like(keys), -(-channels * width // 64))
-        stripes = _coins(words, channels * width).reshape(-1, channels, 1, width).to(x.dtype) * 2 - 1
+        stripes = random_coins(words, channels * width).reshape(-1, channels, 1, width).to(x.dtype) * 2 - 1
         signs = stripes.expand(x.shape).clone()
         entries = {
             "signs": signs,
@@ -194,7 +120,7 @@ class SignWindows(Moves):
         words = KeyedNumbers.bits(keys[:, None].expand_as(queries).flatten(), queries.flatten(), count)
         words = words.reshape(*queries.shape, count)
         place, _ = self.schedule.windows(words[..., 0], queries)
-        coins = _coins(words, channels, POSITION_BITS)
+        coins = random_coins(words, channels, POSITION_BITS)
         code = (coins << torch.arange(channels, device=keys.device)).sum(-1)
         window = (code * height + place[..., 0]) * width + place[..., 1] if self.remembers else code
         spans = place + self.kind[:, None] * torch.tensor((height, width), device=keys.device)
@@ -202,7 +128,8 @@ class SignWindows(Moves):
 
     def propose(self, state: State) -> tuple[Tensor, Tensor, State]:
         queries = state["iteration"][:, None] + self.ahead
-        plan = self.plans[state["place"][:, None], queries]  # [n, ahead, 3 + C]
+        at = (state["place"][:, None] * len(self.kind) + queries).flatten()  # one index is faster than two
+        plan = self.plans.flatten(0, 1).index_select(0, at).reshape(*queries.shape, -1)  # [n, ahead, 3 + C]
         rows, columns = self._spans(plan)
         signs = plan[..., 3:].to(state["x"].dtype)
         # What changes nothing: the window's pixels sum to its area times its signs.
@@ -271,7 +198,7 @@ class PatternWindows(Moves):
         down, across = height // side, width // side
         tiles = down * across
         words = KeyedNumbers.bits(keys, torch.zeros_like(keys), -(-tiles * (channels + 1) // 64))
-        coins = _coins(words, tiles * (channels + 1)).reshape(-1, channels + 1, down, across, 1, 1)
+        coins = random_coins(words, tiles * (channels + 1)).reshape(-1, channels + 1, down, across, 1, 1)
         shape = pattern(side, self.norm).to(x.device)
         filled = torch.where(coins[:, :1] == 1, shape, shape.T) * (coins[:, 1:] * 2 - 1)
         filled = filled.transpose(3, 4).reshape(-1, channels, down * side, across * side)
@@ -285,12 +212,12 @@ class PatternWindows(Moves):
         query = state["iteration"] + 1
         words = KeyedNumbers.bits(state["keys"], query, 1 - (-(POSITION_BITS + channels + 1) // 64))
         place, side = self.schedule.windows(words[:, :2], query[:, None].expand(-1, 2))
-        coins = _coins(words[:, 1:], channels + 1, POSITION_BITS)
+        coins = random_coins(words[:, 1:], channels + 1, POSITION_BITS)
         kind = self.schedule.kind[query.clamp(max=self.schedule.queries)]
         corner = self.extent - place[:, 0]
         shape = self.patterns[kind, coins[:, 0], corner[:, 0], corner[:, 1]][:, None]
         signs = 2.0 * coins[:, 1:] - 1.0
-        rows, columns = _spans(place, side, self.shape)
+        rows, columns = window_spans(place, side, self.shape)
         delta = self._moved(state["adversarial"] - state["x"], rows, columns, shape, signs)
         return query, self._images(state["x"], delta, project=self.norm == "l1" and channels > 1), {}
 
@@ -381,8 +308,9 @@ class Square(Search):
         state = fresh_state(batch.x) | {"x": batch.x, "y": batch.y, "keys": keys}
         state |= moves.start(keys, batch.x)
         state["margin"] = _margin(victim, state["adversarial"], batch.y)
-        state["broken"] = state["margin"] <= 0
-        state["forwards"] += 1
+        certain, spent = victim.settled(state["margin"], state["adversarial"], batch.y, ~state["broken"])
+        state["broken"] = certain <= 0
+        state["forwards"] += 1 + spent
         return state
 
     def step(self, victim: Victim, state: State) -> State:
@@ -390,15 +318,18 @@ class Square(Search):
         query, images, proposal = moves.propose(state)
         margin = _margin(victim, images, state["y"])
         going = ~state["broken"] & (query <= self.iterations)
-        better = ((margin < state["margin"]) | (margin <= 0)) & going
+        # Which image is better is said in the search's precision throughout, who is broken is not.
+        lower = (margin < state["margin"]) & going
+        certain, spent = victim.settled(margin, images, state["y"], lower)
+        hit = (certain <= 0) & going
+        better = lower | hit
         put(state["adversarial"], images, better)
         moves.accept(state, better, proposal)
         state["margin"] = torch.where(better, margin, state["margin"])
         state["iteration"] = query.clamp(max=self.iterations)
-        hit = better & (margin <= 0)
         state["broken_at"] = torch.where(hit, query, state["broken_at"])
         state["broken"] = state["broken"] | hit
-        state["forwards"] += 1
+        state["forwards"] += 1 + spent
         return state
 
     def leave(self, state: State) -> State:

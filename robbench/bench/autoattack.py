@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robbench.attacks import Attack, Outcome, Victim, build_attack
 from robbench.attacks.inner import attacked
+from robbench.attacks.victim import SearchPrecision, full_precision
 from robbench.bench.timing import now
 from robbench.data import Dataset, sample_ids
 from robbench.device import versions
@@ -26,6 +27,7 @@ class Contest:
     """What is compared. attack: of robbench; its reference is "aa-reference" with the same ending.
 
     seeds: each engine attacks the same samples once a seed; the order of the two alternates. sample_seed: draws them.
+    precision: of robbench's searches; the reference always computes in fp32.
     """
 
     attack: str
@@ -33,6 +35,7 @@ class Contest:
     seeds: tuple[int, ...]
     sample_seed: int = 0
     batch_size: int = 256
+    precision: SearchPrecision = "fp32"
 
     @property
     def reference(self) -> str:
@@ -42,7 +45,8 @@ class Contest:
 @dataclass(frozen=True)
 class Parity:
     """Result for one model. robust: samples found robust a seed; ever_*: ids that any (no) seed broke and the other
-    engine's did not. seconds: a seed. floor_seconds: see `floor`.
+    engine's did not. seconds: a seed. floor_seconds, least_seconds: `floor` of calls of the model itself in fp32, and
+    of the cheapest calls a search may make.
 
     excess: how far our robust accuracy (worst over seeds) lies above the reference's largest, in samples; at most 0
     means never above.
@@ -57,6 +61,7 @@ class Parity:
     only_reference_breaks: list[int]
     seconds: dict[str, list[float]]
     floor_seconds: float
+    least_seconds: float
     forwards: int
     backwards: int
     threads: int
@@ -74,43 +79,64 @@ class Parity:
     def over_floor(self) -> float:
         return median(self.seconds[OURS]) / self.floor_seconds
 
+    @property
+    def over_least(self) -> float:
+        return median(self.seconds[OURS]) / self.least_seconds
+
 
 def compare(
     model: LoadedModel, dataset: Dataset, contest: Contest, device: torch.device, tell: Callable[[str], None]
 ) -> Parity:
     """Both engines on the same seeded samples of the test split, once a seed each."""
-    ids = sample_ids(dataset.test, min(contest.n, len(dataset.test)), contest.sample_seed)
+    return compare_all(model, dataset, [contest], device, tell)[0]
+
+
+def compare_all(
+    model: LoadedModel,
+    dataset: Dataset,
+    contests: Sequence[Contest],
+    device: torch.device,
+    tell: Callable[[str], None],
+) -> list[Parity]:
+    """`compare` in several precisions, which share the runs of the reference. contests: differ in precision alone."""
+    first = contests[0]
+    ids = sample_ids(dataset.test, min(first.n, len(dataset.test)), first.sample_seed)
     x, y = dataset.test.by_ids(ids)
     known = threat_models()
-    attacks = {
-        OURS: build_attack(resolve_attack(contest.attack, model.card.dataset, known)),
-        REFERENCE: build_attack(resolve_attack(contest.reference, model.card.dataset, known)),
-    }
-    outcomes: dict[str, list[Outcome]] = {OURS: [], REFERENCE: []}
-    seconds: dict[str, list[float]] = {OURS: [], REFERENCE: []}
-    for number, seed in enumerate(contest.seeds):
-        for name in sorted(attacks, reverse=bool(number % 2)):
-            outcome, spent = _timed(attacks[name], model.module, ids, x, y, seed, contest.batch_size, device)
-            outcomes[name].append(outcome)
-            seconds[name].append(spent)
-            tell(f"{model.card.name}, {name}, seed {seed}: {int(outcome.robust.sum())} robust, {spent:.1f} s")
-    return _parity(model, contest, ids, x, outcomes, seconds, device)
+    ours = build_attack(resolve_attack(first.attack, model.card.dataset, known))
+    reference = build_attack(resolve_attack(first.reference, model.card.dataset, known))
+    entrants = [(OURS, contest.precision, ours) for contest in contests]
+    outcomes: dict[tuple[str, SearchPrecision], list[Outcome]] = {}
+    seconds: dict[tuple[str, SearchPrecision], list[float]] = {}
+    for number, seed in enumerate(first.seeds):
+        order: list[tuple[str, SearchPrecision, Attack]] = [(REFERENCE, "fp32", reference), *entrants]
+        for name, precision, attack in order[::-1] if number % 2 else order:
+            victim = Victim(model.module, device, first.batch_size, precision)
+            outcome, spent = _timed(attack, victim, ids, x, y, seed, first.batch_size)
+            outcomes.setdefault((name, precision), []).append(outcome)
+            seconds.setdefault((name, precision), []).append(spent)
+            robust = int(outcome.robust.sum())
+            tell(f"{model.card.name}, {name} {precision}, seed {seed}: {robust} robust, {spent:.1f} s")
+    return [
+        _parity(
+            model,
+            contest,
+            ids,
+            x,
+            {OURS: outcomes[OURS, contest.precision], REFERENCE: outcomes[REFERENCE, "fp32"]},
+            {OURS: seconds[OURS, contest.precision], REFERENCE: seconds[REFERENCE, "fp32"]},
+            device,
+        )
+        for contest in contests
+    ]
 
 
 def _timed(
-    attack: Attack,
-    module: nn.Module,
-    ids: Sequence[int],
-    x: Tensor,
-    y: Tensor,
-    seed: int,
-    batch_size: int,
-    device: torch.device,
+    attack: Attack, victim: Victim, ids: Sequence[int], x: Tensor, y: Tensor, seed: int, batch_size: int
 ) -> tuple[Outcome, float]:
-    victim = Victim(module, device, batch_size)
-    begun = now(device)
+    begun = now(victim.device)
     outcome = attack.evaluate(victim, torch.tensor(ids), x, y, seed, batch_size)
-    return outcome, now(device) - begun
+    return outcome, now(victim.device) - begun
 
 
 def _parity(
@@ -137,6 +163,7 @@ def _parity(
         only_reference_breaks=numbers[ours.all(0) & ~reference.any(0)].tolist(),
         seconds=seconds,
         floor_seconds=floor(model.module, x, forwards, backwards, device),
+        least_seconds=floor(model.module, x, forwards, backwards, device, searches=contest.precision),
         forwards=forwards,
         backwards=backwards,
         threads=torch.get_num_threads(),
@@ -150,12 +177,23 @@ def floor(
     backwards: int,
     device: torch.device,
     batches: Sequence[int] = BATCHES,
+    searches: SearchPrecision | None = None,
 ) -> float:
     """Seconds that so many model calls cost at their cheapest: the best of `batches` and of weights in the usual and
-    in channels_last format, fp32, each call measured alone. forwards includes those that a backward needs."""
-    with attacked(module):
-        formats = (module, deepcopy(module).to(memory_format=torch.channels_last))
-        calls = [(network, _batch(x, batch, device)) for batch in batches for network in formats]
+    in channels_last format, fp32, each call measured alone. forwards includes those that a backward needs.
+
+    searches: also try what a search in this precision may call, of which verdicts are not made: the model in that
+    precision, and the lean network.
+    """
+    victim = Victim(module, device, precision=searches or "fp32")
+    with attacked(module), full_precision(), victim.searched_leanly(x):
+        own = (module, deepcopy(module).to(memory_format=torch.channels_last))
+        networks: list[Callable[[Tensor], Tensor]] = list(own)
+        if searches is not None:
+            low = () if searches == "fp32" else own
+            networks += [Victim(network, device, precision=searches).differentiable for network in low]
+            networks.append(victim.differentiable)
+        calls = [(network, _batch(x, batch, device)) for batch in batches for network in networks]
         both = min(_cost(network, images, True) for network, images in calls)
         alone = min(_cost(network, images, False) for network, images in calls)
     return backwards * both + (forwards - backwards) * alone
@@ -165,16 +203,18 @@ def _batch(x: Tensor, size: int, device: torch.device) -> Tensor:
     return x.repeat(-(-size // len(x)), 1, 1, 1)[:size].to(device).contiguous()
 
 
-def _cost(module: nn.Module, x: Tensor, gradient: bool, least_seconds: float = 0.15) -> float:
+def _cost(
+    network: Callable[[Tensor], Tensor], x: Tensor, gradient: bool, least_seconds: float = 0.05
+) -> float:
     """Seconds an image: the fastest of several calls."""
 
     def call() -> None:
         with torch.set_grad_enabled(gradient):
             if not gradient:
-                module(x)
+                network(x)
                 return
             leaf = x.detach().requires_grad_(True)
-            torch.autograd.grad(module(leaf).sum(), leaf)
+            torch.autograd.grad(network(leaf).sum(), leaf)
 
     call()
     times: list[float] = []
@@ -188,7 +228,7 @@ def _cost(module: nn.Module, x: Tensor, gradient: bool, least_seconds: float = 0
 def report(found: Sequence[Parity], contest: Contest, command: str) -> dict[str, Any]:
     """Everything as plain values, for JSON."""
     rows = [
-        asdict(one) | {"excess": one.excess, "speedup": one.speedup, "over_floor": one.over_floor}
+        asdict(one) | {name: getattr(one, name) for name in ("excess", "speedup", "over_floor", "over_least")}
         for one in found
     ]
     return {"command": command, "contest": asdict(contest), "versions": versions(), "models": rows}
@@ -197,13 +237,14 @@ def report(found: Sequence[Parity], contest: Contest, command: str) -> dict[str,
 def markdown(found: Sequence[Parity], contest: Contest, command: str) -> str:
     """The parity table and the speed table."""
     lines = [
-        f"# {contest.attack} against the reference package",
+        f"# {contest.attack} against the reference package" + _in_precision(contest),
         "",
         f"    {command}",
         "",
         f"Test images drawn by seed {contest.sample_seed}, each engine once a seed "
-        f"({', '.join(map(str, contest.seeds))}), the order of the two alternating, in one process. Robust accuracy in "
-        "percent.",
+        f"({', '.join(map(str, contest.seeds))}), the order of the two alternating, in one process. "
+        f"robbench searches in {contest.precision}, the reference in fp32; verdicts are fp32 forwards of the model. "
+        "Robust accuracy in percent.",
         "",
         "| model | n | clean | robbench, by seed | reference, by seed | above the reference's largest (samples) "
         "| broken by every robbench run and no reference run | the other way round |",
@@ -217,17 +258,28 @@ def markdown(found: Sequence[Parity], contest: Contest, command: str) -> str:
     lines += [
         "",
         "Seconds (of one CPU thread: spent computing), median over seeds [least, most]. Floor: this run's own forwards "
-        "and backwards, each at the cost it has alone at its best batch size and weight format, fp32.",
+        "and backwards, each at the cost it has alone at its best batch size and weight format; of the model itself in "
+        "fp32, and of the cheapest call a search may make: the model itself"
+        f"{_or_in_precision(contest)}, or robbench's lean network in {contest.precision}, on which no verdict rests.",
         "",
-        "| model | threads | floor | robbench | reference | robbench / floor | reference / robbench |",
-        "|---|---|---|---|---|---|---|",
+        "| model | threads | fp32 floor | search floor | robbench | reference | robbench / fp32 floor "
+        "| robbench / search floor | reference / robbench |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for p in found:
-        cells = [p.model, str(p.threads), f"{p.floor_seconds:.1f}"]
+        cells = [p.model, str(p.threads), f"{p.floor_seconds:.1f}", f"{p.least_seconds:.1f}"]
         cells += [_spread(p.seconds[name]) for name in (OURS, REFERENCE)]
-        cells += [f"{p.over_floor:.2f}", f"{p.speedup:.2f}"]
+        cells += [f"{p.over_floor:.2f}", f"{p.over_least:.2f}", f"{p.speedup:.2f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _in_precision(contest: Contest) -> str:
+    return "" if contest.precision == "fp32" else f", searches in {contest.precision}"
+
+
+def _or_in_precision(contest: Contest) -> str:
+    return "" if contest.precision == "fp32" else f" in fp32 or {contest.precision}"
 
 
 def _percent(count: int, n: int) -> str:

@@ -1,0 +1,73 @@
+"""Witnesses as bytes: from what the example of a latent or joint attack is decoded again.
+
+The ball of such an attack cannot be checked from the image. Its witness can: the perturbations, the condition and the
+flow. The bytes are those of a safetensors file: float32 arrays as they are, without loss; columns of them are
+compressed by the ledger.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from robbench.attacks.base import Outcome
+
+FLOW, CONDITION = "flow", "condition"
+Perturbations = Mapping[str, NDArray[np.float32]]
+
+
+class BadWitnessError(ValueError):
+    """Bytes that are no witness; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Witness:
+    """flow: sha256 of the weights of the flow. condition: the label it was given. perturbations: "lambda" [D] in raw
+    latent units, of a joint attack also "delta" [C,H,W] in [0,1] pixels; of a search that drew dequantisation noise
+    also "noise" [C,H,W] (robbench's own fix it at 1/2). The image is `codec.decoded_image` of all that."""
+
+    flow: str
+    condition: int
+    perturbations: Perturbations
+
+    def to_bytes(self) -> bytes:
+        """The same bytes for the same witness."""
+        arrays = {name: np.ascontiguousarray(value, "<f4") for name, value in self.perturbations.items()}
+        condition = np.array([self.condition], "<i8")
+        return bytes(save({**dict(sorted(arrays.items())), CONDITION: condition}, {FLOW: self.flow}))
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Witness":
+        """`BadWitnessError` for anything that `to_bytes` does not write."""
+        try:
+            arrays = load(content)
+            length = int.from_bytes(content[:8], "little")
+            flow = json.loads(content[8 : 8 + length])["__metadata__"][FLOW]
+            condition = arrays.pop(CONDITION)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise BadWitnessError(f"is no witness ({' '.join(str(error).split())[:80]})") from error
+        wrong = [name for name, value in arrays.items() if value.dtype != np.float32]
+        if wrong or condition.shape != (1,) or condition.dtype != np.int64 or not arrays:
+            raise BadWitnessError(f"is no witness ({', '.join(wrong) or CONDITION} of a wrong type or shape)")
+        return cls(flow, int(condition[0]), arrays)
+
+
+def witnesses(outcome: Outcome, flow: str | None, kept: frozenset[int]) -> list[bytes | None]:
+    """Witnesses of an outcome's rows, in their order, of the samples in `kept`; None each without a flow (sha256 of its
+    weights), and for samples that no search saw: their example is the clean image."""
+    ids: list[int] = outcome.sample_ids.tolist()
+    if flow is None or not outcome.witness:
+        return [None] * len(ids)
+    arrays = {name: value.numpy() for name, value in outcome.witness.items()}
+    labels: list[int] = outcome.labels.tolist()
+
+    def witness(row: int) -> bytes | None:
+        own = {name: value[row] for name, value in arrays.items()}
+        unseen = outcome.broken_by[row] == "clean" and not any(value.any() for value in own.values())
+        return None if ids[row] not in kept or unseen else Witness(flow, labels[row], own).to_bytes()
+
+    return [witness(row) for row in range(len(ids))]

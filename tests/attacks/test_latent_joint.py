@@ -257,6 +257,15 @@ class TestTheBaseClassDoesNotTrustAttacks:
         with pytest.raises(AttackViolation, match="decoded from its witness"):
             attack.evaluate(Victim(classifier), ids, x, y, 0, 48)
 
+    def test_a_witness_that_is_not_a_number_is_caught(self, classifier, flow, images):
+        ids, x, y = images
+
+        def lie(found):
+            found.witness = {"lambda": torch.full((len(found.adversarial), 64), float("nan"))}
+
+        with pytest.raises(AttackViolation, match=r"left its set: sample .* is nan outside"):
+            self.misbehaving(lie, flow).evaluate(Victim(classifier), ids, x, y, 0, 48)
+
 
 @pytest.mark.parametrize(
     ("model", "message"),

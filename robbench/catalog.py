@@ -1,7 +1,8 @@
 """`robbench list` and `robbench show`: what there is, from cards, YAML files and registries."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from robbench import catalog_json
+from robbench.cli_base import print_json
 from robbench.data.names import dataset_names
 from robbench.errors import UserError, unknown_name
 from robbench.experiments import experiment_names, experiment_text, experiments
@@ -20,7 +23,7 @@ from robbench.publish.data_card import HEADER, dataset_rows, dataset_text, is_da
 from robbench.published import find_table, published_index
 from robbench.published_show import LIST_HEADER, listed, show_table
 from robbench.recipes import recipes
-from robbench.schema import dump_yaml, validate
+from robbench.schema import dump_yaml
 from robbench.specs import ThreatModel, listed_attacks, resolve_attack, threat_models
 
 if TYPE_CHECKING:
@@ -30,9 +33,16 @@ Rows = Iterable[tuple[str, ...]]
 
 
 def list_kind(
-    kind: str, threat_model_folder: Path | None, zoo: Path | None, data_dir: Path | None = None
+    kind: str,
+    threat_model_folder: Path | None,
+    zoo: Path | None,
+    data_dir: Path | None = None,
+    as_json: bool = False,
 ) -> None:
     """Print the table of one kind: attacks, defenses, models, datasets, threat-models, recipes or published."""
+    if as_json:
+        print_json(catalog_json.listed_objects(kind, threat_model_folder, zoo, data_dir))
+        return
     if kind == "attacks":
         header: tuple[str, ...] = ("attack", "on a", "threat model", "space", "norm", "what it is")
         rows = _attack_rows(threat_models(threat_model_folder))
@@ -110,37 +120,87 @@ def _first_line(thing: object) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------- show
+@dataclass(frozen=True)
+class Shown:
+    """A kind of thing with a name. names: those there are; show: prints the one meant; described: it as an object."""
+
+    kind: str
+    names: Iterable[str]
+    show: Callable[[], None]
+    described: Callable[[], catalog_json.Object]
+
+
 def show_name(
     name: str,
     threat_model_folder: Path | None,
     zoo: Path | None,
     checkpoints: Path | None = None,
     data_dir: Path | None = None,
+    as_json: bool = False,
 ) -> None:
     """Print everything called `name`, of any kind; `UserError` with the nearest name when nothing is."""
     models = threat_models(threat_model_folder)
     entries = zoo_entries(zoo, checkpoints)
     schedules = recipes()
     attacks = [attack for model in models.values() for attack in (*model.attacks, *model.groups)]
-    printers: list[tuple[str, Iterable[str], Callable[[], None]]] = [
-        ("attack", attacks, lambda: _show_attack(name, models)),
-        ("threat model", models, lambda: click.echo(dump_yaml(models[name]))),
-        ("model", entries, lambda: _show_model(entries[name])),
-        ("recipe", schedules, lambda: click.echo(dump_yaml(schedules[name]))),
-        ("experiment", experiment_names(), lambda: click.echo(experiment_text(name))),
-        ("data set", _data_sets(name), lambda: click.echo(dataset_text(name, data_dir))),
-        ("defense", _defense_choices(), lambda: _show_defense(name)),
-        *_published_printers(name),
+    kinds = [
+        Shown(
+            "attack",
+            attacks,
+            lambda: _show_attack(name, models),
+            lambda: catalog_json.attack_object(name, models),
+        ),
+        _dumped("threat model", models, name),
+        Shown(
+            "model",
+            entries,
+            lambda: _show_model(entries[name]),
+            lambda: catalog_json.model_object(entries[name]),
+        ),
+        _dumped("recipe", schedules, name),
+        Shown(
+            "experiment",
+            experiment_names(),
+            lambda: click.echo(experiment_text(name)),
+            lambda: experiments()[name].model_dump(mode="json"),
+        ),
+        Shown(
+            "data set",
+            _data_sets(name),
+            lambda: click.echo(dataset_text(name, data_dir)),
+            lambda: catalog_json.dataset_object(name, data_dir),
+        ),
+        Shown(
+            "defense",
+            _defense_choices(),
+            lambda: _show_defense(name),
+            lambda: catalog_json.defense_object(name),
+        ),
+        _published_tables(name),
     ]
-    found = [(kind, show) for kind, names, show in printers if name in names]
+    found = [kind for kind in kinds if name in kind.names]
     if not found:
         members = {
             member for model in models.values() for group in model.groups for member in model.members(group)
         }
-        raise unknown_name("name", name, {known for _, names, _ in printers for known in names} - members)
-    for kind, show in found:
-        click.echo(f"== {kind} {name} ==")
-        show()
+        raise unknown_name("name", name, {known for kind in kinds for known in kind.names} - members)
+    if as_json:
+        entries_found = [{"kind": kind.kind, "entry": kind.described()} for kind in found]
+        print_json({"name": name, "found": entries_found})
+        return
+    for kind in found:
+        click.echo(f"== {kind.kind} {name} ==")
+        kind.show()
+
+
+def _dumped(kind: str, known: Mapping[str, BaseModel], name: str) -> Shown:
+    """Of things that are shown as their file."""
+    return Shown(
+        kind,
+        known,
+        lambda: click.echo(dump_yaml(known[name])),
+        lambda: known[name].model_dump(mode="json"),
+    )
 
 
 def _data_sets(name: str) -> list[str]:
@@ -157,14 +217,18 @@ def _show_model(entry: ZooEntry) -> None:
     )
 
 
-def _published_printers(name: str) -> list[tuple[str, Iterable[str], Callable[[], None]]]:
-    """As in `show_name`; a table answers to its name and to how it is printed, whatever the case."""
+def _published_tables(name: str) -> Shown:
+    """A table answers to its name and to how it is printed, whatever the case."""
     index = published_index()
-    table = find_table(name, index)
-    known: tuple[str, list[str]] = ("published table", [entry.name for entry in index.tables])
+    names, table = [entry.name for entry in index.tables], find_table(name, index)
     if table is None:
-        return [(*known, lambda: None)]
-    return [(known[0], [name, *known[1]], lambda: show_table(table, index))]
+        return Shown("published table", names, lambda: None, dict)
+    return Shown(
+        "published table",
+        [name, *names],
+        lambda: show_table(table, index),
+        lambda: catalog_json.published_object(table, index),
+    )
 
 
 def _defense_choices() -> list[str]:
@@ -191,8 +255,6 @@ def _show_defense_class(defense: "type[Defense]") -> None:
 
 def _show_attack(name: str, models: dict[str, ThreatModel]) -> None:
     """The spec with every parameter filled in, then budgets and absolute step sizes for every data set."""
-    from robbench.attacks import ATTACKS
-
     grouping = next((model for model in models.values() if name in model.groups), None)
     if grouping is not None:
         members = "\n  ".join(grouping.members(name))
@@ -200,8 +262,7 @@ def _show_attack(name: str, models: dict[str, ThreatModel]) -> None:
         return
     owner = next(model for model in models.values() if name in model.attacks)
     spec = owner.attacks[name]
-    schema = ATTACKS.get(spec.algorithm).Parameters
-    parameters = validate(spec.parameters, schema, f"attack {name!r}, parameters")
+    parameters = catalog_json.attack_parameters(name, owner)
     click.echo(f"threat model {owner.name} ({owner.space}, {owner.norm}): {owner.description.strip()}")
     click.echo(f"{spec.description}\nreference: {spec.reference or '-'}\nalgorithm: {spec.algorithm}")
     for key, value in parameters.model_dump().items():
@@ -220,11 +281,8 @@ def _show_attack(name: str, models: dict[str, ThreatModel]) -> None:
 
 def _steps(parameters: BaseModel, radii: list[float]) -> str:
     """Absolute step sizes, one a budget; "-" for an algorithm that has none or chooses its own."""
-    absolute = getattr(parameters, "step_size", None)
-    relative = getattr(parameters, "relative_step_size", None)
-    if absolute is not None:
-        return f"{absolute:g}"
-    return ", ".join(f"{relative * radius:g}" for radius in radii) if relative is not None else "-"
+    sizes = catalog_json.step_sizes(parameters, radii)
+    return "-" if sizes is None else ", ".join(f"{size:g}" for size in sizes)
 
 
 def _number(value: float | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from robbench import __version__
+from robbench.cli_badge import badge
 from robbench.cli_base import (
     INTERRUPTED,
     FolderOrFile,
@@ -20,13 +21,16 @@ from robbench.cli_base import (
     dataset_option,
     device_option,
     example_count,
+    json_option,
     names,
-    print_paths,
     threat_models_option,
     zoo_option,
 )
 from robbench.cli_bench import bench
+from robbench.cli_bundle import export, merge, verify
 from robbench.cli_check import check
+from robbench.cli_completion import completion
+from robbench.cli_diff import diff
 from robbench.cli_experiment import (
     check_recipe_options,
     fid_weights_option,
@@ -36,7 +40,17 @@ from robbench.cli_experiment import (
 )
 from robbench.cli_fid import fid
 from robbench.cli_flow import samples
+from robbench.cli_gc import gc
+from robbench.cli_report import report
 from robbench.cli_theory import theory
+from robbench.cli_watch import watch
+from robbench.completion import (
+    attack_completion,
+    defense_completion,
+    model_completion,
+    schedule_completion,
+    shown_completion,
+)
 
 KINDS = ("attacks", "defenses", "models", "datasets", "threat-models", "recipes", "published")
 
@@ -55,13 +69,22 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--attacks", multiple=True, help="Attacks, as in pgd20,aa,jsa50.")
-@click.option("--defense", "defenses", multiple=True, help="Every zoo model of these defenses.")
+@click.option(
+    "--attacks", multiple=True, help="Attacks, as in pgd20,aa,jsa50.", shell_complete=attack_completion
+)
+@click.option(
+    "--defense",
+    "defenses",
+    multiple=True,
+    help="Every zoo model of these defenses.",
+    shell_complete=defense_completion,
+)
 @click.option(
     "--model",
     "models",
     multiple=True,
     help="Zoo models, folders with a card.yaml, torchvision:NAME, timm:NAME, ...",
+    shell_complete=model_completion,
 )
 @dataset_option
 @data_option
@@ -185,11 +208,19 @@ def _of_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run:
 
 
 @main.command()
-@click.option("--defense", required=True, help="Training method (robbench list defenses).")
+@click.option(
+    "--defense",
+    required=True,
+    help="Training method (robbench list defenses).",
+    shell_complete=defense_completion,
+)
 @dataset_option
 @data_option
 @click.option(
-    "--recipe", type=Text(), help="Training schedule (robbench show NAME).  [default: the data set's]"
+    "--recipe",
+    type=Text(),
+    help="Training schedule (robbench show NAME).  [default: the data set's]",
+    shell_complete=schedule_completion,
 )
 @click.option("--architecture", type=Text(), help="[default: the data set's]")
 @click.option(
@@ -236,55 +267,68 @@ def train(context: click.Context, /, **options: Any) -> None:
         context.exit(INTERRUPTED)
 
 
-@main.command()
-@click.argument("run_folders", metavar="RUN...", nargs=-1, required=True, type=FolderOrFile())
-@click.option("--sizes", is_flag=True, help="Print perturbation sizes and Frechet distances too.")
-@click.option(
-    "--published", is_flag=True, help="Hold the runs against published tables (robbench list published)."
-)
-def report(run_folders: tuple[Path, ...], sizes: bool, published: bool) -> None:
-    """Write the tables of run folders again and print them."""
-    from robbench.matrix.session import write_report
-
-    print_paths(write_report(*run_folders, sizes=sizes, published=published))
-
-
 @main.command("list")
 @click.argument("kind", type=click.Choice(KINDS))
 @threat_models_option
 @zoo_option
 @data_dir_option
-def list_command(kind: str, threat_models: Path | None, zoo: Path | None, data_dir: Path | None) -> None:
+@json_option
+def list_command(
+    kind: str, threat_models: Path | None, zoo: Path | None, data_dir: Path | None, as_json: bool
+) -> None:
     """List attacks, defenses, models, datasets, threat-models, recipes or published tables."""
     from robbench.catalog import list_kind
 
-    list_kind(kind, threat_models, zoo, data_dir)
+    list_kind(kind, threat_models, zoo, data_dir, as_json)
 
 
 @main.command()
-@click.argument("name")
+@click.argument("name", shell_complete=shown_completion)
 @threat_models_option
 @zoo_option
 @checkpoints_option
 @data_dir_option
-def show(name: str, **options: Path | None) -> None:
+@json_option
+def show(name: str, as_json: bool, **options: Path | None) -> None:
     """Show an attack, threat model, model, recipe, data set, defense or published table ("IJSAT Table 1")."""
     from robbench.catalog import show_name
 
-    show_name(name, options.pop("threat_models"), **options)
+    show_name(name, options.pop("threat_models"), **options, as_json=as_json)
 
 
 @main.command()
 @zoo_option
 @checkpoints_option
 @data_dir_option
+@json_option
 @click.pass_context
-def doctor(context: click.Context, zoo: Path | None, checkpoints: Path | None, data_dir: Path | None) -> None:
+def doctor(
+    context: click.Context,
+    zoo: Path | None,
+    checkpoints: Path | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
     """Say what is installed, present or missing, and how to get it."""
     from robbench.doctor import examine
 
-    context.exit(0 if examine(zoo, data_dir, checkpoints) else 1)
+    context.exit(0 if examine(zoo, data_dir, checkpoints, as_json) else 1)
 
 
-for command in (bench, check, fid, samples, theory):
+for command in (
+    badge,
+    bench,
+    check,
+    completion,
+    diff,
+    export,
+    fid,
+    gc,
+    merge,
+    report,
+    samples,
+    theory,
+    verify,
+    watch,
+):
     main.add_command(command)

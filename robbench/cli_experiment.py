@@ -7,6 +7,7 @@ import click
 from click.core import ParameterSource
 
 from robbench.cli_base import FolderOrFile, Text, example_count
+from robbench.completion import recipe_completion
 from robbench.errors import UserError
 
 # What a recipe says itself, and what only a recipe can use; by parameter name.
@@ -27,6 +28,7 @@ recipe_option = click.option(
     "--recipe",
     type=Text(),
     help="A paper's experiment instead: ijsat-table1, ..., or a YAML file (robbench list recipes).",
+    shell_complete=recipe_completion,
 )
 scale_option = click.option(
     "--scale",

@@ -15,10 +15,18 @@ from robbench.cli_base import (
     temperatures,
     zoo_option,
 )
+from robbench.completion import model_completion
 
 
 @click.command()
-@click.option("--model", "models", multiple=True, required=True, help="Flows to draw from (comma lists).")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    help="Flows to draw from (comma lists).",
+    shell_complete=model_completion,
+)
 @click.option("--under", type=Text(), required=True, help="Flow that scores the samples.")
 @click.option(
     "--temperature",

@@ -31,6 +31,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def device_text(device: torch.device) -> str:
+    """What computes on `device`: "cpu", or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
 def installed_version(package: str) -> str | None:
     """Version of an installed distribution, or None."""
     try:

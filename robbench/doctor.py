@@ -3,13 +3,14 @@
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
 import click
 
+from robbench.cli_base import print_json
 from robbench.data.names import BUILT_IN, dataset_names, place
 from robbench.errors import UserError
 from robbench.models.zoo import ZooEntry, present_weights, zoo_entries
@@ -44,9 +45,11 @@ class Finding:
     details: str
 
 
-def examine(zoo: Path | None, data_dir: Path | None, checkpoints: Path | None = None) -> bool:
+def examine(
+    zoo: Path | None, data_dir: Path | None, checkpoints: Path | None = None, as_json: bool = False
+) -> bool:
     """Print every finding; False when something required is broken."""
-    healthy = True
+    found: list[dict[str, str]] = []
     for title, findings in (
         ("Machine", _machine()),
         ("Packages", _packages()),
@@ -56,11 +59,17 @@ def examine(zoo: Path | None, data_dir: Path | None, checkpoints: Path | None = 
         ("Models", _models(zoo, checkpoints)),
         ("Optional tools", _optional()),
     ):
-        click.echo(title)
+        if not as_json:
+            click.echo(title)
         for finding in findings:
-            click.echo(f"  {finding.state:8} {finding.what:24} {finding.details}")
-            healthy = healthy and finding.state != "broken"
-    click.echo("Everything required works." if healthy else "Something required is broken; see above.")
+            found.append({"section": title, **asdict(finding)})
+            if not as_json:
+                click.echo(f"  {finding.state:8} {finding.what:24} {finding.details}")
+    healthy = all(entry["state"] != "broken" for entry in found)
+    if as_json:
+        print_json({"healthy": healthy, "findings": found})
+    else:
+        click.echo("Everything required works." if healthy else "Something required is broken; see above.")
     return healthy
 
 
@@ -169,6 +178,7 @@ def _optional() -> Iterator[Finding]:
         ("playwright", "dev", "browser test of the HTML report"),
         ("foolbox", "dev", "reference attacks in tests"),
         ("ray", "ray", "--backend ray"),
+        ("mlflow-skinny", "mlflow", "robbench report --mlflow"),
         ("FrEIA", "bench", "robbench bench latent and flows"),
     ):
         version = installed_version(package)

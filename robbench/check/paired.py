@@ -22,6 +22,7 @@ from robbench.check.compare import Verdict
 from robbench.check.pairs import Pair, Shift
 from robbench.check.policy import PolicyName
 from robbench.check.samples import CellSamples, Samples
+from robbench.metrics.paired import sign_test
 
 ALL_MODELS = "all models"
 IDENTITY = "identity"
@@ -66,13 +67,14 @@ class PairedResult:
 
 
 def compare_samples(
-    reference: Samples, measured: Samples, policy: PolicyName = "default"
+    reference: Samples, measured: Samples, policy: PolicyName = "default", rules: Rules | None = None
 ) -> list[PairedResult]:
     """Every cell of the reference, by component; then every component over all models where there are several.
 
-    A cell that the run lacks is "not run"; one that failed, or lacks samples of the reference, fails.
+    rules: in place of those of the policy. A cell that the run lacks is "not run"; one that failed, or lacks samples of
+    the reference, fails.
     """
-    rules = RULES[policy]
+    rules = rules or RULES[policy]
     results: list[PairedResult] = []
     pooled: dict[tuple[str, str], list[Pair]] = {}
     for (model, attack), cell in reference.cells.items():
@@ -125,11 +127,11 @@ def _differences(reference: Samples, measured: Samples, cell: CellSamples, ours:
     ]
     if cell.identity.spec_hash != ours.identity.spec_hash:
         before, now = (c.identity.attack.model_dump(mode="json", exclude={"label"}) for c in (cell, ours))
-        pairs += _spec_changes(before, now)
+        pairs += spec_changes(before, now)
     return [f"{name} {new}, reference {old}" for name, old, new in pairs if old != new]
 
 
-def _spec_changes(
+def spec_changes(
     before: Mapping[str, object], now: Mapping[str, object], at: str = ""
 ) -> list[tuple[str, object, object]]:
     """Differing entries of two attack specs, "parameters.iterations" with both values."""
@@ -137,7 +139,7 @@ def _spec_changes(
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _spec_changes(old, new, f"{at}{key}.")
+            found += spec_changes(old, new, f"{at}{key}.")
         elif old != new:
             found.append((f"attack spec {at}{key}", old, new))
     return found
@@ -203,10 +205,3 @@ def largest_count(n: int, rate: float, alpha: float) -> int:
     from scipy.stats import binom
 
     return int(binom.isf(alpha, n, rate)) if n and rate else 0
-
-
-def sign_test(a: int, b: int) -> float:
-    """Exact two-sided p-value of a against b under even odds (McNemar's exact test on discordant pairs)."""
-    from scipy.stats import binom
-
-    return min(1.0, 2.0 * float(binom.cdf(min(a, b), a + b, 0.5))) if a + b else 1.0

@@ -15,7 +15,7 @@ from typing import Protocol
 from robbench.attacks.suspicions import Diagnostics
 from robbench.errors import UserError
 from robbench.matrix.cells import Cell
-from robbench.matrix.ledger import Ledger
+from robbench.matrix.ledger import VALUE, Ledger
 from robbench.matrix.plan import Plan
 from robbench.matrix.progress import RunProgress
 from robbench.matrix.ray_backend import connected
@@ -23,9 +23,6 @@ from robbench.matrix.records import CellRecord, Status
 from robbench.matrix.shard_work import CleanLikelihood, ShardFailure, ShardRows, ShardTask, ShardWork
 from robbench.metrics.likelihood import bits_per_dim
 from robbench.schema import validate
-from robbench.specs import ModelKind
-
-VALUE: dict[ModelKind, str] = {"classifier": "robust", "flow": "nll_after"}  # column that progress shows
 
 
 class Backend(Protocol):
@@ -101,7 +98,7 @@ def _keep_originals(plan: Plan, ledger: Ledger, progress: RunProgress) -> None:
 @dataclass
 class _Open:
     """A cell that the ledger was read for. values: `VALUE` column of the wanted samples; waiting: (block, ids) still to
-    hand out; computing: blocks handed out; failure: that of the earliest block that failed."""
+    hand out; computing: blocks handed out; failure: that of the earliest block that failed; device: of `CellRecord`."""
 
     number: int
     cell: Cell
@@ -109,6 +106,12 @@ class _Open:
     waiting: deque[tuple[int, tuple[int, ...]]]
     computing: set[int] = field(default_factory=set)
     failure: tuple[int, ShardFailure] | None = None
+    device: str = ""
+
+    @property
+    def record(self) -> CellRecord:
+        """The cell's record as far as the ledger has its samples."""
+        return self.cell.record.model_copy(update={"device": self.device})
 
     @property
     def expected_cost(self) -> int:
@@ -178,7 +181,15 @@ class _Driver:
             missing = tuple(i for i in wanted if i not in values)
             if missing:
                 waiting.append((block, wanted if cell.attack.batch_dependent else missing))
-        return _Open(number, cell, values, waiting)
+        return _Open(number, cell, values, waiting, device=self._device(cell) if values else "")
+
+    def _device(self, cell: Cell) -> str:
+        """What computed the samples that the ledger has; "" where nobody wrote it down."""
+        try:
+            record = self.ledger.read_cell(cell.record.hash)
+        except UserError:  # a damaged cell.json is written again
+            return ""
+        return record.device if record is not None else ""
 
     def _present(self, cell: Cell) -> dict[int, float]:
         """`VALUE` column of the wanted samples the ledger has; bad shards go to quarantine, each with a line."""
@@ -207,7 +218,7 @@ class _Driver:
         self._open[cell.number] = cell
         self.progress.started(cell.number, cell.cell.record, len(cell.values))
         if cell.waiting:
-            self.ledger.write_cell(cell.cell.record)
+            self.ledger.write_cell(cell.record)
         self._end_if_done(cell)
 
     def _store(self, cell: _Open, task: ShardTask, rows: ShardRows) -> None:
@@ -215,6 +226,9 @@ class _Driver:
         try:
             noticed = rows.diagnostics.model_dump_json(exclude_defaults=True)
             self.ledger.write_shard(record.hash, task.block, rows.table, rows.seconds, noticed)
+            if rows.device not in cell.device.split(", "):
+                cell.device = ", ".join(filter(None, [cell.device, rows.device]))
+                self.ledger.write_cell(cell.record)
         except OSError as error:
             raise UserError(
                 f"cannot write to {self.ledger.folder} ({error.strerror}); "
@@ -227,7 +241,7 @@ class _Driver:
     def _end_if_done(self, cell: _Open) -> None:
         if cell.waiting or cell.computing:
             return
-        record = cell.cell.record
+        record = cell.record
         status: Status = "failed" if cell.failure else "ok"
         reason = {"error": cell.failure[1].error, "details": cell.failure[1].details} if cell.failure else {}
         seconds, suspicions = self._of_shards(record.hash)

@@ -1,6 +1,7 @@
 """Taking possession of an output folder: whose run is in it, may we write, is nobody else writing."""
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,16 +20,15 @@ def check_folder(folder: Path, run: RunFile, fresh: bool) -> None:
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out {str(folder)!r} is a file; give a folder")
-        content = [path.name for path in folder.iterdir()] if folder.exists() else []
+        foreign, is_run = foreign_content(folder), (folder / RUN_FILE).exists()
     except OSError as error:
         raise _unusable(folder, error) from error
-    if RUN_FILE not in content:
-        foreign = sorted(name for name in content if name != LOCK_FILE and not _is_leftover(name))
-        if foreign:
-            raise UserError(
-                f"--out {str(folder)!r} holds something else ({', '.join(foreign[:3])}) and no {RUN_FILE}; "
-                f"give another --out"
-            )
+    if foreign:
+        raise UserError(
+            f"--out {str(folder)!r} holds something else ({', '.join(foreign[:3])}) and no {RUN_FILE}; "
+            f"give another --out"
+        )
+    if not is_run:
         return
     try:
         existing = Ledger(folder).read_run()
@@ -44,6 +44,14 @@ def check_folder(folder: Path, run: RunFile, fresh: bool) -> None:
         )
 
 
+def foreign_content(folder: Path) -> list[str]:
+    """Names in a folder without run.yaml that no run has left there; empty for a run folder and an absent one."""
+    content = [path.name for path in folder.iterdir()] if folder.exists() else []
+    if RUN_FILE in content:
+        return []
+    return sorted(name for name in content if name != LOCK_FILE and not _is_leftover(name))
+
+
 def _is_leftover(name: str) -> bool:
     """A temporary file of a run killed before its run.yaml was in place."""
     return name.endswith(".tmp") or name in ("cards", "cells")
@@ -53,6 +61,18 @@ def _is_leftover(name: str) -> bool:
 def opened(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
     """The ledger of `folder`, locked against a second writer, with superseded results put aside."""
     check_folder(folder, run, fresh)
+    with locked(folder, "or give another --out"):
+        check_folder(folder, run, fresh)
+        ledger = Ledger(folder)
+        if fresh:
+            _put_aside(ledger, run)
+        yield ledger
+
+
+@contextmanager
+def locked(folder: Path, otherwise: str) -> Iterator[None]:
+    """Hold the lock of `folder`, made where it is absent. `UserError` when another process has it; otherwise: what else
+    the user can do than wait."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / LOCK_FILE).open("w")
@@ -63,13 +83,39 @@ def opened(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"another robbench run is writing to {str(folder)!r}; wait for it, or give another --out"
+                f"another robbench run is writing to {str(folder)!r}; wait for it, {otherwise}"
             ) from error
-        check_folder(folder, run, fresh)
-        ledger = Ledger(folder)
-        if fresh:
-            _put_aside(ledger, run)
-        yield ledger
+        yield
+
+
+def lock_is_held(folder: Path, locks: Path = Path("/proc/locks")) -> bool | None:
+    """Whether a process of this machine holds the lock of `folder`; None where the system does not tell.
+
+    Asks Linux's list of locks: to try the lock would be to take it, and a run that starts just then would be refused.
+    """
+    try:
+        lines = locks.read_text(encoding="ascii").splitlines()
+        status = (folder / LOCK_FILE).stat()
+    except FileNotFoundError:
+        return False if locks.exists() else None
+    except OSError:
+        return None
+    device, inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}", str(status.st_ino)
+    # "1: FLOCK  ADVISORY  WRITE 27612 fe:00:16116084 0 EOF"; "1: -> FLOCK ..." only waits
+    locked_files = [(fields[4], fields[5]) for fields in map(str.split, lines) if fields[1] == "FLOCK"]
+    same = [(process, file) for process, file in locked_files if file.rpartition(":")[2] == inode]
+    # overlayfs and btrfs have other device numbers in this list than in a file's status
+    return any(
+        file.startswith(f"{device}:") or _has_open(process, folder / LOCK_FILE) for process, file in same
+    )
+
+
+def _has_open(process: str, path: Path) -> bool:
+    """Whether a process has the file open; False for one that is gone or another user's."""
+    try:
+        return any(descriptor.samefile(path) for descriptor in Path(f"/proc/{process}/fd").iterdir())
+    except OSError:
+        return False
 
 
 def _put_aside(ledger: Ledger, run: RunFile) -> None:

@@ -1,6 +1,8 @@
 """The ledger: one row a sample, one atomic Parquet file a shard, cells addressed by hash.
 
 Cells on classifiers and on flows have different columns (`SCHEMAS`); nll_*: bits/dim, l1, l2, linf: [0,1] pixels.
+Schema 2 added the column `witness` (`attacks.witness`): from what a kept latent or joint example is decoded again.
+Shards of schema 1 are read as rows without witnesses; one run may hold both. Shards of a newer schema are left alone.
 
 run.yaml                                identity and last plan (`records.RunFile`)
 cards/<model>.yaml                      the cards of the models of the plan
@@ -14,10 +16,12 @@ superseded-<k>/                         what `--fresh` put aside
 
 import hashlib
 import json
+import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -25,6 +29,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from robbench import __version__
 from robbench.cards import ModelCard
 from robbench.errors import UserError
 from robbench.matrix.records import CellRecord, CellResult, Run, RunFile
@@ -32,7 +37,9 @@ from robbench.resources import write_atomically, write_text_atomically
 from robbench.schema import dump_yaml, load_yaml, validate
 from robbench.specs import ModelKind
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION, RECORD_VERSION = 2, 1  # of shards; of run.yaml and cell.json
+_STATED_VERSION = re.compile(r'^ {0,2}"?schema_version"?: ([0-9]{1,9}),?$', re.MULTILINE)
+_STATED_WRITER = re.compile(r"^ {2}robbench: '?([0-9A-Za-z.+-]{1,40})'?$", re.MULTILINE)
 LEDGER_SCHEMA = pa.schema(
     [
         pa.field("sample_id", pa.int64(), nullable=False),
@@ -54,6 +61,7 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("backwards", pa.int64(), nullable=False),
         pa.field("counts_exact", pa.bool_(), nullable=False),
         pa.field("example", pa.binary()),
+        pa.field("witness", pa.binary()),
     ]
 )
 LIKELIHOOD_SCHEMA = pa.schema(
@@ -72,10 +80,16 @@ LIKELIHOOD_SCHEMA = pa.schema(
     ]
 )
 SCHEMAS: dict[ModelKind, pa.Schema] = {"classifier": LEDGER_SCHEMA, "flow": LIKELIHOOD_SCHEMA}
+_STORED: dict[int, tuple[pa.Schema, ...]] = {  # columns in files, by schema version
+    1: (LEDGER_SCHEMA.remove(LEDGER_SCHEMA.get_field_index("witness")), LIKELIHOOD_SCHEMA),
+    2: (LEDGER_SCHEMA, LIKELIHOOD_SCHEMA),
+}
+VALUE: dict[ModelKind, str] = {"classifier": "robust", "flow": "nll_after"}  # column that progress shows
 RUN_FILE, CELL_FILE, LOCK_FILE, ORIGINALS_FILE = "run.yaml", "cell.json", ".lock", "originals.npz"
 Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-_KEY_VERSION, _KEY_CELL, _KEY_SECONDS, _KEY_ROWS, _KEY_DIAGNOSTICS = (
+_KEY_VERSION, _KEY_WRITER, _KEY_CELL, _KEY_SECONDS, _KEY_ROWS, _KEY_DIAGNOSTICS = (
     b"robbench.schema_version",
+    b"robbench.version",
     b"robbench.cell",
     b"robbench.seconds",
     b"robbench.rows",
@@ -88,6 +102,10 @@ _RESTORE = "run the same `robbench run` again to restore it"
 
 class BadShardError(Exception):
     """A shard file is not what its place in the ledger says; the message is the reason."""
+
+
+class NewerLedgerError(UserError):
+    """A file of the ledger was written by a newer robbench: nothing is wrong with it, and it must stay as it is."""
 
 
 @dataclass(frozen=True)
@@ -111,51 +129,109 @@ def shard_name(block: int, ids: Iterable[int]) -> str:
     return f"shard-{block:04d}-{digest[:8]}.parquet"
 
 
-def write_shard(path: Path, table: pa.Table, cell: str, seconds: float, diagnostics: str = "{}") -> None:
+def write_shard(
+    path: Path, table: pa.Table, cell: str, seconds: float, diagnostics: str = "{}", smallest: bool = False
+) -> None:
     """Write `table` (one of `SCHEMAS`) atomically, every page with its checksum; schema version, cell hash,
-    seconds, diagnostics and a digest of the rows become metadata."""
+    seconds, diagnostics and a digest of the rows become metadata. smallest: spend time to save bytes."""
     stamped = table.cast(next(schema for schema in SCHEMAS.values() if schema.names == table.column_names))
     metadata = {
-        _KEY_VERSION: SCHEMA_VERSION,
+        _KEY_VERSION: str(SCHEMA_VERSION),
+        _KEY_WRITER: __version__,
         _KEY_CELL: cell,
         _KEY_SECONDS: f"{seconds:.3f}",
         _KEY_ROWS: _digest(stamped),
         _KEY_DIAGNOSTICS: diagnostics,
     }
     stamped = stamped.replace_schema_metadata(metadata)
+    options = _smallest(stamped.schema) if smallest else {"write_page_checksum": True}
 
     def save(temporary: Path) -> None:  # open files: PyArrow would read a name such as "s3:x" as an address
         with temporary.open("wb") as stream:
-            pq.write_table(stamped, stream, compression="zstd", write_page_checksum=True)
+            pq.write_table(stamped, stream, compression="zstd", **options)
 
     write_atomically(path, save)
 
 
+def _smallest(schema: pa.Schema) -> dict[str, Any]:
+    """Options of Parquet for the fewest bytes: bytes of floats of equal weight side by side (they repeat, whole floats
+    do not), dictionaries for what does, no statistics."""
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    encodings = dict.fromkeys(floats, "BYTE_STREAM_SPLIT") | {"sample_id": "DELTA_BINARY_PACKED"}
+    return {
+        "compression_level": 19,
+        "use_dictionary": [name for name in schema.names if name not in encodings],
+        "column_encoding": encodings,
+        "write_statistics": False,
+    }
+
+
 def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Shard:
-    """Read a shard of the cell with hash `cell`; `BadShardError` when anything about it disagrees.
+    """Read a shard of the cell with hash `cell`; `BadShardError` when anything about it disagrees,
+    `NewerLedgerError` when a newer robbench wrote it.
 
     known: ids the data set has, when the caller knows them.
     """
     try:
         # A native file: an Arrow thread that still held a Python one at exit would abort the process.
         with pa.OSFile(str(path)) as stream:
-            table = pq.read_table(stream, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            metadata = file.schema_arrow.metadata or {}
+            version = _version(path, metadata)
+            table = file.read()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise BadShardError(f"cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from error
-    metadata = table.schema.metadata or {}
-    version = metadata.get(_KEY_VERSION, b"none").decode(errors="replace")
-    if version != SCHEMA_VERSION:
-        raise BadShardError(f"has schema version {version}, not {SCHEMA_VERSION}")
     if metadata.get(_KEY_CELL, b"").decode(errors="replace") != cell:
         raise BadShardError("belongs to another cell")
-    if not any(table.schema.equals(schema, check_metadata=False) for schema in SCHEMAS.values()):
+    if not any(table.schema.equals(schema, check_metadata=False) for schema in _STORED[version]):
         raise BadShardError("has other columns than the ledger")
     if metadata.get(_KEY_ROWS, b"").decode(errors="replace") != _digest(table):
         raise BadShardError("holds other rows than were written")
     diagnostics = metadata.get(_KEY_DIAGNOSTICS, b"{}").decode(errors="replace")
-    shard = Shard(path, table, _seconds(metadata), diagnostics)
+    shard = Shard(path, _completed(table), _seconds(metadata), diagnostics)
     _check_ids(shard, known)
     return shard
+
+
+def _version(path: Path, metadata: dict[bytes, bytes]) -> int:
+    """Schema version of a shard that this robbench can read."""
+    text = metadata.get(_KEY_VERSION, b"none").decode(errors="replace")
+    version = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+    if version > SCHEMA_VERSION:
+        writer = metadata.get(_KEY_WRITER, b"").decode(errors="replace")[:40]
+        raise newer_ledger(path, version, writer)
+    if version not in _STORED:
+        raise BadShardError(f"has schema version {text[:20]}, not one of {', '.join(map(str, _STORED))}")
+    return version
+
+
+def newer_ledger(path: Path, version: int, writer: str = "", known: int = SCHEMA_VERSION) -> NewerLedgerError:
+    """writer: version of the robbench that wrote `path`, where it says so. known: the newest schema read here."""
+    reader = f"robbench >= {writer}" if writer else "the robbench that wrote it"
+    return NewerLedgerError(
+        f"{path}: written by a newer robbench (ledger schema {version}); {reader} can read it, this is {__version__} "
+        f"(schema {known}); nothing was changed: pip install --upgrade robbench"
+    )
+
+
+def _check_record_version(path: Path) -> None:
+    """`NewerLedgerError` for a run.yaml or cell.json of a newer schema: it may have keys that nobody knows here."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):  # reading it properly says what is wrong
+        return
+    stated = _STATED_VERSION.search(text)
+    if stated and int(stated[1]) > RECORD_VERSION:
+        writer = _STATED_WRITER.search(text)
+        raise newer_ledger(path, int(stated[1]), writer[1] if writer else "", RECORD_VERSION)
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """Rows of schema 1 with the columns of today."""
+    if "witness" in table.column_names or table.column_names == LIKELIHOOD_SCHEMA.names:
+        return table
+    witness = pa.nulls(len(table), pa.binary())
+    return table.append_column(LEDGER_SCHEMA.field("witness"), witness)
 
 
 def _digest(table: pa.Table) -> str:
@@ -191,9 +267,12 @@ class Ledger:
 
     # ------------------------------------------------------------------------------------------ run and cells
     def read_run(self) -> RunFile | None:
-        """run.yaml, or None when there is none yet. `UserError` when it is malformed."""
+        """run.yaml, or None when there is none yet. `UserError` when it is malformed or newer than this robbench."""
         path = self.folder / RUN_FILE
-        return load_yaml(path, RunFile) if path.exists() else None
+        if not path.exists():
+            return None
+        _check_record_version(path)
+        return load_yaml(path, RunFile)
 
     def write_run(
         self, run: RunFile, cards: dict[str, ModelCard], records: Sequence[CellRecord] = ()
@@ -211,6 +290,7 @@ class Ledger:
         path = self.cell_folder(cell) / CELL_FILE
         if not path.exists():
             return None
+        _check_record_version(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             record = validate(content, CellRecord, str(path))
@@ -254,21 +334,32 @@ class Ledger:
             stored = {}
         if images.keys() <= stored.keys():
             return
-        merged = {**stored, **images}
-        ids = np.array(sorted(merged), dtype=np.int64)
-        stack = np.stack([merged[int(i)] for i in ids])
+        self._write_originals({**stored, **images})
+
+    def keep_originals(self, ids: Set[int]) -> None:
+        """Forget every stored clean image but those of `ids`."""
+        kept = {i: image for i, image in self.originals().items() if i in ids}
+        if kept:
+            self._write_originals(kept)
+        else:
+            (self.folder / ORIGINALS_FILE).unlink(missing_ok=True)
+
+    def _write_originals(self, images: dict[int, Images]) -> None:
+        ids = np.array(sorted(images), dtype=np.int64)
+        stack = np.stack([images[int(i)] for i in ids])
 
         def save(temporary: Path) -> None:
             with temporary.open("wb") as stream:
                 np.savez_compressed(stream, ids=ids, images=stack)
 
-        write_atomically(path, save)
+        write_atomically(self.folder / ORIGINALS_FILE, save)
 
     # ------------------------------------------------------------------------------------------------- shards
     def shards(
         self, cell: str, on_bad: Callable[[Path, str], None], known: frozenset[int] | None = None
     ) -> list[Shard]:
-        """Good shards of a cell in name order; `on_bad(path, reason)` for every other one."""
+        """Good shards of a cell in name order; `on_bad(path, reason)` for every bad one. `NewerLedgerError` for one
+        that a newer robbench wrote: it is no reason to compute anything again."""
         good: list[Shard] = []
         seen: set[int] = set()
         for path in sorted(self.cell_folder(cell).glob("shard-*.parquet")):
@@ -284,10 +375,16 @@ class Ledger:
         return good
 
     def write_shard(
-        self, cell: str, block: int, table: pa.Table, seconds: float, diagnostics: str = "{}"
+        self,
+        cell: str,
+        block: int,
+        table: pa.Table,
+        seconds: float,
+        diagnostics: str = "{}",
+        smallest: bool = False,
     ) -> None:
-        ids = table["sample_id"].to_pylist()
-        write_shard(self.cell_folder(cell) / shard_name(block, ids), table, cell, seconds, diagnostics)
+        path = self.cell_folder(cell) / shard_name(block, table["sample_id"].to_pylist())
+        write_shard(path, table, cell, seconds, diagnostics, smallest)
 
     def quarantine(self, path: Path) -> Path:
         """Move a bad shard to quarantine/ under a name that is free; returns where it went."""

@@ -26,7 +26,8 @@ class CellRecord(Strict):
     """cell.json: one (model, attack) cell, everything its results depend on, and how it went.
 
     hash: its address (`cell_hash`). seconds: computing time, summed over its shards. details: a failure's
-    traceback. suspicions: what a reader must know of the model (gradient masking, probabilities for logits).
+    traceback. suspicions: what a reader must know of the model (gradient masking, probabilities for logits). device:
+    what computed the shards, each kind once ("cpu", "NVIDIA H200"); "" in records of before it was written down.
     """
 
     schema_version: Literal[1] = 1
@@ -49,6 +50,7 @@ class CellRecord(Strict):
     details: str = ""
     seconds: float = 0.0
     suspicions: tuple[str, ...] = ()
+    device: str = ""
 
     @property
     def model_name(self) -> str:
@@ -169,7 +171,8 @@ class CellResult:
 @dataclass(frozen=True)
 class Run:
     """A run folder read back. cells: plan order. cards: by model name. shape: (C,H,W). n: samples wanted. data: the
-    data set's card; None in run folders of before there were some."""
+    data set's card; None in run folders of before there were some. frechet_folders: run folders that hold its Fréchet
+    distances, where they are others than `folder`."""
 
     folder: Path
     dataset: str
@@ -184,6 +187,7 @@ class Run:
     versions: dict[str, str]
     data: DatasetCard | None = None
     note: str = ""
+    frechet_folders: tuple[Path, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -15,7 +15,9 @@ from torch import Tensor
 from robbench.attacks import LikelihoodOutcome, Outcome, Victim
 from robbench.attacks.suspicions import Diagnostics
 from robbench.attacks.victim import SearchPrecision, full_precision, out_of_memory
+from robbench.attacks.witness import witnesses
 from robbench.data import Split
+from robbench.device import device_text
 from robbench.errors import AttackViolation, UserError
 from robbench.matrix.cells import Cell, ClassifierCell, FlowCell
 from robbench.matrix.ledger import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
@@ -34,11 +36,13 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """A computed shard: ledger rows in the order of the ids asked, the seconds they took, and what was noticed."""
+    """A computed shard: ledger rows in the order of the ids asked, the seconds they took, what was noticed, and on which
+    device."""
 
     table: pa.Table
     seconds: float
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,7 @@ class ShardWork:
         begun = time.monotonic()
         try:
             table, diagnostics = self.table(cell, ids)
-            return ShardRows(table, time.monotonic() - begun, diagnostics)
+            return ShardRows(table, time.monotonic() - begun, diagnostics, device_text(self.device))
         except Exception as error:
             return failed(error)
 
@@ -142,7 +146,9 @@ class ShardWork:
         after = scored.adversarial(ids, outcome.adversarial, y)
         if victim.fits is not None:
             self.fits[cell.record.hash] = victim.fits
-        return ledger_rows(outcome, before, after, self.kept), outcome.diagnostics
+        flow = cell.record.attack_flow
+        rows = ledger_rows(outcome, before, after, self.kept, flow.sha256 if flow else None)
+        return rows, outcome.diagnostics
 
     def _attacked_flow(self, cell: FlowCell, ids: list[int]) -> LikelihoodOutcome:
         x, y = self.split.by_ids(ids)
@@ -168,10 +174,14 @@ def _reason(error: BaseException) -> str:
 
 
 def ledger_rows(
-    outcome: Outcome, before: Sequence[float | None], after: Sequence[float | None], kept: frozenset[int]
+    outcome: Outcome,
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    kept: frozenset[int],
+    flow: str | None = None,
 ) -> pa.Table:
     """An outcome as ledger rows. before, after: bits/dim of clean and adversarial images. kept: ids that keep
-    their adversarial image."""
+    their adversarial image, and its witness where the attack searched through a flow (sha256 of its weights)."""
     ids: list[int] = outcome.sample_ids.tolist()
     examples = [
         _pixels(image) if i in kept else None for i, image in zip(ids, outcome.adversarial, strict=True)
@@ -196,6 +206,7 @@ def ledger_rows(
         "backwards": outcome.backwards.tolist(),
         "counts_exact": [outcome.counts_exact] * len(ids),
         "example": examples,
+        "witness": witnesses(outcome, flow, kept),
     }
     return pa.table(columns, schema=LEDGER_SCHEMA)
 

@@ -1,48 +1,18 @@
-"""NLL against epsilon (or steps) as inline SVG: the same numbers give the same bytes, in the reader's colours.
+"""NLL against epsilon (or steps) as inline SVG."""
 
-Drawn on matplotlib's own canvas, without pyplot. Names stay out of the picture, in a legend of the page.
-"""
-
-import io
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from robbench.publish.likelihood import Nll, NllTable, bits_text
+from robbench.publish.plots import Curve, CurveFigure, dress, legend, look, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = 6  # --curve-1 to --curve-6 of the page's style sheet
-DASHES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P")
 LOGARITHMIC = 30  # ratio of largest to smallest value from which the y axis is logarithmic
 LARGEST = 1e100  # beyond it, and without any finite sample, a point is not drawn: axes overflow
-# Placeholders that the page's own colours replace; matplotlib takes only colours it knows.
-_INK = "#010203"
-_CURVES = tuple(f"#0102{10 + k}" for k in range(COLOURS))
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of a figure. points: (x, mean, lower, upper), finite, by x."""
-
-    name: str
-    points: tuple[tuple[float, float, float, float], ...]
-    style: int
-
-
-@dataclass(frozen=True)
-class CurveFigure:
-    """A figure. svg: inline, with a text alternative. legend: (piece of the line as SVG, its name). omitted: points
-    that are in the table and too large to draw."""
-
-    svg: str
-    omitted: int
-    legend: tuple[tuple[str, str], ...]
 
 
 def curve_figure(table: NllTable, number: int = 1) -> CurveFigure | None:
@@ -54,12 +24,11 @@ def curve_figure(table: NllTable, number: int = 1) -> CurveFigure | None:
         return None
     axis = "steps" if by_steps else table.settings.partition(";")[0]
     prefix, words = f"curves-{number}", _alternative(table.attack, axis, curves)
-    legend = [(_svg(_swatch_figure(c), f"{prefix}-{c.style}", "swatch"), c.name) for c in curves]
     measured = [
         cell for line in table.lines for cell in line.cells if cell is not None and cell.status == "ok"
     ]
     omitted = sum(not _point(0.0, cell) for cell in measured)
-    return CurveFigure(_svg(_figure(curves, axis), prefix, "curves", words), omitted, tuple(legend))
+    return CurveFigure(svg(_figure(curves, axis), prefix, "curves", words), omitted, legend(curves, prefix))
 
 
 def _curves(table: NllTable, by_steps: bool) -> list[Curve]:
@@ -112,8 +81,8 @@ def _figure(curves: Sequence[Curve], axis: str) -> "Figure":
         x, mean, lower, upper = zip(*curve.points, strict=True)
         below = [m - max(low, floor) for m, low in zip(mean, lower, strict=True)]
         above = [up - m for m, up in zip(mean, upper, strict=True)]
-        axes.errorbar(x, mean, yerr=[below, above], capsize=2.5, elinewidth=1, **_style(curve.style))
-    _dress(axes, axis)
+        axes.errorbar(x, mean, yerr=[below, above], capsize=2.5, elinewidth=1, **look(curve.style))
+    dress(axes, axis, "NLL (bits/dim)")
     return figure
 
 
@@ -128,58 +97,3 @@ def _scale(axes: "Axes", curves: Sequence[Curve]) -> float:
     if max(map(abs, values)) > LOGARITHMIC * max(min(map(abs, values)), 1.0):
         axes.set_yscale("symlog")
     return -math.inf
-
-
-def _style(number: int) -> "dict[str, Any]":
-    return {
-        "color": _CURVES[number % COLOURS],
-        "linestyle": DASHES[(number // COLOURS + number) % len(DASHES)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "markersize": 5,
-        "linewidth": 1.6,
-    }
-
-
-def _dress(axes: "Axes", axis: str) -> None:
-    """Everything but the curves in one colour, which the page replaces by that of its text."""
-    axes.set_xlabel(axis, color=_INK)
-    axes.set_ylabel("NLL (bits/dim)", color=_INK)
-    axes.tick_params(which="both", colors=_INK)
-    axes.grid(color=_INK, alpha=0.15, linewidth=0.8)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_INK)
-
-
-def _swatch_figure(curve: Curve) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(0.5, 0.17))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    axes.set(xlim=(0, 2), ylim=(0, 2))
-    axes.plot([0.1, 1, 1.9], [1, 1, 1], markevery=[1], **_style(curve.style))
-    return figure
-
-
-def _svg(figure: "Figure", prefix: str, style: str, alternative: str = "") -> str:
-    """The figure as an element of a page: no prolog, metadata or style sheet, ids of its own, the page's colours."""
-    import matplotlib as mpl
-    from markupsafe import escape
-
-    stream = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": prefix, "svg.fonttype": "path"}):
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg ") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
-    for placeholder, own in (
-        (_INK, "currentColor"),
-        *((c, f"var(--curve-{k})") for k, c in enumerate(_CURVES, 1)),
-    ):
-        text = text.replace(placeholder, own)
-    role = f'role="img" aria-label="{escape(alternative)}"' if alternative else 'aria-hidden="true"'
-    return text.replace("<svg ", f'<svg class="{style}" {role} ', 1)

@@ -1,11 +1,11 @@
 """What the HTML page says about flows: NLL tables with curves, and a section a flow."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from robbench.cards import ModelCard
 from robbench.matrix.records import CellResult, Run
-from robbench.publish.curves import CurveFigure, curve_figure
+from robbench.publish.curves import curve_figure
 from robbench.publish.gallery import Strip, strips
 from robbench.publish.likelihood import (
     Nll,
@@ -17,6 +17,7 @@ from robbench.publish.likelihood import (
     summarized,
 )
 from robbench.publish.perturbation import Distances, Footnotes, measured_sizes, size_texts
+from robbench.publish.plots import CurveFigure
 from robbench.publish.rows import ModelResults, cell_status, floats
 from robbench.specs import ResolvedAttack
 
@@ -96,6 +97,11 @@ def flow_section(run: Run, number: int, model: ModelResults, scored: Distances) 
         scores=scored.columns,
         footnotes=(*scored.floor, *notes.lines),
     )
+
+
+def flow_lines(run: Run, results: Sequence[CellResult]) -> list[FlowLine]:
+    """The cells of flows, a line each, without Fréchet distances."""
+    return [FlowLine(r.cell.attack, budget_of(r)[1], _numbers(run, r)) for r in results]
 
 
 def score_number(text: str) -> Number:

@@ -39,6 +39,8 @@ class Triple:
     clean_prediction: str
     prediction: str
     robust: bool
+    clean_margin: float
+    margin: float
     l2: float
     linf: float
     factor: int
@@ -48,13 +50,27 @@ class Triple:
 
 
 def triples(
-    run: Run, results: Sequence[CellResult], originals: Originals, limit: int = TRIPLES
+    run: Run,
+    results: Sequence[CellResult],
+    originals: Originals,
+    limit: int = TRIPLES,
+    side: int = SHOWN_SIDE,
 ) -> list[Triple]:
     """Up to `limit` stored examples of one model, attack by attack in turn, broken samples first.
 
-    originals: clean images [n,C,H,W] in [0,1] for sample ids; ValueError when it returns another shape.
+    originals: clean images [n,C,H,W] in [0,1] for sample ids; ValueError when it returns another shape. side: as in
+    `data_uri`.
     """
-    chosen = _chosen(complete(run, results), limit)
+    return shown(run, _chosen(complete(run, results), limit), originals, side)
+
+
+def shown(
+    run: Run,
+    chosen: "Sequence[tuple[CellResult, pd.Series[float]]]",
+    originals: Originals,
+    side: int = SHOWN_SIDE,
+) -> list[Triple]:
+    """The stored examples of chosen rows of cells, with their originals."""
     if not chosen:
         return []
     ids = [int(row["sample_id"]) for _, row in chosen]
@@ -63,7 +79,7 @@ def triples(
         raise ValueError(
             f"originals returned {clean.shape} for {len(ids)} ids; need {(len(ids), *run.shape)}"
         )
-    return [_triple(run, result, row, x) for (result, row), x in zip(chosen, clean, strict=True)]
+    return [_triple(run, result, row, x, side) for (result, row), x in zip(chosen, clean, strict=True)]
 
 
 def _chosen(results: Sequence[CellResult], limit: int) -> "list[tuple[CellResult, pd.Series[float]]]":
@@ -87,7 +103,7 @@ def _candidates(result: CellResult) -> "Iterator[tuple[CellResult, pd.Series[flo
         yield result, row
 
 
-def _triple(run: Run, result: CellResult, row: "pd.Series[float]", clean: Pixels) -> Triple:
+def _triple(run: Run, result: CellResult, row: "pd.Series[float]", clean: Pixels, side: int) -> Triple:
     adversarial = np.frombuffer(bytes(row["example"]), dtype="<f4").reshape(run.shape)  # type: ignore[call-overload]
     difference = adversarial - clean
     factor = magnification(float(np.abs(difference).max()))
@@ -98,12 +114,14 @@ def _triple(run: Run, result: CellResult, row: "pd.Series[float]", clean: Pixels
         clean_prediction=_class_name(run, int(row["clean_prediction"])),
         prediction=_class_name(run, int(row["prediction"])),
         robust=bool(row["robust"]),
+        clean_margin=float(row["clean_margin"]),
+        margin=float(row["margin"]),
         l2=float(row["l2"]),
         linf=float(row["linf"]),
         factor=factor,
-        original=data_uri(clean),
-        adversarial=data_uri(adversarial),
-        difference=data_uri(0.5 + 0.5 * factor * difference),
+        original=data_uri(clean, side),
+        adversarial=data_uri(adversarial, side),
+        difference=data_uri(0.5 + 0.5 * factor * difference, side),
     )
 
 
@@ -187,16 +205,16 @@ def magnification(largest: float) -> int:
     return max((factor for factor in FACTORS if factor * largest <= 1), default=1)
 
 
-def data_uri(image: Pixels) -> str:
-    """An image [C,H,W] in [0,1] as a PNG data URI, scaled up by whole pixels; three channels are RGB, any
-    other number is shown as the mean grey."""
+def data_uri(image: Pixels, side: int = SHOWN_SIDE) -> str:
+    """An image [C,H,W] in [0,1] as a PNG data URI, scaled up by whole pixels to at least `side`; three channels are
+    RGB, any other number is shown as the mean grey."""
     levels = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
     channels, height, width = levels.shape
     if channels == 3:
         picture = Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0)))
     else:
         picture = Image.fromarray(np.rint(levels.mean(axis=0)).astype(np.uint8))
-    scale = max(1, math.ceil(SHOWN_SIDE / max(height, width)))
+    scale = max(1, math.ceil(side / max(height, width)))
     stream = io.BytesIO()
     picture.resize((width * scale, height * scale), Image.Resampling.NEAREST).save(
         stream, "PNG", optimize=True

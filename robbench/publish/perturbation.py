@@ -7,17 +7,19 @@ those it gets right before the attack). "Broken": only the successful adversaria
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from robbench.matrix.frechet_records import CLEAN, FRECHET_FOLDER, FrechetRecord, load_frechet
 from robbench.matrix.records import CellResult, Run
 from robbench.metrics.perturbation import PerturbationSize, perturbation_size
 from robbench.publish.rows import (
     PIXEL_RANGE,
     TableRow,
-    attacked,
     blank_row,
-    broken,
     cell_status,
+    clean_correct,
     floats,
+    is_broken,
     with_value,
 )
 
@@ -42,20 +44,16 @@ def measured_sizes(run: Run, result: CellResult) -> list[Measured]:
         return []
     rows = result.rows
     if result.cell.attack.target == "flow":
-        sets = [(rows, "all", "", "mean over all {n} samples")]
+        sets = [(np.ones(len(rows), np.bool_), "all", "", "mean over all {n} samples")]
     else:
+        right = "mean over the {n} samples that were right before the attack"
         sets = [
-            (broken(rows), "broken", "", "over the {n} samples that the attack broke"),
-            (
-                attacked(rows),
-                "attacked",
-                "_all",
-                "mean over the {n} samples that were right before the attack",
-            ),
+            (is_broken(rows), "broken", "", "over the {n} samples that the attack broke"),
+            (clean_correct(rows), "attacked", "_all", right),
         ]
+    l2, linf = floats(rows["l2"]), floats(rows["linf"])
     found = [
-        (samples, suffix, note, perturbation_size(floats(part["l2"]), floats(part["linf"])))
-        for part, samples, suffix, note in sets
+        (samples, suffix, note, perturbation_size(l2[part], linf[part])) for part, samples, suffix, note in sets
     ]
     return [Measured(name, suffix, note.format(n=s.n), s) for name, suffix, note, s in found if s]
 
@@ -138,9 +136,13 @@ class Distances:
 
 def distances(run: Run) -> Distances:
     """What `robbench fid` stored for the run's plan; `UserError` for a damaged record."""
-    if not (run.folder / FRECHET_FOLDER).is_dir():
-        return Distances((), ("FID",))
-    records = tuple(load_frechet(run.folder))
+    folders = [f for f in run.frechet_folders or (run.folder,) if (f / FRECHET_FOLDER).is_dir()]
+    found: dict[tuple[str, str | None], FrechetRecord] = {}
+    for record in (record for folder in folders for record in load_frechet(folder)):
+        key = record.extractor_hash, record.cell
+        if key not in found or found[key].value is None:
+            found[key] = record
+    records = tuple(found.values())
     named = Distances(records, ())
     return replace(named, columns=tuple(dict.fromkeys(map(named.label, records))) or ("FID",))
 

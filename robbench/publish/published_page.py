@@ -5,9 +5,10 @@ and no script.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,24 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from rich.table import Table as RichTable
 
+# The names in the registries of `robbench.defenses`, which would load torch.
+SHIPPED_DEFENSES = (
+    "a-la",
+    "at",
+    "clean",
+    "cutout",
+    "hybrid",
+    "iat",
+    "ijsat",
+    "jsa-at",
+    "mart",
+    "mart-jsa",
+    "mixup",
+    "r-la",
+    "standard",
+    "trades",
+    "trades-jsa",
+)
 FOLDER, OVERVIEW, MARKDOWN = "published", "index.html", "comparison.md"
 _PRINTED = (
     *("source", "row", "column", "dataset", "architecture", "model", "defense", "attack", "threat_model"),
@@ -107,13 +126,18 @@ def _compared(
 def known_names() -> Known:
     """Attacks, defenses, data sets and models of this installation."""
     from robbench.data.names import dataset_names
-    from robbench.defenses import DEFENSES, FLOW_DEFENSES
     from robbench.models.zoo import zoo_entries
     from robbench.specs import threat_models
 
     attacks = {name for model in threat_models(None).values() for name in (*model.attacks, *model.groups)}
     weights = {name: entry.card.weights.sha256[:DIGITS] for name, entry in zoo_entries().items()}
-    return Known(attacks, {*DEFENSES, *FLOW_DEFENSES}, dataset_names(), weights)
+    return Known(attacks, {*SHIPPED_DEFENSES, *_installed_defenses()}, dataset_names(), weights)
+
+
+def _installed_defenses() -> set[str]:
+    """Names that other packages add; they are looked up without loading any."""
+    groups = ("robbench.defenses", "robbench.flow_defenses")
+    return {point.name for group in groups for point in entry_points(group=group)}
 
 
 # -------------------------------------------------------------------------------------------------------- files
@@ -132,19 +156,31 @@ def write_published(runs: Sequence[Run], folder: Path, known: Known | None = Non
 def render_table(comparison: TableComparison, runs: Sequence[Run]) -> str:
     """The page of one table as text."""
     template = _environment().get_template("published_table.html.j2")
-    return template.render(
-        t=comparison,
-        printed=comparison.printed,
-        lines=[_line(c) for c in comparison.comparisons],
-        runs=_runs(runs),
-    )
+    return template.render(table_values(comparison, runs, f"{comparison.table.name}.csv"))
+
+
+def table_values(comparison: TableComparison, runs: Sequence[Run], csv: str) -> dict[str, object]:
+    """What published_intro.html.j2 and published_sections.html.j2 show of a table. csv: address of its file."""
+    return {
+        "t": comparison,
+        "printed": comparison.printed,
+        "lines": [_line(c) for c in comparison.comparisons],
+        "runs": run_sentences(runs),
+        "csv": csv,
+    }
 
 
 def render_overview(comparisons: Sequence[TableComparison], runs: Sequence[Run]) -> str:
     """The page that lists all tables, those with measured numbers first."""
-    ordered = sorted(comparisons, key=lambda comparison: not comparison.measured)
+    links = {found.table.name: f"{found.table.name}.html" for found in comparisons}
     template = _environment().get_template("published_index.html.j2")
-    return template.render(tables=ordered, verdicts=VERDICTS, runs=_runs(runs))
+    return template.render(overview_values(comparisons, links), runs=run_sentences(runs))
+
+
+def overview_values(comparisons: Sequence[TableComparison], links: Mapping[str, str]) -> dict[str, object]:
+    """What published_tables.html.j2 shows. links: address of each table's page by its name."""
+    ordered = sorted(comparisons, key=lambda comparison: not comparison.measured)
+    return {"tables": ordered, "verdicts": VERDICTS, "links": links}
 
 
 @cache
@@ -160,7 +196,7 @@ def _environment() -> "Environment":
     )
 
 
-def _runs(runs: Sequence[Run]) -> list[str]:
+def run_sentences(runs: Sequence[Run]) -> list[str]:
     """One sentence a run: "digits-seed0, digits: 3 models, ..."."""
     return [f"{run.folder.name}, {run.dataset}: {summary(run)} {versions(run)}." for run in runs]
 
@@ -251,7 +287,7 @@ def _cell(comparison: Comparison, column: str) -> object:
 
 def comparison_markdown(comparisons: Sequence[TableComparison], runs: Sequence[Run]) -> str:
     """The tables of which something was measured, and only those rows, as GitHub tables."""
-    parts = ["# Published and measured", "\n".join(f"* {escaped(line)}" for line in _runs(runs))]
+    parts = ["# Published and measured", "\n".join(f"* {escaped(line)}" for line in run_sentences(runs))]
     header = (
         "row",
         "column",

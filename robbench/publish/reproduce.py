@@ -20,21 +20,18 @@ def commands(run: Run) -> list[str]:
     settings: dict[Matrix, list[Options]] = {}
     for given, group in cells.items():
         settings.setdefault(_matrix(group), []).append(given)
-    sample = ["--n", str(run.n), "--seed", str(run.seed)]
-    lines = []
-    for (models, attacks, further), options in settings.items():
-        fixed = [
-            "robbench",
-            "run",
-            *(("--data", run.data.folder) if run.data and run.data.folder else ("--dataset", run.dataset)),
-            "--model",
-            models,
-            "--attacks",
-            attacks,
-            *sample,
-        ]
-        lines += [shlex.join([*fixed, *words, *further]) for words in _lists(options)]
-    return lines
+    return [
+        command(run, models, attacks, *words, *further)
+        for (models, attacks, further), options in settings.items()
+        for words in _lists(options)
+    ]
+
+
+def command(run: Run, models: str, attacks: str, *options: str) -> str:
+    """One `robbench run` line on the samples of a run. models, attacks: comma lists; options: ("--epsilon", "0.1")."""
+    data = ("--data", run.data.folder) if run.data and run.data.folder else ("--dataset", run.dataset)
+    sample = ("--n", str(run.n), "--seed", str(run.seed))
+    return shlex.join(["robbench", "run", *data, "--model", models, "--attacks", attacks, *sample, *options])
 
 
 def _matrix(cells: list[CellRecord]) -> Matrix:

@@ -71,8 +71,10 @@ class ModelResults:
 
 def models(run: Run) -> list[ModelResults]:
     """The run's cells grouped by model; models and their cells in plan order."""
-    names = dict.fromkeys(cell_model(result) for result in run.cells)
-    return [ModelResults(name, tuple(r for r in run.cells if cell_model(r) == name)) for name in names]
+    found: dict[str, list[CellResult]] = {}
+    for result in run.cells:
+        found.setdefault(cell_model(result), []).append(result)
+    return [ModelResults(name, tuple(results)) for name, results in found.items()]
 
 
 def of_kind(run: Run, kind: ModelKind) -> list[ModelResults]:
@@ -113,7 +115,12 @@ def attacked(rows: pd.DataFrame) -> pd.DataFrame:
 
 def broken(rows: pd.DataFrame) -> pd.DataFrame:
     """Samples right before the attack and not after it: where the adversarial image is a successful one."""
-    return rows[clean_correct(rows) & ~robust(rows)]
+    return rows[is_broken(rows)]
+
+
+def is_broken(rows: pd.DataFrame) -> Verdicts:
+    """Whether each sample is right before the attack and not after it."""
+    return clean_correct(rows) & ~robust(rows)
 
 
 def robust(rows: pd.DataFrame) -> Verdicts:
@@ -123,7 +130,7 @@ def robust(rows: pd.DataFrame) -> Verdicts:
 
 def clean_correct(rows: pd.DataFrame) -> Verdicts:
     """Whether each sample is right before the attack."""
-    equal: Verdicts = (rows["clean_prediction"] == rows["label"]).to_numpy(dtype=np.bool_)
+    equal: Verdicts = rows["clean_prediction"].to_numpy() == rows["label"].to_numpy()
     return equal
 
 

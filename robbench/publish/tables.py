@@ -21,11 +21,11 @@ from robbench.publish.rows import (
     ModelResults,
     TableRow,
     blank_row,
-    broken,
     cell_status,
     clean_correct,
     complete,
     floats,
+    is_broken,
     models,
     robust,
     with_estimate,
@@ -130,14 +130,20 @@ def _flow_rows(run: Run, model: ModelResults) -> list[TableRow]:
 
 
 def _classifier_rows(run: Run, model: ModelResults) -> list[TableRow]:
+    rows = accuracy_rows(run, model)
+    for result in model.cells:
+        rows += _scored_rows(run, result) + distance_rows(run, result)
+    return rows
+
+
+def accuracy_rows(run: Run, model: ModelResults) -> list[TableRow]:
+    """Clean, attacks, worst cases and average of a classifier; of some attacks, when `model` holds only their cells."""
     rows = [_clean_row(run, model)]
     rows += [_accuracy_row(run, result) for result in model.cells]
     rows += corruptions.mean_rows(run, model)
     if (attacks := corruptions.searched(model)).cells:
         rows += _worst_case_rows(run, attacks)
         rows.append(_average_row(run, attacks))
-    for result in model.cells:
-        rows += _scored_rows(run, result) + distance_rows(run, result)
     return rows
 
 
@@ -232,10 +238,11 @@ def _scored_rows(run: Run, result: CellResult) -> list[TableRow]:
         return rows
     flow = result.cell.nll_flow.name if result.cell.nll_flow else ""
     for name in ("before", "after") if result.cell.nll_flow else ():
-        scored = result.rows if name == "before" else broken(result.rows)
-        if scored.empty:
+        values = floats(result.rows[f"nll_{name}"])
+        scored = values if name == "before" else values[is_broken(result.rows)]
+        if not len(scored):
             continue
-        summary = bits_per_dim(floats(scored[f"nll_{name}"]))
+        summary = bits_per_dim(scored)
         metrics = {
             f"bits_per_dim_{name}": (summary.mean, summary.note),
             f"bits_per_dim_{name}_median": (summary.median, summary.median_note),
@@ -254,7 +261,7 @@ def _ids(rows: pd.DataFrame) -> accuracy.SampleIds:
 
 def _near_ties(margin: "pd.Series[float]") -> str:
     """Samples whose verdict may depend on batch size or machine: |margin| below NEAR_TIE."""
-    count = int((margin.abs() < NEAR_TIE).sum())
+    count = int((np.abs(margin.to_numpy()) < NEAR_TIE).sum())
     return f"{count} of {len(margin)} samples with |margin| < {NEAR_TIE:g}" if count else ""
 
 

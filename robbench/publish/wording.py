@@ -59,6 +59,11 @@ def problems(rows: Sequence[TableRow]) -> list[str]:
     return lines + _suspicions(single)
 
 
+def has_problem(row: TableRow) -> bool:
+    """Whether `problems` has something to say of a row."""
+    return _is_problem(row) or SUSPICIOUS in row.note
+
+
 def _is_problem(row: TableRow) -> bool:
     words = ("left out", "|margin|", "differ")
     return row.status != "ok" or any(word in _without_suspicions(row.note) for word in words)

@@ -79,6 +79,11 @@ def wide_csv(table: Wide) -> str:
 def likelihood_csv(tables: Sequence[NllTable]) -> str:
     """One row an attack and budget, in units of the attack; six columns a flow. Line epsilon 0 has no steps: nothing
     was searched."""
+    return csv_text(likelihood_lines(tables))
+
+
+def likelihood_lines(tables: Sequence[NllTable]) -> list[list[object]]:
+    """Header and lines of `likelihood_csv`."""
     models = list(dict.fromkeys(name for table in tables for name, _ in table.models))
     parts = ("", "_lower", "_upper", "_median", "_nonfinite", "_status")
     lines: list[list[object]] = [
@@ -98,7 +103,7 @@ def likelihood_csv(tables: Sequence[NllTable]) -> str:
                     cell.status if cell else "not run",
                 ]
             lines.append(line)
-    return csv_text(lines)
+    return lines
 
 
 def csv_text(lines: Sequence[Sequence[object]]) -> str:

@@ -1,5 +1,7 @@
 """Shard files: what is written is read back, and nothing that disagrees with its place is accepted."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ from robbench.matrix.ledger import (
     LEDGER_SCHEMA,
     BadShardError,
     Ledger,
+    NewerLedgerError,
     load_run,
     read_shard,
     shard_name,
@@ -21,7 +24,7 @@ from robbench.matrix.records import CellRecord
 CELL = "a" * 64
 CONTRACT = [
     "sample_id label clean_prediction prediction clean_margin margin robust broken_by broken_at l1 l2 linf",
-    "cross_entropy nll_before nll_after forwards backwards counts_exact example",
+    "cross_entropy nll_before nll_after forwards backwards counts_exact example witness",
 ]
 
 
@@ -127,6 +130,12 @@ def test_repeated_id(tmp_path: Path) -> None:
         read_shard(written(tmp_path, [1, 1]), CELL)
 
 
+def stated(table: pa.Table, version: bytes, writer: bytes = b"0.1.0") -> pa.Table:
+    """`table` as a shard that says it has this schema version and was written by that robbench."""
+    changes = {b"robbench.schema_version": version, b"robbench.version": writer}
+    return table.replace_schema_metadata({**table.schema.metadata, **changes})
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -134,10 +143,11 @@ def test_repeated_id(tmp_path: Path) -> None:
         (lambda t: t.append_column("extra", pa.array([1])), "other columns"),
         (lambda t: t.set_column(1, "label", pa.array([1], pa.int32())), "other columns"),
         (lambda t: t.replace_schema_metadata(), "schema version none"),
-        (
-            lambda t: t.replace_schema_metadata({**t.schema.metadata, b"robbench.schema_version": b"2"}),
-            "schema version 2, not 1",
-        ),
+        (lambda t: stated(t, b"0"), "schema version 0, not one of 1, 2"),
+        (lambda t: stated(t, b"1"), "other columns"),
+        (lambda t: stated(t.drop_columns(["witness"]), b"2"), "other columns"),
+        (lambda t: stated(t, "\u0663".encode()), "schema version"),
+        (lambda t: stated(t, b"-3"), "schema version -3"),
     ],
 )
 def test_other_schema(tmp_path: Path, change: object, reason: str) -> None:
@@ -145,6 +155,69 @@ def test_other_schema(tmp_path: Path, change: object, reason: str) -> None:
     pq.write_table(change(pq.read_table(path)), path)  # type: ignore[operator]
     with pytest.raises(BadShardError, match=reason):
         read_shard(path, CELL)
+
+
+def first_schema(path: Path) -> None:
+    """Make the shard at `path` what a robbench of ledger schema 1 wrote: no witnesses, another digest, no writer."""
+    table = pq.read_table(path)
+    old = table.drop_columns(["witness"]) if "witness" in table.column_names else table
+    kept = {k: v for k, v in table.schema.metadata.items() if k.startswith(b"robbench.")}
+    del kept[b"robbench.version"]
+    digest = hashlib.sha256(repr(old.to_pydict()).encode()).hexdigest().encode()
+    changes = {b"robbench.schema_version": b"1", b"robbench.rows": digest}
+    pq.write_table(old.replace_schema_metadata({**kept, **changes}), path, compression="zstd")
+
+
+def test_a_shard_of_the_first_schema(tmp_path: Path) -> None:
+    path = written(tmp_path, [5, 1, 9])
+    first_schema(path)
+    assert "witness" not in pq.read_table(path).column_names
+    shard = read_shard(path, CELL)
+    assert shard.table.schema.equals(LEDGER_SCHEMA, check_metadata=False)
+    assert shard.table["witness"].to_pylist() == [None] * 3
+    expected = rows([5, 1, 9]).drop_columns(["witness"])
+    assert shard.table.drop_columns(["witness"]).replace_schema_metadata().equals(expected)
+
+
+def test_a_newer_shard_is_left_alone(tmp_path: Path) -> None:
+    """Unlike a bad one: it is not handed to whoever would quarantine it, whatever columns it has."""
+    ledger = Ledger(tmp_path)
+    ledger.write_shard(CELL, 0, rows([1, 2]), 0.1)
+    path = ledger.cell_folder(CELL) / shard_name(0, [1, 2])
+    table = pq.read_table(path).append_column("later", pa.array([1, 2]))
+    pq.write_table(stated(table, b"3", writer=b"4.5.6"), path)
+    moved: list[Path] = []
+    with pytest.raises(NewerLedgerError) as caught:
+        ledger.shards(CELL, lambda found, reason: moved.append(found))
+    assert moved == []
+    text = f"{path}: written by a newer robbench (ledger schema 3); robbench >= 4.5.6 can read it"
+    assert str(caught.value).startswith(text)
+
+
+def test_newer_records(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    record = json.loads(cell_record(CELL).model_dump_json()) | {"schema_version": 2, "later": 1}
+    ledger.cell_folder(CELL).mkdir(parents=True)
+    (ledger.cell_folder(CELL) / "cell.json").write_text(json.dumps(record, indent=2))
+    with pytest.raises(
+        NewerLedgerError, match=r"newer robbench \(ledger schema 2\); the robbench that wrote it"
+    ):
+        ledger.read_cell(CELL)
+    (tmp_path / "run.yaml").write_text("schema_version: 2\nlater: 1\nversions:\n  robbench: 2.0.0\n")
+    with pytest.raises(NewerLedgerError, match=r"robbench >= 2\.0\.0 can read it"):
+        load_run(tmp_path)
+
+
+def test_smallest_shards_hold_the_same(tmp_path: Path) -> None:
+    ids, sizes = list(range(360)), []
+    for smallest in (False, True):
+        path = tmp_path / str(smallest) / shard_name(0, ids)
+        write_shard(path, rows(ids), CELL, 1.5, '{"samples": 3}', smallest)
+        shard = read_shard(path, CELL)
+        assert shard.table.replace_schema_metadata().equals(rows(ids))
+        assert (shard.seconds, shard.diagnostics) == (1.5, '{"samples": 3}')
+        sizes.append(path.stat().st_size)
+    assert sizes[1] < 0.8 * sizes[0]
 
 
 def test_two_shards_with_one_sample(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from robbench.attacks.pgd import ProjectedGradientDescent
 from robbench.errors import AttackViolation, UserError
 from robbench.matrix.ledger import load_run
 from robbench.matrix.plan import RunRequest
-from robbench.matrix.session import dry_run_table, run_matrix, write_report
+from robbench.matrix.progress import Terminal
+from robbench.matrix.session import dry_run_table, run_matrix
+from robbench.publish.report import write_report
 
 SLOW = """
 name: slow
@@ -163,8 +165,28 @@ def test_report_refuses_a_damaged_shard_and_says_what_to_do(tiny_zoo: Path, tmp_
     path = next(iter(shards(tmp_path)))
     path.write_bytes(b"")
     with pytest.raises(UserError, match=f"{path.name}.*run the same"):
-        write_report(tmp_path)
+        write_report([load_run(tmp_path)], Terminal())
     assert path.exists()
+
+
+def test_cells_name_the_device_that_computed_them(tiny_zoo: Path, tmp_path: Path) -> None:
+    run_matrix(request(tiny_zoo, n=100), tmp_path)
+    assert {cell.cell.device for cell in load_run(tmp_path).cells} == {"cpu"}
+    for path in tmp_path.glob("cells/*/cell.json"):
+        path.write_text(path.read_text().replace('"device": "cpu"', '"device": "NVIDIA H200"'))
+    run_matrix(request(tiny_zoo, n=100), tmp_path)
+    assert {cell.cell.device for cell in load_run(tmp_path).cells} == {"NVIDIA H200"}, "nothing was computed"
+    run_matrix(request(tiny_zoo, n=150), tmp_path)
+    assert {cell.cell.device for cell in load_run(tmp_path).cells} == {"NVIDIA H200, cpu"}
+
+
+def test_a_record_of_before_there_were_devices_is_read(tiny_zoo: Path, tmp_path: Path) -> None:
+    run_matrix(request(tiny_zoo), tmp_path)
+    for path in tmp_path.glob("cells/*/cell.json"):
+        record = json.loads(path.read_text())
+        del record["device"]
+        path.write_text(json.dumps(record))
+    assert {cell.cell.device for cell in load_run(tmp_path).cells} == {""}
 
 
 def test_report_needs_no_model_and_no_data(tiny_zoo: Path, tmp_path: Path) -> None:
@@ -175,7 +197,10 @@ def test_report_needs_no_model_and_no_data(tiny_zoo: Path, tmp_path: Path) -> No
     for name in (*TABLES, "leaderboard.html"):
         (tmp_path / "run" / name).unlink()
     moved = (tmp_path / "run").rename(tmp_path / "moved")
-    assert [path.name for path in write_report(moved)] == ["leaderboard.csv", "leaderboard.html"]
+    assert [path.name for path in write_report([load_run(moved)], Terminal())] == [
+        "leaderboard.csv",
+        "leaderboard.html",
+    ]
     assert tables(moved) == expected
     assert (moved / "leaderboard.html").read_bytes() == page
 
@@ -220,7 +245,7 @@ def test_an_interrupted_run_reports_what_it_has(
     monkeypatch.setattr(ProjectedGradientDescent, "search", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_matrix(request(tiny_zoo), tmp_path)
-    write_report(tmp_path)
+    write_report([load_run(tmp_path)], Terminal())
     table = pd.read_csv(tmp_path / "leaderboard.csv")
     assert set(table["status"]) == {"not run"}
 

@@ -22,11 +22,11 @@ from robbench.check.paired import (
     PairedResult,
     compare_samples,
     largest_count,
-    sign_test,
 )
 from robbench.check.samples import KEY, Samples, of_run, read_samples, write_reference
 from robbench.errors import UserError
 from robbench.matrix.records import Run
+from robbench.metrics.paired import sign_test
 
 ENSEMBLE = attack("aa", algorithm="autoattack", parameters={"components": ["apgd-ce", "apgd-t", "square"]})
 Change = Callable[[pd.DataFrame], object]

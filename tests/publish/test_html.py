@@ -18,9 +18,10 @@ from PIL import Image
 from publish_runs import attack, cell, frame, images, make_run
 
 from robbench.matrix.records import Run
+from robbench.publish.attack_lines import budget_text
 from robbench.publish.curves import curve_figure
 from robbench.publish.gallery import FACTORS, data_uri, magnification, strips, triples
-from robbench.publish.html import NO_ORIGINALS, budget_text, render, write_html
+from robbench.publish.html import NO_ORIGINALS, render, write_html
 from robbench.publish.likelihood import bits_text, mean_text, nll_tables
 from robbench.publish.reproduce import commands
 from robbench.publish.tables import leaderboard, models

@@ -1,0 +1,195 @@
+"""Whether the rows of a ledger can be what the engine writes: every column against the others. No model, no data.
+
+The rules are those of `attacks.base.Attack` and `attacks.likelihood.LikelihoodAttack`; a row that breaks one was not
+written by them. A row that keeps them all may still be false: that takes the model (`rescore`, `rerun`).
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from robbench.attacks.checks import BALL_TOLERANCE
+from robbench.bundle.findings import Finding, judged
+from robbench.matrix.records import CellRecord, CellResult, Run
+from robbench.publish.rows import models
+
+Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
+
+ROUNDING = 1e-4  # of float32 norms and cross-entropies, relative above 1
+CHECK = "rows"
+
+
+def consistency_findings(run: Run) -> Iterator[Finding]:
+    """One finding a cell, then one a model on what its cells must share."""
+    for result in run.cells:
+        cell, rows = result.cell, result.rows
+        problems = [*_samples(run, cell, rows), *_identity(run, cell)]
+        rules = _flow_rules(run, result) if cell.attack.target == "flow" else _classifier_rules(run, result)
+        problems += [_counted(rows, mask, text) for text, mask in rules if mask.any()]
+        yield judged(cell.model, cell.attack.label, CHECK, len(rows), problems)
+    for model in models(run):
+        if problems := _shared(model.cells):
+            yield judged(model.name, "", CHECK, sum(len(r.rows) for r in model.cells), problems)
+
+
+def names_classes(run: Run, result: CellResult) -> bool:
+    """Whether labels and predictions of a cell are classes of the data set."""
+    return not any(mask.any() for _, mask in _label_rules(result.rows, len(run.class_names)))
+
+
+def incomplete(run: Run) -> list[str]:
+    """Cells without all their rows, with what is the matter: their numbers are in no table."""
+    texts = []
+    for result in run.cells:
+        cell = result.cell
+        if cell.status == "failed":
+            texts.append(f"{cell.model} x {cell.attack.label} failed: {cell.error or 'no reason recorded'}")
+        elif len(result.rows) < run.n:
+            texts.append(f"{cell.model} x {cell.attack.label} has {len(result.rows)} of {run.n} samples")
+    return texts
+
+
+def _counted(rows: pd.DataFrame, mask: Mask, text: str) -> str:
+    first = int(rows["sample_id"].to_numpy()[mask][0])
+    return f"{int(mask.sum())} of {len(rows)} rows: {text} (first sample {first})"
+
+
+# ------------------------------------------------------------------------------------------------------- cells
+def _samples(run: Run, cell: CellRecord, rows: pd.DataFrame) -> list[str]:
+    if cell.status == "ok" and len(rows) != run.n:
+        return [f"status is ok with {len(rows)} of {run.n} rows"]
+    return []
+
+
+def _identity(run: Run, cell: CellRecord) -> list[str]:
+    """The record of a cell against the run and the card of its model."""
+    card = run.cards[cell.model]
+    pairs = (
+        ("data set", cell.dataset, run.dataset),
+        ("data set revision", cell.dataset_revision[:12], run.dataset_revision[:12]),
+        ("seed", cell.seed, run.seed),
+        ("weights", cell.model_sha256[:12], card.weights.sha256[:12]),
+        ("defense", cell.defense, card.defense),
+        ("kind of model", cell.attack.target, card.kind),
+    )
+    return [f"{what} {mine} in the cell, {its} in the bundle" for what, mine, its in pairs if mine != its]
+
+
+def _shared(cells: tuple[CellResult, ...]) -> list[str]:
+    """What a model's cells say of the same clean samples must be the same."""
+    names = [name for name in ("label", "clean_prediction", "clean_margin") if name in cells[0].rows]
+    together = pd.concat([result.rows[["sample_id", *names]] for result in cells])
+    groups = together.groupby("sample_id")
+    problems = []
+    labels = int((groups["label"].nunique() > 1).sum())
+    if labels:
+        problems.append(f"{labels} samples have another label in another cell")
+    if "clean_margin" not in names:
+        return problems
+    spread = groups["clean_margin"].agg(["min", "max"])
+    far = (spread["max"] - spread["min"]) > ROUNDING * np.maximum(1.0, spread["max"].abs())
+    if count := int(far.sum()):
+        problems.append(f"{count} samples have another clean margin in another cell")
+    return problems
+
+
+# --------------------------------------------------------------------------------------------------- classifiers
+Rules = Iterator[tuple[str, Mask]]
+
+
+def _classifier_rules(run: Run, result: CellResult) -> Rules:
+    cell, rows = result.cell, result.rows
+    classes = len(run.class_names)
+    yield from _label_rules(rows, classes)
+    yield from _margin_rules(rows, classes)
+    clean_right, held = _floats(rows, "clean_margin") > 0, _floats(rows, "margin") > 0
+    robust = rows["robust"].to_numpy(dtype=np.bool_)
+    expected = held & clean_right if cell.attack.bounded else held
+    yield "robust contradicts the margins", robust != expected
+    yield from _break_rules(cell, rows, robust, clean_right)
+    yield from _size_rules(cell, rows, run)
+    yield from _count_rules(rows)
+    yield from _likelihood_rules(cell, rows)
+
+
+def _label_rules(rows: pd.DataFrame, classes: int) -> Rules:
+    for name in ("label", "clean_prediction", "prediction"):
+        if name in rows:
+            yield f"{name} is no class", ~rows[name].between(0, classes - 1).to_numpy(dtype=np.bool_)
+
+
+def _margin_rules(rows: pd.DataFrame, classes: int) -> Rules:
+    """A positive margin is a right prediction and a negative one a wrong prediction; a tie may be either."""
+    label = rows["label"].to_numpy()
+    for margin_name, prediction_name in (("clean_margin", "clean_prediction"), ("margin", "prediction")):
+        margin, right = _floats(rows, margin_name), rows[prediction_name].to_numpy() == label
+        yield f"{margin_name} is not finite", ~np.isfinite(margin)
+        yield (
+            f"{prediction_name} contradicts {margin_name}",
+            ((margin > 0) & ~right) | ((margin < 0) & right),
+        )
+    entropy, margin = _floats(rows, "cross_entropy"), _floats(rows, "margin")
+    with np.errstate(invalid="ignore"):
+        lowest = np.logaddexp(0.0, -margin)  # the other logits all far below the largest other one
+        highest = np.logaddexp(0.0, np.log(max(classes - 1, 1)) - margin)  # all of them equal to it
+    slack = ROUNDING * np.maximum(1.0, np.abs(margin))
+    outside = ~((entropy >= lowest - slack) & (entropy <= highest + slack))
+    yield "cross_entropy is impossible with margin", outside
+
+
+def _break_rules(cell: CellRecord, rows: pd.DataFrame, robust: Mask, clean_right: Mask) -> Rules:
+    by, step = rows["broken_by"], rows["broken_at"].to_numpy()
+    unnamed = by.isna().to_numpy(dtype=np.bool_)
+    yield "broken_by contradicts robust", unnamed != robust
+    yield "broken_by contradicts clean_margin", ~robust & ((by == "clean").to_numpy() != ~clean_right)
+    if components := cell.attack.parameters.get("components"):
+        names = {*components, cell.attack.name, "clean"}
+        yield "broken_by names no part of the attack", ~unnamed & ~by.isin(names).to_numpy(dtype=np.bool_)
+    yield "broken_at contradicts robust", robust & (step != -1)
+    yield "broken_at contradicts clean_margin", ~robust & ~clean_right & (step != 0)
+
+
+def _likelihood_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
+    for name in ("nll_before", "nll_after"):
+        if cell.nll_flow is None:
+            yield f"{name} is there without a flow", rows[name].notna().to_numpy(dtype=np.bool_)
+
+
+# --------------------------------------------------------------------------------------------------- all cells
+def _flow_rules(run: Run, result: CellResult) -> Rules:
+    rows = result.rows
+    yield from _label_rules(rows, len(run.class_names))
+    yield from _size_rules(result.cell, rows, run)
+    yield from _count_rules(rows)
+    before, after = _floats(rows, "nll_before"), _floats(rows, "nll_after")
+    same = np.isclose(before, after, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
+    yield "nll_after differs although nothing moved", (_floats(rows, "linf") == 0) & ~same
+
+
+def _size_rules(cell: CellRecord, rows: pd.DataFrame, run: Run) -> Rules:
+    """Norms are finite, ordered (linf <= l2 <= l1 <= D linf) and, of an image attack, within the budget."""
+    l1, l2, linf = (_floats(rows, name) for name in ("l1", "l2", "linf"))
+    dimensions = int(np.prod(run.shape))
+    finite = np.isfinite(l1) & np.isfinite(l2) & np.isfinite(linf)
+    yield "a distance is not finite", ~finite
+    slack = 1 + ROUNDING
+    ordered = (linf >= 0) & (linf <= l2 * slack + 1e-6) & (l2 <= l1 * slack + 1e-6)
+    yield "distances contradict each other", finite & ~(ordered & (l1 <= dimensions * linf * slack + 1e-6))
+    yield "a pixel moved further than the pixel range", finite & (linf > 1 + BALL_TOLERANCE)
+    attack = cell.attack
+    if attack.space == "image" and attack.norm != "none":
+        allowed = attack.radius + BALL_TOLERANCE * max(1.0, attack.radius)
+        size = {"l1": l1, "l2": l2, "linf": linf}[attack.norm]
+        yield f"{attack.norm} is beyond the budget {attack.radius:g}", finite & ~(size <= allowed)
+
+
+def _count_rules(rows: pd.DataFrame) -> Rules:
+    for name in ("forwards", "backwards"):
+        yield f"{name} is negative", rows[name].to_numpy() < 0
+
+
+def _floats(rows: pd.DataFrame, name: str) -> Floats:
+    return np.asarray(rows[name], dtype=np.float64)

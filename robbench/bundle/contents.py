@@ -1,0 +1,201 @@
+"""Whether the unpacked files of a bundle are one run: the one its manifest names, with the weights it names."""
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from robbench.bundle.manifest import MANIFEST_FILE, BundleCell, Manifest, RunIdentity
+from robbench.bundle.zipcheck import refused
+from robbench.cards import ModelCard
+from robbench.errors import UserError
+from robbench.matrix.frechet_records import FRECHET_FOLDER, read_record, samples_hash
+from robbench.matrix.ledger import CELL_FILE, ORIGINALS_FILE, Ledger
+from robbench.matrix.records import CellRecord, RunFile
+from robbench.schema import load_yaml
+from robbench.specs import ThreatModel
+
+_SLACK, _RATIO = (
+    1 << 24,
+    1000,
+)  # of a Parquet file's pages: bytes that are fine in any case; else unpacked over packed
+_NPZ_MEMBERS = {"ids.npy", "images.npy"}
+_BAD_NPZ = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, NotImplementedError)
+
+
+def run_identity(run: RunFile) -> RunIdentity:
+    """What `run.yaml` says the run is."""
+    return RunIdentity(
+        dataset=run.dataset,
+        dataset_revision=run.dataset_revision,
+        split=run.split,
+        seed=run.seed,
+        n=run.n,
+        samples_sha256=samples_hash(run.sample_ids),
+        versions=run.versions,
+    )
+
+
+def check_contents(path: Path, folder: Path, manifest: Manifest) -> None:
+    """`UserError` unless run.yaml, cards and cell records in `folder` are those of the manifest of bundle `path`, every
+    finished cell has a shard, and nothing grows beyond measure when it is read. Reads no rows."""
+    try:
+        for file in sorted(folder.rglob("*.yaml")):
+            _check_aliases(path, file.relative_to(folder).as_posix(), file)
+        run = Ledger(folder).read_run()
+        if run is None:
+            raise refused(path, "it has no run.yaml")
+        _check_run(path, run, manifest)
+        for cell in manifest.cells:
+            _check_cell(path, folder, cell, manifest)
+        _check_cards(path, folder, run, manifest)
+        for file in sorted((folder / "threat_models").glob("*.yaml")):
+            load_yaml(file, ThreatModel)
+        for file in sorted((folder / FRECHET_FOLDER).glob("*.json")):
+            read_record(file)
+        _check_originals(path, folder, run)
+    except UserError as error:
+        raise _in_words(path, folder, error) from error
+    _check_strangers(path, manifest)
+
+
+def _check_aliases(path: Path, name: str, file: Path) -> None:
+    """Aliases of aliases stand for more values than there are atoms; robbench writes none."""
+    text = file.read_bytes()
+    if b"&" not in text or b"*" not in text:
+        return
+    try:
+        found = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader))
+    except (yaml.YAMLError, ValueError):  # reading it as what it should be says what is wrong
+        return
+    if found:
+        raise refused(path, f"file {name!r} holds YAML aliases; a bundle spells everything out")
+
+
+def _in_words(path: Path, folder: Path, error: UserError) -> UserError:
+    """Errors of the ledger name a temporary folder and advise to run again; here only the reason counts."""
+    text = str(error)
+    if text.startswith("bundle "):
+        return error
+    return refused(path, text.replace(f"{folder}/", "").split("; run the same")[0])
+
+
+def _check_run(path: Path, run: RunFile, manifest: Manifest) -> None:
+    if run_identity(run) != manifest.run:
+        raise refused(path, f"run.yaml is of another run than {MANIFEST_FILE}")
+    planned = [(entry.hash, entry.model, entry.attack) for entry in run.cells]
+    if planned != [(cell.hash, cell.model, cell.attack) for cell in manifest.cells]:
+        raise refused(path, f"run.yaml plans other cells than {MANIFEST_FILE}")
+    if not planned:
+        raise refused(path, "the run has no cells")
+
+
+def _check_cell(path: Path, folder: Path, cell: BundleCell, manifest: Manifest) -> None:
+    record = Ledger(folder).read_cell(cell.hash)
+    place = f"cells/{cell.hash[:16]}"
+    if record is None:
+        raise refused(path, f"file '{place}/{CELL_FILE}' of cell {cell.title} is missing")
+    shards = sorted((folder / place).glob("shard-*.parquet"))
+    if cell.rows and not shards:
+        raise refused(path, f"the shard of cell {cell.title} is missing in '{place}'")
+    for shard in shards:
+        _check_shard(path, shard, f"'{place}/{shard.name}' of cell {cell.title}", manifest.run.n)
+    if record.model_sha256 != manifest.models.get(cell.model):
+        raise refused(
+            path,
+            f"cell {cell.title} was measured on weights {record.model_sha256[:12]}, {MANIFEST_FILE} names "
+            f"{manifest.models.get(cell.model, 'none')[:12]}",
+        )
+    _check_flows(path, cell, record, manifest)
+
+
+def _check_flows(path: Path, cell: BundleCell, record: CellRecord, manifest: Manifest) -> None:
+    for flow in (record.attack_flow, record.nll_flow):
+        if flow is not None and manifest.flows.get(flow.name) != flow.sha256:
+            named = manifest.flows.get(flow.name, "none")[:12]
+            raise refused(
+                path,
+                f"cell {cell.title} used flow {flow.name} with weights {flow.sha256[:12]}, {MANIFEST_FILE} names "
+                f"{named}",
+            )
+
+
+def _check_shard(path: Path, shard: Path, title: str, n: int) -> None:
+    """What the shard declares is no more than the run can have: rows, and bytes of its pages."""
+    try:
+        with pa.OSFile(str(shard)) as stream:
+            metadata = pq.ParquetFile(stream).metadata
+            groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
+            rows, size = metadata.num_rows, sum(group.total_byte_size for group in groups)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise refused(path, f"shard {title} cannot be read as Parquet ({reason})") from error
+    packed = shard.stat().st_size
+    if rows > n or size > _SLACK + _RATIO * packed:
+        raise refused(
+            path,
+            f"shard {title} declares {rows:,} rows and {size:,} bytes in {packed:,}; the run has {n:,} samples",
+        )
+
+
+def _check_cards(path: Path, folder: Path, run: RunFile, manifest: Manifest) -> None:
+    for name in run.models:
+        file = f"cards/{name}.yaml"
+        if not (folder / file).is_file():
+            raise refused(path, f"file {file!r} is missing: the card of model {name}")
+        card = load_yaml(folder / file, ModelCard)
+        if card.name != name or card.weights.sha256 != manifest.models.get(name):
+            raise refused(
+                path,
+                f"{file} is of {card.name} with weights {card.weights.sha256[:12]}, {MANIFEST_FILE} names "
+                f"{name} with {manifest.models.get(name, 'none')[:12]}",
+            )
+
+
+def _check_strangers(path: Path, manifest: Manifest) -> None:
+    """Cells and cards that no plan mentions are not what anybody verifies."""
+    known = {f"cells/{cell.hash[:16]}/" for cell in manifest.cells}
+    known |= {f"cards/{name}.yaml" for name in manifest.models}
+    for name in manifest.files:
+        if name.startswith(("cells/", "cards/")) and not name.startswith(tuple(known)):
+            raise refused(path, f"file {name!r} belongs to nothing in the plan of run.yaml")
+
+
+def _check_originals(path: Path, folder: Path, run: RunFile) -> None:
+    """The images beside the examples: one array each of ids and images, no larger than the run's samples."""
+    stored = folder / ORIGINALS_FILE
+    if not stored.is_file():
+        return
+    channels, height, width = run.shape
+    allowed = run.n * (4 * channels * height * width + 8) + 4096
+    try:
+        with zipfile.ZipFile(stored) as archive:
+            members = {entry.filename for entry in archive.infolist()}
+            if members != _NPZ_MEMBERS or len(archive.infolist()) != len(_NPZ_MEMBERS):
+                raise refused(path, f"{ORIGINALS_FILE} holds other arrays than ids and images")
+            size = sum(_unpacked(archive, entry, allowed) for entry in archive.infolist())
+    except _BAD_NPZ as error:
+        raise refused(
+            path, f"{ORIGINALS_FILE} cannot be read ({' '.join(str(error).split())[:80]})"
+        ) from error
+    if size > allowed:
+        raise refused(
+            path, f"zip bomb: {ORIGINALS_FILE} holds more than the {allowed:,} bytes of {run.n} images"
+        )
+    images = Ledger(folder).originals().values()
+    if any(image.shape != run.shape for image in images):
+        raise refused(path, f"{ORIGINALS_FILE} holds images of another shape than {run.shape}")
+
+
+def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, allowed: int) -> int:
+    """Bytes of an entry, counted as they come; stops at the first block beyond `allowed`."""
+    size = 0
+    with archive.open(entry) as stream:
+        while block := stream.read(1 << 20):
+            size += len(block)
+            if size > allowed:
+                break
+    return size

@@ -1,0 +1,291 @@
+"""`robbench export`: a run folder as a bundle, compact and without loss.
+
+The run is staged as a run folder of its own (the last plan only, one shard a cell, the chosen examples), read back,
+and packed; what the manifest says is what was read back.
+"""
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from robbench.attacks.suspicions import Diagnostics
+from robbench.bundle.archive import pack
+from robbench.bundle.contents import run_identity
+from robbench.bundle.examples import ExampleChoice
+from robbench.bundle.manifest import BundleCell, ExampleShare, Manifest
+from robbench.device import versions
+from robbench.errors import UserError
+from robbench.matrix.folder import lock_is_held
+from robbench.matrix.frechet_records import FRECHET_FOLDER, read_record, write_record
+from robbench.matrix.ledger import ORIGINALS_FILE, Images, Ledger, Shard, load_run
+from robbench.matrix.records import CellResult, Run, RunFile
+from robbench.publish.rows import COLUMNS
+from robbench.publish.tables import leaderboard
+from robbench.resources import write_text_atomically
+from robbench.schema import canonical_hash, dump_yaml, validate
+from robbench.specs import threat_models
+
+_PIXELS = ("example", "witness", "original")  # columns that only kept examples fill
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """folder: the run. out: the bundle to write. partial: also a run that is unfinished, being written or has failed
+    cells. overwrite: replace `out`. threat_models: folder of further threat models, where attacks came from one."""
+
+    folder: Path
+    out: Path
+    examples: ExampleChoice
+    partial: bool = False
+    overwrite: bool = False
+    threat_models: Path | None = None
+
+
+def export_run(request: ExportRequest) -> Manifest:
+    """Write the bundle; returns its manifest. `UserError` when it cannot be written where asked, or when the run is
+    empty, unfinished, failed in part or being written (see `ExportRequest.partial`)."""
+    _check_target(request)
+    plan, run = Ledger(request.folder).read_run(), load_run(request.folder)
+    partial = _check_complete(request, run)
+    with tempfile.TemporaryDirectory(prefix="robbench-export-") as name:
+        staged = Path(name)
+        _check_unchanged(request, plan, run)
+        stored = _stage(request, run, Ledger(staged))
+        _check_unchanged(request, plan, run)
+        manifest = _manifest(request, load_run(staged), stored, partial)
+        return pack(staged, manifest, request.out)
+
+
+# -------------------------------------------------------------------------------------------------------- refusals
+def _check_target(request: ExportRequest) -> None:
+    out = request.out
+    if out.is_dir():
+        raise UserError(
+            f"-o {str(out)!r} is a folder; give the name of a file, as in -o {out / 'bundle.zip'}"
+        )
+    if out.exists() and not request.overwrite:
+        raise UserError(f"-o {str(out)!r} exists; give another name, or --overwrite to replace it")
+    parent = out.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        problem = "cannot be written" if parent.is_dir() else "is no folder"
+        raise UserError(
+            f"-o {str(out)!r}: {str(parent)!r} {problem}; give a file in a folder you may write to"
+        )
+
+
+def _check_complete(request: ExportRequest, run: Run) -> bool:
+    """Whether anything is unfinished; `UserError` when nothing is there, or anything is missing without --partial."""
+    if not any(len(result.rows) for result in run.cells):
+        raise UserError(
+            f"{str(request.folder)!r} has no finished rows to export; run its attacks first (robbench run)"
+        )
+    problems = list(_unfinished(run))
+    if lock_is_held(request.folder):
+        problems.insert(0, "another robbench run is writing to it")
+    if problems and not request.partial:
+        raise UserError(
+            f"{str(request.folder)!r} is not complete ({'; '.join(problems)}); finish it with the same `robbench run`, "
+            f"or give --partial to export what there is"
+        )
+    return bool(problems)
+
+
+def _check_unchanged(request: ExportRequest, plan: RunFile | None, run: Run) -> None:
+    """A run that begins meanwhile may plan other cells and samples."""
+    now = Ledger(request.folder).read_run()
+    same = now is not None and [entry.hash for entry in now.cells] == [r.cell.hash for r in run.cells]
+    if now != plan or not same:
+        raise UserError(
+            f"{str(request.folder)!r} was changed while it was exported; wait for the run that writes it, and export "
+            f"again"
+        )
+
+
+def _unfinished(run: Run) -> Iterable[str]:
+    kinds: tuple[tuple[Literal["running", "failed"], str], ...] = (
+        ("running", "unfinished"),
+        ("failed", "failed"),
+    )
+    for status, word in kinds:
+        cells = [result.cell for result in run.cells if result.cell.status == status]
+        if cells:
+            plural = "s" if len(cells) > 1 else ""
+            yield f"{len(cells)} {word} cell{plural}, first {cells[0].model} x {cells[0].attack.label}"
+
+
+# --------------------------------------------------------------------------------------------------------- staging
+def _stage(request: ExportRequest, run: Run, staged: Ledger) -> int:
+    """Fill `staged` with what goes into the bundle; the number of examples that the run stores in all."""
+    source = Ledger(request.folder)
+    plan = source.read_run()
+    assert plan is not None
+    staged.write_run(plan, run.cards)
+    stored, exported = 0, set[int]()
+    for cell in dict.fromkeys(entry.hash for entry in plan.cells):  # one cell may have two names in a plan
+        of_cell, chosen = _stage_cell(source, staged, cell, run, request.examples)
+        stored, exported = stored + of_cell, exported | chosen
+    _stage_originals(source, staged, exported)
+    _stage_frechet(request.folder, staged.folder, {entry.hash for entry in plan.cells})
+    _stage_threat_models(request, run, staged.folder)
+    return stored
+
+
+def _stage_cell(
+    source: Ledger, staged: Ledger, cell: str, run: Run, choice: ExampleChoice
+) -> tuple[int, frozenset[int]]:
+    """Record and one shard of a cell; the number of examples it stores, and the ids of those staged."""
+    result = next(result for result in run.cells if result.cell.hash == cell)
+    record = source.read_cell(cell)
+    assert record is not None
+    seconds = round(result.cell.seconds, 3)
+    staged.write_cell(record.model_copy(update={"status": result.cell.status, "seconds": seconds}))
+    shards = source.shards(cell, _refuse)
+    table = _wanted_rows([shard.table for shard in shards], run.sample_ids)
+    if table is None:
+        return 0, frozenset()
+    kept = table.filter(pc.is_valid(table["example"]))["sample_id"].to_pylist()
+    chosen = choice.chosen(kept)
+    noticed = _diagnostics(shards).model_dump_json(exclude_defaults=True)
+    staged.write_shard(cell, 0, _with_pixels_of(table, chosen), seconds, noticed, smallest=True)
+    return len(kept), chosen
+
+
+def _refuse(path: Path, reason: str) -> None:
+    raise UserError(f"{path} {reason}; run the same `robbench run` again to quarantine and recompute it")
+
+
+def _wanted_rows(tables: list[pa.Table], wanted: Iterable[int]) -> pa.Table | None:
+    """Rows of the wanted samples by id, or None without any."""
+    if not tables:
+        return None
+    table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
+    table = table.filter(pc.is_in(table["sample_id"], value_set=pa.array(list(wanted), pa.int64())))
+    return table.sort_by("sample_id").combine_chunks() if len(table) else None
+
+
+def _with_pixels_of(table: pa.Table, chosen: frozenset[int]) -> pa.Table:
+    """`table` with images and witnesses of the chosen samples only."""
+    mask = pc.is_in(table["sample_id"], value_set=pa.array(sorted(chosen), pa.int64()))
+    for name in _PIXELS:
+        if name in table.column_names:
+            place, field = table.schema.get_field_index(name), table.schema.field(name)
+            table = table.set_column(
+                place, field, pc.if_else(mask, table[name], pa.scalar(None, pa.binary()))
+            )
+    return table
+
+
+def _diagnostics(shards: Iterable[Shard]) -> Diagnostics:
+    found = (validate(json.loads(s.diagnostics), Diagnostics, f"{s.path}, metadata") for s in shards)
+    return sum(found, Diagnostics())
+
+
+def _stage_originals(source: Ledger, staged: Ledger, exported: set[int]) -> None:
+    """The clean images of the exported examples, where the run has them."""
+    stored: dict[int, Images] = {i: image for i, image in source.originals().items() if i in exported}
+    missing = sorted(exported - stored.keys())
+    if missing:
+        raise UserError(
+            f"{source.folder / ORIGINALS_FILE} lacks sample {missing[0]}, whose adversarial example is stored; run the "
+            f"same `robbench run` again to restore it, or give --examples none"
+        )
+    if stored:
+        staged.add_originals(stored, _refuse)
+
+
+def _stage_frechet(folder: Path, staged: Path, cells: set[str]) -> None:
+    records = (read_record(path) for path in sorted((folder / FRECHET_FOLDER).glob("*.json")))
+    for record in records:
+        if record.cell is None or record.cell in cells:
+            write_record(staged, record)
+
+
+def _stage_threat_models(request: ExportRequest, run: Run, staged: Path) -> None:
+    """The definitions of the attacks, as they are installed; what was run is in every cell.json."""
+    known = threat_models(request.threat_models)
+    for result in run.cells:
+        attack = result.cell.attack
+        model = known.get(attack.threat_model)
+        if model is None or attack.name not in model.attacks:
+            raise UserError(
+                f"attack {attack.name!r} of threat model {attack.threat_model!r} is in {str(request.folder)!r} and not "
+                f"installed; name the folder of its YAML with --threat-models"
+            )
+    for name in sorted({result.cell.attack.threat_model for result in run.cells}):
+        write_text_atomically(staged / "threat_models" / f"{name}.yaml", dump_yaml(known[name]))
+
+
+# -------------------------------------------------------------------------------------------------------- manifest
+def _manifest(request: ExportRequest, run: Run, stored: int, partial: bool) -> Manifest:
+    plan = Ledger(run.folder).read_run()
+    assert plan is not None
+    unique = {result.cell.hash: result for result in run.cells}.values()
+    counts = sum((_counts(result) for result in unique), Counter[str]())
+    choice = request.examples
+    return Manifest(
+        versions=versions(),
+        run=run_identity(plan),
+        partial=partial,
+        examples=ExampleShare(
+            asked=choice.asked,
+            seed=choice.seed,
+            stored=stored,
+            exported=counts["example"],
+            witnesses=counts["witness"],
+        ),
+        models={name: card.weights.sha256 for name, card in sorted(run.cards.items())},
+        flows=_flows(run),
+        cells=tuple(_bundle_cell(result) for result in run.cells),
+        tables=table_digests(run),
+        files={},
+    )
+
+
+def _counts(result: CellResult) -> Counter[str]:
+    columns = [name for name in ("example", "witness") if name in result.rows.columns]
+    return Counter({name: int(result.rows[name].notna().sum()) for name in columns})
+
+
+def _bundle_cell(result: CellResult) -> BundleCell:
+    cell = result.cell
+    return BundleCell(
+        hash=cell.hash,
+        model=cell.model,
+        attack=cell.attack.label,
+        status=cell.status,
+        rows=len(result.rows),
+        examples=_counts(result)["example"],
+    )
+
+
+def _flows(run: Run) -> dict[str, str]:
+    """sha256 of the weights of every flow that an attack or a likelihood of the run used."""
+    found: dict[str, str] = {}
+    for result in run.cells:
+        for flow in (result.cell.attack_flow, result.cell.nll_flow):
+            if flow is not None and found.setdefault(flow.name, flow.sha256) != flow.sha256:
+                raise UserError(
+                    f"{str(run.folder)!r} mixes two weights of flow {flow.name!r} ({found[flow.name][:12]}, "
+                    f"{flow.sha256[:12]}); run it again with one of them"
+                )
+    return dict(sorted(found.items()))
+
+
+def table_digests(run: Run) -> dict[str, str]:
+    """sha256 of every derived table, by name. A pure function of the rows: notes, which also depend on what else is
+    installed, are left out, and floats count to 9 digits, since another CPU may round the last ones otherwise."""
+    columns = [name for name in COLUMNS if name != "note"]
+    rows = [[_rounded(getattr(row, name)) for name in columns] for row in leaderboard(run)]
+    return {"leaderboard": canonical_hash([columns, *rows])}
+
+
+def _rounded(value: object) -> object:
+    return f"{value:.9g}" if isinstance(value, float) else value

@@ -1,0 +1,133 @@
+"""Whether a bundle measured what it says: the addresses of its cells, and the settings of its attacks."""
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any
+
+from robbench.attacks import ATTACKS
+from robbench.bundle.findings import WHOLE, Finding, judged
+from robbench.cards import FlowReference, ModelCard
+from robbench.errors import UserError
+from robbench.matrix.merged import conflicts
+from robbench.matrix.records import CellRecord, Run, cell_hash
+from robbench.schema import validate
+from robbench.specs import ResolvedAttack, ThreatModel, resolve_attack
+
+ADDRESS, SETTINGS = "address", "settings"
+_FILES = ("sha256",)  # parameters that name what was read, not what was asked for
+
+
+# ------------------------------------------------------------------------------------------------------ address
+def address_findings(run: Run, flows: Mapping[str, ModelCard]) -> Iterator[Finding]:
+    """Whether every cell has the address that follows from its card, attack, flows, engine, data and seed.
+
+    flows: cards at hand, by sha256 of the weights.
+    """
+    for cell in (result.cell for result in run.cells):
+        absent = [ref.name for ref in _references(cell) if ref.sha256 not in flows]
+        if absent:
+            reason = (
+                f"flow {absent[0]} is not at hand, and the address depends on it; name it with --model CARD"
+            )
+            yield Finding(cell.model, cell.attack.label, ADDRESS, "unchecked", 0, reason)
+            continue
+        found = _address(run.cards[cell.model], cell, flows)
+        wrong = ["it does not follow from settings, model and flow: something was edited, or their cards were"]
+        yield judged(cell.model, cell.attack.label, ADDRESS, 1, wrong if found != cell.hash else [])
+
+
+def _references(cell: CellRecord) -> list[FlowReference]:
+    return [reference for reference in (cell.attack_flow, cell.nll_flow) if reference is not None]
+
+
+def _address(card: ModelCard, cell: CellRecord, flows: Mapping[str, ModelCard]) -> str:
+    attack_flow, nll_flow = (
+        None if reference is None else flows[reference.sha256]
+        for reference in (cell.attack_flow, cell.nll_flow)
+    )
+    return cell_hash(
+        card,
+        cell.attack,
+        attack_flow,
+        nll_flow,
+        cell.engine,
+        cell.batch_size,
+        cell.dataset,
+        cell.dataset_revision,
+        cell.seed,
+        cell.precision,
+        cell.search_precision,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------- settings
+def settings_findings(run: Run, known: Mapping[str, ThreatModel]) -> Iterator[Finding]:
+    """Whether the attacks are those that robbench (and --threat-models) calls so, a finding an attack and setting.
+
+    A bundle's "pgd20" with one step has an address of its own and consistent rows; only its name is false.
+    """
+    like = run.data.like if run.data is not None else None
+    datasets = [name for name in (run.dataset, like) if name]
+    if problems := conflicts([run], ["the bundle"]):  # one label with two settings, one name with two results
+        yield judged(WHOLE, "", SETTINGS, len(run.cells), problems)
+    attacks = {r.cell.attack.model_dump_json(): r.cell.attack for r in run.cells}
+    for attack in attacks.values():
+        yield _setting(attack.label, attack, datasets, known)
+
+
+def _setting(
+    label: str, attack: ResolvedAttack, datasets: list[str], known: Mapping[str, ThreatModel]
+) -> Finding:
+    if not any(attack.name in model.attacks for model in known.values()):
+        reason = "no threat model here defines it; name the folder of its YAML with --threat-models"
+        return Finding(WHOLE, label, SETTINGS, "unchecked", 0, reason)
+    base, changes = _parts(label)
+    candidates = list(_candidates(attack, datasets, known))
+    named = [candidate for candidate in candidates if candidate.label == base]
+    if not named:
+        near = min(candidates, key=lambda c: len(_differences(c, attack, "")), default=attack)
+        problem = f"attack {attack.name!r} with these settings is called {near.label}, not {label}"
+        return judged(WHOLE, label, SETTINGS, 1, [problem])
+    differences = min((_differences(c, attack, changes) for c in named), key=len)
+    return judged(WHOLE, label, SETTINGS, 1, differences)
+
+
+def _parts(label: str) -> tuple[str, str]:
+    """A label without the changes that an experiment spells out at its end, and those: ("jsa50", "levels=[1]")."""
+    base, _, changes = label.rpartition("@")
+    return (base, changes) if base and "=" in changes else (label, "")
+
+
+def _candidates(
+    attack: ResolvedAttack, datasets: list[str], known: Mapping[str, ThreatModel]
+) -> Iterator[ResolvedAttack]:
+    """The attack of that name with and without the budgets and steps that the bundle has."""
+    steps = attack.parameters.get("steps")
+    choices = product(datasets, (None, attack.epsilon), (None, attack.eta), (None, steps))
+    for dataset, epsilon, eta, count in dict.fromkeys(choices):
+        try:
+            yield resolve_attack(attack.name, dataset, dict(known), epsilon, eta, count)
+        except UserError:  # no budget for this data set, or one on the wrong scale: no candidate
+            continue
+
+
+def _differences(wanted: ResolvedAttack, attack: ResolvedAttack, stated: str) -> list[str]:
+    """Settings in which the bundle's attack is another one, defaults of the algorithm filled in, but those `stated` in
+    its label. A parameter that the bundle does not have is newer than it."""
+    mine, its = (spec.model_dump(mode="json", exclude={"label", "parameters"}) for spec in (wanted, attack))
+    pairs = [(key, mine[key], its[key]) for key in mine]
+    here = _parameters(wanted)
+    pairs += [
+        (f"parameters.{key}", here.get(key), value)
+        for key, value in attack.parameters.items()
+        if key not in _FILES and f"{key}={value}" not in stated
+    ]
+    return [f"{key} is {other}, here it is {own}" for key, own, other in pairs if own != other]
+
+
+def _parameters(attack: ResolvedAttack) -> dict[str, Any]:
+    schema = ATTACKS.get(attack.algorithm).Parameters
+    filled: dict[str, Any] = validate(attack.parameters, schema, f"attack {attack.name!r}").model_dump(
+        mode="json"
+    )
+    return filled

@@ -1,0 +1,93 @@
+"""manifest.json of a bundle: what is inside, hashed, and what it claims. No torch here."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from robbench.schema import Strict
+from robbench.specs import SHA256, Name
+
+MANIFEST_FILE = "manifest.json"
+MANIFEST_VERSION = 1
+# What a bundle may hold beside its manifest: a run folder, and the threat models its attacks come from.
+LAYOUT = re.compile(
+    r"run\.yaml|originals\.npz"
+    r"|(?:cards|threat_models)/[A-Za-z0-9][A-Za-z0-9._-]*\.yaml"
+    r"|frechet/[0-9a-z]{1,16}-[0-9a-f]{8}\.json"
+    r"|cells/[0-9a-f]{16}/(?:cell\.json|shard-[0-9]{4,9}-[0-9a-f]{8}\.parquet)"
+)
+Count = Annotated[int, Field(ge=0)]
+
+
+class FileEntry(Strict):
+    """A file of the bundle. size: bytes, uncompressed."""
+
+    sha256: SHA256
+    size: Count
+
+
+class RunIdentity(Strict):
+    """Which run it is: two bundles are parts of one leaderboard when all of it agrees.
+
+    samples_sha256: `frechet_records.samples_hash` of the wanted sample ids. versions: of the libraries that ran.
+    """
+
+    dataset: str
+    dataset_revision: SHA256
+    split: str
+    seed: int
+    n: Count
+    samples_sha256: SHA256
+    versions: dict[str, str]
+
+
+class ExampleShare(Strict):
+    """Which of the stored adversarial examples are in the bundle.
+
+    asked: `--examples` as given ("0.1" a share, "5" a count a cell, "all", "none"). seed: of the choice, which is made
+    for every cell on its own. stored, exported: in all cells together; witnesses: exported examples with a witness.
+    """
+
+    asked: str
+    seed: int
+    stored: Count
+    exported: Count
+    witnesses: Count
+
+
+class BundleCell(Strict):
+    """A cell of the plan and what the bundle holds of it. rows, examples: of the wanted samples."""
+
+    hash: SHA256
+    model: Name
+    attack: str
+    status: Literal["running", "ok", "failed"]
+    rows: Count
+    examples: Count
+
+    @property
+    def title(self) -> str:
+        """ "digits-at x pgd20"."""
+        return f"{self.model} x {self.attack}"
+
+
+class Manifest(Strict):
+    """manifest.json.
+
+    versions: robbench and the libraries that exported. partial: exported although cells failed or lack rows (those
+    have another status than "ok"). models: sha256 of the weights a model; flows: of those that attacks or likelihoods
+    used. tables: digests of the derived tables (`export.table_digests`). files: everything but manifest.json.
+    """
+
+    schema_version: Literal[1] = 1
+    kind: Literal["robbench bundle"] = "robbench bundle"
+    versions: dict[str, str]
+    run: RunIdentity
+    partial: bool
+    examples: ExampleShare
+    models: dict[str, SHA256]
+    flows: dict[str, SHA256]
+    cells: tuple[BundleCell, ...]
+    tables: dict[str, SHA256]
+    files: dict[str, FileEntry]

@@ -1,0 +1,196 @@
+"""`robbench merge`: verified bundles as one run folder, or as one bundle.
+
+What is merged is what `matrix.merged` calls one leaderboard; everything else is refused with its reason. The shards are
+copied as they are: a merged run can be exported, verified and merged again.
+"""
+
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from robbench.bundle.archive import OpenBundle, opened_bundle
+from robbench.bundle.examples import ExampleChoice
+from robbench.bundle.export import ExportRequest, export_run
+from robbench.bundle.findings import AGREES, Verification
+from robbench.bundle.verify import Say, VerifyRequest, check_options, verified
+from robbench.errors import UserError
+from robbench.matrix.frechet_records import FRECHET_FOLDER, read_record
+from robbench.matrix.ledger import Images, Ledger, load_run
+from robbench.matrix.merged import ROUNDING, merge_runs, source_of, version_conflicts
+from robbench.matrix.records import PlanEntry, Run, RunFile, join_ids
+
+BUNDLE_SUFFIX = ".zip"
+
+
+@dataclass(frozen=True)
+class MergeRequest:
+    """bundles: two or more. out: a new or empty folder, or the name of a bundle (.zip). verify: how each bundle is
+    verified first (its `bundle` is replaced). accept_versions: merge what engines or major versions apart measured; the
+    tables then say so."""
+
+    bundles: tuple[Path, ...]
+    out: Path
+    verify: VerifyRequest = field(default_factory=lambda: VerifyRequest(Path()))
+    accept_versions: bool = False
+
+
+def merge_bundles(request: MergeRequest, say: Say, told: Callable[[Verification], None]) -> tuple[bool, Path]:
+    """Verify every bundle and write their union; whether it was written, and where.
+
+    Nothing is written when a bundle does not verify: something differs, or (without files_only) could not be checked.
+    told: given every verification. `UserError` for bundles that are no one leaderboard and an `out` that is taken.
+    """
+    _check(request)
+    with ExitStack() as stack:
+        bundles = [stack.enter_context(opened_bundle(path)) for path in request.bundles]
+        names = [str(path) for path in request.bundles]
+        runs = [bundle.run for bundle in bundles]
+        merged = merge_runs(runs, names, request.accept_versions)  # costs nothing: before any model is asked
+        verdicts = [_verifies(bundle, request, say, told) for bundle in bundles]
+        if not all(verdicts):
+            return False, request.out
+        note = ". ".join(filter(None, [merged.note, *_notes(request, bundles, names)]))
+        _write(replace(merged, note=note), runs, request)
+    return True, request.out
+
+
+def _check(request: MergeRequest) -> None:
+    check_options(request.verify)
+    if len(request.bundles) < 2:
+        raise UserError("merge puts several bundles into one; name at least two")
+    if len({path.resolve() for path in request.bundles}) < len(request.bundles):
+        raise UserError("one bundle is named twice; name each once")
+    out = request.out
+    taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if taken or (out.is_dir() and out.suffix == BUNDLE_SUFFIX):
+        raise UserError(
+            f"-o {str(out)!r} exists; give a new or empty folder, or the name of a new bundle (.zip)"
+        )
+    if not out.absolute().parent.is_dir():
+        raise UserError(
+            f"-o {str(out)!r}: {str(out.absolute().parent)!r} is no folder; give a file or folder in one"
+        )
+
+
+def _verifies(
+    bundle: OpenBundle, request: MergeRequest, say: Say, told: Callable[[Verification], None]
+) -> bool:
+    result = verified(bundle, replace(request.verify, bundle=bundle.path, several=True), say)
+    told(result)
+    return result.exit_code == AGREES
+
+
+def _notes(request: MergeRequest, bundles: Sequence[OpenBundle], names: Sequence[str]) -> Iterator[str]:
+    """What every table of the union says of how it came to be."""
+    listed = ", ".join(f"{bundle.path.name} ({bundle.sha256[:12]})" for bundle in bundles)
+    verify = request.verify
+    if verify.files_only:
+        yield f"Merged from {listed}; not re-scored: rows and tables agree with each other, no model was asked"
+    else:
+        samples = "" if verify.rerun_samples is None else f" on {verify.rerun_samples} samples each"
+        yield f"Merged from {listed}; stored examples re-scored, {100 * verify.share:g} % of the cells re-run{samples}"
+    runs = [bundle.run for bundle in bundles]
+    apart = version_conflicts(runs, [Path(name).name for name in names])
+    if apart:
+        yield f"Versions differ: {'; '.join(text.split('; ')[0] for text in apart)}"
+
+
+# -------------------------------------------------------------------------------------------------------- writing
+def _write(merged: Run, runs: Sequence[Run], request: MergeRequest) -> None:
+    """The folder, whole or not at all."""
+    out = request.out
+    with _new_folder(out.absolute().parent) as folder:
+        _fill(folder, merged, runs)
+        if out.suffix == BUNDLE_SUFFIX:
+            partial = any(result.cell.status != "ok" for result in merged.cells)
+            choice = ExampleChoice.parsed("all")
+            export_run(
+                ExportRequest(folder, out, choice, partial, threat_models=request.verify.threat_models)
+            )
+            return
+        load_run(folder)
+        if out.exists():
+            out.rmdir()
+        folder.chmod(0o755)
+        folder.rename(out)
+
+
+@contextmanager
+def _new_folder(parent: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=".robbench-merge-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill(folder: Path, merged: Run, runs: Sequence[Run]) -> None:
+    ledger = Ledger(folder)
+    for result in merged.cells:
+        target = ledger.cell_folder(result.cell.hash)
+        if not target.exists():
+            shutil.copytree(Ledger(source_of(runs, result).folder).cell_folder(result.cell.hash), target)
+    originals = _originals(runs)
+    if originals:
+        ledger.add_originals(originals, _refuse)
+    _copy_frechet(folder, runs)
+    ledger.write_run(_run_file(merged), merged.cards)
+
+
+def _run_file(merged: Run) -> RunFile:
+    cells = [result.cell for result in merged.cells]
+    return RunFile(
+        dataset=merged.dataset,
+        dataset_revision=merged.dataset_revision,
+        seed=merged.seed,
+        shape=merged.shape,
+        class_names=merged.class_names,
+        data=merged.data,
+        n=merged.n,
+        models=tuple(dict.fromkeys(cell.model for cell in cells)),
+        attacks=tuple(dict.fromkeys(cell.attack.label for cell in cells)),
+        cells=tuple(
+            PlanEntry(hash=cell.hash, model=cell.model, defense=cell.defense, attack=cell.attack.label)
+            for cell in cells
+        ),
+        versions=merged.versions,
+        samples=join_ids(merged.sample_ids),
+        note=merged.note,
+    )
+
+
+def _originals(runs: Sequence[Run]) -> dict[int, Images]:
+    found: dict[int, Images] = {}
+    for run in runs:
+        for i, image in Ledger(run.folder).originals().items():
+            if not np.array_equal(found.setdefault(i, image), image):
+                raise UserError(
+                    f"two bundles hold different clean images of sample {i}; verify each with the data set at hand"
+                )
+    return found
+
+
+def _refuse(path: Path, reason: str) -> None:
+    raise UserError(f"{path} {reason}; merge into an empty folder")
+
+
+def _copy_frechet(folder: Path, runs: Sequence[Run]) -> None:
+    """Distances of all runs; one that two runs have must be the same."""
+    for path in (path for run in runs for path in sorted((run.folder / FRECHET_FOLDER).glob("*.json"))):
+        target = folder / FRECHET_FOLDER / path.name
+        if target.exists():
+            values = [record.value or 0.0 for record in (read_record(target), read_record(path))]
+            if not math.isclose(*values, rel_tol=ROUNDING, abs_tol=ROUNDING):
+                raise UserError(
+                    f"two bundles state another Fréchet distance ({values[0]:.4g} and {values[1]:.4g}) of one cell "
+                    f"({path.stem}); compute it again with robbench fid and export both"
+                )
+            continue
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)

@@ -1,0 +1,230 @@
+"""A random share of the cells attacked again from their seeds, and held to the bundle's rows sample by sample.
+
+Judged by `check.paired`: rounding may flip a verdict now and then, a different attack or model flips many.
+"""
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+
+from robbench.attacks import ATTACKS
+from robbench.attacks.victim import SearchPrecision
+from robbench.bundle.findings import WHOLE, Finding, judged
+from robbench.bundle.subjects import Subjects
+from robbench.check.paired import RULES, Rules, compare_samples, largest_count
+from robbench.check.pairs import Pair, same
+from robbench.check.samples import CellSamples, Samples, of_run
+from robbench.data import Dataset
+from robbench.data.corruptions import located
+from robbench.errors import UserError
+from robbench.matrix.cells import SHARD_SIZE, Cell, CellBuilder
+from robbench.matrix.records import CellResult, Run
+from robbench.matrix.shard_work import CleanLikelihood, ShardFailure, ShardWork
+from robbench.models.flows.base import FrozenFlow
+from robbench.models.zoo import ZooEntry
+
+CHECK = "re-run"
+FLIP_RATE = 0.005  # of `check.paired.Rules`: how many verdicts another processor may turn
+
+
+@dataclass(frozen=True)
+class RerunChoice:
+    """share: of the cells that can be run again, rounded up. samples: of each, None for all. seed: of the choice; drawn
+    after the bundle was written, so that nobody could know it. flip_rate: see `check.paired.Rules`."""
+
+    share: float
+    samples: int | None
+    seed: int
+    flip_rate: float = FLIP_RATE
+
+    @property
+    def rules(self) -> Rules:
+        return replace(RULES["default"], flip_rate=self.flip_rate)
+
+    def cells(self, able: Sequence[CellResult]) -> list[CellResult]:
+        """The cells to run again, in plan order."""
+        count = min(len(able), math.ceil(self.share * len(able)))
+        chosen = random.Random(f"{self.seed} cells").sample(range(len(able)), count)
+        return [able[number] for number in sorted(chosen)]
+
+    def ids(self, run: Run, result: CellResult) -> tuple[int, ...]:
+        """Samples of a cell to run again, in the order drawn; whole blocks where a result depends on its batch."""
+        ids, rng = run.sample_ids, random.Random(f"{self.seed} {result.cell.hash}")
+        if self.samples is None or self.samples >= len(ids):
+            return ids
+        if not _batch_dependent(result):
+            return tuple(ids[place] for place in sorted(rng.sample(range(len(ids)), self.samples)))
+        blocks = [ids[start : start + SHARD_SIZE] for start in range(0, len(ids), SHARD_SIZE)]
+        wanted = math.ceil(self.samples / SHARD_SIZE)
+        places = sorted(rng.sample(range(len(blocks)), min(wanted, len(blocks))))
+        return tuple(i for place in places for i in blocks[place])
+
+
+def _batch_dependent(result: CellResult) -> bool:
+    return ATTACKS.get(result.cell.attack.algorithm).batch_dependent
+
+
+@dataclass(frozen=True)
+class Reruns:
+    """Runs cells of `run` again with the verifier's models and data. flows: a flow at hand, by the sha256 of its
+    weights. batch_size: images at once."""
+
+    run: Run
+    subjects: Subjects
+    flows: Callable[[str], FrozenFlow | None]
+    dataset: Dataset
+    device: torch.device
+    batch_size: int
+
+    def able(self) -> list[CellResult]:
+        """Cells with all rows whose model, and flow if any, is at hand."""
+        return [
+            result
+            for result in self.run.cells
+            if result.cell.status == "ok"
+            and result.cell.model in self.subjects.models
+            and all(
+                reference is None or self.flows(reference.sha256) is not None
+                for reference in (result.cell.attack_flow, result.cell.nll_flow)
+            )
+        ]
+
+    def findings(self, choice: RerunChoice, say: Callable[[str], None]) -> Iterator[Finding]:
+        """A finding a cell, then one over all of them: small samples together see what none of them does alone."""
+        pairs = []
+        for result in choice.cells(self.able()):
+            say(f"Re-running {result.cell.model} x {result.cell.attack.label}")
+            finding, pair = self._again(result, choice)
+            yield finding
+            if pair is not None:
+                pairs.append(pair)
+        if len(pairs) > 1:
+            yield _together(pairs, choice.rules)
+
+    def _again(self, result: CellResult, choice: RerunChoice) -> tuple[Finding, Pair | None]:
+        cell, ids = result.cell, choice.ids(self.run, result)
+        try:
+            built = self._built(result, ids)
+        except UserError as error:
+            return Finding(cell.model, cell.attack.label, CHECK, "unchecked", 0, f"not re-run: {error}"), None
+        rows = self._rows(built, result, ids)
+        if isinstance(rows, ShardFailure):
+            reason = f"not re-run: the attack failed here ({rows.error})"
+            return Finding(cell.model, cell.attack.label, CHECK, "unchecked", 0, reason), None
+        return self._compared(result, rows, built, choice.rules)
+
+    def _built(self, result: CellResult, ids: Sequence[int]) -> Cell:
+        cell, entry = result.cell, self._flow_entry(result)
+        builder = CellBuilder(
+            seed=self.run.seed,
+            batch_size=cell.batch_size or self.batch_size,
+            likelihood_dtype=torch.float64 if cell.precision == "fp64" else torch.float32,
+            search_precision=cell.search_precision,
+            dataset=self.dataset,
+            samples=tuple(ids),
+            device=self.device,
+            flow=self._flow(result),
+            flow_card=entry.card if entry else None,
+        )
+        attack = located([cell.attack], self.dataset)[0]
+        return next(builder.cells([self.subjects.models[cell.model]], [attack]))
+
+    def _flow_entry(self, result: CellResult) -> ZooEntry | None:
+        reference = result.cell.nll_flow or result.cell.attack_flow
+        return self.subjects.flows[reference.sha256] if reference is not None else None
+
+    def _flow(self, result: CellResult) -> FrozenFlow | None:
+        entry = self._flow_entry(result)
+        return self.flows(entry.card.weights.sha256) if entry else None
+
+    def _rows(self, built: Cell, result: CellResult, ids: Sequence[int]) -> pd.DataFrame | ShardFailure:
+        precision, _, compiled = result.cell.search_precision.partition(", ")
+        batch_size = result.cell.batch_size or self.batch_size
+        work = ShardWork(
+            split=self.dataset.test,
+            seed=self.run.seed,
+            device=self.device,
+            batch_size=batch_size,
+            precision=_precision(precision),
+            compiled=bool(compiled),
+            kept=frozenset(),
+            likelihood=CleanLikelihood(self._flow(result), self.device, self.run.seed, batch_size),
+        )
+        tables = []
+        for start in range(0, len(ids), SHARD_SIZE):
+            done = work.shard(built, ids[start : start + SHARD_SIZE])
+            if isinstance(done, ShardFailure):
+                return done
+            tables.append(done.table)
+        frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+        return frame
+
+    def _compared(
+        self, result: CellResult, rows: pd.DataFrame, built: Cell, rules: Rules
+    ) -> tuple[Finding, Pair]:
+        cell = result.cell
+        stored = result.rows[result.rows["sample_id"].isin(rows["sample_id"])]
+        reference, measured = (
+            self._samples(result, part) for part in (stored, rows.sort_values("sample_id"))
+        )
+        problems = [
+            item.reason for item in compare_samples(reference, measured, rules=rules) if item.regression
+        ]
+        problems += _likelihood_problems(stored, rows, rules)
+        if problems and built.record.engine != cell.engine:
+            problems.append(f"the bundle's engine is {cell.engine!r}, here it is {built.record.engine!r}")
+        pair = Pair.of(_only(reference), _only(measured))
+        shift = pair.shift()
+        finding = judged(cell.model, cell.attack.label, CHECK, len(rows), problems, shift.near_ties)
+        flips = shift.lost + shift.gained
+        if not problems and (flips or shift.moved):
+            reason = f"{flips} flips, {shift.moved} searches went another way; rounding may do that"
+            finding = replace(finding, reason=reason)
+        return finding, pair
+
+    def _samples(self, result: CellResult, rows: pd.DataFrame) -> Samples:
+        """A run of these rows alone."""
+        return of_run(replace(self.run, n=len(rows), cells=[CellResult(result.cell, rows)]))
+
+
+def _only(samples: Samples) -> CellSamples:
+    return next(iter(samples.cells.values()))
+
+
+def _likelihood_problems(stored: pd.DataFrame, rows: pd.DataFrame, rules: Rules) -> list[str]:
+    """Bits/dim of a classifier's images, which the paired check does not look at; of a flow's it does."""
+    if "margin" not in rows:
+        return []
+    first, second = (part.sort_values("sample_id") for part in (stored, rows))
+    problems = []
+    for column, rate in (("nll_before", 0.0), ("nll_after", rules.moved_rate or 0.0)):
+        other = ~same(*(part[column].to_numpy(dtype=np.float64) for part in (first, second)))
+        if other.sum() > largest_count(len(rows), rate, rules.alpha):
+            problems.append(f"{int(other.sum())} of {len(rows)} values of {column} are others")
+    return problems
+
+
+def _precision(text: str) -> SearchPrecision:
+    known: dict[str, SearchPrecision] = {"fp32": "fp32", "bf16": "bf16", "tf32": "tf32"}
+    if text not in known:
+        raise UserError(f"search precision {text!r} is not known here; verify with the robbench that ran it")
+    return known[text]
+
+
+def _together(pairs: Sequence[Pair], rules: Rules) -> Finding:
+    """Flips over all cells that were run again."""
+    shift = Pair.joined(pairs).shift()
+    flips, rate = shift.lost + shift.gained, rules.flip_rate or 0.0
+    allowed = largest_count(shift.n, rate, rules.alpha)
+    text = (
+        f"{flips} of {shift.n} verdicts flipped ({shift.lost} broken now, {shift.gained} robust now), "
+        f"{allowed} are allowed"
+    )
+    finding = judged(WHOLE, "", CHECK, shift.n, [text] if flips > allowed else [], shift.near_ties)
+    return finding if flips > allowed else replace(finding, reason=text)

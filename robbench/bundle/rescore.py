@@ -1,0 +1,296 @@
+"""Stored examples scored again with the verifier's model: fp32, at two batch sizes.
+
+A stored example proves a break, never that a sample holds: only `rerun` speaks of that. Where rounding decides, nothing
+is judged: a difference counts only if two logits that disagree lie further apart than `NEAR_TIE`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from robbench.attacks import ATTACKS, Attack, Victim
+from robbench.attacks.victim import full_precision, margins
+from robbench.bundle.findings import Finding, judged
+from robbench.bundle.images import CleanImages, Stored, stored_examples
+from robbench.check.pairs import same
+from robbench.errors import UserError
+from robbench.matrix.records import CellRecord, CellResult, Run
+from robbench.models.flows.base import FrozenFlow
+from robbench.models.loading import GOLDEN_TOLERANCE, LoadedFlow, LoadedModel
+from robbench.publish.tables import NEAR_TIE
+from robbench.schema import validate
+
+VERDICTS, MARGINS, CLEAN, LIKELIHOOD = "verdicts", "margins", "clean", "likelihood"
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Logits [n,K] of the same images, once a batch size; labels [n]."""
+
+    labels: Tensor
+    logits: tuple[Tensor, ...]
+
+    def near_ties(self, predictions: Tensor) -> int:
+        """Samples whose verdict or stored prediction [n] rounding may decide in some batch size."""
+        near = torch.zeros(len(self.labels), dtype=torch.bool)
+        for logits in self.logits:
+            other = logits.argmax(1) != predictions
+            near |= (margins(logits, self.labels).abs() < NEAR_TIE) | (
+                other & (_lead(logits, predictions) < NEAR_TIE)
+            )
+        return int(near.sum())
+
+    def margins(self) -> list[Tensor]:
+        return [margins(logits, self.labels) for logits in self.logits]
+
+    def allowed(self) -> Tensor:
+        """What rounding may do to a margin, [n]: what golden outputs are allowed."""
+        return GOLDEN_TOLERANCE * torch.stack(self.logits).abs().amax((0, 2)).clamp(min=1.0)
+
+
+def _lead(logits: Tensor, predictions: Tensor) -> Tensor:
+    """How far the largest logit is above that of a prediction, [n]."""
+    return logits.amax(1) - logits.gather(1, predictions[:, None]).squeeze(1)
+
+
+def batch_sizes(n: int, largest: int) -> tuple[int, ...]:
+    """Two sizes for n images where there are two: all that fit at once, and a third of that."""
+    first = max(1, min(n, largest))
+    return tuple(dict.fromkeys((first, max(1, first // 3))))
+
+
+# ---------------------------------------------------------------------------------------------------- classifiers
+def classifier_findings(
+    run: Run,
+    model: LoadedModel,
+    results: Sequence[CellResult],
+    source: CleanImages,
+    device: torch.device,
+    batch_size: int,
+) -> Iterator[Finding]:
+    """Clean verdicts of every sample whose image is at hand, then every stored example, a finding a cell and check.
+
+    model: called as in the bundle. results: its cells.
+    """
+    scorer = _Scorer(model.module, device, batch_size, len(run.class_names))
+    with full_precision():
+        yield from _clean_findings(run, scorer, results, source)
+        for result in results:
+            stored = stored_examples(run, result, source)
+            if len(stored.rows):
+                yield from _example_findings(scorer, result.cell, stored)
+    yield from _without_examples(results, VERDICTS)
+
+
+def _without_examples(results: Sequence[CellResult], check: str) -> Iterator[Finding]:
+    """Cells of a model that store nothing to score."""
+    bare = [r.cell.attack.label for r in results if len(r.rows) and not r.rows["example"].notna().any()]
+    if bare:
+        reason = f"{len(bare)} of {len(results)} cells store no example ({', '.join(bare[:3])})"
+        yield Finding(results[0].cell.model, "", check, "unchecked", 0, f"not re-scored: {reason}")
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    module: nn.Module
+    device: torch.device
+    batch_size: int
+    classes: int
+
+    def scored(self, images: Tensor, labels: Tensor, draws: int = 1, attacked: bool = False) -> Scored:
+        logits = []
+        for size in batch_sizes(len(images), self.batch_size):
+            victim = Victim(self.module, self.device, size)
+            victim.draws = draws
+            logits.append(victim.attacked_logits(images, labels) if attacked else victim.clean_logits(images))
+            if logits[-1].shape[1] != self.classes:
+                raise UserError(
+                    f"it returns {logits[-1].shape[1]} logits, the bundle has {self.classes} classes"
+                )
+        return Scored(labels, tuple(logits))
+
+    def is_randomised(self, images: Tensor) -> bool:
+        """Whether the same images get other logits a second time."""
+        victim = Victim(self.module, self.device, self.batch_size)
+        try:
+            victim.require_deterministic(images[:32])
+        except UserError:
+            return True
+        return False
+
+
+def _clean_findings(
+    run: Run, scorer: _Scorer, results: Sequence[CellResult], source: CleanImages
+) -> Iterator[Finding]:
+    """Clean predictions and margins of all rows; a sample is scored once for all cells."""
+    rows = pd.concat([result.rows[["sample_id", "label"]] for result in results]).drop_duplicates("sample_id")
+    rows = rows[source.has([int(i) for i in rows["sample_id"]])].sort_values("sample_id")
+    name = results[0].cell.model
+    if not len(rows):
+        yield Finding(
+            name, "", CLEAN, "unchecked", 0, "no clean image is at hand; name the data set's folder"
+        )
+        return
+    ids, labels = rows["sample_id"].to_numpy(), torch.tensor(rows["label"].to_numpy(), dtype=torch.int64)
+    images = source.of([int(i) for i in ids])
+    if scorer.is_randomised(images):
+        yield Finding(name, "", CLEAN, "weaker", 0, "the model is randomised: margins are not compared")
+        return
+    scored = scorer.scored(images, labels)
+    problems, ties = [], 0
+    for result in results:
+        own = result.rows[result.rows["sample_id"].isin(ids)]
+        part = _part(scored, np.searchsorted(ids, own["sample_id"].to_numpy()))
+        wrong = _verdict_differs(part, own, "clean_prediction", "clean_margin")
+        far = _margin_differs(part, own, "clean_margin")
+        ties = max(ties, part.near_ties(_column(own, "clean_prediction")))
+        problems += [
+            f"{result.cell.attack.label}: {_counted(own, mask, what)}"
+            for mask, what in ((wrong, "clean verdicts"), (far & ~wrong, "clean margins"))
+            if mask.any()
+        ]
+    verdict = judged(name, "", CLEAN, len(rows), problems, ties)
+    yield (
+        verdict
+        if problems or not source.weaker
+        else Finding(name, "", CLEAN, "weaker", len(rows), "against the bundle's own clean images", ties)
+    )
+
+
+def _part(scored: Scored, places: NDArray[np.intp]) -> Scored:
+    return Scored(scored.labels[places], tuple(logits[places] for logits in scored.logits))
+
+
+def _example_findings(scorer: _Scorer, cell: CellRecord, stored: Stored) -> Iterator[Finding]:
+    name, label, rows = cell.model, cell.attack.label, stored.rows
+    draws = verdict_forwards(cell)
+    scored = scorer.scored(stored.adversarial, stored.labels, draws, attacked=True)
+    near = scored.near_ties(_column(rows, "prediction"))
+    wrong = _verdict_differs(scored, rows, "prediction", "margin")
+    if draws > 1 and scorer.is_randomised(stored.clean):
+        reason = f"{int(wrong.sum())} of {len(rows)} verdicts were others this time: the model is randomised"
+        yield Finding(name, label, VERDICTS, "weaker", len(rows), reason, near)
+        return
+    problems = [_counted(rows, wrong, "verdicts")] if wrong.any() else []
+    yield judged(name, label, VERDICTS, len(rows), problems, near)
+    far, entropy = _margin_differs(scored, rows, "margin"), _entropy_differs(scored, rows)
+    problems = [
+        _counted(rows, mask, what)
+        for mask, what in ((far, "margins"), (entropy & ~far, "cross-entropies"))
+        if mask.any()
+    ]
+    yield judged(name, label, MARGINS, len(rows), problems)
+
+
+def verdict_forwards(cell: CellRecord) -> int:
+    """Forwards averaged for a verdict of the cell's attack; 1 but for attacks on randomised models."""
+    found = ATTACKS.get(cell.attack.algorithm)
+    if not issubclass(found, Attack):
+        return 1
+    attack = object.__new__(found)  # its flow or files may not be here, and are not what is asked for
+    attack.parameters = validate(cell.attack.parameters, found.Parameters, f"attack {cell.attack.name!r}")
+    return attack.verdict_forwards
+
+
+def _verdict_differs(scored: Scored, rows: pd.DataFrame, prediction: str, margin: str) -> Mask:
+    """Rows whose prediction, or side of the margin, is another one in some batch size, by more than a near tie."""
+    predictions = _column(rows, prediction)
+    held = torch.tensor(rows[margin].to_numpy() > 0)
+    wrong = torch.zeros(len(rows), dtype=torch.bool)
+    for logits, own in zip(scored.logits, scored.margins(), strict=True):
+        wrong |= (logits.argmax(1) != predictions) & (_lead(logits, predictions) >= NEAR_TIE)
+        wrong |= ((own > 0) != held) & (own.abs() >= NEAR_TIE)
+    return np.asarray(wrong.numpy(), dtype=np.bool_)
+
+
+def _margin_differs(scored: Scored, rows: pd.DataFrame, margin: str) -> Mask:
+    said = torch.tensor(rows[margin].to_numpy(dtype=np.float64))
+    wrong = torch.zeros(len(rows), dtype=torch.bool)
+    for own in scored.margins():
+        wrong |= ~((own.double() - said).abs() <= scored.allowed())
+    return np.asarray(wrong.numpy(), dtype=np.bool_)
+
+
+def _entropy_differs(scored: Scored, rows: pd.DataFrame) -> Mask:
+    said = torch.tensor(rows["cross_entropy"].to_numpy(dtype=np.float64))
+    wrong = torch.zeros(len(rows), dtype=torch.bool)
+    for logits in scored.logits:
+        own = nn.functional.cross_entropy(logits, scored.labels, reduction="none")
+        wrong |= ~((own.double() - said).abs() <= scored.allowed())
+    return np.asarray(wrong.numpy(), dtype=np.bool_)
+
+
+def _column(rows: pd.DataFrame, name: str) -> Tensor:
+    return torch.tensor(rows[name].to_numpy(), dtype=torch.int64)
+
+
+def _counted(rows: pd.DataFrame, mask: Mask, what: str) -> str:
+    first = int(rows["sample_id"].to_numpy()[mask][0])
+    return f"{int(mask.sum())} of {len(rows)} {what} are others (first sample {first})"
+
+
+# ----------------------------------------------------------------------------------------------------- likelihood
+def classifier_likelihood(
+    run: Run, result: CellResult, source: CleanImages, flow: FrozenFlow | None, batch_size: int
+) -> Iterator[Finding]:
+    """Bits/dim of stored examples of a classifier's cell, and of their clean images, under the run's flow."""
+    cell, stored = result.cell, stored_examples(run, result, source)
+    if cell.nll_flow is None or not len(stored.rows):
+        return
+    if flow is None:
+        reason = f"flow {cell.nll_flow.name} is not at hand; name it with --model CARD"
+        yield Finding(cell.model, cell.attack.label, LIKELIHOOD, "unchecked", 0, reason)
+        return
+    yield _likelihood(run, cell, stored, flow, 1, batch_size)
+
+
+def flow_findings(
+    run: Run, model: LoadedFlow, results: Sequence[CellResult], source: CleanImages, batch_size: int
+) -> Iterator[Finding]:
+    """Bits/dim of stored examples of attacks on a flow, and of what was attacked. model: its judge in the precision of
+    the cells."""
+    for result in results:
+        stored = stored_examples(run, result, source)
+        if len(stored.rows):
+            draws = int(result.cell.attack.parameters.get("noise_draws", 1))
+            yield _likelihood(run, result.cell, stored, model.judge, draws, batch_size)
+    yield from _without_examples(results, LIKELIHOOD)
+
+
+def _likelihood(
+    run: Run, cell: CellRecord, stored: Stored, flow: FrozenFlow, draws: int, batch_size: int
+) -> Finding:
+    problems = []
+    for column, images in (("nll_before", stored.clean), ("nll_after", stored.adversarial)):
+        said = stored.rows[column].to_numpy(dtype=np.float64)
+        wrong = np.zeros(len(said), dtype=np.bool_)
+        for size in batch_sizes(len(images), batch_size):
+            wrong |= ~same(said, _bits(run, flow, stored, images, draws, size))
+        if wrong.any():
+            problems.append(_counted(stored.rows, wrong, f"values of {column}"))
+    return judged(cell.model, cell.attack.label, LIKELIHOOD, len(stored.rows), problems)
+
+
+def _bits(
+    run: Run, flow: FrozenFlow, stored: Stored, images: Tensor, draws: int, size: int
+) -> NDArray[np.float64]:
+    """Bits/dim [n] with the dequantisation noise that the run's seed gives every sample."""
+    device, ids, labels, parts = next(flow.buffers()).device, stored.ids, stored.labels, []
+    with torch.no_grad(), full_precision():
+        for start in range(0, len(images), size):
+            part = slice(start, start + size)
+            bits = flow.bits_per_dim(
+                images[part].to(device),
+                labels[part].to(device),
+                n_samples=draws,
+                seed=run.seed,
+                sample_ids=ids[part],
+            )
+            parts.append(bits.double().cpu())
+    return np.asarray(torch.cat(parts).numpy(), dtype=np.float64)

@@ -1,0 +1,117 @@
+"""The models and flows a bundle is held to: the verifier's own, never anything that came with the bundle."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from robbench.bundle.findings import Finding
+from robbench.cards import ModelCard
+from robbench.errors import UserError
+from robbench.matrix.records import Run
+from robbench.models.sources import Wanted
+from robbench.models.zoo import ZooEntry, find_model, zoo_entries
+
+CHECK = "model"
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """models: entries by the bundle's name of the model; flows: by sha256 of their weights. missing: why a model of the
+    bundle has no entry. given: what the user named, by that name: its weights must be there."""
+
+    models: dict[str, ZooEntry]
+    flows: dict[str, ZooEntry]
+    missing: dict[str, str]
+    findings: tuple[Finding, ...]
+    given: dict[str, ZooEntry] = field(default_factory=dict)
+
+    @property
+    def flow_cards(self) -> dict[str, ModelCard]:
+        """Cards of the flows at hand, by sha256 of their weights."""
+        return {sha256: entry.card for sha256, entry in self.flows.items()}
+
+
+def found_subjects(
+    run: Run,
+    named: Sequence[str],
+    zoo: Path | None = None,
+    checkpoints: Path | None = None,
+    strict: bool = True,
+) -> Subjects:
+    """The models of `run`: among those the user named by what they compute (`function_hash`), in the zoo by name too.
+
+    A model of the same name that computes something else is a finding that "differs". `UserError` for a named model
+    that the bundle has nothing to do with (unless not strict).
+    """
+    entries = zoo_entries(zoo, checkpoints)
+    own = _named(run, named, entries, checkpoints)
+    models: dict[str, ZooEntry] = {}
+    missing: dict[str, str] = {}
+    findings = []
+    for name, card in run.cards.items():
+        # Whom the user names is meant, also where the zoo has another one of that name.
+        called = [entry for entry in own.values() if entry.card.name == name]
+        called = called or [entry for entry in entries.values() if entry.card.name == name]
+        eligible = [*own.values(), *called]
+        candidates = [entry for entry in eligible if entry.card.function_hash == card.function_hash]
+        if called and not any(entry in candidates for entry in called):
+            missing[name] = _foreign(card, called[0])
+            findings.append(Finding(name, "", CHECK, "differs", 1, missing[name]))
+        elif candidates and (problem := _other_labels(card, candidates[0].card)):
+            findings.append(Finding(name, "", CHECK, "differs", 1, problem))
+            models[name] = candidates[0]
+        elif candidates:
+            findings.append(Finding(name, "", CHECK, "agrees", 1))
+            models[name] = candidates[0]
+        else:
+            missing[name] = "not in the zoo under this name and these weights; give --model CARD"
+            findings.append(Finding(name, "", CHECK, "unchecked", 0, f"not re-scored: {missing[name]}"))
+    listed = [*own.values(), *entries.values()]
+    flows = {entry.card.weights.sha256: entry for entry in reversed(listed) if entry.card.kind == "flow"}
+    if strict:
+        _require_used(run, own, models, missing)
+    return Subjects(models, flows, missing, tuple(findings), own)
+
+
+def _named(
+    run: Run, named: Sequence[str], entries: dict[str, ZooEntry], checkpoints: Path | None
+) -> dict[str, ZooEntry]:
+    wanted = Wanted(run.dataset, run.shape, len(run.class_names), checkpoints)
+    return {name: replace(find_model(name, entries, wanted=wanted), trusted=True) for name in named}
+
+
+def _foreign(card: ModelCard, entry: ZooEntry) -> str:
+    """Two models of one name, and in what they differ."""
+    mine, its = entry.card, card
+    if mine.weights.sha256 != its.weights.sha256:
+        return f"measured on weights {its.weights.sha256[:12]}, {entry.folder} has {mine.weights.sha256[:12]}"
+    parts = ("architecture", "input_shape", "classes", "grey_levels", "preprocessing", "weights")
+    names = [part for part in parts if getattr(mine, part) != getattr(its, part)]
+    return f"the same weights in another function ({', '.join(names)}) than in {entry.folder}"
+
+
+def _other_labels(card: ModelCard, own: ModelCard) -> str:
+    """What tables say of a model and its card here does not."""
+    pairs = (("defense", card.defense, own.defense), ("data set", card.dataset, own.dataset))
+    return "; ".join(f"{what} {its}, here it is {mine}" for what, its, mine in pairs if its != mine)
+
+
+def _require_used(
+    run: Run, own: dict[str, ZooEntry], models: dict[str, ZooEntry], missing: dict[str, str]
+) -> None:
+    flows = {
+        reference.sha256
+        for result in run.cells
+        for reference in (result.cell.attack_flow, result.cell.nll_flow)
+        if reference is not None
+    }
+    for name, entry in own.items():
+        used = entry in models.values() or entry.card.name in missing or entry.card.weights.sha256 in flows
+        if not used:
+            listed = ", ".join(
+                f"{card.name} (weights {card.weights.sha256[:12]})" for card in run.cards.values()
+            )
+            raise UserError(
+                f"--model {name!r} (weights {entry.card.weights.sha256[:12]}) is none of the bundle's models: "
+                f"{listed}; name one of those, or leave --model out"
+            )

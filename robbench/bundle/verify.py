@@ -1,0 +1,282 @@
+"""`robbench verify`: a bundle held to the verifier's own models, data and engine.
+
+Nothing in a bundle is believed because it is hashed: whoever changes a row can hash it again. What can be found without
+a model is found first (`opened_bundle`, `consistency`, `identity`, `tables`); then stored examples are checked and
+scored again (`images`, `rescore`); last a random share of the cells is attacked again (`rerun`), which alone can tell
+that a sample said to hold really does.
+"""
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from robbench.attacks.named import ENGINE_VERSION
+from robbench.bundle.archive import OpenBundle, opened_bundle
+from robbench.bundle.consistency import consistency_findings, incomplete, names_classes
+from robbench.bundle.findings import WHOLE, Finding, Verification
+from robbench.bundle.identity import address_findings, settings_findings
+from robbench.bundle.images import CleanImages, clean_images, data_findings, image_findings
+from robbench.bundle.rerun import FLIP_RATE, RerunChoice, Reruns
+from robbench.bundle.rescore import classifier_findings, classifier_likelihood, flow_findings
+from robbench.bundle.subjects import Subjects, found_subjects
+from robbench.bundle.tables import table_finding
+from robbench.bundle.zipcheck import refused
+from robbench.data import Dataset, load_dataset
+from robbench.device import resolve_device, versions
+from robbench.errors import UserError
+from robbench.matrix.records import CellRecord, CellResult, Run
+from robbench.models.flows.base import FrozenFlow
+from robbench.models.loading import load_flow, load_flow_model, load_model
+from robbench.models.zoo import ZooEntry
+from robbench.publish.rows import models
+from robbench.specs import threat_models
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class VerifyRequest:
+    """Options of `robbench verify`. models: zoo names, folders or cards; those of the bundle are looked for in the zoo
+    in any case. share, rerun_samples, seed, flip_tolerance: see `RerunChoice`; seed None draws a fresh one. files_only:
+    ask no model and run nothing again. several: the models are for several bundles, and this one may lack some."""
+
+    bundle: Path
+    models: tuple[str, ...] = ()
+    share: float = 0.1
+    rerun_samples: int | None = None
+    seed: int | None = None
+    flip_tolerance: float = FLIP_RATE
+    files_only: bool = False
+    device: str = "auto"
+    batch_size: int = 256
+    zoo: Path | None = None
+    checkpoints: Path | None = None
+    threat_models: Path | None = None
+    data_dir: Path | None = None
+    data: Path | None = None
+    several: bool = False
+
+    @property
+    def choice(self) -> RerunChoice:
+        """What to run again; a fresh seed each time it is asked without one."""
+        seed = secrets.randbits(63) if self.seed is None else self.seed
+        return RerunChoice(self.share, self.rerun_samples, seed, self.flip_tolerance)
+
+
+def verify_bundle(request: VerifyRequest, say: Say | None = None) -> Verification:
+    """Everything that can be found about a bundle. `UserError` for one that is refused, and for options that do not fit
+    it. say: told what takes long before it begins."""
+    check_options(request)
+    with opened_bundle(request.bundle) as bundle:
+        return verified(bundle, request, say)
+
+
+def check_options(request: VerifyRequest) -> None:
+    """`UserError` for numbers out of range and options that contradict each other."""
+    for option, value in (("--share", request.share), ("--flip-tolerance", request.flip_tolerance)):
+        if not 0 <= value <= 1:
+            raise UserError(f"{option} {value:g} is no share; give a number from 0 to 1")
+    if request.files_only and request.models:
+        raise UserError("--files-only asks no model; leave it or --model out")
+
+
+def verified(bundle: OpenBundle, request: VerifyRequest, say: Say | None = None) -> Verification:
+    """`verify_bundle` of a bundle that is open."""
+    _require_cards(bundle)
+    choice = request.choice
+    result = Verification(about=_about(bundle, request, choice), files_only=request.files_only)
+    verifier = _Verifier(bundle, request, choice, say or (lambda _text: None))
+    result.findings += verifier.findings()
+    result.notes += verifier.notes()
+    return result
+
+
+def _require_cards(bundle: OpenBundle) -> None:
+    absent = [cell.cell.model for cell in bundle.run.cells if cell.cell.model not in bundle.run.cards]
+    if absent:
+        raise refused(bundle.path, f"run.yaml plans cells of {absent[0]!r}, which is none of its models")
+
+
+def _about(bundle: OpenBundle, request: VerifyRequest, choice: RerunChoice) -> dict[str, object]:
+    return {
+        "bundle": str(request.bundle),
+        "sha256": bundle.sha256,
+        "dataset": bundle.run.dataset,
+        "n": bundle.run.n,
+        "cells": len(bundle.run.cells),
+        "examples": bundle.manifest.examples.exported,
+        "share": 0.0 if request.files_only else choice.share,
+        "rerun_samples": choice.samples,
+        "seed": choice.seed,
+        "flip_tolerance": choice.flip_rate,
+        "versions": versions(),
+        "bundle_versions": bundle.run.versions,
+    }
+
+
+@dataclass
+class _Verifier:
+    bundle: OpenBundle
+    request: VerifyRequest
+    choice: RerunChoice
+    say: Say
+
+    @cached_property
+    def run(self) -> Run:
+        """The run without cells whose rows name classes that there are not: no model can be asked about those, and
+        they are found to differ."""
+        run = self.bundle.run
+        return replace(run, cells=[result for result in run.cells if names_classes(run, result)])
+
+    @cached_property
+    def device(self) -> torch.device:
+        return resolve_device(self.request.device)
+
+    @cached_property
+    def subjects(self) -> Subjects:
+        request = self.request
+        return found_subjects(
+            self.run, request.models, request.zoo, request.checkpoints, strict=not request.several
+        )
+
+    @cached_property
+    def _data(self) -> tuple[Dataset | None, str]:
+        """The data set, or why it is not at hand. One that the user named must be there."""
+        request = self.request
+        try:
+            return load_dataset(self.run.dataset, request.data_dir, request.data), ""
+        except UserError as error:
+            if request.data is not None:
+                raise
+            return None, f"the data set is not at hand ({error})"
+
+    @cached_property
+    def source(self) -> CleanImages:
+        return clean_images(self.run, *self._data)
+
+    def findings(self) -> Iterator[Finding]:
+        run, request = self.run, self.request
+        yield Finding(WHOLE, "", "files", "agrees", len(self.bundle.manifest.files))
+        yield table_finding(self.bundle)
+        yield from consistency_findings(self.bundle.run)
+        yield from settings_findings(run, threat_models(request.threat_models))
+        yield from address_findings(run, self.subjects.flow_cards)
+        yield from data_findings(run, self.source, self._data[0])
+        yield from image_findings(run, self.source, self._searched_flow)
+        yield from self.subjects.findings if not request.files_only else self._no_model()
+        if not request.files_only:
+            yield from self._rescored()
+            yield from self._rerun()
+
+    def _no_model(self) -> Iterator[Finding]:
+        for name in self.run.cards:
+            yield Finding(name, "", "model", "unchecked", 0, "not re-scored: --files-only")
+
+    # ------------------------------------------------------------------------------------------------------- models
+    def _flow(self, sha256: str) -> FrozenFlow | None:
+        """A flow by the sha256 of its weights, loaded once; None where it is not here, or no model is asked for."""
+        if self.request.files_only or sha256 not in self.subjects.flows:
+            return None
+        if sha256 not in self._flows:
+            self._flows[sha256] = self._loaded_flow(self.subjects.flows[sha256])
+        return self._flows[sha256]
+
+    @cached_property
+    def _flows(self) -> dict[str, FrozenFlow | None]:
+        return {}
+
+    def _loaded_flow(self, entry: ZooEntry) -> FrozenFlow | None:
+        """None for a flow of the zoo whose weights cannot be had; one that the user named must be there."""
+        try:
+            return load_flow(entry, self.device)
+        except UserError as error:
+            if any(entry is named for named in self.subjects.given.values()):
+                raise
+            self.say(f"Flow {entry.card.name} is not at hand: {error}")
+            return None
+
+    def _searched_flow(self, cell: CellRecord) -> FrozenFlow | None:
+        return self._flow(cell.attack_flow.sha256) if cell.attack_flow else None
+
+    def _rescored(self) -> Iterator[Finding]:
+        for model in models(self.run):
+            if model.name in self.subjects.models:
+                self.say(f"Re-scoring {model.name} ({len(model.cells)} cells)")
+                try:
+                    yield from self._of_model(model.name, model.cells)
+                except UserError as error:
+                    if any(
+                        self.subjects.models[model.name] is named for named in self.subjects.given.values()
+                    ):
+                        raise
+                    yield Finding(model.name, "", "model", "unchecked", 0, f"not re-scored: {error}")
+
+    def _of_model(self, name: str, cells: Sequence[CellResult]) -> Iterator[Finding]:
+        entry, size = self.subjects.models[name], self.request.batch_size
+        if entry.card.kind == "flow":
+            dtypes = {"fp32": torch.float32, "fp64": torch.float64}
+            for precision in dict.fromkeys(result.cell.precision for result in cells):
+                flow = load_flow_model(entry, self.device, dtypes[precision])
+                own = [result for result in cells if result.cell.precision == precision]
+                yield from flow_findings(self.run, flow, own, self.source, size)
+            return
+        module = load_model(entry, self.device)
+        yield from classifier_findings(self.run, module, cells, self.source, self.device, size)
+        for result in cells:
+            flow_of_cell = self._flow(result.cell.nll_flow.sha256) if result.cell.nll_flow else None
+            yield from classifier_likelihood(self.run, result, self.source, flow_of_cell, size)
+
+    # ------------------------------------------------------------------------------------------------------- re-run
+    def _rerun(self) -> Iterator[Finding]:
+        if not self.choice.share:
+            return
+        if self.source.dataset is None:
+            yield Finding(WHOLE, "", "re-run", "unchecked", 0, f"nothing re-run: {self.source.reason}")
+            return
+        size = self.request.batch_size
+        reruns = Reruns(self.run, self.subjects, self._flow, self.source.dataset, self.device, size)
+        chosen = self.choice.cells(reruns.able())
+        if not chosen:
+            yield Finding(
+                WHOLE, "", "re-run", "unchecked", 0, "nothing re-run: no cell has its model at hand"
+            )
+        yield from reruns.findings(self.choice, self.say)
+
+    # -------------------------------------------------------------------------------------------------------- notes
+    def notes(self) -> list[str]:
+        """What is no finding, and what a reader must know of this verification."""
+        return [*self._version_notes(), *self._coverage(), *self._choice(), *incomplete(self.bundle.run)]
+
+    def _choice(self) -> Iterator[str]:
+        choice = self.choice
+        if self.request.files_only or not choice.share:
+            return
+        part = "all samples" if choice.samples is None else f"{choice.samples} samples each"
+        yield (
+            f"{100 * choice.share:g} % of the cells re-run, {part}, chosen by seed {choice.seed} (--seed repeats the "
+            f"choice); flips fail beyond a binomial at {100 * choice.flip_rate:g} %"
+        )
+
+    def _version_notes(self) -> Iterator[str]:
+        here = versions()
+        for name in ("robbench", "torch"):
+            theirs = self.run.versions.get(name, "unknown")
+            if theirs != here[name]:
+                yield f"measured with {name} {theirs}, verified with {here[name]}"
+        engines = {result.cell.engine.partition(",")[0] for result in self.run.cells}
+        if foreign := sorted(engines - {f"robbench engine {ENGINE_VERSION}"}):
+            yield f"measured with {', '.join(foreign)}, verified with robbench engine {ENGINE_VERSION}"
+
+    def _coverage(self) -> Iterator[str]:
+        rows = sum(len(result.rows) for result in self.run.cells)
+        examples = sum(int(result.rows["example"].notna().sum()) for result in self.run.cells)
+        yield (
+            f"{examples} of {rows} rows store their example; of the others only re-runs speak, and so of every sample "
+            f"said to hold"
+        )
+        if (self.bundle.folder / "frechet").is_dir():
+            yield "Fréchet distances are taken as stated: nobody computed them again (robbench fid)"

@@ -1,0 +1,255 @@
+"""Runs as a site shows them: those on the same samples of the same data under one seed share their tables."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from robbench.matrix.ledger import Ledger
+from robbench.matrix.records import CellResult, Run
+from robbench.publish.gallery import Originals
+from robbench.publish.rows import ModelResults, TableRow, models
+from robbench.publish.site.page import slug, slugs
+from robbench.publish.tables import leaderboard
+
+if TYPE_CHECKING:
+    from robbench.publish.published_page import TableComparison
+    from robbench.publish.site.boards import Board
+    from robbench.publish.site.downloads import Table
+
+SWEEPS = "-sweeps"  # ending of the folder of a group's sweeps
+Key = tuple[str, str, int, tuple[int, ...], tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs whose numbers may stand in one table. slug: its folder. run: their union, which is what pages show. sweep:
+    further cells of the same models, on attacks of this group with another budget or number of steps; they have a group
+    of their own (is_sweep), for a worst case or an average over them would say nothing."""
+
+    slug: str
+    title: str
+    run: Run
+    sources: tuple[Run, ...]
+    sweep: Run | None = None
+    is_sweep: bool = False
+
+    def swept(self, model: str) -> list[CellResult]:
+        """Cells of `sweep` on one model."""
+        return [r for r in self.sweep.cells if r.cell.model_name == model] if self.sweep else []
+
+    @cached_property
+    def rows(self) -> list[TableRow]:
+        """All numbers of the group, computed once."""
+        return leaderboard(self.run)
+
+    @cached_property
+    def models(self) -> list[ModelResults]:
+        return models(self.run)
+
+    @cached_property
+    def boards(self) -> "list[Board]":
+        """The leaderboards: of all attacks, then of each threat model and budget."""
+        from robbench.publish.site.boards import boards
+
+        return boards(self)
+
+    @cached_property
+    def tables(self) -> "dict[str, list[Table]]":
+        """Tables to download by the path of the page that offers them."""
+        from robbench.publish.site.downloads import all_tables
+
+        return all_tables(self)
+
+    @cached_property
+    def attack_labels(self) -> list[str]:
+        """Labels of the attacks, in plan order."""
+        return list(dict.fromkeys(result.cell.attack.label for result in self.run.cells))
+
+    @cached_property
+    def _model_slugs(self) -> dict[str, str]:
+        return slugs(model.name for model in self.models)
+
+    @cached_property
+    def _attack_slugs(self) -> dict[str, str]:
+        return slugs(self.attack_labels)
+
+    def model_path(self, name: str) -> str:
+        """Path of a model's page."""
+        return f"{self.slug}/model-{self._model_slugs[name]}.html"
+
+    def attack_path(self, label: str) -> str:
+        """Path of an attack's page."""
+        return f"{self.slug}/attack-{self._attack_slugs[label]}.html"
+
+    def threat_path(self, threat_model: str) -> str:
+        """Path of a threat model's page."""
+        return f"{self.slug}/threat-{slug(threat_model)}.html"
+
+    def board_path(self, board: str = "all") -> str:
+        """Path of a leaderboard: of one threat model's slug, or of all attacks."""
+        return f"{self.slug}/index.html" if board == "all" else f"{self.slug}/board-{board}.html"
+
+    @property
+    def sweep_path(self) -> str:
+        """Path of the leaderboard of its sweeps; empty without any."""
+        return f"{self.slug}{SWEEPS}/index.html" if self.sweep else ""
+
+    @property
+    def compare_path(self) -> str:
+        return f"{self.slug}/compare.html"
+
+    def download_path(self, table: str, ending: str) -> str:
+        """Path of a table as a file: "leaderboard", "csv"."""
+        return f"{self.slug}/downloads/{table}.{ending}"
+
+    @cached_property
+    def originals(self) -> Originals | None:
+        """Clean images by sample id, of the samples that any source kept; None where none kept any."""
+        stored = {
+            i: image
+            for run in reversed(self.sources)
+            for i, image in Ledger(run.folder).originals().items()
+            if image.shape == self.run.shape
+        }
+        return _lookup(stored) if stored else None
+
+
+def _lookup(stored: dict[int, np.ndarray]) -> Callable[[Sequence[int]], np.ndarray]:
+    return lambda ids: np.stack([stored[int(i)] for i in ids])
+
+
+@dataclass(frozen=True)
+class Site:
+    """Everything the pages are made from. runs: as given; groups: in order of their first run."""
+
+    runs: tuple[Run, ...]
+    groups: tuple[Group, ...]
+
+    @cached_property
+    def published(self) -> "list[TableComparison]":
+        """The published tables held against all runs."""
+        from robbench.publish.published_page import compare_tables
+
+        return compare_tables(self.runs)
+
+
+def site_of(runs: Sequence[Run]) -> Site:
+    """Runs grouped: the same data, samples and seed, and nothing that one calls otherwise than another. A run given
+    twice, or as a folder and as a bundle of it, counts once."""
+    runs = _distinct(runs)
+    collected: list[list[Run]] = []
+    for run in runs:
+        home = next((group for group in collected if _fits(group, run)), None)
+        if home is None:
+            collected.append([run])
+        else:
+            home.append(run)
+    titles = _titles([group[0] for group in collected])
+    names = _numbered(slug(_title(group[0])) for group in collected)
+    groups: list[Group] = []
+    for name, title, group in zip(names, titles, collected, strict=True):
+        groups += _with_sweep(Group(name, title, _union(group), tuple(group)))
+    return Site(tuple(runs), tuple(groups))
+
+
+def _with_sweep(group: Group) -> list[Group]:
+    """The group, and behind it that of its sweeps where there are some: cells with a budget or steps given by hand,
+    of attacks that the group has as they are defined."""
+    defined = {(r.cell.model_name, r.cell.attack.label) for r in group.run.cells}
+    given = [
+        r
+        for r in group.run.cells
+        if r.cell.attack.label != r.cell.attack.name and (r.cell.model_name, r.cell.attack.name) in defined
+    ]
+    if not given:
+        return [group]
+    taken = {id(result) for result in given}
+    sweep = replace(group.run, cells=given)
+    main = replace(group.run, cells=[r for r in group.run.cells if id(r) not in taken])
+    title = f"{group.title}: other budgets and steps"
+    return [
+        replace(group, run=main, sweep=sweep),
+        Group(f"{group.slug}{SWEEPS}", title, sweep, group.sources, is_sweep=True),
+    ]
+
+
+def _distinct(runs: Sequence[Run]) -> list[Run]:
+    found: dict[object, Run] = {}
+    for run in runs:
+        cells = tuple((r.cell.hash, r.cell.attack.label, r.cell.status, len(r.rows)) for r in run.cells)
+        found.setdefault((_key(run), tuple(run.versions.items()), run.note, cells), run)
+    return list(found.values())
+
+
+def _title(run: Run) -> str:
+    return f"{run.dataset}, seed {run.seed}, n = {run.n}"
+
+
+def _titles(runs: Sequence[Run]) -> list[str]:
+    """A title of its own for each group, of the first run of each: what tells it from its namesakes is added."""
+    plain = [_title(run) for run in runs]
+    named = [
+        title if plain.count(title) == 1 else f"{title} ({run.folder.name})"
+        for title, run in zip(plain, runs, strict=True)
+    ]
+    counts = Counter(named)
+    seen: Counter[str] = Counter()
+    found = []
+    for title in named:
+        seen[title] += 1
+        found.append(title if counts[title] == 1 else f"{title}, {seen[title]}")
+    return found
+
+
+def _numbered(names: Iterable[str]) -> list[str]:
+    """Unique names: the second "digits" is "digits-2"."""
+    counts: dict[str, int] = {}
+    found = []
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+        found.append(name if counts[name] == 1 else f"{name}-{counts[name]}")
+    return found
+
+
+def _key(run: Run) -> Key:
+    return run.dataset, run.dataset_revision, run.seed, tuple(sorted(run.sample_ids)), run.shape
+
+
+def _cells(run: Run) -> dict[tuple[str, str], str]:
+    return {(r.cell.model_name, r.cell.attack.label): r.cell.hash for r in run.cells}
+
+
+def _fits(group: Sequence[Run], run: Run) -> bool:
+    """Whether a run can stand in the tables of `group`."""
+    if _key(group[0]) != _key(run) or group[0].versions != run.versions:
+        return False
+    mine = _cells(run)
+    hashes = {name: card.function_hash for name, card in run.cards.items()}
+    return all(
+        all(mine.get(pair, cell) == cell for pair, cell in _cells(other).items())
+        and all(
+            hashes.get(name, card.function_hash) == card.function_hash for name, card in other.cards.items()
+        )
+        for other in group
+    )
+
+
+def _union(runs: Sequence[Run]) -> Run:
+    """The runs of a group as one: every cell once, in order."""
+    cells = {
+        (result.cell.model_name, result.cell.attack.label): result
+        for run in reversed(runs)
+        for result in reversed(run.cells)
+    }
+    notes = dict.fromkeys(run.note for run in runs if run.note)
+    return replace(
+        runs[0],
+        cells=list(reversed(cells.values())),
+        cards={name: card for run in reversed(runs) for name, card in run.cards.items()},
+        note=" ".join(notes),
+        frechet_folders=tuple(run.folder for run in runs),
+    )

@@ -1,0 +1,168 @@
+"""The start page: who may lead, what failed, what was published, how to check it."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from flow_runs import three_flows
+from publish_runs import attack, cell, frame, make_run
+from site_pages import PHONE, Reader, violations
+
+from robbench.matrix.records import Run
+from robbench.metrics.paired import rank_ranges
+from robbench.publish.site import home
+from robbench.publish.site.frame import framed
+from robbench.publish.site.groups import site_of
+from robbench.publish.site.page import Page
+from robbench.publish.site.provenance import duration, provenance
+
+
+def start(*runs: Run) -> str:
+    (page,) = home.parts(site_of(runs))
+    assert isinstance(page, Page)
+    return framed(page)
+
+
+def test_leaders_are_all_models_whose_range_begins_with_one() -> None:
+    n = 300
+    rates = {"best": 0.70, "near": 0.68, "worse": 0.30, "worst": 0.05}
+    run = make_run(
+        [cell(name, attack(), frame(n, 1.0, rate, k)) for k, (name, rate) in enumerate(rates.items())], n
+    )
+    ranges = rank_ranges(np.stack([r.rows["robust"].to_numpy() for r in run.cells]))
+    expected = [name for name, (first, _) in zip(rates, ranges, strict=True) if first == 1]
+    assert expected == ["best", "near"]
+    found = re.findall(r'class="leader"><span class="rank">([0-9-]+)</span> <a [^>]*>([^<]+)<', start(run))
+    assert {name for _, name in found} == set(expected)
+    assert {rank for rank, _ in found} == {"1-2"}
+
+
+def test_the_page_says_what_failed_and_what_is_not_finished(damaged: Run) -> None:
+    text = start(damaged)
+    assert "1 failed" in text
+    assert "1 not finished" in text
+    assert "partial: 4 of 6 cells done" in text
+    assert re.search(r'digits-ijsat, <a [^>]*>aa</a>: <span class="failed">failed</span> \(attack', text)
+
+
+def test_flows_have_no_ranks() -> None:
+    text = start(three_flows())
+    assert "likelihood of flows" in text
+    assert "Who may be first" not in text
+
+
+def test_the_engine_behind_autoattack_is_named(run: Run) -> None:
+    assert "robbench aa, parity table v" in start(run)
+
+
+def test_groups_lead_to_their_pages(site: Reader, run: Run, damaged: Run) -> None:
+    """By keyboard and mouse, from the start to a board, a model, an attack and back."""
+    site.build(run, replace(damaged, seed=4))
+    page = site.open()
+    assert page.locator("main section h2 a").count() == 2
+    page.click("main h2 a >> nth=0")
+    page.wait_for_selector('main[data-page="board"]')
+    page.click("main table.board tbody th a >> nth=0")
+    page.wait_for_selector('main[data-page="model"]')
+    page.click(".crumbs a >> nth=0")
+    page.wait_for_selector('main[data-page="home"]')
+    page.click("summary >> text=Attacks")
+    page.click("dd a >> text=jsa50 >> nth=0")
+    page.wait_for_selector('main[data-page="attack"]')
+    assert page.inner_text("h1") == "Attack jsa50"
+
+
+def test_the_start_page_is_accessible(site: Reader, damaged: Run) -> None:
+    site.build(damaged)
+    site.assert_accessible("index.html", opened)
+    for path, scheme in (("published/index.html", "light"), ("published/ijsat-table1.html", "dark")):
+        page = site.open(path, width=PHONE, scheme=scheme)
+        opened(page)
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE
+
+
+def opened(page: Any) -> None:
+    page.eval_on_selector_all("main details", "all => all.forEach((one) => { one.open = true; })")
+
+
+def test_a_published_page_shows_what_the_report_s_page_shows(site: Reader, run: Run) -> None:
+    from robbench.publish.published_page import compare_tables, render_table
+
+    site.build(run)
+    found = next(t for t in compare_tables([run]) if t.table.name == "ijsat-table1")
+    alone = site.browser.new_page()
+    alone.set_content(render_table(found, [run]))
+    page = site.open("published/ijsat-table1.html")
+    tables = "all => all.map((table) => table.innerText)"
+    assert page.eval_on_selector_all("main table", tables) == alone.eval_on_selector_all("table", tables)
+    alone.close()
+    page.click("main a.mark >> nth=0")
+    assert "doubt-" in page.evaluate("document.activeElement.id + location.hash")
+
+
+# ------------------------------------------------------------------------------------------------------ provenance
+def test_provenance_names_commands_versions_device_time_and_hashes(run: Run) -> None:
+    (group,) = site_of([run]).groups
+    cells = [replace(r, cell=r.cell.model_copy(update={"device": "cpu"})) for r in run.cells[:2]]
+    found = provenance(group, cells)
+    facts = dict(found.facts)
+    assert facts["Seed"].startswith("3")
+    assert facts["Device"] == "cpu"
+    assert facts["Computing time"] == "2.5 s"
+    assert facts["Versions"] == "robbench 0.1.0, torch 2.8.0, python 3.11.9"
+    assert "d" * 64 in facts["Data"]
+    assert run.cells[0].cell.model_sha256 in facts["Weights"]
+    assert "f" * 64 in facts["Flow"]
+    (command,) = found.commands
+    assert command.startswith("robbench run --dataset digits --model digits-standard --attacks pgd20,aa ")
+
+
+def test_commands_of_two_runs_ask_for_their_own_cells_only() -> None:
+    first = make_run([cell("a", attack(), frame(20, 0.9, 0.5, 1))], 20)
+    second = make_run([cell("b", attack("mim"), frame(20, 0.9, 0.5, 2)), first.cells[0]], 20)
+    (group,) = site_of([first, second]).groups
+    lines = provenance(group).commands
+    assert [re.findall(r"--(?:model|attacks) (\S+)", line) for line in lines] == [
+        ["a", "pgd20"],
+        ["b", "mim"],
+    ]
+
+
+def test_old_records_say_that_no_device_was_recorded(run: Run) -> None:
+    (group,) = site_of([run]).groups
+    assert dict(provenance(group).facts)["Device"] == "not recorded"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "not recorded"), (0.25, "0.25 s"), (59.94, "59.9 s"), (90, "1.5 min"), (7200, "2.0 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_commands_are_copied(site: Reader, run: Run) -> None:
+    site.build(run)
+    page = site.open("digits-seed-3-n-120/attack-pgd20.html")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click("button.copy >> nth=0")
+    page.wait_for_selector("button.copy >> text=Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == page.inner_text(".command code >> nth=0")
+
+
+def test_the_single_file_shows_every_kind_of_page(site: Reader, run: Run) -> None:
+    site.build(run, single=True)
+    group = "digits-seed-3-n-120"
+    for path, kind in (
+        ("index.html", "home"),
+        (f"{group}/attack-jsa50.html", "attack"),
+        (f"{group}/threat-joint.html", "threat"),
+        (f"{group}/compare.html", "compare"),
+        ("published/index.html", "published"),
+    ):
+        page = site.open(path, width=PHONE)
+        assert page.get_attribute("main", "data-page") == kind
+        page.context.close()

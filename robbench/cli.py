@@ -64,7 +64,8 @@ KINDS = ("attacks", "defenses", "models", "datasets", "threat-models", "recipes"
 def main() -> None:
     """Adversarial-robustness benchmark: attacks x models, one verified row a sample, tables and leaderboards.
 
-    Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 3 some cells failed.
+    Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 3 some cells failed, or not everything
+    could be checked.
     """
 
 

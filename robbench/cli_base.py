@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from robbench.completion import dataset_completion
-from robbench.errors import UserError
+from robbench.errors import UserError, printable
 
 _EXAMPLES = {
     "--attacks": "pgd20,aa",
@@ -79,7 +79,7 @@ def _usage(error: click.UsageError) -> click.ClickException:
 
 
 def _one_line(message: str) -> click.ClickException:
-    return BadInput(" ".join(message.split()))
+    return BadInput(printable(" ".join(message.split())))
 
 
 def budgets(option: str, values: Sequence[str]) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robbench.cli_base import FolderOrFile, json_option, print_json, zoo_option
-from robbench.errors import UserError
+from robbench.errors import UserError, printable
 
 if TYPE_CHECKING:
     from robbench.matrix.garbage import Collection
@@ -35,7 +35,7 @@ def gc(run_folders: tuple[Path, ...], cache: bool, yes: bool, as_json: bool, zoo
     from robbench.matrix.garbage import remove
 
     with ExitStack() as locks:
-        found = [_of_run(folder, locks if yes else None) for folder in dict.fromkeys(run_folders)]
+        found = [_of_run(folder, locks if yes else None) for folder in _distinct(run_folders)]
         found += [_of_cache(zoo)] if cache else []
         for collection in found if yes else ():
             remove(collection)
@@ -47,6 +47,11 @@ def gc(run_folders: tuple[Path, ...], cache: bool, yes: bool, as_json: bool, zoo
         _print(found, yes)
 
 
+def _distinct(folders: Sequence[Path]) -> list[Path]:
+    """Every folder once, however it is spelt."""
+    return list({folder.resolve(): folder for folder in reversed(folders)}.values())[::-1]
+
+
 def _of_run(folder: Path, locks: ExitStack | None) -> "Collection":
     """The garbage of a run. locks: takes the run's lock until all is removed; None to look only."""
     from robbench.matrix.folder import lock_is_held, locked
@@ -56,7 +61,7 @@ def _of_run(folder: Path, locks: ExitStack | None) -> "Collection":
     if locks is None and lock_is_held(folder):
         raise UserError(f"a robbench run is writing to {str(folder)!r}; wait for it, or leave it out")
     if locks is not None and (folder / RUN_FILE).exists():  # a folder that is no run gets no lock file
-        locks.enter_context(locked(folder, "or leave it out"))
+        locks.enter_context(locked(folder, "or leave it out", "RUN"))
     return garbage_of_run(folder)
 
 
@@ -70,12 +75,13 @@ def _of_cache(zoo: Path | None) -> "Collection":
 # ------------------------------------------------------------------------------------------------------- output
 def _print(found: Sequence["Collection"], removed: bool) -> None:
     for collection in found:
-        click.echo(str(collection.place.absolute()))
+        click.echo(printable(str(collection.place.absolute())))
         for item in collection.garbage:
             place = item.path.relative_to(collection.place)
-            click.echo(f"  {item.kind:10} {_size(item.bytes):>9}  {place}  {item.what}")
+            click.echo(printable(f"  {item.kind:10} {_size(item.bytes):>9}  {place}  {item.what}"))
         for left in collection.left_alone:
-            click.echo(f"  left alone            {left.path.relative_to(collection.place)}  {left.reason}")
+            place = left.path.relative_to(collection.place)
+            click.echo(printable(f"  left alone            {place}  {left.reason}"))
     if any(item.kind == "cell" for collection in found for item in collection.garbage):
         click.echo(EARLIER)
     click.echo(_summary(sum(len(c.garbage) for c in found), sum(c.bytes for c in found), removed))

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from robbench.cli_base import CELLS_FAILED, FolderOrFile, print_json
+from robbench.errors import UserError
 
 
 @click.command()
@@ -26,6 +27,8 @@ def watch(context: click.Context, run_folder: Path, interval: float, once: bool,
     """
     if as_json and not once:
         raise click.UsageError("--json says how it stands now; give --once too")
+    if interval != interval:  # NaN, which no range refuses
+        raise UserError("--interval nan is no number of seconds; give 0.1 to 3600")
     from robbench.matrix.progress import Terminal
     from robbench.matrix.watch import Watcher
     from robbench.matrix.watch_screen import show_once, snapshot_json, watch_run

@@ -4,6 +4,7 @@ Everything a user can get wrong (an unknown name, a bad file, an impossible budg
 command line prints its single line and exits with code 2. Anything else that escapes is a bug in robbench.
 """
 
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -13,6 +14,17 @@ class UserError(Exception):
 
 class AttackViolation(Exception):
     """An attack left its admissible set. Names attack, sample and by how much; the cell is recorded as failed."""
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with everything a terminal would act on or cannot write (line ends, escape sequences,
+    direction marks, half a UTF-8 character) as Python escapes it: "\\x1b[31m"."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c)[0] == "C" or c in "\u2028\u2029" else c
+        for c in text
+    )
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], next_step: str = "") -> UserError:

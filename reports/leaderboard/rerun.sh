@@ -23,7 +23,8 @@ attack() { # NAME ARGUMENTS...: the run OUT/NAME and its bundle OUT/NAME.zip
     wanted "$name" || return 0
     $robbench run "$@" --out "$out/$name"
     rm -f "$out/$name.zip"
-    $robbench export "$out/$name" -o "$out/$name.zip"
+    case $name in digits-*steps | digits-epsilon) kept=2 ;; *) kept=6 ;; esac # examples a cell
+    $robbench export "$out/$name" -o "$out/$name.zip" --examples $kept
 }
 
 attack digits --defense $digits --attacks fgsm,pgd10,pgd20,pgd50,mim,aa,fgsm-l2,pgd10-l2,pgd20-l2,pgd50-l2,aa-l2,pgd20-l1,pgd50-l1,aa-l1,om-pgd,r-la,r-la-l2,r-la-none,a-la,a-la50,a-la-pred,a-la-l2,jsa10,jsa50,jsa50-r5,jsa50-level1,jsa50-level2,jsa50-paper-literal

@@ -88,7 +88,7 @@ def opened_bundle(path: Path, limits: Limits | None = None) -> Iterator[OpenBund
     """
     limits = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="robbench-bundle-") as name:
-        folder = Path(name) / path.stem  # what tables call the run
+        folder = Path(name) / (path.stem.strip(".") or "bundle")  # what tables call the run
         folder.mkdir()
         with opened_zip(path, limits) as (archive, entries):
             manifest = _manifest(path, archive, entries)

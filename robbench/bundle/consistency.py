@@ -52,6 +52,18 @@ def incomplete(run: Run) -> list[str]:
     return texts
 
 
+def repeated(run: Run) -> list[str]:
+    """Cells of one model that stand under several labels: averages count them as often."""
+    labels: dict[tuple[str, str], list[str]] = {}
+    for cell in (result.cell for result in run.cells):
+        labels.setdefault((cell.model, cell.hash), []).append(cell.attack.label)
+    return [
+        f"{model}: {', '.join(names)} are one attack; averages count it {len(names)} times"
+        for (model, _), names in labels.items()
+        if len(names) > 1
+    ]
+
+
 def _counted(rows: pd.DataFrame, mask: Mask, text: str) -> str:
     first = int(rows["sample_id"].to_numpy()[mask][0])
     return f"{int(mask.sum())} of {len(rows)} rows: {text} (first sample {first})"
@@ -145,9 +157,9 @@ def _break_rules(cell: CellRecord, rows: pd.DataFrame, robust: Mask, clean_right
     unnamed = by.isna().to_numpy(dtype=np.bool_)
     yield "broken_by contradicts robust", unnamed != robust
     yield "broken_by contradicts clean_margin", ~robust & ((by == "clean").to_numpy() != ~clean_right)
-    if components := cell.attack.parameters.get("components"):
-        names = {*components, cell.attack.name, "clean"}
-        yield "broken_by names no part of the attack", ~unnamed & ~by.isin(names).to_numpy(dtype=np.bool_)
+    components = cell.attack.parameters.get("components")
+    names = {*(components if isinstance(components, (list, tuple)) else ()), cell.attack.name, "clean"}
+    yield "broken_by names no part of the attack", ~unnamed & ~by.isin(names).to_numpy(dtype=np.bool_)
     yield "broken_at contradicts robust", robust & (step != -1)
     yield "broken_at contradicts clean_margin", ~robust & ~clean_right & (step != 0)
 

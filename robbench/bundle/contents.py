@@ -1,12 +1,17 @@
 """Whether the unpacked files of a bundle are one run: the one its manifest names, with the weights it names."""
 
+import unicodedata
 import zipfile
 import zlib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from pydantic import BaseModel
 
 from robbench.bundle.manifest import MANIFEST_FILE, BundleCell, Manifest, RunIdentity
 from robbench.bundle.zipcheck import refused
@@ -22,6 +27,7 @@ _SLACK, _RATIO = (
     1 << 24,
     1000,
 )  # of a Parquet file's pages: bytes that are fine in any case; else unpacked over packed
+_WORDS = ("broken_by", "original", "example", "witness")  # columns of values of any length
 _NPZ_MEMBERS = {"ids.npy", "images.npy"}
 _BAD_NPZ = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, NotImplementedError)
 
@@ -42,6 +48,7 @@ def run_identity(run: RunFile) -> RunIdentity:
 def check_contents(path: Path, folder: Path, manifest: Manifest) -> None:
     """`UserError` unless run.yaml, cards and cell records in `folder` are those of the manifest of bundle `path`, every
     finished cell has a shard, and nothing grows beyond measure when it is read. Reads no rows."""
+    _check_text(path, MANIFEST_FILE, manifest)
     try:
         for file in sorted(folder.rglob("*.yaml")):
             _check_aliases(path, file.relative_to(folder).as_posix(), file)
@@ -53,9 +60,9 @@ def check_contents(path: Path, folder: Path, manifest: Manifest) -> None:
             _check_cell(path, folder, cell, manifest)
         _check_cards(path, folder, run, manifest)
         for file in sorted((folder / "threat_models").glob("*.yaml")):
-            load_yaml(file, ThreatModel)
+            _check_text(path, f"threat_models/{file.name}", load_yaml(file, ThreatModel))
         for file in sorted((folder / FRECHET_FOLDER).glob("*.json")):
-            read_record(file)
+            _check_text(path, f"{FRECHET_FOLDER}/{file.name}", read_record(file))
         _check_originals(path, folder, run)
     except UserError as error:
         raise _in_words(path, folder, error) from error
@@ -75,6 +82,34 @@ def _check_aliases(path: Path, name: str, file: Path) -> None:
         raise refused(path, f"file {name!r} holds YAML aliases; a bundle spells everything out")
 
 
+def _check_text(path: Path, name: str, content: BaseModel) -> None:
+    """What a terminal obeys instead of showing it (escapes, carriage returns, turned writing) could hide a verdict."""
+    for text in _strings(content.model_dump()):
+        bad = next((c for c in text if c not in "\n\t" and _obeyed(c)), None)
+        if bad is not None:
+            raise refused(
+                path, f"file {name!r} holds the control character U+{ord(bad):04X} in {text[:60]!r}"
+            )
+
+
+def _obeyed(character: str) -> bool:
+    turns = character in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    return turns or unicodedata.category(character) in ("Cc", "Cs")
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Every string in a document, keys too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _strings(key)
+            yield from _strings(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _strings(part)
+
+
 def _in_words(path: Path, folder: Path, error: UserError) -> UserError:
     """Errors of the ledger name a temporary folder and advise to run again; here only the reason counts."""
     text = str(error)
@@ -84,6 +119,7 @@ def _in_words(path: Path, folder: Path, error: UserError) -> UserError:
 
 
 def _check_run(path: Path, run: RunFile, manifest: Manifest) -> None:
+    _check_text(path, "run.yaml", run)
     if run_identity(run) != manifest.run:
         raise refused(path, f"run.yaml is of another run than {MANIFEST_FILE}")
     planned = [(entry.hash, entry.model, entry.attack) for entry in run.cells]
@@ -91,6 +127,9 @@ def _check_run(path: Path, run: RunFile, manifest: Manifest) -> None:
         raise refused(path, f"run.yaml plans other cells than {MANIFEST_FILE}")
     if not planned:
         raise refused(path, "the run has no cells")
+    titles = Counter(cell.title for cell in manifest.cells)
+    if twice := [title for title, count in titles.items() if count > 1]:
+        raise refused(path, f"run.yaml plans cell {twice[0]} twice; averages would count it as often")
 
 
 def _check_cell(path: Path, folder: Path, cell: BundleCell, manifest: Manifest) -> None:
@@ -98,6 +137,7 @@ def _check_cell(path: Path, folder: Path, cell: BundleCell, manifest: Manifest) 
     place = f"cells/{cell.hash[:16]}"
     if record is None:
         raise refused(path, f"file '{place}/{CELL_FILE}' of cell {cell.title} is missing")
+    _check_text(path, f"{place}/{CELL_FILE}", record)
     shards = sorted((folder / place).glob("shard-*.parquet"))
     if cell.rows and not shards:
         raise refused(path, f"the shard of cell {cell.title} is missing in '{place}'")
@@ -130,15 +170,37 @@ def _check_shard(path: Path, shard: Path, title: str, n: int) -> None:
             metadata = pq.ParquetFile(stream).metadata
             groups = [metadata.row_group(k) for k in range(metadata.num_row_groups)]
             rows, size = metadata.num_rows, sum(group.total_byte_size for group in groups)
+        if rows <= n and size <= _allowed(shard):
+            size = max(size, _unpacked_words(shard))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise refused(path, f"shard {title} cannot be read as Parquet ({reason})") from error
     packed = shard.stat().st_size
-    if rows > n or size > _SLACK + _RATIO * packed:
+    if rows > n or size > _allowed(shard):
         raise refused(
             path,
             f"shard {title} declares {rows:,} rows and {size:,} bytes in {packed:,}; the run has {n:,} samples",
         )
+
+
+def _allowed(shard: Path) -> int:
+    return _SLACK + _RATIO * shard.stat().st_size
+
+
+def _unpacked_words(shard: Path) -> int:
+    """Bytes of the values of any length: one that all rows name is once in the file, and in memory once a row."""
+    with pa.OSFile(str(shard)) as stream:
+        words = [name for name in _WORDS if name in pq.ParquetFile(stream).schema_arrow.names]
+        stream.seek(0)
+        table = pq.ParquetFile(stream, read_dictionary=words).read(columns=words)
+    return sum(_length(chunk) for column in table.columns for chunk in column.chunks)
+
+
+def _length(chunk: pa.Array) -> int:
+    """Bytes of the values that an array stands for."""
+    if not pa.types.is_dictionary(chunk.type):
+        return int(chunk.nbytes)
+    return int(pc.sum(pc.binary_length(chunk.dictionary).take(chunk.indices)).as_py() or 0)
 
 
 def _check_cards(path: Path, folder: Path, run: RunFile, manifest: Manifest) -> None:
@@ -147,6 +209,7 @@ def _check_cards(path: Path, folder: Path, run: RunFile, manifest: Manifest) -> 
         if not (folder / file).is_file():
             raise refused(path, f"file {file!r} is missing: the card of model {name}")
         card = load_yaml(folder / file, ModelCard)
+        _check_text(path, file, card)
         if card.name != name or card.weights.sha256 != manifest.models.get(name):
             raise refused(
                 path,

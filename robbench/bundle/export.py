@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zipfile import is_zipfile
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,8 +26,9 @@ from robbench.device import versions
 from robbench.errors import UserError
 from robbench.matrix.folder import lock_is_held
 from robbench.matrix.frechet_records import FRECHET_FOLDER, read_record, write_record
-from robbench.matrix.ledger import ORIGINALS_FILE, Images, Ledger, Shard, load_run
+from robbench.matrix.ledger import ORIGINALS_FILE, Images, Ledger, load_run
 from robbench.matrix.records import CellResult, Run, RunFile
+from robbench.matrix.shards import Shard
 from robbench.publish.rows import COLUMNS
 from robbench.publish.tables import leaderboard
 from robbench.resources import write_text_atomically
@@ -73,6 +75,10 @@ def _check_target(request: ExportRequest) -> None:
         )
     if out.exists() and not request.overwrite:
         raise UserError(f"-o {str(out)!r} exists; give another name, or --overwrite to replace it")
+    if out.exists() and not (out.is_file() and (out.suffix == ".zip" or is_zipfile(out))):
+        raise UserError(
+            f"-o {str(out)!r} is no bundle, and --overwrite replaces only those; give another name"
+        )
     parent = out.absolute().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         problem = "cannot be written" if parent.is_dir() else "is no folder"

@@ -1,5 +1,6 @@
 """Whether a bundle measured what it says: the addresses of its cells, and the settings of its attacks."""
 
+import re
 from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from robbench.attacks import ATTACKS
 from robbench.bundle.findings import WHOLE, Finding, judged
 from robbench.cards import FlowReference, ModelCard
+from robbench.data import Dataset
 from robbench.errors import UserError
 from robbench.matrix.merged import conflicts
 from robbench.matrix.records import CellRecord, Run, cell_hash
@@ -32,7 +34,9 @@ def address_findings(run: Run, flows: Mapping[str, ModelCard]) -> Iterator[Findi
             yield Finding(cell.model, cell.attack.label, ADDRESS, "unchecked", 0, reason)
             continue
         found = _address(run.cards[cell.model], cell, flows)
-        wrong = ["it does not follow from settings, model and flow: something was edited, or their cards were"]
+        wrong = [
+            "it does not follow from settings, model and flow: something was edited, or their cards were"
+        ]
         yield judged(cell.model, cell.attack.label, ADDRESS, 1, wrong if found != cell.hash else [])
 
 
@@ -61,12 +65,15 @@ def _address(card: ModelCard, cell: CellRecord, flows: Mapping[str, ModelCard]) 
 
 
 # ----------------------------------------------------------------------------------------------------- settings
-def settings_findings(run: Run, known: Mapping[str, ThreatModel]) -> Iterator[Finding]:
+def settings_findings(
+    run: Run, known: Mapping[str, ThreatModel], dataset: Dataset | None = None
+) -> Iterator[Finding]:
     """Whether the attacks are those that robbench (and --threat-models) calls so, a finding an attack and setting.
 
-    A bundle's "pgd20" with one step has an address of its own and consistent rows; only its name is false.
+    A bundle's "pgd20" with one step has an address of its own and consistent rows; only its name is false. dataset: the
+    verifier's, which alone says whose budgets apply where it is at hand.
     """
-    like = run.data.like if run.data is not None else None
+    like = dataset.like if dataset is not None else run.data.like if run.data is not None else None
     datasets = [name for name in (run.dataset, like) if name]
     if problems := conflicts([run], ["the bundle"]):  # one label with two settings, one name with two results
         yield judged(WHOLE, "", SETTINGS, len(run.cells), problems)
@@ -103,6 +110,7 @@ def _candidates(
 ) -> Iterator[ResolvedAttack]:
     """The attack of that name with and without the budgets and steps that the bundle has."""
     steps = attack.parameters.get("steps")
+    steps = steps if isinstance(steps, int) else None
     choices = product(datasets, (None, attack.epsilon), (None, attack.eta), (None, steps))
     for dataset, epsilon, eta, count in dict.fromkeys(choices):
         try:
@@ -117,12 +125,31 @@ def _differences(wanted: ResolvedAttack, attack: ResolvedAttack, stated: str) ->
     mine, its = (spec.model_dump(mode="json", exclude={"label", "parameters"}) for spec in (wanted, attack))
     pairs = [(key, mine[key], its[key]) for key in mine]
     here = _parameters(wanted)
+    said = _stated(stated)
     pairs += [
-        (f"parameters.{key}", here.get(key), value)
+        (f"parameters.{key}", said.get(key, here.get(key)), value)
         for key, value in attack.parameters.items()
-        if key not in _FILES and f"{key}={value}" not in stated
+        if key not in _FILES and not (key in said and _is_called(value, said[key]))
     ]
+    pairs += [(f"parameters.{key}", text, None) for key, text in said.items() if key not in attack.parameters]
     return [f"{key} is {other}, here it is {own}" for key, own, other in pairs if own != other]
+
+
+def _stated(changes: str) -> dict[str, str]:
+    """ "levels=[1, 2],steps=5" by key; of a key that is there twice what makes it another value."""
+    found: dict[str, str] = {}
+    for part in re.split(r",(?=\w+=)", changes) if changes else []:
+        key, _, text = part.partition("=")
+        found[key] = f"{found[key]} and {text}" if key in found else text
+    return found
+
+
+def _is_called(value: object, text: str) -> bool:
+    """Whether a label that says `text` promises `value`; 1 and 1.0 are one number."""
+    try:
+        return str(value) == text or (isinstance(value, float) and value == float(text))
+    except ValueError:
+        return False
 
 
 def _parameters(attack: ResolvedAttack) -> dict[str, Any]:

@@ -79,6 +79,8 @@ def data_findings(run: Run, source: CleanImages, given: Dataset | None) -> Itera
 def _sample_problems(run: Run, dataset: Dataset) -> Iterator[str]:
     if run.class_names != dataset.class_names or run.shape != dataset.shape:
         yield "classes or image shape are not the data set's"
+    if run.data is not None and run.data.like != dataset.like:
+        yield f"the data set is said to be like {run.data.like}, here it is like {dataset.like}"
     if not 0 < run.n <= len(dataset.test):
         yield f"{run.n} samples of a test set of {len(dataset.test)}"
         return

@@ -36,7 +36,7 @@ class RunIdentity(Strict):
     dataset: str
     dataset_revision: SHA256
     split: str
-    seed: int
+    seed: Count
     n: Count
     samples_sha256: SHA256
     versions: dict[str, str]

@@ -5,6 +5,7 @@ copied as they are: a merged run can be exported, verified and merged again.
 """
 
 import math
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -49,13 +50,14 @@ def merge_bundles(request: MergeRequest, say: Say, told: Callable[[Verification]
     _check(request)
     with ExitStack() as stack:
         bundles = [stack.enter_context(opened_bundle(path)) for path in request.bundles]
+        _check_different(bundles)
         names = [str(path) for path in request.bundles]
         runs = [bundle.run for bundle in bundles]
         merged = merge_runs(runs, names, request.accept_versions)  # costs nothing: before any model is asked
         verdicts = [_verifies(bundle, request, say, told) for bundle in bundles]
         if not all(verdicts):
             return False, request.out
-        note = ". ".join(filter(None, [merged.note, *_notes(request, bundles, names)]))
+        note = ". ".join([*_stated(bundles), *_notes(request, bundles, names)])
         _write(replace(merged, note=note), runs, request)
     return True, request.out
 
@@ -72,10 +74,25 @@ def _check(request: MergeRequest) -> None:
         raise UserError(
             f"-o {str(out)!r} exists; give a new or empty folder, or the name of a new bundle (.zip)"
         )
-    if not out.absolute().parent.is_dir():
+    if out.is_symlink() or (out.exists() and out.samefile(Path())):
+        what = "is a link" if out.is_symlink() else "is the folder you are in"
+        raise UserError(f"-o {str(out)!r} {what}, which cannot be replaced; give the name of a new folder")
+    parent = out.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        problem = "cannot be written" if parent.is_dir() else "is no folder"
         raise UserError(
-            f"-o {str(out)!r}: {str(out.absolute().parent)!r} is no folder; give a file or folder in one"
+            f"-o {str(out)!r}: {str(parent)!r} {problem}; give a file or folder in one you may write to"
         )
+
+
+def _check_different(bundles: Sequence[OpenBundle]) -> None:
+    first: dict[str, OpenBundle] = {}
+    for bundle in bundles:
+        other = first.setdefault(bundle.sha256, bundle)
+        if other is not bundle:
+            raise UserError(
+                f"bundles {str(other.path)!r} and {str(bundle.path)!r} are the same; name one of them"
+            )
 
 
 def _verifies(
@@ -84,6 +101,13 @@ def _verifies(
     result = verified(bundle, replace(request.verify, bundle=bundle.path, several=True), say)
     told(result)
     return result.exit_code == AGREES
+
+
+def _stated(bundles: Sequence[OpenBundle]) -> Iterator[str]:
+    """Notes that the bundles bring: claims of theirs, and nothing that was found here."""
+    for bundle in bundles:
+        if bundle.run.note:
+            yield f"{bundle.path.name} says of itself: {bundle.run.note!r}"
 
 
 def _notes(request: MergeRequest, bundles: Sequence[OpenBundle], names: Sequence[str]) -> Iterator[str]:

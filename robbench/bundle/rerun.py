@@ -18,7 +18,7 @@ from robbench.attacks.victim import SearchPrecision
 from robbench.bundle.findings import WHOLE, Finding, judged
 from robbench.bundle.subjects import Subjects
 from robbench.check.paired import RULES, Rules, compare_samples, largest_count
-from robbench.check.pairs import Pair, same
+from robbench.check.pairs import NEAR_TIE, Pair, Shift, same
 from robbench.check.samples import CellSamples, Samples, of_run
 from robbench.data import Dataset
 from robbench.data.corruptions import located
@@ -104,8 +104,10 @@ class Reruns:
             yield finding
             if pair is not None:
                 pairs.append(pair)
-        if len(pairs) > 1:
-            yield _together(pairs, choice.rules)
+        if pairs:
+            whole = _together(pairs, choice.rules)
+            if len(pairs) > 1 or whole.verdict == "unchecked":
+                yield whole
 
     def _again(self, result: CellResult, choice: RerunChoice) -> tuple[Finding, Pair | None]:
         cell, ids = result.cell, choice.ids(self.run, result)
@@ -182,7 +184,9 @@ class Reruns:
         pair = Pair.of(_only(reference), _only(measured))
         shift = pair.shift()
         finding = judged(cell.model, cell.attack.label, CHECK, len(rows), problems, shift.near_ties)
-        flips = shift.lost + shift.gained
+        flips, excess = shift.lost + shift.gained, _excess_ties(shift, rules)
+        if not problems and excess:
+            return replace(finding, verdict="unchecked", reason=excess), pair
         if not problems and (flips or shift.moved):
             reason = f"{flips} flips, {shift.moved} searches went another way; rounding may do that"
             finding = replace(finding, reason=reason)
@@ -227,4 +231,23 @@ def _together(pairs: Sequence[Pair], rules: Rules) -> Finding:
         f"{allowed} are allowed"
     )
     finding = judged(WHOLE, "", CHECK, shift.n, [text] if flips > allowed else [], shift.near_ties)
-    return finding if flips > allowed else replace(finding, reason=text)
+    if flips > allowed:
+        return finding
+    if allowed >= shift.n:
+        text = f"{shift.n} samples in all are too few to judge flips by: {allowed} are allowed; run more of them again"
+    elif not (excess := _excess_ties(shift, rules)):
+        return replace(finding, reason=text)
+    else:
+        text = excess
+    return replace(finding, verdict="unchecked", reason=text)
+
+
+def _excess_ties(shift: Shift, rules: Rules) -> str:
+    """Why flips that were excused as near ties are too many to be; "" where they are not."""
+    allowed = max(1, largest_count(shift.n, rules.flip_rate or 0.0, rules.alpha))
+    if shift.near_ties <= allowed:
+        return ""
+    return (
+        f"{shift.near_ties} of {shift.n} verdicts flipped between margins below {NEAR_TIE:g}, which is more than "
+        f"rounding turns: logits this small decide nothing"
+    )

@@ -5,7 +5,7 @@ is judged: a difference counts only if two logits that disagree lie further apar
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from robbench.attacks import ATTACKS, Attack, Victim
 from robbench.attacks.victim import full_precision, margins
 from robbench.bundle.findings import Finding, judged
 from robbench.bundle.images import CleanImages, Stored, stored_examples
+from robbench.check.paired import RULES, largest_count
 from robbench.check.pairs import same
 from robbench.errors import UserError
 from robbench.matrix.records import CellRecord, CellResult, Run
@@ -25,7 +26,11 @@ from robbench.models.loading import GOLDEN_TOLERANCE, LoadedFlow, LoadedModel
 from robbench.publish.tables import NEAR_TIE
 from robbench.schema import validate
 
+_ALPHA = RULES["default"].alpha
 VERDICTS, MARGINS, CLEAN, LIKELIHOOD = "verdicts", "margins", "clean", "likelihood"
+EXCUSED = (
+    0.05  # share of verdicts that rounding may turn; a model of tiny logits would have all of them excused
+)
 Mask = NDArray[np.bool_]
 
 
@@ -139,14 +144,15 @@ def _clean_findings(
         return
     ids, labels = rows["sample_id"].to_numpy(), torch.tensor(rows["label"].to_numpy(), dtype=torch.int64)
     images = source.of([int(i) for i in ids])
-    if scorer.is_randomised(images):
-        yield Finding(name, "", CLEAN, "weaker", 0, "the model is randomised: margins are not compared")
-        return
-    scored = scorer.scored(images, labels)
-    problems, ties = [], 0
+    randomised, scored = scorer.is_randomised(images), scorer.scored(images, labels)
+    problems, ties, excused = [], 0, 0
     for result in results:
         own = result.rows[result.rows["sample_id"].isin(ids)]
         part = _part(scored, np.searchsorted(ids, own["sample_id"].to_numpy()))
+        if randomised:
+            yield _randomised(name, result.cell.attack.label, CLEAN, part, own, "clean_prediction")
+            continue
+        excused = max(excused, _excused(part, own, "clean_prediction", "clean_margin"))
         wrong = _verdict_differs(part, own, "clean_prediction", "clean_margin")
         far = _margin_differs(part, own, "clean_margin")
         ties = max(ties, part.near_ties(_column(own, "clean_prediction")))
@@ -155,12 +161,38 @@ def _clean_findings(
             for mask, what in ((wrong, "clean verdicts"), (far & ~wrong, "clean margins"))
             if mask.any()
         ]
-    verdict = judged(name, "", CLEAN, len(rows), problems, ties)
+    if randomised:
+        return
+    verdict = _decided(judged(name, "", CLEAN, len(rows), problems, ties), excused)
     yield (
         verdict
-        if problems or not source.weaker
+        if verdict.verdict != "agrees" or not source.weaker
         else Finding(name, "", CLEAN, "weaker", len(rows), "against the bundle's own clean images", ties)
     )
+
+
+def _decided(finding: Finding, excused: int) -> Finding:
+    """ "unchecked" where more verdicts are others than rounding turns, each of them excused as a near tie."""
+    if finding.verdict != "agrees" or excused <= max(1, EXCUSED * finding.count):
+        return finding
+    reason = (
+        f"{excused} of {finding.count} verdicts are others where |margin| < {NEAR_TIE:g} here, which is more than "
+        f"rounding turns: logits this small decide nothing"
+    )
+    return replace(finding, verdict="unchecked", reason=reason)
+
+
+def _randomised(
+    name: str, label: str, check: str, scored: Scored, rows: pd.DataFrame, prediction: str, near: int = 0
+) -> Finding:
+    """Verdicts of a model that gives the same images other logits each time: no stronger than "weaker", and "unchecked"
+    where far more of them are others than between two scorings here."""
+    predictions, first, last = _column(rows, prediction), scored.logits[0], scored.logits[-1]
+    wrong = int((first.argmax(1) != predictions).sum())
+    own = int((first.argmax(1) != last.argmax(1)).sum())
+    usual = largest_count(len(rows), min(1.0, 2 * (own + 1) / len(rows)), _ALPHA)
+    reason = f"{wrong} of {len(rows)} verdicts were others this time: the model is randomised"
+    return Finding(name, label, check, "weaker" if wrong <= usual else "unchecked", len(rows), reason, near)
 
 
 def _part(scored: Scored, places: NDArray[np.intp]) -> Scored:
@@ -174,11 +206,11 @@ def _example_findings(scorer: _Scorer, cell: CellRecord, stored: Stored) -> Iter
     near = scored.near_ties(_column(rows, "prediction"))
     wrong = _verdict_differs(scored, rows, "prediction", "margin")
     if draws > 1 and scorer.is_randomised(stored.clean):
-        reason = f"{int(wrong.sum())} of {len(rows)} verdicts were others this time: the model is randomised"
-        yield Finding(name, label, VERDICTS, "weaker", len(rows), reason, near)
+        yield _randomised(name, label, VERDICTS, scored, rows, "prediction", near)
         return
     problems = [_counted(rows, wrong, "verdicts")] if wrong.any() else []
-    yield judged(name, label, VERDICTS, len(rows), problems, near)
+    verdict = judged(name, label, VERDICTS, len(rows), problems, near)
+    yield _decided(verdict, _excused(scored, rows, "prediction", "margin"))
     far, entropy = _margin_differs(scored, rows, "margin"), _entropy_differs(scored, rows)
     problems = [
         _counted(rows, mask, what)
@@ -207,6 +239,15 @@ def _verdict_differs(scored: Scored, rows: pd.DataFrame, prediction: str, margin
         wrong |= (logits.argmax(1) != predictions) & (_lead(logits, predictions) >= NEAR_TIE)
         wrong |= ((own > 0) != held) & (own.abs() >= NEAR_TIE)
     return np.asarray(wrong.numpy(), dtype=np.bool_)
+
+
+def _excused(scored: Scored, rows: pd.DataFrame, prediction: str, margin: str) -> int:
+    """How many verdicts are others in some batch size, and only by a near tie."""
+    predictions, held = _column(rows, prediction), torch.tensor(rows[margin].to_numpy() > 0)
+    other = torch.zeros(len(rows), dtype=torch.bool)
+    for logits, own in zip(scored.logits, scored.margins(), strict=True):
+        other |= (logits.argmax(1) != predictions) | ((own > 0) != held)
+    return int((other.numpy() & ~_verdict_differs(scored, rows, prediction, margin)).sum())
 
 
 def _margin_differs(scored: Scored, rows: pd.DataFrame, margin: str) -> Mask:

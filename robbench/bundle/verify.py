@@ -16,7 +16,7 @@ import torch
 
 from robbench.attacks.named import ENGINE_VERSION
 from robbench.bundle.archive import OpenBundle, opened_bundle
-from robbench.bundle.consistency import consistency_findings, incomplete, names_classes
+from robbench.bundle.consistency import consistency_findings, incomplete, names_classes, repeated
 from robbench.bundle.findings import WHOLE, Finding, Verification
 from robbench.bundle.identity import address_findings, settings_findings
 from robbench.bundle.images import CleanImages, clean_images, data_findings, image_findings
@@ -36,6 +36,8 @@ from robbench.publish.rows import models
 from robbench.specs import threat_models
 
 Say = Callable[[str], None]
+# Of a card: what is compared elsewhere, and names.
+_CHECKED = ("schema_version", "name", "defense", "dataset", "weights", "golden")
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,7 @@ class _Verifier:
         yield Finding(WHOLE, "", "files", "agrees", len(self.bundle.manifest.files))
         yield table_finding(self.bundle)
         yield from consistency_findings(self.bundle.run)
-        yield from settings_findings(run, threat_models(request.threat_models))
+        yield from settings_findings(run, threat_models(request.threat_models), self.source.dataset)
         yield from address_findings(run, self.subjects.flow_cards)
         yield from data_findings(run, self.source, self._data[0])
         yield from image_findings(run, self.source, self._searched_flow)
@@ -249,7 +251,25 @@ class _Verifier:
     # -------------------------------------------------------------------------------------------------------- notes
     def notes(self) -> list[str]:
         """What is no finding, and what a reader must know of this verification."""
-        return [*self._version_notes(), *self._coverage(), *self._choice(), *incomplete(self.bundle.run)]
+        return [
+            *self._version_notes(),
+            *self._coverage(),
+            *self._choice(),
+            *self._claims(),
+            *incomplete(self.bundle.run),
+        ]
+
+    def _claims(self) -> Iterator[str]:
+        """What tables would repeat, and nobody checked."""
+        if self.bundle.run.note:
+            yield f"the bundle says of itself: {self.bundle.run.note!r}"
+        if not self.request.files_only:
+            for name, entry in self.subjects.models.items():
+                theirs, mine = self.run.cards[name].model_dump(), entry.card.model_dump()
+                other = [key for key, value in theirs.items() if value != mine[key] and key not in _CHECKED]
+                if other:
+                    yield f"the card of {name} in the bundle is not the one here in {', '.join(other)}"
+        yield from repeated(self.bundle.run)
 
     def _choice(self) -> Iterator[str]:
         choice = self.choice

@@ -34,7 +34,7 @@ def print_verification(result: Verification, console: "Console") -> None:
 
 
 def _line(console: "Console", text: str, style: str = "") -> None:
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(" ".join(text.split()), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(result: Verification) -> "Table":

@@ -12,6 +12,8 @@ from robbench.errors import UserError
 from robbench.matrix.progress import Terminal
 from robbench.metrics.paired import ALPHA
 
+SMALLEST_ALPHA = 1e-12  # far below, 1 - alpha / 2 is 1 and there is no quantile of it
+
 
 @dataclass(frozen=True)
 class DiffRequest:
@@ -28,9 +30,10 @@ class DiffRequest:
 
 def diff_runs(request: DiffRequest) -> bool:
     """Compare two runs and print what changed; True when nothing fell."""
-    if not 0 < request.alpha < 1:
+    if not SMALLEST_ALPHA <= request.alpha < 1:
         raise UserError(
-            f"--alpha {request.alpha:g} is no error rate; give a number between 0 and 1, as in --alpha 0.05"
+            f"--alpha {request.alpha:g} is no error rate; give a number between 0 and 1 (at least "
+            f"{SMALLEST_ALPHA:g}), as in --alpha 0.05"
         )
     with opened_runs([request.run_a, request.run_b]) as (a, b):
         found = compare_runs(

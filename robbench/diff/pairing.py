@@ -62,8 +62,10 @@ class PairedRuns:
 
     def models(self) -> list[list[CellPair]]:
         """The cells by model, in A's order."""
-        names = dict.fromkeys(pair.model for pair in self.cells)
-        return [[pair for pair in self.cells if pair.model == name] for name in names]
+        found: dict[str, list[CellPair]] = {}
+        for pair in self.cells:
+            found.setdefault(pair.model, []).append(pair)
+        return list(found.values())
 
 
 def pair_runs(a: Run, b: Run, names: tuple[str, str]) -> PairedRuns:

@@ -42,7 +42,7 @@ def print_diff(diff: RunDiff, console: "Console") -> None:
             most = LISTED_QUIET if verdict in QUIET else LISTED_CHANGES
             console.print(_table(found[:most]))
             _more(console, len(found), most)
-    if diff.fell:
+    if any(change.fell or change.rose for change in diff.fell[:LISTED_FALLS]):
         print_line(console, "\nSamples behind the falls")
     for change in diff.fell[:LISTED_FALLS]:
         _print_samples(change, console)
@@ -195,7 +195,7 @@ def _print_notes(diff: RunDiff, console: "Console") -> None:
         loud = [note for note in change.notes if not note.startswith("over ")]
         ties = [f"{change.near_ties} of the samples that changed are near ties"] if change.near_ties else []
         for text in [*reasons, *loud, *ties]:
-            lines[f"* {name_of(change)}: {text}"] = None
+            lines[" ".join(f"* {name_of(change)}: {text}".split())] = None
     for line in list(lines)[:LISTED_DIFFERENCES]:
         print_line(console, line, "yellow")
     _more(console, len(lines), LISTED_DIFFERENCES)
@@ -206,7 +206,7 @@ def _sides(change: Change) -> list[tuple[str, Side]]:
 
 
 def _method(diff: RunDiff) -> str:
-    percent = f"{100 * (1 - diff.alpha):g} %"
+    percent = f"{100 * (1 - diff.alpha):.12g} %"
     adjusted = (
         f"adjusted by Holm over {diff.tested} numbers, and a fall needs p <= {diff.alpha:g}, too"
         if diff.correction == "holm"

@@ -15,12 +15,13 @@ from typing import Protocol
 from robbench.attacks.suspicions import Diagnostics
 from robbench.errors import UserError
 from robbench.matrix.cells import Cell
-from robbench.matrix.ledger import VALUE, Ledger
+from robbench.matrix.ledger import Ledger
 from robbench.matrix.plan import Plan
 from robbench.matrix.progress import RunProgress
 from robbench.matrix.ray_backend import connected
 from robbench.matrix.records import CellRecord, Status
 from robbench.matrix.shard_work import CleanLikelihood, ShardFailure, ShardRows, ShardTask, ShardWork
+from robbench.matrix.shards import VALUE
 from robbench.metrics.likelihood import bits_per_dim
 from robbench.schema import validate
 

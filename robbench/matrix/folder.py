@@ -70,14 +70,14 @@ def opened(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
 
 
 @contextmanager
-def locked(folder: Path, otherwise: str) -> Iterator[None]:
+def locked(folder: Path, otherwise: str, argument: str = "--out") -> Iterator[None]:
     """Hold the lock of `folder`, made where it is absent. `UserError` when another process has it; otherwise: what else
-    the user can do than wait."""
+    the user can do than wait. argument: which one names the folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / LOCK_FILE).open("w")
+        stream = (folder / LOCK_FILE).open("a")  # never empties what a link leads to
     except OSError as error:
-        raise _unusable(folder, error) from error
+        raise _unusable(folder, error, argument) from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -132,7 +132,7 @@ def _put_aside(ledger: Ledger, run: RunFile) -> None:
         ledger.supersede([ledger.cell_folder(entry.hash) for entry in run.cells])
 
 
-def _unusable(folder: Path, error: OSError) -> UserError:
+def _unusable(folder: Path, error: OSError, argument: str = "--out") -> UserError:
     return UserError(
-        f"--out {str(folder)!r} cannot be written ({error.strerror}); give a folder that you may write to"
+        f"{argument} {str(folder)!r} cannot be written ({error.strerror}); give a folder that you may write to"
     )

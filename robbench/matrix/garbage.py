@@ -15,15 +15,9 @@ from typing import Literal
 from robbench.cards import ModelCard
 from robbench.errors import UserError
 from robbench.matrix.frechet_records import FRECHET_FOLDER, read_record
-from robbench.matrix.ledger import (
-    CELL_FILE,
-    ORIGINALS_FILE,
-    RUN_FILE,
-    BadShardError,
-    Ledger,
-    read_shard,
-)
+from robbench.matrix.ledger import CELL_FILE, ORIGINALS_FILE, RUN_FILE, Ledger
 from robbench.matrix.records import CellRecord, RunFile
+from robbench.matrix.shards import BadShardError, read_shard
 from robbench.schema import load_yaml, validate
 
 Kind = Literal["cell", "distance", "card", "original", "quarantine", "superseded", "temporary", "cache"]
@@ -96,7 +90,7 @@ def remove(collection: Collection) -> None:
     for item in collection.garbage:
         if item.kind == "original":
             Ledger(item.path.parent).keep_originals(item.ids)
-        for file in item.files:
+        for file in reversed(item.files):  # cell.json last: a cell half removed by a killed gc is one still
             file.unlink(missing_ok=True)
         if item.path.is_dir():
             _remove_empty(item.path)
@@ -136,15 +130,25 @@ def garbage_of_run(folder: Path) -> Collection:
     _cards(found, run)
     _originals(found, run)
     _put_aside(found)
-    own = (folder, folder / "cards", folder / FRECHET_FOLDER, folder / "published")
-    add_temporaries(found, [*own, *sorted((folder / "cells").glob("*"))])
+    own = [folder / name for name in ("cards", FRECHET_FOLDER, "published", "cells")]
+    inner = sorted((folder / "cells").glob("*")) if not (folder / "cells").is_symlink() else []
+    add_temporaries(found, [folder, *(path for path in (*own, *inner) if not path.is_symlink())])
     return found
+
+
+def _entries(found: Collection, name: str, pattern: str) -> list[Path]:
+    """What lies in a folder of the run, sorted; nothing of a link's, which may be another run's too."""
+    folder = found.place / name
+    if folder.is_symlink():
+        found.leave(folder, "is a link; what it leads to may belong to another run")
+        return []
+    return sorted(folder.glob(pattern))
 
 
 def _cells(found: Collection, run: RunFile) -> None:
     """Cells that the plan does not name, with their shards."""
     planned = {entry.hash[:16] for entry in run.cells}
-    for cell in sorted((found.place / "cells").glob("*")):
+    for cell in _entries(found, "cells", "*"):
         if cell.name in planned:
             continue
         try:
@@ -196,7 +200,7 @@ def _refuse_newer(path: Path, cell: str) -> None:
 def _distances(found: Collection, run: RunFile) -> None:
     """Fréchet distances of cells that the plan does not name."""
     planned = {entry.hash for entry in run.cells}
-    for path in sorted((found.place / FRECHET_FOLDER).glob("*.json")):
+    for path in _entries(found, FRECHET_FOLDER, "*.json"):
         try:
             record = read_record(path)
         except UserError as error:
@@ -211,7 +215,7 @@ def _distances(found: Collection, run: RunFile) -> None:
 
 def _cards(found: Collection, run: RunFile) -> None:
     """Cards of models that the plan does not name."""
-    for path in sorted((found.place / "cards").glob("*.yaml")):
+    for path in _entries(found, "cards", "*.yaml"):
         if path.stem in run.models or path.is_symlink():
             continue
         try:

@@ -20,7 +20,7 @@ from robbench.data import Split
 from robbench.device import device_text
 from robbench.errors import AttackViolation, UserError
 from robbench.matrix.cells import Cell, ClassifierCell, FlowCell
-from robbench.matrix.ledger import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
+from robbench.matrix.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
 from robbench.models.flows.base import FrozenFlow
 
 

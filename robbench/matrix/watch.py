@@ -4,6 +4,7 @@ A run replaces and moves files while they are read here: whatever is gone, half 
 look, and counted.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Literal
 
 from robbench.errors import UserError
 from robbench.matrix.folder import foreign_content, lock_is_held
-from robbench.matrix.ledger import CELL_FILE, RUN_FILE, VALUE, BadShardError, Ledger, read_shard
+from robbench.matrix.ledger import CELL_FILE, RUN_FILE, Ledger
 from robbench.matrix.records import CellRecord, PlanEntry, RunFile
+from robbench.matrix.shards import VALUE, BadShardError, read_shard
 from robbench.metrics.accuracy import wilson
 from robbench.metrics.likelihood import bits_per_dim
 from robbench.specs import ModelKind
 
+Stamp = tuple[int, int, int]  # inode, time of the last change in ns, bytes
 CellState = Literal["done", "running", "failed", "missing"]
 IDLE_SECONDS = (
     60.0  # without a shard being computed: what came before is another session's, and no measure of speed
@@ -105,10 +108,12 @@ class Snapshot:
 
 @dataclass
 class Watcher:
-    """Looks at a run folder again and again; a shard is read once, and again when its file changes."""
+    """Looks at a run folder again and again; run.yaml and a shard are read once, and again when the file changes: a
+    plan of thousands of cells takes seconds to read."""
 
     folder: Path
-    _shards: dict[Path, tuple[tuple[int, int, int], ShardFile | None]] = field(default_factory=dict)
+    _shards: dict[Path, tuple[Stamp, ShardFile | None]] = field(default_factory=dict)
+    _plan: tuple[Stamp, RunFile | None] | None = None
 
     def look(self) -> Snapshot:
         """The folder now. `UserError` for a file, a folder that holds something else, and a damaged run.yaml."""
@@ -116,7 +121,7 @@ class Watcher:
         writing = lock_is_held(self.folder)  # first: a run that ends in between was seen while it wrote
         ledger = Ledger(self.folder)
         try:
-            run = ledger.read_run()
+            run = self._read_plan(ledger)
         except UserError:
             if (self.folder / RUN_FILE).exists():
                 raise
@@ -131,6 +136,16 @@ class Watcher:
             for entry, found in zip(run.cells, shards, strict=True)
         )
         return self._snapshot(run, cells, [shard for found in shards for shard in found], writing)
+
+    def _read_plan(self, ledger: Ledger) -> RunFile | None:
+        try:
+            stamp = _stamp((self.folder / RUN_FILE).stat())
+        except FileNotFoundError:
+            self._plan = None
+            return None
+        if self._plan is None or self._plan[0] != stamp:
+            self._plan = stamp, ledger.read_run()
+        return self._plan[1]
 
     def _snapshot(
         self, run: RunFile, cells: tuple[CellView, ...], shards: list[ShardFile | None], writing: bool | None
@@ -160,13 +175,17 @@ class Watcher:
         """Whether the file is still there, and what is in it."""
         try:
             status = path.stat()
-            stamp = (status.st_ino, status.st_mtime_ns, status.st_size)
+            stamp = _stamp(status)
             if path not in self._shards or self._shards[path][0] != stamp:
                 self._shards[path] = stamp, _content(path, cell, status.st_mtime)
         except FileNotFoundError:
             self._shards.pop(path, None)
             return False, None
         return True, self._shards[path][1]
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -290,15 +309,17 @@ def _remaining(cells: Sequence[CellView], speed: Speed | None) -> tuple[float | 
     if speed is None:
         return None, 0
     open_cells = [cell for cell in cells if cell.state in ("running", "missing")]
-    known = [(cell, _seconds_a_sample(cell, cells)) for cell in open_cells]
+    by_attack: dict[str, list[CellView]] = {}
+    for cell in cells:
+        by_attack.setdefault(cell.attack, []).append(cell)
+    rates = {attack: _seconds_a_sample(same) for attack, same in by_attack.items()}
+    known = [(cell, _seconds_a_sample([cell]) if cell.done else rates[cell.attack]) for cell in open_cells]
     work = [each * (cell.n - cell.done) for cell, each in known if each is not None]
     unknown = len(known) - len(work)
     return (sum(work) / speed.workers if work or not unknown else None), unknown
 
 
-def _seconds_a_sample(cell: CellView, cells: Sequence[CellView]) -> float | None:
-    measured = (
-        [cell] if cell.done else [other for other in cells if other.attack == cell.attack and other.done]
-    )
-    done = sum(other.done for other in measured)
-    return sum(other.seconds for other in measured) / done if done else None
+def _seconds_a_sample(cells: Sequence[CellView]) -> float | None:
+    """Of those that have a sample; None without any."""
+    done = sum(cell.done for cell in cells)
+    return sum(cell.seconds for cell in cells if cell.done) / done if done else None

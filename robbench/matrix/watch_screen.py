@@ -17,6 +17,7 @@ from robbench.matrix.watch import CellView, Snapshot, Watcher
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "missing": "dim"}
 FAILURES = 3  # reasons shown below the live table
 FIRST_LINES = 8  # of the live view that are not cells, at most
+NAMES_WIDTH = 22  # characters of model and attack together, below which other columns make room
 
 
 def watch_run(watcher: Watcher, interval: float, console: Terminal) -> Snapshot:
@@ -94,7 +95,7 @@ def _cell_line(now: Snapshot, number: int) -> str:
     cell = now.cells[number]
     text = f"[{number + 1}/{len(now.cells)}] {cell.name}: {cell.state}, {cell.done} of {cell.n}"
     parts = [text, score_text(cell)]
-    return ", ".join(part for part in parts if part) + (f" ({cell.error})" if cell.error else "")
+    return ", ".join(part for part in parts if part) + (f" ({one_line(cell.error)})" if cell.error else "")
 
 
 def _moving(now: Snapshot) -> bool:
@@ -154,14 +155,17 @@ def end_text(now: Snapshot) -> str:
     return f"Ended: {failed} of {counted(len(now.cells), 'cell')} failed; the others are done."
 
 
-def score_text(cell: CellView) -> str:
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def score_text(cell: CellView, with_interval: bool = True) -> str:
     """ "accuracy 57.2 [52.0, 62.3] %", with "so far" over a part of the samples; "" without any."""
     if cell.score is None:
         return "no finite NLL" if cell.done else ""
     digits, unit = (".1f", " %") if cell.target == "classifier" else (".4g", " bits/dim")
-    interval = (
-        "" if cell.lower is None or cell.upper is None else f" [{cell.lower:{digits}}, {cell.upper:{digits}}]"
-    )
+    known = with_interval and cell.lower is not None and cell.upper is not None
+    interval = f" [{cell.lower:{digits}}, {cell.upper:{digits}}]" if known else ""
     what = "accuracy" if cell.target == "classifier" else "mean"
     return f"{what} {cell.score:{digits}}{interval}{unit}" + (" so far" if cell.partial else "")
 
@@ -198,7 +202,7 @@ def screen(now: Snapshot, height: int = 40, width: int = 120, at: float | None =
     if len(shown) < len(now.cells):
         lines.append(Text(f"cells {first + 1} to {first + len(shown)} of {len(now.cells)}", style="dim"))
     lines += [Text(damaged_text(now), style="yellow")] if now.damaged else []
-    failures = [f"{cell.name}: {cell.error}" for cell in now.cells if cell.error]
+    failures = [f"{cell.name}: {one_line(cell.error)}" for cell in now.cells if cell.error]
     lines += [Text(line, style="red", overflow="ellipsis", no_wrap=True) for line in failures[:FAILURES]]
     lines += [Text(end_text(now), style="bold")] if now.ended else []
     return Group(*lines)
@@ -211,22 +215,46 @@ def _first_row(cells: Sequence[CellView], rows: int) -> int:
 
 
 def _cell_table(cells: Sequence[CellView], width: int) -> Table:
-    """A line a cell; a narrow terminal has no room for seconds."""
+    """A line a cell. A narrow terminal has no room for seconds, a narrower one none for intervals, then none for
+    samples; names are cut, a score never: a part of it would be another number."""
+    columns: dict[str, list[str]] = {"state": [cell.state for cell in cells]}
+    columns["samples"] = [f"{cell.done}/{cell.n}" for cell in cells]
+    columns["seconds"] = [f"{cell.seconds:.1f}" for cell in cells]
+    columns["score"] = [_short_score(cell, with_interval=True) for cell in cells]
+    without = [_short_score(cell, with_interval=False) for cell in cells]
+    if width < 100:
+        del columns["seconds"]
+    if _names_width(columns, width) < NAMES_WIDTH:
+        columns["score"] = without
+    if _names_width(columns, width) < NAMES_WIDTH:
+        del columns["samples"]
+    attack = min(max((len(cell.attack) for cell in cells), default=0), _names_width(columns, width) // 3)
+    attack = max(attack, len("attack"))
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for title in ("model", "attack"):
-        table.add_column(title, overflow="ellipsis", no_wrap=True)
-    with_seconds = width >= 100
-    for title in ("state", "samples", *(["seconds"] if with_seconds else [])):
-        table.add_column(title, justify="right", no_wrap=True, min_width=7)
-    table.add_column("score", justify="right", no_wrap=True)
-    for cell in cells:
-        state = Text(cell.state, style=STYLES[cell.state])
-        seconds = [Text(f"{cell.seconds:.1f}")] if with_seconds else []
-        score = Text(score_text(cell).removeprefix("accuracy ").removeprefix("mean "))
-        table.add_row(
-            Text(cell.model), Text(cell.attack), state, Text(f"{cell.done}/{cell.n}"), *seconds, score
-        )
+    most = {"model": max(_names_width(columns, width) - attack, len("model")), "attack": attack}
+    for title, wide in most.items():
+        table.add_column(title, overflow="ellipsis", no_wrap=True, max_width=wide)
+    for title, texts in columns.items():
+        table.add_column(title, justify="right", no_wrap=True, min_width=_width(title, texts))
+    for cell, *rest in zip(cells, *columns.values(), strict=True):
+        values = [Text(text, style=STYLES[cell.state] if k == 0 else "") for k, text in enumerate(rest)]
+        table.add_row(Text(cell.model), Text(cell.attack), *values)
     return table
+
+
+def _short_score(cell: CellView, with_interval: bool) -> str:
+    """Without its interval also without what the state says ("so far") and the unit of a flow."""
+    text = score_text(cell, with_interval).removeprefix("accuracy ").removeprefix("mean ")
+    return text if with_interval else text.removesuffix(" so far").removesuffix(" bits/dim")
+
+
+def _names_width(columns: dict[str, list[str]], width: int) -> int:
+    """What columns leave of a terminal for model and attack; each of all is followed by two spaces."""
+    return width - sum(_width(title, texts) + 2 for title, texts in columns.items()) - 2
+
+
+def _width(title: str, texts: list[str]) -> int:
+    return max(7, *map(len, [title, *texts]))
 
 
 # --------------------------------------------------------------------------------------------------------- JSON

@@ -217,7 +217,15 @@ def compare(
     """
     wrong = {id(found.row): found.recomputed for found in arithmetic(published) if not found.agrees}
     printed = [row for row in published if row.origin != "recomputed"]
-    return [_compared(row, wrong.get(id(row)), measured, known) for row in printed]
+    of: dict[tuple[str, str], list[Measured]] = {}
+    for m in measured:
+        of.setdefault((m.attack, m.row.metric), []).append(m)
+    return [_compared(row, wrong.get(id(row)), of.get(_quantity(row), []), known) for row in printed]
+
+
+def _quantity(row: PublishedRow) -> tuple[str, str]:
+    """The attack and what was measured, as `Measured` names them."""
+    return row.attack.partition("@")[0], row.metric
 
 
 def _compared(
@@ -260,7 +268,7 @@ def _lacking(row: PublishedRow, known: Known) -> str:
 def _fits(row: PublishedRow, m: Measured) -> bool:
     """Whether `m` is the published quantity of that model, or of a model trained the same way."""
     who = row.model == m.row.model if row.model else _same_defense(row, m)
-    same = who and row.attack.partition("@")[0] == m.attack and row.metric == m.row.metric
+    same = who and _quantity(row) == (m.attack, m.row.metric)
     if row.attack == AVERAGE:
         return same and combined_attacks(row.note) == combined_attacks(m.row.note)
     return same and (row.epsilon == 0) == (m.row.epsilon == 0)  # no attack at all is no smaller budget

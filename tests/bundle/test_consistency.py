@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from zoo_runs import attacked
 
-from robbench.bundle.consistency import consistency_findings, incomplete
+from robbench.bundle.consistency import consistency_findings, incomplete, repeated
 from robbench.bundle.identity import address_findings, settings_findings
 from robbench.matrix.ledger import load_run
 from robbench.matrix.records import CellResult, Run
@@ -81,6 +81,10 @@ def test_what_the_engine_writes(run: Run) -> None:
         (setting("cross_entropy", lambda v: v + 5), "cross_entropy is impossible"),
         (setting("cross_entropy", np.nan), "cross_entropy is impossible"),
         (setting("broken_by", "fgsm", held), "broken_by contradicts robust"),
+        (
+            setting("broken_by", "nobody", lambda rows: rows.index[rows["broken_by"] == "fgsm"][0]),
+            "broken_by names no part of the attack",
+        ),
         (setting("broken_at", 3, held), "broken_at contradicts robust"),
         (setting("linf", lambda v: 2.5 * v + 0.1, held), "linf is beyond the budget"),
         (setting("linf", np.inf), "a distance is not finite"),
@@ -112,6 +116,14 @@ def test_rows_that_are_missing(run: Run) -> None:
     assert "status is ok with 9 of 10 rows" in problems(short)
     failed = CellResult(cell.cell.model_copy(update={"status": "failed", "error": "no"}), cell.rows.iloc[:0])
     assert incomplete(replace(run, cells=[failed])) == ["digits-at x fgsm failed: no"]
+
+
+def test_one_attack_under_two_names(run: Run) -> None:
+    cell = run.cells[0]
+    alias = cell.cell.model_copy(update={"attack": cell.cell.attack.model_copy(update={"label": "fgsm@0.2"})})
+    assert repeated(run) == []
+    twice = replace(run, cells=[*run.cells, CellResult(alias, cell.rows)])
+    assert repeated(twice) == ["digits-at: fgsm, fgsm@0.2 are one attack; averages count it 2 times"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -149,9 +161,17 @@ def test_addresses_follow_from_cards(run: Run) -> None:
 def test_changes_that_a_label_spells_out(run: Run, known: dict[str, ThreatModel]) -> None:
     """Labels of experiments: "fgsm@momentum=0.5" may have that momentum, and nothing else of its own."""
     cell = run.cells[0]
-    for changes, verdict in (({"momentum": 0.5}, "agrees"), ({"momentum": 0.5, "steps": 2}, "differs")):
+    for label, changes, verdict in (
+        ("momentum=0.5", {"momentum": 0.5}, "agrees"),
+        ("momentum=0.5", {"momentum": 0.5, "steps": 2}, "differs"),
+        ("momentum=0.5,steps=20", {"momentum": 0.5, "steps": 20}, "agrees"),
+        ("restarts=20", {"restarts": 2}, "differs"),  # "restarts=2" is in it
+        ("restarts=20,restarts=2", {"restarts": 2}, "differs"),
+        ("steps=1,nothing=2", {}, "differs"),
+        ("restarts=[1, 2]", {"restarts": [1, 2]}, "agrees"),
+    ):
         parameters = {**cell.cell.attack.parameters, **changes}
-        spec = cell.cell.attack.model_copy(update={"parameters": parameters, "label": "fgsm@momentum=0.5"})
+        spec = cell.cell.attack.model_copy(update={"parameters": parameters, "label": f"fgsm@{label}"})
         record = cell.cell.model_copy(update={"attack": spec})
         found = list(settings_findings(replace(run, cells=[CellResult(record, cell.rows)]), known))
         assert [f.verdict for f in found] == [verdict]
@@ -166,7 +186,9 @@ def test_changes_that_a_label_spells_out(run: Run, known: dict[str, ThreatModel]
         ({"epsilon": 0.3, "label": "fgsm@0.25"}, "differs", "with these settings is called fgsm@0.3"),
         ({"epsilon": 0.3, "label": "fgsm@epsilon=0.3"}, "differs", "epsilon is 0.3"),
         ({"label": "pgd20"}, "differs", "with these settings is called fgsm"),
-        ({"label": "fgsm@momentum=0.0"}, "agrees", ""),
+        ({"label": "fgsm@momentum=None"}, "agrees", ""),
+        ({"label": "fgsm@momentum=0.0"}, "differs", "momentum is None, here it is 0.0"),
+        ({"parameters": {"steps": [1, 2]}}, "differs", "steps is [1, 2]"),
         ({"algorithm": "apgd"}, "differs", "algorithm is apgd, here it is pgd"),
         ({"norm": "l2"}, "differs", "norm is l2, here it is linf"),
         ({"name": "mine", "label": "mine"}, "unchecked", "no threat model here defines it"),

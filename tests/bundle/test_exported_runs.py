@@ -28,6 +28,14 @@ def exported(folder: Path, out: Path, examples: str = "all", **options: bool) ->
     return export_run(ExportRequest(folder, out, ExampleChoice.parsed(examples), **options))
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run. Read only."""
+    folder = tmp_path_factory.mktemp("written") / "run"
+    write_run(folder)
+    return folder
+
+
 def same_rows(one: Run, other: Run, but: tuple[str, ...] = ()) -> None:
     assert [r.cell.hash for r in one.cells] == [r.cell.hash for r in other.cells]
     for mine, its in zip(one.cells, other.cells, strict=True):
@@ -39,7 +47,7 @@ def same_rows(one: Run, other: Run, but: tuple[str, ...] = ()) -> None:
 ids = st.lists(st.integers(0, 10**6), min_size=1, max_size=12, unique=True)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(ids=ids, blocks=st.integers(1, 3), share=st.integers(0, 12), seed=st.integers(0, 99))
 def test_round_trip(
     tmp_path_factory: pytest.TempPathFactory, ids: list[int], blocks: int, share: int, seed: int
@@ -101,12 +109,11 @@ def test_what_is_inside(tmp_path: Path) -> None:
     ("examples", "each"),
     [("all", 3), ("none", 0), ("0", 0), ("2", 2), ("99", 3), ("0.5", 2), ("1/3", 1), ("34%", 2), ("1.0", 3)],
 )
-def test_a_share_of_the_examples(tmp_path: Path, examples: str, each: int) -> None:
-    write_run(tmp_path / "run")
-    manifest = exported(tmp_path / "run", tmp_path / "x.zip", examples)
+def test_a_share_of_the_examples(written: Path, tmp_path: Path, examples: str, each: int) -> None:
+    manifest = exported(written, tmp_path / "x.zip", examples)
     assert (manifest.examples.stored, manifest.examples.exported) == (12, 4 * each)
     assert [cell.examples for cell in manifest.cells] == [each] * 4
-    before = load_run(tmp_path / "run")
+    before = load_run(written)
     with opened_bundle(tmp_path / "x.zip") as bundle:
         same_rows(before, bundle.run, but=("example", "witness"))
         stored = [set(r.rows["sample_id"][r.rows["example"].notna()]) for r in bundle.run.cells]
@@ -221,6 +228,15 @@ def test_targets(tmp_path: Path) -> None:
     assert "--overwrite" in refused(tmp_path / "run", tmp_path / "x.zip")
     exported(tmp_path / "run", tmp_path / "x.zip", overwrite=True)
     assert contents(tmp_path / "x.zip")
+
+
+def test_nothing_but_a_bundle_is_overwritten(tmp_path: Path) -> None:
+    """`-o RUN/run.yaml --overwrite` would be the end of the run."""
+    write_run(tmp_path / "run")
+    plan = (tmp_path / "run" / "run.yaml").read_bytes()
+    with pytest.raises(UserError, match="is no bundle, and --overwrite replaces only those"):
+        exported(tmp_path / "run", tmp_path / "run" / "run.yaml", overwrite=True)
+    assert (tmp_path / "run" / "run.yaml").read_bytes() == plan
 
 
 def test_a_damaged_shard_is_not_exported(tmp_path: Path) -> None:

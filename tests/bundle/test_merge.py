@@ -138,6 +138,23 @@ def test_an_output_that_is_taken(bundles: tuple[Path, Path], tmp_path: Path) -> 
     assert (tmp_path / "full" / "mine").read_text() == "keep"
 
 
+def test_an_output_that_cannot_be_replaced(
+    bundles: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found before anything is verified."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.chdir(tmp_path / "real")
+    for out, why in ((tmp_path / "link", "is a link"), (".", "is the folder you are in")):
+        result = merged(*bundles, "-o", out, "--files-only")
+        assert result.exit_code == 2
+        assert why in result.output
+        assert "agrees" not in result.output
+
+
 def test_too_few(bundles: tuple[Path, Path], tmp_path: Path) -> None:
     assert "at least two" in merged(bundles[0], "-o", tmp_path / "x").output
     assert "named twice" in merged(bundles[0], bundles[0], "-o", tmp_path / "x").output
+    (tmp_path / "copy.zip").write_bytes(bundles[0].read_bytes())
+    result = merged(bundles[0], tmp_path / "copy.zip", "-o", tmp_path / "x", "--files-only")
+    assert "are the same; name one of them" in result.output

@@ -403,6 +403,59 @@ def test_a_shard_that_would_fill_the_memory(bundle: Path, tmp_path: Path, tempor
     assert "alpha x pgd20" in text
 
 
+def test_words_that_would_fill_the_memory(bundle: Path, tmp_path: Path, temporary: Path) -> None:
+    """One long value that every row names is small in the file and large in memory."""
+    name = shard_of(contents(bundle))
+
+    def grow(files: dict[str, bytes]) -> None:
+        table = pq.read_table(io.BytesIO(files[name]))
+        words = pa.array(["x" * (8 << 20)] * len(table))
+        sink, place = io.BytesIO(), table.schema.get_field_index("broken_by")
+        pq.write_table(table.set_column(place, "broken_by", words), sink, compression="zstd")
+        files[name] = sink.getvalue()
+
+    text = refusal(edited(bundle, tmp_path / "x.zip", grow, rehash=True), temporary)
+    assert "declares 5 rows and 41,943," in text
+
+
+def test_a_cell_that_is_planned_twice(bundle: Path, tmp_path: Path, temporary: Path) -> None:
+    """The average would count it twice."""
+
+    def double(files: dict[str, bytes]) -> None:
+        run, manifest = yaml.safe_load(files["run.yaml"]), json.loads(files["manifest.json"])
+        for document in (run, manifest):
+            document["cells"].append(dict(document["cells"][0]))
+        files["run.yaml"] = yaml.safe_dump(run, sort_keys=False).encode()
+        files["manifest.json"] = json.dumps(manifest).encode()
+
+    text = refusal(edited(bundle, tmp_path / "x.zip", double, rehash=True), temporary)
+    assert "plans cell alpha x pgd20 twice" in text
+
+
+@pytest.mark.parametrize("bad", ["\x1b[2Jagrees", "a\rb", "\u202eabc"])
+def test_what_a_terminal_would_obey(bundle: Path, tmp_path: Path, temporary: Path, bad: str) -> None:
+    def say(files: dict[str, bytes]) -> None:
+        name = "cells/0000000000000001/cell.json"
+        files[name] = json.dumps(json.loads(files[name]) | {"engine": bad}).encode()
+
+    text = refusal(edited(bundle, tmp_path / "x.zip", say, rehash=True), temporary)
+    assert "'cells/0000000000000001/cell.json' holds the control character" in text
+    assert bad not in text
+
+
+def test_a_seed_that_is_none(bundle: Path, tmp_path: Path, temporary: Path) -> None:
+    run = json.loads(contents(bundle)["manifest.json"])["run"] | {"seed": -1}
+    path = edited(bundle, tmp_path / "x.zip", lambda files: set_manifest(files, run=run))
+    assert "seed" in refusal(path, temporary)
+
+
+@pytest.mark.parametrize("name", ["..zip", "...zip", "é ✓;$x.zip", "n" * 251 + ".zip"])
+def test_names_of_the_bundle_itself(bundle: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(bundle.read_bytes())
+    with opened_bundle(tmp_path / name) as opened:
+        assert opened.folder.parent.name.startswith("robbench-bundle-")
+
+
 def test_originals_that_would_fill_the_memory(bundle: Path, tmp_path: Path, temporary: Path) -> None:
     def npz(**arrays: np.ndarray) -> bytes:
         sink = io.BytesIO()

@@ -1,10 +1,8 @@
 """Honest bundles verify; forged ones, hashed again by the forger, do not, each for its reason."""
 
-import functools
 import json
-import pkgutil
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
@@ -12,6 +10,7 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 from zoo_runs import (
@@ -29,8 +28,13 @@ from zoo_runs import (
 )
 
 from robbench.attacks.witness import Witness
+from robbench.bundle import rescore
 from robbench.bundle.archive import opened_bundle, pack
-from robbench.bundle.images import clean_images, image_findings
+from robbench.bundle.findings import judged
+from robbench.bundle.images import clean_images, data_findings, image_findings
+from robbench.bundle.rerun import _together
+from robbench.check.paired import RULES
+from robbench.check.pairs import Pair
 from robbench.cli import main
 from robbench.data import load_dataset
 from robbench.errors import UserError
@@ -41,20 +45,6 @@ from robbench.models.zoo import read_entry
 
 AT, GLOW = "digits-at", "digits-glow"
 EPSILON = 0.2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def read_once() -> Iterator[None]:
-    """The shipped cards and threat models are read from disk once, not for each of these bundles."""
-    with pytest.MonkeyPatch.context() as patch:
-        for place in (
-            "bundle.subjects.zoo_entries",
-            "bundle.verify.threat_models",
-            "bundle.export.threat_models",
-        ):
-            function = pkgutil.resolve_name(f"robbench.{place}")
-            patch.setattr(f"robbench.{place}", functools.cache(function))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -451,3 +441,78 @@ def test_forged_originals(forgery: Forgery) -> None:
 def test_options_that_do_not_fit(honest: Path, options: dict[str, object], why: str) -> None:
     with pytest.raises(UserError, match=why):
         checked(honest, **options)
+
+
+def test_claims_that_nobody_checked(forgery: Forgery) -> None:
+    """A note would stand under every table, and a card on the page of its model: both are told."""
+    plan, card = forgery.folder / "run.yaml", forgery.folder / "cards" / f"{AT}.yaml"
+    plan.write_text(yaml.safe_dump({**yaml.safe_load(plan.read_text()), "note": "all of it re-run"}))
+    card.write_text(yaml.safe_dump({**yaml.safe_load(card.read_text()), "description": "certified"}))
+    notes = checked(forgery.bundle()).notes
+    assert "the bundle says of itself: 'all of it re-run'" in notes
+    assert f"the card of {AT} in the bundle is not the one here in description" in notes
+
+
+def test_budgets_of_another_data_set(run: Path) -> None:
+    """A bundle may not say that its data set is like one with smaller budgets."""
+    own, dataset = load_run(run), load_dataset("digits")
+    assert own.data is not None
+    forged = replace(own, data=own.data.model_copy(update={"like": "cifar10"}))
+    for one, verdict in ((own, "agrees"), (forged, "differs")):
+        found = list(data_findings(one, clean_images(one, dataset), dataset))
+        assert [f.verdict for f in found if f.check == "samples"] == [verdict]
+
+
+# ------------------------------------------------------------------------------------------- what rounding excuses
+@pytest.mark.parametrize(("false", "verdict"), [(0, "agrees"), (1, "agrees"), (24, "unchecked")])
+def test_logits_too_small_to_tell(false: int, verdict: str) -> None:
+    """A model whose logits are all within 1e-4 has every verdict excused, which is no agreement."""
+    logits = torch.randn(24, 10, generator=torch.Generator().manual_seed(0)) * 1e-6
+    right = logits.argmax(1)
+    said = torch.where(torch.arange(24) < false, (right + 1) % 10, right)
+    rows = pd.DataFrame({"prediction": said.numpy(), "margin": np.where(said == right, 1e-6, -5e-5)})
+    scored = rescore.Scored(right, (logits, logits))
+    assert not rescore._verdict_differs(scored, rows, "prediction", "margin").any()
+    excused = rescore._excused(scored, rows, "prediction", "margin")
+    assert excused == false
+    assert rescore._decided(judged(AT, "pgd10", "verdicts", 24, []), excused).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("noise", "false", "verdict"), [(0.0, 0, "weaker"), (0.0, 90, "unchecked"), (3.0, 0, "weaker")]
+)
+def test_a_randomised_model_is_no_excuse(noise: float, false: int, verdict: str) -> None:
+    """Stored verdicts may differ about as often as two scorings here do."""
+    draw = torch.Generator().manual_seed(1)
+    logits = torch.randn(100, 10, generator=draw)
+    logits = logits + 3 * torch.nn.functional.one_hot(logits.argmax(1), 10)
+    first, last, past = (logits + noise * torch.randn(100, 10, generator=draw) for _ in range(3))
+    said = torch.where(torch.arange(100) < false, (past.argmax(1) + 1) % 10, past.argmax(1))
+    rows = pd.DataFrame({"prediction": said.numpy()})
+    scored = rescore.Scored(logits.argmax(1), (first, last))
+    assert rescore._randomised(AT, "pgd10", "verdicts", scored, rows, "prediction").verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("n", "margin", "flipped", "verdict", "why"),
+    [
+        (1, 2.0, 1, "unchecked", "too few to judge flips by"),
+        (40, 2.0, 1, "agrees", "1 of 40 verdicts flipped"),
+        (40, 2.0, 20, "differs", "20 of 40 verdicts flipped"),
+        (40, 1e-4, 20, "unchecked", "logits this small decide nothing"),
+        (40, 1e-4, 1, "agrees", "0 of 40 verdicts flipped"),
+    ],
+)
+def test_flips_of_a_re_run(n: int, margin: float, flipped: int, verdict: str, why: str) -> None:
+    def rows(robust: np.ndarray) -> pd.DataFrame:
+        after = np.where(robust, margin, -margin)
+        numbers = dict.fromkeys(("step", "size", "forwards", "backwards", "before", "label"), 0.0)
+        by = np.where(robust, None, "pgd10")
+        return pd.DataFrame(
+            {"sample_id": range(n), "robust": robust, "after": after, "broken_by": by} | numbers
+        )
+
+    said, found = np.ones(n, dtype=np.bool_), np.arange(n) >= flipped
+    pair = Pair(rows(said), rows(found), np.full(n, "pgd10", dtype=np.object_))
+    finding = _together([pair], RULES["default"])
+    assert (finding.verdict, why in finding.reason) == (verdict, True)

@@ -11,8 +11,9 @@ import pyarrow as pa
 
 from robbench.attacks.witness import Witness
 from robbench.cards import Architecture, FlowReference, ModelCard, Weights
-from robbench.matrix.ledger import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA, Ledger
+from robbench.matrix.ledger import Ledger
 from robbench.matrix.records import CellRecord, PlanEntry, RunFile, join_ids
+from robbench.matrix.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
 
 SHAPE = (1, 2, 2)

@@ -17,8 +17,9 @@ from robbench.bundle.export import ExportRequest, export_run
 from robbench.bundle.findings import Finding, Verification
 from robbench.bundle.verify import VerifyRequest, verify_bundle
 from robbench.cli import main
-from robbench.matrix.ledger import SCHEMAS, Ledger
+from robbench.matrix.ledger import Ledger
 from robbench.matrix.records import CellRecord
+from robbench.matrix.shards import SCHEMAS
 from robbench.resources import data_root
 
 N, KEPT = 10, 5

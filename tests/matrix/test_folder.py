@@ -119,6 +119,14 @@ def test_one_writer_at_a_time(tmp_path: Path) -> None:
         pass
 
 
+def test_a_link_in_place_of_the_lock_does_not_empty_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "notes").write_text("precious")
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "notes")
+    taken(tmp_path / "run", run_file())
+    assert (tmp_path / "notes").read_text() == "precious"
+
+
 def test_leftovers_of_a_killed_run_are_no_foreign_files(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / ".run.yaml.abc.tmp").touch()

@@ -286,6 +286,49 @@ def test_cards_and_distances_of_unplanned_cells_go(folder: Path) -> None:
     assert "frechet/0123456789abcdef-01234567.json" in listed(folder)["left alone"]
 
 
+@pytest.mark.parametrize("name", ["cells", "cards", "frechet"])
+def test_what_a_linked_folder_leads_to_stays(folder: Path, name: str) -> None:
+    elsewhere = folder.parent / f"elsewhere-{name}"
+    (folder / name).rename(elsewhere) if (folder / name).exists() else elsewhere.mkdir()
+    old(elsewhere / ".run.yaml.abcd1234.tmp")
+    (folder / name).symlink_to(elsewhere)
+    before = contents(elsewhere)
+    assert name in listed(folder)["left alone"]
+    assert gc(folder, "--yes").exit_code == 0
+    assert contents(elsewhere) == before
+
+
+def test_a_cell_half_removed_is_garbage_still(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        os.unlink(path)
+        raise KeyboardInterrupt
+
+    cells = set(listed(folder)["cell"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        assert gc(folder, "--yes").exit_code == 130
+    assert set(listed(folder)["cell"]) == cells
+    assert gc(folder, "--yes").exit_code == 0
+    assert "cell" not in listed(folder)
+
+
+def test_a_folder_counts_once_however_it_is_spelt(folder: Path) -> None:
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    result = gc(folder, link, folder / ".." / folder.name, "--yes")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("tiny-b x fgsm") == 1
+
+
+def test_names_that_no_terminal_can_take_are_escaped(folder: Path) -> None:
+    (folder / "cells" / "\x1b[31mred").touch()
+    (folder / "cells" / os.fsdecode(b"\xff")).touch()
+    result = gc(folder)
+    assert result.exit_code == 0, result.output
+    assert r"cells/\x1b[31mred" in result.stdout
+    assert r"cells/\udcff" in result.stdout
+
+
 # ------------------------------------------------------------------------------------------------ bad input
 @pytest.mark.parametrize("arguments", [[], ["--yes"]])
 def test_nothing_named_is_an_error(arguments: list[str]) -> None:

@@ -9,17 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from robbench.errors import UserError
-from robbench.matrix.ledger import (
+from robbench.matrix.ledger import Ledger, load_run
+from robbench.matrix.records import CellRecord
+from robbench.matrix.shards import (
     LEDGER_SCHEMA,
     BadShardError,
-    Ledger,
     NewerLedgerError,
-    load_run,
     read_shard,
     shard_name,
     write_shard,
 )
-from robbench.matrix.records import CellRecord
 
 CELL = "a" * 64
 CONTRACT = [

@@ -21,7 +21,7 @@ from scipy.stats import binomtest
 from robbench.cli import main
 from robbench.errors import UserError
 from robbench.matrix.folder import lock_is_held, locked
-from robbench.matrix.ledger import load_run
+from robbench.matrix.ledger import Ledger, load_run
 from robbench.matrix.plan import RunRequest
 from robbench.matrix.progress import Terminal
 from robbench.matrix.session import run_matrix
@@ -208,6 +208,12 @@ def test_a_damaged_run_file_is_an_error(copied: Path) -> None:
     assert "run.yaml" in error
 
 
+def test_an_interval_that_is_no_number_is_refused(finished: Path) -> None:
+    code, _, error = invoked(finished, "--interval", "nan")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "--interval nan" in error
+
+
 def test_json_needs_once(finished: Path) -> None:
     code, _, error = invoked(finished, "--json")
     assert code == 2
@@ -355,6 +361,31 @@ def test_the_screen_fits(width: int) -> None:
     text = drawn(a_snapshot(cells=(failed, cell("pgd", 25, 1.0)), damaged=2), width=width)
     assert max(map(len, text.splitlines())) <= width
     assert width < 80 or "aa[bold]" in text
+
+
+def test_a_score_is_whole_on_the_narrowest_screen() -> None:
+    one = replace(
+        cell("a-long-attack@0.25", 25, 1.0, "a-model-with-a-long-name"), score=69.2, lower=60.4, upper=76.7
+    )
+    assert "69.2 [60.4, 76.7] % so far" in drawn(a_snapshot(cells=(one,)), width=80)
+    assert drawn(a_snapshot(cells=(one,)), width=40).count("running   69.2 %\n") == 1
+
+
+def test_an_error_cannot_steer_the_terminal() -> None:
+    failed = replace(cell("aa", 0, 0.0), state="failed", error="it\x1b[2Jbroke\nhere")
+    assert r"it\x1b[2Jbroke here" in drawn(a_snapshot(cells=(failed,)))
+    assert r"m x aa: failed, 0 of 100 (it" in "".join(changes(None, a_snapshot(cells=(failed,))))
+
+
+def test_a_plan_is_read_once_and_again_when_it_changes(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watcher, read = Watcher(copied), []
+    original = Ledger.read_run
+    monkeypatch.setattr(Ledger, "read_run", lambda ledger: read.append(1) or original(ledger))
+    assert [len(watcher.look().cells) for _ in range(3)] == [4, 4, 4]
+    assert len(read) == 1
+    (copied / "run.yaml").touch()
+    watcher.look()
+    assert len(read) == 2
 
 
 def test_live_view_on_a_terminal_ends_with_the_run(finished: Path) -> None:

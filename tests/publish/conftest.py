@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from publish_runs import JSA, attack, cell, frame, images, make_run
-from site_pages import chromium, site
+from site_pages import chromium, few_tables, site
 
 from robbench.matrix.records import CellResult, Run
 
-__all__ = ["chromium", "site"]  # fixtures of site_pages.py
+__all__ = ["chromium", "few_tables", "site"]  # fixtures of site_pages.py
 
 
 @pytest.fixture

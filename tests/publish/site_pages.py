@@ -7,17 +7,20 @@ Fixtures (offered to every test of this folder by conftest.py):
 """
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from robbench.matrix.records import Run
+from robbench.publish import published_page
 from robbench.publish.site import build, write_single_file, write_site
 from robbench.publish.site.groups import Site
-from robbench.publish.site.page import Part
+from robbench.publish.site.page import Page, Part
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [
@@ -32,6 +35,8 @@ ARGUMENTS = [
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 PHONE, DESK = 390, 1280
 Pages = Callable[[Site], Iterator[Part]]
+LOOKS = ((DESK, "light"), (PHONE, "dark"))
+TABLES = ("ijsat-table1", "er-table1")  # published tables of a site with `few_tables`
 AXE_OPTIONS = {"resultTypes": ["violations"], "preload": False}  # preloading would fetch style sheets
 GRAVE = ("serious", "critical")
 START = "index.html"
@@ -48,6 +53,31 @@ def chromium() -> Iterator[Any]:
         launched = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield launched
         launched.close()
+
+
+@pytest.fixture
+def few_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two published tables in the place of all: what a test of other pages would only wait for."""
+    index = published_page.published_index()
+    few = index.model_copy(update={"tables": tuple(t for t in index.tables if t.name in TABLES)})
+    monkeypatch.setattr(published_page, "published_index", lambda: few)
+    monkeypatch.setattr(published_page, "known_names", _known_names)
+
+
+_known_names = cache(published_page.known_names)
+
+
+def only(*modules: ModuleType) -> Pages:
+    """The pages of some page modules, with what `build` ends them with: for a test that looks at no others."""
+
+    def parts(site: Site) -> Iterator[Part]:
+        endings = build._endings(site)
+        for module in modules:
+            for part in module.parts(site):
+                ends = isinstance(part, Page) and part.path in endings
+                yield replace(part, body=part.body + endings[part.path]) if ends else part
+
+    return parts
 
 
 @pytest.fixture
@@ -132,10 +162,16 @@ class Reader:
         outside = [url for url in self.requests if not url.startswith(("file://", "data:", "blob:"))]
         assert outside == [], "\n".join(outside)
 
-    def assert_accessible(self, path: str, prepare: Callable[[Any], None] | None = None) -> None:
-        """No serious or critical violation at the desk in light and on a phone in dark, and the page never scrolls
-        sideways. prepare(page): brings each page into the state to look at (opens its menus, say)."""
-        for width, scheme in ((DESK, "light"), (PHONE, "dark")):
+    def assert_accessible(
+        self,
+        path: str,
+        prepare: Callable[[Any], None] | None = None,
+        looks: Sequence[tuple[int, str]] = LOOKS,
+    ) -> None:
+        """No serious or critical violation in any of `looks` (width, colour scheme), by default at the desk in light
+        and on a phone in dark, and the page never scrolls sideways. prepare(page): brings each page into the state to
+        look at (opens its menus, say)."""
+        for width, scheme in looks:
             page = self.open(path, width=width, scheme=scheme)
             if prepare is not None:
                 prepare(page)

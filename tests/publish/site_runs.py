@@ -7,8 +7,9 @@ import pandas as pd
 import pyarrow as pa
 from publish_runs import images
 
-from robbench.matrix.ledger import SCHEMAS, Ledger
+from robbench.matrix.ledger import Ledger
 from robbench.matrix.records import PlanEntry, Run, RunFile, join_ids
+from robbench.matrix.shards import SCHEMAS
 from robbench.specs import ModelKind
 
 

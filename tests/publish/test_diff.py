@@ -23,8 +23,9 @@ from robbench.diff.compare import RunDiff, compare_runs, document
 from robbench.diff.printing import print_diff
 from robbench.errors import UserError
 from robbench.matrix.frechet_records import FrechetRecord, samples_hash, write_record
-from robbench.matrix.ledger import SCHEMAS, Ledger
+from robbench.matrix.ledger import Ledger
 from robbench.matrix.records import CellResult, PlanEntry, Run, RunFile, join_ids
+from robbench.matrix.shards import SCHEMAS
 from robbench.metrics.paired import holm, paired, sign_test
 
 NAMES = ("before", "after")
@@ -447,6 +448,7 @@ def test_bundles_are_runs_too(run: Run, tmp_path: Path) -> None:
     [
         (("{a}", "{a}", "--alpha", "0"), "--alpha 0 is no error rate; give a number between 0 and 1"),
         (("{a}", "{a}", "--alpha", "nan"), "--alpha nan is no error rate"),
+        (("{a}", "{a}", "--alpha", "1e-18"), "--alpha 1e-18 is no error rate"),
         (("{a}", "nowhere"), "'nowhere' is not a run folder"),
         (("{a}", "{a}", "--attacks", ","), "--attacks is given without a value"),
         (("{a}", "{a}", "--model", "x"), "unknown model in either run 'x'"),

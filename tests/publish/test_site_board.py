@@ -339,7 +339,7 @@ def test_boards_are_accessible(site: Reader, damaged: Run) -> None:
 def test_boards_of_flows_are_accessible(site: Reader) -> None:
     run = flow_run([cell("digits-standard", attack(), frame(N, 0.9, 0.4, 1)), *three_flows().cells])
     site.build(run, pages=only_boards)
-    site.assert_accessible(group_of(run).board_path())
+    site.assert_accessible(group_of(run).board_path(), looks=[(PHONE, "dark")])
 
 
 def test_headers_and_first_column_stay_in_sight(site: Reader) -> None:
@@ -409,9 +409,11 @@ def synthetic(lines: int, attacks: int, name: Callable[[int], str]) -> Table:
     )
 
 
-def test_ten_thousand_models_are_paged(site: Reader) -> None:
+@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_many_models_are_paged(site: Reader, count: int) -> None:
+    last = count // board_page.PAGE_SIZE
     group = group_of(make_run([cell("m", attack(), frame(30, 0.9, 0.5, 1))], 30))
-    table = synthetic(10_000, 30, lambda i: EVIL if i == 3 else f"model {i}")
+    table = synthetic(count, 30, lambda i: EVIL if i == 3 else f"model {i}")
     board = Board(group.board_path(), "All attacks", (table,), tuple(group.run.cells))
     made = board_page.page(group, board, [board])
     assert framed(made) == framed(board_page.page(group, board, [board]))
@@ -424,20 +426,20 @@ def test_ten_thousand_models_are_paged(site: Reader) -> None:
     assert opened_in < 4_000, "ms, on a machine that does other things too"
     assert page.locator("table.board tbody tr").count() == board_page.PAGE_SIZE
     assert column(page, "model")[1:3] == ["model", EVIL.split()[0]]
-    assert page.locator(".pager span").inner_text() == "1 to 50 of 10,000"
+    assert page.locator(".pager span").inner_text() == f"1 to 50 of {count:,}"
     page.get_by_role("button", name="Last").click()
-    assert column(page, "rank")[-2:] == ["10000", "none"], "without a rank it comes last"
+    assert column(page, "rank")[-2:] == [f"{count}", "none"], "without a rank it comes last"
     page.get_by_role("button", name="Previous").click()
-    assert "page=199" in page.url
+    assert f"page={last - 1}" in page.url
     page.locator("table.board button.sort", has_text=re.compile("^attack7$")).click()
-    best = [table.lines[i][10].order for i in range(10_000)]
+    best = [table.lines[i][10].order for i in range(count)]
     shown = page.locator("table.board tbody tr > :nth-child(11)").evaluate_all(
         "l => l.map(e => Number(e.dataset.order))"
     )
     assert shown == sorted(best, reverse=True)[:50]
     page.get_by_label("Filter").fill("model 77")
-    sevens = sum("77" in str(i) for i in range(10_000))
-    assert page.locator(".controls .count").inner_text() == f"{sevens} of 10,000 models"
+    sevens = sum("77" in str(i) for i in range(count))
+    assert page.locator(".controls .count").inner_text() == f"{sevens} of {count:,} models"
     page.get_by_label("Filter").fill("onerror")
     assert page.locator("table.board tbody th").inner_text() == EVIL
     assert page.locator("table.board tbody a").get_attribute("href") == "model-m3.html"
@@ -450,7 +452,7 @@ def test_a_paged_board_is_accessible(site: Reader) -> None:
     group = group_of(make_run([cell("m", attack(), frame(30, 0.9, 0.5, 1))], 30))
     board = Board(group.board_path(), "All", (synthetic(450, 6, lambda i: f"m{i}"),), tuple(group.run.cells))
     site.build(group.run, pages=lambda _: iter([board_page.page(group, board, [board])]))
-    site.assert_accessible(board.path)
+    site.assert_accessible(board.path, looks=[(PHONE, "light")])
 
 
 def repeated(run: Run, count: int, attacks: int) -> Run:
@@ -477,6 +479,35 @@ CLICKED = """() => {
 }"""
 
 
+def assert_quick(site: Reader, path: str, limit: int) -> None:
+    """200 lines on less than 5 MB that are interactive, and sorted after a click, in less than `limit` ms."""
+    assets = sum(file.stat().st_size for file in (site.folder / "assets").iterdir())
+    size = (site.folder / path).stat().st_size + assets
+    assert size < 5_000_000
+    best = float("inf")
+    for _ in range(3):  # other tests run beside this one: the best of three
+        page = site.open(path)
+        ready, sort = page.evaluate(CLICKED)
+        print(f"{size:,} bytes, interactive after {ready:.0f} ms, sorted in {sort:.0f} ms")
+        assert page.locator("table.board tbody tr").count() == 200
+        assert page.locator("th[data-key=clean]").get_attribute("aria-sort") == "descending"
+        best = min(best, ready + sort)
+        if best < limit:
+            break
+    assert best < limit
+
+
+def test_a_table_of_200_models_and_30_attacks_sorts_soon(site: Reader) -> None:
+    group = group_of(make_run([cell("m", attack(), frame(30, 0.9, 0.5, 1))], 30))
+    table = synthetic(200, 30, lambda i: f"model {i}")
+    clean = replace(table.columns[3], key="clean", label="clean")
+    table = replace(table, columns=(*table.columns[:3], clean, *table.columns[4:]))
+    board = Board(group.board_path(), "All", (table,), tuple(group.run.cells))
+    site.build(group.run, pages=lambda _: iter([board_page.page(group, board, [board])]))
+    assert_quick(site, board.path, 4_000)  # on a machine that does other things too
+
+
+@pytest.mark.slow
 def test_200_models_and_30_attacks_sort_in_a_second(site: Reader, tmp_path: Path) -> None:
     """From real ledgers, repeated; the clock is the page's own, from its start to sorted rows after a click."""
     from robbench.matrix.ledger import load_run
@@ -490,21 +521,7 @@ def test_200_models_and_30_attacks_sort_in_a_second(site: Reader, tmp_path: Path
     run = repeated(load_run(tmp_path / "run"), 200, 30)
     assert (len(run.cells), run.n) == (6000, 360)
     site.build(run, pages=only_boards)
-    path = group_of(run).board_path()
-    assets = sum(file.stat().st_size for file in (site.folder / "assets").iterdir())
-    size = (site.folder / path).stat().st_size + assets
-    assert size < 5_000_000
-    best = float("inf")
-    for _ in range(3):  # other tests run beside this one: the best of three
-        page = site.open(path)
-        ready, sort = page.evaluate(CLICKED)
-        print(f"{size:,} bytes, interactive after {ready:.0f} ms, sorted in {sort:.0f} ms")
-        assert page.locator("table.board tbody tr").count() == 200
-        assert page.locator("th[data-key=clean]").get_attribute("aria-sort") == "descending"
-        best = min(best, ready + sort)
-        if best < 1_000:
-            break
-    assert best < 1_000
+    assert_quick(site, group_of(run).board_path(), 1_000)
 
 
 def test_the_same_runs_give_the_same_bytes(run: Run, damaged: Run) -> None:

@@ -17,9 +17,21 @@ from site_runs import written
 
 from robbench.cli import main
 from robbench.matrix.records import CellResult, Run
-from robbench.publish.site import write_single_file, write_site
-from robbench.publish.site.build import INLINE, MARKER
+from robbench.publish.site import build, write_single_file, write_site
+from robbench.publish.site.build import MARKER
 from robbench.publish.site.groups import site_of
+
+
+@pytest.fixture(autouse=True)
+def _few(request: pytest.FixtureRequest) -> None:
+    """Few published tables, but for the tests that look at them all."""
+    if "all_tables" not in request.fixturenames:
+        request.getfixturevalue("few_tables")
+
+
+@pytest.fixture
+def all_tables() -> None:
+    """Every published table."""
 
 
 def robbench(*arguments: object) -> Result:
@@ -88,6 +100,7 @@ class Links(HTMLParser):
         self.ids += [found["id"] or ""] if "id" in found else []
 
 
+@pytest.mark.usefixtures("all_tables")
 def test_every_link_leads_to_a_file_and_an_anchor_of_the_site(damaged: Run, tmp_path: Path) -> None:
     write_site([damaged, three_flows()], tmp_path / "site")
     root = tmp_path / "site"
@@ -115,15 +128,11 @@ def test_links_in_the_single_file_lead_to_its_pages(damaged: Run, tmp_path: Path
     assert '="site:' not in text
 
 
-def test_a_single_file_names_what_it_has_no_room_for(tmp_path: Path) -> None:
-    cells = [
-        cell(f"digits-m{k}", attack(f"pgd{j}"), frame(20, 0.9, 0.5, k + j))
-        for k in range(30)
-        for j in range(1, 16)
-    ]
-    text = write_single_file([make_run(cells, 20)], tmp_path / "site.html").read_text()
+def test_a_single_file_names_what_it_has_no_room_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "INLINE", 60_000)
+    text = write_single_file([small()], tmp_path / "site.html").read_text()
     inlined = sum(map(len, re.findall(r'href="(data:[a-z/.-]+;base64[^"]*)"', text)))
-    assert 0 < inlined <= INLINE
+    assert 0 < inlined <= build.INLINE
     assert "(in the folder form only)" in text
 
 
@@ -273,6 +282,16 @@ def test_runs_of_the_same_samples_share_their_tables() -> None:
     group, *others = site_of([first, second]).groups
     assert not others
     assert [model.name for model in group.models] == ["digits-m0", "digits-m1", "digits-m2"]
+
+
+def test_a_cell_of_two_runs_is_taken_where_it_is_done(run: Run, damaged: Run) -> None:
+    """A run that failed or was stopped, and the same one finished elsewhere, in either order."""
+    for given in ((damaged, run), (run, damaged)):
+        (group,) = site_of(given).groups
+        assert [(r.cell.model, r.cell.attack.label) for r in group.run.cells] == [
+            (r.cell.model, r.cell.attack.label) for r in run.cells
+        ]
+        assert all(r.cell.status == "ok" and len(r.rows) == run.n for r in group.run.cells)
 
 
 def test_a_run_given_twice_counts_once(tmp_path: Path) -> None:

@@ -11,15 +11,16 @@ import pytest
 from flow_runs import three_flows
 from publish_runs import attack, cell, frame, make_run
 from scipy.stats import binomtest
-from site_pages import EVIL, Reader
+from site_pages import DESK, EVIL, Reader, only
 
 from robbench.matrix.records import CellResult, Run
 from robbench.publish.pairs import unpacked
-from robbench.publish.site import compare_page
+from robbench.publish.site import board_page, compare_page, home, model_page
 from robbench.publish.site.frame import framed
 from robbench.publish.site.groups import site_of
 from robbench.publish.site.page import Page
 
+pytestmark = pytest.mark.usefixtures("few_tables")
 PATH = "digits-seed-3-n-120/compare.html"
 
 
@@ -130,7 +131,7 @@ def test_two_hundred_models_and_thirty_attacks_stay_small() -> None:
 
 # --------------------------------------------------------------------------------------------------------- browser
 def test_the_page_says_what_brute_force_says(site: Reader, run: Run) -> None:
-    site.build(run)
+    site.build(run, pages=only(compare_page))
     page = site.open(PATH, state="a=digits-standard&b=digits-ijsat&on=pgd20")
     a, b = (verdicts(run, name, "pgd20") for name in ("digits-standard", "digits-ijsat"))
     counts = {"both": a & b, "onlyA": a & ~b, "onlyB": b & ~a, "neither": ~a & ~b}
@@ -149,7 +150,7 @@ def test_the_page_says_what_brute_force_says(site: Reader, run: Run) -> None:
 
 
 def test_choices_are_in_the_address_and_come_back(site: Reader, run: Run) -> None:
-    site.build(run)
+    site.build(run, pages=only(compare_page))
     page = site.open(PATH)
     page.select_option("select[name=on]", "worst linf, ε = 0.2")
     page.select_option("select[name=a]", "digits-standard")
@@ -165,7 +166,7 @@ def test_choices_are_in_the_address_and_come_back(site: Reader, run: Run) -> Non
 
 
 def test_a_missing_cell_is_said_to_be_missing(site: Reader, damaged: Run) -> None:
-    site.build(damaged)
+    site.build(damaged, pages=only(compare_page))
     page = site.open(PATH, state="a=digits-ijsat&b=digits-standard&on=aa")
     assert page.inner_text(".verdict-line") == "No comparison: digits-ijsat has no complete aa."
     assert not page.is_visible(".cross")
@@ -173,7 +174,7 @@ def test_a_missing_cell_is_said_to_be_missing(site: Reader, damaged: Run) -> Non
 
 def test_model_and_board_lead_here_with_the_model_chosen(site: Reader, run: Run) -> None:
     for single in (False, True):
-        site.build(run, single=single)
+        site.build(run, single=single, pages=only(home, board_page, model_page, compare_page))
         page = site.open("digits-seed-3-n-120/model-digits-standard.html")
         page.click(".more a")
         page.wait_for_selector(".compared:not([hidden])")
@@ -188,7 +189,7 @@ def test_model_and_board_lead_here_with_the_model_chosen(site: Reader, run: Run)
 def test_odd_names_survive_the_address(site: Reader) -> None:
     names = [EVIL, "50% & more+@?#/x", "a ä = ö"]
     run = make_run([cell(name, attack(), frame(40, 1, 0.5, k)) for k, name in enumerate(names)], 40)
-    site.build(run)
+    site.build(run, pages=only(compare_page))
     path = "digits-seed-3-n-40/compare.html"
     for name in names:
         page = site.open(path, state=f"a={quote(name, safe='')}&b={quote(names[0], safe='')}")
@@ -200,8 +201,8 @@ def test_odd_names_survive_the_address(site: Reader) -> None:
 
 
 def test_the_comparison_is_accessible(site: Reader, run: Run) -> None:
-    site.build(run)
-    site.assert_accessible(PATH)
+    site.build(run, pages=only(compare_page))
+    site.assert_accessible(PATH, looks=[(DESK, "light")])
     page = site.open(PATH, scripts=False)
     assert page.is_visible("noscript p")
     assert not page.is_visible("form.choose")

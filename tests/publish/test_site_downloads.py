@@ -19,14 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from publish_runs import attack, cell, frame, make_run
-from site_pages import Reader
+from site_pages import Reader, only
 
 from robbench.matrix.records import Run
 from robbench.publish.rows import COLUMNS, WORST_CASE
-from robbench.publish.site import downloads
+from robbench.publish.site import board_page, downloads, home, model_page
 from robbench.publish.site.downloads import ALL, CALLED, EXACT, READABLE, Table, files, latex
 from robbench.publish.site.groups import site_of
 from robbench.publish.tables import leaderboard
+
+pytestmark = pytest.mark.usefixtures("few_tables")
 
 
 def written(run: Run) -> dict[str, bytes]:
@@ -232,7 +234,7 @@ def test_a_table_nobody_can_read_is_no_latex() -> None:
 
 
 def test_links_of_a_page_lead_to_the_ledger_s_numbers(site: Reader, run: Run) -> None:
-    site.build(run)
+    site.build(run, pages=only(board_page, model_page, downloads))
     (group,) = site_of([run]).groups
     expected = written(run)
     for path in (group.board_path(), group.model_path("digits-ijsat")):
@@ -248,7 +250,7 @@ def test_links_of_a_page_lead_to_the_ledger_s_numbers(site: Reader, run: Run) ->
 
 
 def test_the_single_file_holds_its_downloads(site: Reader, run: Run) -> None:
-    site.build(run, single=True)
+    site.build(run, single=True, pages=only(home, board_page, downloads))
     (group,) = site_of([run]).groups
     page = site.open(group.board_path(), downloads=True)
     for ending in ("csv", "parquet"):

@@ -5,6 +5,8 @@ from dataclasses import replace
 from publish_runs import attack, cell, frame, make_run
 
 from robbench.publish.site import compare_page, model_page
+from robbench.publish.site.boards import RANK
+from robbench.publish.site.build import parts
 from robbench.publish.site.groups import site_of
 from robbench.publish.site.page import Page
 
@@ -66,3 +68,37 @@ def test_models_are_not_compared_with_their_own_sweeps() -> None:
     assert pages[0].path == site.groups[0].compare_path
     assert MODELS[0] in pages[0].body
     assert "other budgets" not in pages[0].body  # a name that another group has comes with that group's title
+
+
+def test_an_attack_that_only_some_models_ran_as_defined_costs_the_others_no_rank() -> None:
+    plain = run_of(("pgd20", 0.2))
+    more = [cell("digits-c", attack("pgd20@0.1", "linf", 0.1), frame(N, 0.95, 0.5, 9))]
+    main, sweep = site_of([plain, make_run(more, N)]).groups
+    assert labels(main.run) == {"pgd20"}
+    assert [r.cell.model_name for r in sweep.run.cells] == ["digits-c"]
+    keys = [column.key for column in main.boards[0].tables[0].columns]
+    ranks = [line[keys.index(RANK)].kind for line in main.boards[0].tables[0].lines]
+    assert ranks == ["rank", "rank"]
+
+
+def test_nothing_is_combined_over_several_budgets_and_steps() -> None:
+    site = site_of(
+        [run_of(("pgd20", 0.2)), run_of(("pgd20@0.1", 0.1), ("pgd20@0.3", 0.3), ("pgd20@5steps", 0.2))]
+    )
+    sweep = site.groups[1]
+    table = sweep.boards[0].tables[0]
+    assert [column.key for column in table.columns if not column.key.startswith("NLL")] == [
+        "model", "defense", "clean", "pgd20@0.1", "pgd20@0.3", "pgd20@5steps"
+    ]  # fmt: skip
+    assert all(column.shown for column in table.columns[:6])
+    of_one_budget = next(board for board in sweep.boards if board.title == "linf, ε = 0.3")
+    assert [column.key for column in of_one_budget.tables[0].columns][2:5] == [RANK, "clean", "worst case"]
+    bodies = {page.path: page.body for page in parts(site) if isinstance(page, Page)}
+    text = bodies[sweep.model_path(MODELS[0])]
+    assert "worst case over all attacks" not in text
+    assert "average of clean" not in text
+    assert "rank by worst case" not in text
+    assert "every budget and number of steps" in bodies["index.html"]
+    assert "worst case over all attacks" in bodies[site.groups[0].model_path(MODELS[0])]
+    compared = bodies[sweep.compare_path]
+    assert '"columns":["worst linf, ε = 0.1","worst linf, ε = 0.3","worst linf, ε = 0.2","clean"' in compared

@@ -220,15 +220,15 @@ class AttackSummary:
 
 @dataclass(frozen=True)
 class ThreatLine:
-    """One classifier under a threat model and budget. strongest: (label, path) of the attack that left the lowest
-    accuracy alone."""
+    """One classifier under a threat model and budget. strongest: (label, path) of the attacks that left the lowest
+    accuracy alone: several where they left the same; alone: that accuracy."""
 
     model: str
     path: str
     defense: str
     clean: TableRow | None
     worst: TableRow | None
-    strongest: tuple[str, str] | None
+    strongest: tuple[tuple[str, str], ...]
     alone: TableRow | None
     attacks: int
 
@@ -296,7 +296,7 @@ def _budget_part(found: _Results, title: str, results: Sequence[CellResult]) -> 
         for cells in by_model.values()
         if cells[0].cell.attack.target == "classifier"
     ]
-    lowest = [line.strongest[0] for line in lines if line.strongest]
+    lowest = [label for line in lines for label, _ in line.strongest]
     labels = list(dict.fromkeys(r.cell.attack.label for r in results))
     return BudgetPart(title, tuple(_summary(found, label, results, lowest) for label in labels), tuple(lines))
 
@@ -305,15 +305,16 @@ def _threat_line(found: _Results, cells: Sequence[CellResult]) -> ThreatLine:
     first = cells[0].cell
     numbers = [found.lines[first.model_name, r.cell.attack.label] for r in cells]
     done = [line for line in numbers if line.accuracy.value is not None]
-    lowest = min(done, key=lambda line: line.accuracy.value or 0.0, default=None)
+    alone = min((line.accuracy for line in done), key=lambda row: row.value or 0.0, default=None)
+    labels = [line.attack.label for line in done if alone and line.accuracy.value == alone.value]
     return ThreatLine(
         model=first.model_name,
         path=found.group.model_path(first.model_name),
         defense=first.defense,
         clean=found.clean(first.model_name),
         worst=found.worst(first.model_name, first.attack),
-        strongest=(lowest.attack.label, found.group.attack_path(lowest.attack.label)) if lowest else None,
-        alone=lowest.accuracy if lowest else None,
+        strongest=tuple((label, found.group.attack_path(label)) for label in labels),
+        alone=alone,
         attacks=len(cells),
     )
 

@@ -167,7 +167,15 @@ def _accuracies(
     if len(found) < 2:
         found = {}  # nothing to be compared with
     matrix = _wide(rows, bool(searched))
+    mixed = (
+        group.is_sweep and not threat
+    )  # over its budgets and steps a worst case or an average says nothing
+    if mixed:
+        matrix = replace(matrix, columns=tuple(c for c in matrix.columns if c == CLEAN or c in labels))
+        found = {}
     columns = _columns(matrix, results, labels, rows)
+    if mixed:
+        columns = [replace(column, shown=True) if column.key in labels else column for column in columns]
     scored = _scored(rows)
     lines = [
         (

@@ -38,10 +38,9 @@ def parts(site: Site) -> Iterator[Part]:
 
 def link(group: Group, path: str) -> Markup:
     """A way from the page at `path`, of a board or a model, to the comparison; empty where there is none."""
-    names = [model.name for model in group.models if model.kind == "classifier"]
-    if len(names) < 2:
+    if len(group.classifiers) < 2:
         return Markup("")
-    name = next((name for name in names if group.model_path(name) == path), None)
+    name = group.classifiers.get(path)
     if name is None and not any(board.path == path for board in group.boards):
         return Markup("")
     if name is None:
@@ -111,7 +110,8 @@ class _Comparison:
     def _all_columns(self) -> list[str]:
         threats = dict.fromkeys(threat_title(attack) for attack in self.attacks.values() if attack.bounded)
         several = [f"worst {title}" for title in threats] if len(threats) > 1 else []
-        return [WORST, *several, CLEAN, *self.attacks]
+        # Over the budgets and steps of a sweep a worst case says nothing.
+        return [*([] if self.group.is_sweep else [WORST]), *several, CLEAN, *self.attacks]
 
     @cached_property
     def _fitting(self) -> int:
@@ -148,7 +148,8 @@ class _Comparison:
     def leading(self) -> str:
         """The column that the page begins with: the first under which any model is ever right."""
         return next(
-            (key for key in self.columns if any(v.any() for v in self._held_under(key).values())), WORST
+            (key for key in self.columns if any(v.any() for v in self._held_under(key).values())),
+            self.columns[0],
         )
 
     def _held_under(self, key: str) -> dict[str, Verdicts]:

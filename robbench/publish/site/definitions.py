@@ -57,7 +57,8 @@ def _changed(attack: ResolvedAttack, spec: AttackSpec) -> list[str]:
     """Parameters that the run gave otherwise, as "steps = 50"."""
     given = {"algorithm": spec.algorithm, **spec.parameters}
     used = {"algorithm": attack.algorithm, **attack.parameters}
-    return [f"{key} = {used.get(key)}" for key, value in given.items() if used.get(key) != value]
+    changed = [key for key, value in given.items() if used.get(key) != value]
+    return [f"{key} = {'not set' if used.get(key) is None else used[key]}" for key in changed]
 
 
 def _yaml(content: object) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from robbench.matrix.ledger import Ledger
+from robbench.matrix.merged import conflicts
 from robbench.matrix.records import CellResult, Run
 from robbench.publish.gallery import Originals
 from robbench.publish.rows import ModelResults, TableRow, models
@@ -39,7 +40,14 @@ class Group:
 
     def swept(self, model: str) -> list[CellResult]:
         """Cells of `sweep` on one model."""
-        return [r for r in self.sweep.cells if r.cell.model_name == model] if self.sweep else []
+        return self._swept.get(model, [])
+
+    @cached_property
+    def _swept(self) -> dict[str, list[CellResult]]:
+        found: dict[str, list[CellResult]] = {}
+        for result in self.sweep.cells if self.sweep else ():
+            found.setdefault(result.cell.model_name, []).append(result)
+        return found
 
     @cached_property
     def rows(self) -> list[TableRow]:
@@ -63,6 +71,24 @@ class Group:
         from robbench.publish.site.downloads import all_tables
 
         return all_tables(self)
+
+    @cached_property
+    def classifiers(self) -> dict[str, str]:
+        """Names of the classifiers by the path of their page."""
+        return {
+            self.model_path(model.name): model.name for model in self.models if model.kind == "classifier"
+        }
+
+    @cached_property
+    def places(self) -> list[dict[tuple[str, str], list[int]]]:
+        """Of each source where in its cells those of a hash and label are."""
+        found: list[dict[tuple[str, str], list[int]]] = []
+        for run in self.sources:
+            places: dict[tuple[str, str], list[int]] = {}
+            for k, result in enumerate(run.cells):
+                places.setdefault((result.cell.hash, result.cell.attack.label), []).append(k)
+            found.append(places)
+        return found
 
     @cached_property
     def attack_labels(self) -> list[str]:
@@ -158,12 +184,13 @@ def site_of(runs: Sequence[Run]) -> Site:
 
 def _with_sweep(group: Group) -> list[Group]:
     """The group, and behind it that of its sweeps where there are some: cells with a budget or steps given by hand,
-    of attacks that the group has as they are defined."""
-    defined = {(r.cell.model_name, r.cell.attack.label) for r in group.run.cells}
+    of attacks that the group has as they are defined (on any model: an attack that some models lack costs them their
+    rank)."""
+    defined = {r.cell.attack.label for r in group.run.cells}
     given = [
         r
         for r in group.run.cells
-        if r.cell.attack.label != r.cell.attack.name and (r.cell.model_name, r.cell.attack.name) in defined
+        if r.cell.attack.label.startswith(f"{r.cell.attack.name}@") and r.cell.attack.name in defined
     ]
     if not given:
         return [group]
@@ -219,37 +246,30 @@ def _key(run: Run) -> Key:
     return run.dataset, run.dataset_revision, run.seed, tuple(sorted(run.sample_ids)), run.shape
 
 
-def _cells(run: Run) -> dict[tuple[str, str], str]:
-    return {(r.cell.model_name, r.cell.attack.label): r.cell.hash for r in run.cells}
-
-
 def _fits(group: Sequence[Run], run: Run) -> bool:
     """Whether a run can stand in the tables of `group`."""
     if _key(group[0]) != _key(run) or group[0].versions != run.versions:
         return False
-    mine = _cells(run)
-    hashes = {name: card.function_hash for name, card in run.cards.items()}
-    return all(
-        all(mine.get(pair, cell) == cell for pair, cell in _cells(other).items())
-        and all(
-            hashes.get(name, card.function_hash) == card.function_hash for name, card in other.cards.items()
-        )
-        for other in group
-    )
+    return not conflicts([*group, run], accept_versions=True)
 
 
 def _union(runs: Sequence[Run]) -> Run:
-    """The runs of a group as one: every cell once, in order."""
-    cells = {
-        (result.cell.model_name, result.cell.attack.label): result
-        for run in reversed(runs)
-        for result in reversed(run.cells)
-    }
+    """The runs of a group as one: every cell once, in order of first appearance, from the run that got furthest with
+    it."""
+    cells: dict[tuple[str, str], CellResult] = {}
+    for result in (result for run in runs for result in run.cells):
+        key = (result.cell.model_name, result.cell.attack.label)
+        if _progress(result) > _progress(cells.setdefault(key, result)):
+            cells[key] = result
     notes = dict.fromkeys(run.note for run in runs if run.note)
     return replace(
         runs[0],
-        cells=list(reversed(cells.values())),
+        cells=list(cells.values()),
         cards={name: card for run in reversed(runs) for name, card in run.cards.items()},
         note=" ".join(notes),
         frechet_folders=tuple(run.folder for run in runs),
     )
+
+
+def _progress(result: CellResult) -> tuple[bool, int]:
+    return result.cell.status == "ok", len(result.rows)

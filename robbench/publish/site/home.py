@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from robbench import __version__
 from robbench.matrix.records import CellResult, Run
@@ -17,6 +17,7 @@ from robbench.publish.site.page import Page, Part, Provenance
 from robbench.publish.site.provenance import duration
 
 LEADERS = 5  # models that may be first that a line names
+NO_LEADER = "none is complete under every attack"
 TITLE = "Adversarial robustness"
 
 
@@ -41,6 +42,14 @@ class BoardLine:
     ranked: bool
     leaders: tuple[Leader, ...]
     more: int
+    is_sweep: bool = False
+
+    @property
+    def without_leaders(self) -> str:
+        """What stands in the place of leaders."""
+        if not self.ranked:
+            return "likelihood of flows"
+        return "every budget and number of steps" if self.is_sweep else NO_LEADER
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,10 @@ def _section(group: Group) -> Section:
     return Section(
         group=group,
         summary=wording.summary(group.run),
-        boards=tuple(_board_line(board) for board in group.boards),
+        boards=tuple(
+            replace(_board_line(board), is_sweep=group.is_sweep and board.path == group.board_path())
+            for board in group.boards
+        ),
         states=tuple((counts[state], word) for state, word in words.items() if counts[state]),
         broken=tuple(
             (r.cell.model_name, r.cell.attack.label, state, reason)

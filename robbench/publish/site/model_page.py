@@ -26,6 +26,12 @@ from robbench.publish.site.provenance import provenance
 from robbench.publish.site.ranks import EXPLANATION, ranges
 from robbench.publish.tables import ALL_THREATS, NEAR_TIE
 
+FIGURED = 1_000  # models of a group up to which their pages have figures and images
+PLAIN = (
+    "Left out here: {models:,} models are in these tables, and figures and images stand on the pages of up to "
+    f"{FIGURED:,}. A site of this model's run alone has them."
+)
+
 # What `attacks.suspicions` looks for; the sentences of what it found carry their numbers.
 CHECKS = (
     "outputs that are probabilities instead of logits",
@@ -85,8 +91,11 @@ class Pages:
         classifiers = [model for model in group.models if model.kind == "classifier"]
         searched = [corruptions.searched(model) for model in classifiers]
         labels = dict.fromkeys(r.cell.attack.label for model in searched for r in model.cells)
-        self._ranks = ranges(group.run, searched, list(labels)) if labels else {}
+        ranked = labels and not group.is_sweep
+        self._ranks = ranges(group.run, searched, list(labels)) if ranked else {}
         self._models = len(classifiers)
+        many = len(group.models) > FIGURED
+        self._plain = PLAIN.format(models=len(group.models)) if many else ""  # why pages have no figures
 
     def classifier(self, model: ModelResults) -> Page:
         """The page of a classifier."""
@@ -99,7 +108,7 @@ class Pages:
         return {
             **self._common(model),
             "accuracies": accuracy_lines(self._group, rows, lines, model.cells),
-            "headline": _headline(rows),
+            "headline": _headline(rows, not self._group.is_sweep),
             "rank": self._ranks.get(model.name),
             "rank_words": EXPLANATION,
             "models": self._models,
@@ -129,7 +138,8 @@ class Pages:
         names = class_names(run, done)
         confused = confusions(run, searched, len(names))
         return {
-            "sweeps": sweeps(run, [*searched, *self._group.swept(model.name)]),
+            "sweeps": [] if self._plain else sweeps(run, [*searched, *self._group.swept(model.name)]),
+            "plain": self._plain,
             "classes": class_table(run, searched, names),
             "class_names": names,
             "confusions": confused,
@@ -143,13 +153,13 @@ class Pages:
         originals = self._group.originals
         triples: list[Triple] = []
         strips: list[Levels] = []
-        if originals is not None:
+        if originals is not None and not self._plain:
             triples = examples(self._group.run, model.cells, originals)
             strips = levels(self._group.run, model.cells, originals)
         return {
             "triples": triples,
             "levels": strips,
-            "why_no_triples": NO_ORIGINALS if originals is None else NO_EXAMPLES,
+            "why_no_triples": self._plain or (NO_ORIGINALS if originals is None else NO_EXAMPLES),
         }
 
     def flow(self, model: ModelResults) -> Page:
@@ -217,7 +227,7 @@ def accuracy_lines(
                 row.attack, engines[row.attack], path, row, by_label[row.attack], _missing(row)
             )
             found.append(line)
-        elif row.metric.endswith("accuracy") and _tells(row, members):
+        elif row.metric.endswith("accuracy") and _tells(row, members) and not _mixes(group, row):
             found.append(AccuracyLine(_title(row), "", "", row, None, _missing(row)))
     return found
 
@@ -239,6 +249,11 @@ def _tells(row: TableRow, members: Mapping[tuple[str, float | None, float | None
     return members.get((row.threat_model, row.epsilon, row.eta), 0) > 1 and len(members) > 1
 
 
+def _mixes(group: Group, row: TableRow) -> bool:
+    """Whether a number combines several budgets and steps of a sweep, which says nothing."""
+    return group.is_sweep and row.threat_model == ALL_THREATS
+
+
 def _title(row: TableRow) -> str:
     if row.attack == WORST_CASE and row.threat_model != ALL_THREATS:
         budget = budget_words(row.epsilon, row.eta)
@@ -256,13 +271,11 @@ def _missing(row: TableRow) -> str:
     return f"{row.status} ({row.note})" if row.note else row.status
 
 
-def _headline(rows: Sequence[TableRow]) -> list[tuple[str, TableRow]]:
-    """The three numbers that a reader looks for first."""
-    wanted = {
-        CLEAN: "clean accuracy",
-        WORST_CASE: "worst case over all attacks",
-        AVERAGE: "average of clean and attacks",
-    }
+def _headline(rows: Sequence[TableRow], combined: bool) -> list[tuple[str, TableRow]]:
+    """The three numbers that a reader looks for first. combined: whether those over all attacks say something."""
+    wanted = {CLEAN: "clean accuracy"}
+    if combined:
+        wanted |= {WORST_CASE: "worst case over all attacks", AVERAGE: "average of clean and attacks"}
     return [
         (wanted[row.attack], row)
         for row in rows

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from robbench.matrix.records import CellRecord, CellResult, Run
+from robbench.matrix.records import CellRecord, CellResult
 from robbench.publish import reproduce, wording
 from robbench.publish.site.groups import Group
 from robbench.publish.site.page import Provenance
@@ -21,7 +21,7 @@ def provenance(
     facts = [
         ("Data", f"{group.run.dataset}, {group.run.n:,} test images, revision {group.run.dataset_revision}"),
         ("Seed", f"{group.run.seed}, of the draw of test images and of the attacks"),
-        ("Runs", ", ".join(dict.fromkeys(run.folder.name for run in group.sources if _has(run, records)))),
+        ("Runs", ", ".join(_runs(group, records))),
         ("Versions", wording.versions(group.run)),
         ("Engine", _listed(dict.fromkeys(record.engine for record in records), "engines")),
         ("Device", _devices(records)),
@@ -33,18 +33,24 @@ def provenance(
     return Provenance(tuple(lines), tuple((name, text) for name, text in facts if text))
 
 
-def _has(run: Run, records: Sequence[CellRecord]) -> bool:
-    wanted = {record.hash for record in records}
-    return any(result.cell.hash in wanted for result in run.cells)
+def _runs(group: Group, records: Sequence[CellRecord]) -> dict[str, None]:
+    """Names of the runs that have some of the cells."""
+    keys = [(record.hash, record.attack.label) for record in records]
+    return {
+        run.folder.name: None
+        for run, places in zip(group.sources, group.places, strict=True)
+        if any(key in places for key in keys)
+    }
 
 
 def _commands(group: Group, records: Sequence[CellRecord]) -> list[str]:
     """The lines of every run for the cells that no run before it has."""
     left = {(record.hash, record.attack.label) for record in records}
     lines: list[str] = []
-    for run in group.sources:
-        mine = [r for r in run.cells if (r.cell.hash, r.cell.attack.label) in left]
-        left -= {(r.cell.hash, r.cell.attack.label) for r in mine}
+    for run, places in zip(group.sources, group.places, strict=True):
+        found = left & places.keys()
+        mine = [run.cells[k] for k in sorted(k for key in found for k in places[key])]
+        left -= found
         lines += reproduce.commands(replace(run, cells=mine)) if mine else []
     return list(dict.fromkeys(lines))
 

@@ -47,7 +47,8 @@ def require(
 ) -> None:
     """`AttackViolation` naming the worst sample when a row of `values` [N,M] exceeds limit + tolerance, or is NaN."""
     excess = values.amax(1) - limit if values.numel() else values.new_zeros(len(ids))
-    if len(ids) and not float(excess.max()) <= tolerance:  # amax, max and argmax all take a NaN for the largest
+    # amax, max and argmax all take a NaN for the largest
+    if len(ids) and not float(excess.max()) <= tolerance:
         worst = int(excess.argmax())
         raise AttackViolation(
             f"attack {spec.label!r} left its set: sample {int(ids[worst])} is {float(excess[worst]):.3g} "

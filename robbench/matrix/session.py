@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from robbench.cli_base import print_paths

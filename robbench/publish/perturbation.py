@@ -53,7 +53,8 @@ def measured_sizes(run: Run, result: CellResult) -> list[Measured]:
         ]
     l2, linf = floats(rows["l2"]), floats(rows["linf"])
     found = [
-        (samples, suffix, note, perturbation_size(l2[part], linf[part])) for part, samples, suffix, note in sets
+        (samples, suffix, note, perturbation_size(l2[part], linf[part]))
+        for part, samples, suffix, note in sets
     ]
     return [Measured(name, suffix, note.format(n=s.n), s) for name, suffix, note, s in found if s]
 

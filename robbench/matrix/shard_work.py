@@ -36,7 +36,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """A computed shard: ledger rows in the order of the ids asked, seconds they took, what was noticed, on which device."""
+    """A computed shard: ledger rows in the order of the ids asked, seconds taken, what was noticed, on which device."""
 
     table: pa.Table
     seconds: float

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup
 
+from robbench.matrix.records import CellResult
 from robbench.metrics import accuracy
 from robbench.metrics.accuracy import Verdicts
 from robbench.metrics.paired import PairedCounts, paired
@@ -129,14 +130,15 @@ class _Comparison:
         found: list[Entry] = []
         for group in self.groups:
             run = replace(group.run, sample_ids=self.group.run.sample_ids)
+            cells = {model.name: model.cells for model in group.models}
             for name, model in packed_run(run).items():
                 shown = name if name not in taken else f"{name}, {group.title}"
                 taken.add(shown)
-                found.append(Entry(shown, self._verdicts(group, name, model)))
+                found.append(Entry(shown, self._verdicts(cells[name], model)))
         return found
 
-    def _verdicts(self, group: Group, name: str, model: PackedModel) -> dict[str, str]:
-        cells = {r.cell.attack.label: r.cell.attack for r in group.run.cells if r.cell.model_name == name}
+    def _verdicts(self, results: Sequence[CellResult], model: PackedModel) -> dict[str, str]:
+        cells = {r.cell.attack.label: r.cell.attack for r in results}
         titles = {threat_key(attack): threat_title(attack) for attack in cells.values()}
         same = {label for label, attack in cells.items() if attack == self.attacks.get(label)}
         found = {WORST: model.worst.get(ALL_THREATS), CLEAN: model.clean}

@@ -145,9 +145,9 @@ class Reader:
         page.on("pageerror", lambda error: self.troubles.append(str(error)))
         page.on("dialog", self._dismissed)
         page.on("request", lambda request: self.requests.append(request.url))
-        page.goto(self.address(path, state))
+        page.goto(self.address(path, state), timeout=60_000)
         if scripts:
-            page.wait_for_selector("html[data-ready=yes]", timeout=30_000)
+            page.wait_for_selector("html[data-ready=yes]", timeout=60_000)
         return page
 
     def _dismissed(self, dialog: Any) -> None:

@@ -68,8 +68,8 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on("dialog", lambda dialog: troubles.append(f"dialog {dialog.message}"))
         page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri())
-        page.wait_for_selector("html[data-tables=ready]", timeout=15_000)
+        page.goto(path.as_uri(), timeout=60_000)
+        page.wait_for_selector("html[data-tables=ready]", timeout=60_000)
         return page
 
     yield open_page
@@ -189,7 +189,7 @@ def test_the_policy_stops_remote_loads(browser: Any, tmp_path: Path, run: Run) -
     page = browser.new_page()
     refused: list[str] = []
     page.on("console", lambda message: refused.append(message.text))
-    page.goto(path.as_uri())
+    page.goto(path.as_uri(), timeout=60_000)
     page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))")
     page.evaluate(
         "document.body.append(Object.assign(document.createElement('script'), {text: 'window.ran = 1'}))"

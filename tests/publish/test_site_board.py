@@ -481,7 +481,7 @@ CLICKED = """() => {
 
 
 def assert_quick(site: Reader, path: str, limit: float = float("inf")) -> None:
-    """200 lines on less than 5 MB that are sorted after a click; where `limit` is given, within as many ms of the page's
+    """200 lines on less than 5 MB that are sorted after a click; with a `limit`, within as many ms of the page's
     start."""
     assets = sum(file.stat().st_size for file in (site.folder / "assets").iterdir())
     size = (site.folder / path).stat().st_size + assets

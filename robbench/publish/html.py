@@ -20,6 +20,7 @@ from robbench.publish.perturbation import Distances, distances
 from robbench.publish.reproduce import commands
 from robbench.publish.rows import ModelResults, TableRow, models, rows_of
 from robbench.publish.tables import NEAR_TIE, leaderboard, wide
+from robbench.publish.templating import environment
 from robbench.resources import write_text_atomically
 
 NO_ORIGINALS = (
@@ -55,45 +56,40 @@ def write_html(run: Run, path: Path, originals: Originals | None = None, publish
 
 def render(run: Run, originals: Originals | None = None, published: str = "") -> str:
     """The page as text."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("robbench.publish"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows, scored = leaderboard(run), distances(run)
-    script = environment.get_template("page.js.j2").render()
-    return environment.get_template("report.html.j2").render(
-        run=run,
-        table=wide(rows),
-        parts=nll_parts(run),
-        nll_caption=caption(run),
-        no_shots=NO_SHOTS,
-        sections=[
-            _section(run, number, model, rows, originals, scored)
-            if model.kind == "classifier"
-            else flow_section(run, number, model, scored)
-            for number, model in enumerate(models(run), 1)
-        ],
-        summary=wording.summary(run),
-        versions=wording.versions(run),
-        intervals=wording.INTERVALS,
-        problems=wording.problems(rows_of(run, rows, "classifier")),
-        flows=_flows(run),
-        commands=commands(run),
-        published=published,
-        data_card=data_card(run.data) if run.data else None,
-        corruptions=corruptions.corruption_tables(run),
-        corruption_header=corruptions.HEADER,
-        corruption_caption=corruptions.CAPTION,
-        near_tie=NEAR_TIE,
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        bundle=_bundle(),
-        bundle_css=(files("itables") / "html" / "dt_bundle.css").read_text(encoding="utf-8"),
+    script = environment().get_template("page.js.j2").render()
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            run=run,
+            table=wide(rows),
+            parts=nll_parts(run),
+            nll_caption=caption(run),
+            no_shots=NO_SHOTS,
+            sections=[
+                _section(run, number, model, rows, originals, scored)
+                if model.kind == "classifier"
+                else flow_section(run, number, model, scored)
+                for number, model in enumerate(models(run), 1)
+            ],
+            summary=wording.summary(run),
+            versions=wording.versions(run),
+            intervals=wording.INTERVALS,
+            problems=wording.problems(rows_of(run, rows, "classifier")),
+            flows=_flows(run),
+            commands=commands(run),
+            published=published,
+            data_card=data_card(run.data) if run.data else None,
+            corruptions=corruptions.corruption_tables(run),
+            corruption_header=corruptions.HEADER,
+            corruption_caption=corruptions.CAPTION,
+            near_tie=NEAR_TIE,
+            script=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+            bundle=_bundle(),
+            bundle_css=(files("itables") / "html" / "dt_bundle.css").read_text(encoding="utf-8"),
+        )
     )
 
 

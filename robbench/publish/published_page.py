@@ -7,7 +7,6 @@ and no script.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,13 +23,13 @@ from robbench.publish.published_compare import (
     measured_rows,
 )
 from robbench.publish.published_layout import PrintedTable, printed_table, value_text
+from robbench.publish.templating import environment
 from robbench.publish.wording import summary, versions
 from robbench.publish.writers import csv_text, escaped, markdown_table
 from robbench.published import Paper, PublishedRow, Table, published_index, table_rows
 from robbench.resources import data_root, write_text_atomically
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
     from rich.table import Table as RichTable
 
 # The names in the registries of `robbench.defenses`, which would load torch.
@@ -155,7 +154,7 @@ def write_published(runs: Sequence[Run], folder: Path, known: Known | None = Non
 
 def render_table(comparison: TableComparison, runs: Sequence[Run]) -> str:
     """The page of one table as text."""
-    template = _environment().get_template("published_table.html.j2")
+    template = environment().get_template("published_table.html.j2")
     return template.render(table_values(comparison, runs, f"{comparison.table.name}.csv"))
 
 
@@ -173,7 +172,7 @@ def table_values(comparison: TableComparison, runs: Sequence[Run], csv: str) -> 
 def render_overview(comparisons: Sequence[TableComparison], runs: Sequence[Run]) -> str:
     """The page that lists all tables, those with measured numbers first."""
     links = {found.table.name: f"{found.table.name}.html" for found in comparisons}
-    template = _environment().get_template("published_index.html.j2")
+    template = environment().get_template("published_index.html.j2")
     return template.render(overview_values(comparisons, links), runs=run_sentences(runs))
 
 
@@ -181,19 +180,6 @@ def overview_values(comparisons: Sequence[TableComparison], links: Mapping[str, 
     """What published_tables.html.j2 shows. links: address of each table's page by its name."""
     ordered = sorted(comparisons, key=lambda comparison: not comparison.measured)
     return {"tables": ordered, "verdicts": VERDICTS, "links": links}
-
-
-@cache
-def _environment() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("robbench.publish"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def run_sentences(runs: Sequence[Run]) -> list[str]:

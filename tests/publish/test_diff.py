@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 from flow_runs import flow_attack, flow_cell, flow_frame, flow_run
@@ -16,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from publish_runs import JSA, attack, cell, frame, make_run
 from rich.console import Console
+from site_runs import written
 
 from robbench.cli import main
 from robbench.diff.changes import Change, Side, judged
@@ -23,9 +23,7 @@ from robbench.diff.compare import RunDiff, compare_runs, document
 from robbench.diff.printing import print_diff
 from robbench.errors import UserError
 from robbench.matrix.frechet_records import FrechetRecord, samples_hash, write_record
-from robbench.matrix.ledger import Ledger
-from robbench.matrix.records import CellResult, PlanEntry, Run, RunFile, join_ids
-from robbench.matrix.shards import SCHEMAS
+from robbench.matrix.records import CellResult, Run
 from robbench.metrics.paired import holm, paired, sign_test
 
 NAMES = ("before", "after")
@@ -356,36 +354,6 @@ def test_likelihood_before_any_attack_is_compared_once() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ on the disk
-def written(run: Run, folder: Path) -> Path:
-    """`run` as a run folder."""
-    ledger = Ledger(folder)
-    entries = tuple(
-        PlanEntry(hash=r.cell.hash, model=r.cell.model, defense=r.cell.defense, attack=r.cell.attack.label)
-        for r in run.cells
-    )
-    plan = RunFile(
-        dataset=run.dataset,
-        dataset_revision=run.dataset_revision,
-        seed=run.seed,
-        shape=run.shape,
-        class_names=run.class_names,
-        n=run.n,
-        models=tuple(run.cards),
-        attacks=tuple(dict.fromkeys(entry.attack for entry in entries)),
-        cells=entries,
-        versions=run.versions,
-        samples=join_ids(run.sample_ids),
-    )
-    ledger.write_run(plan, run.cards, [r.cell for r in run.cells])
-    for result in run.cells:
-        schema = SCHEMAS[result.cell.attack.target]
-        if len(result.rows):
-            rows = result.rows.assign(witness=None)[schema.names]
-            table = pa.Table.from_pandas(rows, schema=schema, preserve_index=False)
-            ledger.write_shard(result.cell.hash, 0, table, 0.5)
-    return folder
-
-
 def invoke(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, ["diff", *map(str, arguments)], env={"COLUMNS": "80"})
 

@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +15,7 @@ import pytest
 from flow_runs import N, flow_attack, flow_cell, flow_frame, flow_run, three_flows
 from PIL import Image
 from publish_runs import attack, cell, frame, images, make_run
+from site_pages import EVIL
 
 from robbench.matrix.records import Run
 from robbench.publish.attack_lines import budget_text
@@ -26,35 +26,11 @@ from robbench.publish.likelihood import bits_text, mean_text, nll_tables
 from robbench.publish.reproduce import commands
 from robbench.publish.tables import leaderboard, models
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
-    with api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
-        yield launched
-        launched.close()
-
 
 @pytest.fixture
-def opened(browser: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Opens the page of a run; afterwards nothing may have gone wrong and nothing have been fetched."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    context = chromium.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     troubles: list[str] = []
     requests: list[str] = []
 
@@ -182,11 +158,11 @@ def test_names_are_text(opened: Callable[..., Any]) -> None:
     assert page.locator("img[src=x]").count() == 0
 
 
-def test_the_policy_stops_remote_loads(browser: Any, tmp_path: Path, run: Run) -> None:
+def test_the_policy_stops_remote_loads(chromium: Any, tmp_path: Path, run: Run) -> None:
     """Not by trust in the page: an image and a script put in by force are refused by the browser."""
     path = tmp_path / "page.html"
     write_html(run, path)
-    page = browser.new_page()
+    page = chromium.new_page()
     refused: list[str] = []
     page.on("console", lambda message: refused.append(message.text))
     page.goto(path.as_uri(), timeout=60_000)

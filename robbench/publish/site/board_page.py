@@ -12,11 +12,12 @@ from robbench.publish.attack_lines import budget_text
 from robbench.publish.data_card import data_card
 from robbench.publish.site import downloads
 from robbench.publish.site.boards import Board, Cell, Table
-from robbench.publish.site.frame import body, environment
+from robbench.publish.site.frame import body
 from robbench.publish.site.groups import Group, Site
 from robbench.publish.site.page import Page, Part
 from robbench.publish.site.provenance import provenance
 from robbench.publish.site.ranks import EXPLANATION
+from robbench.publish.templating import environment
 from robbench.publish.wording import summary
 
 PLAIN_ROWS, PLAIN_CELLS = 400, 40_000  # a table beyond either is paged, its rows in a JSON island

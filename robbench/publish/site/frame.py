@@ -6,34 +6,17 @@ import os
 import re
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from robbench import __version__
 from robbench.publish.site.page import Page
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from robbench.publish.templating import environment
 
 SIGNATURE = "<!-- robbench site -->"  # what every page begins with
 STYLE, SCRIPT = "assets/site.css", "assets/site.js"
 SCRIPTS = ("site.js.j2", "tables.js.j2", "board.js.j2", "paired.js.j2", "compare.js.j2")
 _LINK = re.compile(r'\b(href|src)="site:([^"?#]*)([?#][^"]*)?"')
-
-
-@cache
-def environment() -> "Environment":
-    """Templates of `robbench.publish`, escaping on, undefined names are errors."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("robbench.publish"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def body(template: str, **values: object) -> Markup:

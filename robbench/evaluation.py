@@ -1,19 +1,22 @@
 """`robbench.evaluate`: attack any model from Python and get a table, without zoo, cards or files."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Outcome, Victim, build_attack
+from robbench.attacks.context import own_context
 from robbench.attacks.suspicions import RobbenchWarning
 from robbench.device import resolve_device
 from robbench.errors import UserError
 from robbench.metrics.accuracy import accuracy
 from robbench.models.flows.base import Flow, FrozenFlow
+from robbench.models.functions import as_module
 from robbench.models.loading import load_flow
 from robbench.models.zoo import default_flow, find_model, zoo_entries
 from robbench.specs import ResolvedAttack, refuse_unused_budgets, resolve_attack, threat_models
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["COLUMNS", "RobbenchWarning", "evaluate"]
 
 Budgets = float | Sequence[float] | None
+Array = Tensor | np.ndarray | Sequence[object]
 COLUMNS = (
     "attack",
     "threat_model",
@@ -40,9 +44,9 @@ COLUMNS = (
 
 
 def evaluate(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    model: nn.Module | Callable[[Tensor], Tensor],
+    x: Array,
+    y: Array,
     attacks: Sequence[str],
     *,
     dataset: str | None = None,
@@ -55,8 +59,9 @@ def evaluate(
 ) -> "pd.DataFrame":
     """Accuracy of `model` on clean images and under each attack.
 
-    model: maps images [N,C,H,W] in [0,1] to logits [N,K]; it is moved to `device`; its modes and flags are as
-    before afterwards. x: float images in [0,1]; y: labels [N]. attacks: names (`robbench list attacks`).
+    model: a module or function that maps images [N,C,H,W] in [0,1] to logits [N,K]; a module is moved to `device`; its
+    modes and flags are as before afterwards. x: float images in [0,1]; y: integer labels [N]; tensors, NumPy arrays or
+    lists of them. attacks: names (`robbench list attacks`).
     dataset: whose budgets and default flow to use. epsilon, eta: budgets instead; several give a row each.
     flow: a flow or the name of one in the zoo, for latent and joint attacks. Sample i is keyed by (seed, i).
 
@@ -64,25 +69,43 @@ def evaluate(
     forwards, backwards (sums over samples), suspicions (what speaks against a number, "" for nothing; each is also a
     `RobbenchWarning`, once). First row "clean", last row "worst-case" (right under every one).
     """
-    import pandas as pd
-
-    target = resolve_device(device)
-    specs = _resolved(attacks, dataset, _several(epsilon), _several(eta))
-    frozen = _frozen(flow, dataset, target) if any(spec.needs_flow for spec in specs) else None
-    built = [build_attack(spec, frozen) for spec in specs]
-    victim, ids = Victim(model, target, batch_size), torch.arange(len(x))
     if not len(x):
         raise UserError("evaluate: x has no images; give at least one")
-    outcomes = [attack.evaluate(victim, ids, x, y, seed=seed, batch_size=batch_size) for attack in built]
-    rows = [_row(spec, outcome) for spec, outcome in zip(specs, outcomes, strict=True)]
+    with own_context():
+        specs = _resolved(attacks, dataset, _several(epsilon), _several(eta))
+        target = resolve_device(device)
+        frozen = _frozen(flow, dataset, target) if any(spec.needs_flow for spec in specs) else None
+        built = [build_attack(spec, frozen) for spec in specs]
+        images, labels = _tensor("x", x), _tensor("y", y)
+        victim, ids = Victim(as_module(model), target, batch_size), torch.arange(len(images))
+        outcomes = [attack.evaluate(victim, ids, images, labels, seed, batch_size) for attack in built]
     _warn(specs, outcomes)
-    correct = outcomes[0].clean_predictions == outcomes[0].labels
+    return _table(specs, outcomes)
+
+
+def _tensor(name: str, values: Array) -> Tensor:
+    """Images or labels as a tensor; `UserError` for what is none."""
+    try:
+        return values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"evaluate: {name} is no array ({' '.join(str(error).split())[:100]}); give a tensor, a NumPy array or a "
+            f"list of numbers"
+        ) from error
+
+
+def _table(specs: Sequence[ResolvedAttack], outcomes: Sequence[Outcome]) -> "pd.DataFrame":
+    """A row for the clean images, one per attack, and one for the worst case over all of them."""
+    import pandas as pd
+
+    rows = [_row(spec, outcome) for spec, outcome in zip(specs, outcomes, strict=True)]
+    correct = outcomes[0].clean_margins > 0
     worst = torch.stack([outcome.robust for outcome in outcomes]).all(0)
     clean_row = {
         "attack": "clean",
         "threat_model": "clean",
         **_share(correct),
-        "forwards": len(x),
+        "forwards": len(correct),
         "backwards": 0,
         "suspicions": "",
     }
@@ -92,9 +115,11 @@ def evaluate(
 
 
 def _several(budget: Budgets) -> tuple[float | None, ...]:
-    if budget is None or isinstance(budget, int | float):
-        return (budget,)
-    return tuple(budget)
+    if budget is None or isinstance(budget, int | float | np.number):
+        return (None if budget is None else float(budget),)
+    if isinstance(budget, str):
+        raise UserError(f"evaluate: budget {budget!r} is a text; give a number in [0,1] pixels, as in 8 / 255")
+    return tuple(float(one) for one in budget)
 
 
 def _resolved(

@@ -148,6 +148,9 @@ def _record(search: Search, found: Candidates, state: State, rows: Tensor) -> No
     found.step[rows] = step.cpu()
     found.forwards[rows] += state["forwards"].cpu()
     found.backwards[rows] += state["backwards"].cpu()
+    if found.claimed is None:
+        found.claimed = torch.zeros(len(found.step), dtype=torch.bool)
+    found.claimed[rows] = state["broken"].cpu()
     for name in found.witness:
         found.witness[name][where] = state[f"witness/{name}"]
 

@@ -43,7 +43,14 @@ class _CountingModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.images += len(x)
         self.graphs += len(x) if torch.is_grad_enabled() and x.requires_grad else 0
-        return self.victim.differentiable(x)
+        out = self.victim.differentiable(x)
+        # The package takes the largest of NaN for a prediction, and so would call such an image robust.
+        if not bool(out.isfinite().all()):
+            raise UserError(
+                "the model returned NaN or infinite logits for an attacked image, which the reference package cannot "
+                "judge; attack it with aa, where such an image counts as broken"
+            )
+        return out
 
 
 @ATTACKS.register("autoattack-reference")

@@ -13,14 +13,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robbench.attacks.audit import Rescored, SearchAudit, Searched, check_afterwards
 from robbench.attacks.checks import BALL_TOLERANCE, check_tensor, inside_ball, inside_box, require
 from robbench.attacks.codec import FlowCodec, decoded_image
+from robbench.attacks.context import own_context, refuse_inference_tensors
 from robbench.attacks.geometry import norm_of
 from robbench.attacks.inner import attacked
+from robbench.attacks.model_call import out_of_memory
+from robbench.attacks.model_state import ModelState
 from robbench.attacks.named import ATTACKS, NamedAttack
+from robbench.attacks.preflight import check_model
 from robbench.attacks.spaces import Codec
 from robbench.attacks.suspicions import PROBED, Diagnostics, Suspicion, diagnose, zero_gradients
-from robbench.attacks.victim import Victim, chunks, full_precision, margins, out_of_memory
+from robbench.attacks.victim import Victim, chunks, full_precision, margins
 from robbench.errors import AttackViolation, UserError
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.specs import ModelKind, ResolvedAttack
@@ -36,7 +41,8 @@ class Candidates:
     adversarial: [N,C,H,W]. witness: tensors from which a latent or joint example is decoded again ("lambda" [N,D],
     "delta" [N,C,H,W]). step: gradient steps or queries used when the search believed it succeeded, else -1.
     component: name of the part of an ensemble that found it. forwards, backwards: calls of the model, [N].
-    diagnostics: what the search saw on the way.
+    diagnostics: what the search saw on the way. claimed: [N] bool, a forward of the search found `adversarial`
+    misclassified; None where the search does not say.
     """
 
     adversarial: Tensor
@@ -47,6 +53,7 @@ class Candidates:
     witness: dict[str, Tensor] = field(default_factory=dict)
     counts_exact: bool = True
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
+    claimed: Tensor | None = None
 
 
 @dataclass
@@ -129,8 +136,7 @@ class Attack(NamedAttack):
 
         Sample i is keyed by its position i. The model's modes and flags are as before afterwards.
         """
-        victim = Victim(model, x.device, batch_size)
-        outcome = self.evaluate(victim, torch.arange(len(x)), x, y, seed=seed, batch_size=batch_size)
+        outcome = self.evaluate(Victim(model, x.device, batch_size), torch.arange(len(x)), x, y, seed=seed, batch_size=batch_size)
         return outcome.adversarial.to(x.device)
 
     def evaluate(
@@ -142,7 +148,13 @@ class Attack(NamedAttack):
         do not depend on it. Attacks whose results do (`batch_dependent`) fail instead. Raises `AttackViolation` when an
         example leaves its set, `UserError` for inputs and models that cannot be attacked so.
         """
-        x, y = _checked_inputs(x, y)
+        with own_context():
+            x, y = _checked_inputs(x, y)
+            return self._within_memory(victim, _checked_ids(sample_ids, len(x)), x, y, _checked_seed(seed), batch_size)
+
+    def _within_memory(
+        self, victim: Victim, sample_ids: Tensor, x: Tensor, y: Tensor, seed: int, batch_size: int
+    ) -> Outcome:
         size = batch_size if self.batch_dependent else min(batch_size, victim.fits or batch_size)
         largest = min(max(size, victim.batch_size), len(x))  # of all batches: scoring has a size of its own
         halved = Diagnostics()
@@ -164,22 +176,27 @@ class Attack(NamedAttack):
     def _evaluated(
         self, victim: Victim, sample_ids: Tensor, x: Tensor, y: Tensor, seed: int, batch_size: int
     ) -> Outcome:
-        with attacked(victim.module), full_precision(), victim.searched_leanly(x):
-            if self.verdict_forwards == 1:
-                victim.require_deterministic(x[:32])
+        refuse_inference_tensors(victim.module)
+        with attacked(victim.module), full_precision():
             victim.draws = self.verdict_forwards
+            passed, state, audit = check_model(victim, x), ModelState.of(victim.module), SearchAudit()
             few = slice(min(32, victim.batch_size))
             self._require_exact_flow(victim, x[few], y[few])
             clean = victim.clean_logits(x)
             _require_labels(y, clean.shape[1])
             alive = self._to_search(clean, y)
-            probed = self._probed(victim, x[alive], y[alive], batch_size)
-            found = self._searched(victim, alive, sample_ids, x, y, clean.argmax(1), seed, batch_size)
+            with victim.searched_leanly(x), victim.audited(audit):
+                probed = self._probed(victim, x[alive], y[alive], batch_size)
+                found = self._searched(victim, alive, sample_ids, x, y, clean.argmax(1), seed, batch_size)
             adversarial = self._verified(victim, sample_ids, x, y, found, alive)
             logits = victim.attacked_logits(adversarial, y)
-        outcome = self._outcome(sample_ids, x, y, clean, logits, adversarial, found)
-        seen = diagnose(self.spec, y, clean, logits, outcome.robust, outcome.broken_by, alive)
-        outcome.diagnostics = seen + probed + found.diagnostics
+            claimed = _claimed(found, adversarial)
+            searched = Searched(x, adversarial, y, clean, logits, claimed)
+            rescored = check_afterwards(victim, state, passed, audit, searched)
+        outcome = self._outcome(sample_ids, x, y, clean, rescored.logits, adversarial, found)
+        seen = diagnose(self.spec, y, clean, rescored.logits, outcome.robust, outcome.broken_by, alive)
+        gaps = Diagnostics(batch_gap=max(passed.gap, rescored.gap), batch_flips=rescored.flips)
+        outcome.diagnostics = seen + probed + found.diagnostics + gaps
         return outcome
 
     def _to_search(self, clean: Tensor, y: Tensor) -> Tensor:
@@ -198,10 +215,10 @@ class Attack(NamedAttack):
         few = slice(min(PROBED, batch_size))
         try:
             slope = victim.loss_gradient(x[few].to(victim.device), y[few].to(victim.device))
-        except RuntimeError as error:
+        except (RuntimeError, UserError) as error:
             if out_of_memory(error):
                 raise
-            reason = " ".join(str(error).split())[:120]
+            reason = " ".join(str(error.__cause__ or error).split())[:120]
             square = f"square-{self.spec.norm}" if self.spec.norm in ("l1", "l2") else "square"
             raise UserError(
                 f"attack {self.spec.label!r} follows the gradient of the model, which has none ({reason}); make its "
@@ -224,6 +241,7 @@ class Attack(NamedAttack):
         n = len(x)
         zeros = torch.zeros(n, dtype=torch.int64)
         full = Candidates(x.clone(), zeros - 1, zeros + victim.draws, zeros.clone(), [self.spec.name] * n)
+        full.claimed = torch.zeros(n, dtype=torch.bool)
         rows = alive.nonzero().squeeze(1)
         if not len(rows):
             return full
@@ -243,6 +261,8 @@ class Attack(NamedAttack):
         full.forwards[rows] += part.forwards.cpu() + victim.draws * victim.verdicts
         full.backwards[rows] += part.backwards.cpu()
         full.counts_exact, full.diagnostics = part.counts_exact, part.diagnostics
+        if part.claimed is not None:
+            full.claimed[rows] = part.claimed.cpu()
         for row, name in zip(rows.tolist(), part.component, strict=True):
             full.component[row] = name
         for name, value in part.witness.items():
@@ -362,19 +382,53 @@ class Attack(NamedAttack):
         )
 
 
+def _claimed(found: Candidates, adversarial: Tensor) -> Tensor:
+    """Rows that the search found misclassified and whose image [N,C,H,W] is still the one it found, [N] bool."""
+    same = (found.adversarial == adversarial).flatten(1).all(1)
+    return same if found.claimed is None else same & found.claimed
+
+
 def _checked_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """CPU float32 images and int64 labels; `UserError` when images leave [0,1] or shapes disagree."""
-    x, y = x.detach().to("cpu", torch.float32).contiguous(), y.detach().to("cpu", torch.int64)
+    """CPU float32 images and int64 labels; `UserError` when images leave [0,1], labels are no integers, or shapes
+    disagree. Excess over [0,1] within `BOX_TOLERANCE` is rounding and is clipped."""
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise UserError(
+            f"labels are {y.dtype}; give integer class numbers 0, 1, ... as torch.int64 (y.long(), once they are whole "
+            f"numbers)"
+        )
+    if not x.is_floating_point():
+        raise UserError(f"images are {x.dtype}; give floating point pixels in [0,1] (of 8-bit images: x.float() / 255)")
     if x.ndim != 4 or y.shape != (len(x),):
         raise UserError(
             f"images {tuple(x.shape)} with labels {tuple(y.shape)}: give [N,C,H,W] images and [N] labels"
         )
-    if len(x) and not (float(x.min()) >= 0.0 and float(x.max()) <= 1.0):
+    # Tensors made in inference mode cannot be saved for a backward pass; copies made outside of it can.
+    x, y = (values.clone() if values.is_inference() else values.detach() for values in (x, y))
+    x, y = x.to("cpu", torch.float32).contiguous(), y.to("cpu", torch.int64)
+    if not len(x):
+        return x, y
+    low, high = float(x.min()), float(x.max())
+    if not (low >= -BOX_TOLERANCE and high <= 1.0 + BOX_TOLERANCE):
         raise UserError(
-            f"images span [{float(x.min()):g}, {float(x.max()):g}]; give pixels in [0,1] "
+            f"images span [{low:.9g}, {high:.9g}], beyond [0,1] by {max(-low, high - 1.0):.3g}; give pixels in [0,1] "
             f"and put the normalisation inside the model"
         )
-    return x, y
+    return (x if low >= 0.0 and high <= 1.0 else x.clamp(0.0, 1.0)), y
+
+
+def _checked_ids(ids: Tensor, n: int) -> Tensor:
+    """Sample ids [n], which key every random number."""
+    if ids.dtype != torch.int64 or ids.shape != (n,) or len(ids.unique()) != n:
+        raise UserError(
+            f"sample_ids are {ids.dtype} {tuple(ids.shape)} for {n} images; give one int64 id per image, all different"
+        )
+    return ids.cpu()
+
+
+def _checked_seed(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed={seed!r}; give an integer of at least 0")
+    return seed
 
 
 def _require_labels(y: Tensor, classes: int) -> None:

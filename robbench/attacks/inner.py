@@ -16,7 +16,8 @@ def attacked(*modules: nn.Module) -> Iterator[None]:
     flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
     for module in modules:
         module.eval()
-        module.requires_grad_(False)
+    for parameter, _ in flags:  # not Module.requires_grad_, which scripted modules refuse
+        parameter.requires_grad_(False)
     try:
         yield
     finally:

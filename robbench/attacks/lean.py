@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import conv2d, fold
 
+from robbench.attacks.model_call import call_model
+
 LEAST_PIXELS = (
     400  # smaller images gain nothing: 8x8 digits take 24.8 us forward and back, on a lean network 25.8
 )
@@ -30,15 +32,20 @@ def searchable(module: nn.Module, images: Tensor) -> nn.Module:
     compute something else with other layers. Call it inside `attacked(module)`."""
     if images.shape[2] * images.shape[3] < LEAST_PIXELS or not len(images):
         return module
-    quick = lean(module)
+    try:
+        quick = lean(module)
+    except Exception:  # weights in a form that no layer of torch's own has
+        return module
     return quick if quick is module or _alike(module, quick, images[:PROBED]) else module
 
 
 def _alike(module: nn.Module, quick: nn.Module, images: Tensor) -> bool:
-    logits, slope = logits_and_slope(module, images)
     try:
+        logits, slope = logits_and_slope(module, images)
         other_logits, other_slope = logits_and_slope(quick, images)
-    except Exception:  # somebody's forward, on layers it was not written for, can fail in any way
+    # Somebody's forward or backward, on layers it was not written for or without a gradient at all, can fail in any
+    # way. A speed-up that cannot be checked is not used, and the attack itself says what the module lacks.
+    except Exception:
         return False
     return all(
         one.shape == other.shape and bool(((one - other).abs() <= ALIKE * one.abs().amax()).all())
@@ -50,7 +57,7 @@ def logits_and_slope(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]
     """Logits [n,K] at images [n,C,H,W] and the gradient of a fixed combination of them, 0 where there is none."""
     leaf = images.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        logits = module(leaf).float()
+        logits = call_model(module, leaf)
         if not logits.requires_grad:  # no way back to the image: nothing to save
             return logits.detach(), torch.zeros_like(leaf)
         weights = torch.linspace(-1.0, 2.0, logits[0].numel(), device=logits.device)

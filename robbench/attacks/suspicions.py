@@ -11,14 +11,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from robbench.attacks.decision import margins
+from robbench.metrics.accuracy import wilson
 from robbench.schema import Strict
 from robbench.specs import ResolvedAttack
 
-Kind = Literal["probabilities", "zero-gradients", "flat-loss", "square-only", "batch"]
+Kind = Literal[
+    "probabilities",
+    "zero-gradients",
+    "flat-loss",
+    "square-only",
+    "chance",
+    "not-finite",
+    "ties",
+    "batch-gap",
+    "batch",
+]
 SUM_TOLERANCE = 1e-4  # how far from 1 the sum of a row of probabilities may be
 SQUARE_SHARE = (
     0.002  # of all samples; more that only Square breaks are suspicious (the reference's threshold)
 )
+LEAST_FOR_CHANCE = 20  # samples, below which an interval excludes hardly anything
 PROBED = 64  # samples of a call whose gradient at the clean image is looked at
 ASCENDING = frozenset({"pgd", "latent-pgd", "jsa"})  # algorithms that climb the cross-entropy
 
@@ -44,6 +57,10 @@ class Diagnostics(Strict):
     finite. square_given, square_broke: samples that no gradient component of an ensemble broke, and those of them that
     Square broke. held, loss_before, loss_after: samples that stayed robust under an attack that climbs the
     cross-entropy, and the sums of it. batch_asked, batch_fits: batch sizes before and after halving, 0 for not halved.
+    clean_right: samples right before the attack; classes: of the model, 0 where unknown. clean_ties, attacked_ties:
+    images whose label's logit equals the largest other one, before the attack and after it. not_finite: attacked images
+    with a logit that is NaN or infinite. batch_gap: largest relative difference of an image's logits between two
+    batches, beyond rounding; batch_flips: verdicts that it changed.
     """
 
     samples: int = 0
@@ -57,6 +74,13 @@ class Diagnostics(Strict):
     loss_after: float = 0.0
     batch_asked: int = 0
     batch_fits: int = 0
+    clean_right: int = 0
+    classes: int = 0
+    clean_ties: int = 0
+    attacked_ties: int = 0
+    not_finite: int = 0
+    batch_gap: float = 0.0
+    batch_flips: int = 0
 
     def __add__(self, other: "Diagnostics") -> "Diagnostics":
         fits = [size for size in (self.batch_fits, other.batch_fits) if size]
@@ -64,14 +88,71 @@ class Diagnostics(Strict):
         batch = {
             "batch_asked": max(self.batch_asked, other.batch_asked),
             "batch_fits": min(fits, default=0),
+            "batch_gap": max(self.batch_gap, other.batch_gap),
+            "classes": max(self.classes, other.classes),
         }
         return Diagnostics(**sums | batch)
 
     @property
     def suspicions(self) -> tuple[Suspicion, ...]:
         """What the counts give away, most serious first."""
-        found = (self._probabilities(), self._square_only(), self._zero_gradients(), self._flat_loss())
+        found = (
+            self._chance(),
+            self._not_finite(),
+            self._batch_gap(),
+            self._probabilities(),
+            self._square_only(),
+            self._zero_gradients(),
+            self._flat_loss(),
+            self._ties(),
+        )
         return tuple(one for one in (*found, self._batch()) if one is not None)
+
+    def _chance(self) -> Suspicion | None:
+        if not self.samples or not self.classes:
+            return None
+        clean, chance = wilson(self.clean_right, self.samples), 100 / self.classes
+        if clean.lower > chance or self.samples < LEAST_FOR_CHANCE:
+            return None
+        return Suspicion(
+            "chance",
+            {"right": self.clean_right, "samples": self.samples, "chance": chance / 100},
+            f"clean accuracy is {clean.value:.1f} % of {self.samples} [{clean.lower:.1f}, {clean.upper:.1f}], not above "
+            f"the {chance:.3g} % of chance for {self.classes} classes: every number of this model says nothing; check "
+            f"its weights, the order of its classes, and that its normalisation is inside the model",
+        )
+
+    def _not_finite(self) -> Suspicion | None:
+        if not self.not_finite:
+            return None
+        return Suspicion(
+            "not-finite",
+            {"images": self.not_finite, "samples": self.samples},
+            f"the model returned NaN or infinite logits for {self.not_finite} of {self.samples} attacked images: they "
+            f"count as broken; find the operation that overflows or divides by zero",
+        )
+
+    def _batch_gap(self) -> Suspicion | None:
+        if not self.batch_gap:
+            return None
+        return Suspicion(
+            "batch-gap",
+            {"gap": self.batch_gap, "flips": self.batch_flips},
+            f"logits of an image differ by up to {100 * self.batch_gap:.2g} % of their size between two batches, and "
+            f"{_counted(self.batch_flips)} had another verdict in the second: the worse one counts; layers quantised "
+            f"by the range of the whole batch, or low precision inside the model, do this",
+        )
+
+    def _ties(self) -> Suspicion | None:
+        if not self.clean_ties and not self.attacked_ties:
+            return None
+        return Suspicion(
+            "ties",
+            {"clean": self.clean_ties, "attacked": self.attacked_ties, "samples": self.samples},
+            f"tied logits: the label's logit equals the largest other one for {self.clean_ties} of {self.samples} clean "
+            f"and {self.attacked_ties} attacked images; a tie counts as wrong, before and after an attack; return "
+            f"logits before they are rounded, clipped or squashed",
+        )
 
     def _probabilities(self) -> Suspicion | None:
         if not self.samples or self.probability_rows < self.samples:
@@ -145,6 +226,7 @@ def diagnose(
     """Counts of an attack's outcome, without gradients and batches. labels: [N]; clean, attacked: logits [N,K] of clean
     and attacked images; robust, searched: [N] bool, right after the attack, and handed to the search; broken_by: as in
     the ledger."""
+    before, after = margins(clean, labels), margins(attacked, labels)
     held = robust & searched if climbs_cross_entropy(spec) else torch.zeros_like(robust)
     by_square = sum(name == "square" for name in broken_by) if square_follows_gradients(spec) else 0
     return Diagnostics(
@@ -155,6 +237,11 @@ def diagnose(
         held=int(held.sum()),
         loss_before=float(cross_entropy(clean[held], labels[held]).sum()),
         loss_after=float(cross_entropy(attacked[held], labels[held]).sum()),
+        clean_right=int((before > 0).sum()),
+        classes=clean.shape[1],
+        clean_ties=int((before == 0).sum()),
+        attacked_ties=int((after == 0).sum()),
+        not_finite=int((~attacked.isfinite().all(1)).sum()),
     )
 
 

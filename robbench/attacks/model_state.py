@@ -1,0 +1,82 @@
+"""What must not change while a model is attacked: its parameters, its buffers, its modules and their hooks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+
+
+@dataclass(frozen=True)
+class ModelState:
+    """A copy of a module's state, to compare with later.
+
+    Attributes:
+        tensors: parameters and buffers by name; the tensor itself, its bytes (None where its layout has none to
+            compare, as of quantized tensors) and its version counter.
+        parts: by name of a submodule, its class, training mode, number of hooks and whether its forward is patched.
+        global_hooks: number of hooks that run for all modules.
+    """
+
+    tensors: dict[str, tuple[Tensor, Tensor | None, int]]
+    parts: dict[str, tuple[type, bool, int, bool]]
+    global_hooks: int
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "ModelState":
+        """The state of `module` now."""
+        tensors = {
+            name: (tensor, None if (held := _bytes(tensor)) is None else held.clone(), tensor._version)
+            for name, tensor in _named_tensors(module)
+        }
+        return cls(tensors, _parts(module), _global_hooks())
+
+    def change(self, module: nn.Module) -> str | None:
+        """The first difference of `module` from this state in words, None where there is none."""
+        now = dict(_named_tensors(module))
+        if now.keys() != self.tensors.keys():
+            names = sorted(now.keys() ^ self.tensors.keys())
+            return f"parameters or buffers were added or removed ({', '.join(names[:3])})"
+        for name, (before, content, version) in self.tensors.items():
+            held = _bytes(now[name])
+            if content is None or held is None:
+                same = now[name] is before and before._version == version
+            else:
+                same = held.shape == content.shape and torch.equal(held, content.to(held.device))
+            if not same:
+                return f"the values of {name!r} changed"
+        if _parts(module) != self.parts or _global_hooks() != self.global_hooks:
+            return "submodules, their training modes or their hooks changed"
+        return None
+
+
+def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _bytes(tensor: Tensor) -> Tensor | None:
+    """The tensor's content as bytes, so that NaN equals itself; None for layouts without plain storage."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        return None
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _parts(module: nn.Module) -> dict[str, tuple[type, bool, int, bool]]:
+    return {
+        name: (
+            type(part),
+            part.training,
+            sum(len(getattr(part, hooks, ())) for hooks in _HOOKS),
+            "forward" in part.__dict__,
+        )
+        for name, part in module.named_modules()
+    }
+
+
+def _global_hooks() -> int:
+    return sum(len(getattr(torch_module, name)) for name in _GLOBAL_HOOKS)

@@ -11,6 +11,7 @@ from robbench.cli_base import (
     INTERRUPTED,
     FolderOrFile,
     OneLineErrors,
+    PrecisionOfSearch,
     Text,
     budgets,
     checkpoints_option,
@@ -115,7 +116,7 @@ def main() -> None:
 )
 @click.option(
     "--precision",
-    type=click.Choice(("fp32", "bf16", "tf32")),
+    type=PrecisionOfSearch(),
     default="fp32",
     show_default=True,
     help="In which attacks search classifiers; verdicts are fp32 always.",

@@ -12,6 +12,7 @@ import click
 
 from robbench.completion import dataset_completion
 from robbench.errors import UserError, printable
+from robbench.precision import PRECISIONS, WITHDRAWN, checked_precision
 
 _EXAMPLES = {
     "--attacks": "pgd20,aa",
@@ -22,7 +23,7 @@ _EXAMPLES = {
     "--steps": "10,20,50",
     "--temperature": "0.7,1",
     "--seeds": "0,1,2",
-    "--precision": "fp32,bf16",
+    "--precision": "fp32,tf32",
 }
 BAD_INPUT, CELLS_FAILED, INTERRUPTED, PIPE_CLOSED = 2, 3, 130, 141
 
@@ -190,6 +191,16 @@ class FolderOrFile(click.Path):
         if value == "":
             self.fail("the path is empty", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class PrecisionOfSearch(click.Choice[str]):
+    """A precision to search in; of one that was withdrawn it is said why."""
+
+    def __init__(self) -> None:
+        super().__init__(PRECISIONS)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return checked_precision(value) if value in WITHDRAWN else super().convert(value, param, ctx)
 
 
 class Text(click.types.StringParamType):

@@ -22,7 +22,7 @@ from robbench.cli_base import (
 from robbench.completion import model_completion
 
 if TYPE_CHECKING:
-    from robbench.attacks.victim import SearchPrecision
+    from robbench.precision import SearchPrecision
 
 threads_option = click.option(
     "--threads",
@@ -66,7 +66,7 @@ def bench() -> None:
     multiple=True,
     default=("fp32",),
     show_default=True,
-    help="Of robbench's searches: fp32,bf16,tf32; the reference computes in fp32, verdicts are fp32.",
+    help="Of robbench's searches: fp32,tf32; the reference computes in fp32, verdicts are fp32.",
 )
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 @device_option
@@ -85,14 +85,14 @@ def autoattack(
 ) -> None:
     """AutoAttack against the reference package: parity of verdicts, times, distance to the floor.
 
-    Example: robbench bench aa --model digits-at,digits-trades --n 360 --precision fp32,bf16
+    Example: robbench bench aa --model digits-at,digits-trades --n 360
     """
     from robbench.allocator import tune_allocator
     from robbench.bench import autoattack as contest_of
     from robbench.bench.models import loaded
 
-    tune_allocator()
     chosen = _precisions(precisions)
+    tune_allocator()
     contests = [
         contest_of.Contest(attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, precision=one)
         for one in chosen
@@ -111,13 +111,9 @@ def autoattack(
 
 def _precisions(given: tuple[str, ...]) -> "list[SearchPrecision]":
     """The precisions named, each once; `UserError` for another."""
-    from robbench.attacks.victim import PRECISIONS
-    from robbench.errors import unknown_name
+    from robbench.precision import PRECISIONS, checked_precision
 
-    wanted = names("--precision", given)
-    for name in wanted:
-        if name not in PRECISIONS:
-            raise unknown_name("precision", name, list(PRECISIONS))
+    wanted = {checked_precision(name) for name in names("--precision", given)}
     return [name for name in PRECISIONS if name in wanted]
 
 

@@ -66,7 +66,7 @@ def test_the_floor_grows_with_the_calls():
     assert 0 < some < more
 
 
-@pytest.mark.parametrize(("precision", "stem"), [("fp32", "aa-digits"), ("bf16", "aa-digits-bf16")])
+@pytest.mark.parametrize(("precision", "stem"), [("fp32", "aa-digits"), ("tf32", "aa-digits-tf32")])
 def test_the_command_writes_what_it_prints(tmp_path, precision, stem):
     options = ["--model", "digits-standard", "--n", "4", "--seeds", "0", "--precision", precision]
     result = CliRunner().invoke(main, ["bench", "aa", *options, "--out", str(tmp_path)])
@@ -74,7 +74,7 @@ def test_the_command_writes_what_it_prints(tmp_path, precision, stem):
     text = (tmp_path / f"{stem}.md").read_text()
     assert text.strip() in result.output
     assert f"robbench searches in {precision}," in text
-    assert ("searches in bf16" in text.splitlines()[0]) == (precision == "bf16")
+    assert ("searches in tf32" in text.splitlines()[0]) == (precision == "tf32")
     found = json.loads((tmp_path / f"{stem}.json").read_text())
     assert found["models"][0]["model"] == "digits-standard"
     assert found["contest"]["precision"] == precision

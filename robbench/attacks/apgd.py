@@ -107,7 +107,6 @@ class APGD(Search):
         logits, loss, gradient = self._score(victim, state)
         point, live = state["point"], ~state["broken"] & (state["iteration"] < self.iterations)
         margin = margins(logits, state["y"]).masked_fill(~now.counts, float("inf"))
-        margin, spent = victim.settled(margin, point, state["y"], live)
         note(state, point, margin, self.iterations)
         # Where looking is free the active set looks after every step, and everybody here is live.
         waits = not looking_is_free(point)
@@ -125,10 +124,7 @@ class APGD(Search):
             _wait(state, before, live)
         calls = live * self.eot_iterations
         state["iteration"] = state["iteration"] + live
-        return state | {
-            "forwards": state["forwards"] + calls + spent,
-            "backwards": state["backwards"] + calls,
-        }
+        return state | {name: state[name] + calls for name in ("forwards", "backwards")}
 
     def leave(self, state: State) -> State:
         """Who was not broken hands back the last iterate."""

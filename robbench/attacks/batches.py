@@ -1,6 +1,6 @@
 """The batch a search on the CPU works in: no larger than what keeps a layer's output near the processor.
 
-Measured on one core (forward and input gradient an image, fp32 and bfloat16): the small nets of the zoo gain up to
+Measured on one core (forward and input gradient an image, fp32): the small nets of the zoo gain up to
 batches of 256 to 512; where the largest output of a layer exceeds some 16 MiB (`trades-mnist` from 256, `resnet20` from
 512) larger batches cost the same or up to 10 % more, and a quarter to a half more where malloc gives memory back.
 """

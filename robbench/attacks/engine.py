@@ -63,7 +63,7 @@ class GradientSearch(Search):
         # On the CPU the active set looks after every step, so that nobody who has finished is here.
         live = None if victim.device.type == "cpu" else self._live(state)
         if self.plan.early_stop:
-            self._note(victim, state, *found[0])
+            self._note(state, *found[0])
         moved = self.space.advance(*self._with_momentum(state, slopes))
         if live is not None:
             for name in self.space.perturbations:
@@ -74,11 +74,9 @@ class GradientSearch(Search):
     def _live(self, state: State) -> Tensor:
         return ~state["broken"] & (state["iteration"] < self.iterations)
 
-    def _note(self, victim: Victim, state: State, image: Tensor, logits: Tensor) -> None:
-        before, image = state["broken"], image.clamp(0.0, 1.0)
-        margin, spent = victim.settled(margins(logits, state["y"]), image, state["y"], self._live(state))
-        state["forwards"] = state["forwards"] + spent
-        note(state, image, margin, self.iterations)
+    def _note(self, state: State, image: Tensor, logits: Tensor) -> None:
+        before = state["broken"]
+        note(state, image.clamp(0.0, 1.0), margins(logits, state["y"]), self.iterations)
         fresh = state["broken"] & ~before
         for name in self.witnesses:
             kept = state[f"witness/{name}"]

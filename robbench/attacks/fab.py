@@ -80,23 +80,21 @@ class TargetedFab(Search):
         live = ~state["broken"] & (state["iteration"] < self.iterations)
         logits, lead, slope = self._linearised(victim, state)
         # A point pulled back may still be misclassified, now inside the ball; its logits are at hand.
-        self._note(victim, state, live, state["point"], margins(logits, state["y"]))
+        self._note(state, live, state["point"], margins(logits, state["y"]))
         candidate = self._moved(state, lead, slope)
         margin = margins(victim.logits(candidate), state["y"])
         state["iteration"] = state["iteration"] + live
-        self._note(victim, state, live, candidate, margin)
+        self._note(state, live, candidate, margin)
         # A mean of two points of the box is in it.
         share = torch.where(margin <= 0, self.pull_back, 1.0)
         state["point"] = torch.lerp(state["x"], candidate, per_sample(share, candidate))
         return state | {"forwards": state["forwards"] + 2 * live, "backwards": state["backwards"] + live}
 
-    def _note(self, victim: Victim, state: State, live: Tensor, images: Tensor, margin: Tensor) -> None:
+    def _note(self, state: State, live: Tensor, images: Tensor, margin: Tensor) -> None:
         """`note` what counts: points within epsilon, of samples that still search."""
-        if looking_is_free(margin) and not bool((margin <= victim.blur).any()):
+        if looking_is_free(margin) and not bool((margin <= 0).any()):
             return
         counts = live & (norm_of(images - state["x"], self.norm) <= self.epsilon)
-        margin, spent = victim.settled(margin, images, state["y"], counts)
-        state["forwards"] = state["forwards"] + spent
         note(state, images, margin.masked_fill(~counts, float("inf")), self.iterations)
 
     def _linearised(self, victim: Victim, state: State) -> tuple[Tensor, Tensor, Tensor]:

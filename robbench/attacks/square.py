@@ -308,9 +308,8 @@ class Square(Search):
         state = fresh_state(batch.x) | {"x": batch.x, "y": batch.y, "keys": keys}
         state |= moves.start(keys, batch.x)
         state["margin"] = _margin(victim, state["adversarial"], batch.y)
-        certain, spent = victim.settled(state["margin"], state["adversarial"], batch.y, ~state["broken"])
-        state["broken"] = certain <= 0
-        state["forwards"] += 1 + spent
+        state["broken"] = state["margin"] <= 0
+        state["forwards"] += 1
         return state
 
     def step(self, victim: Victim, state: State) -> State:
@@ -318,18 +317,15 @@ class Square(Search):
         query, images, proposal = moves.propose(state)
         margin = _margin(victim, images, state["y"])
         going = ~state["broken"] & (query <= self.iterations)
-        # Which image is better is said in the search's precision throughout, who is broken is not.
-        lower = (margin < state["margin"]) & going
-        certain, spent = victim.settled(margin, images, state["y"], lower)
-        hit = (certain <= 0) & going
-        better = lower | hit
+        hit = (margin <= 0) & going
+        better = (margin < state["margin"]) & going | hit
         put(state["adversarial"], images, better)
         moves.accept(state, better, proposal)
         state["margin"] = torch.where(better, margin, state["margin"])
         state["iteration"] = query.clamp(max=self.iterations)
         state["broken_at"] = torch.where(hit, query, state["broken_at"])
         state["broken"] = state["broken"] | hit
-        state["forwards"] += 1 + spent
+        state["forwards"] += 1
         return state
 
     def leave(self, state: State) -> State:

@@ -2,20 +2,16 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from robbench.attacks.batches import batch_in_cache, largest_output
 from robbench.attacks.lean import searchable
-from robbench.attacks.lean_bf16 import PROBED, blur, searchable_in_bf16
 from robbench.errors import UserError
+from robbench.precision import SearchPrecision, checked_precision
 
 RANDOMISED_VERDICTS = 3  # means of forwards an attacked image is scored by where the model is randomised
-
-SearchPrecision = Literal["fp32", "bf16", "tf32"]
-PRECISIONS: tuple[SearchPrecision, ...] = get_args(SearchPrecision)
 
 
 def full_precision() -> AbstractContextManager[None]:
@@ -52,8 +48,7 @@ class Victim:
     `differentiable` compute, which a search may be told in order to be faster; `margins` and `clean_logits`, on which
     verdicts stand, are fp32 forwards of the unmodified module always, means of `draws` of them where the module is
     randomised. fits: a batch size that memory holds, once a larger one was found not to fit. exact: whether a search
-    sees the module itself, to the last bit; what it finds elsewhere is to be confirmed. blur: margins this near to 0
-    may have the wrong sign in a search's precision, see `settled`.
+    sees the module itself, to the last bit; what it finds elsewhere is to be confirmed.
     """
 
     def __init__(
@@ -65,11 +60,10 @@ class Victim:
         compiled: bool = False,
     ) -> None:
         self.module, self.device, self.batch_size = module.to(device), torch.device(device), batch_size
-        self.precision: SearchPrecision = precision
+        self.precision: SearchPrecision = checked_precision(precision)
         self.exact = precision == "fp32" and not compiled
         self.draws = 1
         self.fits: int | None = None
-        self.blur = 0.0
         self._largest = 0  # bytes of a layer's output, an image; 0 for any batch
         self._searched: Callable[[Tensor], Tensor] = (
             torch.compile(self.module, dynamic=True) if compiled else self.module
@@ -98,39 +92,18 @@ class Victim:
 
     @contextmanager
     def searched_leanly(self, images: Tensor) -> Iterator[None]:
-        """Inside, and on the CPU in fp32 and bf16, a search sees a lean network that computes what the module does,
-        whose weights must not change meanwhile; and in a lower precision `blur` is known. images [n,C,H,W]: some of
-        those to attack."""
-        before = (self._searched, self.exact, self.blur, self._largest)
-        few = images[: min(PROBED, self.batch_size)].to(self.device)
+        """Inside, and on the CPU, a search sees a lean network that computes what the module does, whose weights must
+        not change meanwhile. images [n,C,H,W]: some of those to attack."""
+        before = (self._searched, self.exact, self._largest)
         if self.device.type == "cpu":
-            size = largest_output(self.module, self._checked, images[:2])
-            self._largest = size // 2 if self.precision == "bf16" else size
-            if self._searched is self.module and self.precision == "bf16":
-                self._searched = searchable_in_bf16(self.module, few)
-            elif self._searched is self.module:
+            self._largest = largest_output(self.module, self._checked, images[:2])
+            if self._searched is self.module:
                 self._searched = searchable(self.module, images)
                 self.exact &= self._searched is self.module
-        if self.precision != "fp32":
-            self.blur = blur(self.module, self.logits, few)
         try:
             yield
         finally:
-            self._searched, self.exact, self.blur, self._largest = before
-
-    def settled(
-        self, margin: Tensor, images: Tensor, labels: Tensor, asked: Tensor
-    ) -> tuple[Tensor, Tensor | int]:
-        """(margins [n], forwards [n] it took): `margin`, of a search's forward of `images` [n,C,H,W], but that of the
-        module itself for those of `asked` [n] bool that lie within `blur` of 0. So no break is missed by the search's
-        precision. Where that is lower, this waits for the device."""
-        if not self.blur or self.draws > 1:
-            return margin, 0
-        near = asked & (margin.abs() <= self.blur)
-        rows = near.nonzero().squeeze(1)
-        if len(rows):
-            margin = margin.index_copy(0, rows, self.margins(images[rows], labels[rows]))
-        return margin, near.long()
+            self._searched, self.exact, self._largest = before
 
     def searched_batch(self, asked: int) -> int:
         """The batch for a search, at most `asked`: inside `searched_leanly`, on the CPU, what its cache holds."""
@@ -145,10 +118,7 @@ class Victim:
         """float32 logits [n,K] with a graph to x, in the search's precision."""
         if self.precision == "fp32":
             return self._searched(x).float()
-        if self.precision == "tf32":
-            with _tensor_float_32(True):
-                return self._searched(x).float()
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with _tensor_float_32(True):
             return self._searched(x).float()
 
     def margins(self, x: Tensor, labels: Tensor) -> Tensor:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from robbench.attacks import Attack, Outcome, Victim, build_attack
 from robbench.attacks.inner import attacked
-from robbench.attacks.victim import SearchPrecision, full_precision
+from robbench.attacks.victim import full_precision
 from robbench.bench.timing import now
 from robbench.data import Dataset, sample_ids
 from robbench.device import versions
 from robbench.models.loading import LoadedModel
+from robbench.precision import SearchPrecision
 from robbench.specs import resolve_attack, threat_models
 
 BATCHES = (32, 64, 128, 256, 512, 1000)  # where the floor looks for the cheapest model call

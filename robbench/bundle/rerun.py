@@ -14,7 +14,6 @@ import pyarrow as pa
 import torch
 
 from robbench.attacks import ATTACKS
-from robbench.attacks.victim import SearchPrecision
 from robbench.bundle.findings import WHOLE, Finding, judged
 from robbench.bundle.subjects import Subjects
 from robbench.check.paired import RULES, Rules, compare_samples, largest_count
@@ -28,6 +27,7 @@ from robbench.matrix.records import CellResult, Run
 from robbench.matrix.shard_work import CleanLikelihood, ShardFailure, ShardWork
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.zoo import ZooEntry
+from robbench.precision import checked_precision, read_record, withdrawal
 
 CHECK = "re-run"
 FLIP_RATE = 0.005  # of `check.paired.Rules`: how many verdicts another processor may turn
@@ -83,11 +83,12 @@ class Reruns:
     batch_size: int
 
     def able(self) -> list[CellResult]:
-        """Cells with all rows whose model, and flow if any, is at hand."""
+        """Cells with all rows whose model, and flow if any, is at hand, and whose search still exists."""
         return [
             result
             for result in self.run.cells
             if result.cell.status == "ok"
+            and not withdrawal(result.cell.search_precision)
             and result.cell.model in self.subjects.models
             and all(
                 reference is None or self.flows(reference.sha256) is not None
@@ -96,7 +97,9 @@ class Reruns:
         ]
 
     def findings(self, choice: RerunChoice, say: Callable[[str], None]) -> Iterator[Finding]:
-        """A finding a cell, then one over all of them: small samples together see what none of them does alone."""
+        """A finding for every cell that was run again or never can be, then one over all that were: small samples
+        together see what none of them does alone."""
+        yield from self._withdrawn()
         pairs = []
         for result in choice.cells(self.able()):
             say(f"Re-running {result.cell.model} x {result.cell.attack.label}")
@@ -108,6 +111,13 @@ class Reruns:
             whole = _together(pairs, choice.rules)
             if len(pairs) > 1 or whole.verdict == "unchecked":
                 yield whole
+
+    def _withdrawn(self) -> Iterator[Finding]:
+        """Of every such cell, not of a share: a bundle must not escape being run again by naming such a search."""
+        for result in self.run.cells:
+            if result.cell.status == "ok" and (why := withdrawal(result.cell.search_precision)):
+                reason = f"cannot be run again: {why}"
+                yield Finding(result.cell.model, result.cell.attack.label, CHECK, "unchecked", 0, reason)
 
     def _again(self, result: CellResult, choice: RerunChoice) -> tuple[Finding, Pair | None]:
         cell, ids = result.cell, choice.ids(self.run, result)
@@ -123,6 +133,7 @@ class Reruns:
 
     def _built(self, result: CellResult, ids: Sequence[int]) -> Cell:
         cell, entry = result.cell, self._flow_entry(result)
+        checked_precision(read_record(cell.search_precision)[0])
         builder = CellBuilder(
             seed=self.run.seed,
             batch_size=cell.batch_size or self.batch_size,
@@ -146,15 +157,15 @@ class Reruns:
         return self.flows(entry.card.weights.sha256) if entry else None
 
     def _rows(self, built: Cell, result: CellResult, ids: Sequence[int]) -> pd.DataFrame | ShardFailure:
-        precision, _, compiled = result.cell.search_precision.partition(", ")
+        precision, compiled = read_record(result.cell.search_precision)
         batch_size = result.cell.batch_size or self.batch_size
         work = ShardWork(
             split=self.dataset.test,
             seed=self.run.seed,
             device=self.device,
             batch_size=batch_size,
-            precision=_precision(precision),
-            compiled=bool(compiled),
+            precision=checked_precision(precision),
+            compiled=compiled,
             kept=frozenset(),
             likelihood=CleanLikelihood(self._flow(result), self.device, self.run.seed, batch_size),
         )
@@ -212,13 +223,6 @@ def _likelihood_problems(stored: pd.DataFrame, rows: pd.DataFrame, rules: Rules)
         if other.sum() > largest_count(len(rows), rate, rules.alpha):
             problems.append(f"{int(other.sum())} of {len(rows)} values of {column} are others")
     return problems
-
-
-def _precision(text: str) -> SearchPrecision:
-    known: dict[str, SearchPrecision] = {"fp32": "fp32", "bf16": "bf16", "tf32": "tf32"}
-    if text not in known:
-        raise UserError(f"search precision {text!r} is not known here; verify with the robbench that ran it")
-    return known[text]
 
 
 def _together(pairs: Sequence[Pair], rules: Rules) -> Finding:

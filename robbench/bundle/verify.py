@@ -241,11 +241,9 @@ class _Verifier:
             return
         size = self.request.batch_size
         reruns = Reruns(self.run, self.subjects, self._flow, self.source.dataset, self.device, size)
-        chosen = self.choice.cells(reruns.able())
-        if not chosen:
-            yield Finding(
-                WHOLE, "", "re-run", "unchecked", 0, "nothing re-run: no cell has its model at hand"
-            )
+        if not reruns.able():
+            reason = "nothing re-run: no cell that can be run again has its model at hand"
+            yield Finding(WHOLE, "", "re-run", "unchecked", 0, reason)
         yield from reruns.findings(self.choice, self.say)
 
     # -------------------------------------------------------------------------------------------------------- notes

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from robbench.attacks.victim import SearchPrecision
 from robbench.cards import ModelCard
 from robbench.data import Dataset, dataset_names, load_dataset
 from robbench.data.card import family, read_folder_card, require_dataset
@@ -19,6 +18,7 @@ from robbench.experiments import LEAST_TEST, LEAST_TRAINING, AttackUse, Experime
 from robbench.matrix.plan import RunRequest
 from robbench.matrix.ray_backend import BackendName
 from robbench.models.zoo import ZooEntry, read_entry, zoo_entries
+from robbench.precision import SearchPrecision
 from robbench.resources import write_text_atomically
 from robbench.schema import Strict, dump_yaml, load_yaml
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models, ungrouped

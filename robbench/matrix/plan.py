@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from robbench.attacks.victim import SearchPrecision
 from robbench.cards import ModelCard
 from robbench.data import Dataset, load_dataset, sample_ids
 from robbench.data.card import family, require_dataset
@@ -23,6 +22,7 @@ from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow
 from robbench.models.sources import Wanted, has_scheme
 from robbench.models.zoo import ZooEntry, default_flow, find_model, find_models, zoo_entries
+from robbench.precision import SearchPrecision, checked_precision, recorded
 from robbench.specs import (
     ModelKind,
     ResolvedAttack,
@@ -132,7 +132,7 @@ def build_plan(request: RunRequest) -> Plan:
     builder = CellBuilder(
         seed=request.seed,
         batch_size=request.batch_size,
-        search_precision=request.precision + (", compiled" if request.compiled else ""),
+        search_precision=recorded(checked_precision(request.precision), request.compiled),
         likelihood_dtype=torch.float64 if request.likelihood_dtype == "float64" else torch.float32,
         dataset=dataset,
         samples=samples,

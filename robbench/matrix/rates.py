@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks.spaces import Codec
-from robbench.attacks.victim import SearchPrecision, Victim, out_of_memory
+from robbench.attacks.victim import Victim, out_of_memory
 from robbench.bench.timing import now
 from robbench.matrix.cells import SHARD_SIZE, Cell, ClassifierCell, FlowCell
 from robbench.matrix.plan import Plan
 from robbench.models.flows.base import FlowModel
+from robbench.precision import SearchPrecision
 
 LIMIT = 0.4  # seconds after which a measurement tries no larger batch
 BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 1024)

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from robbench.cards import FlowReference, ModelCard, Side
 from robbench.data.card import DatasetCard
+from robbench.precision import withdrawal
 from robbench.schema import Strict, canonical_hash
 from robbench.specs import SHA256, Name, ResolvedAttack
 
@@ -56,6 +57,12 @@ class CellRecord(Strict):
     def model_name(self) -> str:
         """The model's name in its card."""
         return self.model
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the number may overstate robustness: its suspicions, and a search that was withdrawn since."""
+        withdrawn = withdrawal(self.search_precision)
+        return (*self.suspicions, withdrawn) if withdrawn else self.suspicions
 
     @property
     def flow(self) -> str | None:

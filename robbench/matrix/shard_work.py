@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robbench.attacks import LikelihoodOutcome, Outcome, Victim
 from robbench.attacks.suspicions import Diagnostics
-from robbench.attacks.victim import SearchPrecision, full_precision, out_of_memory
+from robbench.attacks.victim import full_precision, out_of_memory
 from robbench.attacks.witness import witnesses
 from robbench.data import Split
 from robbench.device import device_text
@@ -22,6 +22,7 @@ from robbench.errors import AttackViolation, UserError
 from robbench.matrix.cells import Cell, ClassifierCell, FlowCell
 from robbench.matrix.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
 from robbench.models.flows.base import FrozenFlow
+from robbench.precision import SearchPrecision
 
 
 @dataclass(frozen=True)

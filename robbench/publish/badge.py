@@ -81,7 +81,7 @@ def _row_of(rows: Sequence[TableRow], attack: str) -> TableRow:
 def _suspicious(model: ModelResults, row: TableRow) -> bool:
     """Whether something is suspicious about an attack that the number stands on."""
     attacks = combined_attacks(row.note) or {row.attack}
-    return any(r.cell.suspicions for r in model.cells if r.cell.attack.label in attacks)
+    return any(r.cell.doubts for r in model.cells if r.cell.attack.label in attacks)
 
 
 def _badge(run: Run, row: TableRow, suspicious: bool) -> Badge:

@@ -3,6 +3,7 @@
 from functools import cache
 
 from robbench.matrix.records import CellRecord
+from robbench.precision import withdrawal
 from robbench.resources import data_root
 from robbench.schema import Strict, load_yaml
 
@@ -19,11 +20,14 @@ class ParityTables(Strict):
 def parity_note(cell: CellRecord) -> str:
     """ "robbench aa, parity table v2" for a cell of robbench's own AutoAttack, and "" for any other.
 
-    An engine that the shipped tables were not measured with is named as such.
+    An engine that the shipped tables were not measured with is named as such; searches in a precision that was
+    withdrawn have none.
     """
     if cell.attack.algorithm != ALGORITHM:
         return ""
     tables = _shipped()
+    if withdrawal(cell.search_precision):
+        return "robbench aa: no parity table"
     if cell.engine in tables.engines:
         return f"robbench aa, parity table v{tables.version}"
     return (

@@ -4,6 +4,7 @@ import math
 import shlex
 
 from robbench.matrix.records import CellRecord, Run
+from robbench.precision import WITHDRAWN, read_record
 from robbench.publish import corruptions
 from robbench.specs import ResolvedAttack
 
@@ -13,7 +14,7 @@ Matrix = tuple[str, str, tuple[str, ...]]  # models, attacks, further options
 
 def commands(run: Run) -> list[str]:
     """`robbench run` lines for all cells of a run: one where every combination of the given budgets and steps is
-    there, else one for each."""
+    there, else one for each. What was searched in a precision since withdrawn is searched in fp32."""
     cells: dict[Options, list[CellRecord]] = {}
     for result in run.cells:
         cells.setdefault(_given(result.cell.attack), []).append(result.cell)
@@ -43,10 +44,8 @@ def _matrix(cells: list[CellRecord]) -> Matrix:
     further: list[str] = []
     if any(cell.precision == "fp64" for cell in cells):
         further += ["--likelihood-dtype", "float64"]
-    searched = {cell.search_precision for cell in cells} - {"fp32"}
-    for text in sorted(searched):
-        name, _, compiled = text.partition(", ")
-        further += ["--precision", name] if name != "fp32" else []
+    for name, compiled in sorted({read_record(cell.search_precision) for cell in cells}):
+        further += ["--precision", name] if name != "fp32" and name not in WITHDRAWN else []
         further += ["--compile"] if compiled else []
     return models, attacks, tuple(further)
 

@@ -167,7 +167,7 @@ def _accuracy_row(run: Run, result: CellResult) -> TableRow:
     if blank.status != "ok":
         return blank
     notes = [parity_note(result.cell), _near_ties(result.rows["margin"])]
-    notes += map(suspicious_note, result.cell.suspicions)
+    notes += map(suspicious_note, result.cell.doubts)
     return with_estimate(blank, accuracy.accuracy(robust(result.rows)), notes)
 
 

@@ -108,6 +108,34 @@ def test_command(honest: Path) -> None:
     assert AT in shown.output
 
 
+def searched_in(precision: str, place: Path) -> Path:
+    """A bundle of two cells that say they were searched in `precision`, as an earlier version would have written it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robbench.matrix.plan.recorded", lambda *_: precision)
+        return bundled(attacked(place / "run", [AT], ["pgd10", "fgsm"]), place / "old.zip")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16, compiled"])
+def test_searches_since_withdrawn_are_rescored_and_never_run_again(precision: str, tmp_path: Path) -> None:
+    """Each such cell is named whatever the share, so that no bundle escapes a re-run by claiming such a search."""
+    result = checked(searched_in(precision, tmp_path), share=0.01)
+    assert result.exit_code == 3
+    whole, *cells = result.of("unchecked")
+    assert [(f.attack, f.check, f.count) for f in cells] == [("pgd10", "re-run", 0), ("fgsm", "re-run", 0)]
+    assert all(f.reason.startswith("cannot be run again: searched in bf16, which was") for f in cells)
+    assert whole.reason.startswith("nothing re-run")
+    counts = {(f.attack, f.check): (f.verdict, f.count) for f in result.findings if f.model == AT}
+    assert counts["pgd10", "verdicts"] == ("agrees", KEPT)
+
+
+def test_an_unknown_search_does_not_end_the_verification(tmp_path: Path) -> None:
+    result = checked(searched_in("fp8", tmp_path), share=1.0)
+    assert result.exit_code == 3
+    assert [f.reason.partition(";")[0] for f in result.of("unchecked")] == [
+        "not re-run: unknown precision 'fp8'"
+    ] * 2
+
+
 # --------------------------------------------------------------------------------------------- what models are held to
 def test_a_model_that_is_not_here(run: Path, tmp_path: Path) -> None:
     """Its examples are not re-scored, and that is no success; with its card it is."""
@@ -116,7 +144,7 @@ def test_a_model_that_is_not_here(run: Path, tmp_path: Path) -> None:
     result = checked(bundle, share=1.0)
     assert result.exit_code == 3
     assert "not re-scored" in reason(result, "model")
-    assert "no cell has its model" in reason(result, "re-run")
+    assert "no cell that can be run again has its model" in reason(result, "re-run")
     assert checked(bundle, files_only=True).exit_code == 0
     assert checked(bundle, models=(str(folder),)).exit_code == 0
     with pytest.raises(UserError, match=r"--model 'digits-at' .* is none of the bundle's models: my-own"):

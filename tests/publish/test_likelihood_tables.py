@@ -447,9 +447,13 @@ def test_commands_list_budgets_only_where_every_combination_is_there(mixed: Run)
 
     assert line((8, 10), (8, 50), (16, 10), (16, 50)) == ["--epsilon 8,16 --steps 10,50"]
     assert line((8, 10), (16, 50)) == ["--epsilon 8 --steps 10", "--epsilon 16 --steps 50"]
-    searched = mixed.cells[0].cell.model_copy(update={"search_precision": "bf16, compiled"})
-    (text,) = commands(flow_run([replace(mixed.cells[0], cell=searched)]))
-    assert text.endswith("--precision bf16 --compile")
+    for searched, options in (
+        ("tf32, compiled", "--precision tf32 --compile"),
+        ("bf16, compiled", "--compile"),
+    ):
+        cell = mixed.cells[0].cell.model_copy(update={"search_precision": searched})
+        (text,) = commands(flow_run([replace(mixed.cells[0], cell=cell)]))
+        assert text.partition("--seed 3 ")[2] == options
 
 
 def test_defenses_and_models_are_named_in_plan_order(flows: Run) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from robbench.matrix.records import CellResult, Run
 from robbench.publish import wording
+from robbench.publish.badge import badge_of
 from robbench.publish.html import render
 from robbench.publish.parity import parity_note
 from robbench.publish.tables import leaderboard
@@ -35,6 +36,25 @@ def test_a_suspicion_is_said_once_a_model(run: Run) -> None:
         f"digits-ijsat, pgd20, aa: {SOFTMAX}",
         f"digits-ijsat, aa: {SQUARE}",
     ]
+
+
+def test_a_search_since_withdrawn_is_said_in_every_table(run: Run) -> None:
+    """Runs of earlier versions are read, shown with the same numbers, and not believed without a word."""
+    cells = [
+        CellResult(r.cell.model_copy(update={"search_precision": "bf16, compiled"}), r.rows)
+        if number == 4
+        else r
+        for number, r in enumerate(run.cells)
+    ]
+    old = make_run(cells, run.n)
+    said = "searched in bf16, which was withdrawn because it overstates robustness"
+    assert wording.problems(leaderboard(old))[-1] == f"digits-ijsat, aa: {said}"
+    assert said in markdown(old, leaderboard(old))
+    assert said in render(old)
+    assert parity_note(cells[4].cell) == "robbench aa: no parity table"
+    assert badge_of(old, "digits-ijsat", "aa").suspicious
+    assert not badge_of(old, "digits-ijsat", "pgd20").suspicious
+    assert [row.value for row in leaderboard(old)] == [row.value for row in leaderboard(run)]
 
 
 def test_numbers_are_as_without_it(run: Run) -> None:

@@ -194,7 +194,7 @@ def _spread(results: Sequence[CellResult]) -> list[CellResult]:
 
 def _suspicions(results: Sequence[CellResult]) -> list[tuple[str, str]]:
     """(model, text)."""
-    return [(r.cell.model_name, text) for r in results for text in r.cell.suspicions]
+    return [(r.cell.model_name, text) for r in results for text in r.cell.doubts]
 
 
 def _failed(group: Group, results: Sequence[CellResult]) -> list[tuple[str, str, str]]:

@@ -304,7 +304,7 @@ def signs(results: Sequence[CellResult]) -> list[Sign]:
     """What is suspicious, each text once with the attacks that say it."""
     found: dict[str, list[str]] = {}
     for result in results:
-        for text in result.cell.suspicions:
+        for text in result.cell.doubts:
             found.setdefault(text, []).append(result.cell.attack.label)
     return [Sign(text, tuple(labels)) for text, labels in found.items()]
 

@@ -1,0 +1,59 @@
+"""What attacks may search in, and that a precision which was withdrawn is refused everywhere, with the reason."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from robbench.attacks import Victim
+from robbench.cli import main
+from robbench.errors import UserError
+from robbench.matrix.plan import RunRequest, build_plan
+from robbench.precision import PRECISIONS, WITHDRAWN, checked_precision, read_record, recorded, withdrawal
+
+MATRIX = ["--model", "digits-at", "--n", "4"]
+COMMANDS = {
+    "run": ["run", *MATRIX, "--attacks", "pgd20"],
+    "dry run": ["run", *MATRIX, "--attacks", "pgd20", "--dry-run"],
+    "recipe": ["run", "--recipe", "ijsat-table1"],
+    "bench": ["bench", "aa", *MATRIX],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", WITHDRAWN)
+def test_a_withdrawn_precision_is_refused_before_anything_is_computed(
+    command: str, name: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    result = CliRunner().invoke(main, [*COMMANDS[command], "--precision", name, "--out", str(out)])
+    assert result.exit_code == 2
+    (line,) = result.output.splitlines()
+    assert all(word in line for word in (f"--precision {name}", "overstates", "fp32"))
+    assert not out.exists()
+
+
+def test_it_is_refused_beside_others_too() -> None:
+    result = CliRunner().invoke(main, [*COMMANDS["bench"], "--precision", "fp32,bf16"])
+    assert (result.exit_code, len(result.output.splitlines())) == (2, 1)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8", "", "FP32"])
+def test_from_python(name: str, classifier: object) -> None:
+    with pytest.raises(UserError, match="precision"):
+        Victim(classifier, precision=name)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="precision"):
+        build_plan(RunRequest(attacks=("pgd20",), models=("digits-at",), n=4, precision=name))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", [*PRECISIONS, *WITHDRAWN])
+def test_what_a_cell_records_is_read_back(name: str, compiled: bool) -> None:
+    text = recorded(name, compiled)  # type: ignore[arg-type]
+    assert read_record(text) == (name, compiled)
+    assert bool(withdrawal(text)) == (name in WITHDRAWN)
+
+
+def test_every_precision_that_is_offered_can_be_used() -> None:
+    assert [checked_precision(name) for name in PRECISIONS] == list(PRECISIONS)
+    assert not set(PRECISIONS) & set(WITHDRAWN)

@@ -118,7 +118,9 @@ def _several(budget: Budgets) -> tuple[float | None, ...]:
     if budget is None or isinstance(budget, int | float | np.number):
         return (None if budget is None else float(budget),)
     if isinstance(budget, str):
-        raise UserError(f"evaluate: budget {budget!r} is a text; give a number in [0,1] pixels, as in 8 / 255")
+        raise UserError(
+            f"evaluate: budget {budget!r} is a text; give a number in [0,1] pixels, as in 8 / 255"
+        )
     return tuple(float(one) for one in budget)
 
 

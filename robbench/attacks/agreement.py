@@ -1,11 +1,15 @@
-"""How far two forwards of the same images are from each other, independent of the scale and a common shift of logits."""
+"""How far two forwards of the same images are apart, independent of the scale and a common shift of logits."""
 
 import torch
 from torch import Tensor
 
 ROUNDING = 1e-3  # relative gaps that arithmetic in another order explains, with a wide margin
-DIFFERENT = 0.1  # relative gaps that no arithmetic explains: int8 activations reach 0.03, bfloat16 inside 0.02
-_SMALLEST_SCALE = 0.1  # of a row, as a share of the median row: near-constant logits are rounding of larger numbers
+DIFFERENT = (
+    0.1  # relative gaps that no arithmetic explains: int8 activations reach 0.03, bfloat16 inside 0.02
+)
+_SMALLEST_SCALE = (
+    0.1  # of a row, as a share of the median row: near-constant logits are rounding of larger numbers
+)
 _ULPS = 32  # of the logits themselves, where a common shift is much larger than their differences
 
 

@@ -16,9 +16,10 @@ from torch.nn.functional import cross_entropy
 
 from robbench.attacks.active import RESERVED, Batch, Search, fresh_state, note
 from robbench.attacks.apgd_rules import HalvingRule, Rule, Timetable, rule_of
+from robbench.attacks.decision import margins
 from robbench.attacks.geometry import TINY, looking_is_free, per_sample, put
 from robbench.attacks.spaces import State
-from robbench.attacks.victim import Victim, margins
+from robbench.attacks.victim import Victim
 from robbench.errors import UserError
 from robbench.random import KeyedNumbers
 from robbench.specs import Norm

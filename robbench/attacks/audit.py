@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.agreement import DIFFERENT, ROUNDING, relative_gaps, spread_gaps
+from robbench.attacks.decision import margins
 from robbench.attacks.model_state import ModelState
 from robbench.attacks.preflight import STANDARD_ERRORS, Passed
-from robbench.attacks.victim import Victim, margins
+from robbench.attacks.victim import Victim
 from robbench.errors import UserError
 
 CHANGED = (
@@ -123,7 +124,8 @@ def _check_forwards(victim: Victim, audit: SearchAudit) -> None:
 
 def _check_claims(found: Searched, again: Tensor, gap: float) -> None:
     """A search that saw an image misclassified must not be contradicted by its scoring, beyond near ties."""
-    logits = torch.where((margins(found.logits, found.labels) < margins(again, found.labels))[:, None], found.logits, again)
+    lower = margins(found.logits, found.labels) < margins(again, found.labels)
+    logits = torch.where(lower[:, None], found.logits, again)
     margin = margins(logits, found.labels)
     scale = (logits - logits.mean(1, keepdim=True)).abs().amax(1)
     refuted = found.claimed & (margin > 2 * max(ROUNDING, gap) * scale)

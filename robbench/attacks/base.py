@@ -13,10 +13,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.audit import Rescored, SearchAudit, Searched, check_afterwards
-from robbench.attacks.checks import BALL_TOLERANCE, check_tensor, inside_ball, inside_box, require
+from robbench.attacks.audit import SearchAudit, Searched, check_afterwards
+from robbench.attacks.checks import (
+    BALL_TOLERANCE,
+    BOX_TOLERANCE,
+    check_tensor,
+    inside_ball,
+    inside_box,
+    require,
+)
 from robbench.attacks.codec import FlowCodec, decoded_image
 from robbench.attacks.context import own_context, refuse_inference_tensors
+from robbench.attacks.decision import margins
 from robbench.attacks.geometry import norm_of
 from robbench.attacks.inner import attacked
 from robbench.attacks.model_call import out_of_memory
@@ -25,7 +33,7 @@ from robbench.attacks.named import ATTACKS, NamedAttack
 from robbench.attacks.preflight import check_model
 from robbench.attacks.spaces import Codec
 from robbench.attacks.suspicions import PROBED, Diagnostics, Suspicion, diagnose, zero_gradients
-from robbench.attacks.victim import Victim, chunks, full_precision, margins
+from robbench.attacks.victim import Victim, chunks, full_precision
 from robbench.errors import AttackViolation, UserError
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.specs import ModelKind, ResolvedAttack
@@ -136,7 +144,9 @@ class Attack(NamedAttack):
 
         Sample i is keyed by its position i. The model's modes and flags are as before afterwards.
         """
-        outcome = self.evaluate(Victim(model, x.device, batch_size), torch.arange(len(x)), x, y, seed=seed, batch_size=batch_size)
+        outcome = self.evaluate(
+            Victim(model, x.device, batch_size), torch.arange(len(x)), x, y, seed=seed, batch_size=batch_size
+        )
         return outcome.adversarial.to(x.device)
 
     def evaluate(
@@ -150,7 +160,9 @@ class Attack(NamedAttack):
         """
         with own_context():
             x, y = _checked_inputs(x, y)
-            return self._within_memory(victim, _checked_ids(sample_ids, len(x)), x, y, _checked_seed(seed), batch_size)
+            return self._within_memory(
+                victim, _checked_ids(sample_ids, len(x)), x, y, _checked_seed(seed), batch_size
+            )
 
     def _within_memory(
         self, victim: Victim, sample_ids: Tensor, x: Tensor, y: Tensor, seed: int, batch_size: int
@@ -397,7 +409,9 @@ def _checked_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             f"numbers)"
         )
     if not x.is_floating_point():
-        raise UserError(f"images are {x.dtype}; give floating point pixels in [0,1] (of 8-bit images: x.float() / 255)")
+        raise UserError(
+            f"images are {x.dtype}; give floating point pixels in [0,1] (of 8-bit images: x.float() / 255)"
+        )
     if x.ndim != 4 or y.shape != (len(x),):
         raise UserError(
             f"images {tuple(x.shape)} with labels {tuple(y.shape)}: give [N,C,H,W] images and [N] labels"
@@ -418,7 +432,7 @@ def _checked_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 def _checked_ids(ids: Tensor, n: int) -> Tensor:
     """Sample ids [n], which key every random number."""
-    if ids.dtype != torch.int64 or ids.shape != (n,) or len(ids.unique()) != n:
+    if ids.dtype != torch.int64 or ids.shape != (n,) or len(set(ids.tolist())) != n:
         raise UserError(
             f"sample_ids are {ids.dtype} {tuple(ids.shape)} for {n} images; give one int64 id per image, all different"
         )

@@ -1,4 +1,4 @@
-"""Torch's global settings as every attack needs them, whatever the caller has set; the caller's come back afterwards."""
+"""Torch's global settings as every attack needs them; those of the caller come back afterwards."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -32,7 +32,7 @@ def own_context() -> Iterator[None]:
 
 
 def refuse_inference_tensors(module: nn.Module) -> None:
-    """`UserError` for a module that was built inside `torch.inference_mode`: nothing can be differentiated through it."""
+    """`UserError` for a module that was built inside `torch.inference_mode`: it has no gradients."""
     tensors = (*module.named_parameters(), *module.named_buffers())
     name = next((name for name, tensor in tensors if tensor.is_inference()), None)
     if name is not None:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from robbench.attacks.active import Batch, Search, fresh_state, note, run_search, still_robust
 from robbench.attacks.base import Candidates, Task
+from robbench.attacks.decision import margins
 from robbench.attacks.geometry import TINY, SampleNoise, norm_of, per_sample
 from robbench.attacks.inner import gradients
 from robbench.attacks.spaces import SearchSpace, State
-from robbench.attacks.victim import Victim, margins
+from robbench.attacks.victim import Victim
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.active import Batch, Search, fresh_state, note
+from robbench.attacks.decision import margins
 from robbench.attacks.geometry import looking_is_free, norm_of, per_sample
 from robbench.attacks.geometry_box import steps_to_hyperplane
 from robbench.attacks.spaces import State
-from robbench.attacks.victim import Victim, margins
+from robbench.attacks.victim import Victim
 from robbench.errors import UserError
 from robbench.random import KeyedNumbers
 from robbench.specs import Norm

@@ -23,6 +23,10 @@ ALONE = 3  # images scored in a batch of their own
 STANDARD_ERRORS = 8.0  # between two means of a randomised model's logits
 
 
+class RandomisedModelError(UserError):
+    """The model gives the same images other logits a second time."""
+
+
 @dataclass(frozen=True)
 class Passed:
     """What the battery saw of a model that passed it.
@@ -92,7 +96,7 @@ def _compare(victim: Victim, probe: Tensor, reference: Tensor) -> float:
 def _refuse_randomised(gaps: Tensor) -> None:
     worst = float(gaps.max())
     if worst > ROUNDING:
-        raise UserError(
+        raise RandomisedModelError(
             f"the model is randomised: its logits for the same images differ by {100 * worst:.3g} % of their size the "
             f"second time; attack it with aa-rand, which averages over its randomness, or make each image's logits a "
             f"function of the image alone (a seed fixed inside the forward does not: its noise goes by the place in "
@@ -109,7 +113,7 @@ def _batch_dependent(seen: str) -> UserError:
 
 
 def _with_graph(victim: Victim, probe: Tensor, reference: Tensor) -> Tensor:
-    """Logits of a forward that keeps a graph; `reference` where the model has none, which attacks explain themselves."""
+    """Logits of a forward that keeps a graph; `reference` where the model has none, which attacks explain."""
     point = probe.to(victim.device).detach().requires_grad_(True)
     try:
         with torch.enable_grad():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.active import Batch, Search, fresh_state
+from robbench.attacks.decision import margins
 from robbench.attacks.geometry import TINY, norm_of, per_sample, put
 from robbench.attacks.geometry_l1 import project_l1_box, rounding_allowance
 from robbench.attacks.spaces import State
@@ -23,17 +24,12 @@ from robbench.attacks.square_windows import (
     window_sizes,
     window_spans,
 )
-from robbench.attacks.victim import Victim, margins
+from robbench.attacks.victim import Victim
 from robbench.errors import UserError
 from robbench.random import KeyedNumbers
 from robbench.specs import Norm
 
 MOST_REMEMBERED = 2**16  # windows a sample; with more of them, repeats within 5,000 queries are rare
-
-
-def _margin(victim: Victim, images: Tensor, labels: Tensor) -> Tensor:
-    """Margins [n]; infinite, so that no search goes there, where the model's are not finite."""
-    return margins(victim.logits(images), labels).nan_to_num_(math.inf, math.inf, math.inf)
 
 
 class Moves(ABC):
@@ -307,7 +303,7 @@ class Square(Search):
         keys = KeyedNumbers(batch.seed, self.name, batch.ids, self.restart, batch.x.device).keys
         state = fresh_state(batch.x) | {"x": batch.x, "y": batch.y, "keys": keys}
         state |= moves.start(keys, batch.x)
-        state["margin"] = _margin(victim, state["adversarial"], batch.y)
+        state["margin"] = margins(victim.logits(state["adversarial"]), batch.y)
         state["broken"] = state["margin"] <= 0
         state["forwards"] += 1
         return state
@@ -315,7 +311,7 @@ class Square(Search):
     def step(self, victim: Victim, state: State) -> State:
         moves = self._moves_for(state["x"])
         query, images, proposal = moves.propose(state)
-        margin = _margin(victim, images, state["y"])
+        margin = margins(victim.logits(images), state["y"])
         going = ~state["broken"] & (query <= self.iterations)
         hit = (margin <= 0) & going
         better = (margin < state["margin"]) & going | hit

@@ -117,9 +117,9 @@ class Diagnostics(Strict):
         return Suspicion(
             "chance",
             {"right": self.clean_right, "samples": self.samples, "chance": chance / 100},
-            f"clean accuracy is {clean.value:.1f} % of {self.samples} [{clean.lower:.1f}, {clean.upper:.1f}], not above "
-            f"the {chance:.3g} % of chance for {self.classes} classes: every number of this model says nothing; check "
-            f"its weights, the order of its classes, and that its normalisation is inside the model",
+            f"clean accuracy is {clean.value:.1f} % of {self.samples} [{clean.lower:.1f}, {clean.upper:.1f}], not "
+            f"above the {chance:.3g} % of chance for {self.classes} classes: no number of this model says anything; "
+            f"check its weights, the order of its classes, and that its normalisation is inside the model",
         )
 
     def _not_finite(self) -> Suspicion | None:
@@ -149,9 +149,9 @@ class Diagnostics(Strict):
         return Suspicion(
             "ties",
             {"clean": self.clean_ties, "attacked": self.attacked_ties, "samples": self.samples},
-            f"tied logits: the label's logit equals the largest other one for {self.clean_ties} of {self.samples} clean "
-            f"and {self.attacked_ties} attacked images; a tie counts as wrong, before and after an attack; return "
-            f"logits before they are rounded, clipped or squashed",
+            f"tied logits: the label's logit equals the largest other one for {self.clean_ties} of {self.samples} "
+            f"clean and {self.attacked_ties} attacked images; a tie counts as wrong, before and after an attack; "
+            f"return logits before they are rounded, clipped or squashed",
         )
 
     def _probabilities(self) -> Suspicion | None:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from robbench.attacks.batches import batch_in_cache, largest_output
+from robbench.attacks.decision import margins
 from robbench.attacks.lean import searchable
+from robbench.attacks.model_call import call_model
 from robbench.errors import UserError
 from robbench.precision import SearchPrecision, checked_precision
 
@@ -29,16 +32,16 @@ def _tensor_float_32(allowed: bool) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory, the device's or the machine's, was too small."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # the CPU's allocator
-
-
 def chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
     """`rows` in consecutive parts of at most `size`; none for no rows (Tensor.split gives one empty part)."""
     return tuple(rows[start : start + size] for start in range(0, len(rows), size))
+
+
+class Listener(Protocol):
+    """Hears of the forwards of a search."""
+
+    def note(self, images: Tensor, logits: Tensor) -> None:
+        """A forward of images [n,C,H,W] gave logits [n,K]."""
 
 
 class Victim:
@@ -68,6 +71,7 @@ class Victim:
         self._searched: Callable[[Tensor], Tensor] = (
             torch.compile(self.module, dynamic=True) if compiled else self.module
         )
+        self._listener: Listener | None = None
 
     @property
     def only_claims(self) -> bool:
@@ -81,11 +85,12 @@ class Victim:
         return 1 if self.draws == 1 else RANDOMISED_VERDICTS
 
     def attacked_logits(self, x: Tensor, labels: Tensor) -> Tensor:
-        """`clean_logits` of attacked images; where the module is randomised, those of the least margin in `verdicts`
-        of them: who is not right each time is not robust. labels: [N] on the CPU, valid ones."""
-        worst = self.clean_logits(x)
+        """fp32 logits [N,K] of attacked images, on the CPU; rows that are not finite count as broken (`margins`). Where
+        the module is randomised, those of the least margin in `verdicts` means: a sample is robust only where it is
+        right each time. labels: [N] on the CPU, valid ones."""
+        worst = self.scored(x)
         for _ in range(self.verdicts - 1):
-            again = self.clean_logits(x)
+            again = self.scored(x)
             closer = margins(again, labels) < margins(worst, labels)
             worst = torch.where(closer[:, None], again, worst)
         return worst
@@ -96,7 +101,7 @@ class Victim:
         not change meanwhile. images [n,C,H,W]: some of those to attack."""
         before = (self._searched, self.exact, self._largest)
         if self.device.type == "cpu":
-            self._largest = largest_output(self.module, self._checked, images[:2])
+            self._largest = largest_output(self.module, self.scored, images[:2])
             if self._searched is self.module:
                 self._searched = searchable(self.module, images)
                 self.exact &= self._searched is self.module
@@ -109,6 +114,19 @@ class Victim:
         """The batch for a search, at most `asked`: inside `searched_leanly`, on the CPU, what its cache holds."""
         return batch_in_cache(self._largest, asked)
 
+    @contextmanager
+    def audited(self, listener: Listener) -> Iterator[None]:
+        """Inside, `listener` hears of every forward of a search."""
+        self._listener = listener
+        try:
+            yield
+        finally:
+            self._listener = None
+
+    def call(self, x: Tensor) -> Tensor:
+        """One fp32 forward of the unmodified module: logits [n,K] on x's device, with a graph if gradients are on."""
+        return call_model(self.module, x)
+
     def logits(self, x: Tensor) -> Tensor:
         """Logits [n,K] without a graph, on x's device, in the search's precision."""
         with torch.no_grad():
@@ -117,14 +135,18 @@ class Victim:
     def differentiable(self, x: Tensor) -> Tensor:
         """float32 logits [n,K] with a graph to x, in the search's precision."""
         if self.precision == "fp32":
-            return self._searched(x).float()
-        with _tensor_float_32(True):
-            return self._searched(x).float()
+            out = call_model(self._searched, x)
+        else:
+            with _tensor_float_32(True):
+                out = call_model(self._searched, x)
+        if self._listener is not None:
+            self._listener.note(x, out)
+        return out
 
     def margins(self, x: Tensor, labels: Tensor) -> Tensor:
         """Margins [n] of a clean fp32 forward of images on the device."""
         with torch.no_grad():
-            return margins(self._averaged(x).float(), labels)
+            return margins(self._averaged(x), labels)
 
     def loss_gradient(self, x: Tensor, labels: Tensor) -> Tensor:
         """Gradient [n,C,H,W] of the cross-entropy at images on the device, as a search sees it. `RuntimeError` of
@@ -140,68 +162,39 @@ class Victim:
         self.fits, self.batch_size = size, min(self.batch_size, size)
 
     def _averaged(self, x: Tensor) -> Tensor:
-        out: Tensor = self.module(x)
+        out = self.call(x)
         for _ in range(self.draws - 1):
-            out = out + self.module(x)
+            out = out + self.call(x)
         return out if self.draws == 1 else out / self.draws
 
-    def clean_logits(self, x: Tensor) -> Tensor:
-        """Checked fp32 logits [N,K] on the CPU for images on any device, in batches of `batch_size`.
+    def scored(self, x: Tensor, batch_size: int | None = None) -> Tensor:
+        """fp32 logits [N,K] on the CPU for images on any device, means of `draws` forwards, finite or not.
 
-        `UserError` when the model returns another shape, NaN or infinite values.
+        In batches of `batch_size`, or of the victim's own. `UserError` where `call_model` refuses the output.
         """
-        parts = [self._checked(part.to(self.device)) for part in chunks(x, self.batch_size)]
+        with torch.no_grad():
+            parts = [
+                self._averaged(part.to(self.device)).cpu()
+                for part in chunks(x, batch_size or self.batch_size)
+            ]
         return torch.cat(parts) if parts else torch.zeros((0, 2))
 
-    def require_deterministic(self, x: Tensor) -> None:
-        """`UserError` when the model gives other logits for the same images a second time.
-
-        A search stops at the first misclassified iterate; against random logits that is luck, and the later verdict
-        another draw: the accuracy would be too high.
-        """
-        x = x[: self.batch_size]
-        first, second = self.clean_logits(x), self.clean_logits(x)
-        gap = float((first - second).abs().max()) if len(x) else 0.0
-        if gap > 1e-3 * max(1.0, float(first.abs().max())):
-            raise UserError(
-                f"the model is randomised: its logits for the same images differ by {gap:.3g}; "
-                f"attack it with aa-rand, which averages over its randomness, or make its forward pass deterministic"
-            )
-
-    def _checked(self, x: Tensor) -> Tensor:
+    def scored_draws(self, x: Tensor, batch_size: int) -> Tensor:
+        """fp32 logits [draws,N,K] on the CPU, each draw by itself, in batches of `batch_size`."""
         with torch.no_grad():
-            try:
-                out = self._averaged(x)
-            except RuntimeError as error:
-                self._explain(error)
-                raise
-        if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != len(x) or out.shape[1] < 2:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            parts = [
+                torch.stack([self.call(part.to(self.device)) for _ in range(self.draws)]).cpu()
+                for part in chunks(x, batch_size)
+            ]
+        return torch.cat(parts, 1)
+
+    def clean_logits(self, x: Tensor) -> Tensor:
+        """`scored` for clean images; `UserError` when a logit is NaN or infinite."""
+        out = self.scored(x)
+        bad = int((~torch.isfinite(out)).any(1).sum())
+        if bad:
             raise UserError(
-                f"the model returned {got} for {len(x)} images; a classifier returns logits of shape "
-                f"({len(x)}, classes) with at least 2 classes: wrap the model so that it does"
-            )
-        if not torch.isfinite(out).all():
-            bad = int((~torch.isfinite(out)).any(1).sum())
-            raise UserError(
-                f"the model returned NaN or infinite logits for {bad} of {len(x)} images in [0,1]; "
+                f"the model returned NaN or infinite logits for {bad} of {len(x)} clean images in [0,1]; "
                 f"repair the model or its normalisation before measuring it"
             )
-        return out.float().cpu()
-
-    def _explain(self, error: RuntimeError) -> None:
-        """`UserError` where a forward failed because the parameters are not float32 and the images are."""
-        others = {p.dtype for p in self.module.parameters() if p.is_floating_point()} - {torch.float32}
-        if others and "type" in str(error) and not out_of_memory(error):
-            names = ", ".join(sorted(map(str, others)))
-            raise UserError(
-                f"the model has parameters of {names} and cannot take the torch.float32 images it is given; convert "
-                f"it with model.float(), or let its forward convert the images"
-            ) from error
-
-
-def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the label minus the largest other logit, [n]; at most 0 means broken."""
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], float("-inf"))
-    return own - others.amax(1)
+        return out

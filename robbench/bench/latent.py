@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from robbench.attacks import Attack, Victim, build_attack
 from robbench.attacks.base import Task
 from robbench.attacks.codec import FlowCodec
+from robbench.attacks.decision import margins
 from robbench.attacks.geometry import SampleNoise
 from robbench.attacks.inner import attacked, gradients
 from robbench.attacks.pgd import GradientAttack
-from robbench.attacks.victim import full_precision, margins
+from robbench.attacks.victim import full_precision
 from robbench.bench.flow_peers import GLOW
 from robbench.bench.flow_report import REFERENCE
 from robbench.bench.flows import CASES, Bench, Case, Decode, Disagreement, deviations, prepare

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from robbench.attacks import Attack, Victim, build_attack
 from robbench.attacks.base import Task
+from robbench.attacks.decision import margins
 from robbench.attacks.inner import attacked
-from robbench.attacks.victim import chunks, full_precision, margins
+from robbench.attacks.victim import chunks, full_precision
 from robbench.bench.pgd_peers import DISTRIBUTIONS, Build, Pgd, Search, build_peers
 from robbench.bench.timing import Times, interleaved, processor, quartiles, quotient, spread
 from robbench.device import installed_version, versions

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.attacks import ATTACKS, Attack, Victim
-from robbench.attacks.victim import full_precision, margins
+from robbench.attacks.decision import margins
+from robbench.attacks.preflight import RandomisedModelError, check_model
+from robbench.attacks.victim import full_precision
 from robbench.bundle.findings import Finding, judged
 from robbench.bundle.images import CleanImages, Stored, stored_examples
 from robbench.check.paired import RULES, largest_count
@@ -121,11 +123,10 @@ class _Scorer:
         return Scored(labels, tuple(logits))
 
     def is_randomised(self, images: Tensor) -> bool:
-        """Whether the same images get other logits a second time."""
-        victim = Victim(self.module, self.device, self.batch_size)
+        """Whether the same images get other logits a second time; `UserError` for what else `check_model` refuses."""
         try:
-            victim.require_deterministic(images[:32])
-        except UserError:
+            check_model(Victim(self.module, self.device, self.batch_size), images)
+        except RandomisedModelError:
             return True
         return False
 

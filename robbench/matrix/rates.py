@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from robbench.attacks.model_call import out_of_memory
 from robbench.attacks.spaces import Codec
-from robbench.attacks.victim import Victim, out_of_memory
+from robbench.attacks.victim import Victim
 from robbench.bench.timing import now
 from robbench.matrix.cells import SHARD_SIZE, Cell, ClassifierCell, FlowCell
 from robbench.matrix.plan import Plan

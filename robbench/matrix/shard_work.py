@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from robbench.attacks import LikelihoodOutcome, Outcome, Victim
+from robbench.attacks.model_call import out_of_memory
 from robbench.attacks.suspicions import Diagnostics
-from robbench.attacks.victim import full_precision, out_of_memory
+from robbench.attacks.victim import full_precision
 from robbench.attacks.witness import witnesses
 from robbench.data import Split
 from robbench.device import device_text

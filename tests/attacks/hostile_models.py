@@ -116,7 +116,9 @@ class FixedUnderNoGrad(Around):
     """Robust only where a gradient is asked for."""
 
     def wrong(self, x):
-        return self.model(x) if not torch.is_grad_enabled() else 0 * self.model(x) + torch.eye(10)[0] * x.mean()
+        return (
+            self.model(x) if not torch.is_grad_enabled() else 0 * self.model(x) + torch.eye(10)[0] * x.mean()
+        )
 
 
 class ForgetsAdversaries(Around):
@@ -224,5 +226,7 @@ class NotFiniteWhereWrong(nn.Module):
         nearest = torch.cdist(x.detach().flatten(1), self.known.flatten(1)).argmin(1)
         label = self.labels[nearest]
         wrong = out.argmax(1) != label
-        where = wrong[:, None] & (torch.ones_like(out).bool() if self.everywhere else nn.functional.one_hot(label, 10).bool())
+        where = wrong[:, None] & (
+            torch.ones_like(out).bool() if self.everywhere else nn.functional.one_hot(label, 10).bool()
+        )
         return torch.where(where, self.value, out)

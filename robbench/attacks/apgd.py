@@ -135,8 +135,9 @@ class APGD(Search):
     def _keep_best(
         self, state: State, loss: Tensor, gradient: Tensor, now: Timetable, live: Tensor
     ) -> Tensor:
-        """Update the best point of the phase, in place; returns the loss with -inf for NaN, which is never best."""
-        loss = loss.nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+        """Update the best point of the phase, in place; returns the loss with +inf for NaN: a point where the model is
+        not finite is broken, and where that does not count yet the next phase starts beside it."""
+        loss = loss.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=float("-inf"))
         better = (now.first | (loss > state["best_loss"])) & live
         state["best_loss"] = torch.where(better, loss, state["best_loss"])
         put(state["best"], state["point"], better)

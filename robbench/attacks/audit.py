@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robbench.attacks.agreement import DIFFERENT, ROUNDING, relative_gaps, spread_gaps
+from robbench.attacks.agreement import ROUNDING, largest_explained_gap, relative_gaps, spread_gaps
 from robbench.attacks.decision import margins
 from robbench.attacks.model_state import ModelState
 from robbench.attacks.preflight import STANDARD_ERRORS, Passed
@@ -101,8 +101,9 @@ def _again(victim: Victim, images: Tensor, before: Tensor, which: str) -> tuple[
     again = victim.scored(images.flip(0), size).flip(0)
     gaps = relative_gaps(before, again)
     worst = float(gaps.max()) if len(gaps) else 0.0
-    if worst > DIFFERENT:
-        count = int((gaps > DIFFERENT).sum())
+    limit = largest_explained_gap(victim.module)
+    if worst > limit:
+        count = int((gaps > limit).sum())
         raise UserError(
             f"the model gives {count} of {len(images)} {which} images other logits at the end of an attack, in other "
             f"batches, than before: they differ by {100 * worst:.3g} % of their size; {CHANGED}"
@@ -115,7 +116,7 @@ def _check_forwards(victim: Victim, audit: SearchAudit) -> None:
         size = max(1, len(images) // 2)
         gaps = relative_gaps(logits, victim.scored(images.flip(0), size).flip(0))
         worst = float(gaps.max()) if len(gaps) else 0.0
-        if worst > DIFFERENT:
+        if worst > largest_explained_gap(victim.module):
             raise UserError(
                 f"the model answered the attack other than it answers now: logits of the same images differ by "
                 f"{100 * worst:.3g} % of their size between a forward of the search and a later one; {CHANGED}"

@@ -56,7 +56,7 @@ class GradientSearch(Search):
         found: list[tuple[Tensor, Tensor]] = []
 
         def loss(image: Tensor) -> Tensor:
-            out = victim.differentiable(image)
+            out = self._logits(victim, image)
             found.append((image.detach(), out.detach()))
             return nn.functional.cross_entropy(out, state["target"], reduction="none")
 
@@ -71,6 +71,18 @@ class GradientSearch(Search):
                 moved[name] = torch.where(per_sample(live, moved[name]), moved[name], state[name])
         step = 1 if live is None else live
         return moved | {name: state[name] + step for name in ("iteration", "forwards", "backwards")}
+
+    def _logits(self, victim: Victim, image: Tensor) -> Tensor:
+        """Logits [n,K] of the rendered images. Where a latent image leaves the box and the model is not finite there,
+        which gives no gradient, those of the image clipped to the box, its gradient passed on to the unclipped one."""
+        out = victim.differentiable(image)
+        if self.space.admissible:
+            return out
+        lost = ~out.detach().isfinite().all(1)
+        if not bool(lost.any()):
+            return out
+        clipped = image + (image.clamp(0.0, 1.0) - image).detach()
+        return victim.differentiable(torch.where(per_sample(lost, image), clipped, image))
 
     def _live(self, state: State) -> Tensor:
         return ~state["broken"] & (state["iteration"] < self.iterations)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robbench.attacks.agreement import DIFFERENT, ROUNDING, relative_gaps, spread_gaps
+from robbench.attacks.agreement import ROUNDING, largest_explained_gap, relative_gaps, spread_gaps
 from robbench.attacks.model_call import out_of_memory
 from robbench.attacks.model_state import ModelState
 from robbench.attacks.victim import Victim
@@ -46,7 +46,7 @@ def check_model(victim: Victim, images: Tensor) -> Passed:
     """Try `victim` on `images` [N,C,H,W] in [0,1].
 
     Under `victim.draws` above 1 the model is randomised by declaration, and means of that many forwards are compared,
-    within their spread. A gap up to `DIFFERENT` (layers quantised by the range of the whole batch make some) is
+    within their spread. A gap that arithmetic may explain (layers quantised by the range of the batch make one) is
     returned for the caller to report. Raises `UserError` in one line when the logits depend on the batch, on the
     gradient mode or on chance, are not finite, or when a forward changes the model.
     """
@@ -54,7 +54,7 @@ def check_model(victim: Victim, images: Tensor) -> Passed:
     if not len(probe):
         return Passed(probe)
     state = ModelState.of(victim.module)
-    reference = victim.clean_logits(probe)
+    reference = victim.clean_logits(probe, len(probe))
     if victim.draws > 1:
         passed = Passed(probe, draws=_compare_means(victim, probe))
     else:
@@ -78,18 +78,20 @@ def _probe(images: Tensor, most: int) -> Tensor:
 
 
 def _compare(victim: Victim, probe: Tensor, reference: Tensor) -> float:
-    _refuse_randomised(relative_gaps(reference, victim.clean_logits(probe)))
-    gaps = [relative_gaps(reference, _with_graph(victim, probe, reference))]
-    if float(gaps[0].max()) > DIFFERENT:
+    n, limit = len(probe), largest_explained_gap(victim.module)
+    _refuse_randomised(relative_gaps(reference, victim.scored(probe, n)))
+    gaps = torch.cat([relative_gaps(reference, other) for other in _in_other_batches(victim, probe)])
+    worst = float(gaps.max())
+    if worst > limit:
+        raise _batch_dependent(f"differ by {100 * worst:.3g} % of their size")
+    graph = float(relative_gaps(reference, _with_graph(victim, probe, reference)).max())
+    if graph > limit:
         raise UserError(
-            f"the model's logits differ by {100 * float(gaps[0].max()):.3g} % of their size between a forward with "
+            f"the model's logits differ by {100 * graph:.3g} % of their size between a forward with "
             f"and one without gradients; an attack would search another function than the one that is scored: make "
             f"the forward independent of torch.is_grad_enabled() and of requires_grad"
         )
-    gaps += [relative_gaps(reference, other) for other in _in_other_batches(victim, probe)]
-    worst = float(torch.cat(gaps).max())
-    if worst > DIFFERENT:
-        raise _batch_dependent(f"differ by {100 * worst:.3g} % of their size")
+    worst = max(worst, graph)
     return worst if worst > ROUNDING else 0.0
 
 

@@ -188,9 +188,9 @@ class Victim:
             ]
         return torch.cat(parts, 1)
 
-    def clean_logits(self, x: Tensor) -> Tensor:
+    def clean_logits(self, x: Tensor, batch_size: int | None = None) -> Tensor:
         """`scored` for clean images; `UserError` when a logit is NaN or infinite."""
-        out = self.scored(x)
+        out = self.scored(x, batch_size)
         bad = int((~torch.isfinite(out)).any(1).sum())
         if bad:
             raise UserError(

@@ -1,0 +1,399 @@
+"""The model under test is not to be trusted: what a forward can do to a verdict, and who says so."""
+
+import warnings
+
+import hostile_models as hostile
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from robbench.attacks import Victim, build_attack
+from robbench.attacks.agreement import DIFFERENT, ROUNDING, relative_gaps
+from robbench.attacks.decision import margins
+from robbench.attacks.preflight import check_model
+from robbench.errors import UserError
+from robbench.specs import resolve_attack, threat_models
+
+MODELS = threat_models()
+SHORT = {"iterations": 5, "square_queries": 30, "target_classes": 2, "fab_target_classes": 2}
+NAMES = sorted(
+    name
+    for model in MODELS.values()
+    if model.target == "classifier" and model.space != "corruption"
+    for name in model.attacks
+)
+
+
+def attack(name="pgd20", flow=None, epsilon=None, dataset="digits"):
+    spec = resolve_attack(name, dataset, MODELS, epsilon)
+    own = SHORT if spec.algorithm.startswith("autoattack") else {}
+    if "steps" in spec.parameters:
+        own = {"steps": min(20, spec.parameters["steps"])}
+    return build_attack(spec.model_copy(update={"parameters": {**spec.parameters, **own}}), flow)
+
+
+def evaluated(model, images, name="pgd20", batch_size=48, **options):
+    ids, x, y = images
+    return attack(name, **options).evaluate(Victim(model, "cpu", batch_size), ids, x, y, 0, batch_size)
+
+
+# ------------------------------------------------------------------------------------------ refused beforehand
+BY_BATCH = [
+    hostile.BatchCentred,
+    hostile.FunctionalTrainMode,
+    hostile.FixedSeedNoise,
+    hostile.KnowsItsPlace,
+    hostile.AloneIsSpecial,
+    hostile.StaysInTrainingWithoutStatistics,
+]
+
+
+@pytest.mark.parametrize("batch_size", [48, 8, 1])
+@pytest.mark.parametrize("kind", BY_BATCH)
+def test_logits_that_depend_on_the_batch_are_refused_at_every_batch_size(
+    kind, batch_size, classifier, images
+):
+    with pytest.raises(UserError, match="depend on the other images of its batch"):
+        evaluated(kind(classifier).eval(), images, "fgsm", batch_size)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_few_images_are_enough_to_see_it(n, classifier, images):
+    with pytest.raises(UserError, match="depend on the other images of its batch"):
+        check_model(Victim(hostile.BatchCentred(classifier)), images[1][:n])
+
+
+def test_statistics_that_a_forward_updates_are_refused(classifier, images):
+    with pytest.raises(
+        UserError, match=r"changes the model: the values of 'norm.running_mean'|depend on the other"
+    ):
+        evaluated(hostile.StaysInTraining(classifier).eval(), images, "fgsm")
+
+
+@pytest.mark.parametrize("kind", [hostile.CountsInABuffer, hostile.LeavesHooks])
+def test_a_forward_that_changes_the_model_is_refused(kind, classifier, images):
+    before = [len(part._forward_hooks) for part in classifier.modules()]
+    try:
+        with pytest.raises(UserError, match="a forward of the model changes the model"):
+            evaluated(kind(classifier).eval(), images, "square")
+    finally:
+        for part, hooks in zip(classifier.modules(), before, strict=True):
+            while len(part._forward_hooks) > hooks:
+                part._forward_hooks.popitem()
+
+
+def test_a_model_that_answers_gradients_otherwise_is_refused(classifier, images):
+    with pytest.raises(UserError, match="between a forward with and one without gradients"):
+        evaluated(hostile.FixedUnderNoGrad(classifier), images)
+
+
+def test_not_finite_logits_of_clean_images_are_refused(classifier, images):
+    _, x, y = images
+    model = hostile.NotFiniteWhereWrong(classifier, x, (y + 1) % 10)
+    with pytest.raises(UserError, match="NaN or infinite logits for"):
+        evaluated(model, images)
+
+
+# ----------------------------------------------------------------------------------------------- seen at the end
+@pytest.mark.parametrize("calls", [12, 15, 20, 25, 30])
+def test_a_function_that_changes_after_some_calls_fails_the_cell(calls, classifier, images):
+    with pytest.raises(
+        UserError, match=r"other logits at the end|answered the attack other than|misclassified when"
+    ):
+        evaluated(hostile.ChangesAfter(classifier, calls), images)
+
+
+@pytest.mark.parametrize("first", [1, 5, 9, 13, 17])
+def test_one_random_forward_in_twenty_fails_the_cell(first, classifier, images):
+    with pytest.raises(UserError):
+        evaluated(hostile.OneInTwenty(classifier, first), images)
+
+
+@pytest.mark.parametrize("name", ["pgd20", "apgd-ce", "square", "fab-t"])
+def test_a_model_that_forgets_what_broke_it_fails_the_cell(name, classifier, images):
+    """Right on clean images before and after; the adversarial examples are right again when they are scored."""
+    counted = hostile.Around(classifier)
+    evaluated(counted, images, name)
+    scorings = 9  # forwards of the verdicts and of the checks behind them
+    model = hostile.ForgetsAdversaries(classifier, images[1], counted.calls - scorings)
+    with pytest.raises(
+        UserError, match=r"other logits at the end|answered the attack other than|misclassified when"
+    ):
+        evaluated(model, images, name)
+
+
+def test_another_function_of_large_batches_fails_the_cell(classifier, images):
+    with pytest.raises(UserError, match="other logits at the end of an attack"):
+        evaluated(hostile.LargeBatchesAreSpecial(classifier), images)
+
+
+def test_weights_that_change_while_attacked_fail_the_cell(classifier, images):
+    with pytest.raises(UserError, match="changed while it was attacked: the values of 'scale'"):
+        evaluated(hostile.DriftingWeights(classifier), images)
+
+
+def test_an_attack_that_changes_the_model_fails_the_cell(classifier, images, monkeypatch):
+    one, model = attack("fgsm"), nn.Sequential(classifier, nn.Linear(10, 10))
+    original = type(one).search
+
+    def meddling(self, victim, task):
+        found = original(self, victim, task)
+        with torch.no_grad():
+            victim.module[1].bias.add_(1.0)
+        return found
+
+    monkeypatch.setattr(type(one), "search", meddling)
+    ids, x, y = images
+    with pytest.raises(UserError, match=r"changed while it was attacked: the values of '1\.bias'"):
+        one.evaluate(Victim(model), ids, x, y, 0, 48)
+
+
+def test_an_attack_that_writes_into_its_task_changes_nothing_of_the_callers(classifier, images, monkeypatch):
+    one = attack("fgsm")
+    original = type(one).search
+
+    def meddling(self, victim, task):
+        found = original(self, victim, task)
+        task.x.fill_(0.0)
+        task.y.fill_(3)
+        task.ids.fill_(7)
+        task.clean_predictions.fill_(3)
+        return found
+
+    ids, x, y = (part.clone() for part in images)
+    plain = one.evaluate(Victim(classifier), ids, x, y, 0, 48)
+    monkeypatch.setattr(type(one), "search", meddling)
+    again = one.evaluate(Victim(classifier), ids, x, y, 0, 48)
+    assert torch.equal(plain.robust, again.robust)
+    assert torch.equal(plain.clean_predictions, again.clean_predictions)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip((ids, x, y), images, strict=True))
+
+
+# ------------------------------------------------------------------------------------------- honest models pass
+class Scaled(nn.Module):
+    def __init__(self, model, factor, shift=0.0):
+        super().__init__()
+        self.model, self.factor, self.shift = model, factor, shift
+
+    def forward(self, x):
+        return self.factor * self.model(x) + self.shift
+
+
+@pytest.mark.parametrize(("factor", "shift"), [(1e-6, 0.0), (1.0, 0.0), (1e6, 0.0), (1.0, 1e4)])
+def test_scale_and_shift_of_logits_are_nothing_to_complain_about(factor, shift, classifier, images):
+    passed = check_model(Victim(Scaled(classifier, factor, shift)), images[1])
+    assert passed.gap == 0.0
+
+
+def test_bfloat16_inside_the_model_passes_and_is_reported_if_it_depends_on_the_batch(classifier, images):
+    class Low(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = classifier
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.model(x)
+
+    outcome = evaluated(Low(), images, "fgsm")
+    assert outcome.diagnostics.batch_gap <= DIFFERENT
+
+
+def test_layers_quantised_by_the_range_of_their_batch_are_reported(classifier, images):
+    class Quantised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = classifier
+
+        def forward(self, x):
+            step = x.abs().amax() / 31 * (1 + 0.1 * x.mean())
+            return self.model((x / step).round() * step)
+
+    outcome = evaluated(Quantised(), images, "square")
+    kinds = {one.kind for one in outcome.suspicions}
+    assert outcome.diagnostics.batch_gap > ROUNDING
+    assert "batch-gap" in kinds
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(2, 6),
+    st.sampled_from([1e-20, 1e-6, 1.0, 1e6]),
+    st.sampled_from([0.0, 1.0, 100.0]),
+    st.integers(0, 2**31),
+)
+def test_gaps_do_not_depend_on_scale_and_shift(classes, factor, shift, seed):
+    generator = torch.Generator().manual_seed(seed)
+    first = torch.randn(5, classes, generator=generator, dtype=torch.float64)
+    second = first + 0.05 * torch.randn(5, classes, generator=generator, dtype=torch.float64)
+    plain = relative_gaps(first, second)
+    moved = relative_gaps(factor * (first + shift), factor * (second + shift))
+    assert torch.allclose(plain, moved, rtol=0.02, atol=0.02 if shift else 1e-3)
+    assert torch.equal(relative_gaps(first, first), torch.zeros(5, dtype=torch.float64))
+
+
+# --------------------------------------------------------------------------------------------- writing in place
+@pytest.mark.parametrize(
+    "name", ["fgsm", "pgd20", "pgd20-l2", "mim", "apgd-ce", "fab-t", "square", "om-pgd", "jsa10"]
+)
+@pytest.mark.parametrize("how", ["mul_", "clamp_", "round_", "data"])
+def test_a_forward_that_writes_into_its_input_is_what_it_is_without(how, name, classifier, flow, images):
+    kept = [part.clone() for part in images]
+    there = evaluated(hostile.InPlace(classifier, how), images, name, flow=flow)
+    elsewhere = evaluated(hostile.OutOfPlace(classifier, how), images, name, flow=flow)
+    assert torch.equal(there.robust, elsewhere.robust)
+    assert torch.equal(there.adversarial, elsewhere.adversarial)
+    assert all(torch.equal(one, other) for one, other in zip(images, kept, strict=True))
+
+
+@pytest.mark.parametrize("name", ["fgsm", "square", "apgd-ce"])
+def test_an_output_buffer_used_again_changes_no_earlier_result(name, classifier, images):
+    plain = evaluated(classifier, images, name, batch_size=16)
+    held = evaluated(hostile.OneOutputBuffer(classifier), images, name, batch_size=16)
+    assert torch.equal(plain.robust, held.robust)
+    assert torch.equal(plain.margins, held.margins)
+
+
+# -------------------------------------------------------------------------------------------------- not finite
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_that_is_not_finite_where_it_is_wrong_is_broken_there(name, value, classifier, flow, images):
+    model = hostile.NotFiniteWhereWrong(classifier, images[1], images[2], value, everywhere=value != value)
+    ids, x, y = images
+    right = margins(classifier(x), y) > 0
+    some = ids[right], x[right], y[right]
+    if name.startswith("aa-reference"):
+        with pytest.raises(UserError, match="which the reference package cannot judge"):
+            evaluated(model, some, name)
+        return
+    plain, outcome = evaluated(classifier, some, name, flow=flow), evaluated(model, some, name, flow=flow)
+    finite = model(outcome.adversarial).isfinite().all(1)
+    assert not (outcome.robust & ~finite).any()
+    # FAB, and APGD-L1 with its large radii, go by points outside the ball, where the two models differ.
+    leeway = 8 if "l1" in name and "apgd" in name else 2 if "fab" in name or "aa" in name else 0
+    assert int(outcome.robust.sum()) <= int(plain.robust.sum()) + leeway
+    if not finite.all():
+        assert "not-finite" in {one.kind for one in outcome.suspicions}
+
+
+@given(
+    st.lists(
+        st.sampled_from([float("nan"), float("inf"), -float("inf"), -1.0, 0.0, 2.0]), min_size=3, max_size=3
+    )
+)
+def test_no_row_that_is_not_finite_is_right(row):
+    logits = torch.tensor([row])
+    for label in range(3):
+        margin = float(margins(logits, torch.tensor([label])))
+        others = [value for place, value in enumerate(row) if place != label]
+        finite = bool(torch.isfinite(logits).all())
+        assert (margin > 0) == (finite and row[label] > max(others))
+
+
+# -------------------------------------------------------------------------------------------- no gradient at all
+class Rounding(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.round(8 * x) / 8
+
+
+class Rounded(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(Rounding.apply(x))
+
+
+class Shrunk(nn.Module):
+    """A model of 8x8 images for images of 28x28."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.first = nn.Conv2d(1, 1, 1)
+        with torch.no_grad():
+            self.first.weight.fill_(1.0)
+            self.first.bias.fill_(0.0)
+        self.model = model
+
+    def forward(self, x):
+        return self.model(functional.adaptive_avg_pool2d(self.first(x), 8))
+
+
+@pytest.mark.parametrize("side", [8, 28])
+@pytest.mark.parametrize("made", ["custom function", "scripted", "traced", "numpy"])
+def test_models_without_a_plain_backward(made, side, classifier, images):
+    ids, x, y = images
+    x = x if side == 8 else functional.interpolate(x, 28)
+    model = classifier if side == 8 else Shrunk(classifier).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and still what people have
+        if made == "custom function":
+            model = Rounded(model)
+        elif made == "scripted":
+            model = torch.jit.script(model)
+        elif made == "traced":
+            model = torch.jit.trace(model, x[:3])
+        else:
+
+            class Numpy(nn.Module):
+                def __init__(self, inner):
+                    super().__init__()
+                    self.inner = inner
+
+                def forward(self, x):
+                    return self.inner(torch.from_numpy(x.numpy().copy()))
+
+            model = Numpy(model)
+        square = evaluated(model, (ids, x, y), "square", epsilon=0.1)
+        assert 0 <= int(square.robust.sum()) <= len(x)
+        if made in ("scripted", "traced"):
+            assert evaluated(model, (ids, x, y), "pgd20", epsilon=0.1).robust.sum() <= square.robust.sum() + 2
+        else:
+            with pytest.raises(UserError, match="follows the gradient of the model, which has none"):
+                evaluated(model, (ids, x, y), "pgd20", epsilon=0.1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "text"),
+    [
+        (lambda x: (x, x), "the model returned tuple"),
+        (lambda x: x.sum(), r"the model returned \(\)"),
+        (lambda x: x.flatten(1).long(), "the model returned torch.int64"),
+        (lambda x: x.flatten(1)[:, :1], r"the model returned \(32, 1\)"),
+        (lambda x: 1 / 0, "failed on images .* with ZeroDivisionError"),
+        (lambda x: exec("raise SystemExit(0)"), "failed on images .* with SystemExit"),
+        (lambda x: x.reshape(3, 5), "failed on images .* with RuntimeError"),
+    ],
+)
+def test_forwards_that_are_no_classifier_get_one_line(forward, text, images):
+    class Model(nn.Module):
+        def forward(self, x):
+            return forward(x)
+
+    with pytest.raises(UserError, match=text) as caught:
+        evaluated(Model(), images, "fgsm")
+    assert "\n" not in str(caught.value)
+
+
+class Views(nn.Module):
+    """What half of the world's models do; dies of images in another memory format."""
+
+    def __init__(self, model, flat):
+        super().__init__()
+        self.model, self.flat = model, flat
+
+    def forward(self, x):
+        rows = x.view(len(x), -1) if self.flat else x.flatten(1)
+        assert not self.flat or (x.is_contiguous() and x.dtype == torch.float32)
+        return self.model(rows.view(-1, *x.shape[1:]))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith("aa-reference")])
+def test_a_forward_that_calls_view_gets_what_one_that_flattens_gets(name, classifier, flow, images):
+    mine, theirs = (evaluated(Views(classifier, flat), images, name, flow=flow) for flat in (True, False))
+    assert torch.equal(mine.robust, theirs.robust)

@@ -24,7 +24,7 @@ from robbench.attacks.checks import (
 )
 from robbench.attacks.codec import FlowCodec, decoded_image
 from robbench.attacks.context import own_context, refuse_inference_tensors
-from robbench.attacks.decision import margins
+from robbench.attacks.decision import losses, margins, predictions
 from robbench.attacks.geometry import norm_of
 from robbench.attacks.inner import attacked
 from robbench.attacks.model_call import out_of_memory
@@ -377,7 +377,7 @@ class Attack(NamedAttack):
             labels=y,
             clean_predictions=clean.argmax(1),
             clean_margins=margins(clean, y),
-            predictions=logits.argmax(1),
+            predictions=predictions(logits),
             margins=margins(logits, y),
             robust=robust,
             broken_by=broken_by,
@@ -385,7 +385,7 @@ class Attack(NamedAttack):
             l1=norm_of(difference, "l1"),
             l2=norm_of(difference, "l2"),
             linf=norm_of(difference, "linf"),
-            cross_entropy=nn.functional.cross_entropy(logits, y, reduction="none"),
+            cross_entropy=losses(logits, y),
             forwards=found.forwards,
             backwards=found.backwards,
             counts_exact=found.counts_exact,

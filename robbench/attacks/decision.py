@@ -14,3 +14,14 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
     others = logits.scatter(1, labels[:, None], float("-inf"))
     margin = own - others.amax(1)
     return torch.where(logits.isfinite().all(1), margin, float("-inf"))
+
+
+def predictions(logits: Tensor) -> Tensor:
+    """Class of the largest logit, [n] int64; -1 for rows of logits [n,K] that are not finite."""
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
+
+
+def losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy [n] in nats; infinite for rows of logits [n,K] that are not finite."""
+    values = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return torch.where(logits.isfinite().all(1), values, float("inf"))

@@ -130,7 +130,16 @@ def _classifier_rules(run: Run, result: CellResult) -> Rules:
 def _label_rules(rows: pd.DataFrame, classes: int) -> Rules:
     for name in ("label", "clean_prediction", "prediction"):
         if name in rows:
-            yield f"{name} is no class", ~rows[name].between(0, classes - 1).to_numpy(dtype=np.bool_)
+            least = np.where(_not_finite(rows), -1, 0) if name == "prediction" else 0
+            values = rows[name].to_numpy()
+            yield f"{name} is no class", ~((values >= least) & (values < classes))
+
+
+def _not_finite(rows: pd.DataFrame) -> Mask:
+    """Attacked images whose logits are not finite: margin -inf, prediction -1, an infinite cross-entropy."""
+    if "margin" not in rows:
+        return np.zeros(len(rows), dtype=np.bool_)
+    return np.asarray(np.isneginf(_floats(rows, "margin")) & (rows["prediction"].to_numpy() == -1))
 
 
 def _margin_rules(rows: pd.DataFrame, classes: int) -> Rules:
@@ -138,7 +147,8 @@ def _margin_rules(rows: pd.DataFrame, classes: int) -> Rules:
     label = rows["label"].to_numpy()
     for margin_name, prediction_name in (("clean_margin", "clean_prediction"), ("margin", "prediction")):
         margin, right = _floats(rows, margin_name), rows[prediction_name].to_numpy() == label
-        yield f"{margin_name} is not finite", ~np.isfinite(margin)
+        allowed = _not_finite(rows) if margin_name == "margin" else np.zeros(len(rows), dtype=np.bool_)
+        yield f"{margin_name} is not finite", ~np.isfinite(margin) & ~allowed
         yield (
             f"{prediction_name} contradicts {margin_name}",
             ((margin > 0) & ~right) | ((margin < 0) & right),
@@ -147,8 +157,9 @@ def _margin_rules(rows: pd.DataFrame, classes: int) -> Rules:
     with np.errstate(invalid="ignore"):
         lowest = np.logaddexp(0.0, -margin)  # the other logits all far below the largest other one
         highest = np.logaddexp(0.0, np.log(max(classes - 1, 1)) - margin)  # all of them equal to it
-    slack = ROUNDING * np.maximum(1.0, np.abs(margin))
-    outside = ~((entropy >= lowest - slack) & (entropy <= highest + slack))
+        slack = ROUNDING * np.maximum(1.0, np.abs(margin))
+        outside = ~((entropy >= lowest - slack) & (entropy <= highest + slack))
+    outside = np.where(_not_finite(rows), ~np.isposinf(entropy), outside)
     yield "cross_entropy is impossible with margin", outside
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robbench.attacks import ATTACKS, Attack, Victim
 from robbench.attacks.decision import margins
+from robbench.attacks.decision import predictions as predicted
 from robbench.attacks.preflight import RandomisedModelError, check_model
 from robbench.attacks.victim import full_precision
 from robbench.bundle.findings import Finding, judged
@@ -47,7 +48,7 @@ class Scored:
         """Samples whose verdict or stored prediction [n] rounding may decide in some batch size."""
         near = torch.zeros(len(self.labels), dtype=torch.bool)
         for logits in self.logits:
-            other = logits.argmax(1) != predictions
+            other = predicted(logits) != predictions
             near |= (margins(logits, self.labels).abs() < NEAR_TIE) | (
                 other & (_lead(logits, predictions) < NEAR_TIE)
             )
@@ -62,8 +63,9 @@ class Scored:
 
 
 def _lead(logits: Tensor, predictions: Tensor) -> Tensor:
-    """How far the largest logit is above that of a prediction, [n]."""
-    return logits.amax(1) - logits.gather(1, predictions[:, None]).squeeze(1)
+    """How far the largest logit is above that of a prediction, [n]; infinite where there is no prediction."""
+    lead = logits.amax(1) - logits.gather(1, predictions.clamp(min=0)[:, None]).squeeze(1)
+    return torch.where((predictions >= 0) & logits.isfinite().all(1), lead, float("inf"))
 
 
 def batch_sizes(n: int, largest: int) -> tuple[int, ...]:
@@ -189,8 +191,8 @@ def _randomised(
     """Verdicts of a model that gives the same images other logits each time: no stronger than "weaker", and "unchecked"
     where far more of them are others than between two scorings here."""
     predictions, first, last = _column(rows, prediction), scored.logits[0], scored.logits[-1]
-    wrong = int((first.argmax(1) != predictions).sum())
-    own = int((first.argmax(1) != last.argmax(1)).sum())
+    wrong = int((predicted(first) != predictions).sum())
+    own = int((predicted(first) != predicted(last)).sum())
     usual = largest_count(len(rows), min(1.0, 2 * (own + 1) / len(rows)), _ALPHA)
     reason = f"{wrong} of {len(rows)} verdicts were others this time: the model is randomised"
     return Finding(name, label, check, "weaker" if wrong <= usual else "unchecked", len(rows), reason, near)
@@ -237,7 +239,7 @@ def _verdict_differs(scored: Scored, rows: pd.DataFrame, prediction: str, margin
     held = torch.tensor(rows[margin].to_numpy() > 0)
     wrong = torch.zeros(len(rows), dtype=torch.bool)
     for logits, own in zip(scored.logits, scored.margins(), strict=True):
-        wrong |= (logits.argmax(1) != predictions) & (_lead(logits, predictions) >= NEAR_TIE)
+        wrong |= (predicted(logits) != predictions) & (_lead(logits, predictions) >= NEAR_TIE)
         wrong |= ((own > 0) != held) & (own.abs() >= NEAR_TIE)
     return np.asarray(wrong.numpy(), dtype=np.bool_)
 
@@ -247,7 +249,7 @@ def _excused(scored: Scored, rows: pd.DataFrame, prediction: str, margin: str) -
     predictions, held = _column(rows, prediction), torch.tensor(rows[margin].to_numpy() > 0)
     other = torch.zeros(len(rows), dtype=torch.bool)
     for logits, own in zip(scored.logits, scored.margins(), strict=True):
-        other |= (logits.argmax(1) != predictions) | ((own > 0) != held)
+        other |= (predicted(logits) != predictions) | ((own > 0) != held)
     return int((other.numpy() & ~_verdict_differs(scored, rows, prediction, margin)).sum())
 
 
@@ -255,7 +257,7 @@ def _margin_differs(scored: Scored, rows: pd.DataFrame, margin: str) -> Mask:
     said = torch.tensor(rows[margin].to_numpy(dtype=np.float64))
     wrong = torch.zeros(len(rows), dtype=torch.bool)
     for own in scored.margins():
-        wrong |= ~((own.double() - said).abs() <= scored.allowed())
+        wrong |= ~((own == said) | ((own.double() - said).abs() <= scored.allowed()))
     return np.asarray(wrong.numpy(), dtype=np.bool_)
 
 
@@ -264,7 +266,7 @@ def _entropy_differs(scored: Scored, rows: pd.DataFrame) -> Mask:
     wrong = torch.zeros(len(rows), dtype=torch.bool)
     for logits in scored.logits:
         own = nn.functional.cross_entropy(logits, scored.labels, reduction="none")
-        wrong |= ~((own.double() - said).abs() <= scored.allowed())
+        wrong |= ~((own == said) | ((own.double() - said).abs() <= scored.allowed()))
     return np.asarray(wrong.numpy(), dtype=np.bool_)
 
 

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from robbench.attacks import Victim, build_attack, build_likelihood_attack
+from robbench.attacks.context import own_context
+from robbench.attacks.decision import margins
 from robbench.attacks.inner import attacked
+from robbench.attacks.preflight import check_model
 from robbench.cards import Measurement
 from robbench.data import Dataset, Split
 from robbench.defenses.base import Criterion, Defense, Setting
@@ -45,7 +48,7 @@ def clean_accuracy(model: nn.Module, split: Split, device: torch.device) -> Esti
     with attacked(model):
         victim = Victim(model, device, EVALUATION_BATCH)
         right = [
-            victim.clean_logits(split.x(part)).argmax(1) == split.labels[part]
+            margins(victim.clean_logits(split.x(part)), split.labels[part]) > 0
             for part in torch.split(torch.arange(len(split)), EVALUATION_BATCH)
         ]
     return accuracy(torch.cat(right).numpy())
@@ -101,6 +104,10 @@ def classifier_measurements(
     command: str,
 ) -> tuple[Measurement, ...]:
     """Validation accuracy, and for adversarial defenses PGD-10 accuracy; the test split is not used."""
+    with own_context(), attacked(model):  # what no attack would accept is no zoo model
+        check_model(
+            Victim(model, device, EVALUATION_BATCH), validation.x(torch.arange(min(64, len(validation))))
+        )
     found = [_percentage("accuracy", clean_accuracy(model, validation, device), command)]
     if criterion == "pgd10_accuracy":
         estimate = attacked_accuracy(model, validation, setting, device)

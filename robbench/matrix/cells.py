@@ -1,9 +1,10 @@
 """The cells of a run: a model loaded and tried, an attack built, and the record that names the pair."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from robbench.attacks import (
     Attack,
@@ -14,6 +15,12 @@ from robbench.attacks import (
     build_attack,
     build_likelihood_attack,
 )
+from robbench.attacks.context import own_context
+from robbench.attacks.decision import margins
+from robbench.attacks.inner import attacked
+from robbench.attacks.preflight import RandomisedModelError, check_model
+from robbench.attacks.suspicions import Diagnostics
+from robbench.attacks.victim import full_precision
 from robbench.cards import FlowReference, ModelCard
 from robbench.data import Dataset
 from robbench.errors import UserError
@@ -58,7 +65,8 @@ class FlowCell(Cell):
 @dataclass(frozen=True)
 class CellBuilder:
     """Makes cells. flow: what latent attacks and bits/dim of classifier cells use. batch_size: images at once.
-    likelihood_dtype: in which flows score images. search_precision: in which attacks search classifiers."""
+    likelihood_dtype: in which flows score images. search_precision: in which attacks search classifiers. warn: hears
+    what is suspicious of a model before it is attacked."""
 
     seed: int
     batch_size: int
@@ -69,6 +77,7 @@ class CellBuilder:
     device: torch.device
     flow: FrozenFlow | None
     flow_card: ModelCard | None
+    warn: Callable[[str], None] = lambda _: None
 
     def cells(self, entries: Sequence[ZooEntry], attacks: Sequence[ResolvedAttack]) -> Iterator[Cell]:
         """Every model with every attack on models of its kind, models outermost."""
@@ -82,11 +91,35 @@ class CellBuilder:
 
     def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:
         _same_shape(entry.card, self.dataset)
-        model = _tried(load_model(entry, self.device), self.dataset, self.samples, self.device)
+        randomised = any(attack.verdict_forwards > 1 for attack in attacks)
+        model = self._tried(load_model(entry, self.device), randomised)
         for attack in attacks:
             # The likelihood of what nobody searched for says nothing, and 75 corruptions would cost hours of it.
             flow = self.flow_card if attack.spec.bounded else None
             yield ClassifierCell(self._record(model.card, attack, flow, "fp32"), attack, model)
+
+    def _tried(self, model: LoadedModel, randomised: bool) -> LoadedModel:
+        """The model, after it classified a block of images and passed the battery every attack begins with: what is
+        wrong with it shows before any attack runs. randomised: whether an attack for randomised models is planned."""
+        name, dataset = model.card.name, self.dataset
+        x, y = dataset.test.by_ids(self.samples[:SHARD_SIZE])
+        victim = Victim(model.module, self.device, SHARD_SIZE)
+        try:
+            with own_context(), attacked(model.module), full_precision():
+                logits = victim.clean_logits(x)
+                _require_classes(name, logits, dataset)
+                check_model(victim, x)
+        except RandomisedModelError as error:
+            if not randomised:
+                raise UserError(f"model {name!r}: {error}") from error
+            return model
+        except UserError as error:
+            raise UserError(f"model {name!r}: {error}") from error
+        right = int((margins(logits, y) > 0).sum())
+        seen = Diagnostics(samples=len(x), clean_right=right, classes=dataset.classes)
+        for one in seen.suspicions:
+            self.warn(f"model {name!r}: {one.text}")
+        return model
 
     def _flow_cells(self, entry: ZooEntry, attacks: Sequence[LikelihoodAttack]) -> Iterator[Cell]:
         _same_shape(entry.card, self.dataset)
@@ -133,25 +166,12 @@ class CellBuilder:
         )
 
 
-def _tried(model: LoadedModel, dataset: Dataset, samples: Sequence[int], device: torch.device) -> LoadedModel:
-    """The model, after it classified a block of images: NaN and wrong shapes show before any attack runs."""
-    name = model.card.name
-    x, _ = dataset.test.by_ids(samples[:SHARD_SIZE])
-    try:
-        logits = Victim(model.module, device, SHARD_SIZE).clean_logits(x)
-    except UserError as error:
-        raise UserError(f"model {name!r}: {error}") from error
-    except RuntimeError as error:
-        raise UserError(
-            f"model {name!r} fails on images {dataset.shape}: {' '.join(str(error).split())[:160]}; "
-            f"correct its architecture or weights"
-        ) from error
+def _require_classes(name: str, logits: Tensor, dataset: Dataset) -> None:
     if logits.shape[1] != dataset.classes:
         raise UserError(
             f"model {name!r} returns {logits.shape[1]} logits an image, {dataset.name} has {dataset.classes} "
             f"classes; give a model of this data set"
         )
-    return model
 
 
 def _same_shape(card: ModelCard, dataset: Dataset) -> None:

@@ -83,7 +83,8 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a run, models outermost. samples: wanted ids in the order drawn. ray: None for the local backend."""
+    """All cells of a run, models outermost. samples: wanted ids in the order drawn. ray: None for the local backend.
+    warnings: what is suspicious of a model before it is attacked."""
 
     dataset: Dataset
     samples: tuple[int, ...]
@@ -97,6 +98,7 @@ class Plan:
     precision: SearchPrecision = "fp32"
     compiled: bool = False
     ray: RayOptions | None = None
+    warnings: tuple[str, ...] = ()
 
     def blocks(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """(number, sample ids) of the shards-to-be, `SHARD_SIZE` samples each."""
@@ -129,6 +131,7 @@ def build_plan(request: RunRequest) -> Plan:
     attacks = located(attacks, dataset)
     samples = tuple(sample_ids(dataset.test, _count(request, dataset), request.seed))
     frozen = load_flow(flow_entry, device) if flow_entry else None
+    warnings: list[str] = []
     builder = CellBuilder(
         seed=request.seed,
         batch_size=request.batch_size,
@@ -139,6 +142,7 @@ def build_plan(request: RunRequest) -> Plan:
         device=device,
         flow=frozen,
         flow_card=flow_entry.card if flow_entry else None,
+        warn=warnings.append,
     )
     cells = tuple(builder.cells(chosen, attacks))
     return Plan(
@@ -154,6 +158,7 @@ def build_plan(request: RunRequest) -> Plan:
         precision=request.precision,
         compiled=request.compiled,
         ray=ray,
+        warnings=tuple(warnings),
     )
 
 

@@ -20,6 +20,8 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     """Complete the matrix in `folder`, write and print its tables; returns the number of failed cells."""
     plan = build_plan(request)
     console = Terminal()
+    for warning in plan.warnings:
+        console.print(f"Suspicious: {warning}", style="yellow", markup=False, soft_wrap=True)
     with opened_backend(plan) as backend, opened(folder, plan.run, fresh) as ledger:
         records = [cell.record for cell in plan.cells]
         with run_progress(console, records, len(plan.samples)) as progress:

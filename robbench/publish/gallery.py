@@ -14,7 +14,7 @@ from PIL import Image
 
 from robbench.matrix.records import CellResult, Run
 from robbench.publish.likelihood import Role, bits_text, role, steps_of
-from robbench.publish.rows import complete
+from robbench.publish.rows import clean_correct, complete
 
 Pixels = NDArray[np.float32]
 Originals = Callable[[Sequence[int]], np.ndarray]
@@ -98,7 +98,7 @@ def _chosen(results: Sequence[CellResult], limit: int) -> "list[tuple[CellResult
 def _candidates(result: CellResult) -> "Iterator[tuple[CellResult, pd.Series[float]]]":
     """Attacked samples with a stored example: broken ones, then those that held, each by sample id."""
     rows = result.rows
-    kept = rows[rows["example"].notna() & (rows["clean_prediction"] == rows["label"])]
+    kept = rows[rows["example"].notna() & clean_correct(rows)]
     for _, row in kept.sort_values(["robust", "sample_id"], kind="stable").iterrows():
         yield result, row
 
@@ -126,6 +126,8 @@ def _triple(run: Run, result: CellResult, row: "pd.Series[float]", clean: Pixels
 
 
 def _class_name(run: Run, index: int) -> str:
+    if index == -1:
+        return "none (logits not finite)"
     return run.class_names[index] if 0 <= index < len(run.class_names) else str(index)
 
 

@@ -129,9 +129,8 @@ def robust(rows: pd.DataFrame) -> Verdicts:
 
 
 def clean_correct(rows: pd.DataFrame) -> Verdicts:
-    """Whether each sample is right before the attack."""
-    equal: Verdicts = rows["clean_prediction"].to_numpy() == rows["label"].to_numpy()
-    return equal
+    """Whether each sample is right before the attack: by its margin, as after it, so that a tie is wrong in both."""
+    return np.asarray(rows["clean_margin"].to_numpy(dtype=np.float64) > 0)
 
 
 def floats(column: "pd.Series[float]") -> Floats:

@@ -1,8 +1,12 @@
 """The model under test is not to be trusted: what a forward can do to a verdict, and who says so."""
 
+import contextlib
+import copy
+import functools
 import warnings
 
 import hostile_models as hostile
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+import robbench
 from robbench.attacks import Victim, build_attack
 from robbench.attacks.agreement import DIFFERENT, ROUNDING, relative_gaps
 from robbench.attacks.decision import margins
@@ -209,7 +214,7 @@ def test_layers_quantised_by_the_range_of_their_batch_are_reported(classifier, i
             self.model = classifier
 
         def forward(self, x):
-            step = x.abs().amax() / 31 * (1 + 0.1 * x.mean())
+            step = x.abs().amax() / 63 * (1 + 0.05 * x.mean())
             return self.model((x / step).round() * step)
 
     outcome = evaluated(Quantised(), images, "square")
@@ -397,3 +402,153 @@ class Views(nn.Module):
 def test_a_forward_that_calls_view_gets_what_one_that_flattens_gets(name, classifier, flow, images):
     mine, theirs = (evaluated(Views(classifier, flat), images, name, flow=flow) for flat in (True, False))
     assert torch.equal(mine.robust, theirs.robust)
+
+
+# ------------------------------------------------------------------------------------------------- ties, context
+class Coarse(nn.Module):
+    """Logits rounded to whole numbers: many ties."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).clamp(-8, 8).round()
+
+
+def test_a_tie_is_wrong_before_and_after_an_attack_and_counted(classifier, images):
+    _, x, y = images
+    with torch.no_grad():
+        top = Coarse(classifier)(x).topk(2).values
+    assert (top[:, 0] == top[:, 1]).any()
+    with pytest.warns(robbench.RobbenchWarning, match="tied logits"):
+        rows = robbench.evaluate(
+            Coarse(classifier), x, y, ["square"], dataset="digits", epsilon=0.0
+        ).set_index("attack")
+    assert rows.loc["clean", "accuracy"] == rows.loc["square@0", "accuracy"]
+
+
+def _inference():
+    return torch.inference_mode()
+
+
+def _autocast():
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@contextlib.contextmanager
+def _default_float64():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, _inference, _autocast, _default_float64])
+@pytest.mark.parametrize("name", ["pgd20-l2", "apgd-ce", "square", "fab-t", "jsa10"])
+def test_results_do_not_depend_on_the_callers_context(name, context, classifier, flow, images):
+    plain = evaluated(classifier, images, name, flow=flow)
+    with context():
+        inside = evaluated(classifier, tuple(part.clone() for part in images), name, flow=flow)
+    assert torch.equal(plain.robust, inside.robust)
+    assert torch.equal(plain.adversarial, inside.adversarial)
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_model_made_in_inference_mode_is_refused_by_name(images):
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(UserError, match=r"'1.weight' was made inside torch.inference_mode"):
+        evaluated(model, images)
+
+
+# ------------------------------------------------------------------------------------------------------- inputs
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda x, y: (x, y.float() / 10), "labels are torch.float32"),
+        (lambda x, y: (x, y.float()), "labels are torch.float32"),
+        (lambda x, y: (x, y > 3), "labels are torch.bool"),
+        (lambda x, y: ((255 * x).byte(), y), "images are torch.uint8"),
+        (lambda x, y: (x + 1e-3, y), r"beyond \[0,1\] by 0.001"),
+        (lambda x, y: (x * 255, y), r"beyond \[0,1\] by 254"),
+        (lambda x, y: (torch.full_like(x, float("nan")), y), r"images span \[nan, nan\]"),
+        (lambda x, y: (x, y[:-1]), "give .N,C,H,W. images and .N. labels"),
+        (lambda x, y: (x, y + 10), "outside the model's 10 classes"),
+        (lambda x, y: (x, -1 - y), "outside the model's 10 classes"),
+    ],
+)
+def test_inputs_that_would_be_bent_are_refused(change, text, classifier, images):
+    ids, x, y = images
+    with pytest.raises(UserError, match=text):
+        evaluated(classifier, (ids, *change(x, y)))
+
+
+def test_pixels_beyond_the_box_by_rounding_are_clipped(classifier, images):
+    ids, x, y = images
+    plain = evaluated(classifier, images, "fgsm")
+    back = (x - 0.1307) / 0.3081 * 0.3081 + 0.1307
+    near = evaluated(classifier, (ids, torch.where(x == 1, x * (1 + 2**-23), back), y), "fgsm")
+    assert int((plain.robust != near.robust).sum()) <= 1
+    assert near.adversarial.max() <= 1
+    assert near.adversarial.min() >= 0
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "0", None])
+def test_seeds_are_whole_numbers(seed, classifier, images):
+    ids, x, y = images
+    with pytest.raises(UserError, match="seed="):
+        attack("fgsm").evaluate(Victim(classifier), ids, x, y, seed, 48)
+
+
+@pytest.mark.parametrize("ids", [torch.zeros(48, dtype=torch.int64), torch.arange(48.0), torch.arange(47)])
+def test_sample_ids_are_whole_numbers_and_all_different(ids, classifier, images):
+    _, x, y = images
+    with pytest.raises(UserError, match="sample_ids are"):
+        attack("fgsm").evaluate(Victim(classifier), ids, x, y, 0, 48)
+
+
+def test_clean_accuracy_that_is_chance_is_the_first_suspicion(classifier, images):
+    ids, x, y = images
+    outcome = evaluated(classifier, (ids, x, (y + 1) % 10), "fgsm")
+    assert outcome.suspicions[0].kind == "chance"
+    assert "not above the 10 % of chance" in outcome.suspicions[0].text
+    assert "chance" not in {one.kind for one in evaluated(classifier, images, "fgsm").suspicions}
+
+
+class Wrapped:
+    """No module: takes one of several outputs."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __call__(self, x):
+        return (self.model(x), x)[0]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Wrapped,
+        lambda model: lambda x: model(x),
+        lambda model: model.forward,
+        lambda model: functools.partial(torch.nn.Module.__call__, model),
+    ],
+)
+def test_functions_are_models_and_what_they_hold_is_put_into_eval_mode(wrap, classifier, images):
+    _, x, y = images
+    model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm2d(1), copy.deepcopy(classifier)).train()
+    plain = robbench.evaluate(model, x, y, ["fgsm"], dataset="digits", epsilon=0.1)
+    same = robbench.evaluate(
+        wrap(model), x.numpy(), y.tolist(), ["fgsm"], dataset="digits", epsilon=np.float32(0.1)
+    )
+    assert plain["accuracy"].tolist() == same["accuracy"].tolist()
+    assert model.training
+
+
+@pytest.mark.parametrize("model", [None, 3, nn.Linear])
+def test_what_is_no_model_is_refused(model, images):
+    _, x, y = images
+    with pytest.raises(UserError, match="is no model"):
+        robbench.evaluate(model, x, y, ["fgsm"], epsilon=0.1)

@@ -105,6 +105,7 @@ def confusions(run: Run, results: Sequence[CellResult], classes: int) -> list[Co
 def _confusion(
     label: str, rows: pd.DataFrame, column: str, verdicts: Callable[[pd.DataFrame], Verdicts], classes: int
 ) -> Confusion:
-    pairs = rows["label"].to_numpy(dtype=np.int64) * classes + rows[column].to_numpy(dtype=np.int64)
+    predicted = rows[rows[column] >= 0]  # -1: logits that are not finite, no prediction at all
+    pairs = predicted["label"].to_numpy(dtype=np.int64) * classes + predicted[column].to_numpy(dtype=np.int64)
     counts = np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
     return Confusion(label, int(verdicts(rows).sum()), len(rows), counts)

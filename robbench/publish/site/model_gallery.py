@@ -8,7 +8,7 @@ import pandas as pd
 from robbench.matrix.records import CellResult, Run
 from robbench.publish.gallery import Originals, Triple, shown, triples
 from robbench.publish.likelihood import steps_of
-from robbench.publish.rows import complete
+from robbench.publish.rows import clean_correct, complete
 from robbench.publish.site.model_families import same_but
 
 EXAMPLES = 24
@@ -76,7 +76,7 @@ def _levels(run: Run, group: Sequence[CellResult], originals: Originals) -> Leve
 def _kept(result: CellResult) -> pd.DataFrame:
     """Rows with an image, of samples right before the attack, by sample id."""
     rows = result.rows
-    kept = rows[rows["example"].notna() & (rows["clean_prediction"] == rows["label"])]
+    kept = rows[rows["example"].notna() & clean_correct(rows)]
     return kept.set_index("sample_id")
 
 

@@ -53,10 +53,10 @@ def _logits(out: Any, n: int) -> Tensor:
             f"the model returned {got} for {n} images; a classifier returns logits of shape ({n}, classes) with at "
             f"least 2 classes: wrap the model so that it does"
         )
-    if not out.is_floating_point():
+    if out.is_complex() or out.dtype == torch.bool:
         raise UserError(
-            f"the model returned {out.dtype} for {n} images; a classifier returns logits, which are floating point "
-            f"numbers: return the scores from which the prediction is made"
+            f"the model returned {out.dtype} for {n} images; a classifier returns logits, which are real numbers: "
+            f"return the scores from which the prediction is made"
         )
     return out.to(torch.float32, copy=True)
 

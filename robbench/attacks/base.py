@@ -114,8 +114,8 @@ class Attack(NamedAttack):
 
     @property
     def attacks_misclassified(self) -> bool:
-        """Whether samples the clean model gets wrong are attacked too (they count as broken in any case)."""
-        return False
+        """Whether samples the clean model gets wrong are attacked too: always by a perturbation. They are never robust."""
+        return self.spec.semantics == "perturbation"
 
     @property
     def verdict_forwards(self) -> int:
@@ -330,9 +330,7 @@ class Attack(NamedAttack):
         found: Candidates,
     ) -> Outcome:
         clean_right = margins(clean, y) > 0  # a tie is not a right answer
-        robust = margins(logits, y) > 0
-        if self.spec.bounded:  # the clean image is in every budget
-            robust &= clean_right
+        robust = clean_right & (margins(logits, y) > 0)
         broken_by = [
             None if held else ("clean" if not right else name)
             for held, right, name in zip(robust.tolist(), clean_right.tolist(), found.component, strict=True)

@@ -262,7 +262,7 @@ def test_another_device_number_counts_when_the_process_has_the_file_open(tmp_pat
 
 # ------------------------------------------------------------------------------------------------------- speed
 def shard(samples: int, seconds: float, finished: float) -> ShardFile:
-    return ShardFile(dict.fromkeys(range(samples), 1.0), seconds, finished)
+    return ShardFile({"worst-case": dict.fromkeys(range(samples), 1.0)}, seconds, finished)
 
 
 def test_speed_of_one_worker_and_of_three() -> None:

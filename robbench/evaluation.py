@@ -29,9 +29,11 @@ COLUMNS = (
     "threat_model",
     "epsilon",
     "eta",
+    "measure",
     "accuracy",
     "lower",
     "upper",
+    "robust_accuracy",
     "n",
     "forwards",
     "backwards",
@@ -60,9 +62,12 @@ def evaluate(
     dataset: whose budgets and default flow to use. epsilon, eta: budgets instead; several give a row each.
     flow: a flow or the name of one in the zoo, for latent and joint attacks. Sample i is keyed by (seed, i).
 
-    Columns: attack, threat_model, epsilon, eta, accuracy, lower, upper (percent, 95 % Wilson interval), n,
-    forwards, backwards (sums over samples), suspicions (what speaks against a number, "" for nothing; each is also a
-    `RobbenchWarning`, once). First row "clean", last row "worst-case" (right under every one).
+    Columns: attack, threat_model, epsilon, eta, measure, accuracy, lower, upper (percent, 95 % Wilson interval),
+    robust_accuracy, n, forwards, backwards (sums over samples), suspicions (what speaks against a number, "" for
+    nothing; each is also a `RobbenchWarning`, once). measure says what `accuracy` counts: "robust accuracy", right on the clean
+    image and under attack; of perturbations (R-LA, A-LA against the prediction) "accuracy under attack", right on the
+    attacked image. First row "clean", last row "worst-case": right without attack and under every attack but the
+    perturbations, NaN where there are only these.
     """
     import pandas as pd
 
@@ -74,19 +79,28 @@ def evaluate(
     if not len(x):
         raise UserError("evaluate: x has no images; give at least one")
     outcomes = [attack.evaluate(victim, ids, x, y, seed=seed, batch_size=batch_size) for attack in built]
-    rows = [_row(spec, outcome) for spec, outcome in zip(specs, outcomes, strict=True)]
+    rows = [_row(attack.spec, outcome) for attack, outcome in zip(built, outcomes, strict=True)]
     _warn(specs, outcomes)
     correct = outcomes[0].clean_predictions == outcomes[0].labels
-    worst = torch.stack([outcome.robust for outcome in outcomes]).all(0)
+    strict = [o.robust for a, o in zip(built, outcomes, strict=True) if a.spec.semantics == "worst-case"]
+    worst = _share(torch.stack(strict).all(0)) if strict else {"n": len(x)}
     clean_row = {
         "attack": "clean",
         "threat_model": "clean",
+        "measure": "accuracy",
         **_share(correct),
         "forwards": len(x),
         "backwards": 0,
         "suspicions": "",
     }
-    worst_row = {"attack": "worst-case", "threat_model": "all", "suspicions": "", **_share(worst)}
+    worst_row = {
+        "attack": "worst-case",
+        "threat_model": "all",
+        "measure": "robust accuracy",
+        "suspicions": "",
+        **worst,
+    }
+    worst_row["robust_accuracy"] = worst_row.get("accuracy")
     worst_row |= {key: sum(int(str(row[key])) for row in rows) for key in ("forwards", "backwards")}
     return pd.DataFrame([clean_row, *rows, worst_row], columns=list(COLUMNS))
 
@@ -133,7 +147,9 @@ def _row(spec: ResolvedAttack, outcome: Outcome) -> dict[str, object]:
         "threat_model": spec.threat_model,
         "epsilon": spec.epsilon,
         "eta": spec.eta,
-        **_share(outcome.robust),
+        "measure": spec.measure,
+        **_share(outcome.under_attack if spec.semantics == "perturbation" else outcome.robust),
+        "robust_accuracy": _share(outcome.robust)["accuracy"],
         "forwards": int(outcome.forwards.sum()),
         "backwards": int(outcome.backwards.sum()),
         "suspicions": "; ".join(one.text for one in outcome.suspicions),

@@ -22,8 +22,8 @@ ModelKind = Literal["classifier", "flow"]
 # What an attack's images stand for. "worst-case": the strongest of a set that holds the clean image, so that a sample
 # wrong without attack is wrong under it. "perturbation": every image is perturbed, and its own verdict counts.
 Semantics = Literal["worst-case", "perturbation"]
-# What an accuracy counts: right without attack; right without attack and under it; right on the attacked image, whatever
-# the model says of the clean one.
+# What an accuracy counts: right without attack; right without attack and under it; right on the attacked image,
+# whatever the model says of the clean one.
 Measure = Literal["accuracy", "robust accuracy", "accuracy under attack"]
 SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Names become file names, table labels and entries of comma lists.

@@ -77,6 +77,11 @@ class Outcome:
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
 
     @property
+    def under_attack(self) -> Tensor:
+        """Whether each sample is right on its attacked image, [N] bool: accuracy under attack counts these."""
+        return self.margins > 0  # a tie is not a right answer
+
+    @property
     def suspicions(self) -> tuple[Suspicion, ...]:
         """What to know besides the verdicts, from `diagnostics`."""
         return self.diagnostics.suspicions
@@ -114,7 +119,7 @@ class Attack(NamedAttack):
 
     @property
     def attacks_misclassified(self) -> bool:
-        """Whether samples the clean model gets wrong are attacked too: always by a perturbation. They are never robust."""
+        """Whether samples the clean model gets wrong are attacked too, as by all perturbations; they are never robust."""
         return self.spec.semantics == "perturbation"
 
     @property

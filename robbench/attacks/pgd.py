@@ -63,8 +63,8 @@ class GradientAttack(Attack):
         if self.spec.semantics == "perturbation" and (p.early_stop or p.restarts > 1):
             given = f"restarts {p.restarts}" if p.restarts > 1 else "early_stop true"
             raise UserError(
-                f"attack {spec.name!r}: label_source predicted with {given} would choose among images by the true label; "
-                f"give early_stop: false and restarts: 1"
+                f"attack {spec.name!r}: label_source predicted with {given} would choose among images by the "
+                f"true label; give early_stop: false and restarts: 1"
             )
 
     @abstractmethod

@@ -100,8 +100,8 @@ class Shard:
 
 
 def shown_values(table: pa.Table, semantics: Semantics) -> dict[int, float]:
-    """By sample id what progress shows the mean of: of a classifier the verdicts (0 or 1) that tables show of an attack of
-    these semantics, of a flow bits/dim of the attacked image."""
+    """By sample id what progress shows the mean of: of a classifier the verdicts (0 or 1) that tables show of an attack
+    of these semantics, of a flow bits/dim of the attacked image."""
     if "robust" not in table.column_names:
         column = table["nll_after"]
     else:

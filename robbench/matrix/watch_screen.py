@@ -244,7 +244,9 @@ def _cell_table(cells: Sequence[CellView], width: int) -> Table:
 
 def _short_score(cell: CellView, with_interval: bool) -> str:
     """Without its interval also without what the state says ("so far") and the unit of a flow."""
-    text = score_text(cell, with_interval).removeprefix("mean ").removeprefix(f"{cell.measure or 'accuracy'} ")
+    text = (
+        score_text(cell, with_interval).removeprefix("mean ").removeprefix(f"{cell.measure or 'accuracy'} ")
+    )
     return text if with_interval else text.removesuffix(" so far").removesuffix(" bits/dim")
 
 

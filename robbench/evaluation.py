@@ -64,10 +64,10 @@ def evaluate(
 
     Columns: attack, threat_model, epsilon, eta, measure, accuracy, lower, upper (percent, 95 % Wilson interval),
     robust_accuracy, n, forwards, backwards (sums over samples), suspicions (what speaks against a number, "" for
-    nothing; each is also a `RobbenchWarning`, once). measure says what `accuracy` counts: "robust accuracy", right on the clean
-    image and under attack; of perturbations (R-LA, A-LA against the prediction) "accuracy under attack", right on the
-    attacked image. First row "clean", last row "worst-case": right without attack and under every attack but the
-    perturbations, NaN where there are only these.
+    nothing; each is also a `RobbenchWarning`, once). measure says what `accuracy` counts: "robust accuracy", right on
+    the clean image and under attack; of perturbations (R-LA, A-LA against the prediction) "accuracy under attack",
+    right on the attacked image. First row "clean", last row "worst-case": right without attack and under every attack
+    but the perturbations, NaN where there are only these.
     """
     import pandas as pd
 

@@ -119,7 +119,7 @@ class Attack(NamedAttack):
 
     @property
     def attacks_misclassified(self) -> bool:
-        """Whether samples the clean model gets wrong are attacked too, as by all perturbations; they are never robust."""
+        """Whether samples the clean model gets wrong are attacked too, as by all perturbations; they are not robust."""
         return self.spec.semantics == "perturbation"
 
     @property

@@ -27,10 +27,10 @@ class Shift:
 
     n: compared. lost: robust (of a perturbation: right on the attacked image) before and broken now; gained: the other
     way; near_ties: flips of either kind between two margins within `NEAR_TIE`, which do not count (one alone may be of
-    an attack that stops at the boundary). unscored: score is NaN and was none before. handed: broken by another component.
-    moved: went another way. up, down: of those, larger (smaller) margin or bits/dim; later, earlier: broken at a later
-    (earlier) step. shift: median change of the changed margins. size: largest perturbation. forwards, backwards: calls
-    of the samples that hold in both runs. step: median step of the samples broken in both.
+    an attack that stops at the boundary). unscored: score is NaN and was none before. handed: broken by another
+    component. moved: went another way. up, down: of those, larger (smaller) margin or bits/dim; later, earlier: broken
+    at a later (earlier) step. shift: median change of the changed margins. size: largest perturbation. forwards,
+    backwards: calls of the samples that hold in both runs. step: median step of the samples broken in both.
     """
 
     n: int = 0

@@ -37,7 +37,6 @@ class TableRow:
     epsilon: float | None
     eta: float | None
     metric: str
-    measure: Measure | Literal[""]
     value: float | None
     lower: float | None
     upper: float | None
@@ -48,6 +47,7 @@ class TableRow:
     model_sha256: str
     flow: str
     note: str
+    measure: Measure | Literal[""] = ""
 
 
 COLUMNS = tuple(field.name for field in fields(TableRow))

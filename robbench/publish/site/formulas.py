@@ -131,7 +131,7 @@ def _ball(what: str, radius: str, norm: Norm) -> str:
 
 
 def measure(target: ModelKind, shown: Measure, several: bool = False) -> tuple[Markup, str]:
-    """The number in the tables. shown: which accuracy, of a classifier; several: over all attacks a of a threat model."""
+    """The number in the tables. shown: which accuracy, of a classifier; several: over all attacks a of a model."""
     if target == "flow":
         return math(r"{1} / n \sum _{i} ( - \log _2 p ( x' _i ) / d )"), (
             "Mean negative log-likelihood in bits per dimension of the attacked images under the flow's density p."
@@ -140,8 +140,8 @@ def measure(target: ModelKind, shown: Measure, several: bool = False) -> tuple[M
     under = rf"\one [ \argmax _k f _k ( {image} ) = y _i ]"
     if shown == "accuracy under attack":
         return math(rf"1 / n \sum _{{i}} {under}"), (
-            "Accuracy under attack: the share of all n test images, each of them perturbed, that the model f gets right "
-            "on the perturbed image, whatever it says of the clean one."
+            "Accuracy under attack: the share of all n test images, each of them perturbed, that the model f gets "
+            "right on the perturbed image, whatever it says of the clean one."
         )
     over = r"\min _a" if several else ""
     return math(rf"1 / n \sum _{{i}} \one [ \argmax _k f _k ( x _i ) = y _i ] {over} {under}"), (

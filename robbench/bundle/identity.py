@@ -106,9 +106,13 @@ def _setting(
 
 
 def _semantics(attack: ResolvedAttack) -> Semantics:
-    """What the algorithm declares for the parameters."""
+    """What the algorithm declares for the parameters; as recorded where no attack can have these."""
     found = ATTACKS.get(attack.algorithm)
-    return found.declared_semantics(validate(attack.parameters, found.Parameters, f"attack {attack.name!r}"))
+    try:
+        parameters = validate(attack.parameters, found.Parameters, f"attack {attack.name!r}")
+    except UserError:
+        return attack.semantics
+    return found.declared_semantics(parameters)
 
 
 def _parts(label: str) -> tuple[str, str]:

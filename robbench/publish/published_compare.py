@@ -39,7 +39,7 @@ COMPARABLE = (
     "l2_all",
     "linf_all",
 )
-OF_EVERY_IMAGE = ("accuracy", "fid", "l2_all", "linf_all")
+OF_EVERY_IMAGE = ("accuracy", "accuracy_drop", "fid")
 WITHOUT_MODEL = ("fid", "l2_all", "linf_all")
 RANDOM = (
     "r-la"  # perturbations of every image; what attacks on the true label leave wrong is wrong in papers too

@@ -289,8 +289,8 @@ def test_cutout_changes_the_hole_and_nothing_else(setting, batch):
 
 
 def test_the_pgd_of_yuksel_et_al_is_a_setting_of_adversarial_training(setting, batch, bn_model):
-    """Against a plain loop in its words: labels predicted and every forward in train mode, start uniform in the cube and
-    for L2 pulled onto the sphere, projection on the ball at each step, on the box only at the end."""
+    """Against a plain loop in its words: labels predicted and every forward in train mode, start uniform in the cube
+    and for L2 pulled onto the sphere, projection on the ball at each step, on the box only at the end."""
     x, y = batch
     epsilon, step, steps = 1.5, 0.4, 4
     parameters = {"attack": "pgd10-l2", "epsilon": epsilon, "step_size": step, "steps": steps}

@@ -462,7 +462,9 @@ def test_a_run_started_elsewhere_killed_and_resumed(
     assert watch.wait(60) == 0
     lines = printed().splitlines()
     assert lines[-1] == "Done: 1 cell."
-    assert any(line.startswith("[1/1] tiny-a x slow-pgd: done, 360 of 360, accuracy ") for line in lines)
+    assert any(
+        line.startswith("[1/1] tiny-a x slow-pgd: done, 360 of 360, robust accuracy ") for line in lines
+    )
     assert lines.count("A run is writing.") == 2
     assert all(line != following for line, following in pairwise(lines))  # a line a change
 

@@ -130,7 +130,9 @@ def _ball(what: str, radius: str, norm: Norm) -> str:
     return rf"\norm {what} \norm _{_P[norm]} \le {radius}"
 
 
-def measure(target: ModelKind, shown: Measure, several: bool = False) -> tuple[Markup, str]:
+def measure(
+    target: ModelKind, shown: Measure = "robust accuracy", several: bool = False
+) -> tuple[Markup, str]:
     """The number in the tables. shown: which accuracy, of a classifier; several: over all attacks a of a model."""
     if target == "flow":
         return math(r"{1} / n \sum _{i} ( - \log _2 p ( x' _i ) / d )"), (

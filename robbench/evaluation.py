@@ -33,9 +33,11 @@ COLUMNS = (
     "threat_model",
     "epsilon",
     "eta",
+    "measure",
     "accuracy",
     "lower",
     "upper",
+    "robust_accuracy",
     "n",
     "forwards",
     "backwards",
@@ -65,9 +67,12 @@ def evaluate(
     dataset: whose budgets and default flow to use. epsilon, eta: budgets instead; several give a row each.
     flow: a flow or the name of one in the zoo, for latent and joint attacks. Sample i is keyed by (seed, i).
 
-    Columns: attack, threat_model, epsilon, eta, accuracy, lower, upper (percent, 95 % Wilson interval), n,
-    forwards, backwards (sums over samples), suspicions (what speaks against a number, "" for nothing; each is also a
-    `RobbenchWarning`, once). First row "clean", last row "worst-case" (right under every one).
+    Columns: attack, threat_model, epsilon, eta, measure, accuracy, lower, upper (percent, 95 % Wilson interval),
+    robust_accuracy, n, forwards, backwards (sums over samples), suspicions (what speaks against a number, "" for
+    nothing; each is also a `RobbenchWarning`, once). measure says what `accuracy` counts: "robust accuracy", right on
+    the clean image and under attack; of perturbations (R-LA, A-LA against the prediction) "accuracy under attack",
+    right on the attacked image. First row "clean", last row "worst-case": right without attack and under every attack
+    but the perturbations, NaN where there are only these.
     """
     if not len(x):
         raise UserError("evaluate: x has no images; give at least one")
@@ -80,7 +85,7 @@ def evaluate(
         victim, ids = Victim(as_module(model), target, batch_size), torch.arange(len(images))
         outcomes = [attack.evaluate(victim, ids, images, labels, seed, batch_size) for attack in built]
     _warn(specs, outcomes)
-    return _table(specs, outcomes)
+    return _table([attack.spec for attack in built], outcomes)
 
 
 def _tensor(name: str, values: Array) -> Tensor:
@@ -100,16 +105,25 @@ def _table(specs: Sequence[ResolvedAttack], outcomes: Sequence[Outcome]) -> "pd.
 
     rows = [_row(spec, outcome) for spec, outcome in zip(specs, outcomes, strict=True)]
     correct = outcomes[0].clean_margins > 0
-    worst = torch.stack([outcome.robust for outcome in outcomes]).all(0)
+    strict = [o.robust for spec, o in zip(specs, outcomes, strict=True) if spec.semantics == "worst-case"]
+    worst = _share(torch.stack(strict).all(0)) if strict else {"n": len(correct)}
     clean_row = {
         "attack": "clean",
         "threat_model": "clean",
+        "measure": "accuracy",
         **_share(correct),
         "forwards": len(correct),
         "backwards": 0,
         "suspicions": "",
     }
-    worst_row = {"attack": "worst-case", "threat_model": "all", "suspicions": "", **_share(worst)}
+    worst_row = {
+        "attack": "worst-case",
+        "threat_model": "all",
+        "measure": "robust accuracy",
+        "suspicions": "",
+        **worst,
+    }
+    worst_row["robust_accuracy"] = worst_row.get("accuracy")
     worst_row |= {key: sum(int(str(row[key])) for row in rows) for key in ("forwards", "backwards")}
     return pd.DataFrame([clean_row, *rows, worst_row], columns=list(COLUMNS))
 
@@ -160,7 +174,9 @@ def _row(spec: ResolvedAttack, outcome: Outcome) -> dict[str, object]:
         "threat_model": spec.threat_model,
         "epsilon": spec.epsilon,
         "eta": spec.eta,
-        **_share(outcome.robust),
+        "measure": spec.measure,
+        **_share(outcome.under_attack if spec.semantics == "perturbation" else outcome.robust),
+        "robust_accuracy": _share(outcome.robust)["accuracy"],
         "forwards": int(outcome.forwards.sum()),
         "backwards": int(outcome.backwards.sum()),
         "suspicions": "; ".join(one.text for one in outcome.suspicions),

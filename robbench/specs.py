@@ -19,6 +19,12 @@ from robbench.schema import Strict, load_yaml
 Space = Literal["image", "latent", "joint", "corruption"]
 Norm = Literal["linf", "l2", "l1", "none"]
 ModelKind = Literal["classifier", "flow"]
+# What an attack's images stand for. "worst-case": the strongest of a set that holds the clean image, so that a sample
+# wrong without attack is wrong under it. "perturbation": every image is perturbed, and its own verdict counts.
+Semantics = Literal["worst-case", "perturbation"]
+# What an accuracy counts: right without attack; right without attack and under it; right on the attacked image,
+# whatever the model says of the clean one.
+Measure = Literal["accuracy", "robust accuracy", "accuracy under attack"]
 SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Names become file names, table labels and entries of comma lists.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -108,7 +114,9 @@ class ThreatModel(Strict):
 class ResolvedAttack(Strict):
     """An attack with every number filled in for one data set; its hash is part of a cell's address.
 
-    label: how tables name it ("pgd20", or "pgd20@0.1" when the user overrode the budget).
+    label: how tables name it ("pgd20", or "pgd20@0.1" when the user overrode the budget). semantics: what the algorithm
+    declares (`NamedAttack.declared_semantics`), filled in when the attack is built. Records of before it was declared
+    lack it: their perturbations, corrupted images aside, left misclassified images as they were, as a worst case does.
     """
 
     name: str
@@ -122,6 +130,27 @@ class ResolvedAttack(Strict):
     eta: float | None
     algorithm: str
     parameters: dict[str, Any]
+    semantics: Semantics = "worst-case"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _corruptions_are_perturbations(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "semantics" not in values and values.get("space") == "corruption":
+            return {**values, "semantics": "perturbation"}
+        return values
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that results depend on, as JSON values: no label, and no semantics where the space implies them (of
+        everything measured before they were declared)."""
+        implied: Semantics = "perturbation" if self.space == "corruption" else "worst-case"
+        left_out = {"label"} | ({"semantics"} if self.semantics == implied else set())
+        return self.model_dump(mode="json", exclude=left_out)
+
+    @property
+    def measure(self) -> Measure:
+        """What tables show of the attack on a classifier."""
+        return "accuracy under attack" if self.semantics == "perturbation" else "robust accuracy"
 
     @property
     def needs_flow(self) -> bool:

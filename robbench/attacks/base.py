@@ -92,6 +92,11 @@ class Outcome:
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
 
     @property
+    def under_attack(self) -> Tensor:
+        """Whether each sample is right on its attacked image, [N] bool: accuracy under attack counts these."""
+        return self.margins > 0  # a tie is not a right answer
+
+    @property
     def suspicions(self) -> tuple[Suspicion, ...]:
         """What to know besides the verdicts, from `diagnostics`."""
         return self.diagnostics.suspicions
@@ -129,8 +134,8 @@ class Attack(NamedAttack):
 
     @property
     def attacks_misclassified(self) -> bool:
-        """Whether samples the clean model gets wrong are attacked too (they count as broken in any case)."""
-        return False
+        """Whether samples the clean model gets wrong are attacked too, as by all perturbations; they are not robust."""
+        return self.spec.semantics == "perturbation"
 
     @property
     def verdict_forwards(self) -> int:
@@ -362,9 +367,7 @@ class Attack(NamedAttack):
         found: Candidates,
     ) -> Outcome:
         clean_right = margins(clean, y) > 0  # a tie is not a right answer
-        robust = margins(logits, y) > 0
-        if self.spec.bounded:  # the clean image is in every budget
-            robust &= clean_right
+        robust = clean_right & (margins(logits, y) > 0)
         broken_by = [
             None if held else ("clean" if not right else name)
             for held, right, name in zip(robust.tolist(), clean_right.tolist(), found.component, strict=True)

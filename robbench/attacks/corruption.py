@@ -1,10 +1,11 @@
 """Corrupted test images of a published benchmark (CIFAR-10-C) as an attack without a budget.
 
-Nothing is searched: the images are read by sample id, and the verdict is plain accuracy on them, also for samples whose
-clean image is misclassified (every other attack counts those as broken).
+Nothing is searched: the images are read by sample id. A perturbation: what counts is the accuracy on these images, also
+of samples whose clean image is misclassified.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -17,7 +18,7 @@ from robbench.data.corruption_names import SEVERITIES, Corruption
 from robbench.data.corruptions import corrupted_images
 from robbench.errors import UserError
 from robbench.schema import Strict
-from robbench.specs import SHA256, ResolvedAttack
+from robbench.specs import SHA256, ResolvedAttack, Semantics
 
 
 class CorruptionParameters(Strict):
@@ -47,9 +48,9 @@ class CorruptedImages(Attack):
     def cost(self) -> Cost:
         return Cost(forwards=2, backwards=0)
 
-    @property
-    def attacks_misclassified(self) -> bool:
-        return True
+    @classmethod
+    def declared_semantics(cls, parameters: Any) -> Semantics:
+        return "perturbation"
 
     def search(self, victim: Victim, task: Task) -> Candidates:
         p, nothing = self.parameters, torch.zeros(len(task.x), dtype=torch.int64)

@@ -4,7 +4,7 @@ Latent vectors are raw z, all levels flattened into one vector: norm, sign and c
 The flow is frozen and exact (decode inverts encode), so that a zero perturbation returns the image itself.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from robbench.attacks.spaces import Codec, InLoop, JointSpace, LatentSpace
 from robbench.attacks.victim import Victim, chunks
 from robbench.errors import UserError
 from robbench.schema import Strict
-from robbench.specs import Norm
+from robbench.specs import Norm, Semantics
 
 
 def random_latent(
@@ -46,6 +46,10 @@ class RandomLatentAttack(Attack):
     """R-LA: random perturbation of the latents, no gradient (Yuksel et al. 2022, section 3)."""
 
     Parameters = RandomLatentParameters
+
+    @classmethod
+    def declared_semantics(cls, parameters: Any) -> Semantics:
+        return "perturbation"
 
     @property
     def cost(self) -> Cost:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from robbench.errors import UserError
 from robbench.registry import Registry
 from robbench.schema import Strict, validate
-from robbench.specs import ModelKind, ResolvedAttack
+from robbench.specs import ModelKind, ResolvedAttack, Semantics
 
 ENGINE_VERSION = 1
 
@@ -46,7 +46,13 @@ class NamedAttack(ABC):
             )
         self.parameters: Any = validate(spec.parameters, self.Parameters, f"attack {spec.name!r}, parameters")
         # Defaults filled in: what is recorded and hashed is what runs, also after a default changes.
-        self.spec = spec.model_copy(update={"parameters": self.parameters.model_dump(mode="json")})
+        filled = {"parameters": self.parameters.model_dump(mode="json")}
+        self.spec = spec.model_copy(update={**filled, "semantics": self.declared_semantics(self.parameters)})
+
+    @classmethod
+    def declared_semantics(cls, parameters: Any) -> Semantics:
+        """What the images of the attack with `parameters` (of `Parameters`) stand for: see `specs.Semantics`."""
+        return "worst-case"
 
     @property
     @abstractmethod

@@ -1,17 +1,21 @@
 """Gradient attacks on the image: FGSM, PGD and MIM in Linf, L2 and L1 balls."""
 
 from abc import abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from robbench.attacks import engine
 from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.geometry import Start
 from robbench.attacks.named import ATTACKS, Cost
-from robbench.attacks.spaces import ImageSpace, SearchSpace
+from robbench.attacks.spaces import Codec, ImageSpace, SearchSpace
 from robbench.attacks.victim import Victim
+from robbench.errors import UserError
 from robbench.schema import Strict
+from robbench.specs import ResolvedAttack, Semantics
+
+LabelSource = Literal["true", "predicted"]
 
 
 class GradientParameters(Strict):
@@ -19,6 +23,8 @@ class GradientParameters(Strict):
 
     step_size: absolute, in the units of the budget; None means relative_step_size * budget. momentum: MIM's decay.
     label_source: whose label the loss uses, the true one or the clean prediction (verdicts always use the true one).
+    Against the prediction the last iterate counts: early_stop is then off, and restarts, of which the best for the
+    attacker is kept, are 1.
     """
 
     steps: int = Field(gt=0)
@@ -28,7 +34,14 @@ class GradientParameters(Strict):
     restarts: int = Field(default=1, gt=0)
     momentum: float | None = None
     early_stop: bool = True
-    label_source: Literal["true", "predicted"] = "true"
+    label_source: LabelSource = "true"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _last_iterate_against_the_prediction(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("label_source") == "predicted":
+            return {"early_stop": False, **values}
+        return values
 
     def step(self, budget: float) -> float:
         """Step size for a budget."""
@@ -44,6 +57,16 @@ class GradientAttack(Attack):
     Parameters: ClassVar[type[BaseModel]] = GradientParameters
     witnesses: ClassVar[tuple[str, ...]] = ()
 
+    def __init__(self, spec: ResolvedAttack, flow: Codec | None = None) -> None:
+        super().__init__(spec, flow)
+        p: GradientParameters = self.parameters
+        if self.spec.semantics == "perturbation" and (p.early_stop or p.restarts > 1):
+            given = f"restarts {p.restarts}" if p.restarts > 1 else "early_stop true"
+            raise UserError(
+                f"attack {spec.name!r}: label_source predicted with {given} would choose among images by the "
+                f"true label; give early_stop: false and restarts: 1"
+            )
+
     @abstractmethod
     def space(self) -> SearchSpace:
         """The space with the budgets and step sizes of this attack's spec."""
@@ -54,9 +77,14 @@ class GradientAttack(Attack):
         steps = self.parameters.steps * self.parameters.restarts
         return Cost(forwards=steps + self.parameters.restarts - 1 + 2, backwards=steps)
 
+    @classmethod
+    def declared_semantics(cls, parameters: Any) -> Semantics:
+        """Against the model's own prediction an image may move towards its true class: a perturbation."""
+        return "perturbation" if parameters.label_source == "predicted" else "worst-case"
+
     @property
     def attacks_misclassified(self) -> bool:
-        return not self.parameters.early_stop
+        return super().attacks_misclassified or not self.parameters.early_stop
 
     def search(self, victim: Victim, task: Task) -> Candidates:
         p: GradientParameters = self.parameters

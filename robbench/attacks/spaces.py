@@ -8,7 +8,7 @@ lost it). `finish` gives the admissible image.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from robbench.specs import Norm
 
 State = dict[str, Tensor]
 InLoop = Literal["project", "paper_literal"]
+Box = Literal["each-step", "end"]
 
 
 class Codec(Protocol):
@@ -40,7 +41,11 @@ class SearchSpace(ABC):
     """
 
     perturbations: tuple[str, ...]
-    admissible: ClassVar[bool] = False
+
+    @property
+    def admissible(self) -> bool:
+        """See the class."""
+        return False
 
     @abstractmethod
     def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
@@ -64,20 +69,26 @@ class SearchSpace(ABC):
 class ImageSpace(SearchSpace):
     """delta in a norm ball around x and inside the box. epsilon, step_size in [0,1] pixels.
 
-    Order of projections: ball, then box. The box contains x, so clipping never leaves the ball again.
+    Order of projections: ball, then box. The box contains x, so clipping never leaves the ball again. box "end" meets
+    the box only in the final image, as the PGD of Yuksel et al. does: gradients are then taken outside it too.
     """
 
-    admissible: ClassVar[bool] = True
     norm: Norm
     epsilon: float
     step_size: float
     start_kind: Start = "uniform"
+    box: Box = "each-step"
     perturbations: tuple[str, ...] = ("delta",)
+
+    @property
+    def admissible(self) -> bool:
+        """Whether every iterate meets the box."""
+        return self.box == "each-step"
 
     def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
         delta = random_start(self.start_kind, self.norm, self.epsilon, tuple(x.shape[1:]), noise)
         delta = project(delta, self.norm, self.epsilon)
-        return {"x": x, "y": y, "delta": (x + delta).clamp(0.0, 1.0) - x}
+        return {"x": x, "y": y, "delta": self._in_box(x, delta)}
 
     def render(self, state: State) -> Tensor:
         return state["x"] + state["delta"]
@@ -88,7 +99,11 @@ class ImageSpace(SearchSpace):
             gradient = self._towards_the_box(state, gradient)
         delta = state["delta"] + self.step_size * direction(gradient, self.norm)
         delta = project(delta, self.norm, self.epsilon)
-        return {**state, "delta": (state["x"] + delta).clamp_(0.0, 1.0).sub_(state["x"])}
+        return {**state, "delta": self._in_box(state["x"], delta)}
+
+    def _in_box(self, x: Tensor, delta: Tensor) -> Tensor:
+        """`delta` [n,C,H,W] with x + delta in [0,1], where every iterate meets the box."""
+        return (x + delta).clamp_(0.0, 1.0).sub_(x) if self.admissible else delta
 
     @staticmethod
     def _towards_the_box(state: State, gradient: Tensor) -> Tensor:

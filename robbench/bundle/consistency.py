@@ -119,8 +119,7 @@ def _classifier_rules(run: Run, result: CellResult) -> Rules:
     yield from _margin_rules(rows, classes)
     clean_right, held = _floats(rows, "clean_margin") > 0, _floats(rows, "margin") > 0
     robust = rows["robust"].to_numpy(dtype=np.bool_)
-    expected = held & clean_right if cell.attack.bounded else held
-    yield "robust contradicts the margins", robust != expected
+    yield "robust contradicts the margins", robust != (clean_right & held)
     yield from _break_rules(cell, rows, robust, clean_right)
     yield from _size_rules(cell, rows, run)
     yield from _count_rules(rows)

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -285,10 +285,11 @@ def _flows(run: Run) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def table_digests(run: Run) -> dict[str, str]:
+def table_digests(run: Run, left_out: Collection[str] = ()) -> dict[str, str]:
     """sha256 of every derived table, by name. A pure function of the rows: notes, which also depend on what else is
-    installed, are left out, and floats count to 9 digits, since another CPU may round the last ones otherwise."""
-    columns = [name for name in COLUMNS if name != "note"]
+    installed, are left out, and floats count to 9 digits, since another CPU may round the last ones otherwise.
+    left_out: columns of today that the tables of an older robbench lacked."""
+    columns = [name for name in COLUMNS if name != "note" and name not in left_out]
     rows = [[_rounded(getattr(row, name)) for name in columns] for row in leaderboard(run)]
     return {"leaderboard": canonical_hash([columns, *rows])}
 

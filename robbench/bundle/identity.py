@@ -13,7 +13,7 @@ from robbench.errors import UserError
 from robbench.matrix.merged import conflicts
 from robbench.matrix.records import CellRecord, Run, cell_hash
 from robbench.schema import validate
-from robbench.specs import ResolvedAttack, ThreatModel, resolve_attack
+from robbench.specs import ResolvedAttack, Semantics, ThreatModel, resolve_attack
 
 ADDRESS, SETTINGS = "address", "settings"
 _FILES = ("sha256",)  # parameters that name what was read, not what was asked for
@@ -96,7 +96,23 @@ def _setting(
         problem = f"attack {attack.name!r} with these settings is called {near.label}, not {label}"
         return judged(WHOLE, label, SETTINGS, 1, [problem])
     differences = min((_differences(c, attack, changes) for c in named), key=len)
+    if not differences and attack.semantics != _semantics(attack):
+        reason = (
+            f"measured as a {attack.semantics}, before robbench declared it a {_semantics(attack)}: images that are "
+            f"misclassified without attack were left as they are"
+        )
+        return Finding(WHOLE, label, SETTINGS, "weaker", 1, reason)
     return judged(WHOLE, label, SETTINGS, 1, differences)
+
+
+def _semantics(attack: ResolvedAttack) -> Semantics:
+    """What the algorithm declares for the parameters; as recorded where no attack can have these."""
+    found = ATTACKS.get(attack.algorithm)
+    try:
+        parameters = validate(attack.parameters, found.Parameters, f"attack {attack.name!r}")
+    except UserError:
+        return attack.semantics
+    return found.declared_semantics(parameters)
 
 
 def _parts(label: str) -> tuple[str, str]:
@@ -122,7 +138,8 @@ def _candidates(
 def _differences(wanted: ResolvedAttack, attack: ResolvedAttack, stated: str) -> list[str]:
     """Settings in which the bundle's attack is another one, defaults of the algorithm filled in, but those `stated` in
     its label. A parameter that the bundle does not have is newer than it."""
-    mine, its = (spec.model_dump(mode="json", exclude={"label", "parameters"}) for spec in (wanted, attack))
+    left_out = {"label", "parameters", "semantics"}  # the last follows from the parameters
+    mine, its = (spec.model_dump(mode="json", exclude=left_out) for spec in (wanted, attack))
     pairs = [(key, mine[key], its[key]) for key in mine]
     here = _parameters(wanted)
     said = _stated(stated)

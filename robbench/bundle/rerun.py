@@ -182,6 +182,8 @@ class Reruns:
         self, result: CellResult, rows: pd.DataFrame, built: Cell, rules: Rules
     ) -> tuple[Finding, Pair]:
         cell = result.cell
+        if built.record.attack.semantics != cell.attack.semantics:
+            rows = _as_then(result, rows)
         stored = result.rows[result.rows["sample_id"].isin(rows["sample_id"])]
         reference, measured = (
             self._samples(result, part) for part in (stored, rows.sort_values("sample_id"))
@@ -206,6 +208,12 @@ class Reruns:
     def _samples(self, result: CellResult, rows: pd.DataFrame) -> Samples:
         """A run of these rows alone."""
         return of_run(replace(self.run, n=len(rows), cells=[CellResult(result.cell, rows)]))
+
+
+def _as_then(result: CellResult, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of a perturbation run again for a cell that left misclassified images as they were: without those."""
+    right = result.rows["sample_id"][result.rows["clean_margin"] > 0]
+    return rows[rows["sample_id"].isin(right)]
 
 
 def _only(samples: Samples) -> CellSamples:

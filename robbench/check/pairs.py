@@ -25,12 +25,12 @@ ROUNDING = 1e-3  # of a margin or bits/dim, relative above 1; of a size, relativ
 class Shift:
     """What changed in a group of samples; counts of samples unless said.
 
-    n: compared. lost: robust before and broken now; gained: the other way; near_ties: flips of either kind between two
-    margins within `NEAR_TIE`, which do not count (one alone may be of an attack that stops at the boundary). unscored:
-    score is NaN and was none before. handed: broken by another component. moved: went another way. up, down: of those,
-    larger (smaller) margin or bits/dim; later, earlier: broken at a later (earlier) step. shift: median change of the
-    changed margins. size: largest perturbation. forwards, backwards: calls of the samples that hold in both runs.
-    step: median step of the samples broken in both.
+    n: compared. lost: robust (of a perturbation: right on the attacked image) before and broken now; gained: the other
+    way; near_ties: flips of either kind between two margins within `NEAR_TIE`, which do not count (one alone may be of
+    an attack that stops at the boundary). unscored: score is NaN and was none before. handed: broken by another
+    component. moved: went another way. up, down: of those, larger (smaller) margin or bits/dim; later, earlier: broken
+    at a later (earlier) step. shift: median change of the changed margins. size: largest perturbation. forwards,
+    backwards: calls of the samples that hold in both runs. step: median step of the samples broken in both.
     """
 
     n: int = 0
@@ -72,6 +72,9 @@ class Pair:
             rows[rows["sample_id"].isin(shared)].sort_values("sample_id").reset_index(drop=True)
             for rows in (cell.rows, ours.rows)
         )
+        if cell.identity.attack.semantics == "perturbation":
+            name = cell.identity.components[0]
+            first, second = _of_every_image(first, name), _of_every_image(second, name)
         return cls(first, second, _component(first, cell.identity.components))
 
     @classmethod
@@ -142,6 +145,13 @@ class Pair:
             reference_step=float(np.median(step[0][broken])) if broken.any() else None,
             step=float(np.median(step[1][broken])) if broken.any() else None,
         )
+
+
+def _of_every_image(rows: "pd.DataFrame", name: str) -> "pd.DataFrame":
+    """Rows of the perturbation `name` with the verdict on the attacked image alone, which counts also where the clean
+    image is misclassified."""
+    right = rows["after"] > 0
+    return rows.assign(robust=right, broken_by=right.map({True: "", False: name}))
 
 
 def _component(rows: "pd.DataFrame", components: Sequence[str]) -> Names:

@@ -64,7 +64,7 @@ class CellIdentity(Strict):
     @property
     def spec_hash(self) -> str:
         """Hash of the attack with every parameter; its label is only a name."""
-        return canonical_hash(self.attack.model_dump(mode="json", exclude={"label"}))
+        return canonical_hash(self.attack.identity)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -166,6 +166,18 @@ def _rows(identity: CellIdentity, rows: "pd.DataFrame") -> "pd.DataFrame":
     ).reset_index(drop=True)
 
 
+def _one_meaning(cell: CellIdentity, rows: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows of a file with the one meaning of `robust`: see `matrix.ledger.one_meaning`."""
+    if cell.attack.space != "corruption":
+        return rows
+    wrong_before = rows["robust"] & ~(rows["before"] > 0)
+    return rows.assign(
+        robust=rows["robust"] & ~wrong_before,
+        broken_by=rows["broken_by"].mask(wrong_before, "clean"),
+        step=rows["step"].mask(wrong_before, 0),
+    )
+
+
 # ---------------------------------------------------------------------------------------------------- the file
 def write_reference(samples: Samples, path: Path, reason: str) -> Entry:
     """Write `samples` to `path` atomically, keeping the history of a file that is there; returns the new entry.
@@ -250,7 +262,7 @@ def read_samples(path: Path) -> Samples:
     if frame.duplicated(["cell", "sample_id"]).any():
         raise UserError(f"--against {str(path)!r} has samples twice; {again}")
     cells = [
-        CellSamples(cell, parts[number][list(COLUMNS)].reset_index(drop=True))
+        CellSamples(cell, _one_meaning(cell, parts[number][list(COLUMNS)].reset_index(drop=True)))
         for number, cell in enumerate(identity.cells)
     ]
     return Samples(path, identity, {cell.identity.key: cell for cell in cells})

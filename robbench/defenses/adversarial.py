@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robbench.attacks.geometry import Start
+from robbench.attacks.pgd import LabelSource
 from robbench.defenses.base import DEFENSES, Defense, mix, perturb, searching
-from robbench.defenses.budgets import ImageSearch, image_space, resolve_image
+from robbench.defenses.budgets import ImageSearch, attack_labels, image_space, resolve_image
 from robbench.defenses.losses import kl_divergence, mart_loss, mixed_cross_entropy, trades_loss
 
 
@@ -26,18 +27,23 @@ class ImageDefense(Defense):
         return resolve_image(parameters, self.setting)
 
     def adversarial(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """PGD examples [B,C,H,W] that maximise CE(f(x'), y)."""
+        """PGD examples [B,C,H,W] that maximise CE(f(x'), label), the label as `label_source` says."""
         p = self.current
+        target = attack_labels(model, x, y, p)
 
         def loss(image: Tensor) -> Tensor:
-            return functional.cross_entropy(model(image), y, reduction="none")
+            return functional.cross_entropy(model(image), target, reduction="none")
 
         return perturb(model, image_space(p), loss, p.steps, x, y, generator, p.attack_bn)
 
 
 @DEFENSES.register("at")
 class AdversarialTraining(ImageDefense):
-    """AT (Madry et al. 2018, eq. 2.1): cross-entropy on PGD examples only, 10 steps from a random start."""
+    """AT (Madry et al. 2018, eq. 2.1): cross-entropy on PGD examples only, 10 steps from a random start.
+
+    The PGD baseline of Yuksel et al. is start "cube", label_source "predicted", attack_bn "train", box "end": see
+    recipe flow-lp-cifar10.
+    """
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return functional.cross_entropy(model(self.adversarial(model, x, y, generator)), y)
@@ -56,6 +62,13 @@ class TradesParameters(ImageSearch):
             raise ValueError(
                 "the KL divergence has no gradient at the image itself; choose gaussian or uniform"
             )
+        return value
+
+    @field_validator("label_source")
+    @classmethod
+    def _no_label(cls, value: LabelSource) -> LabelSource:
+        if value == "predicted":
+            raise ValueError("the inner attack of TRADES uses no label; leave label_source out")
         return value
 
 

@@ -2,15 +2,17 @@
 that training and evaluation mean the same ball unless somebody says otherwise."""
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import TypeVar
 
+import torch
 from pydantic import Field
+from torch import Tensor, nn
 
 from robbench.attacks.geometry import Start
 from robbench.attacks.latent import JointParameters, LatentParameters
-from robbench.attacks.pgd import GradientParameters
-from robbench.attacks.spaces import ImageSpace, InLoop, JointSpace, LatentSpace
-from robbench.defenses.base import BatchNormMode, Setting
+from robbench.attacks.pgd import GradientParameters, LabelSource
+from robbench.attacks.spaces import Box, ImageSpace, InLoop, JointSpace, LatentSpace
+from robbench.defenses.base import BatchNormMode, Setting, searching
 from robbench.errors import UserError
 from robbench.schema import Strict, validate
 from robbench.specs import Norm, ResolvedAttack, Space, resolve_attack
@@ -21,7 +23,9 @@ GradientP = TypeVar("GradientP", bound=GradientParameters)
 class ImageSearch(Strict):
     """Inner PGD. attack: named attack that gives ball, norm and the defaults of all that is None.
 
-    epsilon, step_size: [0,1] pixels. attack_bn: mode of the classifier's modules while it is attacked.
+    epsilon, step_size: [0,1] pixels. attack_bn: mode of the classifier's modules while it is attacked. label_source:
+    whose label the loss uses, the true one or the model's prediction on the clean batch (one forward more, in the mode
+    attack_bn). box: whether every iterate meets [0,1], or only the final image.
     """
 
     attack: str = "pgd10"
@@ -31,6 +35,8 @@ class ImageSearch(Strict):
     steps: int | None = Field(default=None, gt=0)
     start: Start | None = None
     attack_bn: BatchNormMode = "eval"
+    label_source: LabelSource = "true"
+    box: Box = "each-step"
 
 
 class LatentSearch(Strict):
@@ -42,7 +48,7 @@ class LatentSearch(Strict):
     step_size: float | None = Field(default=None, ge=0)
     steps: int | None = Field(default=None, gt=0)
     start: Start | None = None
-    label_source: Literal["true", "predicted"] = "true"
+    label_source: LabelSource = "true"
     attack_bn: BatchNormMode = "eval"
 
 
@@ -137,7 +143,7 @@ def image_space(p: ImageSearch) -> ImageSpace:
     assert p.epsilon is not None
     assert p.step_size is not None
     assert p.start is not None
-    return ImageSpace(p.norm, p.epsilon, p.step_size, p.start)
+    return ImageSpace(p.norm, p.epsilon, p.step_size, p.start, p.box)
 
 
 def latent_space(p: LatentSearch, setting: Setting) -> LatentSpace:
@@ -160,6 +166,16 @@ def joint_space(p: JointSearch, setting: Setting) -> JointSpace:
     assert p.start is not None
     assert p.in_loop is not None
     return JointSpace(setting.flow, p.epsilon, p.epsilon_step, p.eta, p.eta_step, p.start, p.in_loop)
+
+
+def attack_labels(model: nn.Module, x: Tensor, y: Tensor, p: ImageSearch | LatentSearch) -> Tensor:
+    """Labels [B] that the inner attack's loss uses: y, or the model's predictions on x [B,C,H,W] in the mode in which
+    it is attacked."""
+    if p.label_source == "true":
+        return y
+    with searching(model, p.attack_bn), torch.no_grad():
+        predictions: Tensor = model(x).argmax(1)
+    return predictions
 
 
 def _parameters(spec: ResolvedAttack, schema: type[GradientP]) -> GradientP:

@@ -8,8 +8,8 @@ from torch.nn import functional
 
 from robbench.attacks.geometry import GeneratorNoise
 from robbench.attacks.latent import random_latent
-from robbench.defenses.base import DEFENSES, Defense, perturb, searching
-from robbench.defenses.budgets import LatentSearch, latent_space, named_attack, resolve_latent
+from robbench.defenses.base import DEFENSES, Defense, perturb
+from robbench.defenses.budgets import LatentSearch, attack_labels, latent_space, named_attack, resolve_latent
 from robbench.schema import Strict
 from robbench.specs import Norm
 
@@ -70,10 +70,7 @@ class AdversarialLatentTraining(Defense):
         """Latent adversarial examples [B,C,H,W]."""
         p: LatentSearch = self.current
         assert p.steps is not None
-        target = y
-        if p.label_source == "predicted":
-            with searching(model, p.attack_bn), torch.no_grad():
-                target = model(x).argmax(1)
+        target = attack_labels(model, x, y, p)
         space = latent_space(p, self.setting)
 
         def loss(image: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from robbench.metrics.accuracy import Estimate
 from robbench.metrics.paired import ALPHA, MeanDifference, holm
 from robbench.publish.rows import RowStatus
+from robbench.specs import Measure
 
 Correction = Literal["holm", "none"]
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
@@ -41,6 +42,7 @@ class Change:
     against those in `rose` (`metrics.paired.sign_test`); None where there is no pairing. p_adjusted: over all numbers
     compared. fell, rose: ids of the samples that are worse (better) in B: broken now, less likely now. lower_is_better:
     of bits/dim, unless an attack lowers them. near_ties: of fell and rose, those whose margins are both < 1e-4.
+    measure: what an accuracy counts, as in tables.
     """
 
     model: str
@@ -60,6 +62,7 @@ class Change:
     rose: tuple[int, ...] = ()
     near_ties: int = 0
     lower_is_better: bool = False
+    measure: Measure | Literal[""] = ""
     verdict: Verdict = "not compared"
     notes: tuple[str, ...] = ()
 

@@ -17,8 +17,18 @@ from robbench.publish import corruptions
 from robbench.publish.likelihood import BITS, role
 from robbench.publish.pairs import threat_key
 from robbench.publish.perturbation import distances
-from robbench.publish.rows import AVERAGE, CLEAN, WORST_CASE, Floats, clean_correct, floats, robust
+from robbench.publish.rows import (
+    AVERAGE,
+    CLEAN,
+    WORST_CASE,
+    Floats,
+    clean_correct,
+    floats,
+    right_under_attack,
+    robust,
+)
 from robbench.publish.tables import ALL_THREATS, NEAR_TIE
+from robbench.specs import Measure, Semantics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,26 +57,34 @@ class Numbers:
     def _classifier(self, pairs: Sequence[CellPair]) -> list[Change]:
         changes = self._clean(pairs) + [self._attacked(pair) for pair in pairs]
         searched = [pair for pair in pairs if pair.a.cell.attack.space != corruptions.SPACE]
-        return changes + (self._worst_cases(searched) + self._average(searched) if len(searched) > 1 else [])
+        strict = [pair for pair in searched if _semantics(pair) == "worst-case" and _alike(pair)]
+        worst = self._worst_cases(strict) if len(strict) > 1 else []
+        return changes + worst + (self._average(searched) if len(searched) > 1 else [])
 
     def _attacked(self, pair: CellPair) -> Change:
-        blank = _blank(pair, "accuracy", PERCENT)
+        """By what tables show of the attack; where they show two kinds in the two runs, by robust accuracy, which is
+        the same thing in both."""
+        measure: Measure = pair.a.cell.attack.measure if _alike(pair) else "robust accuracy"
+        notes = () if _alike(pair) else ("robust accuracy: the tables of one run show accuracy under attack",)
+        blank = replace(_blank(pair, "accuracy", PERCENT), measure=measure, notes=notes)
         if not pair.ok:
-            return _one_sided(blank, pair, lambda rows: POINTS * float(robust(rows).mean()))
+            return _one_sided(blank, pair, lambda rows: POINTS * float(_shown(pair, rows).mean()))
         margins = floats(pair.rows_a["margin"]), floats(pair.rows_b["margin"])
-        change = self._verdicts(blank, robust(pair.rows_a), robust(pair.rows_b), pair.ids)
-        return replace(change, near_ties=_near_ties(*margins, robust(pair.rows_a) != robust(pair.rows_b)))
+        a, b = _shown(pair, pair.rows_a), _shown(pair, pair.rows_b)
+        return replace(self._verdicts(blank, a, b, pair.ids), near_ties=_near_ties(*margins, a != b))
 
     def _clean(self, pairs: Sequence[CellPair]) -> list[Change]:
         for pair in pairs:
             if pair.ok:
-                blank = replace(_blank(pair, "accuracy", PERCENT), attack=CLEAN, threat_model=CLEAN)
+                blank = replace(
+                    _blank(pair, "accuracy", PERCENT), attack=CLEAN, threat_model=CLEAN, measure="accuracy"
+                )
                 rows = pair.rows_a, pair.rows_b
                 return [self._verdicts(blank, clean_correct(rows[0]), clean_correct(rows[1]), pair.ids)]
         return []
 
     def _worst_cases(self, pairs: Sequence[CellPair]) -> list[Change]:
-        """Over all attacks, and under each threat model with its budget that has several but not all of them."""
+        """Over all adversaries, and under each threat model with its budget that has several but not all of them."""
         groups: dict[str, list[CellPair]] = {}
         for pair in pairs:
             groups.setdefault(threat_key(pair.a.cell.attack), []).append(pair)
@@ -74,7 +92,9 @@ class Numbers:
         return [self._worst_case(*part) for part in [*several, (ALL_THREATS, pairs)]]
 
     def _worst_case(self, threat_model: str, pairs: Sequence[CellPair]) -> Change:
-        blank = _combined(pairs, WORST_CASE, threat_model, "worst_case_accuracy")
+        blank = replace(
+            _combined(pairs, WORST_CASE, threat_model, "worst_case_accuracy"), measure="robust accuracy"
+        )
         done = [pair for pair in pairs if pair.ok]
         if not done:
             return blank
@@ -93,7 +113,10 @@ class Numbers:
             return [blank]
         sides = ([pair.rows_a for pair in done], [pair.rows_b for pair in done])
         before, after = (
-            _shares([clean_correct(side[0]), *(robust(rows) for rows in side)]) for side in sides
+            _shares(
+                [clean_correct(side[0]), *(_shown(pair, rows) for pair, rows in zip(done, side, strict=True))]
+            )
+            for side in sides
         )
         return [self._scores(blank, before, after, before != after, done[0].ids)]
 
@@ -161,6 +184,21 @@ class Numbers:
             notes=(*blank.notes, *notes),
         )
         return filled.with_interval(found)
+
+
+def _semantics(pair: CellPair) -> Semantics:
+    return pair.a.cell.attack.semantics
+
+
+def _alike(pair: CellPair) -> bool:
+    """Whether the attack has the same semantics in both runs."""
+    return _semantics(pair) == pair.b.cell.attack.semantics
+
+
+def _shown(pair: CellPair, rows: "pd.DataFrame") -> Verdicts:
+    """The verdicts of a pair's rows that count in `Numbers._attacked`."""
+    perturbed = _semantics(pair) == "perturbation" and _alike(pair)
+    return right_under_attack(rows) if perturbed else robust(rows)
 
 
 def _blank(pair: CellPair, metric: str, unit: str) -> Change:

@@ -138,7 +138,8 @@ def name_of(change: Change) -> str:
         words = [change.model, "worst case"] + (
             [change.threat_model] if change.threat_model != ALL_THREATS else []
         )
-    units = {"%": [], "distance": [change.metric]}.get(change.unit, [change.unit])
+    plain: list[str] = [change.measure] if change.measure == "accuracy under attack" else []
+    units = {"%": plain, "distance": [change.metric]}.get(change.unit, [change.unit])
     return " ".join(word for word in [*words, *units] if word)
 
 

@@ -21,7 +21,7 @@ from robbench.matrix.progress import RunProgress
 from robbench.matrix.ray_backend import connected
 from robbench.matrix.records import CellRecord, Status
 from robbench.matrix.shard_work import CleanLikelihood, ShardFailure, ShardRows, ShardTask, ShardWork
-from robbench.matrix.shards import VALUE
+from robbench.matrix.shards import shown_values
 from robbench.metrics.likelihood import bits_per_dim
 from robbench.schema import validate
 
@@ -98,7 +98,7 @@ def _keep_originals(plan: Plan, ledger: Ledger, progress: RunProgress) -> None:
 
 @dataclass
 class _Open:
-    """A cell that the ledger was read for. values: `VALUE` column of the wanted samples; waiting: (block, ids) still to
+    """A cell that the ledger was read for. values: `shown_values` of the wanted samples; waiting: (block, ids) still to
     hand out; computing: blocks handed out; failure: that of the earliest block that failed; device: of `CellRecord`."""
 
     number: int
@@ -193,12 +193,11 @@ class _Driver:
         return record.device if record is not None else ""
 
     def _present(self, cell: Cell) -> dict[int, float]:
-        """`VALUE` column of the wanted samples the ledger has; bad shards go to quarantine, each with a line."""
+        """`shown_values` of the wanted samples the ledger has; bad shards go to quarantine, each with a line."""
         known = frozenset(int(i) for i in self.plan.dataset.test.ids.tolist())
-        column = VALUE[cell.record.attack.target]
         values: dict[int, float] = {}
         for shard in self.ledger.shards(cell.record.hash, self._quarantine, known):
-            values.update(zip(shard.ids, map(float, shard.table[column].to_pylist()), strict=True))
+            values.update(shown_values(shard.table, cell.record.attack.semantics))
         wanted = set(self.plan.samples)
         return {i: value for i, value in values.items() if i in wanted}
 
@@ -235,8 +234,7 @@ class _Driver:
                 f"cannot write to {self.ledger.folder} ({error.strerror}); "
                 f"make room and run the same command again"
             ) from error
-        column = rows.table[VALUE[record.attack.target]].to_pylist()
-        cell.values.update(zip(task.ids, map(float, column), strict=True))
+        cell.values.update(shown_values(rows.table, record.attack.semantics))
         self.progress.advanced(cell.number, len(cell.values), score_text(record, cell.values))
 
     def _end_if_done(self, cell: _Open) -> None:
@@ -266,10 +264,10 @@ def _ignore(path: Path, reason: str) -> None:
 
 
 def score_text(record: CellRecord, values: Mapping[int, float]) -> str:
-    """What a cell's samples say so far: "accuracy 73.06 %", or "mean 3.21 bits/dim" over the finite ones."""
+    """What a cell's samples say so far: "robust accuracy 73.06 %", or "mean 3.21 bits/dim" over the finite ones."""
     if not values:
         return "-"
     if record.attack.target == "classifier":
-        return f"accuracy {100 * sum(values.values()) / len(values):.2f} %"
+        return f"{record.attack.measure} {100 * sum(values.values()) / len(values):.2f} %"
     mean = bits_per_dim(list(values.values())).mean
     return "no finite NLL" if mean is None else f"mean {mean:.4g} bits/dim"

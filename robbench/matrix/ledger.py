@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
@@ -35,6 +36,9 @@ from robbench.matrix.shards import (
 )
 from robbench.resources import write_atomically, write_text_atomically
 from robbench.schema import dump_yaml, load_yaml, validate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RECORD_VERSION = 1  # of run.yaml and cell.json
 _STATED_VERSION = re.compile(r'^ {0,2}"?schema_version"?: ([0-9]{1,9}),?$', re.MULTILINE)
@@ -278,7 +282,20 @@ def _load_cell(
         "status": status,
         "seconds": sum(shard.seconds for shard in shards),
     }
-    return CellResult(record.model_copy(update=changes), table.to_pandas())
+    return CellResult(record.model_copy(update=changes), one_meaning(record, table.to_pandas()))
+
+
+def one_meaning(record: CellRecord, rows: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows with `robust` as right before and after the attack, also of cells on corrupted images from before it had
+    that meaning there: those called every image robust that is right after it."""
+    if record.attack.space != "corruption":
+        return rows
+    wrong_before = rows["robust"] & ~(rows["clean_margin"] > 0)
+    return rows.assign(
+        robust=rows["robust"] & ~wrong_before,
+        broken_by=rows["broken_by"].mask(wrong_before, "clean"),
+        broken_at=rows["broken_at"].mask(wrong_before, 0),
+    )
 
 
 def _refuse(path: Path, reason: str) -> None:

@@ -95,7 +95,7 @@ def cell_hash(
             "model": card.function_hash,
             "attack_flow": attack_flow.function_hash if attack_flow else None,
             "nll_flow": nll_flow.function_hash if nll_flow else None,
-            "attack": attack.model_dump(mode="json", exclude={"label"}),
+            "attack": attack.identity,
             "precision": precision,
             "search_precision": search_precision,
             "engine": engine,

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from robbench import __version__
 from robbench.errors import UserError
 from robbench.resources import write_atomically
-from robbench.specs import ModelKind
+from robbench.specs import ModelKind, Semantics
 
 SCHEMA_VERSION = 2
 LEDGER_SCHEMA = pa.schema(
@@ -65,7 +66,6 @@ _STORED: dict[int, tuple[pa.Schema, ...]] = {  # columns in files, by schema ver
     1: (LEDGER_SCHEMA.remove(LEDGER_SCHEMA.get_field_index("witness")), LIKELIHOOD_SCHEMA),
     2: (LEDGER_SCHEMA, LIKELIHOOD_SCHEMA),
 }
-VALUE: dict[ModelKind, str] = {"classifier": "robust", "flow": "nll_after"}  # column that progress shows
 _KEY_VERSION, _KEY_WRITER, _KEY_CELL, _KEY_SECONDS, _KEY_ROWS, _KEY_DIAGNOSTICS = (
     b"robbench.schema_version",
     b"robbench.version",
@@ -97,6 +97,16 @@ class Shard:
     @property
     def ids(self) -> list[int]:
         return [int(i) for i in self.table["sample_id"].to_pylist()]
+
+
+def shown_values(table: pa.Table, semantics: Semantics) -> dict[int, float]:
+    """By sample id what progress shows the mean of: of a classifier the verdicts (0 or 1) that tables show of an attack
+    of these semantics, of a flow bits/dim of the attacked image."""
+    if "robust" not in table.column_names:
+        column = table["nll_after"]
+    else:
+        column = pc.greater(table["margin"], 0) if semantics == "perturbation" else table["robust"]
+    return dict(zip(table["sample_id"].to_pylist(), map(float, column.to_pylist()), strict=True))
 
 
 def shard_name(block: int, ids: Iterable[int]) -> str:

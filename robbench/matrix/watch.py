@@ -8,16 +8,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from robbench.errors import UserError
 from robbench.matrix.folder import foreign_content, lock_is_held
 from robbench.matrix.ledger import CELL_FILE, RUN_FILE, Ledger
 from robbench.matrix.records import CellRecord, PlanEntry, RunFile
-from robbench.matrix.shards import VALUE, BadShardError, read_shard
+from robbench.matrix.shards import BadShardError, read_shard, shown_values
 from robbench.metrics.accuracy import wilson
 from robbench.metrics.likelihood import bits_per_dim
-from robbench.specs import ModelKind
+from robbench.specs import Measure, ModelKind, Semantics
 
 Stamp = tuple[int, int, int]  # inode, time of the last change in ns, bytes
 CellState = Literal["done", "running", "failed", "missing"]
@@ -28,10 +28,10 @@ IDLE_SECONDS = (
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A shard as last read. values: `ledger.VALUE` column by sample id; seconds: computing time; finished: unix time of
-    the file."""
+    """A shard as last read. values: `shown_values` by semantics; seconds: computing time; finished: unix time of the
+    file."""
 
-    values: dict[int, float]
+    values: dict[Semantics, dict[int, float]]
     seconds: float
     finished: float
 
@@ -41,7 +41,7 @@ class CellView:
     """A cell of the plan as it stands. done: wanted samples there are, of `n`. seconds: what its shards took.
 
     score, lower, upper: accuracy in percent with its 95 % Wilson interval, or mean bits/dim with its normal one, over
-    the rows there are; None without any.
+    the rows there are; None without any. measure: what the accuracy counts, "" where that is unknown and of flows.
     """
 
     model: str
@@ -54,6 +54,7 @@ class CellView:
     score: float | None = None
     lower: float | None = None
     upper: float | None = None
+    measure: Measure | Literal[""] = ""
     error: str = ""
 
     @property
@@ -205,8 +206,7 @@ def _content(path: Path, cell: str, finished: float) -> ShardFile | None:
     except BadShardError:
         path.stat()  # FileNotFoundError when that was the reason
         return None
-    column = next(name for name in VALUE.values() if name in shard.table.column_names)
-    values = dict(zip(shard.ids, map(float, shard.table[column].to_pylist()), strict=True))
+    values = {semantics: shown_values(shard.table, semantics) for semantics in get_args(Semantics)}
     return ShardFile(values, shard.seconds, finished)
 
 
@@ -219,9 +219,10 @@ def _view(
     begun: bool,
 ) -> CellView:
     good = [shard for shard in shards if shard is not None]
-    values = {i: value for shard in good for i, value in shard.values.items() if i in wanted}
     record, problem = _record(ledger, entry.hash)
-    target = record.attack.target if record else "classifier"
+    target: ModelKind = record.attack.target if record else "classifier"
+    semantics: Semantics = record.attack.semantics if record else "worst-case"
+    values = {i: value for shard in good for i, value in shard.values[semantics].items() if i in wanted}
     score, lower, upper = _score(target, list(values.values()))
     return CellView(
         model=entry.model,
@@ -234,6 +235,7 @@ def _view(
         score=score,
         lower=lower,
         upper=upper,
+        measure=record.attack.measure if record and target == "classifier" else "",
         error=(record.error or "failed") if record and record.status == "failed" else problem,
     )
 
@@ -297,7 +299,7 @@ class Speed:
             begun = min(begun, shard.finished - shard.seconds)
             session.append(shard)
         elapsed = max(latest[0].finished - begun, 1e-3)
-        busy, samples = sum(s.seconds for s in session), sum(len(s.values) for s in session)
+        busy, samples = sum(s.seconds for s in session), sum(len(s.values["worst-case"]) for s in session)
         return Speed(samples / elapsed, max(busy / elapsed, 1e-3))
 
 

@@ -160,13 +160,13 @@ def one_line(text: str) -> str:
 
 
 def score_text(cell: CellView, with_interval: bool = True) -> str:
-    """ "accuracy 57.2 [52.0, 62.3] %", with "so far" over a part of the samples; "" without any."""
+    """ "robust accuracy 57.2 [52.0, 62.3] %", with "so far" over a part of the samples; "" without any."""
     if cell.score is None:
         return "no finite NLL" if cell.done else ""
     digits, unit = (".1f", " %") if cell.target == "classifier" else (".4g", " bits/dim")
     known = with_interval and cell.lower is not None and cell.upper is not None
     interval = f" [{cell.lower:{digits}}, {cell.upper:{digits}}]" if known else ""
-    what = "accuracy" if cell.target == "classifier" else "mean"
+    what = (cell.measure or "accuracy") if cell.target == "classifier" else "mean"
     return f"{what} {cell.score:{digits}}{interval}{unit}" + (" so far" if cell.partial else "")
 
 
@@ -244,7 +244,9 @@ def _cell_table(cells: Sequence[CellView], width: int) -> Table:
 
 def _short_score(cell: CellView, with_interval: bool) -> str:
     """Without its interval also without what the state says ("so far") and the unit of a flow."""
-    text = score_text(cell, with_interval).removeprefix("accuracy ").removeprefix("mean ")
+    text = (
+        score_text(cell, with_interval).removeprefix("mean ").removeprefix(f"{cell.measure or 'accuracy'} ")
+    )
     return text if with_interval else text.removesuffix(" so far").removesuffix(" bits/dim")
 
 

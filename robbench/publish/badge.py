@@ -90,10 +90,11 @@ def _badge(run: Run, row: TableRow, suspicious: bool) -> Badge:
         interval = f", 95 % interval {row.lower:.1f} to {row.upper:.1f}"
     attack = row.attack if row.attack == "clean" else f"{row.attack}{_budget(row)}"
     doubt = "; the run found something suspicious about it" if suspicious else ""
+    measure = row.measure or "accuracy"
     return Badge(
-        label=f"{run.dataset} accuracy, {attack}",
+        label=f"{run.dataset} {measure}, {attack}",
         message=f"{row.value:.1f} %" + (" (suspicious)" if suspicious else ""),
-        title=f"{row.model} on {run.dataset}, {attack}: accuracy {row.value:.1f} %{interval}, "
+        title=f"{row.model} on {run.dataset}, {attack}: {measure} {row.value:.1f} %{interval}, "
         f"n = {row.n}, seed {row.seed}{doubt}",
         suspicious=suspicious,
     )

@@ -18,7 +18,7 @@ from robbench.publish.rows import (
     cell_status,
     complete,
     models,
-    robust,
+    right_under_attack,
     with_estimate,
     without_value,
 )
@@ -30,8 +30,8 @@ THREAT_MODEL = MEAN = (
 METRIC = "corruption_accuracy"
 HEADER = ("corruption", *(f"severity {severity}" for severity in range(1, SEVERITIES + 1)), "mean")
 CAPTION = (
-    "Accuracy in percent on corrupted images, also of samples whose clean image is misclassified. Mean: unweighted, "
-    "over the 15 corruptions of the benchmark; what stands below it is no part of it."
+    "Accuracy under attack in percent: on corrupted images, also of samples whose clean image is misclassified. Mean: "
+    "unweighted, over the 15 corruptions of the benchmark; what stands below it is no part of it."
 )
 Grid = dict[tuple[str, int], CellResult]
 
@@ -45,7 +45,7 @@ class CorruptionTable:
 
 
 def searched(model: ModelResults) -> ModelResults:
-    """The model without its corruption cells: what worst case and average combine."""
+    """The model without its corruption cells: what the average combines."""
     return ModelResults(model.name, tuple(r for r in model.cells if r.cell.attack.space != SPACE))
 
 
@@ -68,11 +68,18 @@ def mean_rows(run: Run, model: ModelResults) -> list[TableRow]:
     if len(results) < len(cells):
         return []
     blank = blank_row(
-        run, results[0], attack=MEAN, threat_model=THREAT_MODEL, metric=METRIC, unit="%", of_attack=False
+        run,
+        results[0],
+        attack=MEAN,
+        threat_model=THREAT_MODEL,
+        metric=METRIC,
+        measure="accuracy under attack",
+        unit="%",
+        of_attack=False,
     )
     if len(complete(run, results)) < len(results):
         return [without_value(blank, run, results)]
-    estimate = accuracy.average([robust(result.rows) for result in results], run.seed)
+    estimate = accuracy.average([right_under_attack(result.rows) for result in results], run.seed)
     return [with_estimate(blank, estimate, ["over 15 corruptions x 5 severities with equal weights"])]
 
 
@@ -113,4 +120,4 @@ def _mean_text(run: Run, cells: Sequence[CellResult | None]) -> str:
     statuses = {cell_status(run, cell)[0] for cell in found} - {"ok"}
     if statuses:
         return "failed" if "failed" in statuses else "not run"
-    return f"{sum(100 * float(robust(cell.rows).mean()) for cell in found) / len(found):.1f}"
+    return f"{sum(100 * float(right_under_attack(cell.rows).mean()) for cell in found) / len(found):.1f}"

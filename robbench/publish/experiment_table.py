@@ -14,7 +14,7 @@ from robbench.experiments import Column, Experiment, Row
 from robbench.matrix.records import Run
 from robbench.metrics.likelihood import Z_95
 from robbench.publish.rows import CLEAN, cell_status, floats
-from robbench.publish.tables import TableRow, leaderboard
+from robbench.publish.tables import TableRow, rows_under_attack
 from robbench.published import PublishedRow, published_index, published_table, table_rows
 from robbench.resources import write_text_atomically
 
@@ -63,7 +63,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Measurements:
-    """The numbers of a run by what the experiment calls its models.
+    """The numbers of a run by what the experiment calls its models; accuracies are those under attack, as papers print.
 
     folders: names of a model's folders, one a seed. failed: why models failed to train. left_out: why attacks were not
     run, by label. corruptions: labels whose mean is the corruption accuracy. absent: a data set that is not there at
@@ -80,7 +80,7 @@ class Measurements:
     uncorrupted: str = ""
 
     def __post_init__(self) -> None:
-        rows = leaderboard(self.run) if self.run else []
+        rows = rows_under_attack(self.run) if self.run else []
         object.__setattr__(self, "_rows", {(row.model, row.attack, row.metric): row for row in rows})
 
     def of(self, model: str, attack: str, metric: str) -> Value:

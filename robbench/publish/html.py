@@ -75,7 +75,7 @@ def render(run: Run, originals: Originals | None = None, published: str = "") ->
             ],
             summary=wording.summary(run),
             versions=wording.versions(run),
-            intervals=wording.INTERVALS,
+            intervals=" ".join(filter(None, [wording.measures(rows), wording.INTERVALS])),
             problems=wording.problems(rows_of(run, rows, "classifier")),
             flows=_flows(run),
             commands=commands(run),

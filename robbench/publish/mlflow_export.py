@@ -21,6 +21,7 @@ from robbench.matrix.frechet_records import samples_hash
 from robbench.matrix.records import Run
 from robbench.publish.rows import WORST_CASE, ModelResults, TableRow, models
 from robbench.publish.tables import leaderboard
+from robbench.publish.wording import measures
 from robbench.publish.writers import tidy_csv
 from robbench.schema import canonical_hash, dump_yaml
 from robbench.specs import exact_text
@@ -142,6 +143,7 @@ def _tags(run: Run, rows: Sequence[TableRow]) -> dict[str, str]:
         "robbench.failed": _noted(row for row in accuracies if row.status == "failed"),
         "robbench.not_run": _noted(row for row in accuracies if row.status == "not run"),
         "robbench.notes": _noted(row for row in accuracies if row.status == "ok" and row.note),
+        "robbench.measures": measures(rows)[:MOST_TEXT],
         "robbench.run_notes": " ".join(run.notes)[:MOST_TEXT],
     }
 

@@ -13,8 +13,7 @@ from robbench.matrix.records import CellResult, Run
 from robbench.metrics import accuracy
 from robbench.metrics.accuracy import Estimate, Verdicts
 from robbench.metrics.paired import PairedCounts, paired
-from robbench.publish import corruptions
-from robbench.publish.rows import ModelResults, clean_correct, complete, of_kind, robust
+from robbench.publish.rows import ModelResults, adversaries, clean_correct, complete, of_kind, robust, shown
 from robbench.publish.tables import ALL_THREATS
 from robbench.specs import ResolvedAttack
 
@@ -24,7 +23,7 @@ class PackedModel:
     """Verdicts of a classifier as texts of `packed`, None where a cell failed or is not whole.
 
     attacks: by label. worst: by `threat_key` over the attacks under that threat model and budget, and by "all" over all
-    of them (corruptions aside, as in the tables); None as soon as one of its cells is missing.
+    of them (perturbations aside, as in the tables); None as soon as one of its cells is missing.
     """
 
     clean: str | None
@@ -42,14 +41,15 @@ def _packed_model(run: Run, model: ModelResults, order: np.ndarray) -> PackedMod
     done = complete(run, model.cells)
     held = {id(result): robust(result.rows)[order] for result in done}
     groups: dict[str, list[CellResult]] = {}
-    searched = corruptions.searched(model).cells
+    searched = adversaries(model.cells)
     for result in searched:
         groups.setdefault(threat_key(result.cell.attack), []).append(result)
     if searched:
         groups[ALL_THREATS] = list(searched)
     return PackedModel(
         clean=packed(clean_correct(done[0].rows)[order]) if done else None,
-        attacks={r.cell.attack.label: _worst([r], held) for r in model.cells},
+        attacks={r.cell.attack.label: None for r in model.cells}
+        | {r.cell.attack.label: packed(shown(r)[order]) for r in done},
         worst={name: _worst(group, held) for name, group in groups.items()},
     )
 

@@ -46,10 +46,12 @@ def measured_sizes(run: Run, result: CellResult) -> list[Measured]:
     if result.cell.attack.target == "flow":
         sets = [(np.ones(len(rows), np.bool_), "all", "", "mean over all {n} samples")]
     else:
-        right = "mean over the {n} samples that were right before the attack"
+        searched, which = clean_correct(rows), "the {n} samples that were right before the attack"
+        if result.cell.attack.semantics == "perturbation":
+            searched, which = np.ones(len(rows), np.bool_), "all {n} samples"
         sets = [
             (is_broken(rows), "broken", "", "over the {n} samples that the attack broke"),
-            (clean_correct(rows), "attacked", "_all", right),
+            (searched, "attacked", "_all", f"mean over {which}"),
         ]
     l2, linf = floats(rows["l2"]), floats(rows["linf"])
     found = [
@@ -160,8 +162,8 @@ class SizeTable:
 
 SIZE_CAPTION = (
     "L2 and Linf: mean ± standard deviation over samples, pixels in [0, 1]. Attacked: right before the attack (of a "
-    "flow all are attacked); broken: those of them that the attack broke. FID and other Fréchet distances: all images "
-    "of the cell to the training images."
+    "flow, and by a perturbation, all are); broken: those of them that the attack broke. FID and other Fréchet "
+    "distances: all images of the cell to the training images."
 )
 
 

@@ -19,7 +19,7 @@ from typing import Literal
 from robbench.cards import Training
 from robbench.matrix.records import Run
 from robbench.publish.rows import AVERAGE, CLEAN, TableRow
-from robbench.publish.tables import combined_attacks, leaderboard
+from robbench.publish.tables import combined_attacks, rows_under_attack
 from robbench.published import PublishedRow, arithmetic
 from robbench.specs import ResolvedAttack
 
@@ -39,7 +39,11 @@ COMPARABLE = (
     "l2_all",
     "linf_all",
 )
+OF_EVERY_IMAGE = ("accuracy", "accuracy_drop", "fid")
 WITHOUT_MODEL = ("fid", "l2_all", "linf_all")
+RANDOM = (
+    "r-la"  # perturbations of every image; what attacks on the true label leave wrong is wrong in papers too
+)
 LIKELIHOOD = "nll-in"  # the attack whose budget 0 stands for clean images in tables of bits/dim
 
 # How names that robbench lacks are called in "needs NAME".
@@ -89,7 +93,8 @@ class Measured:
     run: the folder's name. attack: without options ("pgd20" of "pgd20@0.1"). architecture: of the card, "" without one.
     train_samples, epochs, steps, step_size: None where there are none, or the card does not say. held_out: images of
     the training set kept for validation. trained: parameters of defense and recipe that the card states, and the flow's
-    name under "flow". weights: first digits of their sha256.
+    name under "flow". weights: first digits of their sha256. every_image: whether misclassified images were perturbed
+    too; for R-LA only, which papers apply to all (a search finds such images wrong already and leaves them).
     """
 
     row: TableRow
@@ -103,6 +108,7 @@ class Measured:
     held_out: int = 0
     trained: Mapping[str, object] = field(default_factory=dict)
     weights: str = ""
+    every_image: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,10 +160,10 @@ class Comparison:
 
 # ----------------------------------------------------------------------------------------------------- measured
 def measured_rows(run: Run) -> list[Measured]:
-    """The leaderboard of a run with the settings of its cards and cells."""
+    """The leaderboard of a run, by accuracy under attack, with the settings of its cards and cells."""
     cells = {(r.cell.model_name, r.cell.attack.label): r.cell.attack for r in run.cells}
     rows = []
-    for row in leaderboard(run):
+    for row in rows_under_attack(run):
         card, attack = run.cards.get(row.model), cells.get((row.model, row.attack))
         training = card.training if card else None
         steps = attack.parameters.get("steps") if attack else None
@@ -174,6 +180,7 @@ def measured_rows(run: Run) -> list[Measured]:
                 held_out=training.validation_samples if training else 0,
                 trained=_trained(training),
                 weights=card.weights.sha256[:DIGITS] if card else "",
+                every_image=attack is not None and attack.semantics == "perturbation",
             )
         )
     return [*rows, *_unattacked(rows)]
@@ -294,6 +301,8 @@ def _weighed(row: PublishedRow, m: Measured, known: Known) -> list[Difference | 
     pairs += [("step size", _parameters(row.attack_parameters).get("step_size"), m.step_size)]
     sizes = _difference("n", row.n, r.n)
     drawn = None if row.n == r.n else Difference("seed", "not stated", str(r.seed), decides=False)
+    if row.attack.startswith(RANDOM) and row.metric in OF_EVERY_IMAGE:
+        pairs += [("misclassified images", "perturbed", "perturbed" if m.every_image else "left as they are")]
     images = None if row.model else _training_images(row, m)
     return [*(_difference(*pair) for pair in pairs), images, sizes and replace(sizes, decides=False), drawn]
 

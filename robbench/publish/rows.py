@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from robbench.matrix.records import CellResult, Run
 from robbench.metrics.accuracy import Estimate, Verdicts
-from robbench.specs import ModelKind
+from robbench.specs import Measure, ModelKind
 
 RowStatus = Literal["ok", "failed", "not run"]
 Floats = NDArray[np.float64]
@@ -24,8 +24,9 @@ class TableRow:
     """One number; the fields are the columns of leaderboard.csv, in this order.
 
     attack: label of an attack, or "clean", "worst-case", "average". epsilon, eta: budgets, None where there
-    is none. value, lower, upper: in `unit`, None unless status is "ok" (a failed cell is never a 0). n:
-    samples asked for. note: what a reader must know besides (samples left out, attacks missing, near ties).
+    is none. measure: what an accuracy counts (`specs.Measure`), "" for other numbers and averages over both
+    kinds. value, lower, upper: in `unit`, None unless status is "ok" (a failed cell is never a 0). n: samples
+    asked for. note: what a reader must know besides (samples left out, attacks missing, near ties).
     """
 
     dataset: str
@@ -46,6 +47,7 @@ class TableRow:
     model_sha256: str
     flow: str
     note: str
+    measure: Measure | Literal[""] = ""
 
 
 COLUMNS = tuple(field.name for field in fields(TableRow))
@@ -124,8 +126,26 @@ def is_broken(rows: pd.DataFrame) -> Verdicts:
 
 
 def robust(rows: pd.DataFrame) -> Verdicts:
-    """Whether each sample is right after the attack."""
+    """Whether each sample is right before the attack and under it."""
     return rows["robust"].to_numpy(dtype=np.bool_)
+
+
+def right_under_attack(rows: pd.DataFrame) -> Verdicts:
+    """Whether each sample is right on its attacked image, whatever the model says of the clean one."""
+    held: Verdicts = rows["margin"].to_numpy() > 0  # a tie is not a right answer
+    return held
+
+
+def shown(result: CellResult) -> Verdicts:
+    """The verdicts that tables show of an attack: `measure` of its cell says which."""
+    perturbed = result.cell.attack.semantics == "perturbation"
+    return right_under_attack(result.rows) if perturbed else robust(result.rows)
+
+
+def adversaries(results: Iterable[CellResult]) -> list[CellResult]:
+    """What a worst case combines: the attacks with worst-case semantics. Whoever may leave an image as it is would not
+    apply a perturbation that helps the model."""
+    return [result for result in results if result.cell.attack.semantics == "worst-case"]
 
 
 def clean_correct(rows: pd.DataFrame) -> Verdicts:
@@ -145,6 +165,7 @@ def blank_row(
     *,
     metric: str,
     unit: str,
+    measure: Measure | Literal[""] = "",
     of_attack: bool = True,
     attack: str = "",
     threat_model: str = "",
@@ -163,6 +184,7 @@ def blank_row(
         epsilon=cell.attack.epsilon if of_attack else epsilon,
         eta=cell.attack.eta if of_attack else eta,
         metric=metric,
+        measure=measure,
         value=None,
         lower=None,
         upper=None,

@@ -1,17 +1,36 @@
 """Sentences and number formats that terminal, Markdown and HTML share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from robbench.matrix.records import CellRecord, Run
 from robbench.publish.parity import parity_note
 from robbench.publish.rows import AVERAGE, WORST_CASE, TableRow
-from robbench.specs import ModelKind
+from robbench.specs import Measure, ModelKind
 
 INTERVALS = (
     "95 % intervals: Wilson score for accuracies, bootstrap over samples for the average (unweighted mean of "
-    "clean and all attacks). Worst case: a sample counts as correct only if no attack broke it."
+    "clean and all attacks, by what their columns show). Worst case: a sample counts as correct only if it is right "
+    "without attack and no attack broke it; perturbations, which are no adversaries, are not part of it."
 )
+MEANINGS: dict[Measure, str] = {
+    "robust accuracy": "right on the clean image and under attack",
+    "accuracy under attack": "right on the attacked image; all images are perturbed, misclassified ones too",
+}
 SUSPICIOUS = "suspicious: "  # what begins each suspicion in a row's note
+
+
+def measures(rows: Iterable[TableRow]) -> str:
+    """Which attacks' columns show which accuracy; all of them in a word where there is only one kind."""
+    shown: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.metric in ("accuracy", "corruption_accuracy") and row.measure in MEANINGS:
+            shown.setdefault(row.measure, {})[row.attack] = None
+    texts = []
+    for measure, meaning in MEANINGS.items():
+        if measure in shown:
+            names = "attacks" if len(shown) == 1 else ", ".join(shown[measure])
+            texts.append(f"{measure[0].upper()}{measure[1:]} ({meaning}): {names}.")
+    return " ".join(texts)
 
 
 def number_text(row: TableRow | None) -> str:

@@ -13,7 +13,7 @@ from robbench.publish.likelihood import NllTable, caption, mean_text, median_tex
 from robbench.publish.perturbation import SIZE_CAPTION, size_table
 from robbench.publish.rows import COLUMNS, TableRow, rows_of
 from robbench.publish.tables import Wide, leaderboard, wide
-from robbench.publish.wording import INTERVALS, number_text, problems, summary, versions
+from robbench.publish.wording import INTERVALS, measures, number_text, problems, summary, versions
 from robbench.resources import write_text_atomically
 
 if TYPE_CHECKING:
@@ -60,18 +60,20 @@ def tidy_csv(rows: Sequence[TableRow]) -> str:
 
 
 def wide_csv(table: Wide) -> str:
-    """One row a model; a column has a value, its interval and its status."""
+    """One row a model; a column has a value, its interval, its status, and what accuracy it shows."""
     header = ["dataset", "model", "defense", "n", "seed"]
-    header += [f"{column}{part}" for column in table.columns for part in ("", "_lower", "_upper", "_status")]
+    parts = ("", "_lower", "_upper", "_status", "_measure")
+    header += [f"{column}{part}" for column in table.columns for part in parts]
     lines: list[list[object]] = [list(header)]
     for model, defense in table.models:
         cells = [table.cells.get((model, column)) for column in table.columns]
         first = next(cell for cell in cells if cell)
         line: list[object] = [first.dataset, model, defense, first.n, first.seed]
         for cell in cells:
-            line += (
-                [cell.value, cell.lower, cell.upper, cell.status] if cell else [None, None, None, "not run"]
-            )
+            if cell:
+                line += [cell.value, cell.lower, cell.upper, cell.status, cell.measure]
+            else:
+                line += [None, None, None, "not run", None]
         lines.append(line)
     return csv_text(lines)
 
@@ -138,7 +140,7 @@ def _accuracy_parts(rows: Sequence[TableRow]) -> list[str]:
         for model, defense in table.models
     ]
     board = markdown_table(["model", "defense", *table.columns], lines)
-    return ["Accuracy in percent [95 % interval].", board, INTERVALS]
+    return [f"Accuracy in percent [95 % interval]. {measures(rows)}".strip(), board, INTERVALS]
 
 
 def _corruption_parts(run: Run) -> list[str]:
@@ -231,7 +233,7 @@ class TerminalLeaderboard:
         rows = rows_of(run, leaderboard(run), "classifier")
         self.table, self.problems = wide(rows, per_threat_model=False), problems(rows)
         self.title = f"Accuracy on {run.dataset} in percent, 95 % interval"
-        self.caption = summary(run, "classifier")
+        self.caption = " ".join(filter(None, [measures(rows), summary(run, "classifier")]))
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
         from rich.text import Text

@@ -80,7 +80,7 @@ def test_image_i_of_severity_s_is_row_i_of_block_s(n: int, block: int, tmp_path:
         )
         right = expected[:, 0, 0].argmax(1) == y.numpy()
         ties = np.sort(expected[:, 0, 0], 1)[:, -1] == np.sort(expected[:, 0, 0], 1)[:, -2]
-        assert outcome.robust[~torch.tensor(ties)].tolist() == right[~ties].tolist()
+        assert outcome.under_attack[~torch.tensor(ties)].tolist() == right[~ties].tolist()
         assert outcome.forwards.tolist() == [attack.cost.forwards] * 3
         assert attack.spec.parameters["sha256"] is not None
         assert "folder" not in attack.spec.parameters, "a folder's place is no part of a cell's address"
@@ -97,7 +97,8 @@ def test_accuracy_is_plain_also_where_the_clean_image_is_misclassified(tmp_path:
     x[:, 0] = 1.0
     (found,) = located([spec("c-fog-2")], data)
     outcome = build_attack(found).evaluate(Victim(Brightest()), data.test.ids, x, data.test.labels, 0, 256)
-    assert outcome.robust.tolist() == [int(label) == 1 for label in data.test.labels]
+    assert outcome.under_attack.tolist() == [int(label) == 1 for label in data.test.labels]
+    assert not outcome.robust.any(), "right on the clean image and under attack is none"
     assert [by is None for by in outcome.broken_by] == outcome.robust.tolist()
     assert outcome.broken_at[outcome.robust].tolist() == [-1] * int(outcome.robust.sum())
 

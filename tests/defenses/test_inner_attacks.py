@@ -286,3 +286,37 @@ def test_cutout_changes_the_hole_and_nothing_else(setting, batch):
     torch.testing.assert_close(seen[0][hole], x.mean().expand(int(hole.sum())))
     build_defense("cutout", {"fill": "zero", "length": 3}, setting).loss(Spy(), x, y, seeded(3))
     assert float(seen[1][cutout_mask(len(x), 8, 8, 3, seeded(3)).expand_as(x)].abs().max()) == 0.0
+
+
+def test_the_pgd_of_yuksel_et_al_is_a_setting_of_adversarial_training(setting, batch, bn_model):
+    """Against a plain loop in its words: labels predicted and every forward in train mode, start uniform in the cube
+    and for L2 pulled onto the sphere, projection on the ball at each step, on the box only at the end."""
+    x, y = batch
+    epsilon, step, steps = 1.5, 0.4, 4
+    parameters = {"attack": "pgd10-l2", "epsilon": epsilon, "step_size": step, "steps": steps}
+    paper = {"start": "cube", "label_source": "predicted", "attack_bn": "train", "box": "end"}
+    twin = copy.deepcopy(bn_model)
+    found = build_defense("at", parameters | paper, setting).adversarial(bn_model, x, y, seeded())
+
+    def onto(delta):
+        length = delta.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+        return delta * (epsilon / length).clamp(max=1.0)
+
+    label = twin(x).argmax(1)
+    delta = onto((torch.rand(x.shape, generator=seeded()) * 2 - 1) * epsilon)
+    assert torch.allclose(delta.flatten(1).norm(dim=1), torch.full((len(x),), epsilon))
+    for _ in range(steps):
+        delta = delta.detach().requires_grad_(True)
+        (slope,) = torch.autograd.grad(cross_entropy(twin(x + delta), label, reduction="sum"), delta)
+        delta = onto(delta + step * slope / slope.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1))
+    assert ((x + delta) < 0).any(), "an iterate left the box"
+    assert torch.allclose(found, (x + delta).detach().clamp(0, 1), atol=1e-5)
+    counters = [m.num_batches_tracked for m in bn_model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {int(count) for count in counters} == {steps + 1}
+    ours = build_defense("at", parameters, setting).adversarial(twin, x, y, seeded())
+    assert not torch.allclose(found, ours, atol=1e-3)
+
+
+def test_the_attack_of_trades_has_no_label(setting):
+    with pytest.raises(UserError, match="uses no label"):
+        build_defense("trades", {"label_source": "predicted"}, setting)

@@ -262,7 +262,7 @@ def test_another_device_number_counts_when_the_process_has_the_file_open(tmp_pat
 
 # ------------------------------------------------------------------------------------------------------- speed
 def shard(samples: int, seconds: float, finished: float) -> ShardFile:
-    return ShardFile(dict.fromkeys(range(samples), 1.0), seconds, finished)
+    return ShardFile({"worst-case": dict.fromkeys(range(samples), 1.0)}, seconds, finished)
 
 
 def test_speed_of_one_worker_and_of_three() -> None:
@@ -462,7 +462,9 @@ def test_a_run_started_elsewhere_killed_and_resumed(
     assert watch.wait(60) == 0
     lines = printed().splitlines()
     assert lines[-1] == "Done: 1 cell."
-    assert any(line.startswith("[1/1] tiny-a x slow-pgd: done, 360 of 360, accuracy ") for line in lines)
+    assert any(
+        line.startswith("[1/1] tiny-a x slow-pgd: done, 360 of 360, robust accuracy ") for line in lines
+    )
     assert lines.count("A run is writing.") == 2
     assert all(line != following for line, following in pairwise(lines))  # a line a change
 

@@ -29,8 +29,8 @@ def test_the_numbers_are_those_of_the_rows(run: Run) -> None:
     assert worst.message == f"{robust_by_hand(run, 'digits-ijsat'):.1f} %"
     one = badge_of(run, "digits-ijsat", "aa")
     assert one.message == f"{robust_by_hand(run, 'digits-ijsat', {'aa'}):.1f} %"
-    assert one.label == "digits accuracy, aa (epsilon 0.2)"
-    assert "digits-ijsat on digits, aa (epsilon 0.2): accuracy" in one.title
+    assert one.label == "digits robust accuracy, aa (epsilon 0.2)"
+    assert "digits-ijsat on digits, aa (epsilon 0.2): robust accuracy" in one.title
     assert "95 % interval" in one.title
     assert "n = 120, seed 3" in one.title
     assert badge_of(run, "digits-ijsat", "clean").label == "digits accuracy, clean"

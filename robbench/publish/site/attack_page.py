@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from robbench.matrix.records import CellResult
-from robbench.publish import corruptions
+from robbench.publish import corruptions, wording
 from robbench.publish.attack_lines import AttackLine, attack_lines, budget_text
 from robbench.publish.flow_page import FlowLine, flow_lines
 from robbench.publish.gallery import Strip, Triple, strips, triples
 from robbench.publish.html import NO_ORIGINALS
 from robbench.publish.perturbation import Distances
-from robbench.publish.rows import WORST_CASE, TableRow, cell_status
+from robbench.publish.rows import WORST_CASE, TableRow, adversaries, cell_status
 from robbench.publish.site import definitions, formulas
 from robbench.publish.site.frame import body
 from robbench.publish.site.groups import Group, Site
@@ -73,7 +73,7 @@ class _Results:
 
     def worst(self, model: str, attack: ResolvedAttack) -> TableRow | None:
         """The worst case of a model under the threat model and budget of `attack`."""
-        if not attack.bounded:  # corruptions have a mean instead
+        if attack.space == corruptions.SPACE:  # they have a mean instead
             return next((r for r in self.rows_of.get(model, []) if r.metric == corruptions.METRIC), None)
         wanted = (WORST_CASE, attack.threat_model, attack.epsilon, attack.eta)
         rows = self.rows_of.get(model, [])
@@ -101,12 +101,14 @@ def _attack_page(group: Group, found: _Results, label: str) -> Page:
     attack = results[0].cell.attack
     sets, letters = formulas.admissible(attack.space, attack.norm, attack.pixel_range)
     goal, how = formulas.objective(attack)
-    measure, what = formulas.measure(attack.target)
+    measure, what = formulas.measure(attack.target, attack.measure)
     shown, strip, reason = _images(group, results)
     content = body(
         "attack.html.j2",
         group=group,
         attack=attack,
+        measure=f"{attack.measure[0].upper()}{attack.measure[1:]}",
+        meaning=wording.MEANINGS[attack.measure],
         definition=definitions.of_attack(attack),
         budget=_budget(attack),
         parameters=_parameters(attack),
@@ -246,7 +248,9 @@ def _threat_page(group: Group, found: _Results, threat: str) -> Page:
     results = found.by_threat[threat]
     attack = results[0].cell.attack
     sets, letters = formulas.admissible(attack.space, attack.norm, attack.pixel_range)
-    measure, what = formulas.measure(attack.target, several=attack.target == "classifier" and attack.bounded)
+    strict = adversaries(results)
+    shown_of = (strict or results)[0].cell.attack
+    measure, what = formulas.measure(attack.target, shown_of.measure, several=bool(strict))
     by_budget: dict[str, list[CellResult]] = {}
     for result in results:
         by_budget.setdefault(_budget(result.cell.attack), []).append(result)
@@ -255,6 +259,10 @@ def _threat_page(group: Group, found: _Results, threat: str) -> Page:
         "threat.html.j2",
         group=group,
         attack=attack,
+        measures=wording.measures(
+            row for row in group.rows if row.attack in found.by_label and row.threat_model == threat
+        ),
+        together="worst case" if strict else "mean" if attack.space == corruptions.SPACE else "",
         definition=definitions.of_threat_model(attack),
         formulas=[sets, measure],
         words=[letters, what],
@@ -304,7 +312,8 @@ def _budget_part(found: _Results, title: str, results: Sequence[CellResult]) -> 
 def _threat_line(found: _Results, cells: Sequence[CellResult]) -> ThreatLine:
     first = cells[0].cell
     numbers = [found.lines[first.model_name, r.cell.attack.label] for r in cells]
-    done = [line for line in numbers if line.accuracy.value is not None]
+    strict = [line for line in numbers if line.attack.semantics == "worst-case"]
+    done = [line for line in strict or numbers if line.accuracy.value is not None]
     alone = min((line.accuracy for line in done), key=lambda row: row.value or 0.0, default=None)
     labels = [line.attack.label for line in done if alone and line.accuracy.value == alone.value]
     return ThreatLine(

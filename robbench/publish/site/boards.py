@@ -10,11 +10,11 @@ from robbench.publish import corruptions, wording
 from robbench.publish.attack_lines import budget_text
 from robbench.publish.likelihood import Nll, NllTable, caption, mean_text, nll_tables
 from robbench.publish.perturbation import distances
-from robbench.publish.rows import CLEAN, WORST_CASE, ModelResults, TableRow
+from robbench.publish.rows import CLEAN, WORST_CASE, ModelResults, TableRow, adversaries
 from robbench.publish.site.groups import Group
 from robbench.publish.site.page import slugs
 from robbench.publish.site.ranks import Range, ranges
-from robbench.publish.tables import Wide, accuracy_rows, combined_attacks, wide
+from robbench.publish.tables import Wide, accuracy_rows, combined_attacks, robust_column, wide
 from robbench.specs import ResolvedAttack
 
 Kind = Literal["name", "text", "rank", "score", "number", "failed", "absent"]
@@ -163,7 +163,8 @@ def _accuracies(
     rows = [row for row in rows if row.model in names]
     searched = [r for r in results if r.cell.attack.space != corruptions.SPACE and r.cell.model in names]
     labels = list(dict.fromkeys(r.cell.attack.label for r in searched))
-    found = ranges(group.run, classifiers, labels)
+    strict = list(dict.fromkeys(r.cell.attack.label for r in adversaries(searched)))
+    found = ranges(group.run, classifiers, strict)
     if len(found) < 2:
         found = {}  # nothing to be compared with
     matrix = _wide(rows, bool(searched))
@@ -171,7 +172,8 @@ def _accuracies(
         group.is_sweep and not threat
     )  # over its budgets and steps a worst case or an average says nothing
     if mixed:
-        matrix = replace(matrix, columns=tuple(c for c in matrix.columns if c == CLEAN or c in labels))
+        single = {CLEAN, *labels, *map(robust_column, labels)}
+        matrix = replace(matrix, columns=tuple(c for c in matrix.columns if c in single))
         found = {}
     columns = _columns(matrix, results, labels, rows)
     if mixed:
@@ -181,7 +183,7 @@ def _accuracies(
         (
             Cell("name", name, name, file=group.model_path(name)),
             Cell("text", defense, defense),
-            *(_cell(column, name, matrix, scored, found, labels) for column in columns[2:]),
+            *(_cell(column, name, matrix, scored, found, labels, strict) for column in columns[2:]),
         )
         for name, defense in matrix.models
     ]
@@ -192,11 +194,13 @@ def _accuracies(
         title=f"Accuracy under {threat}" if threat else "Accuracy under attack",
         about="",
         caption=f"Accuracy in percent and its 95 % interval; n = {group.run.n} for every cell.",
-        explanation=_explanation(group.run, columns, bool(found)),
+        explanation=" ".join(
+            filter(None, [wording.measures(rows), _explanation(group.run, columns, bool(found))])
+        ),
         columns=tuple(columns),
         lines=tuple(_best_first(lines, columns, main, bool(found))),
         sort=f"{main}.desc" if not found else f"{RANK}.asc",
-        notes=(*_partial(rows, labels), *wording.problems(rows)),
+        notes=(*_partial(rows, strict), *wording.problems(rows)),
     )
 
 
@@ -219,6 +223,7 @@ def _columns(
 ) -> list[Column]:
     """Model, defense and summaries first, then worst cases by threat model, attacks, likelihoods, distances."""
     attacks = {r.cell.attack.label: threat_title(r.cell.attack) for r in results}
+    attacks |= {robust_column(label): title for label, title in attacks.items()}
     summary = [
         c for c in (CLEAN, WORST, AVERAGE, corruptions.MEAN) if c in matrix.columns and c not in attacks
     ]
@@ -263,14 +268,16 @@ def _cell(
     scored: dict[tuple[str, str], TableRow],
     found: dict[str, Range],
     labels: Sequence[str],
+    strict: Sequence[str],
 ) -> Cell:
+    """labels: attacks of the board, corruptions aside; strict: those of them that a worst case combines."""
     if column.key == RANK:
-        return _rank_cell(found.get(model), len(labels))
+        return _rank_cell(found.get(model), len(strict))
     if column.part in (NLL, FRECHET):
         return _number_cell(
             scored.get((model, column.key)), matrix.cells.get((model, column.key.split(" ", 1)[1]))
         )
-    return _score_cell(matrix.cells.get((model, column.key)), labels)
+    return _score_cell(matrix.cells.get((model, column.key)), labels if column.key == AVERAGE else strict)
 
 
 def _rank_cell(found: Range | None, attacks: int) -> Cell:

@@ -109,7 +109,9 @@ class _Comparison:
 
     @cached_property
     def _all_columns(self) -> list[str]:
-        threats = dict.fromkeys(threat_title(attack) for attack in self.attacks.values() if attack.bounded)
+        threats = dict.fromkeys(
+            threat_title(attack) for attack in self.attacks.values() if attack.semantics == "worst-case"
+        )
         several = [f"worst {title}" for title in threats] if len(threats) > 1 else []
         # Over the budgets and steps of a sweep a worst case says nothing.
         return [*([] if self.group.is_sweep else [WORST]), *several, CLEAN, *self.attacks]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from markupsafe import Markup, escape
 
-from robbench.specs import ModelKind, Norm, ResolvedAttack, Space
+from robbench.specs import Measure, ModelKind, Norm, ResolvedAttack, Space
 
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|[A-Za-z]|\d+(?:\.\d+)?|\S")
 _NAMES = {
@@ -130,17 +130,25 @@ def _ball(what: str, radius: str, norm: Norm) -> str:
     return rf"\norm {what} \norm _{_P[norm]} \le {radius}"
 
 
-def measure(target: ModelKind, several: bool = False) -> tuple[Markup, str]:
-    """The number in the tables. several: over all attacks a of a threat model."""
+def measure(
+    target: ModelKind, shown: Measure = "robust accuracy", several: bool = False
+) -> tuple[Markup, str]:
+    """The number in the tables. shown: which accuracy, of a classifier; several: over all attacks a of a model."""
     if target == "flow":
         return math(r"{1} / n \sum _{i} ( - \log _2 p ( x' _i ) / d )"), (
             "Mean negative log-likelihood in bits per dimension of the attacked images under the flow's density p."
         )
     image = r"x' _{i , a}" if several else r"x' _i"
+    under = rf"\one [ \argmax _k f _k ( {image} ) = y _i ]"
+    if shown == "accuracy under attack":
+        return math(rf"1 / n \sum _{{i}} {under}"), (
+            "Accuracy under attack: the share of all n test images, each of them perturbed, that the model f gets "
+            "right on the perturbed image, whatever it says of the clean one."
+        )
     over = r"\min _a" if several else ""
-    return math(rf"1 / n \sum _{{i}} {over} \one [ \argmax _k f _k ( {image} ) = y _i ]"), (
-        "Accuracy under attack: the share of all n test images that the model f still gets right"
-        + (", counted as right only if no attack a broke them." if several else ".")
+    return math(rf"1 / n \sum _{{i}} \one [ \argmax _k f _k ( x _i ) = y _i ] {over} {under}"), (
+        "Robust accuracy: the share of all n test images that the model f gets right without attack and under it"
+        + (", whatever attack a it is; perturbations are no part of it." if several else ".")
     )
 
 

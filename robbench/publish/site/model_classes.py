@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 
 from robbench.matrix.records import CellResult, Run
 from robbench.metrics.accuracy import Estimate, Verdicts, wilson
-from robbench.publish.rows import CLEAN, cell_status, clean_correct, complete, robust
+from robbench.publish.rows import (
+    CLEAN,
+    adversaries,
+    cell_status,
+    clean_correct,
+    complete,
+    right_under_attack,
+    robust,
+    shown,
+)
 
 WORST = "worst case"
 LARGEST_MATRIX = 20  # classes; of more the most frequent confusions are listed instead of a matrix
@@ -71,7 +80,7 @@ def class_table(run: Run, results: Sequence[CellResult], names: Sequence[str]) -
     lines = [ClassLine(CLEAN, _estimates(labels, clean_correct(done[0].rows), totals))]
     for result in results:
         status, reason = cell_status(run, result)
-        found = _estimates(labels, robust(result.rows), totals) if status == "ok" else ()
+        found = _estimates(labels, shown(result), totals) if status == "ok" else ()
         missing = f"{status} ({reason})" if reason else status
         lines.append(ClassLine(result.cell.attack.label, found, "" if status == "ok" else missing))
     lines.append(_worst(labels, results, done, totals))
@@ -81,6 +90,10 @@ def class_table(run: Run, results: Sequence[CellResult], names: Sequence[str]) -
 def _worst(
     labels: Labels, results: Sequence[CellResult], done: Sequence[CellResult], totals: Labels
 ) -> ClassLine:
+    results = adversaries(results)
+    if not results:
+        return ClassLine(WORST, (), "no attack with a worst case, only perturbations")
+    done = adversaries(done)
     if len(done) < len(results):
         absent = [r.cell.attack.label for r in results if r not in done]
         return ClassLine(WORST, (), f"not all attacks are done ({', '.join(absent)})")
@@ -99,7 +112,9 @@ def confusions(run: Run, results: Sequence[CellResult], classes: int) -> list[Co
     if not done:
         return []
     found = [_confusion(CLEAN, done[0].rows, "clean_prediction", clean_correct, classes)]
-    return found + [_confusion(r.cell.attack.label, r.rows, "prediction", robust, classes) for r in done]
+    return found + [
+        _confusion(r.cell.attack.label, r.rows, "prediction", right_under_attack, classes) for r in done
+    ]
 
 
 def _confusion(

@@ -10,7 +10,7 @@ from robbench.publish.attack_lines import budget_text
 from robbench.publish.likelihood import steps_of
 from robbench.publish.plots import Curve, CurveFigure, dress, legend, look, svg
 from robbench.publish.reproduce import command
-from robbench.publish.rows import clean_correct, complete, robust
+from robbench.publish.rows import clean_correct, complete, shown
 from robbench.publish.site.model_families import same_but
 from robbench.specs import ResolvedAttack, exact_text
 
@@ -73,8 +73,7 @@ def _curves(done: Sequence[CellResult], axis: Axis) -> list[Curve]:
     curves = []
     for number, family in enumerate(families(done, axis)):
         points = [
-            _point(float(_size(result.cell.attack, axis) or 0), accuracy(robust(result.rows)))
-            for result in family
+            _point(float(_size(result.cell.attack, axis) or 0), accuracy(shown(result))) for result in family
         ]
         if axis != "steps" and points[0][0] > 0:
             points.insert(0, _point(0.0, accuracy(clean_correct(family[0].rows))))

@@ -14,7 +14,16 @@ from robbench.publish.html import NO_EXAMPLES, NO_ORIGINALS
 from robbench.publish.likelihood import caption
 from robbench.publish.parity import parity_note
 from robbench.publish.perturbation import NOT_SCORED, Distances, distances
-from robbench.publish.rows import AVERAGE, CLEAN, WORST_CASE, ModelResults, TableRow, cell_status, complete
+from robbench.publish.rows import (
+    AVERAGE,
+    CLEAN,
+    WORST_CASE,
+    ModelResults,
+    TableRow,
+    adversaries,
+    cell_status,
+    complete,
+)
 from robbench.publish.site.frame import body
 from robbench.publish.site.groups import Group, Site
 from robbench.publish.site.model_classes import LARGEST_MATRIX, class_names, class_table, confusions
@@ -24,7 +33,7 @@ from robbench.publish.site.model_joint import Joint, ensembles, joint
 from robbench.publish.site.page import Page, Part
 from robbench.publish.site.provenance import provenance
 from robbench.publish.site.ranks import EXPLANATION, ranges
-from robbench.publish.tables import ALL_THREATS, NEAR_TIE
+from robbench.publish.tables import ALL_THREATS, NEAR_TIE, ROBUST_ACCURACY
 
 FIGURED = 1_000  # models of a group up to which their pages have figures and images
 PLAIN = (
@@ -90,7 +99,7 @@ class Pages:
             self._rows.setdefault(row.model, []).append(row)
         classifiers = [model for model in group.models if model.kind == "classifier"]
         searched = [corruptions.searched(model) for model in classifiers]
-        labels = dict.fromkeys(r.cell.attack.label for model in searched for r in model.cells)
+        labels = dict.fromkeys(r.cell.attack.label for model in searched for r in adversaries(model.cells))
         ranked = labels and not group.is_sweep
         self._ranks = ranges(group.run, searched, list(labels)) if ranked else {}
         self._models = len(classifiers)
@@ -112,7 +121,7 @@ class Pages:
             "rank": self._ranks.get(model.name),
             "rank_words": EXPLANATION,
             "models": self._models,
-            "intervals": wording.INTERVALS,
+            "intervals": " ".join(filter(None, [wording.measures(rows), wording.INTERVALS])),
             "near_tie": NEAR_TIE,
             **self._counted(corruptions.searched(model)),
             "notes": notes(rows),
@@ -219,7 +228,7 @@ def accuracy_lines(
     found: list[AccuracyLine] = []
     by_label = {line.attack.label: line for line in lines}
     engines = {r.cell.attack.label: parity_note(r.cell) for r in results}
-    members = _members(results)
+    members = _members(adversaries(results))
     for row in rows:
         if row.metric == "accuracy" and row.attack in by_label:
             path = group.attack_path(row.attack)
@@ -255,6 +264,8 @@ def _mixes(group: Group, row: TableRow) -> bool:
 
 
 def _title(row: TableRow) -> str:
+    if row.metric == ROBUST_ACCURACY:
+        return f"{row.attack}, robust accuracy"
     if row.attack == WORST_CASE and row.threat_model != ALL_THREATS:
         budget = budget_words(row.epsilon, row.eta)
         return f"worst case, {row.threat_model}" + (f", {budget}" if budget else "")
@@ -288,7 +299,7 @@ def _headline(rows: Sequence[TableRow], combined: bool) -> list[tuple[str, Table
 # ----------------------------------------------------------------------------------------------------- parts
 def together(run: Run, results: Sequence[CellResult]) -> list[Together]:
     """Joint counts over all finished attacks, then over those of each threat model and budget that has several."""
-    done = complete(run, results)
+    done = complete(run, adversaries(results))
     groups: dict[str, list[CellResult]] = {}
     for result in done:
         attack = result.cell.attack

@@ -20,7 +20,7 @@ EXPLANATION = (
 
 
 def ranges(run: Run, models: Sequence[ModelResults], labels: Sequence[str]) -> dict[str, Range]:
-    """(best, worst) rank by model name, 1 the best, of the worst case over the attacks `labels`.
+    """(best, worst) rank by model name, 1 the best, of the worst case over the attacks `labels` (adversaries all).
 
     Only models on which every one of `labels` is complete have a rank: over fewer attacks a worst case looks better.
     """

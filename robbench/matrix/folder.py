@@ -30,7 +30,7 @@ def check_folder(folder: Path, run: RunFile, fresh: bool) -> None:
     if not is_run:
         return
     try:
-        existing = Ledger(folder).read_run()
+        existing = Ledger(folder).read_run(edited=True)  # the run that it is is written again
     except UserError as error:
         if fresh:
             return
@@ -93,7 +93,7 @@ def lock_is_held(folder: Path, locks: Path = TABLE) -> bool | None:
 
 def _put_aside(ledger: Ledger, run: RunFile) -> None:
     try:
-        existing = ledger.read_run()
+        existing = ledger.read_run(edited=True)
         another = existing is not None and bool(existing.differences(run))
     except UserError:  # a damaged run.yaml: nobody knows whose run this was
         existing, another = None, True

@@ -258,18 +258,19 @@ def test_a_label_that_is_no_class(forgery: Forgery) -> None:
     assert not [f for f in result.findings if f.attack == "pgd10" and f.check in ("verdicts", "re-run")]
 
 
-def test_other_samples(forgery: Forgery, run: Path) -> None:
+def test_other_samples(forgery: Forgery) -> None:
     """An easier sample in place of one that the seed drew."""
-    plan = yaml.safe_load((run / "run.yaml").read_text())
-    drawn = [int(i) for i in plan["samples"].split()]
+    plan = forgery.ledger.read_run()
+    assert plan is not None
+    drawn = plan.sample_ids
     ids = load_dataset("digits").test.ids.tolist()
     stranger, out = next(i for i in ids if i not in drawn), drawn[-1]
     samples = " ".join(map(str, [*drawn[:-1], stranger]))
-    (forgery.folder / "run.yaml").write_text(yaml.safe_dump({**plan, "samples": samples}))
-    for entry in plan["cells"]:
+    forgery.ledger.write_run(plan.model_copy(update={"samples": samples}), {})
+    for entry in plan.cells:
         forgery.edit(
-            entry["model"],
-            entry["attack"],
+            entry.model,
+            entry.attack,
             lambda r: r.assign(sample_id=r["sample_id"].replace(out, stranger)),
         )
     result = checked(forgery.bundle(), files_only=True)
@@ -445,8 +446,9 @@ def test_options_that_do_not_fit(honest: Path, options: dict[str, object], why: 
 
 def test_claims_that_nobody_checked(forgery: Forgery) -> None:
     """A note would stand under every table, and a card on the page of its model: both are told."""
-    plan, card = forgery.folder / "run.yaml", forgery.folder / "cards" / f"{AT}.yaml"
-    plan.write_text(yaml.safe_dump({**yaml.safe_load(plan.read_text()), "note": "all of it re-run"}))
+    plan, card = forgery.ledger.read_run(), forgery.folder / "cards" / f"{AT}.yaml"
+    assert plan is not None
+    forgery.ledger.write_run(plan.model_copy(update={"note": "all of it re-run"}), {})
     card.write_text(yaml.safe_dump({**yaml.safe_load(card.read_text()), "description": "certified"}))
     notes = checked(forgery.bundle()).notes
     assert "the bundle says of itself: 'all of it re-run'" in notes

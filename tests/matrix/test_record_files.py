@@ -200,10 +200,9 @@ def test_a_distance_edited_by_hand_is_not_printed(tmp_path: Path) -> None:
     from robbench.matrix.frechet_records import FrechetRecord, read_record, record_path, write_record
 
     fields = {"status": "ok", "cell": None, "model": None, "attack": "clean", "extractor": "FID", "n": 5}
-    fields |= {
-        name: "a" * 64
-        for name in ("extractor_sha256", "extractor_hash", "dataset_revision", "samples_sha256")
-    }
+    fields |= dict.fromkeys(
+        ("extractor_sha256", "extractor_hash", "dataset_revision", "samples_sha256"), "a" * 64
+    )
     fields |= {
         "dataset": "digits",
         "reference_split": "train",
@@ -217,6 +216,6 @@ def test_a_distance_edited_by_hand_is_not_printed(tmp_path: Path) -> None:
     assert read_record(path) == record
     path.write_text(path.read_text().replace("12.5", "2.5"))
     with pytest.raises(
-        UserError, match="was changed after robbench wrote it .*remove it and run robbench fid again"
+        UserError, match=r"was changed after robbench wrote it .*remove it and run robbench fid again"
     ):
         read_record(path)

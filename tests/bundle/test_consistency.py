@@ -180,8 +180,7 @@ def test_one_attack_under_two_names(run: Run) -> None:
 def test_true_margins_are_never_refused(run: Run, logits: np.ndarray, shift: float) -> None:
     """Margin and cross-entropy of any logits, as torch gives them in float32, fit together."""
     from robbench.attacks.victim import margins
-    from robbench.attacks import ATTACKS
-from robbench.bundle.consistency import _margin_rules
+    from robbench.bundle.consistency import _margin_rules
 
     values = torch.from_numpy(logits) + shift
     labels = torch.arange(len(values)) % values.shape[1]

@@ -30,9 +30,14 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 def load_yaml(path: Path, schema: type[Schema]) -> Schema:
     """Read `path` as `schema`; `UserError` with file, key and reason when it is malformed."""
+    return validate(read_yaml(path), schema, str(path))
+
+
+def read_yaml(path: Path) -> object:
+    """What the YAML file `path` holds; `UserError` with the reason when it is no YAML."""
     try:
         # The loader is PyYAML's safe one.
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        content: object = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
@@ -41,7 +46,7 @@ def load_yaml(path: Path, schema: type[Schema]) -> Schema:
         raise UserError(f"{path}: is not valid YAML: {_one_line(error)}") from error
     except (ValueError, RecursionError) as error:  # an impossible date; brackets nested thousands deep
         raise UserError(f"{path}: is not valid YAML for robbench: {_one_line(error)}") from error
-    return validate(content, schema, str(path))
+    return content
 
 
 def validate(content: object, schema: type[Schema], origin: str) -> Schema:
@@ -87,7 +92,12 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def dump_yaml(model: BaseModel) -> str:
     """A schema object as YAML text in its declared key order."""
-    return yaml.safe_dump(model.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return yaml_text(model.model_dump(mode="json"))
+
+
+def yaml_text(content: object) -> str:
+    """Plain values as YAML text, keys in the order they have."""
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
 
 
 def canonical_hash(parts: object) -> str:

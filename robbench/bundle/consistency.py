@@ -14,6 +14,7 @@ from robbench.attacks.checks import BALL_TOLERANCE
 from robbench.bundle.findings import Finding, judged
 from robbench.matrix.records import CellRecord, CellResult, Run
 from robbench.publish.rows import models
+from robbench.specs import ResolvedAttack
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
@@ -170,8 +171,22 @@ def _break_rules(cell: CellRecord, rows: pd.DataFrame, robust: Mask, clean_right
     components = cell.attack.parameters.get("components")
     names = {*(components if isinstance(components, (list, tuple)) else ()), cell.attack.name, "clean"}
     yield "broken_by names no part of the attack", ~unnamed & ~by.isin(names).to_numpy(dtype=np.bool_)
-    yield "broken_at contradicts robust", robust & (step != -1)
+    yield "broken_at contradicts robust", np.where(robust, step != -1, step < 0)
     yield "broken_at contradicts clean_margin", ~robust & ~clean_right & (step != 0)
+    last = np.array([_last_step(cell.attack, name) for name in by.fillna("")])
+    limit = np.where(np.isnan(last), rows["forwards"].to_numpy(), last)
+    yield "broken_at is beyond the steps of the attack", ~robust & clean_right & (step > limit)
+
+
+def _last_step(attack: ResolvedAttack, component: str) -> float:
+    """The largest step at which a component of an attack can break a sample; NaN where it has no number of steps (then
+    every step takes a forward at least)."""
+    name = "square_queries" if component == "square" else "steps"
+    count = attack.parameters.get(name, attack.parameters.get("iterations"))
+    if not isinstance(count, int):
+        return float("nan")
+    # APGD from outside the ball scores one iterate more in each of its first two phases.
+    return count + 2 if component.startswith("apgd") else count
 
 
 def _likelihood_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:

@@ -52,7 +52,7 @@ def check_contents(path: Path, folder: Path, manifest: Manifest) -> None:
     try:
         for file in sorted(folder.rglob("*.yaml")):
             _check_aliases(path, file.relative_to(folder).as_posix(), file)
-        run = Ledger(folder).read_run()
+        run = Ledger(folder).read_run(edited=True)  # reading the rows finds out
         if run is None:
             raise refused(path, "it has no run.yaml")
         _check_run(path, run, manifest)
@@ -133,7 +133,7 @@ def _check_run(path: Path, run: RunFile, manifest: Manifest) -> None:
 
 
 def _check_cell(path: Path, folder: Path, cell: BundleCell, manifest: Manifest) -> None:
-    record = Ledger(folder).read_cell(cell.hash)
+    record = Ledger(folder).read_cell(cell.hash, edited=True)
     place = f"cells/{cell.hash[:16]}"
     if record is None:
         raise refused(path, f"file '{place}/{CELL_FILE}' of cell {cell.title} is missing")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from robbench.attacks import ATTACKS
@@ -12,7 +13,7 @@ from robbench.data import Dataset
 from robbench.errors import UserError
 from robbench.matrix.merged import conflicts
 from robbench.matrix.records import CellRecord, Run, cell_hash
-from robbench.schema import validate
+from robbench.schema import load_yaml, validate
 from robbench.specs import ResolvedAttack, Semantics, ThreatModel, resolve_attack
 
 ADDRESS, SETTINGS = "address", "settings"
@@ -88,21 +89,42 @@ def _setting(
     if not any(attack.name in model.attacks for model in known.values()):
         reason = "no threat model here defines it; name the folder of its YAML with --threat-models"
         return Finding(WHOLE, label, SETTINGS, "unchecked", 0, reason)
-    base, changes = _parts(label)
-    candidates = list(_candidates(attack, datasets, known))
-    named = [candidate for candidate in candidates if candidate.label == base]
-    if not named:
-        near = min(candidates, key=lambda c: len(_differences(c, attack, "")), default=attack)
-        problem = f"attack {attack.name!r} with these settings is called {near.label}, not {label}"
-        return judged(WHOLE, label, SETTINGS, 1, [problem])
-    differences = min((_differences(c, attack, changes) for c in named), key=len)
-    if not differences and attack.semantics != _semantics(attack):
+    problems = _problems(label, attack, datasets, known)
+    if not problems and attack.semantics != _semantics(attack):
         reason = (
             f"measured as a {attack.semantics}, before robbench declared it a {_semantics(attack)}: images that are "
             f"misclassified without attack were left as they are"
         )
         return Finding(WHOLE, label, SETTINGS, "weaker", 1, reason)
-    return judged(WHOLE, label, SETTINGS, 1, differences)
+    return judged(WHOLE, label, SETTINGS, 1, problems)
+
+
+def bundled_findings(folder: Path, run: Run) -> Iterator[Finding]:
+    """Attacks whose budget or settings are not those of the threat models that came with the bundle, one finding each:
+    whoever reads those files takes them for what was measured. folder: the unpacked bundle."""
+    models = (load_yaml(path, ThreatModel) for path in sorted((folder / "threat_models").glob("*.yaml")))
+    bundled = {model.name: model for model in models}
+    datasets = [name for name in (run.dataset, run.data.like if run.data is not None else None) if name]
+    attacks = {r.cell.attack.model_dump_json(): r.cell.attack for r in run.cells}
+    for attack in attacks.values():
+        if any(attack.name in model.attacks for model in bundled.values()):
+            problems = _problems(attack.label, attack, datasets, bundled)
+            if problems:
+                texts = [f"not as in the bundle's own threat_models: {text}" for text in problems]
+                yield judged(WHOLE, attack.label, SETTINGS, 1, texts)
+
+
+def _problems(
+    label: str, attack: ResolvedAttack, datasets: list[str], known: Mapping[str, ThreatModel]
+) -> list[str]:
+    """Why an attack is not what threat models that define it call so; empty when it is."""
+    base, changes = _parts(label)
+    candidates = list(_candidates(attack, datasets, known))
+    named = [candidate for candidate in candidates if candidate.label == base]
+    if not named:
+        near = min(candidates, key=lambda c: len(_differences(c, attack, "")), default=attack)
+        return [f"attack {attack.name!r} with these settings is called {near.label}, not {label}"]
+    return min((_differences(c, attack, changes) for c in named), key=len)
 
 
 def _semantics(attack: ResolvedAttack) -> Semantics:

@@ -18,11 +18,12 @@ from robbench.attacks.named import ENGINE_VERSION
 from robbench.bundle.archive import OpenBundle, opened_bundle
 from robbench.bundle.consistency import consistency_findings, incomplete, names_classes, repeated
 from robbench.bundle.findings import WHOLE, Finding, Verification
-from robbench.bundle.identity import address_findings, settings_findings
+from robbench.bundle.identity import address_findings, bundled_findings, settings_findings
 from robbench.bundle.images import CleanImages, clean_images, data_findings, image_findings
 from robbench.bundle.rerun import FLIP_RATE, RerunChoice, Reruns
 from robbench.bundle.rescore import classifier_findings, classifier_likelihood, flow_findings
 from robbench.bundle.subjects import Subjects, found_subjects
+from robbench.bundle.suspicions import suspicion_findings
 from robbench.bundle.tables import table_finding
 from robbench.bundle.zipcheck import refused
 from robbench.data import Dataset, load_dataset
@@ -166,6 +167,8 @@ class _Verifier:
         yield table_finding(self.bundle)
         yield from consistency_findings(self.bundle.run)
         yield from settings_findings(run, threat_models(request.threat_models), self.source.dataset)
+        yield from bundled_findings(self.bundle.folder, run)
+        yield from suspicion_findings(self.bundle.folder, run)
         yield from address_findings(run, self.subjects.flow_cards)
         yield from data_findings(run, self.source, self._data[0])
         yield from image_findings(run, self.source, self._searched_flow)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robbench.data.card import UNKNOWN_STEP, DatasetCard, SplitCard, SplitName, require_dataset
-from robbench.data.names import dataset_names
+from robbench.data.names import BUILT_IN, dataset_names
 from robbench.errors import UserError, unknown_name
 from robbench.random import derive_seed
 from robbench.registry import Registry
@@ -129,14 +129,16 @@ def load_dataset(name: str, data_dir: str | Path | None = None, data: str | Path
     """
     from robbench.data import digits, vision  # noqa: F401  (they register themselves)
     from robbench.data.folder import load_folder
+    from robbench.data.overlap import with_overlap_noted
     from robbench.resources import dataset_root
 
     if data is not None:
         require_dataset(name, Path(data))
-        return load_folder(Path(data))
+        return load_folder(Path(data), data_dir)
     if name not in DATASETS:  # also knows what was registered at run time
         raise unknown_name("data set", name, dataset_names(), UNKNOWN_STEP)
-    return DATASETS.get(name)(dataset_root(data_dir))
+    dataset = DATASETS.get(name)(dataset_root(data_dir))
+    return dataset if name in BUILT_IN else with_overlap_noted(dataset)
 
 
 def sample_ids(split: Split, n: int | None, seed: int) -> list[int]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from robbench.data.base import DATASETS, Dataset, Split, stratified_split
+from robbench.data.checksums import DIGITS, records_checksum
 from robbench.data.names import BUILT_IN
+from robbench.errors import UserError
 
 TEST_SIZE, VALIDATION_SIZE, SPLIT_SEED = 360, 180, 20260101
 
@@ -22,6 +24,10 @@ def digits(_root: Path) -> Dataset:
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).to(torch.int64)
+    if records_checksum(images.numpy(), bunch.target) != DIGITS:
+        raise UserError(
+            "scikit-learn's digits are not the 1,797 scans that it ships; install scikit-learn again"
+        )
     everything = Split(torch.arange(len(labels)), labels, images, 17)
     test, validation, train = stratified_split(labels, (TEST_SIZE, VALIDATION_SIZE), SPLIT_SEED)
     about = BUILT_IN["digits"]

@@ -6,20 +6,23 @@ from pathlib import Path
 import torch
 
 from robbench.data.arrays import read_arrays
-from robbench.data.base import Dataset, Split, stratified_split
+from robbench.data.base import DATASETS, Dataset, Split, stratified_split
 from robbench.data.card import FolderCard, SplitFiles, SplitName, read_folder_card
 from robbench.data.images import folder_sha256, image_files, lossy_note, read_images
+from robbench.data.names import BUILT_IN, place
+from robbench.data.overlap import with_overlap_noted
 from robbench.errors import UserError
-from robbench.resources import sha256_file
+from robbench.resources import dataset_root, sha256_file
 
 VALIDATION_SIZE, SPLIT_SEED = 5000, 20260101
 
 
-def load_folder(path: Path) -> Dataset:
-    """The data set in a folder with a card.yaml.
+def load_folder(path: Path, data_dir: str | Path | None = None) -> Dataset:
+    """The data set in a folder with a card.yaml. data_dir: folder of the named data sets.
 
     Without a validation split, 5,000 training images (at most a fifth) are set aside, as for torchvision's data sets;
-    without a train split the data set is for evaluation only. `UserError` for everything malformed.
+    without a train split the data set is for evaluation only. Its note says how many test images are training images,
+    its own or, where they are at hand, those of the data set that it is like. `UserError` for everything malformed.
     """
     card, folder = read_folder_card(path)
     notes = [card.note]
@@ -32,7 +35,7 @@ def load_folder(path: Path) -> Dataset:
                 f"height x width); give all splits one size"
             )
     train, validation = _training(card, parts)
-    return Dataset(
+    dataset = Dataset(
         card.name,
         card.class_names,
         card.grey_levels,
@@ -46,6 +49,17 @@ def load_folder(path: Path) -> Dataset:
         folder=folder.resolve().name,
         corruptions=folder / card.corruptions if card.corruptions else None,
     )
+    return with_overlap_noted(dataset, _at_hand(card.like, data_dir))
+
+
+def _at_hand(name: str | None, data_dir: str | Path | None) -> Dataset | None:
+    """A built-in data set whose files are here; nothing is downloaded for a comparison."""
+    from robbench.data import digits, vision  # noqa: F401  (they register themselves)
+
+    if name not in BUILT_IN:
+        return None
+    root = dataset_root(data_dir) if BUILT_IN[name].files else Path()
+    return DATASETS.get(name)(root) if not BUILT_IN[name].files or place(name, root) else None
 
 
 def _split(folder: Path, card: FolderCard, files: SplitFiles, notes: list[str]) -> Split:

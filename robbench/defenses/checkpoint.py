@@ -1,7 +1,12 @@
-"""One file an epoch with all that training needs to go on, replaced atomically."""
+"""One file an epoch with all that training needs to go on, replaced atomically.
 
+Its first line holds a name and version of the format and the sha256 of the rest, which is what torch.save writes.
+"""
+
+import hashlib
+import io
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,9 @@ import torch
 from robbench.errors import UserError
 from robbench.resources import write_atomically
 
-SCHEMA_VERSION = 1
+MAGIC, DIGEST_LENGTH = b"robbench checkpoint 2 ", 64
+ZIP = b"PK"  # torch.save's first bytes, and those of a checkpoint of before there was a digest
+_AFRESH = "move it away to start afresh, or choose another --name or --out"
 State = dict[str, Any]
 
 
@@ -35,34 +42,71 @@ class Progress:
 def save(path: Path, identity: Mapping[str, Any], progress: Progress) -> None:
     """Replace the checkpoint at `path`. identity: plain values that say which training this is."""
     # Not dataclasses.asdict: it would copy every tensor.
-    content = {"schema_version": SCHEMA_VERSION, "identity": dict(identity), **vars(progress)}
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    buffer = io.BytesIO()
+    torch.save({"identity": dict(identity), **vars(progress)}, buffer)
+    payload = buffer.getbuffer()
+    header = MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            stream.write(header)
+            stream.write(payload)
+
+    write_atomically(path, write)
 
 
 def load(path: Path, identity: Mapping[str, Any], device: torch.device) -> Progress | None:
     """The progress stored at `path`, None when there is no file.
 
-    `UserError` when the file is damaged, or belongs to another training: the message names what differs.
+    `UserError` when any bit of the file is not what was written, or it belongs to another training: the message names
+    what differs. Nothing is unpickled before the digest agrees.
     """
-    if not path.exists():
-        return None
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        stored, version = content.pop("identity"), content.pop("schema_version")
-        progress = Progress(**content)
-    except Exception as error:  # a foreign or half-written file can make the unpickler raise anything
-        raise UserError(
-            f"{path} is damaged or not a checkpoint of robbench train ({type(error).__name__}); "
-            f"move it away to start afresh, or choose another --name or --out"
-        ) from error
-    changed = differences(stored, identity) if version == SCHEMA_VERSION else ["checkpoint format"]
+        stored = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {_AFRESH}") from error
+    content = _content(path, _payload(path, stored), device)
+    changed = differences(content.pop("identity"), identity)
     if changed:
         raise UserError(
             f"{path} belongs to another training: {'; '.join(changed[:4])}"
             f"{f' (+{len(changed) - 4} more)' if len(changed) > 4 else ''}; "
             f"repeat its options to resume, move it away, or choose another --name or --out"
         )
-    return progress
+    return Progress(**content)
+
+
+def _payload(path: Path, stored: bytes) -> memoryview:
+    """What torch.save wrote, of a file whose digest agrees."""
+    if stored.startswith(ZIP):
+        raise UserError(
+            f"{path} has no digest (an earlier robbench wrote it, or another program), and nothing else would tell a "
+            f"damaged one; {_AFRESH}"
+        )
+    start = len(MAGIC) + DIGEST_LENGTH + 1
+    payload = memoryview(stored)[start:]
+    header = MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+    if not stored.startswith(MAGIC):
+        raise UserError(f"{path} is damaged or not a checkpoint of this robbench train; {_AFRESH}")
+    if stored[:start] != header:
+        raise UserError(f"{path} is damaged: its content does not have the digest written with it; {_AFRESH}")
+    return payload
+
+
+def _content(path: Path, payload: memoryview, device: torch.device) -> State:
+    try:
+        content: State = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+        missing = {field.name for field in fields(Progress)} ^ (content.keys() - {"identity"})
+        if missing or "identity" not in content:
+            raise ValueError(f"other entries than a checkpoint has: {', '.join(sorted(missing))}")
+    except Exception as error:  # another version of torch wrote it, or somebody who also wrote the digest
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{path} is not a checkpoint that can be read here ({type(error).__name__}: {reason}); {_AFRESH}"
+        ) from error
+    return content
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:

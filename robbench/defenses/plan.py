@@ -34,10 +34,7 @@ from robbench.schema import canonical_hash, validate
 from robbench.specs import ModelKind, threat_models
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-OWN_FILES = (
-    "weights.safetensors",
-    "golden.safetensors",
-)  # what a training killed while it finished leaves behind
+OWN_FILES = ("weights.safetensors", "golden.safetensors")
 # Draws the validation images that are scored when a recipe limits their number; the same for every training.
 SCORED_SEED = 20260103
 
@@ -136,6 +133,11 @@ class Plan:
         return self.request.out / f"{self.name}.checkpoint.pt"
 
     @property
+    def lock(self) -> Path:
+        """Held while this training runs; the empty file stays."""
+        return self.request.out / f".{self.name}.lock"
+
+    @property
     def schedule(self) -> dict[str, Any]:
         """The numbers of the recipe, without its texts and without what the plan holds in their place."""
         return schedule_of(self.recipe)
@@ -206,7 +208,7 @@ def make_plan(request: TrainRequest) -> Plan:
     flow, codec = _flow(request, kind, dataset, device)
     setting = Setting(request.family, threat_models(request.threat_models), codec)
     defense = build_defense(request.defense, outlined.parameters, setting, kind)
-    _check_places(request.out, name)
+    check_places(request.out, name)
     return Plan(
         request=request,
         name=name,
@@ -323,7 +325,7 @@ def _model_name(request: TrainRequest, architecture: Architecture, kind: ModelKi
     return name
 
 
-def _check_places(out: Path, name: str) -> None:
+def check_places(out: Path, name: str) -> None:
     """`UserError` when the folder is finished already, holds something else, or cannot be written."""
     folder = out / name
     if folder.exists() and not folder.is_dir():
@@ -331,7 +333,7 @@ def _check_places(out: Path, name: str) -> None:
     if (folder / "card.yaml").exists():
         raise UserError(f"{folder} holds a finished model; choose another --name or --out, or move it away")
     foreign = (
-        sorted(path.name for path in folder.iterdir() if path.name not in OWN_FILES)
+        sorted(path.name for path in folder.iterdir() if not _is_leftover(path.name))
         if folder.exists()
         else []
     )
@@ -348,6 +350,11 @@ def _check_places(out: Path, name: str) -> None:
         raise UserError(
             f"--out {str(out)!r} cannot be written ({error.strerror}); choose another folder"
         ) from error
+
+
+def _is_leftover(name: str) -> bool:
+    """What a training killed while it wrote its folder leaves there."""
+    return name in OWN_FILES or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def _some(validation: Split, n: int | None) -> Split:

@@ -8,6 +8,7 @@ count).
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +21,10 @@ from robbench import __version__
 from robbench.cards import Measurement, Training
 from robbench.defenses import checkpoint, selection
 from robbench.defenses.checkpoint import Progress
-from robbench.defenses.plan import Plan, TrainRequest, make_plan, parse_settings
+from robbench.defenses.plan import Plan, TrainRequest, check_places, make_plan, parse_settings
 from robbench.defenses.schedule import augment, build_optimizer, generator_for, learning_rate
 from robbench.errors import UserError
+from robbench.locks import LockHeldError, file_lock
 from robbench.models.flows.base import Flow
 from robbench.models.loading import build_architecture, save_model_folder
 from robbench.random import derive_seed
@@ -59,14 +61,33 @@ def train(request: TrainRequest, progress: Callable[[Report], None] | None = Non
     """Train, resume or refuse; returns the finished zoo folder OUT/NAME.
 
     A checkpoint of the same training in OUT is resumed; the file is deleted when the folder is finished.
-    `UserError` for everything in the request that cannot be, and when the loss stops being finite.
+    `UserError` for everything in the request that cannot be, while another process trains OUT/NAME, and when the loss
+    stops being finite.
     """
     plan = make_plan(request)
-    trainer = Trainer(plan, progress or _silent)
-    trainer.run()
-    _write_folder(plan, trainer)
-    plan.checkpoint.unlink(missing_ok=True)
+    with _locked(plan):
+        check_places(request.out, plan.name)  # another training may have finished meanwhile
+        trainer = Trainer(plan, progress or _silent)
+        trainer.run()
+        _write_folder(plan, trainer)
+        plan.checkpoint.unlink(missing_ok=True)
     return plan.folder
+
+
+@contextmanager
+def _locked(plan: Plan) -> Iterator[None]:
+    """Hold OUT/.NAME.lock: two trainings of one name would resume and overwrite each other's checkpoints."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(plan.lock))
+        except LockHeldError as error:
+            raise UserError(
+                f"another robbench train is writing to {str(plan.folder)!r}{error.process}; wait for it, or choose "
+                f"another --name or --out"
+            ) from error
+        for half_written in plan.checkpoint.parent.glob(f".{plan.checkpoint.name}.*.tmp"):
+            half_written.unlink(missing_ok=True)  # by a training that was killed: nobody else holds the lock
+        yield
 
 
 def _silent(report: Report) -> None:

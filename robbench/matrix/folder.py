@@ -1,12 +1,11 @@
 """Taking possession of an output folder: whose run is in it, may we write, is nobody else writing."""
 
-import fcntl
-import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from robbench.errors import UserError
+from robbench.locks import TABLE, LockHeldError, file_lock, holding_processes
 from robbench.matrix.ledger import LOCK_FILE, RUN_FILE, Ledger
 from robbench.matrix.records import RunFile
 
@@ -31,7 +30,7 @@ def check_folder(folder: Path, run: RunFile, fresh: bool) -> None:
     if not is_run:
         return
     try:
-        existing = Ledger(folder).read_run()
+        existing = Ledger(folder).read_run(edited=True)  # the run that it is is written again
     except UserError as error:
         if fresh:
             return
@@ -73,54 +72,28 @@ def opened(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
 def locked(folder: Path, otherwise: str, argument: str = "--out") -> Iterator[None]:
     """Hold the lock of `folder`, made where it is absent. `UserError` when another process has it; otherwise: what else
     the user can do than wait. argument: which one names the folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / LOCK_FILE).open("a")  # never empties what a link leads to
-    except OSError as error:
-        raise _unusable(folder, error, argument) from error
-    with stream:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(file_lock(folder / LOCK_FILE))
+        except LockHeldError as error:
             raise UserError(
-                f"another robbench run is writing to {str(folder)!r}; wait for it, {otherwise}"
+                f"another robbench run is writing to {str(folder)!r}{error.process}; wait for it, {otherwise}"
             ) from error
+        except OSError as error:
+            raise _unusable(folder, error, argument) from error
         yield
 
 
-def lock_is_held(folder: Path, locks: Path = Path("/proc/locks")) -> bool | None:
-    """Whether a process of this machine holds the lock of `folder`; None where the system does not tell.
-
-    Asks Linux's list of locks: to try the lock would be to take it, and a run that starts just then would be refused.
-    """
-    try:
-        lines = locks.read_text(encoding="ascii").splitlines()
-        status = (folder / LOCK_FILE).stat()
-    except FileNotFoundError:
-        return False if locks.exists() else None
-    except OSError:
-        return None
-    device, inode = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}", str(status.st_ino)
-    # "1: FLOCK  ADVISORY  WRITE 27612 fe:00:16116084 0 EOF"; "1: -> FLOCK ..." only waits
-    locked_files = [(fields[4], fields[5]) for fields in map(str.split, lines) if fields[1] == "FLOCK"]
-    same = [(process, file) for process, file in locked_files if file.rpartition(":")[2] == inode]
-    # overlayfs and btrfs have other device numbers in this list than in a file's status
-    return any(
-        file.startswith(f"{device}:") or _has_open(process, folder / LOCK_FILE) for process, file in same
-    )
-
-
-def _has_open(process: str, path: Path) -> bool:
-    """Whether a process has the file open; False for one that is gone or another user's."""
-    try:
-        return any(descriptor.samefile(path) for descriptor in Path(f"/proc/{process}/fd").iterdir())
-    except OSError:
-        return False
+def lock_is_held(folder: Path, locks: Path = TABLE) -> bool | None:
+    """Whether a process of this machine holds the lock of `folder`; None where the system does not tell."""
+    holders = holding_processes(folder / LOCK_FILE, locks)
+    return None if holders is None else bool(holders)
 
 
 def _put_aside(ledger: Ledger, run: RunFile) -> None:
     try:
-        existing = ledger.read_run()
+        existing = ledger.read_run(edited=True)
         another = existing is not None and bool(existing.differences(run))
     except UserError:  # a damaged run.yaml: nobody knows whose run this was
         existing, another = None, True

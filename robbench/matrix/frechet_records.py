@@ -9,6 +9,12 @@ from pydantic import Field, model_validator
 
 from robbench.errors import UserError
 from robbench.matrix.ledger import RUN_FILE, Ledger
+from robbench.matrix.record_files import (
+    RECORD_VERSION,
+    EditedRecordError,
+    with_checksum,
+    without_checksum,
+)
 from robbench.matrix.records import RunFile
 from robbench.resources import write_text_atomically
 from robbench.schema import Strict, canonical_hash, validate
@@ -28,7 +34,7 @@ class FrechetRecord(Strict):
     is no value, and what to do.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = RECORD_VERSION
     status: Literal["ok", "not run"]
     cell: SHA256 | None
     model: str | None
@@ -75,17 +81,22 @@ def record_path(folder: Path, cell: str | None, extractor_hash: str) -> Path:
 def write_record(folder: Path, record: FrechetRecord) -> None:
     """Store `record` in a run folder, atomically."""
     path = record_path(folder, record.cell, record.extractor_hash)
-    write_text_atomically(path, record.model_dump_json(indent=2) + "\n")
+    write_text_atomically(path, json.dumps(with_checksum(record), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_record(path: Path) -> FrechetRecord:
     """One stored record; `UserError` when the file is damaged."""
+    next_step = f"remove it and {NEXT_STEP}"
     try:
-        return validate(json.loads(path.read_text(encoding="utf-8")), FrechetRecord, str(path))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON ({error}); remove it and {NEXT_STEP}") from error
+        raise UserError(f"{path}: is not JSON ({error}); {next_step}") from error
+    try:
+        return validate(without_checksum(path, content, next_step), FrechetRecord, str(path))
+    except EditedRecordError:
+        raise
     except UserError as error:
-        raise UserError(f"{error}; remove it and {NEXT_STEP}") from error
+        raise UserError(f"{error}; {next_step}") from error
 
 
 def load_frechet(run_folder: Path) -> list[FrechetRecord]:

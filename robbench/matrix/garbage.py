@@ -16,6 +16,7 @@ from robbench.cards import ModelCard
 from robbench.errors import UserError
 from robbench.matrix.frechet_records import FRECHET_FOLDER, read_record
 from robbench.matrix.ledger import CELL_FILE, ORIGINALS_FILE, RUN_FILE, Ledger
+from robbench.matrix.record_files import without_checksum
 from robbench.matrix.records import CellRecord, RunFile
 from robbench.matrix.shards import BadShardError, read_shard
 from robbench.schema import load_yaml, validate
@@ -173,8 +174,9 @@ def _orphan(cell: Path) -> tuple[CellRecord, list[Path]]:
     if not (cell / CELL_FILE).is_file():
         raise UserError(f"has no {CELL_FILE}")
     try:
-        content = json.loads((cell / CELL_FILE).read_text(encoding="utf-8"))
-        record = validate(content, CellRecord, str(cell / CELL_FILE))
+        path = cell / CELL_FILE
+        content = without_checksum(path, json.loads(path.read_text(encoding="utf-8")), "look at it first")
+        record = validate(content, CellRecord, str(path))
     except ValueError as error:
         raise UserError(f"has a {CELL_FILE} that cannot be read ({error})") from error
     if record.hash[:16] != cell.name:

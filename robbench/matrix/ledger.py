@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 
 from robbench.cards import ModelCard
 from robbench.errors import UserError
+from robbench.matrix.record_files import RECORD_VERSION, EditedRecordError, with_checksum, without_checksum
 from robbench.matrix.records import CellRecord, CellResult, Run, RunFile
 from robbench.matrix.shards import (
     SCHEMAS,
@@ -35,12 +36,11 @@ from robbench.matrix.shards import (
     write_shard,
 )
 from robbench.resources import write_atomically, write_text_atomically
-from robbench.schema import dump_yaml, load_yaml, validate
+from robbench.schema import dump_yaml, load_yaml, read_yaml, validate, yaml_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RECORD_VERSION = 1  # of run.yaml and cell.json
 _STATED_VERSION = re.compile(r'^ {0,2}"?schema_version"?: ([0-9]{1,9}),?$', re.MULTILINE)
 _STATED_WRITER = re.compile(r"^ {2}robbench: '?([0-9A-Za-z.+-]{1,40})'?$", re.MULTILINE)
 RUN_FILE, CELL_FILE, LOCK_FILE, ORIGINALS_FILE = "run.yaml", "cell.json", ".lock", "originals.npz"
@@ -70,13 +70,15 @@ class Ledger:
         return self.folder / "cells" / cell[:16]
 
     # ------------------------------------------------------------------------------------------ run and cells
-    def read_run(self) -> RunFile | None:
-        """run.yaml, or None when there is none yet. `UserError` when it is malformed or newer than this robbench."""
+    def read_run(self, edited: bool = False) -> RunFile | None:
+        """run.yaml, or None when there is none yet. `UserError` when it is malformed, newer than this robbench, or (but
+        for `edited`) changed after robbench wrote it."""
         path = self.folder / RUN_FILE
         if not path.exists():
             return None
         _check_record_version(path)
-        return load_yaml(path, RunFile)
+        content = without_checksum(path, read_yaml(path), _RESTORE, check=not edited)
+        return validate(content, RunFile, str(path))
 
     def write_run(
         self, run: RunFile, cards: dict[str, ModelCard], records: Sequence[CellRecord] = ()
@@ -87,19 +89,24 @@ class Ledger:
                 self.write_cell(record)
         for name, card in cards.items():
             write_text_atomically(self.folder / "cards" / f"{name}.yaml", dump_yaml(card))
-        write_text_atomically(self.folder / RUN_FILE, dump_yaml(run))
+        write_text_atomically(self.folder / RUN_FILE, yaml_text(with_checksum(run)))
 
-    def read_cell(self, cell: str) -> CellRecord | None:
-        """cell.json of the cell with this hash, or None; `UserError` when it is malformed."""
+    def read_cell(self, cell: str, edited: bool = False) -> CellRecord | None:
+        """cell.json of the cell with this hash, or None; `UserError` when it is malformed, of another cell, or (but for
+        `edited`) changed after robbench wrote it."""
         path = self.cell_folder(cell) / CELL_FILE
         if not path.exists():
             return None
         _check_record_version(path)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            record = validate(content, CellRecord, str(path))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: is not JSON ({error}); {_RESTORE}") from error
+        try:
+            content = without_checksum(path, content, _RESTORE, check=not edited)
+            record = validate(content, CellRecord, str(path))
+        except EditedRecordError:
+            raise
         except UserError as error:
             raise UserError(f"{error}; {_RESTORE}") from error
         if record.hash != cell:
@@ -108,7 +115,7 @@ class Ledger:
 
     def write_cell(self, record: CellRecord) -> None:
         path = self.cell_folder(record.hash) / CELL_FILE
-        write_text_atomically(path, record.model_dump_json(indent=2) + "\n")
+        write_text_atomically(path, json.dumps(with_checksum(record), indent=2, ensure_ascii=False) + "\n")
 
     def originals(self) -> dict[int, Images]:
         """Clean images [C,H,W] in [0,1] by sample id, of the samples with kept examples; `UserError` when the

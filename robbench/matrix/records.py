@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from robbench.cards import FlowReference, ModelCard, Side
 from robbench.data.card import DatasetCard
+from robbench.matrix.record_files import RECORD_VERSION
 from robbench.precision import withdrawal
 from robbench.schema import Strict, canonical_hash
 from robbench.specs import SHA256, Name, ResolvedAttack
@@ -31,7 +32,7 @@ class CellRecord(Strict):
     what computed the shards, each kind once ("cpu", "NVIDIA H200"); "" in records of before it was written down.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = RECORD_VERSION
     hash: SHA256
     model: str
     defense: str
@@ -123,7 +124,7 @@ class RunFile(Strict):
     every table says of the run.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = RECORD_VERSION
     dataset: str
     dataset_revision: SHA256
     split: Literal["test"] = "test"

@@ -240,7 +240,7 @@ def test_one_image_that_does_not_fit_is_the_end(classifier, images):
 
 def test_other_errors_are_not_tried_again(classifier, images):
     model = Small(classifier, 12, lambda: RuntimeError("a layer is broken"))
-    with pytest.raises(UserError, match="failed on images .* with RuntimeError: a layer is broken"):
+    with pytest.raises(UserError, match=r"failed on images .* with RuntimeError: a layer is broken"):
         evaluated(attack(), model, images)
     assert model.failures == 1
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from zoo_runs import attacked
 
-from robbench.bundle.consistency import consistency_findings, incomplete, repeated
+from robbench.attacks import ATTACKS
+from robbench.bundle.consistency import _last_step, consistency_findings, incomplete, repeated
 from robbench.bundle.identity import address_findings, settings_findings
 from robbench.matrix.ledger import load_run
 from robbench.matrix.records import CellResult, Run
 from robbench.models.zoo import zoo_entries
-from robbench.specs import ThreatModel, threat_models
+from robbench.specs import ThreatModel, resolve_attack, threat_models
 
 Change = Callable[[pd.DataFrame], Any]
 
@@ -59,6 +60,10 @@ def held(rows: pd.DataFrame) -> Any:
     return rows.index[rows["robust"]][0]
 
 
+def broken(rows: pd.DataFrame) -> Any:
+    return rows.index[rows["broken_by"] == "fgsm"][0]
+
+
 def test_what_the_engine_writes(run: Run) -> None:
     assert problems(run) == ""
     assert incomplete(run) == []
@@ -86,6 +91,8 @@ def test_what_the_engine_writes(run: Run) -> None:
             "broken_by names no part of the attack",
         ),
         (setting("broken_at", 3, held), "broken_at contradicts robust"),
+        (setting("broken_at", -1, broken), "broken_at contradicts robust"),
+        (setting("broken_at", 2, broken), "broken_at is beyond the steps of the attack"),  # FGSM has one
         (setting("linf", lambda v: 2.5 * v + 0.1, held), "linf is beyond the budget"),
         (setting("linf", np.inf), "a distance is not finite"),
         (setting("l2", lambda v: 0.01 * v, held), "distances contradict"),
@@ -96,6 +103,43 @@ def test_what_the_engine_writes(run: Run) -> None:
 )
 def test_a_changed_classifier_row(run: Run, change: Change, why: str) -> None:
     assert why in problems(edited(run, 0, change))
+
+
+@pytest.mark.parametrize(
+    ("name", "component", "last"),
+    [
+        ("pgd20", "pgd20", 20),
+        ("jsa50-r5", "jsa50-r5", 50),
+        ("aa", "fab-t", 100),
+        ("aa", "square", 5000),
+        ("square", "square", 5000),
+        ("aa-l1", "apgd-ce", 102),
+        ("r-la", "r-la", None),
+    ],
+)
+def test_the_last_step_of_an_attack(
+    name: str, component: str, last: int | None, known: dict[str, ThreatModel]
+) -> None:
+    """That of the component that broke the sample; APGD outside its ball has two iterates more than iterations."""
+    spec = resolve_attack(name, "digits", known)
+    built = ATTACKS.get(spec.algorithm).Parameters.model_validate(spec.parameters).model_dump(mode="json")
+    found = _last_step(spec.model_copy(update={"parameters": built}), component)
+    assert found == last if last is not None else np.isnan(found)
+
+
+def test_samples_broken_at_a_step_that_the_forwards_do_not_reach(run: Run) -> None:
+    """R-LA has no number of steps; every step takes a forward."""
+    rows = run.cells[1].rows
+    at = rows.index[rows["clean_margin"] > 0][0]
+
+    def change(rows: pd.DataFrame) -> None:
+        rows.loc[at, ["robust", "broken_by", "broken_at"]] = [
+            False,
+            "r-la",
+            int(rows.loc[at, "forwards"]) + 1,
+        ]
+
+    assert "broken_at is beyond the steps of the attack" in problems(edited(run, 1, change))
 
 
 @pytest.mark.parametrize(

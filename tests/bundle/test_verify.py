@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from written_runs import edited
 from zoo_runs import (
     KEPT,
     ZOO,
@@ -27,8 +28,9 @@ from zoo_runs import (
     stored_row,
 )
 
+from robbench.attacks.suspicions import Diagnostics
 from robbench.attacks.witness import Witness
-from robbench.bundle import rescore
+from robbench.bundle import rescore, suspicions
 from robbench.bundle.archive import opened_bundle, pack
 from robbench.bundle.findings import judged
 from robbench.bundle.images import clean_images, data_findings, image_findings
@@ -38,7 +40,7 @@ from robbench.check.pairs import Pair
 from robbench.cli import main
 from robbench.data import load_dataset
 from robbench.errors import UserError
-from robbench.matrix.ledger import load_run
+from robbench.matrix.ledger import Ledger, load_run
 from robbench.matrix.records import CellResult
 from robbench.models.loading import load_flow
 from robbench.models.zoo import read_entry
@@ -286,18 +288,19 @@ def test_a_label_that_is_no_class(forgery: Forgery) -> None:
     assert not [f for f in result.findings if f.attack == "pgd10" and f.check in ("verdicts", "re-run")]
 
 
-def test_other_samples(forgery: Forgery, run: Path) -> None:
+def test_other_samples(forgery: Forgery) -> None:
     """An easier sample in place of one that the seed drew."""
-    plan = yaml.safe_load((run / "run.yaml").read_text())
-    drawn = [int(i) for i in plan["samples"].split()]
+    plan = forgery.ledger.read_run()
+    assert plan is not None
+    drawn = plan.sample_ids
     ids = load_dataset("digits").test.ids.tolist()
     stranger, out = next(i for i in ids if i not in drawn), drawn[-1]
     samples = " ".join(map(str, [*drawn[:-1], stranger]))
-    (forgery.folder / "run.yaml").write_text(yaml.safe_dump({**plan, "samples": samples}))
-    for entry in plan["cells"]:
+    forgery.ledger.write_run(plan.model_copy(update={"samples": samples}), {})
+    for entry in plan.cells:
         forgery.edit(
-            entry["model"],
-            entry["attack"],
+            entry.model,
+            entry.attack,
             lambda r: r.assign(sample_id=r["sample_id"].replace(out, stranger)),
         )
     result = checked(forgery.bundle(), files_only=True)
@@ -334,6 +337,71 @@ def test_a_larger_budget_of_the_ball(forgery: Forgery) -> None:
     wide = spec.model_copy(update={"epsilon": 0.3})
     result = checked(forgery.change_record(AT, "pgd10", attack=wide).bundle(), files_only=True)
     assert "epsilon is 0.3, here it is 0.2" in reason(result, "settings")
+
+
+# ------------------------------------------------------------------------- suspicions and bundled threat models
+def with_counts(forgery: Forgery, **changes: object) -> Forgery:
+    """The shards of digits-at x pgd10 with other counts in their metadata."""
+    cell = forgery.record(AT, "pgd10").hash
+    for block, shard in enumerate(forgery.ledger.shards(cell, lambda path, why: None)):
+        counts = json.loads(shard.diagnostics) | changes
+        shard.path.unlink()
+        table = shard.table.replace_schema_metadata()
+        forgery.ledger.write_shard(cell, block, table, shard.seconds, json.dumps(counts))
+    return forgery
+
+
+def test_a_suspicion_that_is_left_out(forgery: Forgery) -> None:
+    """The counts in the shards say that gradients vanish; the record, which tables print, says nothing."""
+    result = checked(with_counts(forgery, probed=10, zero_gradients=9).bundle(), files_only=True)
+    assert (result.exit_code, differing(result)) == (1, {"suspicions"})
+    assert "it leaves out: the input gradient of the cross-entropy is zero" in reason(result, "suspicions")
+    stated = Diagnostics.model_validate(
+        json.loads(
+            forgery.ledger.shards(forgery.record(AT, "pgd10").hash, lambda path, why: None)[0].diagnostics
+        )
+    ).suspicions
+    forgery.change_record(AT, "pgd10", suspicions=tuple(one.text for one in stated))
+    forgery.out.unlink()
+    assert differing(checked(forgery.bundle(), files_only=True)) == set()
+
+
+def test_a_suspicion_without_counts(forgery: Forgery) -> None:
+    result = checked(forgery.change_record(AT, "pgd10", suspicions=("made up",)).bundle(), files_only=True)
+    assert differing(result) == {"suspicions"}
+    assert "its counts do not give: made up" in reason(result, "suspicions")
+
+
+def test_counts_that_were_taken_out(forgery: Forgery) -> None:
+    result = checked(with_counts(forgery, samples=0).bundle())
+    assert (result.exit_code, differing(result)) == (3, set())
+    assert f"its shards count 0 of {N} samples" in reason(result, "suspicions")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"samples": "x"}', '{"zero_gradients": 1}', "[" * 100_000])
+def test_counts_that_are_none(run: Path, content: str) -> None:
+    folder, result = run, load_run(run).cells[0]
+    shards = Ledger(folder).shards(result.cell.hash, lambda path, why: None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "shards", lambda *_: [replace(shard, diagnostics=content) for shard in shards])
+        found = suspicions._finding(folder, result)
+    assert found.verdict == "differs"
+    assert "no counts that robbench writes" in found.reason
+
+
+def test_a_bundled_threat_model_with_another_budget(honest: Path, tmp_path: Path) -> None:
+    """Who reads the bundle's YAML would take another ball for the one that was measured."""
+
+    def shrink(files: dict[str, bytes]) -> None:
+        for name in [name for name in files if name.startswith("threat_models/")]:
+            document = yaml.safe_load(files[name])
+            if "pgd10" in document["attacks"]:
+                document["budgets"]["digits"]["epsilon"] = 0.05
+                files[name] = yaml.safe_dump(document, sort_keys=False).encode()
+
+    result = checked(edited(honest, tmp_path / "forged.zip", shrink, rehash=True), files_only=True)
+    assert (result.exit_code, differing(result)) == (1, {"settings"})
+    assert "not as in the bundle's own threat_models: " in reason(result, "settings")
 
 
 # ------------------------------------------------------------------------------------------------------ witnesses
@@ -473,8 +541,9 @@ def test_options_that_do_not_fit(honest: Path, options: dict[str, object], why: 
 
 def test_claims_that_nobody_checked(forgery: Forgery) -> None:
     """A note would stand under every table, and a card on the page of its model: both are told."""
-    plan, card = forgery.folder / "run.yaml", forgery.folder / "cards" / f"{AT}.yaml"
-    plan.write_text(yaml.safe_dump({**yaml.safe_load(plan.read_text()), "note": "all of it re-run"}))
+    plan, card = forgery.ledger.read_run(), forgery.folder / "cards" / f"{AT}.yaml"
+    assert plan is not None
+    forgery.ledger.write_run(plan.model_copy(update={"note": "all of it re-run"}), {})
     card.write_text(yaml.safe_dump({**yaml.safe_load(card.read_text()), "description": "certified"}))
     notes = checked(forgery.bundle()).notes
     assert "the bundle says of itself: 'all of it re-run'" in notes

@@ -1,7 +1,5 @@
 """Data sets: fixed stratified splits, seeded subsets, real files through torchvision's own classes."""
 
-import gzip
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -70,62 +68,6 @@ def test_impossible_sizes_name_what_is_accepted(n: int, digits: Dataset):
         sample_ids(digits.test, n, 0)
 
 
-def write_idx(path: Path, values: np.ndarray) -> None:
-    header = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
-    with gzip.open(path.with_suffix(".gz"), "wb") if path.suffix == ".gz" else path.open("wb") as stream:
-        stream.write(header + values.astype(np.uint8).tobytes())
-
-
-def test_mnist_is_read_from_torchvisions_layout(tmp_path: Path):
-    """Files made here in the idx format; torchvision's class reads them, no download is tried."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    for prefix, count in (("train", 200), ("t10k", 50)):
-        write_idx(raw / f"{prefix}-images-idx3-ubyte", generator.integers(0, 256, (count, 28, 28)))
-        write_idx(raw / f"{prefix}-labels-idx1-ubyte", np.arange(count) % 10)
-    mnist = load_dataset("mnist", tmp_path)
-    assert mnist.shape == (1, 28, 28)
-    assert (len(mnist.train), len(mnist.validation), len(mnist.test)) == (160, 40, 50)
-    assert mnist.test.ids.tolist() == list(range(50))
-    assert mnist.test.labels.tolist() == [i % 10 for i in range(50)]
-    assert float(mnist.test.x(torch.arange(50)).min()) >= 0.0
-    assert float(mnist.test.x(torch.arange(50)).max()) <= 1.0
-
-
-def test_sizes_other_than_the_published_ones_are_noted(tmp_path: Path):
-    """CIFAR-10 as arrays: a part of the test set is never mistaken for all of it."""
-    folder = tmp_path / "cifar10"
-    folder.mkdir()
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 60), ("test", 30)):
-        pixels = generator.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-        np.savez(folder / f"{split}.npz", x=pixels, y=np.arange(count) % 10)
-    data = load_dataset("cifar10", tmp_path)
-    assert data.card.note == (
-        "test set: only 30 images, the first of the 10,000 published ones; "
-        "training set: only 60 images, the first of the 50,000 published ones"
-    )
-    assert (data.shape, data.classes, len(data.train), len(data.validation)) == ((3, 32, 32), 10, 48, 12)
-    with np.load(folder / "test.npz") as file:
-        np.testing.assert_array_equal(data.test.images.numpy(), np.moveaxis(file["x"], 3, 1))
-    np.savez(folder / "test.npz", x=np.zeros((3, 32, 32, 3), np.float32), y=np.arange(3))
-    with pytest.raises(UserError, match=r"test\.npz: x is float32"):
-        load_dataset("cifar10", tmp_path)
-
-
-def test_the_first_1000_test_images_of_cifar10(shared: Path):
-    if not (shared / "data" / "cifar10").is_dir():
-        pytest.skip("../shared/data/cifar10 is absent")
-    card = load_dataset("cifar10", shared / "data").card
-    assert card.note == "test set: only 1,000 images, the first of the 10,000 published ones"
-    assert {name: split.n for name, split in card.splits.items()} == {
-        "train": 45000,
-        "validation": 5000,
-        "test": 1000,
-    }
-
-
 def test_every_built_in_data_set_has_a_card(digits: Dataset):
     assert digits.card.license == "CC BY 4.0"
     assert digits.card.note == ""
@@ -140,19 +82,6 @@ def test_the_lists_need_no_torch():
     """`robbench list` reads names and cards alone."""
     code = "import sys, robbench.data.names, robbench.data.card, robbench.catalog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_absent_data_say_where_to_put_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import torchvision.datasets
-
-    def no_network(self: object) -> None:
-        raise OSError("network is unreachable")
-
-    monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
-    with pytest.raises(
-        UserError, match=r"'mnist' is not in .*network is unreachable.*--data-dir or ROBBENCH_DATA"
-    ):
-        load_dataset("mnist", tmp_path)
 
 
 def test_unknown_data_sets_and_folders(tmp_path: Path):

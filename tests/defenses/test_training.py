@@ -2,8 +2,11 @@
 
 import dataclasses
 import hashlib
+import io
 import os
+import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,8 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 from robbench.cards import ModelCard
+from robbench.cli import main
 from robbench.defenses import checkpoint, selection
 from robbench.defenses.base import DEFENSES, Defense
 from robbench.defenses.plan import make_plan
@@ -157,6 +162,75 @@ def test_kill_minus_nine_and_resume(uninterrupted, tmp_path):
     assert weights_hash(folder) == weights_hash(uninterrupted)
 
 
+HOLDER = """
+import sys, time
+from pathlib import Path
+from test_training import small
+from robbench.defenses.training import train
+
+def told(report):
+    print("training", flush=True)
+    time.sleep(600)
+
+train(small(Path(sys.argv[1])), told)
+"""
+
+
+def test_a_second_training_of_one_name_is_refused_until_the_first_is_gone(uninterrupted, tmp_path):
+    """Whoever is refused says which process is in the way; a SIGKILL frees the name."""
+    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+    child = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "training\n"
+        (tmp_path / "link").symlink_to(tmp_path)
+        for out in (tmp_path, tmp_path / "link"):
+            message = refused(small(out))
+            assert "another robbench train is writing to" in message
+            assert Path("/proc/locks").exists() <= (f"(process {child.pid})" in message)
+        command = [
+            "train",
+            "--defense",
+            "standard",
+            "--dataset",
+            "digits",
+            "--name",
+            "small",
+            "--out",
+            str(tmp_path),
+        ]
+        result = CliRunner().invoke(main, command)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
+        assert train(small(tmp_path, name="other", epochs=1)).is_dir(), (
+            "another name in the same folder is free"
+        )
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    (tmp_path / ".small.checkpoint.pt.abc.tmp").write_bytes(b"half a checkpoint of a killed training")
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / ".weights.safetensors.abc.tmp").write_bytes(b"half of the weights")
+    assert weights_hash(train(small(tmp_path))) == weights_hash(uninterrupted)
+    assert not list(tmp_path.glob(".small.checkpoint.pt.*"))
+
+
+def test_a_model_that_another_process_finished_meanwhile_is_not_trained_again(
+    uninterrupted, tmp_path, monkeypatch
+):
+    """Between the checks of a request and its lock another training of the name may end."""
+    from robbench.defenses import training
+
+    request = small(tmp_path)
+    plan = make_plan(request)
+    shutil.copytree(uninterrupted, tmp_path / "small")
+    monkeypatch.setattr(training, "make_plan", lambda _request: plan)
+    assert "holds a finished model" in refused(request)
+    assert weights_hash(tmp_path / "small") == weights_hash(uninterrupted)
+
+
 def test_dropout_resumes_too(tmp_path):
     """Modules that draw from torch's global generator see the same numbers after a resume."""
     first = Trainer(make_plan(small(tmp_path / "a", epochs=2)), lambda report: None)
@@ -281,6 +355,79 @@ def test_a_checkpoint_of_another_training_is_refused_and_kept(tmp_path):
     assert "seed was 0, now 1" in message
     assert "parameters.epsilon was 0.2, now 0.1" in message
     assert (tmp_path / "small.checkpoint.pt").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory) -> Path:
+    """A folder with the checkpoint of epoch 2, scored, so that it holds a best state too."""
+    out = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(StopHereError):
+        train(small(out), stop_after(2))
+    return out
+
+
+def reading(path: Path, identity) -> str:
+    """Why the checkpoint at `path` is refused."""
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(path, identity, torch.device("cpu"))
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(path) in text
+    assert "move it away" in text
+    return text
+
+
+def test_no_flipped_bit_of_a_checkpoint_resumes(interrupted, tmp_path):
+    """Anywhere in the file: weights, optimiser, the epoch, the identity, zip headers, the digest itself."""
+    plan = make_plan(small(interrupted))
+    whole = plan.checkpoint.read_bytes()
+    assert checkpoint.load(plan.checkpoint, plan.identity, torch.device("cpu")).epoch == 2
+    generator = random.Random(11)
+    places = [*range(0, 120, 7), *(generator.randrange(len(whole)) for _ in range(200)), len(whole) - 1]
+    path = tmp_path / "flipped.pt"
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(flipped)
+        reading(path, plan.identity)
+    for content in (whole[:-1], whole + b"x", whole[: len(whole) // 2], whole[:50]):
+        path.write_bytes(content)
+        assert "damaged" in reading(path, plan.identity)
+
+
+def test_a_flipped_bit_stops_the_command_and_nothing_is_lost(interrupted, tmp_path):
+    shutil.copytree(interrupted, tmp_path / "out")
+    path = tmp_path / "out" / "small.checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    assert "is damaged: its content does not have the digest written with it" in refused(
+        small(tmp_path / "out")
+    )
+    assert path.read_bytes() == content
+    assert not (tmp_path / "out" / "small").exists()
+
+
+def test_a_checkpoint_of_before_there_were_digests_is_refused(interrupted, tmp_path):
+    plan = make_plan(small(interrupted))
+    stored = checkpoint.load(plan.checkpoint, plan.identity, torch.device("cpu"))
+    torch.save(
+        {"schema_version": 1, "identity": plan.identity, **vars(stored)}, tmp_path / "small.checkpoint.pt"
+    )
+    assert "has no digest (an earlier robbench wrote it" in reading(
+        tmp_path / "small.checkpoint.pt", plan.identity
+    )
+
+
+def test_a_digest_of_something_else_is_no_checkpoint(tmp_path):
+    """Whoever writes the digest too gets no code executed and no traceback."""
+    for written in ({"identity": {}}, [1, 2], {"identity": {}, "model": {}, "optimizer": {}, "more": 1}):
+        buffer = io.BytesIO()
+        torch.save(written, buffer)
+        payload = buffer.getvalue()
+        header = checkpoint.MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
+        (tmp_path / "x.pt").write_bytes(header + payload)
+        assert "is not a checkpoint that can be read here" in reading(tmp_path / "x.pt", {})
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a file"])

@@ -1,7 +1,6 @@
 """Fréchet distances of whole runs: values against the features' own definition, caches, and what cannot be scored."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from robbench.errors import UserError
 from robbench.matrix import frechet
 from robbench.matrix.frechet import FrechetRequest, score_run
 from robbench.matrix.frechet_records import FrechetRecord, load_frechet
-from robbench.matrix.ledger import load_run
+from robbench.matrix.ledger import Ledger, load_run
 from robbench.matrix.plan import RunRequest
 from robbench.matrix.records import CellResult
 from robbench.matrix.session import run_matrix
@@ -263,8 +262,10 @@ def test_without_all_examples_a_cell_is_not_run(tiny_zoo: Path, tmp_path: Path) 
 def test_incomplete_and_failed_cells_are_not_run(run_folder: Path, tiny_zoo: Path) -> None:
     first, second = (entry.cell.hash for entry in load_run(run_folder).cells)
     next((run_folder / "cells" / first[:16]).glob("shard-0000-*.parquet")).unlink()
-    path = run_folder / "cells" / second[:16] / "cell.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed", "error": "no luck"}))
+    ledger = Ledger(run_folder)
+    record = ledger.read_cell(second)
+    assert record is not None
+    ledger.write_cell(record.model_copy(update={"status": "failed", "error": "no luck"}))
     found = outcome(score_run(run_folder, request(tiny_zoo, features="tiny-b"), Lines()))
     assert found["fgsm"][:2] == found["pgd10"][:2] == ("not run", False)
     assert "has 30 of 150 samples; run the same robbench run again" in found["fgsm"][2]

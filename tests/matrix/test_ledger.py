@@ -195,14 +195,14 @@ def test_a_newer_shard_is_left_alone(tmp_path: Path) -> None:
 
 def test_newer_records(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
-    record = json.loads(cell_record(CELL).model_dump_json()) | {"schema_version": 2, "later": 1}
+    record = json.loads(cell_record(CELL).model_dump_json()) | {"schema_version": 3, "later": 1}
     ledger.cell_folder(CELL).mkdir(parents=True)
     (ledger.cell_folder(CELL) / "cell.json").write_text(json.dumps(record, indent=2))
     with pytest.raises(
-        NewerLedgerError, match=r"newer robbench \(ledger schema 2\); the robbench that wrote it"
+        NewerLedgerError, match=r"newer robbench \(ledger schema 3\); the robbench that wrote it"
     ):
         ledger.read_cell(CELL)
-    (tmp_path / "run.yaml").write_text("schema_version: 2\nlater: 1\nversions:\n  robbench: 2.0.0\n")
+    (tmp_path / "run.yaml").write_text("schema_version: 3\nlater: 1\nversions:\n  robbench: 2.0.0\n")
     with pytest.raises(NewerLedgerError, match=r"robbench >= 2\.0\.0 can read it"):
         load_run(tmp_path)
 

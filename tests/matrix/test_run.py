@@ -16,7 +16,7 @@ import torch
 
 from robbench.attacks.pgd import ProjectedGradientDescent
 from robbench.errors import AttackViolation, UserError
-from robbench.matrix.ledger import load_run
+from robbench.matrix.ledger import Ledger, load_run
 from robbench.matrix.plan import RunRequest
 from robbench.matrix.progress import Terminal
 from robbench.matrix.session import dry_run_table, run_matrix
@@ -172,8 +172,8 @@ def test_report_refuses_a_damaged_shard_and_says_what_to_do(tiny_zoo: Path, tmp_
 def test_cells_name_the_device_that_computed_them(tiny_zoo: Path, tmp_path: Path) -> None:
     run_matrix(request(tiny_zoo, n=100), tmp_path)
     assert {cell.cell.device for cell in load_run(tmp_path).cells} == {"cpu"}
-    for path in tmp_path.glob("cells/*/cell.json"):
-        path.write_text(path.read_text().replace('"device": "cpu"', '"device": "NVIDIA H200"'))
+    for cell in load_run(tmp_path).cells:
+        Ledger(tmp_path).write_cell(cell.cell.model_copy(update={"device": "NVIDIA H200"}))
     run_matrix(request(tiny_zoo, n=100), tmp_path)
     assert {cell.cell.device for cell in load_run(tmp_path).cells} == {"NVIDIA H200"}, "nothing was computed"
     run_matrix(request(tiny_zoo, n=150), tmp_path)
@@ -183,8 +183,8 @@ def test_cells_name_the_device_that_computed_them(tiny_zoo: Path, tmp_path: Path
 def test_a_record_of_before_there_were_devices_is_read(tiny_zoo: Path, tmp_path: Path) -> None:
     run_matrix(request(tiny_zoo), tmp_path)
     for path in tmp_path.glob("cells/*/cell.json"):
-        record = json.loads(path.read_text())
-        del record["device"]
+        record = json.loads(path.read_text()) | {"schema_version": 1}
+        del record["device"], record["sha256"]
         path.write_text(json.dumps(record))
     assert {cell.cell.device for cell in load_run(tmp_path).cells} == {""}
 

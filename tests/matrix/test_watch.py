@@ -24,6 +24,7 @@ from robbench.matrix.folder import lock_is_held, locked
 from robbench.matrix.ledger import Ledger, load_run
 from robbench.matrix.plan import RunRequest
 from robbench.matrix.progress import Terminal
+from robbench.matrix.records import CellRecord
 from robbench.matrix.session import run_matrix
 from robbench.matrix.watch import CellView, ShardFile, Snapshot, Speed, Watcher
 from robbench.matrix.watch_screen import changes, duration, screen, speed_text, watch_run, writer_text
@@ -119,11 +120,23 @@ def test_partial_cells_are_said_to_be_partial(copied: Path) -> None:
     assert running.partial
 
 
+def changed(path: Path, **changes: object) -> None:
+    """Another record in place of a cell.json, as robbench writes it."""
+    record = load_cell(path).model_copy(update=changes)
+    Ledger(path.parent.parent.parent).write_cell(record)
+
+
+def load_cell(path: Path) -> CellRecord:
+    cell = json.loads(path.read_text())["hash"]
+    record = Ledger(path.parent.parent.parent).read_cell(cell)
+    assert record is not None
+    return record
+
+
 def test_a_cell_that_is_begun_is_running_before_its_first_shard(copied: Path) -> None:
     cells = sorted(copied.glob("cells/*"))[:2]
     for cell in cells:
-        record = json.loads((cell / "cell.json").read_text()) | {"status": "running"}
-        (cell / "cell.json").write_text(json.dumps(record))
+        changed(cell / "cell.json", status="running")
         for shard in cell.glob("shard-*"):
             shard.unlink()
     written = (copied / "run.yaml").stat().st_mtime
@@ -137,8 +150,7 @@ def test_a_cell_that_is_begun_is_running_before_its_first_shard(copied: Path) ->
 
 def test_failed_cells_end_the_watch_with_3_and_their_reason(copied: Path) -> None:
     record = next(copied.glob("cells/*/cell.json"))
-    changed = json.loads(record.read_text()) | {"status": "failed", "error": "it left its ball"}
-    record.write_text(json.dumps(changed))
+    changed(record, status="failed", error="it left its ball")
     for shard in record.parent.glob("shard-*"):
         shard.unlink()
     code, output, _ = invoked(copied)

@@ -254,7 +254,7 @@ def test_a_run_still_being_written_is_partial_and_a_failed_cell_failed(damaged: 
 def test_a_ledger_of_a_newer_robbench_is_left_alone(tmp_path: Path) -> None:
     folder = written(small(), tmp_path / "run")
     path = folder / "run.yaml"
-    path.write_text(path.read_text().replace("schema_version: 1", "schema_version: 9"))
+    path.write_text(path.read_text().replace("schema_version: 2", "schema_version: 9"))
     refused(robbench("report", folder, "--out", tmp_path / "site"), "newer robbench", "schema 9")
     assert not (tmp_path / "site").exists()
 

@@ -1,0 +1,59 @@
+"""Whether a bundle states what its own counts make suspicious. No model, no data."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from robbench.attacks.named import ENGINE_VERSION
+from robbench.attacks.suspicions import Diagnostics
+from robbench.bundle.findings import Finding, judged
+from robbench.errors import UserError
+from robbench.matrix.ledger import Ledger
+from robbench.matrix.records import CellResult, Run
+from robbench.schema import validate
+
+CHECK = "suspicions"
+
+
+def suspicion_findings(folder: Path, run: Run) -> Iterator[Finding]:
+    """One finding a cell of a classifier: whether it states the suspicions that follow from the counts in its shards.
+
+    folder: the unpacked bundle.
+    """
+    for result in run.cells:
+        if result.cell.attack.target == "classifier":
+            yield _finding(folder, result)
+
+
+def _finding(folder: Path, result: CellResult) -> Finding:
+    cell, rows = result.cell, len(result.rows)
+    try:
+        counted = _counted(folder, result)
+        found = {one.text for one in counted.suspicions}
+    except (UserError, ValueError, ArithmeticError, RecursionError) as error:
+        problem = f"its shards hold no counts that robbench writes ({' '.join(str(error).split())[:100]})"
+        return judged(cell.model, cell.attack.label, CHECK, 0, [problem])
+    stated = set(cell.suspicions)
+    if counted.samples < rows:  # shards of before there were counts, or a forger who took them out
+        reason = (
+            f"its shards count {counted.samples} of {rows} samples, and only counts tell what was suspicious"
+        )
+        return Finding(cell.model, cell.attack.label, CHECK, "unchecked", 0, reason)
+    engine = cell.engine.partition(",")[0]
+    if stated != found and engine != f"robbench engine {ENGINE_VERSION}":
+        reason = f"measured by {engine}, which found other counts suspicious"
+        return Finding(cell.model, cell.attack.label, CHECK, "unchecked", 0, reason)
+    problems = [f"it leaves out: {text[:100]}" for text in sorted(found - stated)]
+    problems += [f"its counts do not give: {text[:100]}" for text in sorted(stated - found)]
+    return judged(cell.model, cell.attack.label, CHECK, counted.samples, problems)
+
+
+def _counted(folder: Path, result: CellResult) -> Diagnostics:
+    shards = Ledger(folder).shards(result.cell.hash, _unexpected)
+    noticed = (validate(json.loads(s.diagnostics), Diagnostics, f"{s.path}, metadata") for s in shards)
+    return sum(noticed, Diagnostics())
+
+
+def _unexpected(path: Path, reason: str) -> None:
+    """Of a bundle that was opened, every shard has been read."""
+    raise AssertionError(f"{path} {reason}")

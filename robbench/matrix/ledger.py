@@ -219,7 +219,7 @@ def _suffixes() -> Iterable[str]:
 def load_run(folder: Path) -> Run:
     """The last plan of a run folder with all rows it has so far. Reads only; needs no data set and no model.
 
-    A cell with fewer rows than the plan wants has status "running". Raises `UserError` for a folder that is
+    A cell with fewer rows than the plan wants, or whose end nobody wrote down, has status "running". Raises `UserError` for a folder that is
     no run and for a damaged shard.
     """
     ledger = Ledger(folder)
@@ -268,9 +268,8 @@ def _load_cell(
     empty = SCHEMAS[record.attack.target].empty_table()
     table = pa.concat_tables([empty, *(s.table.replace_schema_metadata() for s in shards)])
     table = table.filter(pc.is_in(table["sample_id"], value_set=wanted)).sort_by("sample_id")
-    status = record.status
-    if status != "failed":
-        status = "ok" if len(table) == len(wanted) else "running"
+    # A process that ended before it wrote an end state (killed, os._exit) has not checked what it computed.
+    status = "running" if len(table) < len(wanted) and record.status == "ok" else record.status
     changes = {
         "model": model,
         "defense": defense,

@@ -249,7 +249,7 @@ def _record(ledger: Ledger, cell: str) -> tuple[CellRecord | None, str]:
 def _state(record: CellRecord | None, done: int, wanted: int, begun: bool) -> CellState:
     if record is not None and record.status == "failed":
         return "failed"
-    if done == wanted and record is not None:
+    if done == wanted and record is not None and record.status == "ok":
         return "done"
     return "running" if done or begun else "missing"
 

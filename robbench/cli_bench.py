@@ -11,6 +11,7 @@ import click
 
 from robbench.cli_base import (
     FolderOrFile,
+    WholeNumber,
     data_dir_option,
     data_option,
     device_option,
@@ -48,9 +49,7 @@ def bench() -> None:
     shell_complete=model_completion,
 )
 @click.option("--attack", default="aa", show_default=True, type=click.Choice(("aa", "aa-l2", "aa-l1")))
-@click.option(
-    "--n", type=click.IntRange(1), default=1000, show_default=True, help="Test images, drawn by seed."
-)
+@click.option("--n", type=WholeNumber(1), default=1000, show_default=True, help="Test images, drawn by seed.")
 @click.option(
     "--seeds",
     "seed_texts",
@@ -59,7 +58,7 @@ def bench() -> None:
     show_default=True,
     help="Seeds of the attacks.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True)
 @click.option(
     "--precision",
     "precisions",
@@ -130,10 +129,10 @@ def _precisions(given: tuple[str, ...]) -> "list[SearchPrecision]":
     shell_complete=model_completion,
 )
 @click.option("--architecture", "architectures", multiple=True, help="Random networks on 3x32x32: resnet18.")
-@click.option("--steps", type=click.IntRange(1), default=40, show_default=True)
-@click.option("--n", type=click.IntRange(1), default=256, show_default=True, help="Images of each model.")
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True)
+@click.option("--steps", type=WholeNumber(1), default=40, show_default=True)
+@click.option("--n", type=WholeNumber(1), default=256, show_default=True, help="Images of each model.")
+@click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True)
+@click.option("--rounds", type=WholeNumber(1), default=9, show_default=True)
 @threads_option
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 @device_option
@@ -181,8 +180,8 @@ def pgd(
     "--case", "cases", multiple=True, default=("small",), show_default=True, help="Glows: small, paper."
 )
 @click.option("--attack", "attacks", multiple=True, default=("jsa50,a-la",), show_default=True)
-@click.option("--steps", type=click.IntRange(1), help="Instead of the attacks' own.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--steps", type=WholeNumber(1), help="Instead of the attacks' own.")
+@click.option("--rounds", type=WholeNumber(1), default=5, show_default=True)
 @threads_option
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 def latent(
@@ -210,7 +209,7 @@ def latent(
 
 @bench.command("flows")
 @click.option("--case", "cases", multiple=True, help="small, mlp, paper; all by default.")
-@click.option("--rounds", type=click.IntRange(1), help="Instead of each case's own number.")
+@click.option("--rounds", type=WholeNumber(1), help="Instead of each case's own number.")
 @threads_option
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 @click.option("--profile", is_flag=True, help="Also print where robbench's time goes.")

@@ -42,8 +42,10 @@ class Place:
 
 
 def check_output_file(path: Path | None, option: str) -> None:
-    """`UserError` unless a file can be written at `path` (None: nothing is asked for). Folders that are missing above it
-    are made by who writes; nothing is left behind here."""
+    """`UserError` unless a file can be written at `path` (None: nothing is asked for).
+
+    Missing folders above it are made by who writes; nothing is left behind here.
+    """
     if path is None:
         return
     if path.is_dir():

@@ -6,6 +6,7 @@ Nothing a header says is trusted: bytes are counted as they are decompressed, an
 import hashlib
 import re
 import stat
+import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, LargeZipFile, ZipFile,
 from robbench.errors import UserError
 
 BLOCK = 1 << 20
+_BAD_ZIP = (BadZipFile, EOFError, zlib.error, struct.error, ValueError, OverflowError, RuntimeError)
 _DEPTH = 3  # cells/<hash16>/<file>
 _ENCRYPTED = 0x1 | 0x40
 _DRIVE = re.compile(r"^[A-Za-z]:")
@@ -47,7 +49,7 @@ def opened_zip(path: Path, limits: Limits) -> Iterator[tuple[ZipFile, dict[str, 
         raise UserError(f"bundle {str(path)!r} is no file; give a file written by `robbench export`")
     try:
         archive = ZipFile(path)
-    except (BadZipFile, LargeZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (LargeZipFile, OSError, *_BAD_ZIP) as error:
         raise refused(path, f"not a zip file ({error}); give a file written by `robbench export`") from error
     with archive:
         entries = archive.infolist()
@@ -143,7 +145,7 @@ def copied(path: Path, archive: ZipFile, entry: ZipInfo, target: BinaryIO, limit
                     )
                 digest.update(block)
                 target.write(block)
-    except (BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+    except _BAD_ZIP as error:  # of RuntimeErrors those about encryption, and NotImplementedError
         reason = " ".join(str(error).split())[:120]
         raise refused(path, f"file {entry.filename!r} cannot be unpacked ({reason})") from error
     return digest.hexdigest()

@@ -30,7 +30,7 @@ from robbench.models.classifiers import ARCHITECTURES
 from robbench.models.loading import is_flow, load_flow
 from robbench.models.zoo import ZooEntry, default_flow, find_model, zoo_entries
 from robbench.recipes import Recipe
-from robbench.schema import canonical_hash, validate
+from robbench.schema import canonical_hash, parse_yaml, validate
 from robbench.specs import ModelKind, threat_models
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -251,10 +251,7 @@ def _grouped(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _read_value(key: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    try:
-        read = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {key}={value}: is not a YAML value; quote it") from error
+    read = parse_yaml(value, f"--set {key}={value[:200]}")
     try:
         return float(read) if isinstance(read, str) else read  # YAML 1.1 reads 1e-3 as text
     except ValueError:

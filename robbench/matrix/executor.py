@@ -4,7 +4,6 @@ A backend only computes. Ledger, progress and cell records belong to the driver,
 stop at any moment and be completed by either.
 """
 
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from robbench.matrix.shard_work import CleanLikelihood, ShardFailure, ShardRows,
 from robbench.matrix.shards import VALUE
 from robbench.metrics.likelihood import bits_per_dim
 from robbench.places import Place
-from robbench.schema import validate
+from robbench.schema import validate_json
 from robbench.stops import check_stop
 
 
@@ -81,8 +80,9 @@ def shard_work(plan: Plan) -> ShardWork:
 def execute(plan: Plan, ledger: Ledger, progress: RunProgress, backend: Backend) -> list[CellRecord]:
     """Complete every cell of `plan` in `ledger`; returns their records in plan order.
 
-    A failing attack fails its cell and nothing else. Interrupt it at any moment: finished shards stay. Every cell has an
-    end state, "ok" or "failed", whatever ended the backend. `UserError` when the folder is removed or renamed meanwhile.
+    A failing attack fails its cell and nothing else. Interrupt it at any moment: finished shards stay. Every cell has
+    an end state, "ok" or "failed", whatever ended the backend. `UserError` when the folder is removed or renamed
+    meanwhile.
     """
     ledger.write_run(plan.run, plan.cards, [cell.record for cell in plan.cells])
     _keep_originals(plan, ledger, progress)
@@ -283,7 +283,7 @@ class _Driver:
     def _of_shards(self, cell: str) -> tuple[float, tuple[str, ...]]:
         """Seconds of all shards of a cell, also of earlier runs, and what their counts together make suspicious."""
         shards = self.ledger.shards(cell, _ignore)
-        noticed = (validate(json.loads(s.diagnostics), Diagnostics, f"{s.path}, metadata") for s in shards)
+        noticed = (validate_json(s.diagnostics, Diagnostics, f"{s.path}, metadata") for s in shards)
         together = sum(noticed, Diagnostics())
         return round(sum(shard.seconds for shard in shards), 3), tuple(s.text for s in together.suspicions)
 

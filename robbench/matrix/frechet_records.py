@@ -1,6 +1,5 @@
 """RUN/frechet/*.json: one Fréchet distance a (cell, feature extractor), as typed records. No torch here."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -11,7 +10,7 @@ from robbench.errors import UserError
 from robbench.matrix.ledger import RUN_FILE, Ledger
 from robbench.matrix.records import RunFile
 from robbench.resources import write_text_atomically
-from robbench.schema import Strict, canonical_hash, validate
+from robbench.schema import Strict, canonical_hash, load_json, validate
 from robbench.specs import SHA256
 
 FRECHET_FOLDER, CLEAN = "frechet", "clean"
@@ -81,8 +80,8 @@ def write_record(folder: Path, record: FrechetRecord) -> None:
 def read_record(path: Path) -> FrechetRecord:
     """One stored record; `UserError` when the file is damaged."""
     try:
-        return validate(json.loads(path.read_text(encoding="utf-8")), FrechetRecord, str(path))
-    except (OSError, ValueError, RecursionError) as error:
+        return validate(load_json(path), FrechetRecord, str(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: is not JSON ({error}); remove it and {NEXT_STEP}") from error
     except UserError as error:
         raise UserError(f"{error}; remove it and {NEXT_STEP}") from error

@@ -4,7 +4,6 @@ Only files that robbench itself writes, under the names it gives them, are ever 
 whatever else lies there is named and left alone.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ from robbench.matrix.frechet_records import FRECHET_FOLDER, read_record
 from robbench.matrix.ledger import CELL_FILE, ORIGINALS_FILE, RUN_FILE, Ledger
 from robbench.matrix.records import CellRecord, RunFile
 from robbench.matrix.shards import BadShardError, read_shard
-from robbench.schema import load_yaml, validate
+from robbench.schema import load_json, load_yaml, validate
 
 Kind = Literal["cell", "distance", "card", "original", "quarantine", "superseded", "temporary", "cache"]
 YOUNG_SECONDS = (
@@ -173,7 +172,7 @@ def _orphan(cell: Path) -> tuple[CellRecord, list[Path]]:
     if not (cell / CELL_FILE).is_file():
         raise UserError(f"has no {CELL_FILE}")
     try:
-        content = json.loads((cell / CELL_FILE).read_text(encoding="utf-8"))
+        content = load_json(cell / CELL_FILE)
         record = validate(content, CellRecord, str(cell / CELL_FILE))
     except ValueError as error:
         raise UserError(f"has a {CELL_FILE} that cannot be read ({error})") from error

@@ -10,12 +10,9 @@ quarantine/                             shards that were not what they claimed t
 superseded-<k>/                         what `--fresh` put aside
 """
 
-import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +30,9 @@ from robbench.matrix.shards import (
     shard_name,
     write_shard,
 )
+from robbench.npz import read_npz
 from robbench.resources import write_atomically, write_text_atomically
-from robbench.schema import dump_yaml, load_yaml, validate
+from robbench.schema import dump_yaml, load_json, load_yaml, validate
 
 RECORD_VERSION = 1  # of run.yaml and cell.json
 _STATED_VERSION = re.compile(r'^ {0,2}"?schema_version"?: ([0-9]{1,9}),?$', re.MULTILINE)
@@ -92,9 +90,9 @@ class Ledger:
             return None
         _check_record_version(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = load_json(path)
             record = validate(content, CellRecord, str(path))
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: is not JSON ({error}); {_RESTORE}") from error
         except UserError as error:
             raise UserError(f"{error}; {_RESTORE}") from error
@@ -113,12 +111,11 @@ class Ledger:
         if not path.exists():
             return {}
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                ids, images = stored["ids"], stored["images"]
-                if images.dtype != np.float32 or images.ndim != 4:
-                    raise ValueError(f"holds {images.dtype} {images.shape}, not float32 images")
-                return {int(i): image for i, image in zip(ids, images, strict=True)}
-        except (ValueError, TypeError, OSError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+            ids, images = read_npz(path, ("ids", "images")).values()
+            if images.dtype != np.float32 or images.ndim != 4 or ids.dtype != np.int64 or ids.ndim != 1:
+                raise ValueError(f"holds {images.dtype} {images.shape}, not float32 images")
+            return {int(i): image for i, image in zip(ids, images, strict=True)}
+        except (ValueError, OSError) as error:
             raise UserError(f"{path} cannot be read ({error}); {_RESTORE}") from error
 
     def add_originals(self, images: dict[int, Images], on_bad: Callable[[Path, str], None]) -> None:
@@ -219,8 +216,8 @@ def _suffixes() -> Iterable[str]:
 def load_run(folder: Path) -> Run:
     """The last plan of a run folder with all rows it has so far. Reads only; needs no data set and no model.
 
-    A cell with fewer rows than the plan wants, or whose end nobody wrote down, has status "running". Raises `UserError` for a folder that is
-    no run and for a damaged shard.
+    A cell with fewer rows than the plan wants, or whose end nobody wrote down, has status "running". Raises
+    `UserError` for a folder that is no run and for a damaged shard.
     """
     ledger = Ledger(folder)
     run = ledger.read_run() if folder.is_dir() else None

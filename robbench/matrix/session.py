@@ -36,7 +36,10 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     failed = sum(record.status == "failed" for record in finished)
     unfinished = [f"{cell.model} x {cell.attack.label}" for cell in finished if cell.status == "running"]
     if unfinished:
-        line = f"{len(unfinished)} of {len(finished)} cells are not complete in {folder}: {', '.join(unfinished[:5])}; run the same command again"
+        line = (
+            f"{len(unfinished)} of {len(finished)} cells are not complete in {folder}: "
+            f"{', '.join(unfinished[:5])}; run the same command again"
+        )
         console.print(line, style="red", markup=False, soft_wrap=True)
     if failed:
         line = (

@@ -25,7 +25,6 @@ from robbench.matrix.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
 from robbench.models.flows.base import FrozenFlow
 from robbench.stops import reraise_stop
 
-
 LONGEST_TRACEBACK = 100_000  # characters that a record keeps, the end of it
 
 

@@ -90,6 +90,7 @@ def autoattack(
     from robbench.bench import autoattack as contest_of
     from robbench.bench.models import loaded
 
+    _place(out)
     tune_allocator()
     chosen = _precisions(precisions)
     contests = [
@@ -160,6 +161,7 @@ def pgd(
     from robbench.bench import pgd as contest_of
     from robbench.bench.subjects import random_subjects, zoo_subjects
 
+    _place(out)
     _settle(threads)
     contest = contest_of.Contest(**numbers)
     chosen = names("--model", models) if models else ()
@@ -198,6 +200,7 @@ def latent(
     """
     from robbench.bench import latent as contest_of
 
+    _place(out)
     _settle(threads)
     contest = contest_of.Contest(names("--attack", attacks), steps, rounds)
     chosen = names("--case", cases)
@@ -221,12 +224,19 @@ def flows(cases: tuple[str, ...], rounds: int | None, threads: int, out: Path, p
     from robbench.bench import flows as contest_of
     from robbench.bench.flow_report import markdown
 
+    _place(out)
     chosen = names("--case", cases) if cases else tuple(contest_of.CASES)
     known = [contest_of.case_named(name) for name in chosen]
     found = contest_of.report(chosen, rounds, threads, _command(), lambda line: click.echo(line, err=True))
     if profile:
         click.echo(contest_of.profile_reference(known[0], threads))
     _write(out / "flows.json", found, markdown(found))
+
+
+def _place(out: Path) -> None:
+    from robbench.places import check_output_folder
+
+    check_output_folder(out)
 
 
 def _settle(threads: int) -> None:

@@ -1,5 +1,6 @@
 """One file an epoch with all that training needs to go on, replaced atomically."""
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,9 @@ def save(path: Path, identity: Mapping[str, Any], progress: Progress) -> None:
     """Replace the checkpoint at `path`. identity: plain values that say which training this is."""
     # Not dataclasses.asdict: it would copy every tensor.
     content = {"schema_version": SCHEMA_VERSION, "identity": dict(identity), **vars(progress)}
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    buffer = io.BytesIO()  # torch's own writer reports a full disk as an error of its own, not of the system
+    torch.save(content, buffer)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()))
 
 
 def load(path: Path, identity: Mapping[str, Any], device: torch.device) -> Progress | None:

@@ -1,7 +1,9 @@
 """The cells of a run: a model loaded and tried, an attack built, and the record that names the pair."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -17,13 +19,16 @@ from robbench.attacks import (
 from robbench.cards import FlowReference, ModelCard
 from robbench.data import Dataset
 from robbench.errors import UserError
+from robbench.foreign import cause, foreign_code
 from robbench.matrix.records import CellRecord, Precision, cell_hash
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import LoadedFlow, LoadedModel, load_flow_model, load_model
 from robbench.models.zoo import ZooEntry
 from robbench.specs import ResolvedAttack
+from robbench.stops import reraise_stop
 
 SHARD_SIZE = 120
+AnyAttack = TypeVar("AnyAttack", bound=NamedAttack)
 
 
 @dataclass(frozen=True)
@@ -72,13 +77,17 @@ class CellBuilder:
 
     def cells(self, entries: Sequence[ZooEntry], attacks: Sequence[ResolvedAttack]) -> Iterator[Cell]:
         """Every model with every attack on models of its kind, models outermost."""
-        on_classifiers = [build_attack(spec, self.flow) for spec in attacks if spec.target == "classifier"]
-        on_flows = [build_likelihood_attack(spec) for spec in attacks if spec.target == "flow"]
+        on_classifiers = [self._attack(spec) for spec in attacks if spec.target == "classifier"]
+        on_flows = [_likelihood_attack(spec) for spec in attacks if spec.target == "flow"]
         for entry in entries:
             if entry.card.kind == "classifier":
                 yield from self._classifier_cells(entry, on_classifiers)
             else:
                 yield from self._flow_cells(entry, on_flows)
+
+    def _attack(self, spec: ResolvedAttack) -> Attack:
+        with _foreign_attack(spec):
+            return _asked(build_attack(spec, self.flow))
 
     def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:
         _same_shape(entry.card, self.dataset)
@@ -133,6 +142,21 @@ class CellBuilder:
         )
 
 
+def _likelihood_attack(spec: ResolvedAttack) -> LikelihoodAttack:
+    with _foreign_attack(spec):
+        return _asked(build_likelihood_attack(spec))
+
+
+def _foreign_attack(spec: ResolvedAttack) -> AbstractContextManager[None]:
+    return foreign_code(f"attack {spec.label!r}", "repair the package that it comes from, or leave it out")
+
+
+def _asked(attack: AnyAttack) -> AnyAttack:
+    """The attack, after what is asked of it later, in the middle of a run, has answered once."""
+    _ = attack.cost, attack.engine, attack.batch_dependent
+    return attack
+
+
 def _tried(model: LoadedModel, dataset: Dataset, samples: Sequence[int], device: torch.device) -> LoadedModel:
     """The model, after it classified a block of images: NaN and wrong shapes show before any attack runs."""
     name = model.card.name
@@ -141,10 +165,10 @@ def _tried(model: LoadedModel, dataset: Dataset, samples: Sequence[int], device:
         logits = Victim(model.module, device, SHARD_SIZE).clean_logits(x)
     except UserError as error:
         raise UserError(f"model {name!r}: {error}") from error
-    except RuntimeError as error:
+    except BaseException as error:  # its forward is somebody else's code
+        reraise_stop(error)
         raise UserError(
-            f"model {name!r} fails on images {dataset.shape}: {' '.join(str(error).split())[:160]}; "
-            f"correct its architecture or weights"
+            f"model {name!r} fails on images {dataset.shape}: {cause(error)}; correct its architecture or weights"
         ) from error
     if logits.shape[1] != dataset.classes:
         raise UserError(
@@ -177,7 +201,7 @@ def _tried_flow(model: LoadedFlow, dataset: Dataset, samples: Sequence[int], dev
         )
     ids = samples[:SHARD_SIZE]
     x, y = (part.to(device) for part in dataset.test.by_ids(ids))
-    with torch.no_grad():
+    with torch.no_grad(), foreign_code(f"scoring images with model {name!r}"):
         bits = flow.bits_per_dim(x, y, seed=0, sample_ids=ids)
     if not torch.isfinite(bits).any():
         raise UserError(

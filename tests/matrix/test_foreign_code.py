@@ -1,4 +1,4 @@
-"""Whatever other people's code raises, where and when: a cell that failed, or one line; never an exit code of its own."""
+"""Whatever other people's code raises, and where: a cell that failed, or one line; never an exit code of its own."""
 
 import json
 import signal
@@ -46,7 +46,8 @@ def thrown(what):
         os._exit(0)
     errors = {"SystemExit": SystemExit(0), "KeyboardInterrupt": KeyboardInterrupt(), "MemoryError": MemoryError(),
               "GeneratorExit": GeneratorExit(), "StopIteration": StopIteration(), "Private": Private("mine"),
-              "Unsayable": Unsayable(), "RecursionError": RecursionError("deep"), "StopAsyncIteration": StopAsyncIteration()}
+              "Unsayable": Unsayable(), "RecursionError": RecursionError("deep"),
+              "StopAsyncIteration": StopAsyncIteration()}
     raise errors[what]
 
 class Thrower(nn.Module):

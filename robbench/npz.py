@@ -61,7 +61,7 @@ def _reason(error: BaseException) -> str:
 def _array(archive: ZipFile, entry: ZipInfo, packed: int) -> Array:
     if entry.file_size > _DEFLATE * packed:
         raise ValueError(f"{entry.filename} declares {entry.file_size:,} bytes in a file of {packed:,}")
-    with archive.open(entry) as stream:
+    with _opened(archive, entry) as stream:
         shape, dtype, offset = _header(stream)
     declared = math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and declared != entry.file_size - offset:
@@ -69,9 +69,16 @@ def _array(archive: ZipFile, entry: ZipInfo, packed: int) -> Array:
             f"{entry.filename} declares shape {str(shape)[:60]} of {dtype}, {declared:,} bytes, and holds "
             f"{entry.file_size - offset:,}"
         )
-    with archive.open(entry) as stream:
+    with _opened(archive, entry) as stream:
         array: Array = np.lib.format.read_array(stream, allow_pickle=False)
     return array
+
+
+def _opened(archive: ZipFile, entry: ZipInfo) -> IO[bytes]:
+    try:
+        return archive.open(entry)
+    except OSError as error:  # an offset outside the file
+        raise ValueError(_reason(error)) from error
 
 
 def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, LargeZipFile, ZipFile, ZipInfo
 
 from robbench.errors import UserError
@@ -131,11 +131,18 @@ def _check_overlap(path: Path, entries: list[ZipInfo]) -> None:
         end, previous = entry.header_offset + 30 + entry.compress_size, entry.filename
 
 
+def _opened(path: Path, archive: ZipFile, entry: ZipInfo) -> IO[bytes]:
+    try:
+        return archive.open(entry)
+    except OSError as error:  # an offset outside the file; a full disk says the same later, of the target
+        raise refused(path, f"file {entry.filename!r} cannot be found in it ({error})") from error
+
+
 def copied(path: Path, archive: ZipFile, entry: ZipInfo, target: BinaryIO, limit: int) -> str:
     """Unpack an entry into `target`, never more than `limit` bytes; the sha256 of what was written."""
     digest, size = hashlib.sha256(), 0
     try:
-        with archive.open(entry) as stream:
+        with _opened(path, archive, entry) as stream:
             while block := stream.read(min(BLOCK, limit + 1 - size)):
                 size += len(block)
                 if size > limit:

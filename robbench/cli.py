@@ -8,11 +8,12 @@ import click
 from robbench import __version__
 from robbench.cli_badge import badge
 from robbench.cli_base import (
-    INTERRUPTED,
+    FiniteNumber,
     FolderOrFile,
     OneLineErrors,
     PrecisionOfSearch,
     Text,
+    WholeNumber,
     budgets,
     checkpoints_option,
     chosen_dataset,
@@ -52,6 +53,7 @@ from robbench.completion import (
     schedule_completion,
     shown_completion,
 )
+from robbench.stops import Stopped
 
 KINDS = ("attacks", "defenses", "models", "datasets", "threat-models", "recipes", "published")
 
@@ -62,11 +64,12 @@ KINDS = ("attacks", "defenses", "models", "datasets", "threat-models", "recipes"
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="robbench")
-def main() -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback of an error, or ROBBENCH_DEBUG=1.")
+def main(debug: bool) -> None:
     """Adversarial-robustness benchmark: attacks x models, one verified row a sample, tables and leaderboards.
 
     Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 3 some cells failed, or not everything
-    could be checked.
+    could be checked, 70 an unexpected error of robbench, 130 interrupted, 143 terminated.
     """
 
 
@@ -90,12 +93,12 @@ def main() -> None:
 )
 @dataset_option
 @data_option
-@click.option("--n", type=int, help="Test images, drawn by seed.  [default: all of digits, 1000 of others]")
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of subset and attacks."
+    "--n", type=WholeNumber(), help="Test images, drawn by seed.  [default: all of digits, 1000 of others]"
 )
+@click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of subset and attacks.")
 @device_option
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once.")
+@click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True, help="Images at once.")
 @click.option(
     "--flow",
     type=Text(),
@@ -132,7 +135,7 @@ def main() -> None:
 @click.option("--ray-address", type=Text(), help="Ray cluster: auto or host:port.  [default: a new one here]")
 @click.option(
     "--gpus-per-cell",
-    type=float,
+    type=FiniteNumber(),
     help="GPUs a Ray task takes, as in 0.25.  [default: 1 where there are some]",
 )
 @click.option("--out", type=FolderOrFile(), help="[default: robbench-runs/<dataset>-seed<seed>]")
@@ -185,13 +188,13 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
             dry_run_table(request, folder, fresh=not resume)
             return
         failed = run_matrix(request, folder, fresh=not resume)
-    except KeyboardInterrupt:
+    except Stopped as stop:
         click.echo(
-            f"\nInterrupted. Finished shards are in {folder.absolute()}; run the same command again to resume"
+            f"\n{stop.word}. Finished shards are in {folder.absolute()}; run the same command again to resume"
             + ("" if resume else " (without --fresh)"),
             err=True,
         )
-        context.exit(INTERRUPTED)
+        context.exit(stop.exit_code)
     context.exit(3 if failed else 0)
 
 
@@ -202,11 +205,11 @@ def _of_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run:
     try:
         tune_allocator()
         return 3 if run_recipe(options, out, resume, dry_run) else 0
-    except KeyboardInterrupt:
+    except Stopped as stop:
         click.echo(
-            "\nInterrupted. Run the same command again: it resumes after the last epoch or shard", err=True
+            f"\n{stop.word}. Run the same command again: it resumes after the last epoch or shard", err=True
         )
-        return INTERRUPTED
+        return stop.exit_code
 
 
 @main.command()
@@ -226,12 +229,10 @@ def _of_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run:
 )
 @click.option("--architecture", type=Text(), help="[default: the data set's]")
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of weights, order and noise."
+    "--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of weights, order and noise."
 )
-@click.option("--epochs", type=click.IntRange(1), help="[default: the recipe's]")
-@click.option(
-    "--train-samples", type=click.IntRange(1), help="Use only so many training images, drawn by seed."
-)
+@click.option("--epochs", type=WholeNumber(1), help="[default: the recipe's]")
+@click.option("--train-samples", type=WholeNumber(1), help="Use only so many training images, drawn by seed.")
 @click.option(
     "--flow", type=Text(), help="Flow of latent and joint defenses.  [default: the data set's in the zoo]"
 )
@@ -264,9 +265,11 @@ def train(context: click.Context, /, **options: Any) -> None:
     try:
         tune_allocator()
         train_model(options)
-    except KeyboardInterrupt:
-        click.echo("\nInterrupted. Run the same command again to resume after the last whole epoch", err=True)
-        context.exit(INTERRUPTED)
+    except Stopped as stop:
+        click.echo(
+            f"\n{stop.word}. Run the same command again to resume after the last whole epoch", err=True
+        )
+        context.exit(stop.exit_code)
 
 
 @main.command("list")

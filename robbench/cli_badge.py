@@ -28,9 +28,11 @@ def badge(run_folder: Path, model: str | None, attack: str, out: Path | None, as
     Example: robbench badge RUN --model digits-ijsat --attack aa -o badge.svg
     """
     from robbench.matrix.ledger import load_run
+    from robbench.places import check_output_file
     from robbench.publish.badge import badge_json, badge_of, badge_svg
     from robbench.resources import write_text_atomically
 
+    check_output_file(out, "--out")
     found = badge_of(load_run(run_folder), model, attack)
     text = json.dumps(badge_json(found), indent=2) + "\n" if as_json else badge_svg(found)
     if out is None:

@@ -1,10 +1,13 @@
 """What the commands share: one-line errors, budgets, common options."""
 
+import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,10 @@ import click
 
 from robbench.completion import dataset_completion
 from robbench.errors import UserError, printable
+from robbench.foreign import cause
+from robbench.numerals import number, whole_number
 from robbench.precision import PRECISIONS, WITHDRAWN, checked_precision
+from robbench.stops import Stopped, listening
 
 _EXAMPLES = {
     "--attacks": "pgd20,aa",
@@ -25,7 +31,7 @@ _EXAMPLES = {
     "--seeds": "0,1,2",
     "--precision": "fp32,tf32",
 }
-BAD_INPUT, CELLS_FAILED, INTERRUPTED, PIPE_CLOSED = 2, 3, 130, 141
+BAD_INPUT, CELLS_FAILED, UNEXPECTED, INTERRUPTED, PIPE_CLOSED = 2, 3, 70, 130, 141
 
 
 class BadInput(click.ClickException):
@@ -34,38 +40,106 @@ class BadInput(click.ClickException):
     exit_code = BAD_INPUT
 
 
+class Unexpected(click.ClickException):
+    """An exception that nobody expected, as one line with an exit code of its own."""
+
+    exit_code = UNEXPECTED
+
+
 class OneLineErrors(click.Group):
-    """A group whose errors are one line on stderr, `Error: ...`, and exit code 2."""
+    """A group whose errors are one line on stderr, `Error: ...`, and exit code 2; 70 for what nobody expected.
+
+    Nothing but a command's own `context.exit` ends the program well: a SystemExit comes from code of others.
+    """
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        try:
+        with _one_line_errors():
+            _check_encoding(args)
             return super().make_context(info_name, args, parent, **extra)
-        except click.UsageError as error:
-            raise _usage(error) from error
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _one_line_errors(), listening((signal.SIGINT, signal.SIGTERM)):
             return super().invoke(ctx)
-        except UserError as error:
-            raise _one_line(str(error)) from error
-        except BrokenPipeError:  # `| head` has read enough; what Python still holds back must not complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            ctx.exit(PIPE_CLOSED)
-        except OSError as error:
-            raise _system_error(error) from error
-        except click.UsageError as error:
-            raise _usage(error) from error
-        except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
-            ctx.exit(INTERRUPTED)
 
 
-def _system_error(error: OSError) -> Exception:
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    _write_any_name(sys.stdout)
+    try:
+        yield
+    except (click.exceptions.Exit, click.exceptions.Abort):
+        raise
+    except click.UsageError as error:
+        raise _usage(error) from error
+    except click.ClickException:
+        raise
+    except UserError as error:
+        _show_traceback(error)
+        raise _one_line(str(error)) from error
+    except (
+        BrokenPipeError
+    ) as error:  # `| head` has read enough; what Python still holds back must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise click.exceptions.Exit(PIPE_CLOSED) from error
+    except OSError as error:
+        _show_traceback(error)
+        raise _system_error(error) from error
+    except Stopped as stop:
+        click.echo(f"{stop.word}.", err=True)
+        raise click.exceptions.Exit(stop.exit_code) from stop
+    except KeyboardInterrupt as error:
+        click.echo("Interrupted.", err=True)
+        raise click.exceptions.Exit(INTERRUPTED) from error
+    except MemoryError as error:
+        _show_traceback(error)
+        raise _one_line(
+            f"there is not enough memory ({cause(error)}); ask for fewer or smaller things at once (--n, "
+            f"--batch-size), or run where there is more"
+        ) from error
+    except BaseException as error:
+        raise _unexpected(error) from error
+
+
+def _check_encoding(args: Sequence[str]) -> None:
+    """`UserError` for bytes that are no UTF-8 text: tables, cards and bundles could not name them."""
+    for argument in args:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"argument {argument[:200]!r} is not UTF-8 text; rename that file or folder, or name another"
+            ) from error
+
+
+def _write_any_name(stream: Any) -> None:
+    """The working folder's name may be no text either: what the terminal cannot write is escaped, not an error."""
+    if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        stream.reconfigure(errors="backslashreplace")
+
+
+def _unexpected(error: BaseException) -> click.ClickException:
+    from robbench.crash import crash_line
+
+    _show_traceback(error)
+    return Unexpected(printable(crash_line(error)))
+
+
+def _show_traceback(error: BaseException) -> None:
+    """Where it is asked for, by --debug or ROBBENCH_DEBUG (any value but "" and "0")."""
+    context = click.get_current_context(silent=True)
+    asked = context is not None and context.find_root().params.get("debug")
+    if asked or os.environ.get("ROBBENCH_DEBUG", "") not in ("", "0"):
+        import traceback
+
+        click.echo("".join(traceback.format_exception(error)), err=True)
+
+
+def _system_error(error: OSError) -> click.ClickException:
     """What the machine refused (disk full, name too long, no permission) as one line."""
     if error.errno is None:
-        return error
+        return _unexpected(error)
     where = f" {str(error.filename)!r}" if error.filename is not None else ""
     return _one_line(
         f"the system refused{where}: {error.strerror}; remove the cause and run the command again"
@@ -91,23 +165,25 @@ def budgets(option: str, values: Sequence[str]) -> tuple[float, ...]:
 def counts(option: str, values: Sequence[str]) -> tuple[int, ...]:
     """Whole numbers of at least 1 from comma lists and repeated flags."""
     texts = names(option, values)
-    wrong = [text for text in texts if not (text.isascii() and text.isdecimal() and int(text) > 0)]
-    if wrong:
-        raise UserError(
-            f"{option} {wrong[0]} is no count; give whole numbers of at least 1: {_EXAMPLES[option]}"
-        )
-    return tuple(dict.fromkeys(int(text) for text in texts))
+    found = {text: whole_number(text) for text in texts}
+    for text, value in found.items():
+        if value is None or value < 1:
+            raise UserError(
+                f"{option} {text[:40]} is no count; give whole numbers of at least 1: {_EXAMPLES[option]}"
+            )
+    return tuple(dict.fromkeys(value for value in found.values() if value is not None))
 
 
 def seeds(option: str, values: Sequence[str]) -> tuple[int, ...]:
     """Whole numbers of at least 0 from comma lists and repeated flags."""
     texts = names(option, values)
-    wrong = [text for text in texts if not (text.isascii() and text.isdecimal())]
-    if wrong:
-        raise UserError(
-            f"{option} {wrong[0]} is no seed; give whole numbers of at least 0: {_EXAMPLES[option]}"
-        )
-    return tuple(dict.fromkeys(map(int, texts)))
+    found = {text: whole_number(text) for text in texts}
+    for text, value in found.items():
+        if value is None:
+            raise UserError(
+                f"{option} {text[:40]} is no seed; give whole numbers of at least 0: {_EXAMPLES[option]}"
+            )
+    return tuple(dict.fromkeys(value for value in found.values() if value is not None))
 
 
 def temperatures(option: str, values: Sequence[str]) -> tuple[float, ...]:
@@ -130,12 +206,9 @@ def names(option: str, values: Sequence[str]) -> tuple[str, ...]:
 def _budget(
     option: str, text: str, what: str = "a budget", examples: str = "0 (0 is clean): 0.1, 8/255"
 ) -> float:
-    try:
-        value = float(Fraction(text))
-    except (ValueError, ZeroDivisionError, OverflowError):
-        value = -1.0
-    if value < 0:
-        raise UserError(f"{option} {text} is not {what}; give a finite number of at least {examples}")
+    value = number(text)
+    if value is None or value < 0:
+        raise UserError(f"{option} {text[:40]} is not {what}; give a finite number of at least {examples}")
     return value
 
 
@@ -157,9 +230,10 @@ def example_count(text: str) -> int:
     """`--keep-examples`: a count, or "all"."""
     if text == "all":
         return 2**62
-    if not text.isdecimal():
-        raise UserError(f"--keep-examples {text!r} is no count; give a number of at least 0, or all")
-    return int(text)
+    count = whole_number(text)
+    if count is None:
+        raise UserError(f"--keep-examples {text[:40]!r} is no count; give a number of at least 0, or all")
+    return count
 
 
 def print_paths(paths: Sequence[Path]) -> None:
@@ -201,6 +275,28 @@ class PrecisionOfSearch(click.Choice[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         return checked_precision(value) if value in WITHDRAWN else super().convert(value, param, ctx)
+
+
+class WholeNumber(click.IntRange):
+    """A whole number of at least `least` and below 10^18: no tensor, file or table holds a larger one."""
+
+    def __init__(self, least: int | None = None) -> None:
+        super().__init__(least)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and whole_number(value.strip().lstrip("+-")) is None:
+            self.fail(f"{value[:40]!r} is no whole number below 10^18", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class FiniteNumber(click.types.FloatParamType):
+    """A decimal number or a fraction (8/255); neither NaN nor an infinity, which pass any comparison or none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = number(value) if isinstance(value, str) else value
+        if found is None:
+            self.fail(f"{value[:40]!r} is no finite number", param, ctx)
+        return super().convert(found, param, ctx)
 
 
 class Text(click.types.StringParamType):

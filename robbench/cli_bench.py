@@ -11,6 +11,7 @@ import click
 
 from robbench.cli_base import (
     FolderOrFile,
+    WholeNumber,
     data_dir_option,
     data_option,
     device_option,
@@ -48,9 +49,7 @@ def bench() -> None:
     shell_complete=model_completion,
 )
 @click.option("--attack", default="aa", show_default=True, type=click.Choice(("aa", "aa-l2", "aa-l1")))
-@click.option(
-    "--n", type=click.IntRange(1), default=1000, show_default=True, help="Test images, drawn by seed."
-)
+@click.option("--n", type=WholeNumber(1), default=1000, show_default=True, help="Test images, drawn by seed.")
 @click.option(
     "--seeds",
     "seed_texts",
@@ -59,7 +58,7 @@ def bench() -> None:
     show_default=True,
     help="Seeds of the attacks.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
+@click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True)
 @click.option(
     "--precision",
     "precisions",
@@ -91,6 +90,7 @@ def autoattack(
     from robbench.bench import autoattack as contest_of
     from robbench.bench.models import loaded
 
+    _place(out)
     chosen = _precisions(precisions)
     tune_allocator()
     contests = [
@@ -126,10 +126,10 @@ def _precisions(given: tuple[str, ...]) -> "list[SearchPrecision]":
     shell_complete=model_completion,
 )
 @click.option("--architecture", "architectures", multiple=True, help="Random networks on 3x32x32: resnet18.")
-@click.option("--steps", type=click.IntRange(1), default=40, show_default=True)
-@click.option("--n", type=click.IntRange(1), default=256, show_default=True, help="Images of each model.")
-@click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True)
+@click.option("--steps", type=WholeNumber(1), default=40, show_default=True)
+@click.option("--n", type=WholeNumber(1), default=256, show_default=True, help="Images of each model.")
+@click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True)
+@click.option("--rounds", type=WholeNumber(1), default=9, show_default=True)
 @threads_option
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 @device_option
@@ -157,6 +157,7 @@ def pgd(
     from robbench.bench import pgd as contest_of
     from robbench.bench.subjects import random_subjects, zoo_subjects
 
+    _place(out)
     _settle(threads)
     contest = contest_of.Contest(**numbers)
     chosen = names("--model", models) if models else ()
@@ -177,8 +178,8 @@ def pgd(
     "--case", "cases", multiple=True, default=("small",), show_default=True, help="Glows: small, paper."
 )
 @click.option("--attack", "attacks", multiple=True, default=("jsa50,a-la",), show_default=True)
-@click.option("--steps", type=click.IntRange(1), help="Instead of the attacks' own.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--steps", type=WholeNumber(1), help="Instead of the attacks' own.")
+@click.option("--rounds", type=WholeNumber(1), default=5, show_default=True)
 @threads_option
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 def latent(
@@ -195,6 +196,7 @@ def latent(
     """
     from robbench.bench import latent as contest_of
 
+    _place(out)
     _settle(threads)
     contest = contest_of.Contest(names("--attack", attacks), steps, rounds)
     chosen = names("--case", cases)
@@ -206,7 +208,7 @@ def latent(
 
 @bench.command("flows")
 @click.option("--case", "cases", multiple=True, help="small, mlp, paper; all by default.")
-@click.option("--rounds", type=click.IntRange(1), help="Instead of each case's own number.")
+@click.option("--rounds", type=WholeNumber(1), help="Instead of each case's own number.")
 @threads_option
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 @click.option("--profile", is_flag=True, help="Also print where robbench's time goes.")
@@ -218,12 +220,19 @@ def flows(cases: tuple[str, ...], rounds: int | None, threads: int, out: Path, p
     from robbench.bench import flows as contest_of
     from robbench.bench.flow_report import markdown
 
+    _place(out)
     chosen = names("--case", cases) if cases else tuple(contest_of.CASES)
     known = [contest_of.case_named(name) for name in chosen]
     found = contest_of.report(chosen, rounds, threads, _command(), lambda line: click.echo(line, err=True))
     if profile:
         click.echo(contest_of.profile_reference(known[0], threads))
     _write(out / "flows.json", found, markdown(found))
+
+
+def _place(out: Path) -> None:
+    from robbench.places import check_output_folder
+
+    check_output_folder(out)
 
 
 def _settle(threads: int) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from robbench.cli_base import (
+    FiniteNumber,
     FolderOrFile,
+    WholeNumber,
     checkpoints_option,
     data_dir_option,
     data_option,
@@ -33,7 +35,7 @@ from robbench.cli_base import (
     help="Stored adversarial examples to include: a share (0.1), a number a cell (4), all or none.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the choice of examples."
+    "--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of the choice of examples."
 )
 @click.option(
     "--partial", is_flag=True, help="Export a run with failed or unfinished cells; the bundle says so."
@@ -76,32 +78,30 @@ _VERIFY_OPTIONS = (
     click.option("--model", "models", multiple=True, help="Models of the bundle: zoo names, folders, cards."),
     click.option(
         "--share",
-        type=float,
+        type=FiniteNumber(),
         default=0.1,
         show_default=True,
         help="Share of the cells to attack again from their seeds; 0 for none.",
     ),
     click.option(
         "--rerun-samples",
-        type=click.IntRange(1),
+        type=WholeNumber(1),
         metavar="N",
         help="Attack only N samples of each of those cells again.  [default: all]",
     ),
     click.option(
-        "--seed", type=click.IntRange(0), help="Seed of the choice of cells.  [default: a fresh one, printed]"
+        "--seed", type=WholeNumber(0), help="Seed of the choice of cells.  [default: a fresh one, printed]"
     ),
     click.option(
         "--flip-tolerance",
-        type=float,
+        type=FiniteNumber(),
         default=0.005,
         show_default=True,
         help="Share of re-run verdicts that rounding may flip; more than a binomial at it allows fails.",
     ),
     click.option("--files-only", is_flag=True, help="Ask no model: hashes, rows, tables and balls only."),
     device_option,
-    click.option(
-        "--batch-size", type=click.IntRange(1), default=256, show_default=True, help="Images at once."
-    ),
+    click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True, help="Images at once."),
     threat_models_option,
     zoo_option,
     checkpoints_option,

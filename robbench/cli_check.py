@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from robbench.cli_base import FolderOrFile, Text
+from robbench.cli_base import FiniteNumber, FolderOrFile, Text
 
 
 @click.command()
@@ -24,7 +24,9 @@ from robbench.cli_base import FolderOrFile, Text
     help="How far numbers may lie apart; see docs/check.md.",
 )
 @click.option(
-    "--tolerance", type=float, help="Percentage points an accuracy may be off, instead of the policy."
+    "--tolerance",
+    type=FiniteNumber(),
+    help="Percentage points an accuracy may be off, instead of the policy.",
 )
 @click.option(
     "--complete",

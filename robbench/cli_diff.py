@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from robbench.cli_base import FolderOrFile, json_option, names
+from robbench.cli_base import FiniteNumber, FolderOrFile, json_option, names
 
 
 @click.command()
@@ -14,7 +14,7 @@ from robbench.cli_base import FolderOrFile, json_option, names
 @click.option("--model", "models", multiple=True, help="Compare these models only.")
 @click.option("--attacks", multiple=True, help="Compare these attacks only, as in pgd20,aa.")
 @click.option(
-    "--alpha", type=float, default=0.05, show_default=True, help="Error rate of intervals and tests."
+    "--alpha", type=FiniteNumber(), default=0.05, show_default=True, help="Error rate of intervals and tests."
 )
 @click.option(
     "--correction",

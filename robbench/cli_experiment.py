@@ -6,7 +6,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from robbench.cli_base import FolderOrFile, Text, example_count
+from robbench.cli_base import FiniteNumber, FolderOrFile, Text, example_count
 from robbench.completion import recipe_completion
 from robbench.errors import UserError
 
@@ -32,7 +32,7 @@ recipe_option = click.option(
 )
 scale_option = click.option(
     "--scale",
-    type=float,
+    type=FiniteNumber(),
     default=1.0,
     help="With --recipe: epochs, images and flow sizes times this, over 0 to 1.  [default: 1]",
 )

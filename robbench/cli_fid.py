@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robbench.cli_base import FolderOrFile, Text, data_dir_option, data_option, device_option, zoo_option
+from robbench.cli_base import (
+    FolderOrFile,
+    Text,
+    WholeNumber,
+    data_dir_option,
+    data_option,
+    device_option,
+    zoo_option,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +41,7 @@ CELLS_MISSING = 3
 @data_option
 @data_dir_option
 @device_option
-@click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True, help="Images at once.")
+@click.option("--batch-size", type=WholeNumber(1), default=64, show_default=True, help="Images at once.")
 @click.pass_context
 def fid(context: click.Context, /, run_folder: Path, **options: Any) -> None:
     """FID of a run's adversarial images against the training images of its data set.

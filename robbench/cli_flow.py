@@ -8,6 +8,7 @@ import click
 from robbench.cli_base import (
     FolderOrFile,
     Text,
+    WholeNumber,
     data_dir_option,
     data_option,
     device_option,
@@ -36,10 +37,8 @@ from robbench.completion import model_completion
     show_default=True,
     help="Widths of the prior.",
 )
-@click.option("--n", type=click.IntRange(1), default=500, show_default=True, help="Samples a temperature.")
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of samples and noise."
-)
+@click.option("--n", type=WholeNumber(1), default=500, show_default=True, help="Samples a temperature.")
+@click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of samples and noise.")
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-samples"), show_default=True)
 @device_option
 @zoo_option

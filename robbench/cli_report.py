@@ -47,6 +47,10 @@ def report(
     from robbench.publish.report import print_sizes
 
     console = Terminal()
+    if out is not None:
+        from robbench.publish.site.build import check_out
+
+        check_out(out, paths, single_file)
     with _opened(paths) as runs:
         if out is None:
             _write_tables(paths, runs, published, console)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from robbench.cli_base import FolderOrFile, print_paths
+from robbench.cli_base import FiniteNumber, FolderOrFile, WholeNumber, print_paths
 
 RECURSIONS = ("paper_geometric", "refit", "reperturb", "fixed_data")
 
@@ -16,13 +16,17 @@ def theory() -> None:
 
 
 @theory.command()
-@click.option("--n", type=int, default=10, show_default=True, help="Dimensions.")
+@click.option("--n", type=WholeNumber(), default=10, show_default=True, help="Dimensions.")
 @click.option(
-    "--epsilon", type=float, default=0.5, show_default=True, help="L2 radius, in units of the data."
+    "--epsilon", type=FiniteNumber(), default=0.5, show_default=True, help="L2 radius, in units of the data."
 )
-@click.option("--sigma", type=float, default=1.0, show_default=True, help="Standard deviation of the data.")
-@click.option("--steps", type=int, default=10, show_default=True, help="Steps of adversarial training.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of all simulations.")
+@click.option(
+    "--sigma", type=FiniteNumber(), default=1.0, show_default=True, help="Standard deviation of the data."
+)
+@click.option(
+    "--steps", type=WholeNumber(), default=10, show_default=True, help="Steps of adversarial training."
+)
+@click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of all simulations.")
 @click.option(
     "--recursion",
     type=click.Choice(("all", *RECURSIONS)),
@@ -31,12 +35,18 @@ def theory() -> None:
     help="What a step of adversarial training does.",
 )
 @click.option(
-    "--drop", type=float, default=0.5, show_default=True, help="Likelihood drop to guarantee, nats."
+    "--drop", type=FiniteNumber(), default=0.5, show_default=True, help="Likelihood drop to guarantee, nats."
 )
 @click.option(
-    "--gamma", type=float, default=0.05, show_default=True, help="Probability that the guarantee fails."
+    "--gamma",
+    type=FiniteNumber(),
+    default=0.05,
+    show_default=True,
+    help="Probability that the guarantee fails.",
 )
-@click.option("--samples", type=int, default=10_000, show_default=True, help="Draws of every simulation.")
+@click.option(
+    "--samples", type=WholeNumber(), default=10_000, show_default=True, help="Draws of every simulation."
+)
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-theory"), show_default=True)
 def linear(out: Path, recursion: str, **options: Any) -> None:
     """Gaussian flows: optimal attacks, adversarial training and its guarantee (figures 2 and 3 of the theory).

@@ -23,16 +23,17 @@ from robbench.errors import UserError
 def watch(context: click.Context, run_folder: Path, interval: float, once: bool, as_json: bool) -> None:
     """Show a run in progress, also one that was started elsewhere on the same folder.
 
-    Reads only. Ends when the run has: exit code 3 when cells failed.
+    Reads only. RUN is the --out of a run that has begun. Ends when the run has: exit code 3 when cells failed.
     """
     if as_json and not once:
         raise click.UsageError("--json says how it stands now; give --once too")
     if interval != interval:  # NaN, which no range refuses
         raise UserError("--interval nan is no number of seconds; give 0.1 to 3600")
     from robbench.matrix.progress import Terminal
-    from robbench.matrix.watch import Watcher
+    from robbench.matrix.watch import Watcher, refuse_no_run
     from robbench.matrix.watch_screen import show_once, snapshot_json, watch_run
 
+    refuse_no_run(run_folder)
     console, watcher = Terminal(), Watcher(run_folder)
     if once:
         snapshot = watcher.look()

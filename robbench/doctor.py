@@ -17,6 +17,7 @@ from robbench.models.zoo import ZooEntry, present_weights, zoo_entries
 from robbench.recipes import recipes
 from robbench.resources import data_root, dataset_root
 from robbench.specs import threat_models
+from robbench.stops import reraise_stop
 
 State = Literal["ok", "missing", "broken"]
 REQUIRED = (
@@ -91,7 +92,8 @@ def _packages() -> Iterator[Finding]:
     for package, module in REQUIRED:
         try:
             import_module(module)
-        except Exception as error:  # an import can fail in any way; each one is a finding
+        except BaseException as error:  # an import can fail in any way; each one is a finding
+            reraise_stop(error)
             reason = " ".join(str(error).split())[:120]
             yield Finding("broken", package, f"does not import ({reason}); pip install --upgrade {package}")
         else:

@@ -14,12 +14,14 @@ from robbench.attacks.context import own_context
 from robbench.attacks.suspicions import RobbenchWarning
 from robbench.device import resolve_device
 from robbench.errors import UserError
+from robbench.foreign import no_exit
 from robbench.metrics.accuracy import accuracy
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.functions import as_module
 from robbench.models.loading import load_flow
 from robbench.models.zoo import default_flow, find_model, zoo_entries
 from robbench.specs import ResolvedAttack, refuse_unused_budgets, resolve_attack, threat_models
+from robbench.stops import listening
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +76,23 @@ def evaluate(
     right on the attacked image. First row "clean", last row "worst-case": right without attack and under every attack
     but the perturbations, NaN where there are only these.
     """
+    with listening(), no_exit(f"evaluate: the model ({type(model).__qualname__}), the flow or an attack"):
+        return _evaluated(model, x, y, attacks, dataset, epsilon, eta, flow, seed, device, batch_size)
+
+
+def _evaluated(
+    model: nn.Module | Callable[[Tensor], Tensor],
+    x: Array,
+    y: Array,
+    attacks: Sequence[str],
+    dataset: str | None,
+    epsilon: Budgets,
+    eta: Budgets,
+    flow: Flow | FrozenFlow | str | None,
+    seed: int,
+    device: str,
+    batch_size: int,
+) -> "pd.DataFrame":
     if not len(x):
         raise UserError("evaluate: x has no images; give at least one")
     with own_context():
@@ -190,7 +209,7 @@ def _warn(specs: Sequence[ResolvedAttack], outcomes: Sequence[Outcome]) -> None:
         for one in outcome.suspicions:
             attacks.setdefault(one.text, []).append(spec.label)
     for text, labels in attacks.items():
-        warnings.warn(f"{', '.join(labels)}: {text}", RobbenchWarning, stacklevel=3)
+        warnings.warn(f"{', '.join(labels)}: {text}", RobbenchWarning, stacklevel=4)
 
 
 def _share(correct: Tensor) -> dict[str, object]:

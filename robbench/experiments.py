@@ -6,7 +6,6 @@ No torch here: listing experiments stays fast.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from robbench.errors import UserError, unknown_name
+from robbench.numerals import number
 from robbench.recipes import Recipe
 from robbench.resources import data_root
 from robbench.schema import Strict, load_yaml
@@ -36,10 +36,10 @@ LEAST_TRAINING, LEAST_TEST = 16, 8  # images that no scale goes below
 
 def _number(value: object) -> object:
     """Budgets may be fractions, as papers print them: 8/255."""
-    try:
-        return float(Fraction(value)) if isinstance(value, str) else value
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError("a budget is a number or a fraction such as 8/255") from error
+    found = number(value) if isinstance(value, str) else value
+    if found is None:
+        raise ValueError("a budget is a number or a fraction such as 8/255")
+    return found
 
 
 Budget = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]

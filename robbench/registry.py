@@ -9,6 +9,8 @@ from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
 from robbench.errors import UserError, unknown_name
+from robbench.foreign import cause
+from robbench.stops import reraise_stop
 
 T = TypeVar("T")
 
@@ -59,8 +61,9 @@ class Registry(Generic[T]):
                 )
             try:
                 self._entries[point.name] = point.load()
-            except Exception as error:
+            except BaseException as error:  # an import can raise anything, SystemExit too
+                reraise_stop(error)
                 raise UserError(
                     f"the {self.kind} {point.name!r} of the installed package entry point {point.value!r} "
-                    f"does not import: {error}; repair or uninstall that package"
+                    f"does not import: {cause(error)}; repair or uninstall that package"
                 ) from error

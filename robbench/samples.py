@@ -18,6 +18,7 @@ from robbench.metrics.flow_samples import ScoredSamples, scored_images, scored_s
 from robbench.models.flows.base import FlowModel
 from robbench.models.loading import load_flow
 from robbench.models.zoo import ZooEntry, find_model, zoo_entries
+from robbench.places import check_output_folder
 from robbench.resources import write_text_atomically
 
 COLUMNS = (
@@ -53,6 +54,7 @@ class SamplesRequest:
 
 def samples_report(request: SamplesRequest, out: Path) -> list[Path]:
     """Score, print the table, write OUT/samples.csv; `UserError` for models that are no flows of one data set."""
+    check_output_folder(out)
     device, entries = resolve_device(request.device), zoo_entries(request.zoo)
     under = _flow_entry("--under", request.under, entries)
     judge = load_flow(under, device)

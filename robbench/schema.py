@@ -26,27 +26,79 @@ class Strict(BaseModel):
 
 
 Schema = TypeVar("Schema", bound=BaseModel)
+DEEPEST = 64  # levels of nesting in a file; everything that walks a document recurses
+LARGEST = 64 << 20  # bytes of a file that is read as text: parsing takes far more memory and time
+EXPANDED = 10_000  # values that aliases may stand for beyond those that are written out
 
 
 def load_yaml(path: Path, schema: type[Schema]) -> Schema:
-    """Read `path` as `schema`; `UserError` with file, key and reason when it is malformed."""
+    """Read `path` as `schema`; `UserError` with file, key and reason when it is malformed, larger or deeper than any
+    file of robbench, or a few aliases that stand for millions of values."""
     return validate(read_yaml(path), schema, str(path))
 
 
 def read_yaml(path: Path) -> object:
-    """What the YAML file `path` holds; `UserError` with the reason when it is no YAML."""
+    """The plain values in a YAML file; `UserError` with the reason when it is no YAML."""
+    return parse_yaml(_text(path), str(path))
+
+
+def parse_yaml(text: str, origin: str) -> Any:
+    """The plain values in YAML text; `UserError` that names `origin` otherwise. The only reader of YAML here."""
     try:
-        # The loader is PyYAML's safe one.
-        content: object = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        return yaml.load(text, Loader=_Careful)  # built on PyYAML's safe loader
+    except yaml.YAMLError as error:
+        raise UserError(f"{origin}: is not valid YAML: {_one_line(error)}") from error
+    except (ValueError, RecursionError) as error:  # an impossible date; brackets nested thousands deep
+        raise UserError(f"{origin}: is not valid YAML for robbench: {_one_line(error)}") from error
+
+
+def load_json(path: Path) -> Any:
+    """The plain values in a JSON file; `ValueError` otherwise, also for one that is too deep, `OSError` as usual."""
+    return parse_json(path.read_bytes())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The plain values in JSON text; `ValueError` for anything else, also for text nested deeper than `DEEPEST`."""
+    try:
+        content = json.loads(text, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("it is nested thousands of levels deep") from error
+    level, depth = [content], 0
+    while level := [part for value in level for part in _parts(value)]:
+        depth += 1
+        if depth > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    return content
+
+
+def validate_json(text: str | bytes, schema: type[Schema], origin: str) -> Schema:
+    """JSON text as `schema`; `UserError` naming origin and reason."""
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{origin}: is not JSON ({_one_line(error)})") from error
+    return validate(content, schema, origin)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _parts(value: object) -> list[Any]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list) else []
+
+
+def _text(path: Path) -> str:
+    try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise UserError(f"{path}: has {size:,} bytes, at most {LARGEST:,} are read; check the path")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML: {_one_line(error)}") from error
-    except (ValueError, RecursionError) as error:  # an impossible date; brackets nested thousands deep
-        raise UserError(f"{path}: is not valid YAML for robbench: {_one_line(error)}") from error
-    return content
 
 
 def validate(content: object, schema: type[Schema], origin: str) -> Schema:
@@ -74,8 +126,36 @@ def _problem(problem: "ErrorDetails", schema: type[BaseModel]) -> str:
     return f"{key}: {problem['msg'].removeprefix('Value error, ')}"
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key given twice is an error; alone it would keep the last one in silence."""
+class _Careful(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key given twice is an error (alone it would keep the last one in silence), and so are
+    documents whose size is not that of their text: nested beyond `DEEPEST`, or aliases of aliases of aliases."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[int, int] = {}  # values that a node stands for, by its id
+        self._expanded = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            node = super().compose_node(parent, index)
+            size = self._sizes.get(id(node))
+            if size is None:  # its anchor is not complete yet
+                raise yaml.composer.ComposerError(None, None, "an alias stands for what it is part of", mark)
+            self._expanded += size
+            if self._expanded > EXPANDED:
+                problem = f"its aliases stand for more than {EXPANDED:,} values; write them out"
+                raise yaml.composer.ComposerError(None, None, problem, mark)
+            return node
+        self._depth += 1
+        if self._depth > DEEPEST:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"nested more than {DEEPEST} levels deep", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        self._sizes[id(node)] = 1 + sum(self._sizes[id(child)] for child in _children(node))
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
@@ -88,6 +168,12 @@ class _UniqueKeys(yaml.SafeLoader):
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+def _children(node: yaml.Node | None) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def dump_yaml(model: BaseModel) -> str:

@@ -5,7 +5,6 @@ flow. The bytes are those of a safetensors file: float32 arrays as they are, wit
 compressed by the ledger.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from robbench.attacks.base import Outcome
+from robbench.schema import parse_json
 
 FLOW, CONDITION = "flow", "condition"
 Perturbations = Mapping[str, NDArray[np.float32]]
@@ -46,7 +46,7 @@ class Witness:
         try:
             arrays = load(content)
             length = int.from_bytes(content[:8], "little")
-            flow = json.loads(content[8 : 8 + length])["__metadata__"][FLOW]
+            flow = parse_json(content[8 : 8 + length])["__metadata__"][FLOW]
             condition = arrays.pop(CONDITION)
         except (SafetensorError, ValueError, KeyError, TypeError) as error:
             raise BadWitnessError(f"is no witness ({' '.join(str(error).split())[:80]})") from error

@@ -4,7 +4,6 @@
 """
 
 import io
-import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -21,9 +20,8 @@ from robbench.errors import UserError
 from robbench.matrix.ledger import load_run
 from robbench.matrix.records import Run
 from robbench.resources import sha256_file, write_atomically
-from robbench.schema import validate
+from robbench.schema import LARGEST, parse_json, validate
 
-_TEXT_LIMIT = 64 << 20  # bytes of a JSON or YAML file: parsing takes far more memory and time
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip file can state
 
 
@@ -103,10 +101,10 @@ def _manifest(path: Path, archive: ZipFile, entries: dict[str, ZipInfo]) -> Mani
     if MANIFEST_FILE not in entries:
         raise refused(path, f"it has no {MANIFEST_FILE}; give a file written by `robbench export`")
     buffer, entry = io.BytesIO(), entries[MANIFEST_FILE]
-    copied(path, archive, entry, buffer, min(_TEXT_LIMIT, entry.file_size))
+    copied(path, archive, entry, buffer, min(LARGEST, entry.file_size))
     try:
-        content = json.loads(buffer.getvalue())
-    except (ValueError, RecursionError) as error:
+        content = parse_json(buffer.getvalue())
+    except ValueError as error:
         raise refused(path, f"{MANIFEST_FILE} is not JSON ({' '.join(str(error).split())[:80]})") from error
     _check_version(path, content)
     try:
@@ -153,8 +151,8 @@ def _of_cell(manifest: Manifest, name: str) -> str:
 def _extract(path: Path, archive: ZipFile, entry: ZipInfo, manifest: Manifest, folder: Path) -> None:
     expected, target = manifest.files[entry.filename], folder / entry.filename
     what = f"file {entry.filename!r}{_of_cell(manifest, entry.filename)}"
-    if expected.size > _TEXT_LIMIT and entry.filename.endswith((".json", ".yaml")):
-        raise refused(path, f"{what} has {expected.size:,} bytes, at most {_TEXT_LIMIT:,} are read as text")
+    if expected.size > LARGEST and entry.filename.endswith((".json", ".yaml")):
+        raise refused(path, f"{what} has {expected.size:,} bytes, at most {LARGEST:,} are read as text")
     if entry.file_size != expected.size:
         raise refused(path, f"{what} has {entry.file_size:,} bytes, {MANIFEST_FILE} says {expected.size:,}")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Whether the unpacked files of a bundle are one run: the one its manifest names, with the weights it names."""
 
+import struct
 import unicodedata
 import zipfile
 import zlib
@@ -29,7 +30,16 @@ _SLACK, _RATIO = (
 )  # of a Parquet file's pages: bytes that are fine in any case; else unpacked over packed
 _WORDS = ("broken_by", "original", "example", "witness")  # columns of values of any length
 _NPZ_MEMBERS = {"ids.npy", "images.npy"}
-_BAD_NPZ = (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError, NotImplementedError)
+_BAD_NPZ = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RuntimeError,
+)
 
 
 def run_identity(run: RunFile) -> RunIdentity:

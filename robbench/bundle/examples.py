@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from robbench.errors import UserError
+from robbench.numerals import number
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,13 @@ class ExampleChoice:
             return cls(asked, Fraction(asked == "all"), None, seed)
         if asked.isascii() and asked.isdecimal() and len(asked) < 19:
             return cls(asked, None, int(asked), seed)
-        percent = asked.endswith("%")
-        try:
-            share = Fraction(asked.removesuffix("%").strip()) / (100 if percent else 1)
-        except (ValueError, ZeroDivisionError):
-            share = Fraction(-1)
+        percent, digits = asked.endswith("%"), asked.removesuffix("%").strip()
+        # Checked first: `Fraction` is exact, and takes any memory that an exponent asks for.
+        share = Fraction(-1) if number(digits) is None else Fraction(digits) / (100 if percent else 1)
         if not 0 <= share <= 1:
             raise UserError(
-                f"--examples {text!r} is no choice; give a share from 0.0 to 1.0, a whole number a cell, all or none"
+                f"--examples {text[:40]!r} is no choice; give a share from 0.0 to 1.0, a whole number a cell, all "
+                f"or none"
             )
         return cls(asked, share, None, seed)
 

@@ -4,7 +4,6 @@ The run is staged as a run folder of its own (the last plan only, one shard a ce
 and packed; what the manifest says is what was read back.
 """
 
-import json
 import os
 import tempfile
 from collections import Counter
@@ -32,7 +31,7 @@ from robbench.matrix.shards import Shard
 from robbench.publish.rows import COLUMNS
 from robbench.publish.tables import leaderboard
 from robbench.resources import write_text_atomically
-from robbench.schema import canonical_hash, dump_yaml, validate
+from robbench.schema import canonical_hash, dump_yaml, validate_json
 from robbench.specs import threat_models
 
 _PIXELS = ("example", "witness", "original")  # columns that only kept examples fill
@@ -190,7 +189,7 @@ def _with_pixels_of(table: pa.Table, chosen: frozenset[int]) -> pa.Table:
 
 
 def _diagnostics(shards: Iterable[Shard]) -> Diagnostics:
-    found = (validate(json.loads(s.diagnostics), Diagnostics, f"{s.path}, metadata") for s in shards)
+    found = (validate_json(s.diagnostics, Diagnostics, f"{s.path}, metadata") for s in shards)
     return sum(found, Diagnostics())
 
 

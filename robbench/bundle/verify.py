@@ -29,6 +29,7 @@ from robbench.bundle.zipcheck import refused
 from robbench.data import Dataset, load_dataset
 from robbench.device import resolve_device, versions
 from robbench.errors import UserError
+from robbench.foreign import foreign_code
 from robbench.matrix.records import CellRecord, CellResult, Run
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow, load_flow_model, load_model
@@ -212,7 +213,9 @@ class _Verifier:
             if model.name in self.subjects.models:
                 self.say(f"Re-scoring {model.name} ({len(model.cells)} cells)")
                 try:
-                    yield from self._of_model(model.name, model.cells)
+                    with foreign_code(f"scoring with model {model.name!r}"):
+                        found = list(self._of_model(model.name, model.cells))
+                    yield from found
                 except UserError as error:
                     if any(
                         self.subjects.models[model.name] is named for named in self.subjects.given.values()

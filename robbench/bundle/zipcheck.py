@@ -6,17 +6,19 @@ Nothing a header says is trusted: bytes are counted as they are decompressed, an
 import hashlib
 import re
 import stat
+import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, LargeZipFile, ZipFile, ZipInfo
 
 from robbench.errors import UserError
 
 BLOCK = 1 << 20
+_BAD_ZIP = (BadZipFile, EOFError, zlib.error, struct.error, ValueError, OverflowError, RuntimeError)
 _DEPTH = 3  # cells/<hash16>/<file>
 _ENCRYPTED = 0x1 | 0x40
 _DRIVE = re.compile(r"^[A-Za-z]:")
@@ -47,7 +49,7 @@ def opened_zip(path: Path, limits: Limits) -> Iterator[tuple[ZipFile, dict[str, 
         raise UserError(f"bundle {str(path)!r} is no file; give a file written by `robbench export`")
     try:
         archive = ZipFile(path)
-    except (BadZipFile, LargeZipFile, OSError, ValueError, NotImplementedError) as error:
+    except (LargeZipFile, OSError, *_BAD_ZIP) as error:
         raise refused(path, f"not a zip file ({error}); give a file written by `robbench export`") from error
     with archive:
         entries = archive.infolist()
@@ -129,11 +131,18 @@ def _check_overlap(path: Path, entries: list[ZipInfo]) -> None:
         end, previous = entry.header_offset + 30 + entry.compress_size, entry.filename
 
 
+def _opened(path: Path, archive: ZipFile, entry: ZipInfo) -> IO[bytes]:
+    try:
+        return archive.open(entry)
+    except OSError as error:  # an offset outside the file; a full disk says the same later, of the target
+        raise refused(path, f"file {entry.filename!r} cannot be found in it ({error})") from error
+
+
 def copied(path: Path, archive: ZipFile, entry: ZipInfo, target: BinaryIO, limit: int) -> str:
     """Unpack an entry into `target`, never more than `limit` bytes; the sha256 of what was written."""
     digest, size = hashlib.sha256(), 0
     try:
-        with archive.open(entry) as stream:
+        with _opened(path, archive, entry) as stream:
             while block := stream.read(min(BLOCK, limit + 1 - size)):
                 size += len(block)
                 if size > limit:
@@ -143,7 +152,7 @@ def copied(path: Path, archive: ZipFile, entry: ZipInfo, target: BinaryIO, limit
                     )
                 digest.update(block)
                 target.write(block)
-    except (BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+    except _BAD_ZIP as error:  # of RuntimeErrors those about encryption, and NotImplementedError
         reason = " ".join(str(error).split())[:120]
         raise refused(path, f"file {entry.filename!r} cannot be unpacked ({reason})") from error
     return digest.hexdigest()

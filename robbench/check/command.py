@@ -17,6 +17,7 @@ from robbench.errors import UserError
 from robbench.matrix.ledger import RUN_FILE, load_run
 from robbench.matrix.progress import Terminal
 from robbench.matrix.records import Run
+from robbench.places import check_output_file
 from robbench.publish.tables import leaderboard
 from robbench.resources import write_text_atomically
 
@@ -57,6 +58,12 @@ class _Outcome:
 def check_run(request: CheckRequest) -> bool:
     """Compare a run with references, print and write what came of it; True when it passed."""
     _consistent(request)
+    for option, path in (
+        ("--json", request.json),
+        ("--junit", request.junit),
+        ("--write-reference", request.write_reference),
+    ):
+        check_output_file(path, option)
     run, console = load_run(request.run_folder), Terminal()
     passed = _checked(run, request, console) if request.against else True
     if (

@@ -6,7 +6,6 @@ a cell depends on (the attack with all parameters, hashes of models and flows) a
 is in the file itself.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from robbench.errors import UserError
 from robbench.matrix.records import CellResult, Run
 from robbench.resources import write_atomically
-from robbench.schema import Strict, canonical_hash, validate
+from robbench.schema import Strict, canonical_hash, parse_json, validate
 from robbench.specs import SHA256, ResolvedAttack
 
 if TYPE_CHECKING:
@@ -251,7 +250,7 @@ def read_samples(path: Path) -> Samples:
     if stored is None or not table.schema.equals(SAMPLES, check_metadata=False):
         raise UserError(f"--against {str(path)!r} is Parquet, but no reference run; {again}")
     try:
-        content = json.loads(stored)
+        content = parse_json(stored)
     except ValueError as error:
         raise UserError(f"--against {str(path)!r} has damaged metadata ({error}); {again}") from error
     identity = validate(content, Identity, str(path))

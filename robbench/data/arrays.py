@@ -1,9 +1,6 @@
 """Splits kept as npz arrays: x, uint8 grey levels, and y, labels. Every malformed file is an error in one line."""
 
-import zlib
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -11,8 +8,8 @@ import torch
 from robbench.data.base import Split
 from robbench.data.card import Layout
 from robbench.errors import UserError
+from robbench.npz import Array, npz_names, read_npz
 
-Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 AXES = {
     "NHW": "images, height, width",
     "NHWC": "images, height, width, 1 or 3 channels",
@@ -35,23 +32,26 @@ def read_arrays(path: Path, layout: Layout, classes: int, levels: int) -> Split:
 
 def _loaded(path: Path) -> tuple[Array, Array]:
     try:
-        # Opened here: numpy leaves the stream of a damaged archive open.
         with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UserError(
-                    f"{path}: is no npz file; write it with numpy.savez_compressed(path, x=..., y=...)"
-                )
-            missing = [name for name in ("x", "y") if name not in file.files]
-            if missing:
-                raise UserError(
-                    f"{path}: has no array {missing[0]!r} but {', '.join(file.files[:5]) or 'none'}; it needs x "
-                    f"(uint8 images) and y (labels)"
-                )
-            return file["x"], file["y"]
+            start = stream.read(6)
+        if start == b"\x93NUMPY":
+            raise UserError(
+                f"{path}: is no npz file; write it with numpy.savez_compressed(path, x=..., y=...)"
+            )
+        if start[:1] == b"\x80":  # how pickles begin
+            raise UserError(_unreadable(path, ValueError("allow_pickle")))
+        names = npz_names(path)
+        missing = [name for name in ("x", "y") if name not in names]
+        if missing:
+            raise UserError(
+                f"{path}: has no array {missing[0]!r} but {', '.join(names[:5]) or 'none'}; it needs x "
+                f"(uint8 images) and y (labels)"
+            )
+        arrays = read_npz(path, ("x", "y"))
+        return arrays["x"], arrays["y"]
     except FileNotFoundError as error:
         raise UserError(f"{path}: is missing; put it there, or correct `splits` in the card") from error
-    except (ValueError, OSError, EOFError, KeyError, RuntimeError, BadZipFile, zlib.error) as error:
+    except (ValueError, OSError) as error:
         raise UserError(_unreadable(path, error)) from error
 
 

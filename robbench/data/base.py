@@ -13,6 +13,7 @@ from torch import Tensor
 from robbench.data.card import UNKNOWN_STEP, DatasetCard, SplitCard, SplitName, require_dataset
 from robbench.data.names import BUILT_IN, dataset_names
 from robbench.errors import UserError, unknown_name
+from robbench.foreign import foreign_code
 from robbench.random import derive_seed
 from robbench.registry import Registry
 
@@ -137,7 +138,10 @@ def load_dataset(name: str, data_dir: str | Path | None = None, data: str | Path
         return load_folder(Path(data), data_dir)
     if name not in DATASETS:  # also knows what was registered at run time
         raise unknown_name("data set", name, dataset_names(), UNKNOWN_STEP)
-    dataset = DATASETS.get(name)(dataset_root(data_dir))
+    load, root = DATASETS.get(name), dataset_root(data_dir)
+    step = "put whole files there again, or name another folder with --data-dir or ROBBENCH_DATA"
+    with foreign_code(f"reading data set {name!r} from {str(root)!r}", step):  # empty and cut files, plugins
+        dataset = load(root)
     return dataset if name in BUILT_IN else with_overlap_noted(dataset)
 
 

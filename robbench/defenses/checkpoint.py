@@ -42,7 +42,7 @@ class Progress:
 def save(path: Path, identity: Mapping[str, Any], progress: Progress) -> None:
     """Replace the checkpoint at `path`. identity: plain values that say which training this is."""
     # Not dataclasses.asdict: it would copy every tensor.
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # torch's own writer reports a full disk as an error of its own, not of the system
     torch.save({"identity": dict(identity), **vars(progress)}, buffer)
     payload = buffer.getbuffer()
     header = MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"

@@ -26,11 +26,13 @@ from robbench.defenses.schedule import (
 )
 from robbench.device import resolve_device
 from robbench.errors import UserError
+from robbench.foreign import foreign_code
 from robbench.models.classifiers import ARCHITECTURES
 from robbench.models.loading import is_flow, load_flow
 from robbench.models.zoo import ZooEntry, default_flow, find_model, zoo_entries
+from robbench.places import check_output_folder
 from robbench.recipes import Recipe
-from robbench.schema import canonical_hash, validate
+from robbench.schema import canonical_hash, parse_yaml, validate
 from robbench.specs import ModelKind, threat_models
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -200,6 +202,7 @@ def make_plan(request: TrainRequest) -> Plan:
     outlined = outline(request)
     kind, recipe, architecture = outlined.kind, outlined.recipe, outlined.architecture
     name = _model_name(request, architecture, kind)
+    check_places(request.out, name)  # before data and flows are loaded
     device = resolve_device(request.device)
     dataset = load_dataset(request.dataset, request.data_dir, request.data)
     dataset.require_training("training a model")
@@ -207,7 +210,8 @@ def make_plan(request: TrainRequest) -> Plan:
     validation = _some(validation, request.validation_samples)
     flow, codec = _flow(request, kind, dataset, device)
     setting = Setting(request.family, threat_models(request.threat_models), codec)
-    defense = build_defense(request.defense, outlined.parameters, setting, kind)
+    with foreign_code(f"defense {request.defense!r}", "repair the package that it comes from"):
+        defense = build_defense(request.defense, outlined.parameters, setting, kind)
     check_places(request.out, name)
     return Plan(
         request=request,
@@ -253,10 +257,7 @@ def _grouped(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _read_value(key: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    try:
-        read = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {key}={value}: is not a YAML value; quote it") from error
+    read = parse_yaml(value, f"--set {key}={value[:200]}")
     try:
         return float(read) if isinstance(read, str) else read  # YAML 1.1 reads 1e-3 as text
     except ValueError:
@@ -341,15 +342,7 @@ def check_places(out: Path, name: str) -> None:
         raise UserError(
             f"{folder} holds something else ({', '.join(foreign[:3])}); choose another --name or --out"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".{name}.probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"--out {str(out)!r} cannot be written ({error.strerror}); choose another folder"
-        ) from error
+    check_output_folder(out)
 
 
 def _is_leftover(name: str) -> bool:

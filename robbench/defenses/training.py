@@ -8,7 +8,7 @@ count).
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,10 +24,13 @@ from robbench.defenses.checkpoint import Progress
 from robbench.defenses.plan import Plan, TrainRequest, check_places, make_plan, parse_settings
 from robbench.defenses.schedule import augment, build_optimizer, generator_for, learning_rate
 from robbench.errors import UserError
+from robbench.foreign import foreign_code
 from robbench.locks import LockHeldError, file_lock
 from robbench.models.flows.base import Flow
 from robbench.models.loading import build_architecture, save_model_folder
+from robbench.places import Place
 from robbench.random import derive_seed
+from robbench.stops import check_stop
 
 __all__ = ["Report", "TrainRequest", "parse_settings", "train"]
 
@@ -69,7 +72,7 @@ def train(request: TrainRequest, progress: Callable[[Report], None] | None = Non
         check_places(request.out, plan.name)  # another training may have finished meanwhile
         trainer = Trainer(plan, progress or _silent)
         trainer.run()
-        _write_folder(plan, trainer)
+        trainer.finish()
         plan.checkpoint.unlink(missing_ok=True)
     return plan.folder
 
@@ -100,6 +103,7 @@ class Trainer:
     def __init__(self, plan: Plan, notify: Callable[[Report], None]) -> None:
         self.plan, self.recipe, self._notify = plan, plan.recipe, notify
         self.steps = len(self._batches(0))
+        self._place: Place | None = None
         self.model = self._fresh_model()
         self.optimizer = build_optimizer(self.recipe, self.model)
         found = checkpoint.load(plan.checkpoint, plan.identity, plan.device)
@@ -123,10 +127,11 @@ class Trainer:
         state = self.state
         if state.epoch == 0:
             self.model.train()
-            self.plan.defense.prepare(self.model, next(self._images(0))[0])
+            with self._foreign():
+                self.plan.defense.prepare(self.model, next(self._images(0))[0])
         while state.epoch < self.recipe.epochs and not self._out_of_patience():
             self._epoch()
-            checkpoint.save(self.plan.checkpoint, self.plan.identity, state)
+            self._save()
             last = state.history[-1]
             self._notify(self._report(self.steps, last["loss"], last["learning_rate"], epoch_done=True))
         if self.recipe.selection == "validation":
@@ -136,6 +141,26 @@ class Trainer:
                     f"lower the learning rate (--set recipe.learning_rate=...) under another --name"
                 )
             self.model.load_state_dict(state.best)
+
+    def _foreign(self) -> AbstractContextManager[None]:
+        """Around calls of the defense and the model, which may come from another package."""
+        step = (
+            "correct the defense or the architecture, or ask for less at once (--set recipe.batch_size=...)"
+        )
+        return foreign_code(f"training {self.plan.name!r}", step)
+
+    def _save(self) -> None:
+        """The checkpoint, into the same folder as the one before: never a second folder in its place."""
+        if self._place is not None:
+            self._place.require()
+        checkpoint.save(self.plan.checkpoint, self.plan.identity, self.state)
+        self._place = self._place or Place.of(self.plan.checkpoint.parent)
+
+    def finish(self) -> None:
+        """Write the zoo folder of a training that is done."""
+        if self._place is not None:
+            self._place.require()
+        _write_folder(self.plan, self)
 
     def _out_of_patience(self) -> bool:
         patience, state = self.recipe.patience, self.state
@@ -172,11 +197,13 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.plan.defense.loss(self.model, x, y, noise)
-        value = float(loss.detach())
-        if not abs(value) < float("inf"):
-            raise self._not_finite(value, epoch, step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with self._foreign():
+            loss = self.plan.defense.loss(self.model, x, y, noise)
+            value = float(loss.detach())
+            if not abs(value) < float("inf"):
+                raise self._not_finite(value, epoch, step)
+            loss.backward()  # type: ignore[no-untyped-call]
+        check_stop()
         if self.recipe.gradient_clip_norm is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip_norm)
         self.optimizer.step()
@@ -198,7 +225,8 @@ class Trainer:
         if self.recipe.selection == "last" or ((epoch + 1) % self.recipe.validate_every and not last):
             return None
         plan = self.plan
-        return selection.score(plan.defense, self.model, plan.scored, plan.device)
+        with self._foreign():
+            return selection.score(plan.defense, self.model, plan.scored, plan.device)
 
     def _keep_best(self, score: float) -> None:
         """Keep the epoch when it is at least as good: on a tie the later one, trained for longer."""

@@ -1,7 +1,9 @@
 """The cells of a run: a model loaded and tried, an attack built, and the record that names the pair."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from robbench.attacks.victim import full_precision
 from robbench.cards import FlowReference, ModelCard
 from robbench.data import Dataset
 from robbench.errors import UserError
+from robbench.foreign import foreign_code
 from robbench.matrix.records import CellRecord, Precision, cell_hash
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import LoadedFlow, LoadedModel, load_flow_model, load_model
@@ -31,6 +34,7 @@ from robbench.models.zoo import ZooEntry
 from robbench.specs import ResolvedAttack
 
 SHARD_SIZE = 120
+AnyAttack = TypeVar("AnyAttack", bound=NamedAttack)
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,17 @@ class CellBuilder:
 
     def cells(self, entries: Sequence[ZooEntry], attacks: Sequence[ResolvedAttack]) -> Iterator[Cell]:
         """Every model with every attack on models of its kind, models outermost."""
-        on_classifiers = [build_attack(spec, self.flow) for spec in attacks if spec.target == "classifier"]
-        on_flows = [build_likelihood_attack(spec) for spec in attacks if spec.target == "flow"]
+        on_classifiers = [self._attack(spec) for spec in attacks if spec.target == "classifier"]
+        on_flows = [_likelihood_attack(spec) for spec in attacks if spec.target == "flow"]
         for entry in entries:
             if entry.card.kind == "classifier":
                 yield from self._classifier_cells(entry, on_classifiers)
             else:
                 yield from self._flow_cells(entry, on_flows)
+
+    def _attack(self, spec: ResolvedAttack) -> Attack:
+        with _foreign_attack(spec):
+            return _asked(build_attack(spec, self.flow))
 
     def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:
         _same_shape(entry.card, self.dataset)
@@ -166,6 +174,21 @@ class CellBuilder:
         )
 
 
+def _likelihood_attack(spec: ResolvedAttack) -> LikelihoodAttack:
+    with _foreign_attack(spec):
+        return _asked(build_likelihood_attack(spec))
+
+
+def _foreign_attack(spec: ResolvedAttack) -> AbstractContextManager[None]:
+    return foreign_code(f"attack {spec.label!r}", "repair the package that it comes from, or leave it out")
+
+
+def _asked(attack: AnyAttack) -> AnyAttack:
+    """The attack, after what is asked of it later, in the middle of a run, has answered once."""
+    _ = attack.cost, attack.engine, attack.batch_dependent
+    return attack
+
+
 def _require_classes(name: str, logits: Tensor, dataset: Dataset) -> None:
     if logits.shape[1] != dataset.classes:
         raise UserError(
@@ -197,7 +220,7 @@ def _tried_flow(model: LoadedFlow, dataset: Dataset, samples: Sequence[int], dev
         )
     ids = samples[:SHARD_SIZE]
     x, y = (part.to(device) for part in dataset.test.by_ids(ids))
-    with torch.no_grad():
+    with torch.no_grad(), foreign_code(f"scoring images with model {name!r}"):
         bits = flow.bits_per_dim(x, y, seed=0, sample_ids=ids)
     if not torch.isfinite(bits).any():
         raise UserError(

@@ -4,7 +4,6 @@ A backend only computes. Ledger, progress and cell records belong to the driver,
 stop at any moment and be completed by either.
 """
 
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,9 @@ from robbench.matrix.records import CellRecord, Status
 from robbench.matrix.shard_work import CleanLikelihood, ShardFailure, ShardRows, ShardTask, ShardWork
 from robbench.matrix.shards import shown_values
 from robbench.metrics.likelihood import bits_per_dim
-from robbench.schema import validate
+from robbench.places import Place
+from robbench.schema import validate_json
+from robbench.stops import check_stop
 
 
 class Backend(Protocol):
@@ -45,7 +46,9 @@ class LocalBackend:
 
     def results(self, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardRows | ShardFailure]]:
         for task in tasks:
-            yield task, self.work.shard(task.cell, task.ids)
+            result = self.work.shard(task.cell, task.ids)
+            check_stop()  # of a Ctrl-C that code inside has swallowed, a result would be a whim of the moment
+            yield task, result
 
 
 @contextmanager
@@ -77,7 +80,9 @@ def shard_work(plan: Plan) -> ShardWork:
 def execute(plan: Plan, ledger: Ledger, progress: RunProgress, backend: Backend) -> list[CellRecord]:
     """Complete every cell of `plan` in `ledger`; returns their records in plan order.
 
-    A failing attack fails its cell and nothing else. Interrupt it at any moment: finished shards stay.
+    A failing attack fails its cell and nothing else. Interrupt it at any moment: finished shards stay. Every cell has
+    an end state, "ok" or "failed", whatever ended the backend. `UserError` when the folder is removed or renamed
+    meanwhile.
     """
     ledger.write_run(plan.run, plan.cards, [cell.record for cell in plan.cells])
     _keep_originals(plan, ledger, progress)
@@ -133,8 +138,12 @@ class _Driver:
     ledger: Ledger
     progress: RunProgress
     backend: Backend
+    _place: Place = field(init=False)
     _open: dict[int, _Open] = field(default_factory=dict)
     _records: dict[int, CellRecord] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._place = Place.of(self.ledger.folder)
 
     def run(self) -> list[CellRecord]:
         for task, result in self.backend.results(self._tasks()):
@@ -145,7 +154,22 @@ class _Driver:
             else:
                 self._store(cell, task, result)
             self._end_if_done(cell)
+        self._fail_unended()
         return [self._records[number] for number in range(len(self.plan.cells))]
+
+    def _fail_unended(self) -> None:
+        """An end state for cells that a backend left without one: a loop that ends is not yet a run that is done."""
+        for number, cell in enumerate(self.plan.cells):
+            if number in self._records:
+                continue
+            if number not in self._open:
+                self._open[number] = _Open(number, cell, self._present(cell), deque())
+                self.progress.started(number, cell.record, len(self._open[number].values))
+            left = self._open[number]
+            left.computing.clear()
+            error = "the backend ended before every sample was computed; run the same command again"
+            left.fail(0, ShardFailure(error, ""))
+            self._end_if_done(left)
 
     # ---------------------------------------------------------------------------------------------- what is missing
     def _tasks(self) -> Iterator[ShardTask]:
@@ -215,6 +239,7 @@ class _Driver:
 
     # ------------------------------------------------------------------------------------------ start, store and end
     def _start(self, cell: _Open) -> None:
+        self._place.require()
         self._open[cell.number] = cell
         self.progress.started(cell.number, cell.cell.record, len(cell.values))
         if cell.waiting:
@@ -223,6 +248,7 @@ class _Driver:
 
     def _store(self, cell: _Open, task: ShardTask, rows: ShardRows) -> None:
         record = cell.cell.record
+        self._place.require()
         try:
             noticed = rows.diagnostics.model_dump_json(exclude_defaults=True)
             self.ledger.write_shard(record.hash, task.block, rows.table, rows.seconds, noticed)
@@ -246,6 +272,7 @@ class _Driver:
         seconds, suspicions = self._of_shards(record.hash)
         changes = {"status": status, **reason, "seconds": seconds, "suspicions": suspicions}
         record = record.model_copy(update=changes)
+        self._place.require()
         self.ledger.write_cell(record)
         self.progress.ended(cell.number, record, len(cell.values), score_text(record, cell.values))
         self._records[cell.number] = record
@@ -254,7 +281,7 @@ class _Driver:
     def _of_shards(self, cell: str) -> tuple[float, tuple[str, ...]]:
         """Seconds of all shards of a cell, also of earlier runs, and what their counts together make suspicious."""
         shards = self.ledger.shards(cell, _ignore)
-        noticed = (validate(json.loads(s.diagnostics), Diagnostics, f"{s.path}, metadata") for s in shards)
+        noticed = (validate_json(s.diagnostics, Diagnostics, f"{s.path}, metadata") for s in shards)
         together = sum(noticed, Diagnostics())
         return round(sum(shard.seconds for shard in shards), 3), tuple(s.text for s in together.suspicions)
 

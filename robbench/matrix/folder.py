@@ -16,18 +16,8 @@ def check_folder(folder: Path, run: RunFile, fresh: bool) -> None:
     Accepted: an absent or empty folder, the same run, and with `fresh` another run of robbench (put aside
     later). Never accepted: a folder with other content, which `fresh` must not move.
     """
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--out {str(folder)!r} is a file; give a folder")
-        foreign, is_run = foreign_content(folder), (folder / RUN_FILE).exists()
-    except OSError as error:
-        raise _unusable(folder, error) from error
-    if foreign:
-        raise UserError(
-            f"--out {str(folder)!r} holds something else ({', '.join(foreign[:3])}) and no {RUN_FILE}; "
-            f"give another --out"
-        )
-    if not is_run:
+    check_not_foreign(folder)
+    if not (folder / RUN_FILE).exists():
         return
     try:
         existing = Ledger(folder).read_run(edited=True)  # the run that it is is written again
@@ -40,6 +30,21 @@ def check_folder(folder: Path, run: RunFile, fresh: bool) -> None:
         raise UserError(
             f"--out {str(folder)!r} holds another run ({'; '.join(differences)}); "
             f"give another --out, or --fresh to put it aside"
+        )
+
+
+def check_not_foreign(folder: Path) -> None:
+    """`UserError` when `folder` is a file or holds something else than a run. Reads only."""
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--out {str(folder)!r} is a file; give a folder")
+        foreign = foreign_content(folder)
+    except OSError as error:
+        raise _unusable(folder, error) from error
+    if foreign:
+        raise UserError(
+            f"--out {str(folder)!r} holds something else ({', '.join(foreign[:3])}) and no {RUN_FILE}; "
+            f"give another --out"
         )
 
 

@@ -17,7 +17,7 @@ from robbench.matrix.record_files import (
 )
 from robbench.matrix.records import RunFile
 from robbench.resources import write_text_atomically
-from robbench.schema import Strict, canonical_hash, validate
+from robbench.schema import Strict, canonical_hash, load_json, validate
 from robbench.specs import SHA256
 
 FRECHET_FOLDER, CLEAN = "frechet", "clean"
@@ -88,8 +88,8 @@ def read_record(path: Path) -> FrechetRecord:
     """One stored record; `UserError` when the file is damaged."""
     next_step = f"remove it and {NEXT_STEP}"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = load_json(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: is not JSON ({error}); {next_step}") from error
     try:
         return validate(without_checksum(path, content, next_step), FrechetRecord, str(path))

@@ -4,7 +4,6 @@ Only files that robbench itself writes, under the names it gives them, are ever 
 whatever else lies there is named and left alone.
 """
 
-import json
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from robbench.matrix.ledger import CELL_FILE, ORIGINALS_FILE, RUN_FILE, Ledger
 from robbench.matrix.record_files import without_checksum
 from robbench.matrix.records import CellRecord, RunFile
 from robbench.matrix.shards import BadShardError, read_shard
-from robbench.schema import load_yaml, validate
+from robbench.schema import load_json, load_yaml, validate
 
 Kind = Literal["cell", "distance", "card", "original", "quarantine", "superseded", "temporary", "cache"]
 YOUNG_SECONDS = (
@@ -175,8 +174,7 @@ def _orphan(cell: Path) -> tuple[CellRecord, list[Path]]:
         raise UserError(f"has no {CELL_FILE}")
     try:
         path = cell / CELL_FILE
-        content = without_checksum(path, json.loads(path.read_text(encoding="utf-8")), "look at it first")
-        record = validate(content, CellRecord, str(path))
+        record = validate(without_checksum(path, load_json(path), "look at it first"), CellRecord, str(path))
     except ValueError as error:
         raise UserError(f"has a {CELL_FILE} that cannot be read ({error})") from error
     if record.hash[:16] != cell.name:

@@ -12,11 +12,9 @@ superseded-<k>/                         what `--fresh` put aside
 
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -35,11 +33,13 @@ from robbench.matrix.shards import (
     shard_name,
     write_shard,
 )
+from robbench.npz import read_npz
 from robbench.resources import write_atomically, write_text_atomically
-from robbench.schema import dump_yaml, load_yaml, read_yaml, validate, yaml_text
+from robbench.schema import dump_yaml, load_json, load_yaml, read_yaml, validate, yaml_text
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 _STATED_VERSION = re.compile(r'^ {0,2}"?schema_version"?: ([0-9]{1,9}),?$', re.MULTILINE)
 _STATED_WRITER = re.compile(r"^ {2}robbench: '?([0-9A-Za-z.+-]{1,40})'?$", re.MULTILINE)
@@ -99,8 +99,8 @@ class Ledger:
             return None
         _check_record_version(path)
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            content = load_json(path)
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: is not JSON ({error}); {_RESTORE}") from error
         try:
             content = without_checksum(path, content, _RESTORE, check=not edited)
@@ -124,12 +124,11 @@ class Ledger:
         if not path.exists():
             return {}
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                ids, images = stored["ids"], stored["images"]
-                if images.dtype != np.float32 or images.ndim != 4:
-                    raise ValueError(f"holds {images.dtype} {images.shape}, not float32 images")
-                return {int(i): image for i, image in zip(ids, images, strict=True)}
-        except (ValueError, TypeError, OSError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+            ids, images = read_npz(path, ("ids", "images")).values()
+            if images.dtype != np.float32 or images.ndim != 4 or ids.dtype != np.int64 or ids.ndim != 1:
+                raise ValueError(f"holds {images.dtype} {images.shape}, not float32 images")
+            return {int(i): image for i, image in zip(ids, images, strict=True)}
+        except (ValueError, OSError) as error:
             raise UserError(f"{path} cannot be read ({error}); {_RESTORE}") from error
 
     def add_originals(self, images: dict[int, Images], on_bad: Callable[[Path, str], None]) -> None:
@@ -230,8 +229,8 @@ def _suffixes() -> Iterable[str]:
 def load_run(folder: Path) -> Run:
     """The last plan of a run folder with all rows it has so far. Reads only; needs no data set and no model.
 
-    A cell with fewer rows than the plan wants has status "running". Raises `UserError` for a folder that is
-    no run and for a damaged shard.
+    A cell with fewer rows than the plan wants, or whose end nobody wrote down, has status "running". Raises
+    `UserError` for a folder that is no run and for a damaged shard.
     """
     ledger = Ledger(folder)
     run = ledger.read_run() if folder.is_dir() else None
@@ -279,9 +278,8 @@ def _load_cell(
     empty = SCHEMAS[record.attack.target].empty_table()
     table = pa.concat_tables([empty, *(s.table.replace_schema_metadata() for s in shards)])
     table = table.filter(pc.is_in(table["sample_id"], value_set=wanted)).sort_by("sample_id")
-    status = record.status
-    if status != "failed":
-        status = "ok" if len(table) == len(wanted) else "running"
+    # A process that ended before it wrote an end state (killed, os._exit) has not checked what it computed.
+    status = "running" if len(table) < len(wanted) and record.status == "ok" else record.status
     changes = {
         "model": model,
         "defense": defense,

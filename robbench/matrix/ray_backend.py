@@ -23,8 +23,10 @@ from torch import nn
 
 from robbench.device import versions
 from robbench.errors import UserError
+from robbench.foreign import cause
 from robbench.matrix.cells import Cell
 from robbench.matrix.shard_work import ShardFailure, ShardRows, ShardTask, ShardWork, failed
+from robbench.stops import handlers_kept, remember_termination, reraise_stop
 
 BackendName = Literal["local", "ray"]
 MAX_RETRIES = 3
@@ -129,7 +131,7 @@ def _connect(ray: Any, asked: str | None) -> None:
         _require_answer(address)
     place = {"address": "local", "include_dashboard": False} if address is None else {"address": address}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), handlers_kept():  # Ray would end the program at SIGTERM by itself
             warnings.simplefilter("ignore")  # of Ray about itself: nothing the user could act on
             ray.init(**place, log_to_driver=False, logging_level="ERROR")
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -249,10 +251,10 @@ class RayBackend:
     def _submitted(self, task: ShardTask) -> ObjectRef:
         try:
             packed = self._pack(task.cell)
-        except (pickle.PicklingError, AttributeError, TypeError, RuntimeError) as error:
+        except BaseException as error:  # pickling runs code of the model's and the attack's
+            reraise_stop(error)
             unsent = UserError(
-                f"the cell cannot be sent to a Ray worker ({' '.join(str(error).split())[:160]}); "
-                f"run it without --backend ray"
+                f"the cell cannot be sent to a Ray worker ({cause(error)}); run it without --backend ray"
             )
             return self._ray.put(failed(unsent))
         return self._remote.remote([self._shared], packed, task.ids)
@@ -311,7 +313,8 @@ def compute_shard(
     try:
         work, device = _prepared(shared[0])
         unpacked: Cell = _unpacked(cell, device)
-    except Exception as error:
+    except BaseException as error:  # unpickling runs code of the model's and the attack's
+        reraise_stop(error)
         return failed(error)
     return work.shard(unpacked, ids)
 
@@ -323,6 +326,7 @@ def _prepared(shared: ObjectRef) -> tuple[ShardWork, str]:
 
     torch.set_num_threads(1)
     tune_allocator()
+    remember_termination()
     ray = imported_ray()
     here, common = _compared(versions()), ray.get(shared)
     for package, wanted in common.versions.items():

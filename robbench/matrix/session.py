@@ -8,16 +8,22 @@ from rich.table import Table
 from robbench.cli_base import print_paths
 from robbench.matrix.cells import Cell
 from robbench.matrix.executor import execute, opened_backend
-from robbench.matrix.folder import check_folder, opened
+from robbench.matrix.folder import check_folder, check_not_foreign, opened
 from robbench.matrix.ledger import Ledger, load_run
 from robbench.matrix.plan import Plan, RunRequest, build_plan
 from robbench.matrix.progress import Terminal, run_progress
 from robbench.matrix.rates import PlanRates, hours_text
+from robbench.places import check_output_folder
 from robbench.publish.report import publish
 
 
 def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
-    """Complete the matrix in `folder`, write and print its tables; returns the number of failed cells."""
+    """Complete the matrix in `folder`, write and print its tables; returns the number of failed cells.
+
+    Only what the folder says afterwards counts: a cell whose rows are not all there counts as failed too.
+    """
+    check_not_foreign(folder)  # before models are loaded, which can take minutes
+    check_output_folder(folder)
     plan = build_plan(request)
     console = Terminal()
     for warning in plan.warnings:
@@ -25,16 +31,25 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     with opened_backend(plan) as backend, opened(folder, plan.run, fresh) as ledger:
         records = [cell.record for cell in plan.cells]
         with run_progress(console, records, len(plan.samples)) as progress:
-            finished = execute(plan, ledger, progress, backend)
-        failed = sum(record.status == "failed" for record in finished)
-        paths = publish(load_run(folder), console)
+            execute(plan, ledger, progress, backend)
+        run = load_run(folder)
+        paths = publish(run, console)
+    finished = [result.cell for result in run.cells]
+    failed = sum(record.status == "failed" for record in finished)
+    unfinished = [f"{cell.model} x {cell.attack.label}" for cell in finished if cell.status == "running"]
+    if unfinished:
+        line = (
+            f"{len(unfinished)} of {len(finished)} cells are not complete in {folder}: "
+            f"{', '.join(unfinished[:5])}; run the same command again"
+        )
+        console.print(line, style="red", markup=False, soft_wrap=True)
     if failed:
         line = (
             f"{failed} of {len(finished)} cells failed; reasons are below the table and in {folder / 'cells'}"
         )
         console.print(line, style="red", markup=False, soft_wrap=True)
     print_paths(paths)
-    return failed
+    return failed + len(unfinished)
 
 
 # ---------------------------------------------------------------------------------------------------- dry run

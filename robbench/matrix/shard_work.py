@@ -20,10 +20,14 @@ from robbench.attacks.witness import witnesses
 from robbench.data import Split
 from robbench.device import device_text
 from robbench.errors import AttackViolation, UserError
+from robbench.foreign import message_of
 from robbench.matrix.cells import Cell, ClassifierCell, FlowCell
 from robbench.matrix.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
 from robbench.models.flows.base import FrozenFlow
 from robbench.precision import SearchPrecision
+from robbench.stops import reraise_stop
+
+LONGEST_TRACEBACK = 100_000  # characters that a record keeps, the end of it
 
 
 @dataclass(frozen=True)
@@ -117,12 +121,14 @@ class ShardWork:
         return replace(self, device=device, likelihood=replace(self.likelihood, device=device))
 
     def shard(self, cell: Cell, ids: Sequence[int]) -> ShardRows | ShardFailure:
-        """Attack the samples called `ids`; whatever the attack raises becomes a failure."""
+        """Attack the samples called `ids`; whatever model and attack raise becomes a failure, SystemExit and
+        KeyboardInterrupt too, unless this process itself is to stop (`Stopped`)."""
         begun = time.monotonic()
         try:
             table, diagnostics = self.table(cell, ids)
             return ShardRows(table, time.monotonic() - begun, diagnostics, device_text(self.device))
-        except Exception as error:
+        except BaseException as error:
+            reraise_stop(error)
             return failed(error)
 
     def table(self, cell: Cell, ids: Sequence[int]) -> tuple[pa.Table, Diagnostics]:
@@ -161,12 +167,12 @@ class ShardWork:
 
 def failed(error: BaseException) -> ShardFailure:
     """An exception, while it is being handled or after, as the record of a cell keeps it."""
-    return ShardFailure(_reason(error), "".join(traceback.format_exception(error)))
+    return ShardFailure(_reason(error), "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:])
 
 
 def _reason(error: BaseException) -> str:
     """A failure in one line: what happened, and for lack of memory what to do."""
-    text = " ".join(str(error).split()) or "no message"
+    text = message_of(error, 1000)
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of GPU memory ({text[:120]}); give a smaller --batch-size"
     if out_of_memory(error):

@@ -176,7 +176,16 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
     diagnostics = metadata.get(_KEY_DIAGNOSTICS, b"{}").decode(errors="replace")
     shard = Shard(path, _completed(table), _seconds(metadata), diagnostics)
     _check_ids(shard, known)
+    _check_distances(shard)
     return shard
+
+
+def _check_distances(shard: Shard) -> None:
+    """No attack stores another: the base class has measured them on checked images."""
+    for name in ("l1", "l2", "linf"):
+        distances = shard.table[name].to_numpy()
+        if not ((distances >= 0) & (distances < float("inf"))).all():
+            raise BadShardError(f"holds a negative or non-finite distance ({name})")
 
 
 def _version(path: Path, metadata: dict[bytes, bytes]) -> int:

@@ -200,6 +200,14 @@ def refuse_foreign(folder: Path) -> None:
         )
 
 
+def refuse_no_run(folder: Path) -> None:
+    """`UserError` for what is no run, and not about to be one: nobody holds the lock of a folder without run.yaml."""
+    refuse_foreign(folder)
+    if not (folder / RUN_FILE).exists() and not lock_is_held(folder):
+        what = "holds no run" if folder.exists() else "does not exist"
+        raise UserError(f"{str(folder)!r} {what}; give the --out of a `robbench run` that has begun")
+
+
 def _content(path: Path, cell: str, finished: float) -> ShardFile | None:
     try:
         shard = read_shard(path, cell)
@@ -251,7 +259,7 @@ def _record(ledger: Ledger, cell: str) -> tuple[CellRecord | None, str]:
 def _state(record: CellRecord | None, done: int, wanted: int, begun: bool) -> CellState:
     if record is not None and record.status == "failed":
         return "failed"
-    if done == wanted and record is not None:
+    if done == wanted and record is not None and record.status == "ok":
         return "done"
     return "running" if done or begun else "missing"
 

@@ -6,17 +6,16 @@ Dowson and Landau, J. Multivariate Analysis 12 (1982) 450-455.
 """
 
 import math
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from robbench.errors import UserError
+from robbench.npz import read_npz
 from robbench.resources import write_atomically
 
 Matrix = NDArray[np.float64]
@@ -99,23 +98,13 @@ class GaussianStatistics:
     def load(cls, path: Path) -> "GaussianStatistics":
         """Read what `save` wrote; `UserError` when the file is damaged or something else."""
         try:
-            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-                n, mean, covariance = stored["n"], stored["mean"], stored["covariance"]
+            n, mean, covariance = read_npz(path, ("n", "mean", "covariance")).values()
             if n.shape != () or n.dtype != np.int64 or {mean.dtype, covariance.dtype} != {np.dtype("f8")}:
                 raise ValueError(
                     f"holds n {n.dtype} {n.shape}, mean {mean.dtype}, covariance {covariance.dtype}"
                 )
             return cls(int(n), mean, covariance)
-        except (
-            ValueError,
-            TypeError,
-            AttributeError,
-            OSError,
-            EOFError,
-            KeyError,
-            BadZipFile,
-            zlib.error,
-        ) as error:
+        except (ValueError, OSError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"{path} cannot be read as feature statistics ({reason}); remove it") from error
         except UserError as error:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from robbench.cards import Architecture, Golden, ModelCard, Weights
 from robbench.errors import UserError
+from robbench.foreign import cause, foreign_code
 from robbench.models.checkpoints import load_strictly, read_golden, read_state
 from robbench.models.classifiers import ARCHITECTURES, Normalize
 from robbench.models.flows.base import Flow, FrozenFlow
@@ -23,6 +24,7 @@ from robbench.models.third_party import OptionAResNet, TradesSmallCNN, convex_sm
 from robbench.models.zoo import ZooEntry
 from robbench.resources import sha256_file, write_atomically, write_text_atomically
 from robbench.schema import dump_yaml
+from robbench.stops import reraise_stop
 
 GOLDEN_TOLERANCE = (
     1e-4  # float32 sums in another order (threads, instruction set) differ by about 1e-6 of the logits
@@ -75,11 +77,14 @@ def build_architecture(
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="Initializing zero-element tensors")  # a width of 0
             return builder(input_shape, **sizes, **architecture.arguments)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, UserWarning, MemoryError) as error:
+    except UserError:
+        raise
+    except BaseException as error:  # a plugin's architecture can fail in any way
+        reraise_stop(error)
         given = ", ".join(f"{key}={value!r}" for key, value in architecture.arguments.items())
         raise UserError(
             f"architecture {architecture.name!r} cannot be built for images {tuple(input_shape)} with "
-            f"{given or 'its default arguments'}: {' '.join(str(error).split())[:160]}; correct the arguments"
+            f"{given or 'its default arguments'}: {cause(error)}; correct the arguments"
         ) from error
 
 
@@ -92,12 +97,13 @@ def is_flow(architecture: Architecture) -> bool:
 def load_model(entry: ZooEntry, device: torch.device | str = "cpu") -> LoadedModel:
     """The module of a card, verified: sha256 of weights, every parameter present, golden outputs reproduced."""
     card = entry.card
-    module = (entry.build() if entry.build is not None else _built(entry)).eval().requires_grad_(False)
-    if card.golden is not None:
-        _check_golden(entry, card.golden, module)
-    elif card.kind == "classifier":
-        _check_logits(entry, module)
-    return LoadedModel(card, entry.folder, module.to(device))
+    with foreign_code(f"model {card.name!r}", "correct its code, its architecture or its weights"):
+        module = (entry.build() if entry.build is not None else _built(entry)).eval().requires_grad_(False)
+        if card.golden is not None:
+            _check_golden(entry, card.golden, module)
+        elif card.kind == "classifier":
+            _check_logits(entry, module)
+        return LoadedModel(card, entry.folder, module.to(device))
 
 
 def _built(entry: ZooEntry) -> nn.Module:
@@ -124,10 +130,11 @@ def _check_logits(entry: ZooEntry, module: nn.Module) -> None:
     try:
         with torch.no_grad():
             logits = module(images)
-    except Exception as error:  # somebody else's code can fail in any way
+    except BaseException as error:  # somebody else's code can fail in any way
+        reraise_stop(error)
         raise UserError(
-            f"{where} fails on images {card.input_shape} ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:160]}); correct input_shape or architecture in its card"
+            f"{where} fails on images {card.input_shape} ({cause(error)}); correct input_shape or "
+            f"architecture in its card"
         ) from error
     if not isinstance(logits, Tensor):
         raise UserError(
@@ -219,8 +226,9 @@ def save_model_folder(
     state = {name: value.detach().contiguous().clone() for name, value in module.state_dict().items()}
     weights, golden = folder / "weights.safetensors", folder / "golden.safetensors"
     recorded = {"inputs": golden_inputs.contiguous(), "outputs": _outputs(module, golden_inputs).contiguous()}
-    write_atomically(weights, lambda path: save_file(state, path))
-    write_atomically(golden, lambda path: save_file(recorded, path))
+    # As bytes: safetensors' own writer reports a full disk as an error of its own, not of the system.
+    write_atomically(weights, lambda path: path.write_bytes(save(state)))
+    write_atomically(golden, lambda path: path.write_bytes(save(recorded)))
     complete = ModelCard(
         **card,
         weights=Weights(file=weights.name, sha256=sha256_file(weights)),

@@ -16,6 +16,8 @@ from torch import nn
 
 from robbench.cards import ModelCard
 from robbench.errors import UserError, unknown_name
+from robbench.foreign import cause
+from robbench.stops import reraise_stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,11 +109,12 @@ def built(card: ModelCard, builder: Callable[..., nn.Module], **sizes: Any) -> n
     arguments = {**sizes, **card.architecture.arguments}
     try:
         return builder(**arguments)
-    except Exception as error:  # another library's code can fail in any way
+    except BaseException as error:  # another library's code can fail in any way
+        reraise_stop(error)
         given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UserError(
             f"model {card.name!r}: architecture {card.architecture.name!r} cannot be built with {given} "
-            f"({type(error).__name__}: {_short(error)}); correct architecture.arguments in its card"
+            f"({cause(error)}); correct architecture.arguments in its card"
         ) from error
 
 
@@ -151,9 +154,10 @@ def _called(entry: "ZooEntry") -> nn.Module:
     given = ", ".join(f"{key}={value!r}" for key, value in card.architecture.arguments.items())
     try:
         module = call(**card.architecture.arguments)
-    except (Exception, SystemExit) as error:  # somebody else's code can fail in any way
+    except BaseException as error:  # somebody else's code can fail in any way
+        reraise_stop(error)
         raise UserError(
-            f"model {card.name!r}: {name}({given}) failed ({type(error).__name__}: {_short(error)}); "
+            f"model {card.name!r}: {name}({given}) failed ({cause(error)}); "
             f"correct architecture.arguments in its card, or that code"
         ) from error
     if not isinstance(module, nn.Module):
@@ -190,16 +194,15 @@ def _module(name: str, folder: Path, where: str) -> Any:
     try:
         with _import_path(folder):
             module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # somebody else's code can fail in any way
+    except BaseException as error:  # somebody else's code can fail in any way
+        reraise_stop(error)
         absent = isinstance(error, ModuleNotFoundError) and error.name == name.split(".")[0]
         step = (
             f"put {name.split('.')[0]}.py beside the card, or install its package"
             if absent
             else "repair that module, or install what it needs"
         )
-        raise UserError(
-            f"{where} does not import ({type(error).__name__}: {_short(error)}); {step}"
-        ) from error
+        raise UserError(f"{where} does not import ({cause(error)}); {step}") from error
     stem, loaded = folder.resolve() / name.replace(".", "/"), getattr(module, "__file__", None) or "elsewhere"
     beside = [path for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.is_file()]
     if beside and Path(loaded).resolve() not in beside:
@@ -218,7 +221,3 @@ def _import_path(folder: Path) -> "Iterator[None]":
         yield
     finally:
         sys.path.remove(path)
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]

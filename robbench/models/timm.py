@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from robbench.cards import Architecture, ModelCard, Preprocessing, Weights
@@ -89,7 +89,7 @@ def _folder_with(name: str, file: str, source: str, folders: list[Path]) -> Path
             f"or name the folder that holds {file} with --checkpoints or ROBBENCH_CHECKPOINTS"
         ) from error
     tensors = {key: value.contiguous().clone() for key, value in state.items()}
-    write_atomically(folders[-1] / file, partial(save_file, tensors))
+    write_atomically(folders[-1] / file, lambda path: path.write_bytes(save(tensors)))
     return folders[-1]
 
 

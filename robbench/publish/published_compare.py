@@ -13,11 +13,11 @@ An interval covers the draw of test images, not the draw of a training: papers p
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Literal
 
 from robbench.cards import Training
 from robbench.matrix.records import Run
+from robbench.numerals import number
 from robbench.publish.rows import AVERAGE, CLEAN, TableRow
 from robbench.publish.tables import combined_attacks, rows_under_attack
 from robbench.published import PublishedRow, arithmetic
@@ -327,10 +327,8 @@ def _parsed(text: str) -> object:
         return []
     if "+" in text:
         return text.split("+")
-    try:
-        return float(Fraction(text))
-    except ValueError:
-        return text
+    found = number(text)
+    return text if found is None else found
 
 
 def _difference(what: str, published: object, measured: object) -> Difference | None:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from robbench.errors import UserError
+from robbench.places import check_output_folder
 from robbench.random import derive_seed
 from robbench.resources import write_text_atomically
 from robbench.theory.bound import Guarantee
@@ -65,6 +68,8 @@ def linear_report(request: LinearRequest, folder: Path, console: Console) -> lis
     """Compute, print to `console`, write into `folder`; returns the paths. `UserError` for impossible arguments."""
     for name in request.recursions:
         check_recursion(name)
+    check_output_folder(folder)
+    _check_memory(request)
     guarantee = Guarantee(request.n, request.epsilon, request.sigma, request.drop, request.gamma)
     theory: Curves = {
         name: spherical_trade_off(request.n, request.epsilon, request.sigma, request.steps, name)
@@ -97,6 +102,19 @@ def linear_report(request: LinearRequest, folder: Path, console: Console) -> lis
         _csv(folder / "figure3-tradeoff.csv", _trade_off_rows(theory, simulation)),
         _csv(folder / "theorem-bound.csv", _bound_rows(bounds)),
     ]
+
+
+def _check_memory(request: LinearRequest) -> None:
+    """`UserError` when the arrays of the simulations are larger than this machine's memory."""
+    # float64: covariance, eigenvectors and their work space; draws, attacked draws and their products; a curve each.
+    numbers = 6 * request.n**2 + 4 * request.samples * request.n + 8 * request.steps * len(request.recursions)
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 8 * numbers > present:
+        raise UserError(
+            f"--n {request.n}, --samples {request.samples} and --steps {request.steps} need about "
+            f"{8 * numbers / 2**30:,.1f} GiB of memory, and this machine has {present / 2**30:,.1f}; "
+            f"give smaller numbers"
+        )
 
 
 def _plane(request: LinearRequest) -> tuple[Gaussian, Floats, Perturbation]:

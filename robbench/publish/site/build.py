@@ -4,11 +4,14 @@ A pure function of runs, cards and shipped tables: the same input gives the same
 """
 
 import base64
+import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from markupsafe import Markup
 
 from robbench.errors import UserError
 from robbench.matrix.records import Run
+from robbench.places import check_output_file, check_output_folder
 from robbench.publish.site.frame import SCRIPT, SIGNATURE, STYLE, framed, framed_together, script, style
 from robbench.publish.site.groups import Site, site_of
 from robbench.publish.site.page import Download, Page, Part, without_links
@@ -69,18 +73,47 @@ def write_site(runs: Sequence[Run], folder: Path, inputs: Sequence[Path] = ()) -
     overlaps an input, and for runs without any cell. The folder is replaced when all is written: a reader never sees
     half a site.
     """
-    _check_place(folder, [*inputs, *(run.folder for run in runs)])
-    _check_folder(folder)
+    check_out(folder, [*inputs, *(run.folder for run in runs)])
     site = _site(runs)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with _temporary(folder) as fresh:
         _fill(fresh, site)
         _check_folder(folder)
         _replace(folder, fresh)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    _remove_leftovers(folder)
     return folder / "index.html"
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, locked as long as it is in use and gone afterwards."""
+    path = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder)))
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
+
+
+def _prefix(folder: Path) -> str:
+    return f".{folder.name}.robbench-"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed reports have left beside `folder`; the temporary folder of a living one is locked."""
+    for path in folder.parent.glob(f"{glob.escape(_prefix(folder))}*"):
+        if path.is_symlink() or not path.is_dir():
+            continue
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(handle)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _fill(folder: Path, site: Site) -> None:
@@ -102,15 +135,14 @@ def _replace(folder: Path, fresh: Path) -> None:
     if not folder.exists():
         fresh.rename(folder)
         return
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    folder.rename(aside / "old")
-    try:
-        fresh.rename(folder)
-    except OSError:
-        (aside / "old").rename(folder)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with _temporary(folder) as aside:
+        folder.rename(aside / "old")
+        try:
+            fresh.rename(folder)
+        except BaseException:  # also a Ctrl-C in between
+            if not folder.exists():
+                (aside / "old").rename(folder)
+            raise
 
 
 def write_single_file(runs: Sequence[Run], path: Path, inputs: Sequence[Path] = ()) -> Path:
@@ -118,11 +150,7 @@ def write_single_file(runs: Sequence[Run], path: Path, inputs: Sequence[Path] = 
 
     Of the downloads it holds the small ones, up to 3 MB; a page names those that only the folder has.
     """
-    _check_place(path, [*inputs, *(run.folder for run in runs)])
-    if path.is_dir() or (path.exists() and not _is_ours(path)):
-        raise UserError(
-            f"--out {str(path)!r} exists and is no page of robbench; with --single-file give a new file's name"
-        )
+    check_out(path, [*inputs, *(run.folder for run in runs)], single_file=True)
     found = list(parts(_site(runs)))
     files, left = _inlined([part for part in found if isinstance(part, Download)])
     pages = [
@@ -151,6 +179,20 @@ def _site(runs: Sequence[Run]) -> Site:
 
 
 # --------------------------------------------------------------------------------------------------- where it may go
+def check_out(out: Path, inputs: Sequence[Path], single_file: bool = False) -> None:
+    """`UserError` unless a site of the runs in `inputs`, or one page of it, may be written at `out`."""
+    _check_place(out, inputs)
+    if not single_file:
+        _check_folder(out)
+        check_output_folder(out.absolute().parent)  # it is made beside `out`, and then renamed
+        return
+    if out.is_dir() or (out.exists() and not _is_ours(out)):
+        raise UserError(
+            f"--out {str(out)!r} exists and is no page of robbench; with --single-file give a new file's name"
+        )
+    check_output_file(out, "--out")
+
+
 def _check_place(out: Path, inputs: Sequence[Path]) -> None:
     """`UserError` for a link, the working folder, and whatever lies in, is or holds an input."""
     if out.is_symlink():

@@ -20,6 +20,7 @@ from robbench.cli_base import (
     data_option,
     dataset_option,
     device_option,
+    echo_text,
     example_count,
     json_option,
     names,
@@ -185,7 +186,7 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
             return
         failed = run_matrix(request, folder, fresh=not resume)
     except KeyboardInterrupt:
-        click.echo(
+        echo_text(
             f"\nInterrupted. Finished shards are in {folder.absolute()}; run the same command again to resume"
             + ("" if resume else " (without --fresh)"),
             err=True,
@@ -202,7 +203,7 @@ def _of_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run:
         tune_allocator()
         return 3 if run_recipe(options, out, resume, dry_run) else 0
     except KeyboardInterrupt:
-        click.echo(
+        echo_text(
             "\nInterrupted. Run the same command again: it resumes after the last epoch or shard", err=True
         )
         return INTERRUPTED
@@ -264,7 +265,7 @@ def train(context: click.Context, /, **options: Any) -> None:
         tune_allocator()
         train_model(options)
     except KeyboardInterrupt:
-        click.echo("\nInterrupted. Run the same command again to resume after the last whole epoch", err=True)
+        echo_text("\nInterrupted. Run the same command again to resume after the last whole epoch", err=True)
         context.exit(INTERRUPTED)
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from robbench.completion import dataset_completion
-from robbench.errors import UserError, printable
+from robbench.errors import UserError, printable, printable_text
 
 _EXAMPLES = {
     "--attacks": "pgd20,aa",
@@ -57,7 +57,7 @@ class OneLineErrors(click.Group):
         except click.UsageError as error:
             raise _usage(error) from error
         except KeyboardInterrupt:
-            click.echo("Interrupted.", err=True)
+            echo_line("Interrupted.", err=True)
             ctx.exit(INTERRUPTED)
 
 
@@ -161,10 +161,26 @@ def example_count(text: str) -> int:
     return int(text)
 
 
+# Everything a command prints without rich goes through these; with rich, through `robbench.terminal`.
+def echo_line(text: str = "", err: bool = False) -> None:
+    """`text` on one line, whatever is in it."""
+    click.echo(printable(text), err=err)
+
+
+def echo_text(text: str, err: bool = False) -> None:
+    """A text of several lines: a card, a description."""
+    click.echo(printable_text(text), err=err)
+
+
+def echo_cells(cells: Iterable[str]) -> None:
+    """A row for `cut` and `grep`: one line, a tab between two cells and nowhere else."""
+    click.echo("\t".join(map(printable, cells)))
+
+
 def print_paths(paths: Sequence[Path]) -> None:
     """Absolute paths of what was written, one a line, unwrapped."""
     for path in paths:
-        click.echo(f"{path.suffix[1:].upper():5}{path.absolute()}")
+        echo_line(f"{path.suffix[1:].upper():5}{path.absolute()}")
 
 
 def print_json(value: object) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from robbench.errors import UserError
 from robbench.resources import sha256_file, write_atomically
+from robbench.terminal import Terminal, print_line
 
 TIMEOUT_SECONDS = 30  # without a byte from the server
 BLOCK_BYTES = 1 << 18
@@ -67,12 +67,17 @@ def _fetch(url: str, problem: Callable[[Path], str | None], temporary: Path) -> 
 
 def _copy(answer: IO[bytes], temporary: Path, announced: int, url: str) -> int:
     """Write the answer's body to a file under a progress bar; bytes written."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     name = urlsplit(url).path.rpartition("/")[2] or url
     if not console.is_terminal:
         size = f" ({announced / 2**20:.1f} MiB)" if announced else ""
-        console.print(f"downloading {url}{size}", markup=False, highlight=False, soft_wrap=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        print_line(console, f"downloading {url}{size}")
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+    )
     with (
         temporary.open("wb") as stream,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,

@@ -19,7 +19,7 @@ from robbench.check.update import update_tables
 from robbench.cli import main
 from robbench.errors import UserError
 from robbench.matrix.ledger import load_run
-from robbench.matrix.progress import Terminal
+from robbench.terminal import Terminal
 from robbench.matrix.records import Run
 from robbench.publish.tables import TableRow, leaderboard
 from robbench.publish.writers import tidy_csv

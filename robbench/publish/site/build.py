@@ -7,7 +7,6 @@ import base64
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from robbench.matrix.records import Run
 from robbench.publish.site.frame import SCRIPT, SIGNATURE, STYLE, framed, framed_together, script, style
 from robbench.publish.site.groups import Site, site_of
 from robbench.publish.site.page import Download, Page, Part, without_links
-from robbench.resources import write_text_atomically
+from robbench.resources import new_folder, utf8, write_text_atomically
 
 MARKER = (
     ".robbench-site"  # lists the files of a site as sha256sum does; a folder with it is ours to write anew
@@ -73,7 +72,7 @@ def write_site(runs: Sequence[Run], folder: Path, inputs: Sequence[Path] = ()) -
     _check_folder(folder)
     site = _site(runs)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    fresh = new_folder(folder.parent, f".{folder.name}.")
     try:
         _fill(fresh, site)
         _check_folder(folder)
@@ -87,14 +86,13 @@ def _fill(folder: Path, site: Site) -> None:
     """Write every file, and last the list of them."""
     sums = []
     for part in (*_assets(), *parts(site)):
-        content = part.content if isinstance(part, Download) else framed(part).encode()
+        content = part.content if isinstance(part, Download) else utf8(framed(part))
         path = folder / part.path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as stream:  # two pages of one name would hide one of them
             stream.write(content)
         sums.append(f"{hashlib.sha256(content).hexdigest()}  {part.path}\n")
     (folder / MARKER).write_text("".join(sorted(sums, key=lambda line: line.split("  ", 1)[1])))
-    folder.chmod(0o755)
 
 
 def _replace(folder: Path, fresh: Path) -> None:
@@ -102,7 +100,7 @@ def _replace(folder: Path, fresh: Path) -> None:
     if not folder.exists():
         fresh.rename(folder)
         return
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    aside = new_folder(folder.parent, f".{folder.name}.")
     folder.rename(aside / "old")
     try:
         fresh.rename(folder)

@@ -257,13 +257,17 @@ def _show_attack(name: str, models: dict[str, ThreatModel]) -> None:
     grouping = next((model for model in models.values() if name in model.groups), None)
     if grouping is not None:
         members = "\n  ".join(grouping.members(name))
-        echo_text(f"{grouping.groups[name].description}\n{grouping.description.strip()}\n  {members}")
+        echo_line(_flat(grouping.groups[name].description))
+        echo_line(_flat(grouping.description))
+        echo_text(f"  {members}")
         return
     owner = next(model for model in models.values() if name in model.attacks)
     spec = owner.attacks[name]
     parameters = catalog_json.attack_parameters(name, owner)
-    echo_text(f"threat model {owner.name} ({owner.space}, {owner.norm}): {owner.description.strip()}")
-    echo_text(f"{spec.description}\nreference: {spec.reference or '-'}\nalgorithm: {spec.algorithm}")
+    echo_line(f"threat model {owner.name} ({owner.space}, {owner.norm}): {_flat(owner.description)}")
+    echo_line(_flat(spec.description))
+    echo_line(f"reference: {spec.reference or '-'}")
+    echo_line(f"algorithm: {spec.algorithm}")
     for key, value in parameters.model_dump().items():
         echo_line(f"  {key}: {value}")
     echo_line(f"{'data set':14} {'epsilon':10} {'eta':10} {'step size':18} note")
@@ -276,6 +280,11 @@ def _show_attack(name: str, models: dict[str, ThreatModel]) -> None:
         radii = [value for value in (resolved.epsilon, resolved.eta) if value is not None]
         numbers = (_number(resolved.epsilon), _number(resolved.eta), _steps(parameters, radii))
         echo_line(f"{dataset:14} {numbers[0]:10} {numbers[1]:10} {numbers[2]:18} {budget.note}".rstrip())
+
+
+def _flat(text: str) -> str:
+    """A description, whose lines in its file mean nothing, as one line."""
+    return " ".join(text.split())
 
 
 def _steps(parameters: BaseModel, radii: list[float]) -> str:

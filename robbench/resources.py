@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -55,7 +56,9 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _new_file(path)
     try:
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         write(temporary)
+        temporary.chmod(mode)  # safetensors puts a file of its own in the place
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)

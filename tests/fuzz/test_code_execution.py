@@ -129,10 +129,10 @@ def training_checkpoint(attempt: Attempt, name: str) -> None:
     """A training that somebody else began."""
     arguments = ("train", "--defense", "standard", "--dataset", "digits", "--name", "t", "--epochs", 1)
     out = attempt.place / "zoo"
-    (out / "t").mkdir(parents=True)
-    for file in ("checkpoint.pt", "training.pt", "progress.pt"):
-        torch.save({"identity": {}, "schema_version": 1, "model": attempt.payload(name)}, out / "t" / file)
-    assert command(*arguments, "--out", out).exit_code in (0, 2)
+    out.mkdir()
+    content = {"identity": {}, "schema_version": 1, "model": attempt.payload(name)}
+    torch.save(content, out / "t.checkpoint.pt")
+    assert command(*arguments, "--out", out).exit_code == 2
 
 
 PICKLES = (
@@ -392,5 +392,7 @@ def test_no_code_runs(
 @pytest.mark.parametrize("name", PAYLOADS)
 def test_the_payloads_would_run(name: str, tmp_path: Path) -> None:
     """What the attempts carry works: a plain unpickling makes the canary."""
-    pickle.load(io.BytesIO(pickle.dumps(payloads(tmp_path / CANARY)[name])))
+    made = pickle.loads(pickle.dumps(payloads(tmp_path / CANARY)[name]))
+    if isinstance(made, io.IOBase):
+        made.close()
     assert (tmp_path / CANARY).exists()

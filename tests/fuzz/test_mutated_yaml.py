@@ -135,6 +135,8 @@ def means(raw: Any, read: Any) -> bool:
         )
     if isinstance(raw, list):
         return isinstance(read, list) and len(raw) == len(read) and all(map(means, raw, read))
+    if isinstance(raw, bytes):
+        return bool(raw == str(read).encode())
     if raw == read or str(raw) == str(read):
         return True
     try:

@@ -129,12 +129,10 @@ def walked(content: Any) -> list[tuple[Any, Any]]:
 def means(raw: Any, read: Any) -> bool:
     """Whether what was read is what an ordinary YAML reader finds in the file: nothing lost, nothing changed."""
     if isinstance(raw, dict):
-        names = {str(key): value for key, value in raw.items()}
-        return isinstance(read, dict) and all(
-            key in read and means(value, read[key]) for key, value in names.items()
-        )
+        own = {str(key): value for key, value in read.items()} if isinstance(read, dict) else {}
+        return all(str(key) in own and means(value, own[str(key)]) for key, value in raw.items())
     if isinstance(raw, list):
-        return isinstance(read, list) and len(raw) == len(read) and all(map(means, raw, read))
+        return isinstance(read, list | tuple) and len(raw) == len(read) and all(map(means, raw, read))
     if isinstance(raw, bytes):
         return bool(raw == str(read).encode())
     if raw == read or str(raw) == str(read):
@@ -151,7 +149,7 @@ def read_or_refused(path: Path, schema: type[BaseModel]) -> bool:
     if model is None:
         return False
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert means(raw, model.model_dump(mode="json")), (path.read_text(), model)
+    assert means(raw, model.model_dump()), (path.read_text(encoding="utf-8"), model)
     return True
 
 

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
 from pydantic import BaseModel
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from robbench import catalog_json
-from robbench.cli_base import print_json
+from robbench.cli_base import echo_cells, echo_line, echo_text, print_json
 from robbench.data.names import dataset_names
-from robbench.errors import UserError, unknown_name
+from robbench.errors import UserError, printable, unknown_name
 from robbench.experiments import experiment_names, experiment_text, experiments
 from robbench.models.zoo import ZooEntry, present_weights, zoo_entries
 from robbench.publish.data_card import HEADER, dataset_rows, dataset_text, is_data_folder
@@ -25,6 +23,7 @@ from robbench.published_show import LIST_HEADER, listed, show_table
 from robbench.recipes import recipes
 from robbench.schema import dump_yaml
 from robbench.specs import ThreatModel, listed_attacks, resolve_attack, threat_models
+from robbench.terminal import Terminal
 
 if TYPE_CHECKING:
     from robbench.defenses import Defense
@@ -72,16 +71,16 @@ def _recipe_rows() -> Rows:
 
 
 def _print_table(header: tuple[str, ...], rows: Rows) -> None:
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:  # for grep, cut and scripts: one line an entry, nothing wrapped or cut off
         for row in rows:
-            click.echo("\t".join(row))
+            echo_cells(row)
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for title in header:
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
 
 
@@ -161,13 +160,13 @@ def show_name(
         Shown(
             "experiment",
             experiment_names(),
-            lambda: click.echo(experiment_text(name)),
+            lambda: echo_text(experiment_text(name)),
             lambda: experiments()[name].model_dump(mode="json"),
         ),
         Shown(
             "data set",
             _data_sets(name),
-            lambda: click.echo(dataset_text(name, data_dir)),
+            lambda: echo_text(dataset_text(name, data_dir)),
             lambda: catalog_json.dataset_object(name, data_dir),
         ),
         Shown(
@@ -189,7 +188,7 @@ def show_name(
         print_json({"name": name, "found": entries_found})
         return
     for kind in found:
-        click.echo(f"== {kind.kind} {name} ==")
+        echo_line(f"== {kind.kind} {name} ==")
         kind.show()
 
 
@@ -198,7 +197,7 @@ def _dumped(kind: str, known: Mapping[str, BaseModel], name: str) -> Shown:
     return Shown(
         kind,
         known,
-        lambda: click.echo(dump_yaml(known[name])),
+        lambda: echo_text(dump_yaml(known[name])),
         lambda: known[name].model_dump(mode="json"),
     )
 
@@ -212,9 +211,9 @@ def _show_model(entry: ZooEntry) -> None:
     """Where the card and its weights lie, then the card."""
     weights = present_weights(entry)
     get = "downloaded when first used" if entry.card.weights.urls else "name their folder with --checkpoints"
-    click.echo(
-        f"# {entry.folder}\n# weights: {weights or f'not on this machine; {get}'}\n{dump_yaml(entry.card)}"
-    )
+    echo_line(f"# {entry.folder}")
+    echo_line(f"# weights: {weights or f'not on this machine; {get}'}")
+    echo_text(dump_yaml(entry.card))
 
 
 def _published_tables(name: str) -> Shown:
@@ -241,16 +240,16 @@ def _show_defense(name: str) -> None:
     from robbench.defenses import defense_kinds, find_defense
 
     for kind in defense_kinds(name):
-        click.echo(f"trains a {kind}:")
+        echo_line(f"trains a {kind}:")
         _show_defense_class(find_defense(name, kind))
 
 
 def _show_defense_class(defense: "type[Defense]") -> None:
-    click.echo(inspect.getdoc(defense) or "")
+    echo_text(inspect.getdoc(defense) or "")
     if defense.Parameters.model_fields:
-        click.echo("\nParameters (--set KEY=VALUE):")
+        echo_text("\nParameters (--set KEY=VALUE):")
     for field, info in defense.Parameters.model_fields.items():
-        click.echo(f"  {field} = {info.get_default(call_default_factory=False)!r}")
+        echo_line(f"  {field} = {info.get_default(call_default_factory=False)!r}")
 
 
 def _show_attack(name: str, models: dict[str, ThreatModel]) -> None:
@@ -258,25 +257,34 @@ def _show_attack(name: str, models: dict[str, ThreatModel]) -> None:
     grouping = next((model for model in models.values() if name in model.groups), None)
     if grouping is not None:
         members = "\n  ".join(grouping.members(name))
-        click.echo(f"{grouping.groups[name].description}\n{grouping.description.strip()}\n  {members}")
+        echo_line(_flat(grouping.groups[name].description))
+        echo_line(_flat(grouping.description))
+        echo_text(f"  {members}")
         return
     owner = next(model for model in models.values() if name in model.attacks)
     spec = owner.attacks[name]
     parameters = catalog_json.attack_parameters(name, owner)
-    click.echo(f"threat model {owner.name} ({owner.space}, {owner.norm}): {owner.description.strip()}")
-    click.echo(f"{spec.description}\nreference: {spec.reference or '-'}\nalgorithm: {spec.algorithm}")
+    echo_line(f"threat model {owner.name} ({owner.space}, {owner.norm}): {_flat(owner.description)}")
+    echo_line(_flat(spec.description))
+    echo_line(f"reference: {spec.reference or '-'}")
+    echo_line(f"algorithm: {spec.algorithm}")
     for key, value in parameters.model_dump().items():
-        click.echo(f"  {key}: {value}")
-    click.echo(f"{'data set':14} {'epsilon':10} {'eta':10} {'step size':18} note")
+        echo_line(f"  {key}: {value}")
+    echo_line(f"{'data set':14} {'epsilon':10} {'eta':10} {'step size':18} note")
     for dataset, budget in owner.budgets.items():
         try:
             resolved = resolve_attack(name, dataset, models)
         except UserError:
-            click.echo(f"{dataset:14} none by default; give --epsilon or --eta")
+            echo_line(f"{dataset:14} none by default; give --epsilon or --eta")
             continue
         radii = [value for value in (resolved.epsilon, resolved.eta) if value is not None]
         numbers = (_number(resolved.epsilon), _number(resolved.eta), _steps(parameters, radii))
-        click.echo(f"{dataset:14} {numbers[0]:10} {numbers[1]:10} {numbers[2]:18} {budget.note}".rstrip())
+        echo_line(f"{dataset:14} {numbers[0]:10} {numbers[1]:10} {numbers[2]:18} {budget.note}".rstrip())
+
+
+def _flat(text: str) -> str:
+    """A description, whose lines in its file mean nothing, as one line."""
+    return " ".join(text.split())
 
 
 def _steps(parameters: BaseModel, radii: list[float]) -> str:

@@ -22,6 +22,7 @@ from robbench.cli_base import (
     data_option,
     dataset_option,
     device_option,
+    echo_text,
     example_count,
     json_option,
     names,
@@ -189,7 +190,7 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
             return
         failed = run_matrix(request, folder, fresh=not resume)
     except Stopped as stop:
-        click.echo(
+        echo_text(
             f"\n{stop.word}. Finished shards are in {folder.absolute()}; run the same command again to resume"
             + ("" if resume else " (without --fresh)"),
             err=True,
@@ -206,7 +207,7 @@ def _of_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run:
         tune_allocator()
         return 3 if run_recipe(options, out, resume, dry_run) else 0
     except Stopped as stop:
-        click.echo(
+        echo_text(
             f"\n{stop.word}. Run the same command again: it resumes after the last epoch or shard", err=True
         )
         return stop.exit_code
@@ -266,9 +267,7 @@ def train(context: click.Context, /, **options: Any) -> None:
         tune_allocator()
         train_model(options)
     except Stopped as stop:
-        click.echo(
-            f"\n{stop.word}. Run the same command again to resume after the last whole epoch", err=True
-        )
+        echo_text(f"\n{stop.word}. Run the same command again to resume after the last whole epoch", err=True)
         context.exit(stop.exit_code)
 
 

@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from robbench.completion import dataset_completion
-from robbench.errors import UserError, printable
+from robbench.errors import UserError, printable, printable_text
 from robbench.foreign import cause
 from robbench.numerals import number, whole_number
 from robbench.precision import PRECISIONS, WITHDRAWN, checked_precision
@@ -87,10 +87,10 @@ def _one_line_errors() -> Iterator[None]:
         _show_traceback(error)
         raise _system_error(error) from error
     except Stopped as stop:
-        click.echo(f"{stop.word}.", err=True)
+        echo_line(f"{stop.word}.", err=True)
         raise click.exceptions.Exit(stop.exit_code) from stop
     except KeyboardInterrupt as error:
-        click.echo("Interrupted.", err=True)
+        echo_line("Interrupted.", err=True)
         raise click.exceptions.Exit(INTERRUPTED) from error
     except MemoryError as error:
         _show_traceback(error)
@@ -133,7 +133,7 @@ def _show_traceback(error: BaseException) -> None:
     if asked or os.environ.get("ROBBENCH_DEBUG", "") not in ("", "0"):
         import traceback
 
-        click.echo("".join(traceback.format_exception(error)), err=True)
+        echo_text("".join(traceback.format_exception(error)), err=True)
 
 
 def _system_error(error: OSError) -> click.ClickException:
@@ -236,10 +236,26 @@ def example_count(text: str) -> int:
     return count
 
 
+# Everything a command prints without rich goes through these; with rich, through `robbench.terminal`.
+def echo_line(text: str = "", err: bool = False) -> None:
+    """`text` on one line, whatever is in it."""
+    click.echo(printable(text), err=err)
+
+
+def echo_text(text: str, err: bool = False) -> None:
+    """A text of several lines: a card, a description."""
+    click.echo(printable_text(text), err=err)
+
+
+def echo_cells(cells: Iterable[str]) -> None:
+    """A row for `cut` and `grep`: one line, a tab between two cells and nowhere else."""
+    click.echo("\t".join(map(printable, cells)))
+
+
 def print_paths(paths: Sequence[Path]) -> None:
     """Absolute paths of what was written, one a line, unwrapped."""
     for path in paths:
-        click.echo(f"{path.suffix[1:].upper():5}{path.absolute()}")
+        echo_line(f"{path.suffix[1:].upper():5}{path.absolute()}")
 
 
 def print_json(value: object) -> None:

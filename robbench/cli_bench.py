@@ -15,6 +15,8 @@ from robbench.cli_base import (
     data_dir_option,
     data_option,
     device_option,
+    echo_line,
+    echo_text,
     names,
     print_paths,
     seeds,
@@ -99,7 +101,7 @@ def autoattack(
     ]
     entries = loaded(names("--model", models), **options)
     found = [
-        contest_of.compare_all(model, data, contests, device, click.echo) for model, data, device in entries
+        contest_of.compare_all(model, data, contests, device, echo_line) for model, data, device in entries
     ]
     stem = f"{attack}-{'-'.join(dict.fromkeys(data.name for _, data, _ in entries))}"
     command = _command()
@@ -223,9 +225,9 @@ def flows(cases: tuple[str, ...], rounds: int | None, threads: int, out: Path, p
     _place(out)
     chosen = names("--case", cases) if cases else tuple(contest_of.CASES)
     known = [contest_of.case_named(name) for name in chosen]
-    found = contest_of.report(chosen, rounds, threads, _command(), lambda line: click.echo(line, err=True))
+    found = contest_of.report(chosen, rounds, threads, _command(), lambda line: echo_line(line, err=True))
     if profile:
-        click.echo(contest_of.profile_reference(known[0], threads))
+        echo_text(contest_of.profile_reference(known[0], threads))
     _write(out / "flows.json", found, markdown(found))
 
 
@@ -245,7 +247,7 @@ def _settle(threads: int) -> None:
 
 
 def _tell(name: str) -> Callable[[str], None]:
-    return lambda line: click.echo(f"{name}: {line}", err=True)
+    return lambda line: echo_line(f"{name}: {line}", err=True)
 
 
 def _command() -> str:
@@ -259,5 +261,5 @@ def _write(path: Path, report: dict[str, Any], text: str) -> None:
     paths = [path, path.with_suffix(".md")]
     write_text_atomically(paths[0], json.dumps(report, indent=1) + "\n")
     write_text_atomically(paths[1], text)
-    click.echo(text)
+    echo_text(text)
     print_paths(paths)

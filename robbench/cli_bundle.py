@@ -15,8 +15,10 @@ from robbench.cli_base import (
     data_dir_option,
     data_option,
     device_option,
+    echo_line,
     json_option,
     names,
+    print_json,
     threat_models_option,
     zoo_option,
 )
@@ -64,13 +66,13 @@ def export(
     manifest = export_run(ExportRequest(run_folder, out, choice, partial, overwrite, threat_models))
     rows, unpacked = sum(cell.rows for cell in manifest.cells), sum(f.size for f in manifest.files.values())
     chosen, size = manifest.examples, out.stat().st_size
-    click.echo(
+    echo_line(
         f"{len(manifest.cells)} cells, {rows:,} rows, {chosen.exported:,} of {chosen.stored:,} stored examples "
         f"({chosen.witnesses:,} with a witness); {size:,} bytes, {unpacked:,} unpacked"
     )
     if manifest.partial:
-        click.echo("Partial: failed or unfinished cells are in it as such")
-    click.echo(f"ZIP  {out.absolute()}")
+        echo_line("Partial: failed or unfinished cells are in it as such")
+    echo_line(f"ZIP  {out.absolute()}")
 
 
 # ------------------------------------------------------------------------------------------------------------ verify
@@ -117,7 +119,7 @@ def _verify_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _say(text: str) -> None:
-    click.echo(text, err=True)
+    echo_line(text, err=True)
 
 
 @click.command()
@@ -132,16 +134,14 @@ def verify(context: click.Context, /, bundle: Path, as_json: bool, **options: An
 
     Example: robbench verify bundle.zip --model digits-at --share 0.1
     """
-    import json
-
     from robbench.bundle.verify import VerifyRequest, verify_bundle
     from robbench.bundle.verify_printing import print_verification
-    from robbench.matrix.progress import Terminal
+    from robbench.terminal import Terminal
 
     options["models"] = names("--model", options["models"])
     result = verify_bundle(VerifyRequest(bundle, **options), _say)
     if as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2, ensure_ascii=False))
+        print_json(result.as_dict())
     else:
         print_verification(result, Terminal())
     context.exit(result.exit_code)
@@ -170,16 +170,16 @@ def merge(
     from robbench.bundle.merge import MergeRequest, merge_bundles
     from robbench.bundle.verify import VerifyRequest
     from robbench.bundle.verify_printing import print_verification
-    from robbench.matrix.progress import Terminal
+    from robbench.terminal import Terminal
 
     options["models"] = names("--model", options["models"])
     console = Terminal()
     request = MergeRequest(bundles, out, VerifyRequest(Path(), **options), accept_versions)
     written, path = merge_bundles(request, _say, lambda result: print_verification(result, console))
     if written:
-        click.echo(f"{'ZIP ' if path.suffix == '.zip' else 'RUN '} {path.absolute()}")
+        echo_line(f"{'ZIP ' if path.suffix == '.zip' else 'RUN '} {path.absolute()}")
     else:
-        click.echo(
+        echo_line(
             "Not merged: a bundle does not verify (see above); leave it out, or name its models with --model"
         )
     context.exit(0 if written else 1)

@@ -13,6 +13,7 @@ from robbench.cli_base import (
     data_dir_option,
     data_option,
     device_option,
+    echo_line,
     zoo_option,
 )
 
@@ -53,7 +54,7 @@ def fid(context: click.Context, /, run_folder: Path, **options: Any) -> None:
     """
     from robbench.matrix.frechet import FrechetRequest, score_run
     from robbench.matrix.frechet_records import FRECHET_FOLDER
-    from robbench.matrix.progress import Terminal
+    from robbench.terminal import Terminal, print_line
 
     console = Terminal()
     with _Progress(console) as progress:
@@ -62,13 +63,13 @@ def fid(context: click.Context, /, run_folder: Path, **options: Any) -> None:
     title = (
         f"{first.extractor} to the {first.reference_n:,} {first.reference_split} images of {first.dataset}"
     )
-    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    print_line(console, title, "bold")
     table, notes = _table(records)
     console.print(table)
     for line in notes:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    click.echo(f"JSON {(run_folder / FRECHET_FOLDER).absolute()}")
-    click.echo(f"Into the tables: robbench report {shlex.quote(str(run_folder))} --sizes")
+        print_line(console, line)
+    echo_line(f"JSON {(run_folder / FRECHET_FOLDER).absolute()}")
+    echo_line(f"Into the tables: robbench report {shlex.quote(str(run_folder))} --sizes")
     context.exit(CELLS_MISSING if any(record.status != "ok" for record in records) else 0)
 
 
@@ -118,7 +119,9 @@ class _Progress:
         self._bars.stop()
 
     def message(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        from robbench.terminal import print_line
+
+        print_line(self._console, line)
 
     def advanced(self, what: str, done: int, total: int) -> None:
         if what not in self._tasks:

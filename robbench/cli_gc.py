@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robbench.cli_base import FolderOrFile, json_option, print_json, zoo_option
-from robbench.errors import UserError, printable
+from robbench.cli_base import FolderOrFile, echo_line, echo_text, json_option, print_json, zoo_option
+from robbench.errors import UserError
 
 if TYPE_CHECKING:
     from robbench.matrix.garbage import Collection
@@ -75,16 +75,16 @@ def _of_cache(zoo: Path | None) -> "Collection":
 # ------------------------------------------------------------------------------------------------------- output
 def _print(found: Sequence["Collection"], removed: bool) -> None:
     for collection in found:
-        click.echo(printable(str(collection.place.absolute())))
+        echo_line(str(collection.place.absolute()))
         for item in collection.garbage:
             place = item.path.relative_to(collection.place)
-            click.echo(printable(f"  {item.kind:10} {_size(item.bytes):>9}  {place}  {item.what}"))
+            echo_line(f"  {item.kind:10} {_size(item.bytes):>9}  {place}  {item.what}")
         for left in collection.left_alone:
             place = left.path.relative_to(collection.place)
-            click.echo(printable(f"  left alone            {place}  {left.reason}"))
+            echo_line(f"  left alone            {place}  {left.reason}")
     if any(item.kind == "cell" for collection in found for item in collection.garbage):
-        click.echo(EARLIER)
-    click.echo(_summary(sum(len(c.garbage) for c in found), sum(c.bytes for c in found), removed))
+        echo_text(EARLIER)
+    echo_line(_summary(sum(len(c.garbage) for c in found), sum(c.bytes for c in found), removed))
 
 
 def _summary(count: int, size: int, removed: bool) -> str:

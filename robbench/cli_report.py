@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robbench.cli_base import FolderOrFile, print_paths
+from robbench.cli_base import FolderOrFile, echo_line, print_paths
 from robbench.cli_mlflow import mlflow_option
 from robbench.errors import UserError
 
@@ -43,8 +43,8 @@ def report(
     """
     if single_file and out is None:
         raise UserError("--single-file needs a name for the page; give --out report.html")
-    from robbench.matrix.progress import Terminal
     from robbench.publish.report import print_sizes
+    from robbench.terminal import Terminal
 
     console = Terminal()
     if out is not None:
@@ -94,7 +94,7 @@ def _write_site(paths: Sequence[Path], runs: Sequence["Run"], out: Path, single_
     files = [page] if single_file else [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 1e6
     print_paths([page])
-    click.echo(f"     {size:.1f} MB" + ("" if single_file else f" in {len(files)} files"))
+    echo_line(f"     {size:.1f} MB" + ("" if single_file else f" in {len(files)} files"))
 
 
 def _export(runs: Sequence["Run"], uri: str) -> None:
@@ -102,7 +102,7 @@ def _export(runs: Sequence["Run"], uri: str) -> None:
 
     for run in runs:
         for line in export(run, uri):
-            click.echo(line)
+            echo_line(line)
 
 
 def _print_published(runs: Sequence["Run"], wanted: bool, console: "Console") -> None:

@@ -53,10 +53,9 @@ def linear(out: Path, recursion: str, **options: Any) -> None:
 
     Example: robbench theory linear --n 10 --epsilon 0.5 --recursion refit
     """
-    from rich.console import Console
-
+    from robbench.terminal import Terminal
     from robbench.theory.report import LinearRequest, linear_report
 
     chosen: Any = RECURSIONS if recursion == "all" else (recursion,)
     request = LinearRequest(recursions=chosen, **options)
-    print_paths(linear_report(request, out, Console()))
+    print_paths(linear_report(request, out, Terminal()))

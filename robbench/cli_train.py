@@ -4,8 +4,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import click
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -15,9 +13,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from robbench.cli_base import echo_line
 from robbench.data.card import require_dataset
 from robbench.defenses.training import Report, TrainRequest, parse_settings, train
 from robbench.models.zoo import read_entry
+from robbench.terminal import Terminal
 
 
 def train_model(options: dict[str, Any]) -> None:
@@ -26,21 +26,21 @@ def train_model(options: dict[str, Any]) -> None:
     settings = parse_settings(options.pop("settings"))
     request = TrainRequest(**options, overrides=settings)
     folder = trained(request)
-    click.echo(f"MODEL {folder.absolute()}")
+    echo_line(f"MODEL {folder.absolute()}")
     flow = read_entry(folder).card.kind == "flow"
     attacks = "nll-in,nll-out,noise" if flow else "pgd20,aa"
     place = shlex.quote(str(folder))
     data = (
         f"--dataset {request.dataset}" if request.data is None else f"--data {shlex.quote(str(request.data))}"
     )
-    click.echo(f"Use it: robbench run {data} --model {place} --attacks {attacks}")
+    echo_line(f"Use it: robbench run {data} --model {place} --attacks {attacks}")
     if flow and request.defense == "clean":
-        click.echo(f"or in attacks: robbench run {data} --flow {place} --defense at --attacks jsa50")
+        echo_line(f"or in attacks: robbench run {data} --flow {place} --defense at --attacks jsa50")
 
 
 def trained(request: TrainRequest) -> Path:
     """Train with a bar on a terminal and a line an epoch elsewhere; returns the model's folder."""
-    console = Console()
+    console = Terminal()
     return _with_bar(request, console) if console.is_terminal else train(request, _print_epoch)
 
 
@@ -57,17 +57,17 @@ def _summary(report: Report) -> str:
 
 def _print_epoch(report: Report) -> None:
     if report.epoch_done:
-        click.echo(f"epoch {report.epoch}/{report.epochs}: {_summary(report)}, {report.seconds:.1f} s")
+        echo_line(f"epoch {report.epoch}/{report.epochs}: {_summary(report)}, {report.seconds:.1f} s")
 
 
-def _with_bar(request: TrainRequest, console: Console) -> Path:
+def _with_bar(request: TrainRequest, console: Terminal) -> Path:
     columns = (
-        TextColumn("{task.description}", style="bold"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[summary]}"),
+        TextColumn("{task.fields[summary]}", markup=False),
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(f"{request.dataset} {request.defense}", total=None, summary="")

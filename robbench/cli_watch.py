@@ -29,9 +29,9 @@ def watch(context: click.Context, run_folder: Path, interval: float, once: bool,
         raise click.UsageError("--json says how it stands now; give --once too")
     if interval != interval:  # NaN, which no range refuses
         raise UserError("--interval nan is no number of seconds; give 0.1 to 3600")
-    from robbench.matrix.progress import Terminal
     from robbench.matrix.watch import Watcher, refuse_no_run
     from robbench.matrix.watch_screen import show_once, snapshot_json, watch_run
+    from robbench.terminal import Terminal
 
     refuse_no_run(run_folder)
     console, watcher = Terminal(), Watcher(run_folder)

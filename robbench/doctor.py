@@ -8,9 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-import click
-
-from robbench.cli_base import print_json
+from robbench.cli_base import echo_line, print_json
 from robbench.data.names import BUILT_IN, dataset_names, place
 from robbench.errors import UserError
 from robbench.models.zoo import ZooEntry, present_weights, zoo_entries
@@ -61,16 +59,16 @@ def examine(
         ("Optional tools", _optional()),
     ):
         if not as_json:
-            click.echo(title)
+            echo_line(title)
         for finding in findings:
             found.append({"section": title, **asdict(finding)})
             if not as_json:
-                click.echo(f"  {finding.state:8} {finding.what:24} {finding.details}")
+                echo_line(f"  {finding.state:8} {finding.what:24} {finding.details}")
     healthy = all(entry["state"] != "broken" for entry in found)
     if as_json:
         print_json({"healthy": healthy, "findings": found})
     else:
-        click.echo("Everything required works." if healthy else "Something required is broken; see above.")
+        echo_line("Everything required works." if healthy else "Something required is broken; see above.")
     return healthy
 
 

@@ -27,6 +27,11 @@ def printable(text: str) -> str:
     )
 
 
+def printable_text(text: str) -> str:
+    """`printable` of every line of `text`, which may have several."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str], next_step: str = "") -> UserError:
     """`UserError` for a name that is not registered: suggests the nearest name and lists what there is."""
     import difflib

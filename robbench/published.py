@@ -19,6 +19,7 @@ from robbench.errors import UserError, unknown_name
 from robbench.resources import data_root
 from robbench.schema import Strict, load_yaml
 from robbench.specs import Name
+from robbench.spreadsheet import plain_cell
 
 FOLDER, INDEX, SETTINGS = "published", "index.yaml", "settings"
 Origin = Literal["printed", "inferred", "recomputed"]
@@ -265,7 +266,7 @@ def read_rows(path: Path, schema: type[AnyRow]) -> list[AnyRow]:
     """The rows of a CSV whose columns are the fields of `schema`; `UserError` naming file, line and column."""
     try:
         with path.open(encoding="utf-8", newline="") as stream:
-            lines = list(csv.reader(stream, strict=True))
+            lines = [list(map(plain_cell, line)) for line in csv.reader(stream, strict=True)]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (UnicodeDecodeError, csv.Error) as error:

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
-import click
 from rich import box
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from robbench.cli_base import echo_cells, echo_line
 from robbench.publish.published_layout import PrintedTable, printed_table
 from robbench.published import Index, PublishedRow, Table, published_index, table_rows, table_settings
+from robbench.terminal import Terminal
 
 LIST_HEADER = ("table", "printed as", "rows", "gated", "paper", "what")
 
@@ -28,17 +28,15 @@ def listed() -> Iterator[tuple[str, ...]]:
 def show_table(table: Table, index: Index) -> None:
     """Print a table as it stands in print, with recomputed numbers beside it and doubts below."""
     paper = index.paper_of(table)
-    click.echo(f"{table.source}: {table.what}")
+    echo_line(f"{table.source}: {table.what}")
     if paper:
-        click.echo(paper.citation)
+        echo_line(paper.citation)
     if not table.has_numbers:
         for setting in table_settings(table):
-            click.echo(
-                "\t".join("" if value is None else str(value) for value in setting.model_dump().values())
-            )
+            echo_cells("" if value is None else str(value) for value in setting.model_dump().values())
         return
     rows = table_rows(table)
-    click.echo(_measured(rows))
+    echo_line(_measured(rows))
     _print(printed_table(rows))
 
 
@@ -64,10 +62,10 @@ def _print(printed: PrintedTable) -> None:
         table.add_row(
             Text(row), *(Text(c.marked, style="red" if c.wrong else "") if c else Text("") for c in cells)
         )
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:  # for files and pipes: nothing wrapped
         wide = console.measure(table, options=console.options.update_width(10_000)).maximum
-        console = Console(width=max(wide, 80))
+        console = Terminal(width=max(wide, 80))
     console.print(table)
     for number, doubt in enumerate(printed.doubts, 1):
         console.print(Text(f"[{number}] {doubt}"), soft_wrap=not console.is_terminal)

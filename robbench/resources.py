@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -50,22 +51,48 @@ def sha256_file(path: Path) -> str:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path beside path)`, flush it to disk, then rename it into place.
 
-    A reader never sees half a file, whatever kills this process and whenever.
+    A reader never sees half a file, whatever kills this process and whenever. Its permissions are the umask's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _new_file(path)
     try:
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         write(temporary)
+        temporary.chmod(mode)  # safetensors puts a file of its own in the place
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def _new_file(path: Path) -> Path:
+    """An empty file beside `path`; the system applies the umask, which `tempfile` does not ask."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            continue
+        return temporary
+
+
+def new_folder(parent: Path, prefix: str) -> Path:
+    """A new folder in `parent` with a name of its own behind `prefix`, and the permissions of the umask."""
+    while True:
+        folder = parent / f"{prefix}{secrets.token_hex(4)}"
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """`write_atomically` for UTF-8 text with unix line ends."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline="\n"))
+    write_atomically(path, lambda temporary: temporary.write_bytes(utf8(text)))
+
+
+def utf8(text: str) -> bytes:
+    """`text` as UTF-8. Half a character, which a file name or a foreign error may hold, is escaped: "\\udc80"."""
+    return text.encode("utf-8", errors="backslashreplace")

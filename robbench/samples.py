@@ -1,13 +1,10 @@
 """What `robbench samples` does: from names of flows to a table and a CSV."""
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from robbench.attacks.likelihood import noise_images
@@ -20,6 +17,8 @@ from robbench.models.loading import load_flow
 from robbench.models.zoo import ZooEntry, find_model, zoo_entries
 from robbench.places import check_output_folder
 from robbench.resources import write_text_atomically
+from robbench.spreadsheet import csv_text
+from robbench.terminal import Terminal, print_line
 
 COLUMNS = (
     "images",
@@ -105,11 +104,11 @@ def _print(lines: Lines, under: str, request: SamplesRequest) -> None:
         interval = "-" if s.lower is None or s.upper is None else f"{s.lower:.4g} to {s.upper:.4g}"
         temperature = "" if scored.temperature is None else f"{scored.temperature:g}"
         table.add_row(name, temperature, _number(s.mean), interval, _number(s.median), str(s.n))
-    console = Console()
+    console = Terminal()
     console.print(table)
     for name, scored in lines:
         if scored.summary.note:
-            console.print(f"* {name}: {scored.summary.note}", markup=False, soft_wrap=True)
+            print_line(console, f"* {name}: {scored.summary.note}")
 
 
 def _number(value: float | None) -> str:
@@ -117,11 +116,11 @@ def _number(value: float | None) -> str:
 
 
 def _csv(lines: Lines, under: str, seed: int) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for name, scored in lines:
-        s = scored.summary
-        numbers = (s.mean, s.lower, s.upper, s.median, s.n, s.n_finite)
-        writer.writerow((name, scored.temperature, under, *numbers, "bits/dim", seed))
-    return text.getvalue()
+    return csv_text([COLUMNS, *(_values(name, scored, under, seed) for name, scored in lines)])
+
+
+def _values(name: str, scored: ScoredSamples, under: str, seed: int) -> tuple[object, ...]:
+    """The cells of `COLUMNS`."""
+    s = scored.summary
+    numbers = (s.mean, s.lower, s.upper, s.median, s.n, s.n_finite)
+    return (name, scored.temperature, under, *numbers, "bits/dim", seed)

@@ -7,7 +7,6 @@ copied as they are: a merged run can be exported, verified and merged again.
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from robbench.matrix.frechet_records import FRECHET_FOLDER, read_record
 from robbench.matrix.ledger import Images, Ledger, load_run
 from robbench.matrix.merged import ROUNDING, merge_runs, source_of, version_conflicts
 from robbench.matrix.records import PlanEntry, Run, RunFile, join_ids
+from robbench.resources import new_folder
 
 BUNDLE_SUFFIX = ".zip"
 
@@ -141,13 +141,12 @@ def _write(merged: Run, runs: Sequence[Run], request: MergeRequest) -> None:
         load_run(folder)
         if out.exists():
             out.rmdir()
-        folder.chmod(0o755)
         folder.rename(out)
 
 
 @contextmanager
 def _new_folder(parent: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(dir=parent, prefix=".robbench-merge-"))
+    folder = new_folder(parent, ".robbench-merge-")
     try:
         yield folder
     finally:

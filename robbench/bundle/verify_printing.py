@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robbench.bundle.findings import AGREES, DIFFERS, WHOLE, Finding, Verdict, Verification, models_of
+from robbench.terminal import print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +35,7 @@ def print_verification(result: Verification, console: "Console") -> None:
 
 
 def _line(console: "Console", text: str, style: str = "") -> None:
-    console.print(" ".join(text.split()), style=style, markup=False, highlight=False, soft_wrap=True)
+    print_line(console, " ".join(text.split()), style)
 
 
 def _table(result: Verification) -> "Table":

@@ -10,16 +10,16 @@ from robbench.check.findings import Finding, Value, annotations, as_json, as_jun
 from robbench.check.paired import compare_samples
 from robbench.check.paired_printing import of_paired, print_paired
 from robbench.check.policy import Policy, PolicyName
-from robbench.check.printing import print_line, print_results
+from robbench.check.printing import print_results
 from robbench.check.samples import SUFFIX, Samples, of_run, read_samples, write_reference
 from robbench.check.update import required_reason, update_tables
 from robbench.errors import UserError
 from robbench.matrix.ledger import RUN_FILE, load_run
-from robbench.matrix.progress import Terminal
 from robbench.matrix.records import Run
 from robbench.places import check_output_file
 from robbench.publish.tables import leaderboard
 from robbench.resources import write_text_atomically
+from robbench.terminal import Terminal, print_line
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from robbench.check.findings import Finding, Value
 from robbench.check.paired import ALL_MODELS, IDENTITY, PairedResult
 from robbench.check.pairs import Shift
-from robbench.check.printing import blank_table, print_line, verdict_text
+from robbench.check.printing import blank_table, verdict_text
+from robbench.terminal import print_line
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from robbench.check.compare import CheckResult, passed
 from robbench.check.reference import Reference
+from robbench.terminal import print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,11 +39,6 @@ def print_results(results: Sequence[CheckResult], console: "Console") -> bool:
             console, "Nothing of the reference was measured by this run, so nothing was checked.", "red"
         )
     return passed(results)
-
-
-def print_line(console: "Console", text: str, style: str = "") -> None:
-    """One line as it is, not wrapped at the console's width."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def _absent(result: CheckResult) -> bool:

@@ -23,6 +23,7 @@ from typing import Literal
 
 from robbench.errors import UserError
 from robbench.publish.tables import combined_attacks
+from robbench.spreadsheet import plain_cell
 
 Budget = float | Literal["none"] | None
 REQUIRED = ("dataset", "model", "attack", "metric", "value")
@@ -102,7 +103,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     repeated = sorted(name for name, count in Counter(header).items() if count > 1)
     if repeated:
         raise UserError(f"--against {str(path)!r} has two columns {repeated[0]!r}; remove one")
-    rows = [(number, [cell.strip() for cell in line]) for number, line in lines[1:] if line]
+    rows = [(number, [plain_cell(cell).strip() for cell in line]) for number, line in lines[1:] if line]
     for number, line in rows:
         if len(line) != len(header):
             raise UserError(

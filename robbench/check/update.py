@@ -1,7 +1,5 @@
 """Writing new values into a reference table, with a reason that stays in the file."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from robbench.check.reference import read_csv
 from robbench.errors import UserError
 from robbench.publish.rows import TableRow
 from robbench.resources import write_text_atomically
+from robbench.spreadsheet import csv_text
 
 HISTORY = "history"
 _FOLLOW = ("lower", "upper", "n", "seed", "model_sha256", "note")  # columns that belong to the value
@@ -85,9 +84,7 @@ def _rewrite(path: Path, changes: dict[int, Change], reason: str) -> None:
             if number in changes
             else [row.get(name, "") for name in columns]
         )
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    write_text_atomically(path, text.getvalue())
+    write_text_atomically(path, csv_text(lines))
 
 
 def _updated(row: dict[str, str], change: Change, reason: str) -> dict[str, str]:

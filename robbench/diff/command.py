@@ -9,8 +9,8 @@ from robbench.diff.changes import Correction
 from robbench.diff.compare import compare_runs, document
 from robbench.diff.printing import print_diff
 from robbench.errors import UserError
-from robbench.matrix.progress import Terminal
 from robbench.metrics.paired import ALPHA
+from robbench.terminal import Terminal
 
 SMALLEST_ALPHA = 1e-12  # far below, 1 - alpha / 2 is 1 and there is no quantile of it
 

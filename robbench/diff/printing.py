@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from robbench.check.printing import blank_table, print_line
+from robbench.check.printing import blank_table
 from robbench.diff.changes import Change, Side, Verdict
 from robbench.diff.compare import RunDiff
 from robbench.matrix.records import CellResult
 from robbench.publish.likelihood import bits_text
 from robbench.publish.rows import CLEAN, WORST_CASE, cell_model
 from robbench.publish.tables import ALL_THREATS
+from robbench.terminal import print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,21 +39,26 @@ def print_diff(diff: RunDiff, console: "Console") -> None:
     for verdict, (heading, style) in HEADINGS.items():
         found = [change for change in diff.changes if change.verdict == verdict]
         if found:
-            print_line(console, f"\n{heading} ({len(found)})", style)
+            _heading(console, f"{heading} ({len(found)})", style)
             most = LISTED_QUIET if verdict in QUIET else LISTED_CHANGES
             console.print(_table(found[:most]))
             _more(console, len(found), most)
     if any(change.fell or change.rose for change in diff.fell[:LISTED_FALLS]):
-        print_line(console, "\nSamples behind the falls")
+        _heading(console, "Samples behind the falls")
     for change in diff.fell[:LISTED_FALLS]:
         _print_samples(change, console)
     _more(console, len(diff.fell), LISTED_FALLS)
     _print_notes(diff, console)
     counts = Counter(change.verdict for change in diff.changes)
     quiet = ", ".join(f"{counts[verdict]} {verdict}" for verdict in QUIET)
-    print_line(console, f"\n{len(diff.changes)} numbers compared: {quiet}.")
+    _heading(console, f"{len(diff.changes)} numbers compared: {quiet}.")
     console.print(_method(diff), markup=False, highlight=False)
     _print_verdict(diff, console)
+
+
+def _heading(console: "Console", text: str, style: str = "") -> None:
+    console.print()
+    print_line(console, text, style)
 
 
 def _print_verdict(diff: RunDiff, console: "Console") -> None:
@@ -70,13 +76,13 @@ def _print_identity(diff: RunDiff, console: "Console") -> None:
     shared = f"{_counted(len(runs.ids), 'sample')} and {_counted(len(runs.cells), 'cell')} in both."
     print_line(console, shared if diff.differences else f"{shared} Their settings are the same.")
     if diff.differences:
-        print_line(console, "\nDifferent settings, A -> B", "yellow")
+        _heading(console, "Different settings, A -> B", "yellow")
     for found in diff.differences[:LISTED_DIFFERENCES]:
         print_line(console, f"  {found.text}")
     _more(console, len(diff.differences), LISTED_DIFFERENCES)
     for side, only in (("A", runs.only_a), ("B", runs.only_b)):
         if only:
-            print_line(console, f"\nOnly in {side}: {_cells(only)}", "yellow")
+            _heading(console, f"Only in {side}: {_cells(only)}", "yellow")
     _print_alarms(diff, console)
 
 
@@ -84,13 +90,13 @@ def _print_alarms(diff: RunDiff, console: "Console") -> None:
     """What should not be: other labels of the same samples, other rows under the same hash."""
     if diff.other_labels:
         text = f"{_counted(diff.other_labels, 'common sample')} have other labels in B: these are not the same data."
-        print_line(console, f"\n{text}", "bold red")
+        _heading(console, f"{text}", "bold red")
     loud = [found for found in diff.other_rows if found.beyond]
     if loud:
         text = (
             f"SAME CELL HASH, OTHER ROWS in {_counted(len(loud), 'cell')}: one computation gave two results."
         )
-        print_line(console, f"\n{text}", "bold red")
+        _heading(console, f"{text}", "bold red")
     for found in loud[:LISTED_CELLS]:
         line = (
             f"  {found.model} x {found.attack}: {found.rows} of {found.n} rows, {found.beyond} beyond rounding, "
@@ -99,9 +105,9 @@ def _print_alarms(diff: RunDiff, console: "Console") -> None:
         print_line(console, line, "red")
     _more(console, len(loud), LISTED_CELLS)
     if rounding := len(diff.other_rows) - len(loud):
-        print_line(
+        _heading(
             console,
-            f"\n{_counted(rounding, 'cell')} of the same hash differ by rounding (another machine or batch size).",
+            f"{_counted(rounding, 'cell')} of the same hash differ by rounding (another machine or batch size).",
             "yellow",
         )
 

@@ -25,7 +25,6 @@ from robbench.matrix.experiment import (
 from robbench.matrix.experiment_cost import ExperimentCosts
 from robbench.matrix.frechet import FrechetRequest, score_run
 from robbench.matrix.ledger import load_run
-from robbench.matrix.progress import Terminal
 from robbench.matrix.rates import hours_text
 from robbench.matrix.records import Run
 from robbench.matrix.session import run_matrix
@@ -39,6 +38,7 @@ from robbench.publish.experiment_table import (
 )
 from robbench.publish.rows import CLEAN
 from robbench.specs import threat_models
+from robbench.terminal import Terminal, print_line
 
 Train = Callable[[TrainRequest], Path]
 
@@ -52,7 +52,7 @@ def run_experiment(request: ExperimentRequest, folder: Path, train: Train, fresh
     console = Terminal()
     _print_head(console, plan)
     claim(plan)
-    failed = train_absent(plan, train, lambda line: console.print(line, markup=False, soft_wrap=True))
+    failed = train_absent(plan, train, lambda line: print_line(console, line))
     wanted = plan.run_request(failed)
     possible = bool(wanted.models and wanted.resolved)
     broken = run_matrix(wanted, plan.run_folder, fresh) if possible else 0
@@ -112,7 +112,7 @@ def _score_images(plan: ExperimentPlan, console: Console) -> str:
     try:
         score_run(plan.run_folder, scoring, _Silent(console))
     except UserError as error:
-        console.print(f"no Frechet distances: {error}", style="red", markup=False, soft_wrap=True)
+        print_line(console, f"no Frechet distances: {error}", "red")
         return " ".join(str(error).split())
     return ""
 
@@ -128,7 +128,7 @@ class _Silent:
             self.message(f"{what}: features of {total} images")
 
     def message(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, line)
 
 
 # ------------------------------------------------------------------------------------------------------ dry run
@@ -155,7 +155,7 @@ def dry_run_experiment(request: ExperimentRequest, folder: Path) -> None:
             )
         console.print(table)
     for line in compare_missing(plan):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, line)
     hours = [hours_text(sum(one.hours for one in some)) for some in (trainings, cells)]
     forwards = sum(t.forwards for t in trainings) + sum(c.forwards for c in cells)
     backwards = sum(t.backwards for t in trainings) + sum(c.backwards for c in cells)
@@ -181,9 +181,9 @@ def compare_missing(plan: ExperimentPlan) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- printing
 def _print_head(console: Console, plan: ExperimentPlan) -> None:
     request = plan.request
-    console.print(f"{request.experiment.title} ({request.note})", style="bold", markup=False, soft_wrap=True)
+    print_line(console, f"{request.experiment.title} ({request.note})", "bold")
     for note in _notes(plan):
-        console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"- {note}")
 
 
 def _notes(plan: ExperimentPlan) -> list[str]:
@@ -216,9 +216,11 @@ def _command(request: ExperimentRequest) -> str:
 
 
 def _print_comparison(console: Console, title: str, lines: Sequence[Line]) -> None:
-    console.print(f"\n{title}", style="bold", markup=False, soft_wrap=True)
+    console.print()
+    print_line(console, title, "bold")
     for row in dict.fromkeys(line.row for line in lines):
-        console.print(f"\n{row}", style="bold", markup=False, highlight=False, soft_wrap=True)
+        console.print()
+        print_line(console, row, "bold")
         table = _table("", ("published", "measured", "n", "difference", "verdict"))
         for line in lines:
             if line.row == row:

@@ -1,42 +1,29 @@
 """How a run shows itself: a live table on a terminal, plain lines anywhere else."""
 
 import time
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.segment import Segment
+from rich.table import Column
+from rich.text import Text
 
-from robbench.errors import printable
 from robbench.matrix.records import CellRecord
+from robbench.terminal import print_line
 
-
-class Terminal(Console):
-    """A rich console that reports a closed pipe as what it is; rich itself would end with exit code 1, which here
-    means that a check failed. Names stay as they are: rich would print ":100:" as a picture."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**{"emoji": False, **options})
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Segments in which names and errors, which others may have written, cannot steer the terminal."""
-        for segment in super().render(renderable, options):
-            text = "\n".join(map(printable, segment.text.split("\n")))
-            yield segment if segment.control or text == segment.text else Segment(text, segment.style)
+FAILED = "failed"
 
 
 class RunProgress(Protocol):
@@ -68,7 +55,7 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
         return None
 
     def message(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, line)
 
     def started(self, cell: int, record: CellRecord, done: int) -> None:
         self._begun[cell] = time.monotonic()
@@ -89,6 +76,14 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
         return f"[{cell + 1}/{self._count}] {record.model} x {record.attack.label}"
 
 
+class _Score(ProgressColumn):
+    """What the table will say of a cell; a failed one in red."""
+
+    def render(self, task: Task) -> Text:
+        score: str = task.fields["score"]
+        return Text(score, style="red" if score == FAILED else "")
+
+
 class LiveProgress(AbstractContextManager["LiveProgress"]):
     """A row a cell: model, attack, done/total, elapsed, remaining, score so far.
 
@@ -101,12 +96,12 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
         bar = [BarColumn(bar_width=20)] if console.width >= 100 else []
         times = [TimeElapsedColumn(), TimeRemainingColumn()] if console.width >= 65 else []
         self._progress = Progress(
-            TextColumn("{task.fields[model]}", style="bold"),
-            TextColumn("{task.fields[attack]}"),
+            TextColumn("{task.fields[model]}", style="bold", markup=False),
+            TextColumn("{task.fields[attack]}", markup=False),
             *bar,
             MofNCompleteColumn(),
             *times,
-            TextColumn("{task.fields[score]}", justify="right"),
+            _Score(table_column=Column(justify="right", no_wrap=True)),
             console=console,
         )
         self._tasks: list[TaskID] = [
@@ -127,7 +122,7 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
         self._progress.stop()
 
     def message(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, line)
 
     def started(self, cell: int, record: CellRecord, done: int) -> None:
         self._show_around(cell)
@@ -138,7 +133,7 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
         self._progress.update(self._tasks[cell], completed=done, score=score)
 
     def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
-        text = "[red]failed[/red]" if record.status == "failed" else score
+        text = FAILED if record.status == "failed" else score
         self._progress.update(self._tasks[cell], completed=done, score=text)
         self._progress.stop_task(self._tasks[cell])
         if record.status == "failed":

@@ -11,10 +11,11 @@ from robbench.matrix.executor import execute, opened_backend
 from robbench.matrix.folder import check_folder, check_not_foreign, opened
 from robbench.matrix.ledger import Ledger, load_run
 from robbench.matrix.plan import Plan, RunRequest, build_plan
-from robbench.matrix.progress import Terminal, run_progress
+from robbench.matrix.progress import run_progress
 from robbench.matrix.rates import PlanRates, hours_text
 from robbench.places import check_output_folder
 from robbench.publish.report import publish
+from robbench.terminal import Terminal, print_line
 
 
 def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
@@ -47,7 +48,7 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
         line = (
             f"{failed} of {len(finished)} cells failed; reasons are below the table and in {folder / 'cells'}"
         )
-        console.print(line, style="red", markup=False, soft_wrap=True)
+        print_line(console, line, "red")
     print_paths(paths)
     return failed + len(unfinished)
 

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from robbench.matrix.progress import Terminal
 from robbench.matrix.watch import CellView, Snapshot, Watcher
+from robbench.terminal import Terminal, print_line
 
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "missing": "dim"}
 FAILURES = 3  # reasons shown below the live table
@@ -42,7 +42,7 @@ def show_once(now: Snapshot, console: Terminal) -> None:
         console.print(screen(now, height=len(now.cells) + FIRST_LINES, width=console.width))
         return
     for line in changes(None, now):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(console, line)
 
 
 def _lines(watcher: Watcher, interval: float, console: Terminal) -> Snapshot:
@@ -50,7 +50,7 @@ def _lines(watcher: Watcher, interval: float, console: Terminal) -> Snapshot:
     while True:
         snapshot = watcher.look()
         for line in changes(before, snapshot):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            print_line(console, line)
         if snapshot.ended:
             return snapshot
         before = snapshot

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.errors import UserError
+from robbench.models.download import LimitedFile, TooLarge
 from robbench.models.loading import load_model
 from robbench.models.zoo import ZooEntry
 from robbench.resources import cache_folder, sha256_file, write_atomically
@@ -26,6 +27,7 @@ INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_
 # Its first 8 digits are in the file's name, as torch.hub wants it.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 DOWNLOAD_SECONDS = 30
+INCEPTION_BYTES = 128 << 20  # more than it has, 91 MiB
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _download(path: Path) -> None:
 
     try:
         write_atomically(path, fetch)
-    except (OSError, HTTPException) as error:
+    except (OSError, HTTPException, TooLarge) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"FID needs {INCEPTION_FILE}, and it could not be downloaded ({reason}); get it from {INCEPTION_URL} and "
@@ -144,8 +146,9 @@ def _download(path: Path) -> None:
 
 
 def download(url: str, path: Path) -> None:
-    """Write what `url` serves to `path`; OSError or HTTPException when the network fails."""
-    with urlopen(url, timeout=DOWNLOAD_SECONDS) as response, path.open("wb") as stream:
+    """Write what `url` serves to `path`; OSError or HTTPException when the network fails, `TooLarge` for
+    another file."""
+    with urlopen(url, timeout=DOWNLOAD_SECONDS) as response, LimitedFile(path, INCEPTION_BYTES) as stream:
         copyfileobj(response, stream, 1 << 20)
 
 

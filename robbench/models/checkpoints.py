@@ -12,10 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from robbench.cards import Golden, Weights
 from robbench.errors import UserError
-from robbench.models.download import download, is_html, wrong_digest
+from robbench.models.download import MOST_BYTES, download, is_html, wrong_digest
 from robbench.models.zoo import ZooEntry, present_weights
 from robbench.resources import cache_folder
 
@@ -23,8 +24,11 @@ NAMED = 3  # keys an error names
 
 
 # ------------------------------------------------------------------------------------------------------- the file
-def weights_file(entry: ZooEntry) -> Path:
-    """The weights file of a card, its sha256 checked; downloaded to the cache when the card has URLs for it."""
+def weights_file(entry: ZooEntry, most_bytes: int) -> Path:
+    """The weights file of a card, its sha256 checked; downloaded to the cache when the card has URLs for it.
+
+    most_bytes: a larger file is not downloaded.
+    """
     card, weights = entry.card, entry.card.weights
     path = present_weights(entry)
     if path is None and weights.urls:
@@ -34,6 +38,7 @@ def weights_file(entry: ZooEntry) -> Path:
             path,
             lambda temporary: wrong_digest(temporary, weights.sha256),
             f"model {card.name!r}: {weights.file}",
+            most_bytes,
         )
     if path is None:
         origin = f"get it from {card.source}" if card.source else "restore it or train the model again"
@@ -62,9 +67,19 @@ def checked(entry: ZooEntry, path: Path, sha256: str) -> Path:
 
 
 # ------------------------------------------------------------------------------------------------- the tensors in it
-def read_state(entry: ZooEntry) -> dict[str, Tensor]:
-    """The state dict of a card's weights file, as the card's format, key and prefix say; on the CPU."""
-    weights, path = entry.card.weights, weights_file(entry)
+def most_weights_bytes(module: nn.Module) -> int:
+    """More bytes than any checkpoint of `module` has: eight times its own tensors, for an optimizer's state, averages
+    and float64 beside them, and 16 MiB for names and other records."""
+    tensors = [value for value in module.state_dict().values() if isinstance(value, Tensor)]
+    if any(map(is_lazy, tensors)):  # a module that learns its sizes from its first images
+        return MOST_BYTES
+    return 8 * sum(tensor.nbytes for tensor in tensors) + (16 << 20)
+
+
+def read_state(entry: ZooEntry, module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a card's weights file, as the card's format, key and prefix say; on the CPU. module: what the
+    weights are for, whose size limits a download."""
+    weights, path = entry.card.weights, weights_file(entry, most_weights_bytes(module))
     if weights.format == "safetensors":
         return _without_prefix(read_safetensors(entry, path), weights.prefix, f"{_where(entry)}: {path}")
     state = _chosen(unpickled(entry, path), weights, f"{_where(entry)}: {path}")

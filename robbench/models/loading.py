@@ -113,7 +113,7 @@ def _built(entry: ZooEntry) -> nn.Module:
         module = build_named(entry)
     else:
         module = build_architecture(card.architecture, card.input_shape, card.classes, card.grey_levels)
-    state = read_state(entry)
+    state = read_state(entry, module)
     for name, value in state.items():
         state[name] = _without_denormals(value)
     load_strictly(module, state, entry)

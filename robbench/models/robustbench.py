@@ -23,7 +23,7 @@ from torch import nn
 from robbench.cards import Architecture, ModelCard, Weights
 from robbench.errors import UserError
 from robbench.models.checkpoints import unpickled
-from robbench.models.download import download, is_html
+from robbench.models.download import MOST_BYTES, LimitedFile, download, is_html
 from robbench.models.robustbench_package import for_other_processes, import_robustbench
 from robbench.models.sources import Scheme, Wanted, built, refuse_unfit
 from robbench.models.zoo import ZooEntry, checkpoint_folders
@@ -315,7 +315,7 @@ def _address(model: Published, number: int) -> str:
 
 def _from_drive(drive_id: str, temporary: Path) -> None:
     gdown = importlib.import_module("gdown")
-    with temporary.open("wb") as stream:
+    with LimitedFile(temporary, MOST_BYTES) as stream:
         gdown.download(id=drive_id, output=stream, quiet=not sys.stderr.isatty(), use_cookies=False)
     problem = _web_page(temporary) or ("is empty" if not temporary.stat().st_size else None)
     if problem is not None:

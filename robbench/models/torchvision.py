@@ -11,7 +11,7 @@ from torch import nn
 
 from robbench.cards import Architecture, ModelCard, Preprocessing, Weights
 from robbench.errors import UserError, unknown_name
-from robbench.models.download import download, wrong_digest
+from robbench.models.download import MOST_BYTES, download, wrong_digest
 from robbench.models.sources import Scheme, Wanted, built, refuse_unfit
 from robbench.models.zoo import ZooEntry, checkpoint_folders
 from robbench.resources import sha256_file
@@ -28,7 +28,8 @@ def pretrained(name: str, wanted: Wanted) -> ZooEntry:
     preset = choice.transforms()
     shape, classes = (3, preset.crop_size[0], preset.crop_size[0]), len(choice.meta["categories"])
     refuse_unfit(f"torchvision:{name}", shape, classes, wanted)
-    path = _weights_file(name, choice.url, wanted.checkpoints)
+    megabytes = float(choice.meta.get("_file_size", MOST_BYTES / 1e6))
+    path = _weights_file(name, choice.url, wanted.checkpoints, most_bytes=int(2e6 * megabytes))
     card = ModelCard(
         name=f"torchvision-{name}",
         kind="classifier",
@@ -62,7 +63,7 @@ def _arguments(name: str, side: int) -> dict[str, Any]:
     return {"image_size": side} if name.startswith("vit_") else {}
 
 
-def _weights_file(name: str, url: str, checkpoints: Path | None) -> Path:
+def _weights_file(name: str, url: str, checkpoints: Path | None, most_bytes: int) -> Path:
     file = url.rpartition("/")[2]
     hub = Path(torch.hub.get_dir()) / "checkpoints"
     found = DIGEST.search(file)
@@ -75,7 +76,8 @@ def _weights_file(name: str, url: str, checkpoints: Path | None) -> Path:
     )
     if path is None:
         path = hub / file
-        download((url,), path, partial(wrong_digest, sha256=found[1]), f"--model 'torchvision:{name}'")
+        right = partial(wrong_digest, sha256=found[1])
+        download((url,), path, right, f"--model 'torchvision:{name}'", most_bytes)
     wrong = wrong_digest(path, found[1])
     if wrong is not None:
         raise UserError(

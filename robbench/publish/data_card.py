@@ -8,6 +8,7 @@ from pathlib import Path
 
 from robbench.data.card import CARD_FILE, DatasetCard
 from robbench.data.names import BUILT_IN, dataset_names, place
+from robbench.errors import printable
 from robbench.resources import dataset_root
 
 HEADER = ("data set", "training images", "test images", "license", "where from")
@@ -62,7 +63,7 @@ def dataset_text(name: str, data_dir: Path | None) -> str:
 
     dataset = load_dataset(name, data_dir) if name in dataset_names() else load_folder(Path(name))
     lines = [("Data set", dataset.name), ("Here", source), *data_card(dataset.card)]
-    return "\n".join(f"{term + ':':18} {text}" for term, text in lines)
+    return "\n".join(f"{term + ':':18} {printable(text)}" for term, text in lines)
 
 
 def _source(name: str, root: Path) -> str:

@@ -1,7 +1,5 @@
 """An experiment's table beside the published one: what was measured, what is printed, and why a cell is empty."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +11,12 @@ from typing import Literal
 from robbench.experiments import Column, Experiment, Row
 from robbench.matrix.records import Run
 from robbench.metrics.likelihood import Z_95
+from robbench.publish.markdown import bullets, escaped, markdown_table
 from robbench.publish.rows import CLEAN, cell_status, floats
 from robbench.publish.tables import TableRow, rows_under_attack
 from robbench.published import PublishedRow, published_index, published_table, table_rows
 from robbench.resources import write_text_atomically
+from robbench.spreadsheet import csv_text
 
 Verdict = Literal["within", "outside", "not compared", "not run", "failed"]
 
@@ -289,36 +289,29 @@ def write_comparison(folder: Path, title: str, notes: Sequence[str], lines: Sequ
 
 
 def _csv(lines: Sequence[Line]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(HEADER)
-    for line in lines:
-        m = line.measured
-        writer.writerow(
-            [
-                line.row,
-                line.column,
-                line.published,
-                m.value,
-                m.lower,
-                m.upper,
-                m.n,
-                line.difference,
-                line.unit,
-                line.verdict,
-                line.why,
-            ]
-        )
-    return stream.getvalue()
+    return csv_text([HEADER, *map(_values, lines)])
+
+
+def _values(line: Line) -> tuple[object, ...]:
+    """The cells of `HEADER`."""
+    m = line.measured
+    measured = (m.value, m.lower, m.upper, m.n)
+    return (
+        line.row,
+        line.column,
+        line.published,
+        *measured,
+        line.difference,
+        line.unit,
+        line.verdict,
+        line.why,
+    )
 
 
 def _markdown(title: str, notes: Sequence[str], lines: Sequence[Line]) -> str:
     header = ["", "", "published", "measured", "n", "difference", "verdict", "note"]
     rows = [[line.row, line.column, *texts(line), line.note] for line in lines]
-    table = [header, ["---"] * len(header), *rows]
-    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table)
-    listed = "\n".join(f"- {note}" for note in notes)
-    return f"# {title}\n\n{listed}\n\n{body}\n"
+    return f"# {escaped(title)}\n\n{bullets(notes)}\n\n{markdown_table(header, rows)}\n"
 
 
 def texts(line: Line) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robbench.matrix.records import Run
+from robbench.publish.markdown import bullets, escaped, markdown_table, paragraph
 from robbench.publish.published_compare import (
     DIGITS,
     VERDICTS,
@@ -25,9 +26,9 @@ from robbench.publish.published_compare import (
 from robbench.publish.published_layout import PrintedTable, printed_table, value_text
 from robbench.publish.templating import environment
 from robbench.publish.wording import summary, versions
-from robbench.publish.writers import csv_text, escaped, markdown_table
 from robbench.published import Paper, PublishedRow, Table, published_index, table_rows
 from robbench.resources import data_root, write_text_atomically
+from robbench.spreadsheet import csv_text
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -273,7 +274,7 @@ def _cell(comparison: Comparison, column: str) -> object:
 
 def comparison_markdown(comparisons: Sequence[TableComparison], runs: Sequence[Run]) -> str:
     """The tables of which something was measured, and only those rows, as GitHub tables."""
-    parts = ["# Published and measured", "\n".join(f"* {escaped(line)}" for line in run_sentences(runs))]
+    parts = ["# Published and measured", bullets(run_sentences(runs))]
     header = (
         "row",
         "column",
@@ -291,7 +292,7 @@ def comparison_markdown(comparisons: Sequence[TableComparison], runs: Sequence[R
         text = markdown_table(header, [_texts(_line(found)) for found in comparison.measured])
         left = comparison.counts["not run"]
         more = [f"{left} further numbers: not run."] if left else []
-        parts += [f"## {escaped(comparison.table.source)}", escaped(comparison.table.what), text, *more]
+        parts += [f"## {escaped(comparison.table.source)}", paragraph(comparison.table.what), text, *more]
     if len(parts) == 2:
         parts.append("No published number was measured by these runs.")
     return "\n\n".join(parts) + "\n"

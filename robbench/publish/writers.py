@@ -1,7 +1,5 @@
 """Tables as files and on the terminal. Files are written atomically; the same run gives the same bytes."""
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +8,13 @@ from robbench.matrix.records import Run
 from robbench.publish import corruptions
 from robbench.publish.html import write_html
 from robbench.publish.likelihood import NllTable, caption, mean_text, median_text, nll_tables
+from robbench.publish.markdown import bullets, escaped, markdown_table, paragraph
 from robbench.publish.perturbation import SIZE_CAPTION, size_table
 from robbench.publish.rows import COLUMNS, TableRow, rows_of
 from robbench.publish.tables import Wide, leaderboard, wide
 from robbench.publish.wording import INTERVALS, measures, number_text, problems, summary, versions
 from robbench.resources import write_text_atomically
+from robbench.spreadsheet import csv_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,19 +108,13 @@ def likelihood_lines(tables: Sequence[NllTable]) -> list[list[object]]:
     return lines
 
 
-def csv_text(lines: Sequence[Sequence[object]]) -> str:
-    """Lines of cells as CSV with unix line ends; None is an empty cell."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
-
-
 # --------------------------------------------------------------------------------------------------- Markdown
 def markdown(run: Run, rows: Sequence[TableRow]) -> str:
     """The accuracy matrix, the NLL of flows, likelihoods and distances, and what went wrong, as GitHub tables."""
     parts = [
         f"# Robustness on {escaped(run.dataset)}",
-        f"{summary(run)} Data revision `{run.dataset_revision[:12]}`. Versions: {versions(run)}.",
+        f"{paragraph(summary(run))} Data revision {escaped(run.dataset_revision[:12])}. "
+        f"Versions: {escaped(versions(run))}.",
         *_accuracy_parts(rows_of(run, rows, "classifier")),
         *_corruption_parts(run),
         *_nll_parts(run),
@@ -128,7 +122,7 @@ def markdown(run: Run, rows: Sequence[TableRow]) -> str:
         *_size_parts(run),
     ]
     notes = problems(rows_of(run, rows, "classifier"))
-    return "\n\n".join([*parts, *([_notes(notes)] if notes else [])]) + "\n"
+    return "\n\n".join([*parts, *([bullets(notes)] if notes else [])]) + "\n"
 
 
 def _accuracy_parts(rows: Sequence[TableRow]) -> list[str]:
@@ -147,14 +141,14 @@ def _corruption_parts(run: Run) -> list[str]:
     """Accuracies by corruption and severity, a table a model."""
     parts = [f"Corruptions. {corruptions.CAPTION}"] if (tables := corruptions.corruption_tables(run)) else []
     for table in tables:
-        parts += [escaped(table.model), markdown_table(corruptions.HEADER, table.lines)]
+        parts += [paragraph(table.model), markdown_table(corruptions.HEADER, table.lines)]
     return parts
 
 
 def _nll_parts(run: Run) -> list[str]:
     """One table an attack: budgets down, flows with their defenses across, means with medians behind them."""
     tables = nll_tables(run)
-    parts = [f"{caption(run)} In brackets: the median."] if tables else []
+    parts = [f"{paragraph(caption(run))} In brackets: the median."] if tables else []
     for table in tables:
         header = ["epsilon", *(["steps"] if table.sweeps_steps else [])]
         header += [f"{name} ({defense})" for name, defense in table.models]
@@ -164,8 +158,8 @@ def _nll_parts(run: Run) -> list[str]:
             medians = [f" [{median_text(cell)}]" if median_text(cell) else "" for cell in row.cells]
             means = [mean_text(cell) + median for cell, median in zip(row.cells, medians, strict=True)]
             lines.append([f"{row.epsilon:g}", *steps, *means])
-        parts += [escaped(table.title), markdown_table(header, lines)]
-        parts += [_notes(table.footnotes)] if table.footnotes else []
+        parts += [paragraph(table.title), markdown_table(header, lines)]
+        parts += [bullets(table.footnotes)] if table.footnotes else []
     return parts
 
 
@@ -192,26 +186,8 @@ def _detail_lines(rows: Sequence[TableRow]) -> list[list[str]]:
 
 def _size_parts(run: Run) -> list[str]:
     sizes = size_table(run)
-    notes = [escaped(note) for note in sizes.footnotes]
+    notes = [paragraph(note) for note in sizes.footnotes]
     return [f"Perturbation sizes. {SIZE_CAPTION}", markdown_table(sizes.header, sizes.lines), *notes]
-
-
-def _notes(notes: Sequence[str]) -> str:
-    return "\n".join(f"* {escaped(note)}" for note in notes)
-
-
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A GitHub table; cells are plain text."""
-    text = [header, ["---"] * len(header), *lines]
-    return "\n".join("| " + " | ".join(escaped(cell) for cell in line) + " |" for line in text)
-
-
-def escaped(text: str) -> str:
-    """Text that stays one table cell and plain text in Markdown."""
-    flat = " ".join(text.split())
-    for character in "\\|`*_<>":
-        flat = flat.replace(character, "\\" + character)
-    return flat if text != "---" else text
 
 
 # ------------------------------------------------------------------------------------------------------ texts

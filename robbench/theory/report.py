@@ -1,7 +1,5 @@
 """What `robbench theory linear` prints and writes: tables, figures 2 and 3 of paper 002, and their numbers as CSV."""
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from robbench.errors import UserError
 from robbench.places import check_output_folder
 from robbench.random import derive_seed
 from robbench.resources import write_text_atomically
+from robbench.spreadsheet import csv_text
 from robbench.theory.bound import Guarantee
 from robbench.theory.figures import perturbation_figure, save_figure, trade_off_figure
 from robbench.theory.perturbation import Floats, Gaussian, Perturbation, worst_perturbation
@@ -272,7 +271,5 @@ def _bound_rows(bounds: Sequence[BoundRow]) -> Iterable[Row]:
 
 
 def _csv(path: Path, rows: Iterable[Row]) -> Path:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_text_atomically(path, text.getvalue())
+    write_text_atomically(path, csv_text(rows))
     return path

@@ -18,9 +18,9 @@ from robbench.attacks.pgd import ProjectedGradientDescent
 from robbench.errors import AttackViolation, UserError
 from robbench.matrix.ledger import Ledger, load_run
 from robbench.matrix.plan import RunRequest
-from robbench.matrix.progress import Terminal
 from robbench.matrix.session import dry_run_table, run_matrix
 from robbench.publish.report import write_report
+from robbench.terminal import Terminal
 
 SLOW = """
 name: slow

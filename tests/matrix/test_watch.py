@@ -23,11 +23,11 @@ from robbench.errors import UserError
 from robbench.matrix.folder import lock_is_held, locked
 from robbench.matrix.ledger import Ledger, load_run
 from robbench.matrix.plan import RunRequest
-from robbench.matrix.progress import Terminal
 from robbench.matrix.records import CellRecord
 from robbench.matrix.session import run_matrix
 from robbench.matrix.watch import CellView, ShardFile, Snapshot, Speed, Watcher
 from robbench.matrix.watch_screen import changes, duration, screen, speed_text, watch_run, writer_text
+from robbench.terminal import Terminal
 
 SLOW = """
 name: slow

@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 
 from robbench.check.compare import check
 from robbench.check.findings import Finding, annotations, as_json, as_junit, of_table
-from robbench.check.printing import print_line
 from robbench.check.update import update_tables
 from robbench.cli import main
 from robbench.errors import UserError
 from robbench.matrix.ledger import load_run
-from robbench.matrix.progress import Terminal
 from robbench.matrix.records import Run
 from robbench.publish.tables import TableRow, leaderboard
 from robbench.publish.writers import tidy_csv
+from robbench.terminal import Terminal, print_line
 
 MODEL = "digits-ijsat"
 ANY_TEXT = st.text(max_size=40)

@@ -9,7 +9,6 @@ import glob
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +22,7 @@ from robbench.places import check_output_file, check_output_folder
 from robbench.publish.site.frame import SCRIPT, SIGNATURE, STYLE, framed, framed_together, script, style
 from robbench.publish.site.groups import Site, site_of
 from robbench.publish.site.page import Download, Page, Part, without_links
-from robbench.resources import write_text_atomically
+from robbench.resources import utf8, write_text_atomically
 
 MARKER = (
     ".robbench-site"  # lists the files of a site as sha256sum does; a folder with it is ours to write anew
@@ -87,7 +86,7 @@ def write_site(runs: Sequence[Run], folder: Path, inputs: Sequence[Path] = ()) -
 @contextmanager
 def _temporary(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder`, locked as long as it is in use and gone afterwards."""
-    path = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_prefix(folder)))
+    path = new_folder(folder.parent, _prefix(folder))
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,14 +119,13 @@ def _fill(folder: Path, site: Site) -> None:
     """Write every file, and last the list of them."""
     sums = []
     for part in (*_assets(), *parts(site)):
-        content = part.content if isinstance(part, Download) else framed(part).encode()
+        content = part.content if isinstance(part, Download) else utf8(framed(part))
         path = folder / part.path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as stream:  # two pages of one name would hide one of them
             stream.write(content)
         sums.append(f"{hashlib.sha256(content).hexdigest()}  {part.path}\n")
     (folder / MARKER).write_text("".join(sorted(sums, key=lambda line: line.split("  ", 1)[1])))
-    folder.chmod(0o755)
 
 
 def _replace(folder: Path, fresh: Path) -> None:

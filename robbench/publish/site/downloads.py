@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from robbench.publish.likelihood import nll_tables
+from robbench.publish.markdown import markdown_table
 from robbench.publish.rows import COLUMNS, TableRow
 from robbench.publish.site import boards
 from robbench.publish.site.frame import body
 from robbench.publish.site.groups import Group, Site
 from robbench.publish.site.page import Download, Part
-from robbench.publish.writers import csv_text, likelihood_lines, markdown_table
+from robbench.publish.writers import likelihood_lines
+from robbench.resources import utf8
+from robbench.spreadsheet import csv_text
 
 Value = str | int | float | bool | None
 Lines = tuple[tuple[Value, ...], ...]
@@ -194,14 +197,14 @@ def _shown(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
 
 
 def _csv(table: Table) -> bytes:
-    return csv_text([table.columns, *table.lines]).encode()
+    return utf8(csv_text([table.columns, *table.lines]))
 
 
 def _json(table: Table) -> bytes:
     """A list of objects. Numbers that JSON lacks are the texts "inf", "-inf" and "nan"."""
     records = [dict(zip(table.columns, map(_plain, line), strict=True)) for line in table.lines]
     lines = ",\n".join(json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records)
-    return f"[\n{lines}\n]\n".encode()
+    return utf8(f"[\n{lines}\n]\n")
 
 
 def _plain(value: Value) -> Value:
@@ -230,7 +233,7 @@ def _type(values: Sequence[Value]) -> object:
 
 def _markdown(table: Table) -> bytes:
     header, lines = _shown(table)
-    return f"{markdown_table(header, lines)}\n".encode()
+    return utf8(f"{markdown_table(header, lines)}\n")
 
 
 _LATEX = {
@@ -278,7 +281,7 @@ def _tex(table: Table) -> bytes:
         r"\bottomrule",
         rf"\end{{{name}}}",
     ]
-    return ("\n".join(text) + "\n").encode()
+    return utf8("\n".join(text) + "\n")
 
 
 def _comment(text: str) -> str:

@@ -15,6 +15,7 @@ from robbench.publish.site.frame import body
 from robbench.publish.site.groups import Site
 from robbench.publish.site.page import Download, Page, Part, Provenance
 from robbench.publish.wording import versions
+from robbench.resources import utf8
 
 FOLDER = "published"
 OVERVIEW = f"{FOLDER}/index.html"
@@ -25,10 +26,10 @@ TITLE = "Published tables"
 def parts(site: Site) -> Iterator[Part]:
     """The overview, then each table and its file."""
     yield _overview(site, site.published)
-    yield Download(MARKDOWN, comparison_markdown(site.published, site.runs).encode(), MEDIA["md"])
+    yield Download(MARKDOWN, utf8(comparison_markdown(site.published, site.runs)), MEDIA["md"])
     for comparison in site.published:
         yield _page(site, comparison)
-        csv = comparison_csv(comparison).encode()
+        csv = utf8(comparison_csv(comparison))
         yield Download(_path(comparison, "csv"), csv, MEDIA["csv"])
 
 

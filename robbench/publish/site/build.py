@@ -22,7 +22,7 @@ from robbench.places import check_output_file, check_output_folder
 from robbench.publish.site.frame import SCRIPT, SIGNATURE, STYLE, framed, framed_together, script, style
 from robbench.publish.site.groups import Site, site_of
 from robbench.publish.site.page import Download, Page, Part, without_links
-from robbench.resources import utf8, write_text_atomically
+from robbench.resources import new_folder, utf8, write_text_atomically
 
 MARKER = (
     ".robbench-site"  # lists the files of a site as sha256sum does; a folder with it is ours to write anew

@@ -13,7 +13,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.checks import BALL_TOLERANCE, check_tensor, inside_ball, inside_box, require
+from robbench.attacks.checks import (
+    BALL_TOLERANCE,
+    check_tensor,
+    inside_ball,
+    inside_box,
+    require,
+    require_image_budget,
+    require_latent_budget,
+)
 from robbench.attacks.codec import FlowCodec, decoded_image
 from robbench.attacks.geometry import norm_of
 from robbench.attacks.inner import attacked
@@ -143,6 +151,7 @@ class Attack(NamedAttack):
         example leaves its set, `UserError` for inputs and models that cannot be attacked so.
         """
         x, y = _checked_inputs(x, y)
+        require_image_budget(self.spec, x)
         size = batch_size if self.batch_dependent else min(batch_size, victim.fits or batch_size)
         largest = min(max(size, victim.batch_size), len(x))  # of all batches: scoring has a size of its own
         halved = Diagnostics()
@@ -170,6 +179,7 @@ class Attack(NamedAttack):
             victim.draws = self.verdict_forwards
             few = slice(min(32, victim.batch_size))
             self._require_exact_flow(victim, x[few], y[few])
+            require_latent_budget(self.spec, self.flow, x[few].to(victim.device), y[few].to(victim.device))
             clean = victim.clean_logits(x)
             _require_labels(y, clean.shape[1])
             alive = self._to_search(clean, y)

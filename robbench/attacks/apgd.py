@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from robbench.attacks.active import RESERVED, Batch, Search, fresh_state, note
 from robbench.attacks.apgd_rules import HalvingRule, Rule, Timetable, rule_of
 from robbench.attacks.geometry import TINY, finite_part, looking_is_free, per_sample, put, stands_still
-from robbench.attacks.inner import error_log_odds
+from robbench.attacks.inner import error_log_odds, tempered
 from robbench.attacks.spaces import State
 from robbench.attacks.victim import Victim, margins
 from robbench.errors import UserError
@@ -69,8 +69,8 @@ class APGD(Search):
     the phases where there are several. large_radii (l1 only): 3/10 of them at 3 epsilon, 3/10 at 2 epsilon, the rest
     at epsilon, each from the best point before; only the last phase can break a sample. eot_iterations: forwards
     averaged at an iterate (loss, gradient, and the logits that decide on a break), for randomised models. The
-    cross-entropy of a model that is not randomised is climbed as `error_log_odds`, which ranks iterates and points as
-    it does and does not saturate.
+    cross-entropy of a model that is not randomised is ranked as `error_log_odds`, a rising function of it that does not
+    saturate, and its gradient taken of `tempered` logits.
     """
 
     def __init__(
@@ -181,15 +181,19 @@ class APGD(Search):
     def _score_once(self, victim: Victim, point: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             logits = victim.differentiable(point)
-            loss = self._losses(logits, state)
-            (gradient,) = torch.autograd.grad(loss.sum(), point)
+            loss = climbed = self._losses(logits, state)
+            if self.unsaturated:
+                climbed = error_log_odds(tempered(logits, state["y"]), state["y"])
+            (gradient,) = torch.autograd.grad(climbed.sum(), point)
         # One forward whose gradient is not finite must not spoil the mean of several.
         return logits.detach(), loss.detach(), gradient if self.eot_iterations == 1 else finite_part(gradient)
 
     def _losses(self, logits: Tensor, state: State) -> Tensor:
         self._require_classes(logits)
         if self.unsaturated:
-            return error_log_odds(logits, state["y"])
+            # 0 for equal logits, so that small ones do not differ by less than float32 can say.
+            odds = error_log_odds(logits.detach().double(), state["y"])
+            return (odds - math.log(logits.shape[1] - 1)).float()
         if self.loss == "ce":
             return _cross_entropy(logits, state["y"])
         if self.loss == "ce-targeted":

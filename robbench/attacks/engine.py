@@ -1,7 +1,7 @@
 """Gradient ascent in a search space, as a search of the active set: what PGD, MIM, latent and joint attacks run.
 
-They climb the cross-entropy; the loss that is differentiated is `error_log_odds`, which has the same ascent directions
-and does not saturate.
+They climb the cross-entropy; the loss that is differentiated is the `error_log_odds` of `tempered` logits: it has the
+same ascent directions, does not saturate, and does not depend on the scale of very large or small logits.
 
 A sample leaves as soon as an iterate is misclassified (early stop), a robust sample gets its full number of steps.
 Noise is keyed by sample id.
@@ -15,7 +15,7 @@ from torch import Tensor
 from robbench.attacks.active import Batch, Search, fresh_state, note, run_search, still_robust
 from robbench.attacks.base import Candidates, Task
 from robbench.attacks.geometry import SampleNoise, normalised, per_sample, stands_still
-from robbench.attacks.inner import error_log_odds, gradients
+from robbench.attacks.inner import error_log_odds, gradients, tempered
 from robbench.attacks.spaces import SearchSpace, State
 from robbench.attacks.victim import Victim, margins
 
@@ -60,7 +60,7 @@ class GradientSearch(Search):
         def loss(image: Tensor) -> Tensor:
             out = victim.differentiable(image)
             found.append((image.detach(), out.detach()))
-            return error_log_odds(out, state["target"])
+            return error_log_odds(tempered(out, state["target"]), state["target"])
 
         slopes, state = gradients(self.space, state, loss)
         # On the CPU the active set looks after every step, so that nobody who has finished is here.

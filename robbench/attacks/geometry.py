@@ -121,8 +121,9 @@ def _project_l1(delta: Tensor, radius: float) -> Tensor:
     cumulative = ordered.cumsum(1) - radius
     ranks = torch.arange(1, flat.shape[1] + 1, device=flat.device, dtype=torch.float64)
     support = (ordered - cumulative / ranks > 0).sum(1, keepdim=True).clamp(min=1)
-    threshold = (cumulative.gather(1, support - 1) / support).clamp(min=0).to(delta.dtype)
-    return (flat.sign() * (magnitude - threshold).clamp(min=0)).reshape(delta.shape)
+    threshold = (cumulative.gather(1, support - 1) / support).clamp(min=0)
+    kept = (magnitude.double() - threshold).clamp_(min=0).to(delta.dtype)
+    return (flat.sign() * kept).reshape(delta.shape)
 
 
 def finite_part(gradient: Tensor) -> Tensor:

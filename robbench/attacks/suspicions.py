@@ -55,8 +55,8 @@ class Suspicion:
 class Diagnostics(Strict):
     """Counts of one call of an attack, or with `+` of several on other samples of the same model.
 
-    samples: scored clean. probability_rows: those whose output is non-negative and sums to 1. unit_rows, signed_rows:
-    those whose outputs lie in [0,1] and in [-1,1]; unit_reached, signed_reached: those of them with an output of size
+    samples: scored clean. probability_rows: those whose output is non-negative and sums to 1. shaped: those whose
+    range was looked at; unit_rows, signed_rows: those of them in [0,1] and in [-1,1]; unit_reached, signed_reached: those of them with an output of size
     0.5 and 0.75 at least. floor_sum, floor_squares, range_sum: sums over the samples of the smallest output, of its
     square, and of the largest minus the smallest. probed, zero_gradients: clean images whose input gradient of the
     cross-entropy was looked at, and those where it is exactly 0 or not finite. gradients, zero_steps: gradients that
@@ -69,6 +69,7 @@ class Diagnostics(Strict):
 
     samples: int = 0
     probability_rows: int = 0
+    shaped: int = 0
     unit_rows: int = 0
     unit_reached: int = 0
     signed_rows: int = 0
@@ -126,7 +127,7 @@ class Diagnostics(Strict):
 
     def _squashed(self) -> Suspicion | None:
         """Outputs with a bound that logits do not have."""
-        n = self.samples
+        n = self.shaped  # counts of an older version have none
         if n < LEAST_ROWS:
             return None
         floor = self.floor_sum / n
@@ -293,6 +294,7 @@ def shape_of_outputs(outputs: Tensor) -> Diagnostics:
     unit, signed = (low >= 0) & (high <= 1), size <= 1
     return Diagnostics(
         probability_rows=int(probability_rows(outputs).sum()),
+        shaped=len(outputs),
         unit_rows=int(unit.sum()),
         unit_reached=int((unit & (size >= 0.5)).sum()),
         signed_rows=int(signed.sum()),

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from robbench.budget_limits import IMAGE_SHAPES, require_inside_box
+from robbench.budget_limits import exact_text as exact_text  # part of this module's names
 from robbench.errors import UserError, unknown_name
 from robbench.resources import data_root, existing_folder
 from robbench.schema import Strict, load_yaml
@@ -217,7 +219,8 @@ def resolve_attack(
 ) -> ResolvedAttack:
     """The attack called `name` with the budget of `dataset`, or with the budgets and steps the user gave instead.
 
-    An attack that does not iterate ignores `steps`.
+    An attack that does not iterate ignores `steps`. `UserError` for a budget beyond the diameter of the box of the data
+    set's images; where their shape is not known here, the attack looks at the images.
     """
     owner = next((m for m in models.values() if name in m.attacks), None)
     if owner is None:
@@ -227,12 +230,19 @@ def resolve_attack(
             raise UserError(
                 f"{option} {value} is not a budget; give a finite number of at least 0 (0 is clean)"
             )
-    if epsilon is not None:
-        _check_scale(epsilon, name, owner)
+    if epsilon is not None and owner.pixel_range == 255 and 0 < epsilon < 1:
+        raise UserError(
+            f"--epsilon {exact_text(epsilon)}: attack {name!r} counts epsilon on pixels 0..255, and this is less "
+            f"than one of 255; give {exact_text(round(epsilon * 255, 6))} for {exact_text(epsilon)} of the range"
+        )
     budget = owner.budgets.get(dataset, Budget())
     uses_epsilon, uses_eta = owner.space in ("image", "joint"), owner.space in ("latent", "joint")
     resolved_epsilon = _budget_value(epsilon, budget.epsilon, uses_epsilon, "--epsilon", name, dataset)
     resolved_eta = _budget_value(eta, budget.eta, uses_eta, "--eta", name, dataset)
+    if resolved_epsilon is not None:
+        option = "epsilon" if epsilon is None else "--epsilon"
+        shape = IMAGE_SHAPES.get(dataset)
+        require_inside_box(resolved_epsilon, owner.norm, shape, owner.pixel_range, name, option)
     label = name
     if uses_epsilon and epsilon is not None:
         label += f"@{exact_text(epsilon)}"
@@ -256,32 +266,6 @@ def resolve_attack(
         algorithm=spec.algorithm,
         parameters=parameters,
     )
-
-
-def _check_scale(epsilon: float, attack: str, owner: ThreatModel) -> None:
-    """`UserError` for a budget that was surely meant on the other scale."""
-    if owner.pixel_range == 255 and 0 < epsilon < 1:
-        raise UserError(
-            f"--epsilon {exact_text(epsilon)}: attack {attack!r} counts epsilon on pixels 0..255, and this is less "
-            f"than one of 255; give {exact_text(round(epsilon * 255, 6))} for {exact_text(epsilon)} of the range"
-        )
-    if owner.pixel_range == 255 and epsilon > 255:
-        raise UserError(
-            f"--epsilon {exact_text(epsilon)}: attack {attack!r} counts epsilon on pixels 0..255; give at most 255"
-        )
-    if owner.pixel_range == 1 and owner.norm == "linf" and owner.space == "image" and epsilon > 1:
-        raise UserError(
-            f"--epsilon {exact_text(epsilon)}: attack {attack!r} counts epsilon on pixels 0..1, and this is more than "
-            f"the whole range; give {exact_text(epsilon / 255)} for {exact_text(epsilon)} of 255"
-        )
-
-
-def exact_text(budget: float) -> str:
-    """The shortest text that `--epsilon` reads back as the same number: "0.1", "8/255", "0.123456789"."""
-    if float(short := f"{budget:g}") == budget:
-        return short
-    levels = round(budget * 255)
-    return f"{levels}/255" if levels / 255 == budget else repr(budget)
 
 
 def refuse_unused_budgets(

@@ -14,10 +14,11 @@ from torch import Tensor
 from robbench.attacks.base import Candidates, Task
 from robbench.attacks.geometry import looking_is_free, put
 from robbench.attacks.spaces import State
+from robbench.attacks.suspicions import Diagnostics
 from robbench.attacks.victim import Victim, chunks
 
 CHECK_EVERY = 4  # steps between looks at who has finished, where looking makes the device wait
-RESERVED = ("adversarial", "broken", "broken_at", "iteration", "forwards", "backwards")
+RESERVED = ("adversarial", "broken", "broken_at", "iteration", "forwards", "backwards", "zero_gradients")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Search(ABC):
 
     adversarial: the admissible image [n,C,H,W] to hand back if the sample left now. broken: [n] bool, a forward of
     that image was misclassified; broken_at: the iteration of it. iteration: [n] int64, iterations done. forwards,
-    backwards: [n] int64, model calls.
+    backwards: [n] int64, model calls. zero_gradients: [n] int64, those of the backwards whose gradient moved nothing.
 
     iterations: how many a robust sample gets; `step` makes one for every sample and must not synchronise with the
     device. A sample that has finished may stay for a few steps more: `note` leaves its results alone. witnesses: state
@@ -73,6 +74,7 @@ def fresh_state(x: Tensor) -> State:
         "iteration": zeros,
         "forwards": zeros.clone(),
         "backwards": zeros.clone(),
+        "zero_gradients": zeros.clone(),
     }
 
 
@@ -151,6 +153,9 @@ def _record(search: Search, found: Candidates, state: State, rows: Tensor) -> No
     if found.claimed is None:
         found.claimed = torch.zeros(len(found.step), dtype=torch.bool)
     found.claimed[rows] = state["broken"].cpu()
+    found.diagnostics += Diagnostics(
+        gradients=int(state["backwards"].sum()), zero_steps=int(state["zero_gradients"].sum())
+    )
     for name in found.witness:
         found.witness[name][where] = state[f"witness/{name}"]
 

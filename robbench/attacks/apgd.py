@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy
 from robbench.attacks.active import RESERVED, Batch, Search, fresh_state, note
 from robbench.attacks.apgd_rules import HalvingRule, Rule, Timetable, rule_of
 from robbench.attacks.decision import margins
-from robbench.attacks.geometry import TINY, looking_is_free, per_sample, put
+from robbench.attacks.geometry import TINY, finite_part, looking_is_free, per_sample, put, stands_still
+from robbench.attacks.inner import error_log_odds, tempered
 from robbench.attacks.spaces import State
 from robbench.attacks.victim import Victim
 from robbench.errors import UserError
@@ -30,6 +31,7 @@ LEAST_CLASSES: dict[Loss, int] = {"ce": 2, "dlr": 3, "ce-targeted": 2, "dlr-targ
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio [n], invariant to shift and scale; positive when misclassified (2020, eq. 6)."""
+    logits = _of_order_one(logits)
     top = logits.topk(3, dim=1)
     rival = torch.where(top.indices[:, 0] == labels, top.values[:, 1], top.values[:, 0])
     return -(_logit(logits, labels) - rival) / (top.values[:, 0] - top.values[:, 2] + TINY)
@@ -37,9 +39,22 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 def dlr_targeted(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """DLR towards the classes `targets` [n]; positive when these win over the labels (2020, eq. 7)."""
+    logits = _of_order_one(logits)
     top = logits.topk(4, dim=1).values
     spread = top[:, 0] - 0.5 * (top[:, 2] + top[:, 3]) + TINY
     return -(_logit(logits, labels) - _logit(logits, targets)) / spread
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(logits, labels, reduction="none")
+
+
+def _of_order_one(logits: Tensor) -> Tensor:
+    """Logits [n,K] divided by the power of 2 next to their spread, so that `TINY` means the same for logits of every
+    scale. Exact in floating point; logits that do not differ stay as they are."""
+    spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).detach()
+    scale = torch.frexp(spread).mantissa / spread
+    return logits * scale.nan_to_num(1.0, posinf=torch.finfo(scale.dtype).max)
 
 
 def _logit(logits: Tensor, classes: Tensor) -> Tensor:
@@ -54,7 +69,9 @@ class APGD(Search):
     most likely wrong class of the clean image, 2 for the next one. budget: iterations of a random start, shared by
     the phases where there are several. large_radii (l1 only): 3/10 of them at 3 epsilon, 3/10 at 2 epsilon, the rest
     at epsilon, each from the best point before; only the last phase can break a sample. eot_iterations: forwards
-    averaged at an iterate (loss, gradient, and the logits that decide on a break), for randomised models.
+    averaged at an iterate (loss, gradient, and the logits that decide on a break), for randomised models. The
+    cross-entropy of a model that is not randomised is ranked as `error_log_odds`, a rising function of it that does not
+    saturate, and its gradient taken of `tempered` logits.
     """
 
     def __init__(
@@ -85,7 +102,10 @@ class APGD(Search):
         self.name, self.loss, self.target, self.restart = name, loss, target, restart
         self.stream = stream if target is None else f"{stream}/target {target}"
         self.eot_iterations = eot_iterations
-        self.rule = rule_of(name, norm, epsilon, rho, large_radii)
+        # A mean over several forwards is one of cross-entropies, whose gradients are not parallel to one another.
+        self.unsaturated = loss == "ce" and eot_iterations == 1
+        lowest = -math.inf if self.unsaturated else 0.0
+        self.rule = rule_of(name, norm, epsilon, rho, large_radii, lowest)
         self.timetable = _timetable(_phases(name, epsilon, budget, large_radii), self.rule)
         self.iterations = len(self.timetable.first) - 1
 
@@ -106,6 +126,7 @@ class APGD(Search):
     def step(self, victim: Victim, state: State) -> State:
         now, before = self.timetable.at(state["iteration"]), dict(state)
         logits, loss, gradient = self._score(victim, state)
+        still = stands_still(gradient)
         point, live = state["point"], ~state["broken"] & (state["iteration"] < self.iterations)
         margin = margins(logits, state["y"]).masked_fill(~now.counts, float("inf"))
         note(state, point, margin, self.iterations)
@@ -124,6 +145,7 @@ class APGD(Search):
         if waits and victim.only_claims:
             _wait(state, before, live)
         calls = live * self.eot_iterations
+        state["zero_gradients"] = state["zero_gradients"] + calls * still
         state["iteration"] = state["iteration"] + live
         return state | {name: state[name] + calls for name in ("forwards", "backwards")}
 
@@ -157,16 +179,23 @@ class APGD(Search):
     def _score_once(self, victim: Victim, point: Tensor, state: State) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             logits = victim.differentiable(point)
-            loss = self._losses(logits, state)
-            (gradient,) = torch.autograd.grad(loss.sum(), point)
-        return logits.detach(), loss.detach(), gradient
+            loss = climbed = self._losses(logits, state)
+            if self.unsaturated:
+                climbed = error_log_odds(tempered(logits, state["y"]), state["y"])
+            (gradient,) = torch.autograd.grad(climbed.sum(), point)
+        # One forward whose gradient is not finite must not spoil the mean of several.
+        return logits.detach(), loss.detach(), gradient if self.eot_iterations == 1 else finite_part(gradient)
 
     def _losses(self, logits: Tensor, state: State) -> Tensor:
         self._require_classes(logits)
+        if self.unsaturated:
+            # 0 for equal logits, so that small ones do not differ by less than float32 can say.
+            odds = error_log_odds(logits.detach().double(), state["y"])
+            return (odds - math.log(logits.shape[1] - 1)).float()
         if self.loss == "ce":
-            return cross_entropy(logits, state["y"], reduction="none")
+            return _cross_entropy(logits, state["y"])
         if self.loss == "ce-targeted":
-            return -cross_entropy(logits, state["target"], reduction="none")
+            return -_cross_entropy(logits, state["target"])
         if self.loss == "dlr":
             return dlr(logits, state["y"])
         return dlr_targeted(logits, state["y"], state["target"])

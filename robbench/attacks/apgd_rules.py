@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robbench.attacks.geometry import TINY, norm_of, per_sample, project
+from robbench.attacks.geometry import direction, normalised, per_sample, project
 from robbench.attacks.geometry_l1 import project_l1_box, rounding_allowance, sparse_direction, support_size
 from robbench.attacks.spaces import State
 from robbench.errors import UserError
@@ -45,8 +45,10 @@ class Rule(ABC):
 
     norm: Norm
 
-    def __init__(self, epsilon: float, rho: float) -> None:
-        self.epsilon, self.rho = epsilon, rho
+    def __init__(self, epsilon: float, rho: float, lowest: float = 0.0) -> None:
+        """lowest: what the loss after the first step is compared with. The reference takes 0, below which the
+        cross-entropy never is; -inf for a loss without a lower bound that stands for it."""
+        self.epsilon, self.rho, self.lowest = epsilon, rho, lowest
 
     @abstractmethod
     def windows(self, iterations: int) -> dict[int, int]:
@@ -100,7 +102,7 @@ class HalvingRule(Rule):
     def adapt(self, state: State, loss: Tensor, now: Timetable) -> Tensor:
         increases = state["increases"] + ((loss > state["previous_loss"]) & ~now.first)
         # The reference compares the loss after the first step with 0, not with the start's.
-        state["previous_loss"] = loss.masked_fill(now.first, 0.0)
+        state["previous_loss"] = loss.masked_fill(now.first, self.lowest)
         best, due = state["best_loss"], now.window > 0
         stuck = ~state["reduced"] & (state["checked_loss"] >= best)
         reduce = due & ((increases <= self.rho * now.window) | stuck)
@@ -111,15 +113,11 @@ class HalvingRule(Rule):
         return reduce
 
     def move(self, state: State, point: Tensor, gradient: Tensor, now: Timetable) -> Tensor:
-        step = self.direction(gradient).mul_(per_sample(state["step_size"], gradient)).add_(point)
+        step = direction(gradient, self.norm).mul_(per_sample(state["step_size"], gradient)).add_(point)
         share = per_sample(torch.where(now.first, 1.0, MOMENTUM), point)
         inertia = (point - state["old"]).mul_(1.0 - share)
         step = self.admit(state, step, now.radius).sub_(point).mul_(share).add_(point).add_(inertia)
         return self.admit(state, step, now.radius)
-
-    @abstractmethod
-    def direction(self, gradient: Tensor) -> Tensor:
-        """Steepest ascent of unit size, a new tensor; 0 for a NaN coordinate."""
 
 
 class LinfRule(HalvingRule):
@@ -130,31 +128,22 @@ class LinfRule(HalvingRule):
         return {**super().begin(x, radius), **bounds}
 
     def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        return uniform * per_sample(self.epsilon / (norm_of(uniform, "linf") + TINY), uniform)
+        return self.epsilon * normalised(uniform, "linf")
 
     def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
         return point.clamp_(state["low"], state["high"])
-
-    def direction(self, gradient: Tensor) -> Tensor:
-        return gradient.sign()
 
 
 class L2Rule(HalvingRule):
     norm = "l2"
 
     def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        return normal * per_sample(self.epsilon / (norm_of(normal, "l2") + TINY), normal)
+        return self.epsilon * normalised(normal, "l2")
 
     def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
         x = state["x"]
         inside = self.epsilon - rounding_allowance(self.epsilon, x.shape[1:].numel())
         return project(point - x, "l2", inside).add_(x).clamp_(0.0, 1.0)
-
-    def direction(self, gradient: Tensor) -> Tensor:
-        # Scaled first: the squares of a saturated model's gradients underflow to a norm of 0.
-        finite = gradient.nan_to_num()
-        finite.div_(per_sample(norm_of(finite, "linf").clamp_(min=torch.finfo(finite.dtype).tiny), finite))
-        return finite.div_(per_sample(norm_of(finite, "l2") + TINY, finite))
 
 
 class L1Rule(Rule):
@@ -162,8 +151,8 @@ class L1Rule(Rule):
 
     norm = "l1"
 
-    def __init__(self, epsilon: float, rho: float, large_radii: bool) -> None:
-        super().__init__(epsilon, rho)
+    def __init__(self, epsilon: float, rho: float, large_radii: bool, lowest: float = 0.0) -> None:
+        super().__init__(epsilon, rho, lowest)
         self.large_radii = large_radii
 
     def windows(self, iterations: int) -> dict[int, int]:
@@ -198,20 +187,23 @@ class L1Rule(Rule):
     def move(self, state: State, point: Tensor, gradient: Tensor, now: Timetable) -> Tensor:
         dimensions = point.shape[1:].numel()
         left_out = ((1.0 - state["density"]) * dimensions).clamp_(0, dimensions - 1).long()
-        step = sparse_direction(gradient.nan_to_num(), dimensions - left_out)
+        step = sparse_direction(gradient, dimensions - left_out)
         step.mul_(per_sample(state["step_size"], step)).add_(point)
         step = torch.where(per_sample(now.ends, step), state["best"], step)
         return self.admit(state, step, now.following)
 
 
-def rule_of(name: str, norm: Norm, epsilon: float, rho: float, large_radii: bool) -> Rule:
-    """The rule of a norm; `UserError` for another one, and for large_radii outside l1. name: of the component."""
+def rule_of(
+    name: str, norm: Norm, epsilon: float, rho: float, large_radii: bool, lowest: float = 0.0
+) -> Rule:
+    """The rule of a norm; `UserError` for another one, and for large_radii outside l1. name: of the component. lowest:
+    see `Rule`."""
     if large_radii and norm != "l1":
         raise UserError(f"{name}: large_radii with norm {norm!r}; the schedule of radii is for l1 alone")
     if norm == "l1":
-        return L1Rule(epsilon, rho, large_radii)
+        return L1Rule(epsilon, rho, large_radii, lowest)
     if norm == "l2":
-        return L2Rule(epsilon, rho)
+        return L2Rule(epsilon, rho, lowest)
     if norm == "linf":
-        return LinfRule(epsilon, rho)
+        return LinfRule(epsilon, rho, lowest)
     raise UserError(f"{name}: norm {norm!r}; APGD searches in linf, l2 and l1 balls")

@@ -21,6 +21,8 @@ from robbench.attacks.checks import (
     inside_ball,
     inside_box,
     require,
+    require_image_budget,
+    require_latent_budget,
 )
 from robbench.attacks.codec import FlowCodec, decoded_image
 from robbench.attacks.context import own_context, refuse_inference_tensors
@@ -165,6 +167,7 @@ class Attack(NamedAttack):
         """
         with own_context():
             x, y = _checked_inputs(x, y)
+            require_image_budget(self.spec, x)
             return self._within_memory(
                 victim, _checked_ids(sample_ids, len(x)), x, y, _checked_seed(seed), batch_size
             )
@@ -199,6 +202,7 @@ class Attack(NamedAttack):
             passed, state, audit = check_model(victim, x), ModelState.of(victim.module), SearchAudit()
             few = slice(min(32, victim.batch_size))
             self._require_exact_flow(victim, x[few], y[few])
+            require_latent_budget(self.spec, self.flow, x[few].to(victim.device), y[few].to(victim.device))
             clean = victim.clean_logits(x)
             _require_labels(y, clean.shape[1])
             alive = self._to_search(clean, y)

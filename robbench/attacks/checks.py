@@ -1,14 +1,60 @@
-"""Checks of what a search returns. Beyond rounding they raise; rounding itself is removed."""
+"""Checks of budgets, and of what a search returns. Beyond rounding they raise; rounding itself is removed."""
+
+import math
 
 import torch
 from torch import Tensor
 
 from robbench.attacks.geometry import norm_of, per_sample
-from robbench.errors import AttackViolation
+from robbench.attacks.spaces import Codec
+from robbench.budget_limits import exact_text, require_inside_box
+from robbench.errors import AttackViolation, UserError
 from robbench.specs import ResolvedAttack
 
 # Rounding allowance of float32 arithmetic on [0,1] pixels before a point counts as outside its set.
 BALL_TOLERANCE, BOX_TOLERANCE = 1e-5, 1e-6
+PIXEL_ROUNDING = 2.0**-24  # of x + delta and of its difference from x, in [0,1] float32: 2**-25 each at most
+LATENT_LENGTHS = 4.0  # a latent step longer than this many median latents is no perturbation of them
+
+
+def ball_allowance(norm: str, epsilon: float, dimensions: int) -> float:
+    """By how much an honest float32 example of D `dimensions` may lie outside its ball of radius `epsilon`:
+    1e-5 max(1, epsilon), which is 168 float32 roundings of a norm, and 2**-24 in every pixel (2**-24 D^(1/p)), which is
+    reached where all pixels round to the same side."""
+    pixels = {"l1": float(dimensions), "l2": math.sqrt(dimensions)}.get(norm, 1.0)
+    return BALL_TOLERANCE * max(1.0, epsilon) + PIXEL_ROUNDING * pixels
+
+
+def require_image_budget(spec: ResolvedAttack, x: Tensor) -> None:
+    """`UserError` where the image budget of a spec is beyond the diameter of the box of images x [N,C,H,W]."""
+    if spec.epsilon is not None:
+        require_inside_box(spec.epsilon, spec.norm, tuple(x.shape[1:]), spec.pixel_range, spec.label)
+
+
+def require_latent_budget(spec: ResolvedAttack, flow: Codec | None, x: Tensor, y: Tensor) -> None:
+    """`UserError` where the latent budget of a spec is far beyond the latents of images x [n,C,H,W] with labels y.
+
+    linf: eta above the largest |z|, so that any coordinate may become any other. l2, and the length sqrt(D) eta of
+    untruncated noise: above 4 times the median norm of the latents.
+    """
+    if flow is None or not spec.eta or not len(x):
+        return
+    with torch.no_grad():
+        z = flow.encode_flat(x, y)
+    if spec.norm == "linf":
+        most, what = float(z.abs().max()), "the largest coordinate of these images' latents"
+    else:
+        most = LATENT_LENGTHS * float(norm_of(z, spec.norm).median())
+        what = f"{LATENT_LENGTHS:g} times the median length of these images' latents"
+        if spec.norm == "none":
+            most, what = most / z.shape[1] ** 0.5, f"{what}, over the square root of their dimension"
+    # Latents that are not finite are another check's finding.
+    if spec.eta > most:
+        raise UserError(
+            f"eta {exact_text(spec.eta)}: attack {spec.label!r} counts eta in raw latent units of the flow, and this "
+            f"is beyond {what}, {most:.4g}; print has 0.02 to 0.25 a coordinate, and no scale of 255: give at most "
+            f"{most:.4g}"
+        )
 
 
 def check_tensor(spec: ResolvedAttack, adversarial: Tensor, x: Tensor, ids: Tensor) -> None:
@@ -32,14 +78,34 @@ def inside_box(spec: ResolvedAttack, ids: Tensor, adversarial: Tensor) -> Tensor
 
 
 def inside_ball(spec: ResolvedAttack, ids: Tensor, x: Tensor, adversarial: Tensor) -> Tensor:
-    """`adversarial` in the spec's image ball around x and in the box; `AttackViolation` beyond rounding."""
+    """`adversarial` in the spec's image ball around x and in the box; `AttackViolation` beyond `ball_allowance`.
+
+    What comes back is in an l1 or l2 ball exactly (each coordinate is at most the allowed part of its way from x), in
+    an linf ball but for the rounding of x + epsilon (2**-24).
+    """
     epsilon = spec.radius
-    distance = norm_of(adversarial - x, spec.norm)
-    require(spec, ids, distance[:, None], epsilon, BALL_TOLERANCE * max(1.0, epsilon), f"{spec.norm} ball")
+    moved = adversarial.double() - x.double()
+    distance = norm_of(moved, spec.norm)
+    allowance = ball_allowance(spec.norm, epsilon, x.shape[1:].numel())
+    require(spec, ids, distance[:, None], epsilon, allowance, f"{spec.norm} ball")
     if spec.norm == "linf":
         return torch.maximum(torch.minimum(adversarial, x + epsilon), x - epsilon).clamp(0.0, 1.0)
-    shrink = (epsilon / distance.clamp(min=1e-12)).clamp(max=1.0)
-    return torch.where(per_sample(shrink < 1, x), x + (adversarial - x) * per_sample(shrink, x), adversarial)
+    outside = distance > epsilon
+    if not bool(outside.any()):
+        return adversarial
+    # A hair less than the whole radius, so that the norm of the result does not exceed it in float64 either.
+    shrink = (epsilon * (1 - 1e-12) / distance[outside].clamp(min=epsilon))[:, None]
+    brought_in = adversarial.clone()
+    brought_in[outside] = _shortened(x[outside], moved[outside], shrink)
+    return brought_in
+
+
+def _shortened(x: Tensor, moved: Tensor, share: Tensor) -> Tensor:
+    """x + share moved rounded towards x in float32: no coordinate is further from x than share |moved| (float64)."""
+    wanted = moved * per_sample(share.squeeze(1), moved)
+    images = (x.double() + wanted).to(x.dtype)
+    too_far = (images.double() - x.double()).abs() > wanted.abs()
+    return torch.where(too_far, torch.nextafter(images, x), images)
 
 
 def require(

@@ -1,5 +1,8 @@
 """Gradient ascent in a search space, as a search of the active set: what PGD, MIM, latent and joint attacks run.
 
+They climb the cross-entropy; the loss that is differentiated is the `error_log_odds` of `tempered` logits: it has the
+same ascent directions, does not saturate, and does not depend on the scale of very large or small logits.
+
 A sample leaves as soon as an iterate is misclassified (early stop), a robust sample gets its full number of steps.
 Noise is keyed by sample id.
 """
@@ -7,13 +10,13 @@ Noise is keyed by sample id.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robbench.attacks.active import Batch, Search, fresh_state, note, run_search, still_robust
 from robbench.attacks.base import Candidates, Task
 from robbench.attacks.decision import margins
-from robbench.attacks.geometry import TINY, SampleNoise, norm_of, per_sample
-from robbench.attacks.inner import gradients
+from robbench.attacks.geometry import SampleNoise, normalised, per_sample, stands_still
+from robbench.attacks.inner import error_log_odds, gradients, tempered
 from robbench.attacks.spaces import SearchSpace, State
 from robbench.attacks.victim import Victim
 
@@ -58,18 +61,20 @@ class GradientSearch(Search):
         def loss(image: Tensor) -> Tensor:
             out = self._logits(victim, image)
             found.append((image.detach(), out.detach()))
-            return nn.functional.cross_entropy(out, state["target"], reduction="none")
+            return error_log_odds(tempered(out, state["target"]), state["target"])
 
         slopes, state = gradients(self.space, state, loss)
         # On the CPU the active set looks after every step, so that nobody who has finished is here.
         live = None if victim.device.type == "cpu" else self._live(state)
         if self.plan.early_stop:
             self._note(state, *found[0])
+        still = torch.stack([stands_still(slope) for slope in slopes.values()]).all(0)
         moved = self.space.advance(*self._with_momentum(state, slopes))
         if live is not None:
             for name in self.space.perturbations:
                 moved[name] = torch.where(per_sample(live, moved[name]), moved[name], state[name])
         step = 1 if live is None else live
+        moved["zero_gradients"] = state["zero_gradients"] + step * still
         return moved | {name: state[name] + step for name in ("iteration", "forwards", "backwards")}
 
     def _logits(self, victim: Victim, image: Tensor) -> Tensor:
@@ -112,8 +117,7 @@ class GradientSearch(Search):
             return state, slopes
         moved: State = {}
         for name, slope in slopes.items():
-            size = per_sample(norm_of(slope, "l1").clamp(min=TINY), slope)
-            moved[name] = self.plan.momentum * state[f"momentum/{name}"] + slope / size
+            moved[name] = self.plan.momentum * state[f"momentum/{name}"] + normalised(slope, "l1")
         return {**state, **{f"momentum/{name}": value for name, value in moved.items()}}, moved
 
 

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from robbench.attacks.active import Batch, Search, fresh_state, note
 from robbench.attacks.decision import margins
-from robbench.attacks.geometry import looking_is_free, norm_of, per_sample
+from robbench.attacks.geometry import (
+    finite_part,
+    looking_is_free,
+    norm_of,
+    per_sample,
+    rescaled,
+    stands_still,
+)
 from robbench.attacks.geometry_box import steps_to_hyperplane
 from robbench.attacks.spaces import State
 from robbench.attacks.victim import Victim
@@ -85,6 +92,7 @@ class TargetedFab(Search):
         candidate = self._moved(state, lead, slope)
         margin = margins(victim.logits(candidate), state["y"])
         state["iteration"] = state["iteration"] + live
+        state["zero_gradients"] = state["zero_gradients"] + live * stands_still(slope)
         self._note(state, live, candidate, margin)
         # A mean of two points of the box is in it.
         share = torch.where(margin <= 0, self.pull_back, 1.0)
@@ -127,7 +135,11 @@ class TargetedFab(Search):
     def _moved(self, state: State, lead: Tensor, slope: Tensor) -> Tensor:
         """Mean of the overshot projections of point and clean image on {lead = 0}, linearised; in the box."""
         points = torch.stack([state["point"].flatten(1), state["x"].flatten(1)])
-        slope = slope.flatten(1).nan_to_num(0.0, 0.0, 0.0)
+        # Lead and slope in units of the slope's largest entry: sums of the slopes themselves may overflow.
+        largest = norm_of(finite_part(slope), "linf")
+        slope = rescaled(slope).flatten(1)
+        farthest = 2.0 * slope.shape[1]  # more than the box can close
+        lead = (lead.nan_to_num(0.0, 0.0, 0.0) / largest).clamp(-farthest, farthest)
         at_clean = lead + (slope * (points[1] - points[0])).sum(1)
         steps = steps_to_hyperplane(points, slope, torch.stack([lead, at_clean]), self.norm)
         size = norm_of(steps.flatten(0, 1), self.norm).reshape(2, -1).clamp_(min=LEAST_STEP)

@@ -82,7 +82,7 @@ def _steepest_first(weight: Tensor, room: Tensor, closing: Tensor) -> Tensor:
     weight, order = weight.sort(dim=-1, descending=True)
     order = order.expand_as(room)
     room = room.gather(-1, order)
-    closed = (weight * room).cumsum(-1)
+    closed = (weight * room).double().cumsum(-1).to(room.dtype)
     left = closing.unsqueeze(-1) - torch.nn.functional.pad(closed[..., :-1], (1, 0))
     moved = (left / weight).nan_to_num_(0.0).clamp_(min=0.0).minimum(room)  # 0/0: nothing left to close
     out_of_reach = closing.unsqueeze(-1) >= closed[..., -1:]

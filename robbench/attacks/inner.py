@@ -6,7 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from robbench.attacks.geometry import rescaled
 from robbench.attacks.spaces import SearchSpace, State
+
+SURE, FLAT = 10.0, 0.5  # of logits, see `tempered`
 
 
 @contextmanager
@@ -27,15 +30,46 @@ def attacked(*modules: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
+def error_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """log((1 - p_y) / p_y) [n] of logits [n,K]: log-sum-exp of the other logits minus the label's.
+
+    It rises with the cross-entropy L = -log p_y, and its gradient is that of L divided by 1 - p_y: a search that
+    normalises gradients a sample takes the same steps on both. But in float32 the cross-entropy loses the label's part
+    of its gradient at margins above 17 and all of it above 104, where 1 - p_y and p rounds to 0; this one never does.
+    """
+    others = logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1)
+    return others - logits.gather(1, labels[:, None]).squeeze(1)
+
+
+def tempered(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits [n,K] on a scale at which their softmax says something: `logits` themselves for ordinary models.
+
+    Where the label leads by more than `SURE` (1 - p_y below 5e-5), they are divided so that it leads by `SURE`: the
+    cross-entropy of more confident logits looks at one rival only. Logits that all lie within `FLAT` of each other,
+    whose softmax is uniform, are spread over `SURE`. So a search on these takes the same steps whatever factor the
+    logits of such a model are multiplied by.
+    """
+    with torch.no_grad():
+        own = logits.gather(1, labels[:, None])
+        lead = own - logits.scatter(1, labels[:, None], float("-inf")).amax(1, keepdim=True)
+        spread = logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)
+        size = torch.where(spread < FLAT, spread, lead.clamp(min=SURE)) / SURE
+        size = size.masked_fill((size == 0) | ~size.isfinite(), 1.0)
+    return logits / size
+
+
 def gradients(space: SearchSpace, state: State, loss: Callable[[Tensor], Tensor]) -> tuple[State, State]:
     """(gradients of the summed loss by perturbation, the detached state they belong to).
 
-    loss maps an image [n,C,H,W] to one value a sample [n].
+    loss maps an image [n,C,H,W] to one value a sample [n]. Gradients are up to a positive factor a sample, and without
+    what is not finite at the image: behind a decoder one NaN pixel would be NaN in every latent.
     """
     leaves = {name: state[name].detach().requires_grad_(True) for name in space.perturbations}
     live = {**state, **leaves}
     with torch.enable_grad():
-        values = loss(space.render(live)).sum()
+        image = space.render(live)
+        image.register_hook(rescaled)  # type: ignore[no-untyped-call]
+        values = loss(image).sum()
         found = torch.autograd.grad(values, list(leaves.values()))
     detached = {**live, **{name: leaf.detach() for name, leaf in leaves.items()}}
     return dict(zip(leaves, found, strict=True)), detached

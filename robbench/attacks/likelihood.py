@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robbench.attacks.checks import check_tensor, inside_ball, inside_box
+from robbench.attacks.checks import check_tensor, inside_ball, inside_box, require_image_budget
 from robbench.attacks.geometry import SampleNoise, Start, norm_of
 from robbench.attacks.inner import ascend
 from robbench.attacks.named import ATTACKS, Cost, NamedAttack
@@ -118,6 +118,7 @@ class LikelihoodAttack(NamedAttack):
         flow: what the search differentiates. judge: what scores (the same function, maybe in float64). Raises
         `AttackViolation` when an image leaves its set.
         """
+        require_image_budget(self.spec, x)
         device = next(flow.buffers()).device
         parts = []
         with full_precision():

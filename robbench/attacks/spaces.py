@@ -193,10 +193,11 @@ class JointSpace(SearchSpace):
         return decoded + state["delta"]
 
     def advance(self, state: State, gradients: State) -> State:
-        lam = state["lambda"] + self.eta_step * _on_levels(self.flow, self.levels, gradients["lambda"]).sign()
-        delta = state["delta"] + self.epsilon_step * gradients["delta"].sign()
+        slope = _on_levels(self.flow, self.levels, gradients["lambda"])
+        shift = state["lambda"] + self.eta_step * direction(slope, "linf")
+        delta = state["delta"] + self.epsilon_step * direction(gradients["delta"], "linf")
         return {
             **state,
-            "lambda": project(lam, "linf", self.eta),
+            "lambda": project(shift, "linf", self.eta),
             "delta": project(delta, "linf", self.epsilon),
         }

@@ -1,14 +1,16 @@
-"""What a reader must know besides the verdicts: probabilities for logits, signs of masked gradients, halved batches.
+"""What a reader must know besides the verdicts: squashed outputs, signs of masked gradients, halved batches.
 
 Nothing here changes a verdict. The signs are those of Athalye et al. (2018, section 3.1) and of the checks in the
 reference AutoAttack (Croce & Hein 2020), as counts: `Diagnostics` of shards add up, and are judged once, over the cell.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 from robbench.attacks.decision import margins
@@ -18,9 +20,12 @@ from robbench.specs import ResolvedAttack
 
 Kind = Literal[
     "probabilities",
-    "zero-gradients",
-    "flat-loss",
+    "squashed",
     "square-only",
+    "weak-cross-entropy",
+    "zero-gradients",
+    "zero-steps",
+    "flat-loss",
     "chance",
     "not-finite",
     "ties",
@@ -29,9 +34,14 @@ Kind = Literal[
 ]
 SUM_TOLERANCE = 1e-4  # how far from 1 the sum of a row of probabilities may be
 SQUARE_SHARE = (
-    0.002  # of all samples; more that only Square breaks are suspicious (the reference's threshold)
+    0.002  # of all samples that only Square breaks: the reference's threshold, here what chance may bring
 )
 LEAST_FOR_CHANCE = 20  # samples, below which an interval excludes hardly anything
+CONFIDENCE = 0.95  # of the intervals that must exclude chance
+LEAST_ROWS = 10  # outputs below which their range says nothing
+SAME_FLOOR = 0.01  # standard deviation of the rows' smallest outputs, as a share of the rows' mean range
+WEAK_SHARE = 0.2  # of the samples that APGD-CE left; more that APGD-T breaks are suspicious
+WEAK_OF_ALL = 0.1  # and more than this share of all samples
 PROBED = 64  # samples of a call whose gradient at the clean image is looked at
 ASCENDING = frozenset({"pgd", "latent-pgd", "jsa"})  # algorithms that climb the cross-entropy
 
@@ -52,21 +62,38 @@ class Suspicion:
 class Diagnostics(Strict):
     """Counts of one call of an attack, or with `+` of several on other samples of the same model.
 
-    samples: scored clean. probability_rows: those whose output is non-negative and sums to 1. probed, zero_gradients:
-    clean images whose input gradient of the cross-entropy was looked at, and those where it is exactly 0 or not
-    finite. square_given, square_broke: samples that no gradient component of an ensemble broke, and those of them that
-    Square broke. held, loss_before, loss_after: samples that stayed robust under an attack that climbs the
-    cross-entropy, and the sums of it. batch_asked, batch_fits: batch sizes before and after halving, 0 for not halved.
-    clean_right: samples right before the attack; classes: of the model, 0 where unknown. clean_ties, attacked_ties:
-    images whose label's logit equals the largest other one, before the attack and after it. not_finite: attacked images
-    with a logit that is NaN or infinite. batch_gap: largest relative difference of an image's logits between two
-    batches, beyond rounding; batch_flips: verdicts that it changed.
+    samples: scored clean. probability_rows: those whose output is non-negative and sums to 1. shaped: those whose
+    range was looked at; unit_rows, signed_rows: those of them in [0,1] and in [-1,1]; unit_reached, signed_reached:
+    those of them with an output of size 0.5 and 0.75 at least. floor_sum, floor_squares, range_sum: sums over the
+    samples of the smallest output, of its square, and of the largest minus the smallest. probed, zero_gradients: clean
+    images whose input gradient of the cross-entropy was looked at, and those where it is exactly 0 or not finite.
+    gradients, zero_steps: gradients that searches followed, and those without an entry that is finite and not 0.
+    weak_given, weak_broke: samples that APGD-CE left to APGD-T, and those of them that APGD-T broke. square_given,
+    square_broke: samples that no gradient component of an ensemble broke, and those of them that Square broke. held,
+    loss_before, loss_after: samples that stayed robust under an attack that climbs the cross-entropy, and the sums of
+    it. batch_asked, batch_fits: batch sizes before and after halving, 0 for not halved. clean_right: samples right
+    before the attack; classes: of the model, 0 where unknown. clean_ties, attacked_ties: images whose label's logit
+    equals the largest other one, before the attack and after it. not_finite: attacked images with a logit that is NaN
+    or infinite. batch_gap: largest relative difference of an image's logits between two batches, beyond rounding;
+    batch_flips: verdicts that it changed.
     """
 
     samples: int = 0
     probability_rows: int = 0
+    shaped: int = 0
+    unit_rows: int = 0
+    unit_reached: int = 0
+    signed_rows: int = 0
+    signed_reached: int = 0
+    floor_sum: float = 0.0
+    floor_squares: float = 0.0
+    range_sum: float = 0.0
     probed: int = 0
     zero_gradients: int = 0
+    gradients: int = 0
+    zero_steps: int = 0
+    weak_given: int = 0
+    weak_broke: int = 0
     square_given: int = 0
     square_broke: int = 0
     held: int = 0
@@ -100,13 +127,16 @@ class Diagnostics(Strict):
             self._chance(),
             self._not_finite(),
             self._batch_gap(),
-            self._probabilities(),
+            self._probabilities() or self._squashed(),
             self._square_only(),
+            self._weak_cross_entropy(),
             self._zero_gradients(),
+            self._zero_steps(),
             self._flat_loss(),
             self._ties(),
+            self._batch(),
         )
-        return tuple(one for one in (*found, self._batch()) if one is not None)
+        return tuple(one for one in found if one is not None)
 
     def _chance(self) -> Suspicion | None:
         if not self.samples or not self.classes:
@@ -165,16 +195,62 @@ class Diagnostics(Strict):
             f"return logits, not probabilities (leave out the last softmax)",
         )
 
+    def _squashed(self) -> Suspicion | None:
+        """Outputs with a bound that logits do not have."""
+        n = self.shaped  # counts of an older version have none
+        if n < LEAST_ROWS:
+            return None
+        floor = self.floor_sum / n
+        deviation = math.sqrt(max(self.floor_squares / n - floor * floor, 0.0))
+        if self.unit_rows == n and 2 * self.unit_reached >= n:
+            seen = "lie in [0,1], as those of a sigmoid or a clipped softmax do"
+        elif self.signed_rows == n and 2 * self.signed_reached >= n:
+            seen = "lie in [-1,1], as those of tanh or a clip do"
+        elif deviation <= SAME_FLOOR * self.range_sum / n:
+            seen = f"have the same smallest value ({floor:.4g}), as those of a clip, a ReLU or a scaled sigmoid do"
+        else:
+            return None
+        return Suspicion(
+            "squashed",
+            {"samples": n, "floor": floor, "deviation": deviation, "range": self.range_sum / n},
+            f"the model's outputs look squashed, not like logits (all {n} clean outputs {seen}): gradients vanish "
+            f"where they saturate, and attacks on the cross-entropy (fgsm, pgd, mim, apgd-ce, latent and joint ones) "
+            f"may look weaker than they are; return the values before the squashing, or trust aa (aa-l2, aa-l1), "
+            f"whose apgd-t, fab-t and square follow the differences of the outputs",
+        )
+
     def _square_only(self) -> Suspicion | None:
-        if self.square_broke <= SQUARE_SHARE * self.samples:
+        low, high = exact_interval(self.square_broke, self.samples)
+        if self.square_broke < 2 or low <= SQUARE_SHARE:
             return None
         share = self.square_broke / self.samples
         return Suspicion(
             "square-only",
-            {"broken": self.square_broke, "given": self.square_given, "share": share},
+            {
+                "broken": self.square_broke,
+                "given": self.square_given,
+                "share": share,
+                "low": low,
+                "high": high,
+            },
             f"Square broke {self.square_broke} of the {self.square_given} samples that no gradient component broke "
-            f"({100 * share:.1f} % of {self.samples}): gradients may be masked and the accuracy too high; raise "
+            f"({100 * share:.1f} % of {self.samples}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %; up to "
+            f"{100 * SQUARE_SHARE:g} % may be chance): gradients may be masked and the accuracy too high; raise "
             f"square_queries, or attack with gradients of a smooth stand-in for the part that masks them",
+        )
+
+    def _weak_cross_entropy(self) -> Suspicion | None:
+        of_left, _ = exact_interval(self.weak_broke, self.weak_given)
+        of_all, _ = exact_interval(self.weak_broke, self.samples)
+        if of_left <= WEAK_SHARE or of_all <= WEAK_OF_ALL:
+            return None
+        share = self.weak_broke / self.weak_given
+        return Suspicion(
+            "weak-cross-entropy",
+            {"broken": self.weak_broke, "given": self.weak_given, "share": share},
+            f"APGD-T broke {self.weak_broke} of the {self.weak_given} samples that APGD-CE left ({100 * share:.1f} %): "
+            f"the cross-entropy of this model is a poor guide, as with squashed outputs; trust this ensemble and "
+            f"apgd-t, not pgd20, mim and apgd-ce",
         )
 
     def _zero_gradients(self) -> Suspicion | None:
@@ -186,6 +262,18 @@ class Diagnostics(Strict):
             {"zero": self.zero_gradients, "probed": self.probed, "share": share},
             f"the input gradient of the cross-entropy is zero or not finite at {self.zero_gradients} of {self.probed} "
             f"clean images ({100 * share:.1f} %): gradients may be masked; compare with square, which needs none",
+        )
+
+    def _zero_steps(self) -> Suspicion | None:
+        if not self.zero_steps:
+            return None
+        share = self.zero_steps / self.gradients
+        return Suspicion(
+            "zero-steps",
+            {"zero": self.zero_steps, "gradients": self.gradients, "share": share},
+            f"{self.zero_steps} of the {self.gradients} gradients that the search followed ({100 * share:.2g} %) were "
+            f"zero or not finite, and moved nothing: gradients may be masked and the accuracy too high; compare with "
+            f"square (square-l2, square-l1), which needs none",
         )
 
     def _flat_loss(self) -> Suspicion | None:
@@ -210,6 +298,14 @@ class Diagnostics(Strict):
         )
 
 
+def exact_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Bounds in [0,1] of the exact interval of a share, (0, 1) for n = 0 (Clopper and Pearson, Biometrika 26, 1934)."""
+    tail = (1.0 - confidence) / 2
+    low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 1.0 - tail)) if successes < n else 1.0
+    return low, high
+
+
 def _counted(samples: int) -> str:
     return f"{samples} sample" + ("" if samples == 1 else "s")
 
@@ -229,9 +325,12 @@ def diagnose(
     before, after = margins(clean, labels), margins(attacked, labels)
     held = robust & searched if climbs_cross_entropy(spec) else torch.zeros_like(robust)
     by_square = sum(name == "square" for name in broken_by) if square_follows_gradients(spec) else 0
-    return Diagnostics(
+    by_ce, by_t = (sum(name == part for name in broken_by) for part in ("apgd-ce", "apgd-t"))
+    compared = targeted_follows_cross_entropy(spec)
+    return shape_of_outputs(clean) + Diagnostics(
         samples=len(labels),
-        probability_rows=int(probability_rows(clean).sum()),
+        weak_given=int(searched.sum()) - by_ce if compared else 0,
+        weak_broke=by_t if compared else 0,
         square_given=by_square + int((robust & searched).sum()) if square_follows_gradients(spec) else 0,
         square_broke=by_square,
         held=int(held.sum()),
@@ -255,6 +354,31 @@ def square_follows_gradients(spec: ResolvedAttack) -> bool:
     """Whether Square is the last of several components: what it breaks, no gradient component broke."""
     components = list(spec.parameters.get("components") or ())
     return len(components) > 1 and components[-1] == "square"
+
+
+def targeted_follows_cross_entropy(spec: ResolvedAttack) -> bool:
+    """Whether APGD-T comes right after APGD-CE: what it breaks, the cross-entropy did not lead to."""
+    components = list(spec.parameters.get("components") or ())
+    return components[:2] == ["apgd-ce", "apgd-t"]
+
+
+def shape_of_outputs(outputs: Tensor) -> Diagnostics:
+    """Counts of the range and the shape of finite outputs [N,K], K at least 2, without `samples`."""
+    outputs = outputs.double()
+    low, high = outputs.amin(1), outputs.amax(1)
+    size = torch.maximum(high, -low)
+    unit, signed = (low >= 0) & (high <= 1), size <= 1
+    return Diagnostics(
+        probability_rows=int(probability_rows(outputs).sum()),
+        shaped=len(outputs),
+        unit_rows=int(unit.sum()),
+        unit_reached=int((unit & (size >= 0.5)).sum()),
+        signed_rows=int(signed.sum()),
+        signed_reached=int((signed & (size >= 0.75)).sum()),
+        floor_sum=float(low.sum()),
+        floor_squares=float(low.square().sum()),
+        range_sum=float((high - low).sum()),
+    )
 
 
 def probability_rows(outputs: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """APGD against the reference's iterates, the papers' formulas, and the contract of searches."""
 
+import math
 import warnings
 from itertools import pairwise
 
@@ -218,6 +219,8 @@ def test_finds_the_references_best_losses_from_the_same_start(
     _, accurate, best, _ = result
     last = apgd._losses(classifier(state["point"]), state)  # a search does not score it itself
     ours = torch.maximum(state["best_loss"], last)
+    if loss == "ce":
+        ours = nn.functional.softplus(ours + math.log(9))  # the cross-entropy of log((1 - p) / p)
     # Signs of gradients that are 0 but for rounding part the ways of some samples.
     close = (ours - best).abs() <= 0.01 * (1 + best.abs())
     assert close.float().mean() >= 0.85

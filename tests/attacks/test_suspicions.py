@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from torch import nn
 from torch.nn.functional import one_hot
 
@@ -16,6 +17,7 @@ from robbench.attacks.suspicions import (
     Diagnostics,
     RobbenchWarning,
     cross_entropy,
+    exact_interval,
     probability_rows,
     zero_gradients,
 )
@@ -90,11 +92,38 @@ def test_zero_and_infinite_gradients():
 def test_nothing_counted_is_nothing_suspected():
     assert Diagnostics().suspicions == ()
     assert Diagnostics(samples=5, probability_rows=4).suspicions == ()
-    assert Diagnostics(samples=1000, square_given=700, square_broke=2).suspicions == ()
-    (one,) = Diagnostics(samples=1000, square_given=700, square_broke=3).suspicions
-    assert (one.kind, one.numbers) == ("square-only", {"broken": 3, "given": 700, "share": 0.003})
-    assert "3 of the 700" in one.text
-    assert "0.3 % of 1000" in one.text
+
+
+@pytest.mark.parametrize("n", [1, 2, 12, 48, 499, 1000])
+def test_one_sample_that_square_breaks_is_chance(n):
+    assert Diagnostics(samples=n, square_given=n, square_broke=1).suspicions == ()
+
+
+@pytest.mark.parametrize(("n", "most"), [(48, 1), (120, 1), (200, 2), (1000, 5), (10_000, 29)])
+def test_square_is_suspicious_where_the_interval_excludes_chance(n, most):
+    """`most`: the largest count whose exact two-sided interval reaches down to 0.2 % (scipy's binomial test)."""
+    for broken in (most, most + 1):
+        low = stats.binomtest(broken, n).proportion_ci(0.95, "exact").low
+        assert (low > 0.002 and broken > 1) == (broken > most)
+        assert bool(Diagnostics(samples=n, square_given=n, square_broke=broken).suspicions) == (broken > most)
+
+
+def test_what_only_square_broke_is_told_with_count_and_interval():
+    (one,) = Diagnostics(samples=1000, square_given=700, square_broke=8).suspicions
+    bounds = stats.binomtest(8, 1000).proportion_ci(0.95, "exact")
+    assert one.kind == "square-only"
+    assert one.numbers == pytest.approx(
+        {"broken": 8, "given": 700, "share": 0.008, "low": bounds.low, "high": bounds.high}
+    )
+    assert "8 of the 700" in one.text
+    assert "0.8 % of 1000, 95 % interval 0.3 to 1.6 %" in one.text
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_exact_intervals_are_scipys(successes, others):
+    n = successes + others
+    bounds = stats.binomtest(successes, n).proportion_ci(0.95, "exact") if n else (0.0, 1.0)
+    assert exact_interval(successes, n) == pytest.approx(tuple(bounds), abs=1e-9)
 
 
 # --------------------------------------------------------------------------------------------- suspicious models
@@ -170,9 +199,9 @@ def test_counts_of_shards_add_up_to_those_of_the_whole(classifier, images):
             evaluated(one, rounding, (ids[s], x[s], y[s])).diagnostics for s in (slice(20), slice(20, 48))
         ]
         merged = parts[0] + parts[1]
-        assert merged.model_dump(exclude={"loss_before", "loss_after"}) == whole.model_dump(
-            exclude={"loss_before", "loss_after"}
-        )
+        sums = {"loss_before", "loss_after", "floor_sum", "floor_squares", "range_sum"}
+        assert merged.model_dump(exclude=sums) == whole.model_dump(exclude=sums)
+        assert merged.floor_squares == pytest.approx(whole.floor_squares, rel=1e-5)
         assert merged.loss_after == pytest.approx(whole.loss_after, rel=1e-5)
         assert Diagnostics.model_validate_json(merged.model_dump_json()) == merged
 

@@ -43,8 +43,9 @@ PLAIN = (
 
 # What `attacks.suspicions` looks for; the sentences of what it found carry their numbers.
 CHECKS = (
-    "outputs that are probabilities instead of logits",
-    "input gradients that are exactly zero or not finite at clean images",
+    "outputs that are probabilities instead of logits, or have bounds as squashed ones do",
+    "input gradients that are exactly zero or not finite, at clean images and on the way of a search",
+    "samples that APGD-T broke and APGD-CE left to it (in ensembles that begin with both)",
     "a cross-entropy that an attack which climbs it did not raise",
     "samples that Square broke and no gradient attack before it (in ensembles that end in Square)",
     "batches that were halved for want of memory",

@@ -24,6 +24,7 @@ from robbench.cli_base import (
     example_count,
     json_option,
     names,
+    threads_option,
     threat_models_option,
     zoo_option,
 )
@@ -52,6 +53,8 @@ from robbench.completion import (
     schedule_completion,
     shown_completion,
 )
+from robbench.errors import UserError
+from robbench.threads import thread_rule
 
 KINDS = ("attacks", "defenses", "models", "datasets", "threat-models", "recipes", "published")
 
@@ -148,8 +151,17 @@ def main() -> None:
 @recipe_option
 @scale_option
 @fid_weights_option
+@threads_option
 @click.pass_context
-def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None, **options: Any) -> None:
+def run(
+    context: click.Context,
+    /,
+    resume: bool,
+    dry_run: bool,
+    out: Path | None,
+    threads: int | None,
+    **options: Any,
+) -> None:
     """Attack models and write tables; with --recipe a paper's experiment, trainings included.
 
     Example: robbench run --defense ijsat --attacks pgd20,aa,jsa50
@@ -157,8 +169,12 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
     Example: robbench run --recipe ijsat-table1 --scale 0.01
     """
     check_recipe_options(context)
+    if threads is not None and options["backend"] == "ray":
+        raise UserError(
+            f"--threads {threads} with --backend ray: Ray tasks have one CPU thread each; leave --threads out"
+        )
     if options["recipe"] is not None:
-        context.exit(_of_recipe(options, out, resume, dry_run))
+        context.exit(_of_recipe(context, options, out, resume, dry_run, threads))
     for option in ("recipe", "scale", "fid_weights"):
         del options[option]
     options["dataset"] = chosen_dataset(options["dataset"], options["data"])
@@ -169,6 +185,7 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
         from robbench.matrix.session import dry_run_table, run_matrix
 
         tune_allocator()
+        context.with_resource(thread_rule(threads))
         request = RunRequest(
             **{
                 **options,
@@ -195,12 +212,20 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
     context.exit(3 if failed else 0)
 
 
-def _of_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run: bool) -> int:
+def _of_recipe(
+    context: click.Context,
+    options: dict[str, Any],
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    threads: int | None,
+) -> int:
     """Run a recipe; the exit code."""
     from robbench.allocator import tune_allocator
 
     try:
         tune_allocator()
+        context.with_resource(thread_rule(threads))
         return 3 if run_recipe(options, out, resume, dry_run) else 0
     except KeyboardInterrupt:
         click.echo(
@@ -254,8 +279,9 @@ def _of_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run:
 @threat_models_option
 @zoo_option
 @data_dir_option
+@threads_option
 @click.pass_context
-def train(context: click.Context, /, **options: Any) -> None:
+def train(context: click.Context, /, threads: int | None, **options: Any) -> None:
     """Train a model and write a zoo folder that `run` can use at once."""
     from robbench.allocator import tune_allocator
     from robbench.cli_train import train_model
@@ -263,6 +289,7 @@ def train(context: click.Context, /, **options: Any) -> None:
     options["dataset"] = chosen_dataset(options["dataset"], options["data"])
     try:
         tune_allocator()
+        context.with_resource(thread_rule(threads))
         train_model(options)
     except KeyboardInterrupt:
         click.echo("\nInterrupted. Run the same command again to resume after the last whole epoch", err=True)

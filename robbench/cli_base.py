@@ -212,6 +212,11 @@ class Text(click.types.StringParamType):
         return value
 
 
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="CPU threads of an operation.  [default: 1, for large networks all; or OMP_NUM_THREADS]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="As JSON (docs/living.md).")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 threat_models_option = click.option(

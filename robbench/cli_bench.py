@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 threads_option = click.option(
     "--threads",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
     help="CPU threads; with 1, times are those spent computing.",
@@ -68,6 +68,7 @@ def bench() -> None:
     show_default=True,
     help="Of robbench's searches: fp32,tf32; the reference computes in fp32, verdicts are fp32.",
 )
+@threads_option
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 @device_option
 @zoo_option
@@ -80,6 +81,7 @@ def autoattack(
     seed_texts: tuple[str, ...],
     batch_size: int,
     precisions: tuple[str, ...],
+    threads: int,
     out: Path,
     **options: Any,
 ) -> None:
@@ -87,12 +89,11 @@ def autoattack(
 
     Example: robbench bench aa --model digits-at,digits-trades --n 360
     """
-    from robbench.allocator import tune_allocator
     from robbench.bench import autoattack as contest_of
     from robbench.bench.models import loaded
 
     chosen = _precisions(precisions)
-    tune_allocator()
+    _settle(threads)
     contests = [
         contest_of.Contest(attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, precision=one)
         for one in chosen

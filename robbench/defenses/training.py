@@ -8,6 +8,7 @@ count).
 import platform
 import time
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +27,7 @@ from robbench.errors import UserError
 from robbench.models.flows.base import Flow
 from robbench.models.loading import build_architecture, save_model_folder
 from robbench.random import derive_seed
+from robbench.threads import multiply_adds, search_multiply_adds, threads_for
 
 __all__ = ["Report", "TrainRequest", "parse_settings", "train"]
 
@@ -63,8 +65,9 @@ def train(request: TrainRequest, progress: Callable[[Report], None] | None = Non
     """
     plan = make_plan(request)
     trainer = Trainer(plan, progress or _silent)
-    trainer.run()
-    _write_folder(plan, trainer)
+    with threads_for(trainer.multiply_adds):
+        trainer.run()
+        _write_folder(plan, trainer)  # records the number of threads
     plan.checkpoint.unlink(missing_ok=True)
     return plan.folder
 
@@ -96,6 +99,18 @@ class Trainer:
                 self.plan.architecture, dataset.shape, dataset.classes, dataset.grey_levels
             )
         return model.to(self.plan.device)
+
+    def multiply_adds(self) -> float:
+        """Of one call of the model, and of the flow that a latent or joint defense goes through, for one image."""
+        plan = self.plan
+        x = torch.zeros(1, *plan.dataset.shape, device=plan.device)
+        y = torch.zeros(1, dtype=torch.int64, device=plan.device)
+        model = deepcopy(self.model).eval()
+        if isinstance(model, Flow):
+            return multiply_adds(lambda: model.log_prob(x, y))
+        return search_multiply_adds(
+            model, plan.defense.setting.flow if plan.defense.needs_flow else None, x, y
+        )
 
     def run(self) -> None:
         """Train to the end; afterwards `model` holds the selected epoch's weights."""

@@ -1,9 +1,11 @@
 """The cells of a run: a model loaded and tried, an attack built, and the record that names the pair."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from robbench.attacks import (
     Attack,
@@ -22,12 +24,13 @@ from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import LoadedFlow, LoadedModel, load_flow_model, load_model
 from robbench.models.zoo import ZooEntry
 from robbench.specs import ResolvedAttack
+from robbench.threads import multiply_adds, search_multiply_adds
 
 SHARD_SIZE = 120
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(ABC):
     """One (model, attack) of the matrix, ready to run. record: its identity, status "running"."""
 
     record: CellRecord
@@ -38,6 +41,10 @@ class Cell:
         """Most model calls a sample can need."""
         return self.attack.cost
 
+    @abstractmethod
+    def multiply_adds(self, x: Tensor, y: Tensor) -> float:
+        """Of one call as a search makes it, for an image x [1,C,H,W] with its label y [1], on the CPU."""
+
 
 @dataclass(frozen=True)
 class ClassifierCell(Cell):
@@ -46,6 +53,9 @@ class ClassifierCell(Cell):
     attack: Attack
     model: LoadedModel
 
+    def multiply_adds(self, x: Tensor, y: Tensor) -> float:
+        return search_multiply_adds(self.model.module, self.attack.flow, x, y)
+
 
 @dataclass(frozen=True)
 class FlowCell(Cell):
@@ -53,6 +63,9 @@ class FlowCell(Cell):
 
     attack: LikelihoodAttack
     model: LoadedFlow
+
+    def multiply_adds(self, x: Tensor, y: Tensor) -> float:
+        return multiply_adds(lambda: self.model.flow.log_prob(x, y))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from robbench.matrix.cells import Cell, ClassifierCell, FlowCell
 from robbench.matrix.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
 from robbench.models.flows.base import FrozenFlow
 from robbench.precision import SearchPrecision
+from robbench.threads import threads_for
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ class ShardWork:
         """Attack the samples called `ids`; whatever the attack raises becomes a failure."""
         begun = time.monotonic()
         try:
-            table, diagnostics = self.table(cell, ids)
+            with threads_for(lambda: cell.multiply_adds(*self.split.by_ids(list(ids[:1])))):
+                table, diagnostics = self.table(cell, ids)
             return ShardRows(table, time.monotonic() - begun, diagnostics, device_text(self.device))
         except Exception as error:
             return failed(error)

@@ -121,8 +121,7 @@ def main() -> None:
     "--precision",
     type=PrecisionOfSearch(),
     default="fp32",
-    show_default=True,
-    help="In which attacks search classifiers; verdicts are fp32 always.",
+    hidden=True,  # only to say why others are gone
 )
 @click.option("--compile", "compiled", is_flag=True, help="Search with torch.compile.")
 @click.option(

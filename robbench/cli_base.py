@@ -23,7 +23,7 @@ _EXAMPLES = {
     "--steps": "10,20,50",
     "--temperature": "0.7,1",
     "--seeds": "0,1,2",
-    "--precision": "fp32,tf32",
+    "--precision": "fp32",
 }
 BAD_INPUT, CELLS_FAILED, INTERRUPTED, PIPE_CLOSED = 2, 3, 130, 141
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -157,6 +157,7 @@ def test_an_error_inside_restores_the_number() -> None:
         fail()
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(1, 3),
     channels=st.integers(1, 4),
@@ -176,6 +177,7 @@ def test_a_convolution_by_hand(
     assert multiply_adds(lambda: conv(x)) == expected
 
 
+@settings(deadline=None)
 @given(m=st.integers(1, 4), k=st.integers(1, 5), n=st.integers(1, 6), batch=st.integers(1, 3))
 def test_products_by_hand(m: int, k: int, n: int, batch: int) -> None:
     a, b, layer = torch.zeros(m, k), torch.zeros(k, n), nn.Linear(k, n)

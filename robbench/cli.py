@@ -26,6 +26,7 @@ from robbench.cli_base import (
     example_count,
     json_option,
     names,
+    threads_option,
     threat_models_option,
     zoo_option,
 )
@@ -54,7 +55,9 @@ from robbench.completion import (
     schedule_completion,
     shown_completion,
 )
+from robbench.errors import UserError
 from robbench.stops import Stopped
+from robbench.threads import thread_rule
 
 KINDS = ("attacks", "defenses", "models", "datasets", "threat-models", "recipes", "published")
 
@@ -122,8 +125,7 @@ def main(debug: bool) -> None:
     "--precision",
     type=PrecisionOfSearch(),
     default="fp32",
-    show_default=True,
-    help="In which attacks search classifiers; verdicts are fp32 always.",
+    hidden=True,  # only to say why others are gone
 )
 @click.option("--compile", "compiled", is_flag=True, help="Search with torch.compile.")
 @click.option(
@@ -152,8 +154,17 @@ def main(debug: bool) -> None:
 @recipe_option
 @scale_option
 @fid_weights_option
+@threads_option
 @click.pass_context
-def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None, **options: Any) -> None:
+def run(
+    context: click.Context,
+    /,
+    resume: bool,
+    dry_run: bool,
+    out: Path | None,
+    threads: int | None,
+    **options: Any,
+) -> None:
     """Attack models and write tables; with --recipe a paper's experiment, trainings included.
 
     Example: robbench run --defense ijsat --attacks pgd20,aa,jsa50
@@ -161,8 +172,12 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
     Example: robbench run --recipe ijsat-table1 --scale 0.01
     """
     check_recipe_options(context)
+    if threads is not None and options["backend"] == "ray":
+        raise UserError(
+            f"--threads {threads} with --backend ray: Ray tasks have one CPU thread each; leave --threads out"
+        )
     if options["recipe"] is not None:
-        context.exit(_of_recipe(options, out, resume, dry_run))
+        context.exit(_of_recipe(context, options, out, resume, dry_run, threads))
     for option in ("recipe", "scale", "fid_weights"):
         del options[option]
     options["dataset"] = chosen_dataset(options["dataset"], options["data"])
@@ -173,6 +188,7 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
         from robbench.matrix.session import dry_run_table, run_matrix
 
         tune_allocator()
+        context.with_resource(thread_rule(threads))
         request = RunRequest(
             **{
                 **options,
@@ -199,12 +215,20 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
     context.exit(3 if failed else 0)
 
 
-def _of_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run: bool) -> int:
+def _of_recipe(
+    context: click.Context,
+    options: dict[str, Any],
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    threads: int | None,
+) -> int:
     """Run a recipe; the exit code."""
     from robbench.allocator import tune_allocator
 
     try:
         tune_allocator()
+        context.with_resource(thread_rule(threads))
         return 3 if run_recipe(options, out, resume, dry_run) else 0
     except Stopped as stop:
         echo_text(
@@ -256,8 +280,9 @@ def _of_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run:
 @threat_models_option
 @zoo_option
 @data_dir_option
+@threads_option
 @click.pass_context
-def train(context: click.Context, /, **options: Any) -> None:
+def train(context: click.Context, /, threads: int | None, **options: Any) -> None:
     """Train a model and write a zoo folder that `run` can use at once."""
     from robbench.allocator import tune_allocator
     from robbench.cli_train import train_model
@@ -265,6 +290,7 @@ def train(context: click.Context, /, **options: Any) -> None:
     options["dataset"] = chosen_dataset(options["dataset"], options["data"])
     try:
         tune_allocator()
+        context.with_resource(thread_rule(threads))
         train_model(options)
     except Stopped as stop:
         echo_text(f"\n{stop.word}. Run the same command again to resume after the last whole epoch", err=True)

@@ -29,7 +29,7 @@ _EXAMPLES = {
     "--steps": "10,20,50",
     "--temperature": "0.7,1",
     "--seeds": "0,1,2",
-    "--precision": "fp32,tf32",
+    "--precision": "fp32",
 }
 BAD_INPUT, CELLS_FAILED, UNEXPECTED, INTERRUPTED, PIPE_CLOSED = 2, 3, 70, 130, 141
 
@@ -324,6 +324,11 @@ class Text(click.types.StringParamType):
         return value
 
 
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="CPU threads of an operation.  [default: 1, for large networks all; or OMP_NUM_THREADS]",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="As JSON (docs/living.md).")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 threat_models_option = click.option(

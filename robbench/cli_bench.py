@@ -5,13 +5,15 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from robbench.cli_base import (
     FolderOrFile,
+    PrecisionOfSearch,
     WholeNumber,
+    budgets,
     data_dir_option,
     data_option,
     device_option,
@@ -23,13 +25,11 @@ from robbench.cli_base import (
     zoo_option,
 )
 from robbench.completion import model_completion
-
-if TYPE_CHECKING:
-    from robbench.precision import SearchPrecision
+from robbench.errors import UserError
 
 threads_option = click.option(
     "--threads",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 1024),
     default=1,
     show_default=True,
     help="CPU threads; with 1, times are those spent computing.",
@@ -53,6 +53,9 @@ def bench() -> None:
 @click.option("--attack", default="aa", show_default=True, type=click.Choice(("aa", "aa-l2", "aa-l1")))
 @click.option("--n", type=WholeNumber(1), default=1000, show_default=True, help="Test images, drawn by seed.")
 @click.option(
+    "--epsilon", "epsilons", multiple=True, help="One budget instead of the data set's: 0.1 or 8/255."
+)
+@click.option(
     "--seeds",
     "seed_texts",
     multiple=True,
@@ -62,13 +65,9 @@ def bench() -> None:
 )
 @click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True)
 @click.option(
-    "--precision",
-    "precisions",
-    multiple=True,
-    default=("fp32",),
-    show_default=True,
-    help="Of robbench's searches: fp32,tf32; the reference computes in fp32, verdicts are fp32.",
-)
+    "--precision", type=PrecisionOfSearch(), default="fp32", hidden=True
+)  # only to say why others are gone
+@threads_option
 @click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 @device_option
 @zoo_option
@@ -78,45 +77,36 @@ def autoattack(
     models: tuple[str, ...],
     attack: str,
     n: int,
+    epsilons: tuple[str, ...],
     seed_texts: tuple[str, ...],
     batch_size: int,
-    precisions: tuple[str, ...],
+    threads: int,
     out: Path,
+    precision: str,
     **options: Any,
 ) -> None:
     """AutoAttack against the reference package: parity of verdicts, times, distance to the floor.
 
     Example: robbench bench aa --model digits-at,digits-trades --n 360
     """
-    from robbench.allocator import tune_allocator
     from robbench.bench import autoattack as contest_of
     from robbench.bench.models import loaded
 
     _place(out)
-    chosen = _precisions(precisions)
-    tune_allocator()
-    contests = [
-        contest_of.Contest(attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, precision=one)
-        for one in chosen
-    ]
+    _settle(threads)
+    wanted = budgets("--epsilon", epsilons) or (None,)
+    if len(wanted) > 1:
+        raise UserError(f"--epsilon {','.join(map(str, wanted))}: bench aa compares at one budget; give one")
+    contest = contest_of.Contest(
+        attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, epsilon=wanted[0]
+    )
     entries = loaded(names("--model", models), **options)
-    found = [
-        contest_of.compare_all(model, data, contests, device, echo_line) for model, data, device in entries
-    ]
+    found = [contest_of.compare(model, data, contest, device, echo_line) for model, data, device in entries]
     stem = f"{attack}-{'-'.join(dict.fromkeys(data.name for _, data, _ in entries))}"
+    stem += f"-epsilon{wanted[0]:g}" if wanted[0] is not None else ""
     command = _command()
-    for contest, parities in zip(contests, zip(*found, strict=True), strict=True):
-        name = stem + ("" if contest.precision == "fp32" else f"-{contest.precision}")
-        report = contest_of.report(parities, contest, command)
-        _write(out / f"{name}.json", report, contest_of.markdown(parities, contest, command))
-
-
-def _precisions(given: tuple[str, ...]) -> "list[SearchPrecision]":
-    """The precisions named, each once; `UserError` for another."""
-    from robbench.precision import PRECISIONS, checked_precision
-
-    wanted = {checked_precision(name) for name in names("--precision", given)}
-    return [name for name in PRECISIONS if name in wanted]
+    report = contest_of.report(found, contest, command)
+    _write(out / f"{stem}.json", report, contest_of.markdown(found, contest, command))
 
 
 @bench.command("pgd")

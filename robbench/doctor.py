@@ -101,7 +101,9 @@ def _packages() -> Iterator[Finding]:
 def _device() -> Iterator[Finding]:
     import torch
 
-    yield Finding("ok", "threads", f"{torch.get_num_threads()} (set OMP_NUM_THREADS to change)")
+    number = torch.get_num_threads()
+    said = "--threads and OMP_NUM_THREADS go first"
+    yield Finding("ok", "threads", f"{number} for large networks, 1 for small ones ({said})")
     if not torch.cuda.is_available():
         reason = (
             "PyTorch is built without CUDA" if torch.version.cuda is None else "no usable NVIDIA GPU found"

@@ -54,7 +54,7 @@ def test_both_engines_see_the_same_samples_and_disagreement_is_listed():
     assert len(lines) == 4
     assert found.floor_seconds > 0
     assert found.least_seconds > 0
-    order = [line.split(", ")[1].removesuffix(" fp32") for line in lines]
+    order = [line.split(", ")[1] for line in lines]
     assert order == [REFERENCE, OURS, OURS, REFERENCE]
 
 
@@ -66,19 +66,28 @@ def test_the_floor_grows_with_the_calls():
     assert 0 < some < more
 
 
-@pytest.mark.parametrize(("precision", "stem"), [("fp32", "aa-digits"), ("tf32", "aa-digits-tf32")])
-def test_the_command_writes_what_it_prints(tmp_path, precision, stem):
-    options = ["--model", "digits-standard", "--n", "4", "--seeds", "0", "--precision", precision]
-    result = CliRunner().invoke(main, ["bench", "aa", *options, "--out", str(tmp_path)])
+@pytest.mark.parametrize(
+    ("options", "stem"), [((), "aa-digits"), (("--epsilon", "0.1"), "aa-digits-epsilon0.1")]
+)
+def test_the_command_writes_what_it_prints(tmp_path, options, stem):
+    arguments = ["--model", "digits-standard", "--n", "4", "--seeds", "0", *options]
+    result = CliRunner().invoke(main, ["bench", "aa", *arguments, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     text = (tmp_path / f"{stem}.md").read_text()
     assert text.strip() in result.output
-    assert f"robbench searches in {precision}," in text
-    assert ("searches in tf32" in text.splitlines()[0]) == (precision == "tf32")
+    assert text.splitlines()[0].endswith("epsilon 0.1") == bool(options)
     found = json.loads((tmp_path / f"{stem}.json").read_text())
     assert found["models"][0]["model"] == "digits-standard"
-    assert found["contest"]["precision"] == precision
+    assert found["contest"]["epsilon"] == (0.1 if options else None)
     assert found["models"][0]["least_seconds"] > 0
+
+
+def test_a_budget_reaches_both_engines(tmp_path):
+    """At next to none an undefended model keeps what it classifies; at the data set's it keeps nothing (above)."""
+    ((model, data, device),) = loaded(["digits-standard"])
+    found = compare(model, data, Contest("aa", 4, (0,), epsilon=1e-4), device, lambda _: None)
+    assert found.robust[OURS] == found.robust[REFERENCE] == [found.clean]
+    assert found.clean > 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from robbench.bench.timing import now
 from robbench.data import Dataset, sample_ids
 from robbench.device import versions
 from robbench.models.loading import LoadedModel
-from robbench.precision import SearchPrecision
 from robbench.specs import resolve_attack, threat_models
 
 BATCHES = (32, 64, 128, 256, 512, 1000)  # where the floor looks for the cheapest model call
@@ -28,7 +27,7 @@ class Contest:
     """What is compared. attack: of robbench; its reference is "aa-reference" with the same ending.
 
     seeds: each engine attacks the same samples once a seed; the order of the two alternates. sample_seed: draws them.
-    precision: of robbench's searches; the reference always computes in fp32.
+    epsilon: None for the data set's. Both compute in fp32.
     """
 
     attack: str
@@ -36,7 +35,7 @@ class Contest:
     seeds: tuple[int, ...]
     sample_seed: int = 0
     batch_size: int = 256
-    precision: SearchPrecision = "fp32"
+    epsilon: float | None = None
 
     @property
     def reference(self) -> str:
@@ -89,47 +88,27 @@ def compare(
     model: LoadedModel, dataset: Dataset, contest: Contest, device: torch.device, tell: Callable[[str], None]
 ) -> Parity:
     """Both engines on the same seeded samples of the test split, once a seed each."""
-    return compare_all(model, dataset, [contest], device, tell)[0]
-
-
-def compare_all(
-    model: LoadedModel,
-    dataset: Dataset,
-    contests: Sequence[Contest],
-    device: torch.device,
-    tell: Callable[[str], None],
-) -> list[Parity]:
-    """`compare` in several precisions, which share the runs of the reference. contests: differ in precision alone."""
-    first = contests[0]
-    ids = sample_ids(dataset.test, min(first.n, len(dataset.test)), first.sample_seed)
+    ids = sample_ids(dataset.test, min(contest.n, len(dataset.test)), contest.sample_seed)
     x, y = dataset.test.by_ids(ids)
     known = threat_models()
-    ours = build_attack(resolve_attack(first.attack, model.card.dataset, known))
-    reference = build_attack(resolve_attack(first.reference, model.card.dataset, known))
-    entrants = [(OURS, contest.precision, ours) for contest in contests]
-    outcomes: dict[tuple[str, SearchPrecision], list[Outcome]] = {}
-    seconds: dict[tuple[str, SearchPrecision], list[float]] = {}
-    for number, seed in enumerate(first.seeds):
-        order: list[tuple[str, SearchPrecision, Attack]] = [(REFERENCE, "fp32", reference), *entrants]
-        for name, precision, attack in order[::-1] if number % 2 else order:
-            victim = Victim(model.module, device, first.batch_size, precision)
-            outcome, spent = _timed(attack, victim, ids, x, y, seed, first.batch_size)
-            outcomes.setdefault((name, precision), []).append(outcome)
-            seconds.setdefault((name, precision), []).append(spent)
-            robust = int(outcome.robust.sum())
-            tell(f"{model.card.name}, {name} {precision}, seed {seed}: {robust} robust, {spent:.1f} s")
-    return [
-        _parity(
-            model,
-            contest,
-            ids,
-            x,
-            {OURS: outcomes[OURS, contest.precision], REFERENCE: outcomes[REFERENCE, "fp32"]},
-            {OURS: seconds[OURS, contest.precision], REFERENCE: seconds[REFERENCE, "fp32"]},
-            device,
-        )
-        for contest in contests
-    ]
+    names = {REFERENCE: contest.reference, OURS: contest.attack}
+    attacks = {
+        engine: build_attack(resolve_attack(name, model.card.dataset, known, contest.epsilon))
+        for engine, name in names.items()
+    }
+    outcomes: dict[str, list[Outcome]] = {engine: [] for engine in attacks}
+    seconds: dict[str, list[float]] = {engine: [] for engine in attacks}
+    for number, seed in enumerate(contest.seeds):
+        order = list(attacks)
+        for engine in order[::-1] if number % 2 else order:
+            victim = Victim(model.module, device, contest.batch_size)
+            outcome, spent = _timed(attacks[engine], victim, ids, x, y, seed, contest.batch_size)
+            outcomes[engine].append(outcome)
+            seconds[engine].append(spent)
+            tell(
+                f"{model.card.name}, {engine}, seed {seed}: {int(outcome.robust.sum())} robust, {spent:.1f} s"
+            )
+    return _parity(model, contest, ids, x, outcomes, seconds, device)
 
 
 def _timed(
@@ -164,7 +143,7 @@ def _parity(
         only_reference_breaks=numbers[ours.all(0) & ~reference.any(0)].tolist(),
         seconds=seconds,
         floor_seconds=floor(model.module, x, forwards, backwards, device),
-        least_seconds=floor(model.module, x, forwards, backwards, device, searches=contest.precision),
+        least_seconds=floor(model.module, x, forwards, backwards, device, lean=True),
         forwards=forwards,
         backwards=backwards,
         threads=torch.get_num_threads(),
@@ -178,22 +157,20 @@ def floor(
     backwards: int,
     device: torch.device,
     batches: Sequence[int] = BATCHES,
-    searches: SearchPrecision | None = None,
+    lean: bool = False,
 ) -> float:
     """Seconds that so many model calls cost at their cheapest: the best of `batches` and of weights in the usual and
     in channels_last format, fp32, each call measured alone. forwards includes those that a backward needs.
 
-    searches: also try what a search in this precision may call, of which verdicts are not made: the model in that
-    precision, and the lean network.
+    lean: also try the lean network that a search may call, of which verdicts are not made.
     """
-    victim = Victim(module, device, precision=searches or "fp32")
+    victim = Victim(module, device)
     with attacked(module), full_precision(), victim.searched_leanly(x):
-        own = (module, deepcopy(module).to(memory_format=torch.channels_last))
-        networks: list[Callable[[Tensor], Tensor]] = list(own)
-        if searches is not None:
-            low = () if searches == "fp32" else own
-            networks += [Victim(network, device, precision=searches).differentiable for network in low]
-            networks.append(victim.differentiable)
+        networks: list[Callable[[Tensor], Tensor]] = [
+            module,
+            deepcopy(module).to(memory_format=torch.channels_last),
+            *([victim.differentiable] if lean else []),
+        ]
         calls = [(network, _batch(x, batch, device)) for batch in batches for network in networks]
         both = min(_cost(network, images, True) for network, images in calls)
         alone = min(_cost(network, images, False) for network, images in calls)
@@ -238,13 +215,13 @@ def report(found: Sequence[Parity], contest: Contest, command: str) -> dict[str,
 def markdown(found: Sequence[Parity], contest: Contest, command: str) -> str:
     """The parity table and the speed table."""
     lines = [
-        f"# {contest.attack} against the reference package" + _in_precision(contest),
+        f"# {contest.attack} against the reference package" + _at_epsilon(contest),
         "",
         f"    {command}",
         "",
         f"Test images drawn by seed {contest.sample_seed}, each engine once a seed "
         f"({', '.join(map(str, contest.seeds))}), the order of the two alternating, in one process. "
-        f"robbench searches in {contest.precision}, the reference in fp32; verdicts are fp32 forwards of the model. "
+        "Both search in fp32; verdicts are fp32 forwards of the model. "
         "Robust accuracy in percent.",
         "",
         "| model | n | clean | robbench, by seed | reference, by seed | above the reference's largest (samples) "
@@ -260,8 +237,8 @@ def markdown(found: Sequence[Parity], contest: Contest, command: str) -> str:
         "",
         "Seconds (of one CPU thread: spent computing), median over seeds [least, most]. Floor: this run's own forwards "
         "and backwards, each at the cost it has alone at its best batch size and weight format; of the model itself in "
-        "fp32, and of the cheapest call a search may make: the model itself"
-        f"{_or_in_precision(contest)}, or robbench's lean network in {contest.precision}, on which no verdict rests.",
+        "fp32, and of the cheapest call a search may make: the model itself or robbench's lean network, on which no "
+        "verdict rests.",
         "",
         "| model | threads | fp32 floor | search floor | robbench | reference | robbench / fp32 floor "
         "| robbench / search floor | reference / robbench |",
@@ -275,12 +252,8 @@ def markdown(found: Sequence[Parity], contest: Contest, command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _in_precision(contest: Contest) -> str:
-    return "" if contest.precision == "fp32" else f", searches in {contest.precision}"
-
-
-def _or_in_precision(contest: Contest) -> str:
-    return "" if contest.precision == "fp32" else f" in fp32 or {contest.precision}"
+def _at_epsilon(contest: Contest) -> str:
+    return "" if contest.epsilon is None else f", epsilon {contest.epsilon:g}"
 
 
 def _percent(count: int, n: int) -> str:

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +32,7 @@ from robbench.models.loading import build_architecture, save_model_folder
 from robbench.places import Place
 from robbench.random import derive_seed
 from robbench.stops import check_stop
+from robbench.threads import multiply_adds, search_multiply_adds, threads_for
 
 __all__ = ["Report", "TrainRequest", "parse_settings", "train"]
 
@@ -71,8 +73,9 @@ def train(request: TrainRequest, progress: Callable[[Report], None] | None = Non
     with _locked(plan):
         check_places(request.out, plan.name)  # another training may have finished meanwhile
         trainer = Trainer(plan, progress or _silent)
-        trainer.run()
-        trainer.finish()
+        with threads_for(trainer.multiply_adds):
+            trainer.run()
+            trainer.finish()  # records the number of threads
         plan.checkpoint.unlink(missing_ok=True)
     return plan.folder
 
@@ -121,6 +124,18 @@ class Trainer:
                 self.plan.architecture, dataset.shape, dataset.classes, dataset.grey_levels
             )
         return model.to(self.plan.device)
+
+    def multiply_adds(self) -> float:
+        """Of one call of the model, and of the flow that a latent or joint defense goes through, for one image."""
+        plan = self.plan
+        x = torch.zeros(1, *plan.dataset.shape, device=plan.device)
+        y = torch.zeros(1, dtype=torch.int64, device=plan.device)
+        model = deepcopy(self.model).eval()
+        if isinstance(model, Flow):
+            return multiply_adds(lambda: model.log_prob(x, y))
+        return search_multiply_adds(
+            model, plan.defense.setting.flow if plan.defense.needs_flow else None, x, y
+        )
 
     def run(self) -> None:
         """Train to the end; afterwards `model` holds the selected epoch's weights."""

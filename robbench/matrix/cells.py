@@ -1,5 +1,6 @@
 """The cells of a run: a model loaded and tried, an attack built, and the record that names the pair."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,13 +33,14 @@ from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import LoadedFlow, LoadedModel, load_flow_model, load_model
 from robbench.models.zoo import ZooEntry
 from robbench.specs import ResolvedAttack
+from robbench.threads import multiply_adds, search_multiply_adds
 
 SHARD_SIZE = 120
 AnyAttack = TypeVar("AnyAttack", bound=NamedAttack)
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(ABC):
     """One (model, attack) of the matrix, ready to run. record: its identity, status "running"."""
 
     record: CellRecord
@@ -49,6 +51,10 @@ class Cell:
         """Most model calls a sample can need."""
         return self.attack.cost
 
+    @abstractmethod
+    def multiply_adds(self, x: Tensor, y: Tensor) -> float:
+        """Of one call as a search makes it, for an image x [1,C,H,W] with its label y [1], on the CPU."""
+
 
 @dataclass(frozen=True)
 class ClassifierCell(Cell):
@@ -57,6 +63,9 @@ class ClassifierCell(Cell):
     attack: Attack
     model: LoadedModel
 
+    def multiply_adds(self, x: Tensor, y: Tensor) -> float:
+        return search_multiply_adds(self.model.module, self.attack.flow, x, y)
+
 
 @dataclass(frozen=True)
 class FlowCell(Cell):
@@ -64,6 +73,9 @@ class FlowCell(Cell):
 
     attack: LikelihoodAttack
     model: LoadedFlow
+
+    def multiply_adds(self, x: Tensor, y: Tensor) -> float:
+        return multiply_adds(lambda: self.model.flow.log_prob(x, y))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from robbench.matrix.cells import SHARD_SIZE, Cell, ClassifierCell, FlowCell
 from robbench.matrix.plan import Plan
 from robbench.models.flows.base import FlowModel
 from robbench.precision import SearchPrecision
+from robbench.threads import multiply_adds, threads_for
 
 LIMIT = 0.4  # seconds after which a measurement tries no larger batch
 BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 1024)
@@ -37,6 +38,11 @@ def seconds_an_image(call: Call, largest: int, device: torch.device, limit: floa
     """Lowest seconds an image of `call` over growing batches of at most `largest`; stops where batches no longer help,
     memory is full, or `limit` seconds have passed."""
     call(1)  # whatever only the first call costs
+    with threads_for(lambda: multiply_adds(lambda: call(1))):
+        return _lowest(call, largest, device, limit)
+
+
+def _lowest(call: Call, largest: int, device: torch.device, limit: float) -> float:
     best, worse, began = float("inf"), 0, now(device)
     for size in [*(batch for batch in BATCHES if batch < largest), largest]:
         try:

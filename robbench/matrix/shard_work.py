@@ -26,6 +26,7 @@ from robbench.matrix.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
 from robbench.models.flows.base import FrozenFlow
 from robbench.precision import SearchPrecision
 from robbench.stops import reraise_stop
+from robbench.threads import threads_for
 
 LONGEST_TRACEBACK = 100_000  # characters that a record keeps, the end of it
 
@@ -125,7 +126,8 @@ class ShardWork:
         KeyboardInterrupt too, unless this process itself is to stop (`Stopped`)."""
         begun = time.monotonic()
         try:
-            table, diagnostics = self.table(cell, ids)
+            with threads_for(lambda: cell.multiply_adds(*self.split.by_ids(list(ids[:1])))):
+                table, diagnostics = self.table(cell, ids)
             return ShardRows(table, time.monotonic() - begun, diagnostics, device_text(self.device))
         except BaseException as error:
             reraise_stop(error)

@@ -93,6 +93,9 @@ def _judge(wanted: Reference, rows: Sequence[TableRow], policy: Policy) -> Check
     row = found[0]
     if wanted.value is None:
         return CheckResult(wanted, row, None, "not run", "the reference has no number")
+    if wanted.measure not in ("", row.measure):
+        why = f"the reference is {wanted.measure}, the run's number {row.measure or 'another one'}"
+        return CheckResult(wanted, row, None, "not run", why)
     if row.status != "ok":
         verdict: Verdict = "fail" if row.status == "failed" and not wanted.combined else "not run"
         why = f"{row.status}: {row.note}" if row.note else row.status

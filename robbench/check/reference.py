@@ -10,6 +10,7 @@ That is what leaderboard.csv and reports/published/*.csv are. The rest is option
 * status: a row that is not "ok" holds no number, nor does one with an empty value.
 * gate: a row with "false" is compared and shown and never fails a check.
 * source: where a published number was printed; such a row is never updated.
+* measure: which accuracy a number is. A leaderboard.csv of before it had the column holds robust accuracies.
 * note: worst cases and averages name there what they combine.
 """
 
@@ -22,6 +23,8 @@ from pathlib import Path
 from typing import Literal
 
 from robbench.errors import UserError
+from robbench.publish import corruptions
+from robbench.publish.rows import CLEAN
 from robbench.publish.tables import combined_attacks
 from robbench.spreadsheet import plain_cell
 
@@ -35,7 +38,7 @@ class Reference:
 
     epsilon, eta: None only without the column; an empty cell is "none", for it says that there is no budget.
     combined: what a worst case or average combines, empty for anything else. rounding: half of the last digit that
-    `value` was written with. line: in `path`, from 1.
+    `value` was written with. measure: which accuracy it is, "" where that is not said. line: in `path`, from 1.
     """
 
     line: int
@@ -57,6 +60,7 @@ class Reference:
     source: str = ""
     note: str = ""
     rounding: float = 0.0
+    measure: str = ""
     path: Path = field(default_factory=Path)
 
 
@@ -139,7 +143,15 @@ def _reference(row: "_Cells") -> Reference:
         source=cells.get("source", ""),
         note=cells.get("note", ""),
         rounding=_half_digit(cells["value"]),
+        measure=cells.get("measure", _measure_of_before(cells)),
     )
+
+
+def _measure_of_before(cells: Mapping[str, str]) -> str:
+    """Which accuracy a line without a measure is: "" (whatever the run shows), but in a leaderboard.csv, which alone
+    has hashes of models, that of an attack was robust accuracy, corrupted images aside."""
+    searched = cells["attack"] != CLEAN and cells.get("threat_model") != corruptions.THREAT_MODEL
+    return "robust accuracy" if "model_sha256" in cells and cells["metric"] == "accuracy" and searched else ""
 
 
 def _half_digit(text: str) -> float:

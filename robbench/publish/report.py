@@ -58,7 +58,7 @@ def print_tables(run: Run, console: Console) -> None:
     targets = {result.cell.attack.target for result in run.cells}
     if "classifier" in targets:
         console.print(terminal_table(run))
-    if any(not result.cell.attack.bounded for result in run.cells):
+    if any(result.cell.attack.space == "corruption" for result in run.cells):
         console.print(terminal_corruptions(run))
     if "flow" in targets:
         console.print(terminal_likelihood(run))

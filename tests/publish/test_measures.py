@@ -3,6 +3,7 @@ perturbation; and what worst cases, averages, comparisons and old runs make of b
 
 import csv
 import io
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,15 @@ def test_a_leaderboard_of_before_is_checked_by_what_it_names(run: Run, tmp_path:
         f"{columns}digits,m,r-la,accuracy,100\ndigits,m,r-la,robust_accuracy,{clean_share(run)}\n"
     )
     assert [result.verdict for result in check(run, file)] == ["pass", "pass"]
+    row = next(row for row in leaderboard(run) if (row.attack, row.metric) == ("r-la", "robust_accuracy"))
+    old = {**asdict(row), "metric": "accuracy"}
+    del old["measure"]
+    file.write_text(f"{','.join(old)}\n{','.join('' if v is None else str(v) for v in old.values())}\n")
+    (result,) = check(run, file)
+    assert (result.verdict, result.reason) == (
+        "not run",
+        "the reference is robust accuracy, the run's number accuracy under attack",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- published

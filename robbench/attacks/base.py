@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks.checks import BALL_TOLERANCE, check_tensor, inside_ball, inside_box, require
-from robbench.attacks.codec import FlowCodec, decoded_image, probe_flow
+from robbench.attacks.codec import FlowCodec, decoded_image, probe_flow, regrouped
 from robbench.attacks.geometry import norm_of
 from robbench.attacks.inner import attacked
 from robbench.attacks.named import ATTACKS, NamedAttack
 from robbench.attacks.spaces import Codec
 from robbench.attacks.suspicions import PROBED, Diagnostics, Suspicion, diagnose, zero_gradients
-from robbench.attacks.victim import Victim, chunks, full_precision, margins, out_of_memory
+from robbench.attacks.victim import Victim, full_precision, margins, out_of_memory
 from robbench.errors import AttackViolation, UserError
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.specs import ModelKind, ResolvedAttack
@@ -298,8 +298,7 @@ class Attack(NamedAttack):
         if levels is not None:
             outside = witness["lambda"].abs() * (1.0 - self.flow.level_mask(levels))
             require(self.spec, ids, outside, 0.0, 0.0, f"levels {list(levels)} of the flow")
-        # In another order than the search had them, where no sample may depend on its batch.
-        for rows in chunks(alive.nonzero().squeeze(1).flip(0), victim.batch_size):
+        for rows in regrouped(alive.nonzero().squeeze(1), victim.batch_size):
             device = victim.device
             own = {name: value[rows].to(device) for name, value in witness.items()}
             again = decoded_image(self.flow, x[rows].to(device), y[rows].to(device), own)

@@ -13,6 +13,7 @@ from robbench.models.flows.checks import (
     CONTRACT,
     IMAGE_TOLERANCE,
     LATENT_TOLERANCE,
+    PROBED,
     Fingerprint,
     fingerprint,
     frozen_like,
@@ -21,7 +22,6 @@ from robbench.models.flows.checks import (
     require_steady,
 )
 
-PROBED = 8  # images on which a flow is tried before an attack, and once more after it
 STEP = 1e-2  # length of the step in the latents that the gradient is checked by
 SLOPE_TOLERANCE = 0.25  # of the slope along the gradient; 0.05 among the flows of the zoo
 
@@ -157,6 +157,13 @@ def _require_slope(codec: Codec, z: Tensor, y: Tensor) -> None:
 
 def _state(codec: Codec) -> Fingerprint:
     return fingerprint(codec.flow) if isinstance(codec, FlowCodec) else {}
+
+
+def regrouped(rows: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """`rows` in other batches than a search had them in, at most `batch_size` each: there, an image that depends on its
+    batch is decoded to another one."""
+    size = max(1, 2 * min(batch_size, len(rows)) // 3)
+    return rows.flip(0).split(size) if len(rows) else ()
 
 
 def decoded_image(codec: Codec, x: Tensor, y: Tensor, witness: Mapping[str, Tensor]) -> Tensor:

@@ -31,6 +31,7 @@ COMPARED = {  # of a flow and its frozen copy
     "decode": 2 * IMAGE_TOLERANCE,
     "whiten": LATENT_TOLERANCE,
 }
+PROBED = 8  # images of an attack on which a flow is tried before it, and once more after it
 Method = Callable[[Tensor, Tensor | None], Tensor]
 Result = TypeVar("Result")
 CONTRACT = "see docs/models.md, a flow of your own"
@@ -71,6 +72,26 @@ def require_sound(flow: FlowModel, images: Tensor | None = None) -> None:
         require_same_state(f"flow {kind}", before, fingerprint(flow))
 
 
+@contextmanager
+def same_density(flow: FlowModel, images: Tensor, y: Tensor) -> Iterator[None]:
+    """Tries `log_prob` on a few of images [n,C,H,W], labels y [n], and asks again after what is done inside.
+
+    `UserError` where densities depend on batch, order or call, or have changed since, with the state of the flow.
+    """
+    what, few = f"flow {type(flow).__name__}", slice(PROBED)
+    x, labels, before = images[few].to(flow.device), y[few].to(flow.device), fingerprint(flow)
+    first = require_steady(f"{what}: log_prob", partial(_bits, flow), x, labels, BITS_TOLERANCE)
+    yield
+    with torch.no_grad():
+        last = _bits(flow, x.flip(0), labels.flip(0)).flip(0)
+    if largest_gap(first, last, BITS_TOLERANCE) > 1.0:
+        raise UserError(
+            f"{what} changed during the attack: log_prob gives the same images {_shown(last)} bits/dim, before it was "
+            f"{_shown(first)}; let it keep no state between calls ({CONTRACT})"
+        )
+    require_same_state(what, before, fingerprint(flow))
+
+
 def require_steady(what: str, method: Method, inputs: Tensor, y: Tensor | None, tolerance: float) -> Tensor:
     """Outputs [n,...] of `method` on `inputs` [n,...] and labels [n]; `UserError` unless they do not depend on batch,
     order or call, and the inputs stay as they are. Outputs that are not finite must be so each time.
@@ -78,9 +99,9 @@ def require_steady(what: str, method: Method, inputs: Tensor, y: Tensor | None, 
     tolerance: largest difference, as a share of a sample's largest output or of 1. what: names the method.
     """
     with torch.no_grad():
-        kept = inputs.clone()
-        whole = _guarded(what, lambda: method(inputs, y)).clone()
-        if not torch.equal(torch.nan_to_num(inputs), torch.nan_to_num(kept)):
+        given, kept = inputs.clone(), inputs.clone()
+        whole = _guarded(what, lambda: method(given, y)).clone()
+        if not torch.equal(torch.nan_to_num(given), torch.nan_to_num(kept)):
             raise UserError(f"{what} changes its input in place; let it work on a copy ({CONTRACT})")
         if len(whole) != len(kept) or not whole.is_floating_point():
             raise UserError(

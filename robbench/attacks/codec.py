@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,12 +40,16 @@ class FlowCodec:
 
     def encode_flat(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """z [n,D] of images [n,C,H,W] in [0,1]; `UserError` where the flow does not get the images back from it."""
-        latents, _ = self.flow.encode(x.clone(), y)  # a copy: what is encoded stays as it is
-        z = latents.flat().to(x.dtype)
+        z = self.latents(x, y)
         if self._batches % self.check_every == 0:
             self._require_inverse(x, z, y)
         self._batches += 1
         return z
+
+    def latents(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """`encode_flat` without its check."""
+        latents, _ = self.flow.encode(x.clone(), y)  # a copy: what is encoded stays as it is
+        return latents.flat().to(x.dtype)
 
     def decode_flat(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Images [n,C,H,W], not clipped, contiguous, differentiable in z."""
@@ -92,7 +97,7 @@ class FlowProbe:
     def repeat(self) -> None:
         """`UserError` where the flow gives other values now, in another order, or has changed its state."""
         with torch.no_grad():
-            z = self.codec.encode_flat(self.x.flip(0), self.y.flip(0)).flip(0)
+            z = _latents(self.codec, self.x.flip(0), self.y.flip(0)).flip(0)
             image = self.codec.decode_flat(self.z.flip(0), self.y.flip(0)).flip(0)
         gaps = largest_gap(self.z, z, LATENT_TOLERANCE), largest_gap(self.image, image, IMAGE_TOLERANCE)
         if max(gaps) > 1.0:
@@ -116,7 +121,7 @@ def probe_flow(
     if codec is None or not len(x):
         return None
     x, y, state = x[:PROBED].to(device), y[:PROBED].to(device), _state(codec)
-    z = require_steady("the flow's encode", codec.encode_flat, x, y, LATENT_TOLERANCE)
+    z = require_steady("the flow's encode", partial(_latents, codec), x, y, LATENT_TOLERANCE)
     image = require_steady("the flow's decode", codec.decode_flat, z, y, IMAGE_TOLERANCE)
     gap = (image - x).abs().flatten(1).amax(1)
     if not bool((gap <= IMAGE_TOLERANCE).all()):
@@ -155,6 +160,11 @@ def _require_slope(codec: Codec, z: Tensor, y: Tensor) -> None:
         )
 
 
+def _latents(codec: Codec, x: Tensor, y: Tensor | None) -> Tensor:
+    """Latents [n,D] of images whose round trip is looked at elsewhere, or was."""
+    return codec.latents(x, y) if isinstance(codec, FlowCodec) else codec.encode_flat(x, y)
+
+
 def _state(codec: Codec) -> Fingerprint:
     return fingerprint(codec.flow) if isinstance(codec, FlowCodec) else {}
 
@@ -163,14 +173,15 @@ def regrouped(rows: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     """`rows` in other batches than a search had them in, at most `batch_size` each: there, an image that depends on its
     batch is decoded to another one."""
     size = max(1, 2 * min(batch_size, len(rows)) // 3)
-    return rows.flip(0).split(size) if len(rows) else ()
+    return torch.split(rows.flip(0), size) if len(rows) else ()
 
 
 def decoded_image(codec: Codec, x: Tensor, y: Tensor, witness: Mapping[str, Tensor]) -> Tensor:
     """clip(G(F(x) + lambda) + delta): the images [n,C,H,W] of a witness, without a graph.
 
-    x: [n,C,H,W] in [0,1]; y: [n], the condition; witness: "lambda" [n,D] and, of joint attacks, "delta" [n,C,H,W].
+    x: [n,C,H,W] in [0,1], whose round trip is not looked at; y: [n], the condition; witness: "lambda" [n,D] and, of
+    joint attacks, "delta" [n,C,H,W].
     """
     with torch.no_grad():
-        image = codec.decode_flat(codec.encode_flat(x, y) + witness["lambda"], y)
+        image = codec.decode_flat(_latents(codec, x, y) + witness["lambda"], y)
         return (image + witness["delta"] if "delta" in witness else image).clamp(0, 1)

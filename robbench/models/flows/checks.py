@@ -31,7 +31,7 @@ COMPARED = {  # of a flow and its frozen copy
     "decode": 2 * IMAGE_TOLERANCE,
     "whiten": LATENT_TOLERANCE,
 }
-PROBED = 8  # images of an attack on which a flow is tried before it, and once more after it
+PROBED = 4  # images of an attack on which a flow is tried before it, and once more after it
 Method = Callable[[Tensor, Tensor | None], Tensor]
 Result = TypeVar("Result")
 CONTRACT = "see docs/models.md, a flow of your own"
@@ -40,7 +40,7 @@ CONTRACT = "see docs/models.md, a flow of your own"
 def frozen_like(flow: Flow, dtype: torch.dtype = torch.float32, images: Tensor | None = None) -> FrozenFlow:
     """`flow.freeze(dtype)`, seen to compute what `flow` computes; `UserError` for a copy that does not.
 
-    images: [n,C,H,W] in [0,1] to compare on, besides made-up ones. The flow's modes are as before afterwards.
+    images: [n,C,H,W] in [0,1] to compare on, instead of made-up ones. The flow's modes are as before afterwards.
     """
     kind = type(flow).__name__
     with _evaluating(flow):
@@ -52,24 +52,22 @@ def frozen_like(flow: Flow, dtype: torch.dtype = torch.float32, images: Tensor |
                 f"return a FrozenFlow whose tensors are buffers ({CONTRACT})"
             )
         _require_same_sizes(kind, flow, frozen)
-        for x in _trials(flow, images):
-            _guarded(
-                f"flow {kind}",
-                partial(_require_same_function, kind, flow, frozen, x, labels_for(flow, len(x))),
-            )
+        x = _trial(flow, images)
+        compare = partial(_require_same_function, kind, flow, frozen, x, labels_for(flow, len(x)))
+        _guarded(f"flow {kind}", compare)
     return frozen
 
 
 def require_sound(flow: FlowModel, images: Tensor | None = None) -> None:
     """`UserError` unless latents, densities and decoded images of `flow` are functions of one sample each, and a pass
-    leaves inputs and state as they were. images: [n,C,H,W] in [0,1], besides made-up ones."""
+    leaves inputs and state as they were. images: [n,C,H,W] in [0,1], instead of made-up ones."""
     kind = type(flow).__name__
-    for x in _trials(flow, images):
-        y, before = labels_for(flow, len(x)), fingerprint(flow)
-        z = require_steady(f"flow {kind}: encode", partial(_flat, flow), x, y, LATENT_TOLERANCE)
-        require_steady(f"flow {kind}: decode", partial(_image, flow), z, y, IMAGE_TOLERANCE)
-        require_steady(f"flow {kind}: log_prob", partial(_bits, flow), x, y, BITS_TOLERANCE)
-        require_same_state(f"flow {kind}", before, fingerprint(flow))
+    x = _trial(flow, images)
+    y, before = labels_for(flow, len(x)), fingerprint(flow)
+    z = require_steady(f"flow {kind}: encode", partial(_flat, flow), x, y, LATENT_TOLERANCE)
+    require_steady(f"flow {kind}: decode", partial(_image, flow), z, y, IMAGE_TOLERANCE)
+    require_steady(f"flow {kind}: log_prob", partial(_bits, flow), x, y, BITS_TOLERANCE)
+    require_same_state(f"flow {kind}", before, fingerprint(flow))
 
 
 @contextmanager
@@ -179,9 +177,9 @@ def require_same_state(what: str, before: Fingerprint, after: Fingerprint) -> No
         )
 
 
-def _trials(flow: FlowModel, images: Tensor | None) -> list[Tensor]:
-    """Made-up images, and those given, on the flow's device."""
-    return [x.to(flow.device) for x in (calm_images(flow), images) if x is not None and len(x)]
+def _trial(flow: FlowModel, images: Tensor | None) -> Tensor:
+    """Those given, or else made-up ones, on the flow's device."""
+    return (images if images is not None and len(images) else calm_images(flow)).to(flow.device)
 
 
 def calm_images(flow: FlowModel, n: int = 4) -> Tensor:

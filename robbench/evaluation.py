@@ -17,6 +17,7 @@ from robbench.errors import UserError
 from robbench.foreign import no_exit
 from robbench.metrics.accuracy import accuracy
 from robbench.models.flows.base import Flow, FrozenFlow
+from robbench.models.flows.checks import frozen_like
 from robbench.models.functions import as_module
 from robbench.models.loading import load_flow
 from robbench.models.zoo import default_flow, find_model, zoo_entries
@@ -180,7 +181,7 @@ def _frozen(
     if isinstance(flow, FrozenFlow):
         return flow.to(device)
     if isinstance(flow, Flow):
-        return flow.freeze().to(device)
+        return frozen_like(flow).to(device)
     entries = zoo_entries()
     entry = find_model(flow, entries, "flow") if flow is not None else default_flow(dataset or "", entries)
     # Without one, the attack itself says which flow it needs and how to get it.

@@ -1,28 +1,60 @@
-"""A flow as the attacks see it: one flat latent vector a sample."""
+"""A flow as the attacks see it: one flat latent vector a sample, and what is checked of it while they use it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from robbench.attacks.spaces import Codec
+from robbench.errors import UserError
 from robbench.models.flows.base import Flow, FrozenFlow, Latents
+from robbench.models.flows.checks import (
+    CONTRACT,
+    IMAGE_TOLERANCE,
+    LATENT_TOLERANCE,
+    PROBED,
+    Fingerprint,
+    fingerprint,
+    frozen_like,
+    largest_gap,
+    require_same_state,
+    require_steady,
+)
+
+STEP = 1e-2  # length of the step in the latents that the gradient is checked by
+SLOPE_TOLERANCE = 0.25  # of the slope along the gradient; 0.05 among the flows of the zoo
 
 
 class FlowCodec:
-    """Adapts a frozen flow to `spaces.Codec`. Dequantisation is fixed at u = 1/2, so that decode inverts encode."""
+    """Adapts a frozen flow to `spaces.Codec`. Dequantisation is fixed at u = 1/2, so that decode inverts encode.
 
-    def __init__(self, flow: Flow | FrozenFlow) -> None:
-        self.flow = flow.freeze() if isinstance(flow, Flow) else flow
+    Images and latents have the precision of what comes in, whatever the flow computes in. check_every: `encode_flat`
+    decodes every so many batches again, from the first on, and refuses a flow that does not return the images.
+    """
+
+    def __init__(self, flow: Flow | FrozenFlow, check_every: int = 1) -> None:
+        self.flow = frozen_like(flow) if isinstance(flow, Flow) else flow
+        self.check_every, self._batches = check_every, 0
 
     def encode_flat(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """z [n,D] of images [n,C,H,W] in [0,1]."""
-        latents, _ = self.flow.encode(x, y)
-        return latents.flat()
+        """z [n,D] of images [n,C,H,W] in [0,1]; `UserError` where the flow does not get the images back from it."""
+        z = self.latents(x, y)
+        if self._batches % self.check_every == 0:
+            self._require_inverse(x, z, y)
+        self._batches += 1
+        return z
+
+    def latents(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """`encode_flat` without its check."""
+        latents, _ = self.flow.encode(x.clone(), y)  # a copy: what is encoded stays as it is
+        return latents.flat().to(x.dtype)
 
     def decode_flat(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Images [n,C,H,W], not clipped, differentiable in z."""
-        return self.flow.decode(Latents.unflat(z, self.flow.level_shapes), y)
+        """Images [n,C,H,W], not clipped, contiguous, differentiable in z."""
+        inner = z.to(self.flow.dtype)
+        return self.flow.decode(Latents.unflat(inner, self.flow.level_shapes), y).to(z.dtype).contiguous()
 
     def level_mask(self, levels: tuple[int, ...]) -> Tensor:
         """1 on the coordinates of the named levels (1-based, 1 = finest), [D]."""
@@ -32,12 +64,124 @@ class FlowCodec:
         ]
         return torch.cat(parts)
 
+    def _require_inverse(self, x: Tensor, z: Tensor, y: Tensor | None) -> None:
+        """A flow whose decoder is not the inverse of its encoder would move images before any attack does. Where the
+        decode mode is another contract, that is what counts here (training); attacks take no such flow."""
+        with torch.no_grad():
+            expected = self.flow.reconstruction(x)
+            gap = (self.decode_flat(z, y) - expected).abs().flatten(1).amax(1)
+        if not bool((gap <= IMAGE_TOLERANCE).all()):
+            raise not_inverse(gap)
+
+
+def not_inverse(gap: Tensor) -> UserError:
+    """What to say where decode(encode(x)) is off by `gap` [n]."""
+    wrong = ~(gap <= IMAGE_TOLERANCE)
+    return UserError(
+        f"the flow does not invert itself: decode(encode(x)) is off by up to {float(gap[wrong].max()):.3g} on "
+        f"{int(wrong.sum())} of {len(gap)} images, allowed {IMAGE_TOLERANCE:g}; choose another --flow or train it again"
+    )
+
+
+@dataclass(frozen=True)
+class FlowProbe:
+    """What a flow gave for a few images x [n,C,H,W] before an attack: latents z [n,D], images [n,C,H,W], its state."""
+
+    codec: Codec
+    x: Tensor
+    y: Tensor
+    z: Tensor
+    image: Tensor
+    state: Fingerprint
+
+    def repeat(self) -> None:
+        """`UserError` where the flow gives other values now, in another order, or has changed its state."""
+        with torch.no_grad():
+            z = _latents(self.codec, self.x.flip(0), self.y.flip(0)).flip(0)
+            image = self.codec.decode_flat(self.z.flip(0), self.y.flip(0)).flip(0)
+        gaps = largest_gap(self.z, z, LATENT_TOLERANCE), largest_gap(self.image, image, IMAGE_TOLERANCE)
+        if max(gaps) > 1.0:
+            name = "encode" if gaps[0] > 1.0 else "decode"
+            raise UserError(
+                f"the flow changed during the attack: its {name} gives the same samples other values than before; let "
+                f"it keep no state between calls ({CONTRACT})"
+            )
+        require_same_state("the flow", self.state, _state(self.codec))
+
+
+def probe_flow(
+    codec: Codec | None, x: Tensor, y: Tensor, device: torch.device, gradient: bool
+) -> FlowProbe | None:
+    """Tries a flow, which is on `device`, on the first `PROBED` of images x [n,C,H,W] with labels y [n]; None without a
+    flow.
+
+    `UserError` for a flow that does not invert itself, whose values depend on batch, order or call, that changes its
+    inputs or its state, and, where the attack needs the gradient of `decode`, that has none or a wrong one.
+    """
+    if codec is None or not len(x):
+        return None
+    x, y, state = x[:PROBED].to(device), y[:PROBED].to(device), _state(codec)
+    z = require_steady("the flow's encode", partial(_latents, codec), x, y, LATENT_TOLERANCE)
+    image = require_steady("the flow's decode", codec.decode_flat, z, y, IMAGE_TOLERANCE)
+    gap = (image - x).abs().flatten(1).amax(1)
+    if not bool((gap <= IMAGE_TOLERANCE).all()):
+        raise not_inverse(gap)
+    if gradient:
+        _require_slope(codec, z, y)
+    require_same_state("the flow", state, _state(codec))
+    return FlowProbe(codec, x, y, z, image, state)
+
+
+def _require_slope(codec: Codec, z: Tensor, y: Tensor) -> None:
+    """Images must rise along the gradient of `decode` as fast as it says, or a search goes astray and finds nothing."""
+
+    def heights(point: Tensor) -> Tensor:
+        image = codec.decode_flat(point, y).flatten(1)
+        return image @ torch.linspace(-1.0, 2.0, image.shape[1]).to(image)
+
+    point = z.detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        value = heights(point).sum()
+        slope = torch.autograd.grad(value, point, allow_unused=True)[0] if value.requires_grad else None
+    size = torch.zeros(len(z), device=z.device) if slope is None else slope.norm(dim=1)
+    if slope is None or not bool(torch.isfinite(size).all()) or not float(size.min()) > 0:
+        raise UserError(
+            f"the flow's decode has no gradient with respect to its latents, or none that is finite, and the attack "
+            f"follows it; compute decode without torch.no_grad or detach ({CONTRACT})"
+        )
+    along = slope / size[:, None]
+    with torch.no_grad():
+        rise = (heights(z + STEP * along) - heights(z - STEP * along)) / (2.0 * STEP)
+    ratio = float((rise / size).mean())
+    if not abs(ratio - 1.0) <= SLOPE_TOLERANCE:
+        raise UserError(
+            f"the gradient of the flow's decode is wrong: along it images change {ratio:.3g} times as fast as it says; "
+            f"correct its backward pass, or leave no part of decode out of it ({CONTRACT})"
+        )
+
+
+def _latents(codec: Codec, x: Tensor, y: Tensor | None) -> Tensor:
+    """Latents [n,D] of images whose round trip is looked at elsewhere, or was."""
+    return codec.latents(x, y) if isinstance(codec, FlowCodec) else codec.encode_flat(x, y)
+
+
+def _state(codec: Codec) -> Fingerprint:
+    return fingerprint(codec.flow) if isinstance(codec, FlowCodec) else {}
+
+
+def regrouped(rows: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """`rows` in other batches than a search had them in, at most `batch_size` each: there, an image that depends on its
+    batch is decoded to another one."""
+    size = max(1, 2 * min(batch_size, len(rows)) // 3)
+    return torch.split(rows.flip(0), size) if len(rows) else ()
+
 
 def decoded_image(codec: Codec, x: Tensor, y: Tensor, witness: Mapping[str, Tensor]) -> Tensor:
     """clip(G(F(x) + lambda) + delta): the images [n,C,H,W] of a witness, without a graph.
 
-    x: [n,C,H,W] in [0,1]; y: [n], the condition; witness: "lambda" [n,D] and, of joint attacks, "delta" [n,C,H,W].
+    x: [n,C,H,W] in [0,1], whose round trip is not looked at; y: [n], the condition; witness: "lambda" [n,D] and, of
+    joint attacks, "delta" [n,C,H,W].
     """
     with torch.no_grad():
-        image = codec.decode_flat(codec.encode_flat(x, y) + witness["lambda"], y)
+        image = codec.decode_flat(_latents(codec, x, y) + witness["lambda"], y)
         return (image + witness["delta"] if "delta" in witness else image).clamp(0, 1)

@@ -24,6 +24,7 @@ from robbench.attacks.spaces import ImageSpace
 from robbench.attacks.victim import chunks, full_precision
 from robbench.errors import UserError
 from robbench.models.flows.base import FlowModel, FrozenFlow
+from robbench.models.flows.checks import same_density
 from robbench.random import KeyedNumbers, SampleRandom
 from robbench.schema import Strict
 from robbench.specs import ModelKind, ResolvedAttack
@@ -116,12 +117,12 @@ class LikelihoodAttack(NamedAttack):
         """Attack the samples, verify and score. x: test images [N,C,H,W] in [0,1]; y: labels [N].
 
         flow: what the search differentiates. judge: what scores (the same function, maybe in float64). Raises
-        `AttackViolation` when an image leaves its set.
+        `AttackViolation` when an image leaves its set, `UserError` for a flow whose densities depend on batch or call.
         """
         require_image_budget(self.spec, x)
         device = next(flow.buffers()).device
         parts = []
-        with full_precision():
+        with full_precision(), same_density(flow, x, y), same_density(judge, x, y):
             for rows in chunks(torch.arange(len(x)), batch_size):
                 images = self._originals(flow, sample_ids[rows], x[rows], seed)
                 task = LikelihoodTask(sample_ids[rows], images.to(device), y[rows].to(device), seed)
@@ -159,7 +160,7 @@ class LikelihoodAttack(NamedAttack):
     def _score(self, judge: FlowModel, task: LikelihoodTask, images: Tensor) -> Tensor:
         with torch.no_grad():
             bits = judge.bits_per_dim(
-                images,
+                images.clone(),  # what is scored stays as it is
                 task.y,
                 n_samples=self.parameters.noise_draws,
                 seed=task.seed,

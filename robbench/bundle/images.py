@@ -12,6 +12,7 @@ from robbench.attacks import Victim, build_attack
 from robbench.attacks.checks import check_tensor, inside_ball, inside_box
 from robbench.attacks.geometry import norm_of
 from robbench.attacks.likelihood import noise_images
+from robbench.attacks.victim import chunks
 from robbench.attacks.witness import BadWitnessError, Witness
 from robbench.bundle.consistency import ROUNDING
 from robbench.bundle.findings import WHOLE, Finding, judged
@@ -278,7 +279,14 @@ def _witness_problems(
         return
     ids = torch.tensor(stored.ids, dtype=torch.int64)[rows]
     victim = Victim(nn.Identity(), next(flow.buffers()).device)
+    assert attack.flow is not None
     try:
+        for part in chunks(
+            torch.from_numpy(rows), victim.batch_size
+        ):  # the flow must get the clean images back
+            attack.flow.encode_flat(
+                stored.clean[part].to(victim.device), stored.labels[part].to(victim.device)
+            )
         attack.check_witness(
             victim,
             ids,
@@ -288,7 +296,7 @@ def _witness_problems(
             tensors,
             torch.ones(len(rows), dtype=torch.bool),
         )
-    except AttackViolation as error:
+    except (AttackViolation, UserError) as error:  # another image, or a flow that does not invert itself
         yield str(error)
 
 

@@ -32,8 +32,8 @@ class Split:
         return len(self.ids)
 
     def x(self, positions: Tensor) -> Tensor:
-        """Float32 images [n,C,H,W] in [0,1] at `positions` (0..N-1) of this split."""
-        return self.images[positions].to(torch.float32) / (self.levels - 1)
+        """Contiguous float32 images [n,C,H,W] in [0,1] at `positions` (0..N-1) of this split."""
+        return (self.images[positions].to(torch.float32) / (self.levels - 1)).contiguous()
 
     def by_ids(self, ids: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of the samples called `ids`, in that order. KeyError for a foreign id."""

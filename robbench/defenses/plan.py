@@ -39,6 +39,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OWN_FILES = ("weights.safetensors", "golden.safetensors")
 # Draws the validation images that are scored when a recipe limits their number; the same for every training.
 SCORED_SEED = 20260103
+CHECK_EVERY = 8  # batches: how often training looks whether the flow gets its images back (a decode each)
 
 
 @dataclass(frozen=True)
@@ -372,7 +373,7 @@ def _flow(
     if entry is None:
         return None, None
     reference = FlowReference(name=entry.card.name, sha256=entry.card.weights.sha256)
-    return reference, FlowCodec(load_flow(entry, device))
+    return reference, FlowCodec(load_flow(entry, device), CHECK_EVERY)
 
 
 def _flow_entry(request: TrainRequest, dataset: Dataset) -> ZooEntry | None:

@@ -17,6 +17,7 @@ from robbench.defenses.base import Criterion, Defense, Setting
 from robbench.defenses.flow import gaussian_bits_per_dim
 from robbench.metrics.accuracy import Estimate, accuracy
 from robbench.models.flows.base import Flow
+from robbench.models.flows.checks import frozen_like
 from robbench.specs import resolve_attack
 
 # One fixed seed: every epoch of every training meets the same random starts and dequantisation noise.
@@ -89,7 +90,7 @@ def attacked_bits_per_dim(
     spec = resolve_attack(p.attack, setting.dataset, dict(setting.threat_models), p.epsilon, steps=p.steps)
     own = {**spec.parameters, "step_size": p.step_size or None, "start": p.start}
     attack = build_likelihood_attack(spec.model_copy(update={"parameters": own}))
-    frozen, x = flow.freeze().to(device), split.x(torch.arange(len(split)))
+    frozen, x = frozen_like(flow).to(device), split.x(torch.arange(len(split)))
     outcome = attack.evaluate(frozen, frozen, split.ids, x, split.labels, SCORE_SEED, EVALUATION_BATCH)
     return outcome.nll_before.numpy(), outcome.nll_after.numpy()
 

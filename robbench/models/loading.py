@@ -15,6 +15,7 @@ from robbench.foreign import cause, foreign_code
 from robbench.models.checkpoints import load_strictly, read_golden, read_state
 from robbench.models.classifiers import ARCHITECTURES, Normalize
 from robbench.models.flows.base import Flow, FrozenFlow
+from robbench.models.flows.checks import frozen_like, require_sound
 from robbench.models.flows.conditional import ConditionalFlow
 from robbench.models.flows.gated_coupling import GatedCouplingFlow
 from robbench.models.flows.glow import Glow
@@ -29,6 +30,7 @@ from robbench.stops import reraise_stop
 GOLDEN_TOLERANCE = (
     1e-4  # float32 sums in another order (threads, instruction set) differ by about 1e-6 of the logits
 )
+GOLDEN_IMAGES = 4  # of a golden file, on which a flow is compared with its frozen copy
 
 
 @dataclass(frozen=True)
@@ -159,27 +161,45 @@ def _without_denormals(weights: Tensor) -> Tensor:
 
 def load_flow(entry: ZooEntry, device: torch.device | str = "cpu") -> FrozenFlow:
     """The flow of a card, verified as `load_model` does and frozen; `UserError` when it is not a flow."""
-    return _trained_flow(entry, device).freeze().to(device)
+    trained, images = _trained_flow(entry, device), _golden_images(entry)
+    flow = frozen_like(trained, images=images).to(device)
+    require_sound(flow, images)
+    return flow
 
 
 def load_flow_model(
     entry: ZooEntry, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> LoadedFlow:
     """`load_flow` together with a copy in `dtype` that scores; the same object for float32."""
-    trained = _trained_flow(entry, device)
-    flow = trained.freeze().to(device)
-    judge = flow if dtype == torch.float32 else trained.freeze(dtype).to(device)
+    flow = load_flow(entry, device)
+    judge = flow
+    if dtype != torch.float32:
+        judge = frozen_like(_trained_flow(entry, device), dtype, _golden_images(entry)).to(device)
+        require_sound(judge)
     return LoadedFlow(entry.card, entry.folder, flow, judge)
 
 
 def _trained_flow(entry: ZooEntry, device: torch.device | str) -> Flow:
-    module = load_model(entry, device).module
+    card, module = entry.card, load_model(entry, device).module
     if not isinstance(module, Flow):
         raise UserError(
-            f"model {entry.card.name!r} ({entry.card.kind}, architecture {entry.card.architecture.name!r}) is not a "
+            f"model {card.name!r} ({card.kind}, architecture {card.architecture.name!r}) is not a "
             f"flow; name another (robbench list models), or correct its card"
         )
+    for name in ("input_shape", "grey_levels"):
+        built, stated = getattr(module, name), getattr(card, name)
+        if stated is not None and built != stated:
+            raise UserError(
+                f"model {card.name!r}: its card says {name} {stated} and its architecture "
+                f"{card.architecture.name!r} builds a flow of {name} {built}; correct the card or its arguments"
+            )
     return module
+
+
+def _golden_images(entry: ZooEntry) -> Tensor | None:
+    """A few images that a flow was made for, from its golden file; None without one."""
+    golden = entry.card.golden
+    return None if golden is None else read_golden(entry, golden)["inputs"][:GOLDEN_IMAGES]
 
 
 def _outputs(module: nn.Module, inputs: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from torch import Tensor
 from written_runs import edited
 from zoo_runs import (
     KEPT,
@@ -42,6 +43,7 @@ from robbench.data import load_dataset
 from robbench.errors import UserError
 from robbench.matrix.ledger import Ledger, load_run
 from robbench.matrix.records import CellResult
+from robbench.models.flows import Latents
 from robbench.models.loading import load_flow
 from robbench.models.zoo import read_entry
 
@@ -441,6 +443,28 @@ def test_a_false_witness(run: Path, change: Callable[[Witness], Witness], why: s
     found = {f.check: f for f in image_findings(forged, source, lambda _cell: flow)}
     assert (found["ball"].verdict, found["witness"].verdict) == ("agrees", "differs")
     assert why in found["witness"].reason
+
+
+def test_witnesses_of_a_flow_that_does_not_invert_itself(run: Path) -> None:
+    """Every image is looked at: the decoder is off on one of the clean images alone."""
+    loaded = load_run(run)
+    result = next(r for r in loaded.cells if r.cell.attack.label == "jsa10")
+    one = replace(loaded, cells=[result])
+    source, flow = clean_images(one, load_dataset("digits")), load_flow(read_entry(ZOO / GLOW))
+    stored = result.rows[result.rows["witness"].notna()]
+    odd, _ = load_dataset("digits").test.by_ids([int(stored["sample_id"].iloc[-1])])
+    decode = flow.decode
+
+    def inexact(latents: Latents, y: Tensor | None = None, u: float | Tensor = 0.5) -> Tensor:
+        image = decode(latents, y, u)
+        near = (image - odd).flatten(1).norm(dim=1) < 1e-2
+        return torch.where(near[:, None, None, None], 0.9 * image, image)
+
+    flow.decode = inexact  # type: ignore[method-assign]
+    found = {f.check: f for f in image_findings(one, source, lambda _cell: flow)}
+    assert found["witness"].verdict == "differs"
+    assert "does not invert itself" in found["witness"].reason
+    assert "on 1 of" in found["witness"].reason
 
 
 def test_missing_witnesses(forgery: Forgery) -> None:

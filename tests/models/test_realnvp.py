@@ -260,7 +260,7 @@ def test_everything_exact_asks_for_eval_mode() -> None:
         lambda: flow.sample(2),
         lambda: flow.bits_per_dim(x, seed=0, sample_ids=range(4)),
     ):
-        with pytest.raises(UserError, match=r"realnvp \w+ in training mode.* call eval\(\)"):
+        with pytest.raises(UserError, match=r"RealNVP\.\w+ in training mode.* call eval\(\)"):
             call()
 
 

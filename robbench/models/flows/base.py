@@ -13,12 +13,13 @@ decode_mode "flp_legacy": the published decoder of Yuksel et al., decode(encode(
 Latents are raw z: `whiten` turns them into eps = (z - mu) / sigma of the (possibly learned) prior and back.
 """
 
+import inspect
 import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -116,10 +117,12 @@ class FlowModel(nn.Module):
 
     input_shape: (C,H,W). grey_levels: L >= 2. y: class labels [N] of a conditional flow, else None.
     u: dequantisation noise, a number in [0,1) or a tensor like x. Images are cast to the flow's dtype.
-    preprocessing, decode_mode: see the module docstring.
+    preprocessing, decode_mode: see the module docstring. batch_norm: whether layers normalise by the statistics of
+    the batch in training mode; then only `log_prob`, which training needs, works in that mode.
     """
 
     transform: Transform
+    batch_norm: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -155,17 +158,30 @@ class FlowModel(nn.Module):
         """D = C*H*W."""
         return math.prod(self.input_shape)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the flow's tensors are."""
+        return self._dtype_source().device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the flow computes in."""
+        return self._dtype_source().dtype
+
     def encode(self, x: Tensor, y: Tensor | None = None, u: float | Tensor = 0.5) -> tuple[Latents, Tensor]:
         """Raw latents of images x [N,C,H,W], and log|det dz/dd| [N] in nats."""
+        self._require_eval("encode")
         encoded = self._encoded(x, y, u)
         return Latents(encoded.levels), encoded.log_det
 
     def decode(self, latents: Latents, y: Tensor | None = None, u: float | Tensor = 0.5) -> Tensor:
         """Images [N,C,H,W], not clipped: the exact inverse of `encode` for the same u. Differentiable.
 
-        In decode_mode "flp_legacy" the squeezed pixels p = .05 + .9 d instead, whatever u is.
+        In decode_mode "flp_legacy" the squeezed pixels p = .05 + .9 d instead, whatever u is. Images are contiguous,
+        whatever memory format the layers compute in: a classifier may call `view` on them.
         """
-        v = self.transform.decode(latents.levels, y)
+        self._require_eval("decode")
+        v = self.transform.decode(latents.levels, y).contiguous()
         if self.decode_mode == "flp_legacy":
             return torch.sigmoid(v)
         noise = u.to(v) if isinstance(u, Tensor) else u
@@ -192,6 +208,7 @@ class FlowModel(nn.Module):
 
         The noise of a sample is a function of (seed, its id, number of the draw) alone.
         """
+        self._require_eval("bits_per_dim")
         if len(sample_ids) != len(x) or n_samples < 1:
             raise UserError(
                 f"bits_per_dim of {len(x)} images with {len(sample_ids)} sample_ids, n_samples={n_samples}; "
@@ -250,6 +267,19 @@ class FlowModel(nn.Module):
         latents, _ = self.encode(x, y, u)
         return (self.decode(latents, y, u) - x.to(self._dtype_source())).abs().flatten(1).amax(1)
 
+    def reconstruction(self, x: Tensor, u: float | Tensor = 0.5) -> Tensor:
+        """What `decode(encode(x))` is by the contract, [N,C,H,W]: x itself, or its squeezed pixels in decode_mode
+        "flp_legacy"."""
+        return torch.sigmoid(self._dequantised(x, u)) if self.decode_mode == "flp_legacy" else x
+
+    def _require_eval(self, method: str) -> None:
+        """`UserError` in training mode for flows whose layers then make an image depend on its batch."""
+        if self.training and self.batch_norm:
+            raise UserError(
+                f"{type(self).__name__}.{method} in training mode: batch norm would make every image depend on its "
+                f"batch; call eval() or freeze() first"
+            )
+
     def _encoded(self, x: Tensor, y: Tensor | None, u: float | Tensor) -> Encoded:
         """`Transform.encode` with the pre-processing's log-det added."""
         v = self._dequantised(x, u)
@@ -293,7 +323,16 @@ class Flow(FlowModel):
         the latents: "none" saves no memory (all activations, fastest), "mask" keeps 1-byte ReLU masks,
         "invert" keeps the output of each level and recomputes the rest by the inverse (slowest).
         decode_mode: the copy's; None keeps that of this flow. Gradients of the copy are first-order only.
+
+        A class that overrides a method of `FlowModel` overrides this one too, and returns a `FrozenFlow` that computes
+        the same: the copy made here has the methods of `FlowModel` alone. `UserError` otherwise.
         """
+        lost = overridden(self)
+        if lost:
+            raise UserError(
+                f"flow {type(self).__name__} has a {', '.join(lost)} of its own, which the copy for attacks would not "
+                f"have; override freeze() to return a FrozenFlow that has it too (docs/models.md, a flow of your own)"
+            )
         if memory not in get_args(Memory):
             raise UserError(
                 f"freeze(memory={memory!r}) is unknown; choose one of: {', '.join(get_args(Memory))}"
@@ -301,13 +340,14 @@ class Flow(FlowModel):
         if dtype not in (torch.float32, torch.float64):
             raise UserError(f"freeze(dtype={dtype}) is not supported; use torch.float32 or torch.float64")
         with torch.no_grad():
-            return FrozenFlow(
+            frozen = FrozenFlow(
                 self.input_shape,
                 self.grey_levels,
                 self.transform.freeze(dtype, memory),
                 self.preprocessing.kind,
                 self.decode_mode if decode_mode is None else decode_mode,
             )
+        return frozen.to(self._dtype_source().device)  # layers build fixed orders and masks on the CPU
 
 
 class FrozenFlow(FlowModel):
@@ -330,6 +370,17 @@ class FrozenFlow(FlowModel):
     def train(self, mode: bool = True) -> "FrozenFlow":
         """Stays in eval mode: a parent module in training must not change an attack."""
         return self
+
+
+def overridden(flow: Flow) -> tuple[str, ...]:
+    """Methods and properties of `FlowModel` that the class of `flow`, or `flow` itself, defines anew."""
+    return tuple(
+        name
+        for name, value in vars(FlowModel).items()
+        if not name.startswith("__")
+        and (callable(value) or isinstance(value, property))
+        and (inspect.getattr_static(type(flow), name) is not value or name in vars(flow))
+    )
 
 
 def gaussian_log_density(z: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:

@@ -1,14 +1,28 @@
 """Frozen layers for attacks: no parameters, actnorm and 1x1 convolution folded into one kernel each way."""
 
-from typing import Any
+import copy
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from robbench.models.flows.base import Memory
 from robbench.models.flows.frozen_net import FrozenNet, Kernel, image, rows
 from robbench.models.flows.multiscale import Prior, Step
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+def frozen_module(module: ModuleT, dtype: torch.dtype) -> ModuleT:
+    """An independent copy of a layer in eval mode and `dtype`, its parameters turned into buffers: what `freeze` of a
+    layer without a faster form returns."""
+    frozen = copy.deepcopy(module).to(dtype).eval()
+    for part in frozen.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            delattr(part, name)
+            part.register_buffer(name, parameter.detach())
+    return frozen
 
 
 class FrozenGlowStep(Step):

@@ -11,7 +11,6 @@ resolution: one level of D latents, prior N(0,I). Decoding is exact and costs as
 Names of parameters, and their layout, are those of the published checkpoint, which `load_state_dict` takes as it is.
 """
 
-import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -22,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robbench.errors import UserError
 from robbench.models.flows.base import Encoded, Flow, Memory, Recolour, Transform
+from robbench.models.flows.frozen import frozen_module
 from robbench.models.flows.layers import StandardPrior
 from robbench.models.flows.multiscale import Prior, Step, decode_steps, encode_steps
 from robbench.models.flows.preprocessing import DecodeMode, PreprocessingKind
@@ -110,11 +110,7 @@ class GatedCoupling(Step):
         return h * torch.exp(-s) - t
 
     def freeze(self, dtype: torch.dtype, memory: Memory, where: str) -> "GatedCoupling":
-        frozen = copy.deepcopy(self).to(dtype).to(memory_format=torch.channels_last)
-        for part in frozen.modules():
-            for name, parameter in list(part.named_parameters(recurse=False)):
-                delattr(part, name)
-                part.register_buffer(name, parameter.detach())
+        frozen = frozen_module(self, dtype).to(memory_format=torch.channels_last)
         frozen.recompute = memory == "mask"
         return frozen
 

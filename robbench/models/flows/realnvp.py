@@ -8,13 +8,11 @@ Differences from the widely used PyTorch implementation: the latents of the last
 reordering), which also asks that its sides be even; the scale of tanh is a plain parameter a channel.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
 from robbench.errors import UserError
-from robbench.models.flows.base import Flow, Latents, Memory
+from robbench.models.flows.base import Flow, Memory
 from robbench.models.flows.layers import StandardPrior
 from robbench.models.flows.multiscale import MultiScale, Step, squeeze, step_shapes, unsqueeze
 from robbench.models.flows.preprocessing import DecodeMode, PreprocessingKind
@@ -160,6 +158,8 @@ class RealNVP(Flow):
     makes an image's density depend on the batch. `initialize` sets the running statistics from one batch.
     """
 
+    batch_norm = True
+
     def __init__(
         self,
         input_shape: tuple[int, int, int],
@@ -182,33 +182,6 @@ class RealNVP(Flow):
         ]
         transform = MultiScale(shape, stacks, [StandardPrior() for _ in range(scales)])
         super().__init__(shape, grey_levels, transform, preprocessing, decode_mode)
-
-    def encode(self, x: Tensor, y: Tensor | None = None, u: float | Tensor = 0.5) -> tuple[Latents, Tensor]:
-        self._require_eval("encode")
-        return super().encode(x, y, u)
-
-    def decode(self, latents: Latents, y: Tensor | None = None, u: float | Tensor = 0.5) -> Tensor:
-        self._require_eval("decode")
-        return super().decode(latents, y, u)
-
-    def log_prob_draws(
-        self,
-        x: Tensor,
-        y: Tensor | None = None,
-        *,
-        n_samples: int,
-        seed: int,
-        sample_ids: Sequence[int] | Tensor,
-    ) -> Tensor:
-        self._require_eval("bits_per_dim")
-        return super().log_prob_draws(x, y, n_samples=n_samples, seed=seed, sample_ids=sample_ids)
-
-    def _require_eval(self, method: str) -> None:
-        if self.training:
-            raise UserError(
-                f"realnvp {method} in training mode: batch norm would make every image depend on its batch; "
-                f"call eval() or freeze() first"
-            )
 
 
 def _stack(inner: tuple[int, int, int], width: int, blocks: int, last: bool) -> list[Step]:

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -150,7 +151,10 @@ def _usage(error: click.UsageError) -> click.ClickException:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         return error
     path = error.ctx.command_path if error.ctx is not None else "robbench"
-    return _one_line(f"{error.format_message().rstrip('.')}; see {path} --help")
+    text = re.sub(
+        r"(\S{40})\S{200,}", r"\1...", error.format_message().rstrip(".")
+    )  # click quotes values whole
+    return _one_line(f"{text}; see {path} --help")
 
 
 def _one_line(message: str) -> click.ClickException:

@@ -112,6 +112,7 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
         cwd=folder,
         capture_output=True,
         text=True,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},  # as in most people's locale
     )
     assert inside.returncode == 0, inside.stderr
     assert r"\udcff" in inside.stdout

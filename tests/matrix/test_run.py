@@ -409,13 +409,17 @@ def test_kill_9_and_run_again(tiny_zoo: Path, tmp_path: Path, slow_specs: Path) 
     assert columns == {path.relative_to(alone): pq.read_table(path) for path in shards(alone)}
 
 
-def test_ctrl_c_says_how_to_resume(tiny_zoo: Path, tmp_path: Path, slow_specs: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_say_how_to_resume(
+    how: signal.Signals, tiny_zoo: Path, tmp_path: Path, slow_specs: Path
+) -> None:
     process = _started_until_second_shard(command(tiny_zoo, tmp_path / "run", slow_specs), tmp_path / "run")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(how)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + how
     assert "run the same command again to resume" in errors
     assert "Traceback" not in errors
+    assert not list((tmp_path / "run").rglob("*.tmp"))
     statuses = [
         json.loads(path.read_text())["status"] for path in (tmp_path / "run").glob("cells/*/cell.json")
     ]

@@ -287,6 +287,7 @@ def test_fid_of_a_run_end_to_end(
     """FID's architecture on a run of a few images, against the definition on the same features."""
     from robbench.matrix import frechet
     from robbench.matrix.frechet_records import load_frechet
+    from robbench.matrix.ledger import load_run
     from robbench.matrix.plan import RunRequest
     from robbench.matrix.session import run_matrix
 
@@ -306,10 +307,7 @@ def test_fid_of_a_run_end_to_end(
     assert any("3 images for 2048 features" in note for note in clean.notes)
     assert (clean.n, clean.reference_n, cell.attack) == (3, 4, "fgsm")
     extractor = inception_extractor(weights)
-    ids = [
-        int(i)
-        for i in (tmp_path / "run" / "run.yaml").read_text().split("samples: ")[1].strip(" \n'").split()
-    ]
+    ids = load_run(tmp_path / "run").sample_ids
     pair = (extractor(digits.test.by_ids(ids)[0]), extractor(reference.x(torch.arange(4))))
     # |mu - nu|^2 + |A|_* + |B|_* - 2 |A^(1/2) B^(1/2)|_* with centred rows as factors, which stay small
     a, b = ((f.astype(np.float64) - f.mean(axis=0, dtype=np.float64)) / np.sqrt(len(f) - 1) for f in pair)

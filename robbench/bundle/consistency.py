@@ -46,6 +46,8 @@ def incomplete(run: Run) -> list[str]:
     texts = []
     for result in run.cells:
         cell = result.cell
+        if cell.clean is not None:
+            texts.append(f"{cell.model} x {cell.attack.label} states a clean accuracy that no row stands for")
         if cell.status == "failed":
             texts.append(f"{cell.model} x {cell.attack.label} failed: {cell.error or 'no reason recorded'}")
         elif len(result.rows) < run.n:

@@ -151,7 +151,9 @@ def _stage_cell(
     record = source.read_cell(cell)
     assert record is not None
     seconds = round(result.cell.seconds, 3)
-    staged.write_cell(record.model_copy(update={"status": result.cell.status, "seconds": seconds}))
+    # Without `clean`, which no stored row stands for.
+    changes = {"status": result.cell.status, "seconds": seconds, "clean": None}
+    staged.write_cell(record.model_copy(update=changes))
     shards = source.shards(cell, _refuse)
     table = _wanted_rows([shard.table for shard in shards], run.sample_ids)
     if table is None:

@@ -13,18 +13,25 @@ from typing import Protocol
 
 from robbench.attacks.suspicions import Diagnostics
 from robbench.errors import UserError
-from robbench.matrix.cells import Cell
+from robbench.matrix.cells import Cell, ClassifierCell
 from robbench.matrix.ledger import Ledger
 from robbench.matrix.plan import Plan
 from robbench.matrix.progress import RunProgress
 from robbench.matrix.ray_backend import connected
-from robbench.matrix.records import CellRecord, Status
-from robbench.matrix.shard_work import CleanLikelihood, ShardFailure, ShardRows, ShardTask, ShardWork
+from robbench.matrix.records import CellRecord, CleanScore, Status
+from robbench.matrix.shard_work import (
+    CleanLikelihood,
+    ShardFailure,
+    ShardRows,
+    ShardTask,
+    ShardWork,
+    clean_score,
+)
 from robbench.matrix.shards import shown_values
 from robbench.metrics.likelihood import bits_per_dim
 from robbench.places import Place
 from robbench.schema import validate_json
-from robbench.stops import check_stop
+from robbench.stops import check_stop, reraise_stop
 
 
 class Backend(Protocol):
@@ -141,6 +148,7 @@ class _Driver:
     _place: Place = field(init=False)
     _open: dict[int, _Open] = field(default_factory=dict)
     _records: dict[int, CellRecord] = field(default_factory=dict)
+    _clean: dict[str, CleanScore | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._place = Place.of(self.ledger.folder)
@@ -271,12 +279,31 @@ class _Driver:
         reason = {"error": cell.failure[1].error, "details": cell.failure[1].details} if cell.failure else {}
         seconds, suspicions = self._of_shards(record.hash)
         changes = {"status": status, **reason, "seconds": seconds, "suspicions": suspicions}
+        if cell.failure:
+            changes["clean"] = self._clean_score(cell.cell)
         record = record.model_copy(update=changes)
         self._place.require()
         self.ledger.write_cell(record)
         self.progress.ended(cell.number, record, len(cell.values), score_text(record, cell.values))
         self._records[cell.number] = record
         del self._open[cell.number]
+
+    def _clean_score(self, cell: Cell) -> CleanScore | None:
+        """What the model of a failed attack does without it, so that a failed attack does not take the clean accuracy
+        with it; None where the clean images fail too."""
+        if not isinstance(cell, ClassifierCell):
+            return None
+        name = cell.record.model
+        if name not in self._clean:
+            x, y = self.plan.dataset.test.by_ids(self.plan.samples)
+            try:
+                self._clean[name] = clean_score(
+                    cell.model.module, x, y, self.plan.device, self.plan.batch_size
+                )
+            except BaseException as error:  # somebody else's forward, which has failed once already
+                reraise_stop(error)
+                self._clean[name] = None
+        return self._clean[name]
 
     def _of_shards(self, cell: str) -> tuple[float, tuple[str, ...]]:
         """Seconds of all shards of a cell, also of earlier runs, and what their counts together make suspicious."""

@@ -24,12 +24,20 @@ Status = Literal["running", "ok", "failed"]
 Precision = Literal["fp32", "fp64"]
 
 
+class CleanScore(Strict):
+    """Clean images that a model classifies correctly: `right` of `samples`."""
+
+    right: int
+    samples: int
+
+
 class CellRecord(Strict):
     """cell.json: one (model, attack) cell, everything its results depend on, and how it went.
 
     hash: its address (`cell_hash`). seconds: computing time, summed over its shards. details: a failure's
     traceback. suspicions: what a reader must know of the model (gradient masking, probabilities for logits). device:
-    what computed the shards, each kind once ("cpu", "NVIDIA H200"); "" in records of before it was written down.
+    what computed the shards, each kind once ("cpu", "NVIDIA H200"); "" in records of before it was written down. clean:
+    of a cell whose attack failed, what the model does without it.
     """
 
     schema_version: Literal[1, 2] = RECORD_VERSION
@@ -53,6 +61,7 @@ class CellRecord(Strict):
     seconds: float = 0.0
     suspicions: tuple[str, ...] = ()
     device: str = ""
+    clean: CleanScore | None = None
 
     @property
     def model_name(self) -> str:

@@ -10,9 +10,12 @@ from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robbench.attacks import LikelihoodOutcome, Outcome, Victim
+from robbench.attacks.context import own_context
+from robbench.attacks.decision import margins
+from robbench.attacks.inner import attacked
 from robbench.attacks.model_call import out_of_memory
 from robbench.attacks.suspicions import Diagnostics
 from robbench.attacks.victim import full_precision
@@ -22,6 +25,7 @@ from robbench.device import device_text
 from robbench.errors import AttackViolation, UserError
 from robbench.foreign import message_of
 from robbench.matrix.cells import Cell, ClassifierCell, FlowCell
+from robbench.matrix.records import CleanScore
 from robbench.matrix.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
 from robbench.models.flows.base import FrozenFlow
 from robbench.precision import SearchPrecision
@@ -165,6 +169,13 @@ class ShardWork:
         return cell.attack.evaluate(
             model.flow, model.judge, torch.tensor(ids), x, y, self.seed, self.batch_size
         )
+
+
+def clean_score(module: nn.Module, x: Tensor, y: Tensor, device: torch.device, batch_size: int) -> CleanScore:
+    """How many of the images x [N,C,H,W] with labels y [N] `module` classifies correctly without an attack."""
+    with own_context(), attacked(module), full_precision():
+        logits = Victim(module, device, batch_size).clean_logits(x)
+    return CleanScore(right=int((margins(logits, y) > 0).sum()), samples=len(x))
 
 
 def failed(error: BaseException) -> ShardFailure:

@@ -191,7 +191,13 @@ def _clean_row(run: Run, model: ModelResults) -> TableRow:
         of_attack=False,
     )
     if not done:
-        return without_value(blank, run, model.cells)
+        scores = [r.cell.clean for r in model.cells if r.cell.clean and r.cell.clean.samples == run.n]
+        if not scores:
+            return without_value(blank, run, model.cells)
+        estimate = accuracy.wilson(scores[0].right, scores[0].samples)
+        return with_estimate(
+            blank, estimate, ["scored without an attack: no attack on this model was finished"]
+        )
     clean = [clean_correct(result.rows) for result in done]
     differing = int(np.any([column != clean[0] for column in clean], axis=0).sum())
     notes = [f"clean verdicts differ between cells on {differing} samples"] if differing else []

@@ -93,7 +93,7 @@ def _judge(wanted: Reference, rows: Sequence[TableRow], policy: Policy) -> Check
     row = found[0]
     if wanted.value is None:
         return CheckResult(wanted, row, None, "not run", "the reference has no number")
-    if row.status != "ok":
+    if not row.measured:
         verdict: Verdict = "fail" if row.status == "failed" and not wanted.combined else "not run"
         why = f"{row.status}: {row.note}" if row.note else row.status
         return CheckResult(wanted, row, None, verdict, why)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from robbench.metrics.accuracy import Estimate
 from robbench.metrics.paired import ALPHA, MeanDifference, holm
-from robbench.publish.rows import RowStatus
+from robbench.publish.rows import CellStatus
 
 Correction = Literal["holm", "none"]
 CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
@@ -28,7 +28,7 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 class Side:
     """A number in one run. value: over the samples compared, None where there is none. note: why."""
 
-    status: RowStatus
+    status: CellStatus
     value: float | None = None
     note: str = ""
 

@@ -14,9 +14,9 @@ import numpy as np
 from robbench.matrix.records import CellRecord, CellResult, Run
 from robbench.metrics.likelihood import bits_per_dim
 from robbench.publish.rows import (
+    CellStatus,
     Floats,
     ModelResults,
-    RowStatus,
     TableRow,
     blank_row,
     cell_status,
@@ -47,7 +47,7 @@ class Nll:
     status than "ok" the reason.
     """
 
-    status: RowStatus
+    status: CellStatus
     note: str = ""
     mean: float | None = None
     lower: float | None = None

@@ -200,8 +200,8 @@ def terminal_counts(comparisons: Sequence[TableComparison]) -> "RichTable":
         if found.measured:
             table.add_row(Text(found.table.source), *(str(count or "") for count in found.counts.values()))
     rest = [found for found in comparisons if not found.measured]
-    left = sum(len(found.comparisons) for found in rest)
-    table.add_row(Text(f"{len(rest)} other tables"), "", "", "", str(left))
+    left = [sum(found.counts[verdict] for found in rest) for verdict in VERDICTS]
+    table.add_row(Text(f"{len(rest)} other tables"), *(str(count or "") for count in left))
     return table
 
 
@@ -247,7 +247,7 @@ def _line(comparison: Comparison) -> Line:
 
 
 def _why(comparison: Comparison) -> str:
-    if comparison.verdict == "not run":
+    if comparison.measured is None:
         return comparison.reason
     ground = [] if comparison.verdict == "differs" else [comparison.reason]
     return "; ".join([*ground, *filter(None, [comparison.setting])])
@@ -289,8 +289,9 @@ def comparison_markdown(comparisons: Sequence[TableComparison], runs: Sequence[R
         if not comparison.measured:
             continue
         text = markdown_table(header, [_texts(_line(found)) for found in comparison.measured])
-        left = comparison.counts["not run"]
-        more = [f"{left} further numbers: not run."] if left else []
+        shown = {found.verdict for found in comparison.measured}
+        left = [f"{n} {verdict}" for verdict, n in comparison.counts.items() if n and verdict not in shown]
+        more = [f"Further numbers: {', '.join(left)}."] if left else []
         parts += [f"## {escaped(comparison.table.source)}", escaped(comparison.table.what), text, *more]
     if len(parts) == 2:
         parts.append("No published number was measured by these runs.")

@@ -38,13 +38,15 @@ __all__ = ["COLUMNS", "NEAR_TIE", "TableRow", "Wide", "combined_attacks", "leade
 
 ALL_THREATS = "all"
 NEAR_TIE = 1e-4
+WITHOUT = "not run: "  # what begins the list of missing attacks in the note of a partial number
 
 Threat = tuple[str, float | None, float | None]  # threat model, epsilon, eta
 
 
 @dataclass(frozen=True)
 class Wide:
-    """The accuracies as a matrix: models down, then clean, attacks, worst cases and the average across.
+    """The accuracies as a matrix: models down, then clean, attacks, worst cases and the average across. Models with a
+    partial worst case or average stand below the others.
 
     cells: by (model, column); a pair that nothing was planned for is absent.
     """
@@ -68,16 +70,27 @@ def wide(rows: Sequence[TableRow], per_threat_model: bool = True) -> Wide:
     names = [name for name, _, _ in threats]
     cells: dict[tuple[str, str], TableRow] = {}
     for row in accuracies:
-        partial = _is_partial_worst_case(row)
-        if partial and not (per_threat_model and len(threats) > 1 and len(threats[_threat(row)]) > 1):
+        if _is_of_one_threat(row) and not (
+            per_threat_model and len(threats) > 1 and len(threats[_threat(row)]) > 1
+        ):
             continue
         cells[row.model, _column(row, names.count(row.threat_model) > 1)] = row
     columns = dict.fromkeys(column for _, column in cells)
+    names_and_defenses, partly = _names(accuracies), partly_attacked(accuracies)
     return Wide(
-        models=tuple(dict.fromkeys((row.model, row.defense) for row in accuracies)),
+        models=tuple(sorted(names_and_defenses, key=lambda model: model[0] in partly)),
         columns=tuple(sorted(columns, key=_column_group)),
         cells=cells,
     )
+
+
+def _names(rows: Sequence[TableRow]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row.model, row.defense) for row in rows))
+
+
+def partly_attacked(rows: Sequence[TableRow]) -> set[str]:
+    """Names of the models that were run under a part of the attacks only."""
+    return {row.model for row in rows if row.status == "partial"}
 
 
 def _without_corruptions(rows: Sequence[TableRow]) -> list[TableRow]:
@@ -95,12 +108,12 @@ def _threat(row: TableRow) -> Threat:
     return row.threat_model, row.epsilon, row.eta
 
 
-def _is_partial_worst_case(row: TableRow) -> bool:
+def _is_of_one_threat(row: TableRow) -> bool:
     return row.attack == WORST_CASE and row.threat_model != ALL_THREATS
 
 
 def _column(row: TableRow, with_budget: bool) -> str:
-    if not _is_partial_worst_case(row):
+    if not _is_of_one_threat(row):
         return "worst case" if row.attack == WORST_CASE else row.attack
     budgets = [f"{value:g}" for value in (row.epsilon, row.eta) if value is not None] if with_budget else []
     return "@".join([f"worst {row.threat_model}", *budgets])
@@ -118,9 +131,22 @@ def leaderboard(run: Run) -> list[TableRow]:
     likelihoods and distances attack by attack; in a flow likelihoods and distances attack by attack. Last come Fréchet
     distances, where there are any."""
     rows: list[TableRow] = []
-    for model in models(run):
-        rows += _classifier_rows(run, model) if model.kind == "classifier" else _flow_rows(run, model)
+    found = models(run)
+    attacks = searched_attacks([model for model in found if model.kind == "classifier"])
+    for model in found:
+        rows += (
+            _classifier_rows(run, model, attacks) if model.kind == "classifier" else _flow_rows(run, model)
+        )
     return rows + frechet_rows(run)
+
+
+def searched_attacks(classifiers: Sequence[ModelResults]) -> tuple[CellResult, ...]:
+    """One cell of each attack that searches, in plan order: what a worst case of these classifiers is over."""
+    cells: dict[str, CellResult] = {}
+    for model in classifiers:
+        for result in corruptions.searched(model).cells:
+            cells.setdefault(result.cell.attack.label, result)
+    return tuple(cells.values())
 
 
 def _flow_rows(run: Run, model: ModelResults) -> list[TableRow]:
@@ -129,21 +155,25 @@ def _flow_rows(run: Run, model: ModelResults) -> list[TableRow]:
     ]
 
 
-def _classifier_rows(run: Run, model: ModelResults) -> list[TableRow]:
-    rows = accuracy_rows(run, model)
+def _classifier_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
+    rows = accuracy_rows(run, model, attacks)
     for result in model.cells:
         rows += _scored_rows(run, result) + distance_rows(run, result)
     return rows
 
 
-def accuracy_rows(run: Run, model: ModelResults) -> list[TableRow]:
-    """Clean, attacks, worst cases and average of a classifier; of some attacks, when `model` holds only their cells."""
+def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
+    """Clean, attacks, worst cases and average of a classifier; of some attacks, when `model` holds only their cells.
+
+    attacks: of the table that the rows are for, as `searched_attacks`; a worst case or average that lacks one of them
+    is partial.
+    """
     rows = [_clean_row(run, model)]
     rows += [_accuracy_row(run, result) for result in model.cells]
     rows += corruptions.mean_rows(run, model)
-    if (attacks := corruptions.searched(model)).cells:
-        rows += _worst_case_rows(run, attacks)
-        rows.append(_average_row(run, attacks))
+    if (own := corruptions.searched(model)).cells:
+        rows += _worst_case_rows(run, own, attacks)
+        rows.append(_average_row(run, own, attacks))
     return rows
 
 
@@ -171,21 +201,31 @@ def _accuracy_row(run: Run, result: CellResult) -> TableRow:
     return with_estimate(blank, accuracy.accuracy(robust(result.rows)), notes)
 
 
-def _worst_case_rows(run: Run, model: ModelResults) -> list[TableRow]:
+def _worst_case_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
     """One row a threat model and budget, then one over all attacks."""
+    wanted = _by_threat(attacks)
+    rows = [
+        _worst_case_row(run, group, wanted[threat], *threat)
+        for threat, group in _by_threat(model.cells).items()
+    ]
+    return [*rows, _worst_case_row(run, model.cells, attacks, ALL_THREATS, None, None)]
+
+
+def _by_threat(results: Sequence[CellResult]) -> dict[Threat, list[CellResult]]:
     groups: dict[Threat, list[CellResult]] = {}
-    for result in model.cells:
+    for result in results:
         attack = result.cell.attack
         groups.setdefault((attack.threat_model, attack.epsilon, attack.eta), []).append(result)
-    rows = [
-        _worst_case_row(run, group, threat_model, epsilon, eta)
-        for (threat_model, epsilon, eta), group in groups.items()
-    ]
-    return [*rows, _worst_case_row(run, model.cells, ALL_THREATS, None, None)]
+    return groups
 
 
 def _worst_case_row(
-    run: Run, results: Sequence[CellResult], threat_model: str, epsilon: float | None, eta: float | None
+    run: Run,
+    results: Sequence[CellResult],
+    attacks: Sequence[CellResult],
+    threat_model: str,
+    epsilon: float | None,
+    eta: float | None,
 ) -> TableRow:
     blank = blank_row(
         run,
@@ -201,10 +241,10 @@ def _worst_case_row(
     if len(complete(run, results)) < len(results):
         return without_value(blank, run, results)
     held = accuracy.worst_case([_ids(r.rows) for r in results], [robust(r.rows) for r in results])
-    return with_estimate(blank, accuracy.accuracy(held), [_over(_labels(results))])
+    return _combining(blank, accuracy.accuracy(held), _labels(results), attacks)
 
 
-def _average_row(run: Run, model: ModelResults) -> TableRow:
+def _average_row(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> TableRow:
     blank = blank_row(
         run,
         model.first,
@@ -218,7 +258,17 @@ def _average_row(run: Run, model: ModelResults) -> TableRow:
         return without_value(blank, run, model.cells)
     _same_samples(model.cells)
     columns = [clean_correct(model.first.rows), *(robust(result.rows) for result in model.cells)]
-    return with_estimate(blank, accuracy.average(columns, run.seed), [_over([CLEAN, *_labels(model.cells)])])
+    estimate = accuracy.average(columns, run.seed)
+    return _combining(blank, estimate, [CLEAN, *_labels(model.cells)], attacks)
+
+
+def _combining(
+    blank: TableRow, estimate: accuracy.Estimate, parts: Sequence[str], attacks: Sequence[CellResult]
+) -> TableRow:
+    """The row of a number that combines `parts`, partial where one of `attacks` is not among them."""
+    missing = tuple(label for label in _labels(attacks) if label not in parts)
+    row = with_estimate(blank, estimate, [_over(parts), f"{WITHOUT}{', '.join(missing)}" if missing else ""])
+    return replace(row, status="partial" if missing else "ok", combined=tuple(parts), missing=missing)
 
 
 def _same_samples(results: Sequence[CellResult]) -> None:
@@ -274,5 +324,6 @@ def _over(parts: Sequence[str]) -> str:
 
 
 def combined_attacks(note: str) -> frozenset[str]:
-    """What a worst case or average combines, from its note; empty for the note of any other row."""
-    return frozenset(note.removeprefix("over ").split(", ")) if note.startswith("over ") else frozenset()
+    """What a worst case or average combines, from its note in a CSV file; empty for the note of any other row."""
+    over = note.partition("; ")[0]
+    return frozenset(over.removeprefix("over ").split(", ")) if over.startswith("over ") else frozenset()

@@ -60,7 +60,8 @@ def tidy_csv(rows: Sequence[TableRow]) -> str:
 
 
 def wide_csv(table: Wide) -> str:
-    """One row a model; a column has a value, its interval and its status."""
+    """One row a model; a column has a value, its interval and its status. Models whose worst case or average is
+    "partial" come last."""
     header = ["dataset", "model", "defense", "n", "seed"]
     header += [f"{column}{part}" for column in table.columns for part in ("", "_lower", "_upper", "_status")]
     lines: list[list[object]] = [list(header)]
@@ -214,12 +215,13 @@ def escaped(text: str) -> str:
 
 # ------------------------------------------------------------------------------------------------------ texts
 def cell_text(row: TableRow | None) -> str:
-    """ "57.2 [52.0, 62.3]", or "failed" / "not run"."""
+    """ "57.2 [52.0, 62.3]", "partial: 57.2 [52.0, 62.3]", or "failed" / "not run"."""
     if row is None:
         return "not run"
-    if row.status != "ok" or row.value is None or row.lower is None or row.upper is None:
+    if not row.measured or row.value is None or row.lower is None or row.upper is None:
         return row.status
-    return f"{row.value:.1f} [{row.lower:.1f}, {row.upper:.1f}]"
+    mark = "partial: " if row.status == "partial" else ""
+    return f"{mark}{row.value:.1f} [{row.lower:.1f}, {row.upper:.1f}]"
 
 
 # --------------------------------------------------------------------------------------------------- terminal
@@ -283,6 +285,5 @@ def _two_lines(row: TableRow | None) -> str:
 
 
 def _style(row: TableRow | None) -> str:
-    return (
-        "" if row is not None and row.status == "ok" else "red" if row and row.status == "failed" else "dim"
-    )
+    styles = {"ok": "", "partial": "yellow", "failed": "red"}
+    return "dim" if row is None else styles.get(row.status, "dim")

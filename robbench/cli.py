@@ -114,6 +114,11 @@ def main() -> None:
     help="In what flows score attacked images.  [default: float32]",
 )
 @click.option(
+    "--likelihood-draws",
+    type=click.IntRange(1),
+    help="Score attacked images of flows by importance-weighted bits/dim over so many noise draws.  [default: 1]",
+)
+@click.option(
     "--precision",
     type=click.Choice(("fp32", "bf16", "tf32")),
     default="fp32",

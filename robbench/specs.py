@@ -229,6 +229,15 @@ def resolve_attack(
     )
 
 
+def importance_weighted(attack: ResolvedAttack, draws: int) -> ResolvedAttack:
+    """An attack on a flow, scored by importance-weighted bits/dim over `draws` draws of the dequantisation noise; with
+    one draw, and on a classifier, the attack itself, so that its cells keep their address."""
+    if draws == 1 or attack.target != "flow":
+        return attack
+    parameters = {**attack.parameters, "noise_draws": draws, "estimate": "importance"}
+    return attack.model_copy(update={"parameters": parameters, "label": f"{attack.label}@{draws}draws"})
+
+
 def _check_scale(epsilon: float, attack: str, owner: ThreatModel) -> None:
     """`UserError` for a budget that was surely meant on the other scale."""
     if owner.pixel_range == 255 and 0 < epsilon < 1:

@@ -19,6 +19,7 @@ from robbench.publish.rows import TableRow
 from robbench.publish.tables import combined_attacks, leaderboard
 
 Verdict = Literal["pass", "fail", "not run"]
+_JUDGED = ("accuracy", "bits_per_dim", "importance_weighted_bits_per_dim")
 _SAME_BUDGET = 1e-6  # relative: 8/255 written with seven digits is still 8/255
 
 
@@ -77,7 +78,7 @@ def without_reference(measured: Sequence[TableRow], results: Sequence[CheckResul
     renamed attack or model, everything that is left may still pass."""
     judged = [r for r in results if r.verdict != "not run"]
     compared = {(r.measured.model, r.measured.attack) for r in judged if r.measured is not None}
-    names = {(row.model, row.attack): None for row in measured if row.metric in ("accuracy", "bits_per_dim")}
+    names = {(row.model, row.attack): None for row in measured if row.metric in _JUDGED}
     return [f"{model} x {attack}" for model, attack in names if (model, attack) not in compared]
 
 

@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 from robbench.cards import Training
 from robbench.matrix.records import Run
+from robbench.publish.likelihood import WEIGHTED, estimate_of
 from robbench.publish.rows import AVERAGE, CLEAN, TableRow
 from robbench.publish.tables import combined_attacks, leaderboard
 from robbench.published import PublishedRow, arithmetic
@@ -93,8 +94,9 @@ class Measured:
 
     run: the folder's name. attack: without options ("pgd20" of "pgd20@0.1"). architecture: of the card, "" without one.
     train_samples, epochs, steps, step_size: None where there are none, or the card does not say. held_out: images of
-    the training set kept for validation. trained: parameters of defense and recipe that the card states, and the flow's
-    name under "flow". weights: first digits of their sha256.
+    the training set kept for validation. draws: importance samples of bits/dim, None for any other number. trained:
+    parameters of defense and recipe that the card states, and the flow's name under "flow". weights: first digits of
+    their sha256.
     """
 
     row: TableRow
@@ -106,6 +108,7 @@ class Measured:
     steps: int | None = None
     step_size: float | None = None
     held_out: int = 0
+    draws: int | None = None
     trained: Mapping[str, object] = field(default_factory=dict)
     weights: str = ""
 
@@ -177,6 +180,7 @@ def measured_rows(run: Run) -> list[Measured]:
                 steps=int(steps) if steps is not None else None,
                 step_size=_step_size(attack) if attack else None,
                 held_out=training.validation_samples if training else 0,
+                draws=_draws(row, attack),
                 trained=_trained(training),
                 weights=card.weights.sha256[:DIGITS] if card else "",
             )
@@ -201,14 +205,26 @@ def _trained(training: Training | None) -> dict[str, object]:
     return {**found, **({"flow": training.flow.name} if training.flow else {})}
 
 
+def _draws(row: TableRow, attack: ResolvedAttack | None) -> int | None:
+    """Draws of an importance-weighted number."""
+    weighted = attack is not None and row.metric.startswith(WEIGHTED)
+    return estimate_of(attack)[1] if attack is not None and weighted else None
+
+
 def _unattacked(rows: Sequence[Measured]) -> Iterator[Measured]:
-    """Bits/dim of test images before any attack, once a flow and run, as budget 0 of `LIKELIHOOD`."""
+    """Bits/dim of test images before any attack, once a flow, estimate and run: as budget 0 of `LIKELIHOOD`, and where
+    they are importance-weighted as those of clean images."""
     seen = set()
     for m in rows:
-        if m.row.metric == "bits_per_dim_before" and "test images" in m.row.note and m.row.model not in seen:
-            seen.add(m.row.model)
-            row = replace(m.row, metric="bits_per_dim", attack=LIKELIHOOD, epsilon=0.0)
-            yield replace(m, row=row, attack=LIKELIHOOD, steps=None)
+        metric, key = m.row.metric.removesuffix("_before"), (m.row.model, m.row.metric, m.draws)
+        of_flow = metric != m.row.metric and metric.endswith("bits_per_dim") and m.row.model == m.row.flow
+        if not of_flow or "test images" not in m.row.note or key in seen:
+            continue
+        seen.add(key)
+        weighted = metric.startswith(WEIGHTED)
+        attack, epsilon = (CLEAN, None) if weighted else (LIKELIHOOD, 0.0)
+        row = replace(m.row, metric=metric, attack=attack, epsilon=epsilon)
+        yield replace(m, row=row, attack=attack, steps=None)
 
 
 # --------------------------------------------------------------------------------------------------- comparison
@@ -306,6 +322,7 @@ def _weighed(row: PublishedRow, m: Measured, known: Known) -> list[Difference | 
         trained = _parameters(row.defense_parameters)
         pairs += [(f"training {key}", value, m.trained.get(key)) for key, value in trained.items()]
     pairs += [("steps", row.steps, m.steps)]
+    pairs += [("importance samples", _parameters(row.attack_parameters).get("importance_samples"), m.draws)]
     pairs += [("step size", _parameters(row.attack_parameters).get("step_size"), m.step_size)]
     drawn = None if row.n == r.n else Difference("seed", "not stated", str(r.seed), "named")
     images = None if row.model else _training_images(row, m)

@@ -38,6 +38,7 @@ __all__ = ["COLUMNS", "NEAR_TIE", "TableRow", "Wide", "combined_attacks", "leade
 
 ALL_THREATS = "all"
 NEAR_TIE = 1e-4
+ONE_DRAW = "one noise draw"
 WITHOUT = "not run: "  # what begins the list of missing attacks in the note of a partial number
 
 Threat = tuple[str, float | None, float | None]  # threat model, epsilon, eta
@@ -277,8 +278,9 @@ def _same_samples(results: Sequence[CellResult]) -> None:
 
 # ------------------------------------------------------------------------------------------------ likelihoods
 def _scored_rows(run: Run, result: CellResult) -> list[TableRow]:
-    """Mean and median bits/dim before (all samples) and after (samples the attack broke); no row where no flow
-    scored the images or nothing broke.
+    """Mean (with its normal 95 % interval over samples) and median bits/dim before (all samples) and after (samples the
+    attack broke), from one draw of the dequantisation noise a sample; no row where no flow scored the images or nothing
+    broke.
 
     Unbroken samples are left out because a search may stop anywhere, or hand back the clean image, once it has
     failed. An infinite or missing summary keeps status "ok" with what was measured in the note.
@@ -293,14 +295,16 @@ def _scored_rows(run: Run, result: CellResult) -> list[TableRow]:
         if not len(scored):
             continue
         summary = bits_per_dim(scored)
-        metrics = {
-            f"bits_per_dim_{name}": (summary.mean, summary.note),
-            f"bits_per_dim_{name}_median": (summary.median, summary.median_note),
-        }
-        for metric, (value, note) in metrics.items():
-            blank = replace(blank_row(run, result, metric=metric, unit="bits/dim"), flow=flow)
-            scope = f"over the {len(scored)} samples that the attack broke" if name == "after" else ""
-            rows.append(with_value(blank, value, [scope, note]))
+        blank = replace(
+            blank_row(run, result, metric=f"bits_per_dim_{name}", unit="bits/dim"),
+            flow=flow,
+            lower=summary.lower,
+            upper=summary.upper,
+        )
+        scope = f"over the {len(scored)} samples that the attack broke" if name == "after" else ""
+        rows.append(with_value(blank, summary.mean, [scope, ONE_DRAW, summary.note]))
+        median = replace(blank, metric=f"{blank.metric}_median", lower=None, upper=None)
+        rows.append(with_value(median, summary.median, [scope, ONE_DRAW, summary.median_note]))
     return rows
 
 

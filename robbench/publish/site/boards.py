@@ -349,7 +349,8 @@ def _explanation(run: Run, columns: Sequence[Column], ranked: bool) -> str:
     texts = [wording.INTERVALS, "A star: see the notes on single numbers."]
     if NLL in parts:
         texts.append(
-            "NLL: mean bits/dim, by the flow of each model's cells, of the images with which the attack succeeded."
+            "NLL: mean bits/dim by the flow of each model's cells, from one draw of the dequantisation noise an image, "
+            "of the images with which the attack succeeded."
         )
     if FRECHET in parts:
         texts += ["Fréchet distances: all images of the cell to the training images.", *distances(run).floor]

@@ -268,7 +268,7 @@ def _show_attack(name: str, models: dict[str, ThreatModel]) -> None:
     for key, value in parameters.model_dump().items():
         click.echo(f"  {key}: {value}")
     click.echo(f"{'data set':14} {'epsilon':10} {'eta':10} {'step size':18} note")
-    for dataset, budget in owner.budgets.items():
+    for dataset, budget in owner.budgets_of(name).items():
         try:
             resolved = resolve_attack(name, dataset, models)
         except UserError:

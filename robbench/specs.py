@@ -49,9 +49,11 @@ class Budget(Strict):
 
 
 class AttackSpec(Strict):
-    """A named attack under a threat model: an algorithm of the registry and its parameters."""
+    """A named attack under a threat model: an algorithm of the registry and its parameters. budgets: of data sets for
+    which it has another than the threat model's."""
 
     algorithm: str
+    budgets: dict[str, Budget] = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     description: str = ""
     reference: str = ""
@@ -98,6 +100,10 @@ class ThreatModel(Strict):
                     f"group {name!r}: {empty[0] if empty else 'its name or its list'} names no attacks"
                 )
         return self
+
+    def budgets_of(self, attack: str) -> dict[str, Budget]:
+        """The budget of an attack by data set."""
+        return {**self.budgets, **self.attacks[attack].budgets}
 
     def members(self, group: str) -> tuple[str, ...]:
         """Names of the attacks of a group."""
@@ -200,7 +206,7 @@ def resolve_attack(
             )
     if epsilon is not None:
         _check_scale(epsilon, name, owner)
-    budget = owner.budgets.get(dataset, Budget())
+    budget = owner.budgets_of(name).get(dataset, Budget())
     uses_epsilon, uses_eta = owner.space in ("image", "joint"), owner.space in ("latent", "joint")
     resolved_epsilon = _budget_value(epsilon, budget.epsilon, uses_epsilon, "--epsilon", name, dataset)
     resolved_eta = _budget_value(eta, budget.eta, uses_eta, "--eta", name, dataset)

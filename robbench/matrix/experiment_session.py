@@ -41,6 +41,7 @@ from robbench.publish.experiment_table import (
     write_comparison,
 )
 from robbench.publish.rows import CLEAN
+from robbench.publish.wording import ANY_ITERATE
 from robbench.specs import ResolvedAttack, threat_models
 
 Train = Callable[[TrainRequest], Path]
@@ -229,6 +230,8 @@ def _notes(plan: ExperimentPlan) -> list[str]:
         notes.append(f"not run: needs {plan.absent}; bring it with --data FOLDER")
     notes += [f"doubt: {doubt}" for doubt in experiment.doubts]
     notes += [f"different here: {difference}" for difference in experiment.differences]
+    if any(attack.target == "classifier" for attack in plan.attacks):
+        notes.append(f"different here: {ANY_ITERATE}")
     return [*notes, f"command: {_command(request)}"]
 
 

@@ -192,7 +192,7 @@ def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
 def _with_budgets(attack: str, request: RunRequest, known: dict[str, ThreatModel]) -> str:
     """The data set whose budgets the attack takes: the run's, else the one it is like where its threat model has it."""
     owners = [model for model in known.values() if attack in model.attacks]
-    listed = [name for name in request.datasets if any(name in model.budgets for model in owners)]
+    listed = [name for name in request.datasets if any(name in model.budgets_of(attack) for model in owners)]
     return listed[0] if listed else request.dataset
 
 

@@ -24,7 +24,7 @@ from robbench.publish.published_compare import (
 )
 from robbench.publish.published_layout import PrintedTable, printed_table, value_text
 from robbench.publish.templating import environment
-from robbench.publish.wording import summary, versions
+from robbench.publish.wording import ANY_ITERATE, summary, versions
 from robbench.publish.writers import csv_text, escaped, markdown_table
 from robbench.published import Paper, PublishedRow, Table, published_index, table_rows
 from robbench.resources import data_root, write_text_atomically
@@ -164,6 +164,7 @@ def table_values(comparison: TableComparison, runs: Sequence[Run], csv: str) -> 
         "t": comparison,
         "printed": comparison.printed,
         "lines": [_line(c) for c in comparison.comparisons],
+        "any_iterate": ANY_ITERATE,
         "runs": run_sentences(runs),
         "csv": csv,
     }
@@ -273,7 +274,8 @@ def _cell(comparison: Comparison, column: str) -> object:
 
 def comparison_markdown(comparisons: Sequence[TableComparison], runs: Sequence[Run]) -> str:
     """The tables of which something was measured, and only those rows, as GitHub tables."""
-    parts = ["# Published and measured", "\n".join(f"* {escaped(line)}" for line in run_sentences(runs))]
+    about = [*run_sentences(runs), ANY_ITERATE]
+    parts = ["# Published and measured", "\n".join(f"* {escaped(line)}" for line in about)]
     header = (
         "row",
         "column",

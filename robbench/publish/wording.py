@@ -11,6 +11,10 @@ INTERVALS = (
     "95 % intervals: Wilson score for accuracies, bootstrap over samples for the average (unweighted mean of "
     "clean and all attacks). Worst case: a sample counts as correct only if no attack broke it."
 )
+ANY_ITERATE = (
+    "A search that stops early counts an image as broken by any of its iterates, papers by the last one: accuracies "
+    "under attack are 0 to 0.8 points lower here for it."
+)
 NAMED = 5  # attacks that a note on a partial number names; leaderboard.csv names all
 SUSPICIOUS = "suspicious: "  # what begins each suspicion in a row's note
 

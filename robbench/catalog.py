@@ -271,7 +271,7 @@ def _show_attack(name: str, models: dict[str, ThreatModel]) -> None:
     for key, value in parameters.model_dump().items():
         echo_line(f"  {key}: {value}")
     echo_line(f"{'data set':14} {'epsilon':10} {'eta':10} {'step size':18} note")
-    for dataset, budget in owner.budgets.items():
+    for dataset, budget in owner.budgets_of(name).items():
         try:
             resolved = resolve_attack(name, dataset, models)
         except UserError:

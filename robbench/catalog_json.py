@@ -156,7 +156,7 @@ def attack_object(name: str, models: dict[str, ThreatModel]) -> Object:
     if about["members"] is not None:
         return about
     parameters = attack_parameters(name, owner)
-    budgets = [_resolved(name, dataset, models, parameters) for dataset in owner.budgets]
+    budgets = [_resolved(name, dataset, models, parameters) for dataset in owner.budgets_of(name)]
     return {**about, "parameters": parameters.model_dump(mode="json"), "budgets": budgets}
 
 

@@ -122,6 +122,11 @@ def main(debug: bool) -> None:
     help="In what flows score attacked images.  [default: float32]",
 )
 @click.option(
+    "--likelihood-draws",
+    type=click.IntRange(1),
+    help="Score attacked images of flows by importance-weighted bits/dim over so many noise draws.  [default: 1]",
+)
+@click.option(
     "--precision",
     type=PrecisionOfSearch(),
     default="fp32",

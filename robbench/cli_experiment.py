@@ -21,6 +21,7 @@ OF_THE_RECIPE = {
     "etas": "--eta",
     "steps": "--steps",
     "likelihood_dtype": "--likelihood-dtype",
+    "likelihood_draws": "--likelihood-draws",
 }
 ONLY_WITH_RECIPE = {"scale": "--scale", "fid_weights": "--fid-weights"}
 

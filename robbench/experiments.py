@@ -29,6 +29,7 @@ METRICS = (
     "linf_all",
     "fid",
     "bits_per_dim",
+    "importance_weighted_bits_per_dim",
 )
 WITHOUT_ATTACK = ("accuracy", "average_accuracy", "test_loss", "corruption_accuracy")
 LEAST_TRAINING, LEAST_TEST = 16, 8  # images that no scale goes below

@@ -57,9 +57,11 @@ class Budget(Strict):
 
 
 class AttackSpec(Strict):
-    """A named attack under a threat model: an algorithm of the registry and its parameters."""
+    """A named attack under a threat model: an algorithm of the registry and its parameters. budgets: of data sets for
+    which it has another than the threat model's."""
 
     algorithm: str
+    budgets: dict[str, Budget] = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     description: str = ""
     reference: str = ""
@@ -106,6 +108,10 @@ class ThreatModel(Strict):
                     f"group {name!r}: {empty[0] if empty else 'its name or its list'} names no attacks"
                 )
         return self
+
+    def budgets_of(self, attack: str) -> dict[str, Budget]:
+        """The budget of an attack by data set."""
+        return {**self.budgets, **self.attacks[attack].budgets}
 
     def members(self, group: str) -> tuple[str, ...]:
         """Names of the attacks of a group."""
@@ -235,7 +241,7 @@ def resolve_attack(
             f"--epsilon {exact_text(epsilon)}: attack {name!r} counts epsilon on pixels 0..255, and this is less "
             f"than one of 255; give {exact_text(round(epsilon * 255, 6))} for {exact_text(epsilon)} of the range"
         )
-    budget = owner.budgets.get(dataset, Budget())
+    budget = owner.budgets_of(name).get(dataset, Budget())
     uses_epsilon, uses_eta = owner.space in ("image", "joint"), owner.space in ("latent", "joint")
     resolved_epsilon = _budget_value(epsilon, budget.epsilon, uses_epsilon, "--epsilon", name, dataset)
     resolved_eta = _budget_value(eta, budget.eta, uses_eta, "--eta", name, dataset)
@@ -266,6 +272,15 @@ def resolve_attack(
         algorithm=spec.algorithm,
         parameters=parameters,
     )
+
+
+def importance_weighted(attack: ResolvedAttack, draws: int) -> ResolvedAttack:
+    """An attack on a flow, scored by importance-weighted bits/dim over `draws` draws of the dequantisation noise; with
+    one draw, and on a classifier, the attack itself, so that its cells keep their address."""
+    if draws == 1 or attack.target != "flow":
+        return attack
+    parameters = {**attack.parameters, "noise_draws": draws, "estimate": "importance"}
+    return attack.model_copy(update={"parameters": parameters, "label": f"{attack.label}@{draws}draws"})
 
 
 def refuse_unused_budgets(

@@ -23,6 +23,7 @@ from robbench.attacks.named import ATTACKS, Cost, NamedAttack
 from robbench.attacks.spaces import ImageSpace
 from robbench.attacks.victim import chunks, full_precision
 from robbench.errors import UserError
+from robbench.metrics.likelihood import BitsEstimate, estimated_bits_per_dim
 from robbench.models.flows.base import FlowModel, FrozenFlow
 from robbench.models.flows.checks import same_density
 from robbench.random import KeyedNumbers, SampleRandom
@@ -37,12 +38,14 @@ class LikelihoodParameters(Strict):
     """images: what is attacked: "test" images (raise their NLL) or "noise" (uniform grey levels; lower it).
 
     quantize: round the adversarial images to the flow's grey levels, towards the original. noise_draws: draws of the
-    dequantisation noise an image that its score averages over.
+    dequantisation noise an image that its score is made of. estimate: "mean" of the draws' bits/dim, or "importance":
+    the bits/dim of their mean density, a tighter bound on the image's own (Burda et al. 2016).
     """
 
     images: Images = "test"
     quantize: bool = False
     noise_draws: int = Field(default=1, gt=0)
+    estimate: BitsEstimate = "mean"
 
 
 class NllParameters(LikelihoodParameters):
@@ -159,10 +162,12 @@ class LikelihoodAttack(NamedAttack):
 
     def _score(self, judge: FlowModel, task: LikelihoodTask, images: Tensor) -> Tensor:
         with torch.no_grad():
-            bits = judge.bits_per_dim(
+            bits = estimated_bits_per_dim(
+                judge,
                 images.clone(),  # what is scored stays as it is
                 task.y,
-                n_samples=self.parameters.noise_draws,
+                self.parameters.estimate,
+                self.parameters.noise_draws,
                 seed=task.seed,
                 sample_ids=task.ids,
             )

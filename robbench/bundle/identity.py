@@ -14,7 +14,7 @@ from robbench.errors import UserError
 from robbench.matrix.merged import conflicts
 from robbench.matrix.records import CellRecord, Run, cell_hash
 from robbench.schema import load_yaml, validate
-from robbench.specs import ResolvedAttack, Semantics, ThreatModel, resolve_attack
+from robbench.specs import ResolvedAttack, Semantics, ThreatModel, importance_weighted, resolve_attack
 
 ADDRESS, SETTINGS = "address", "settings"
 _FILES = ("sha256",)  # parameters that name what was read, not what was asked for
@@ -146,15 +146,18 @@ def _parts(label: str) -> tuple[str, str]:
 def _candidates(
     attack: ResolvedAttack, datasets: list[str], known: Mapping[str, ThreatModel]
 ) -> Iterator[ResolvedAttack]:
-    """The attack of that name with and without the budgets and steps that the bundle has."""
+    """The attack of that name with and without the budgets, steps and noise draws that the bundle has."""
     steps = attack.parameters.get("steps")
     steps = steps if isinstance(steps, int) else None
     choices = product(datasets, (None, attack.epsilon), (None, attack.eta), (None, steps))
     for dataset, epsilon, eta, count in dict.fromkeys(choices):
         try:
-            yield resolve_attack(attack.name, dataset, dict(known), epsilon, eta, count)
+            found = resolve_attack(attack.name, dataset, dict(known), epsilon, eta, count)
         except UserError:  # no budget for this data set, or one on the wrong scale: no candidate
             continue
+        yield found
+        if attack.parameters.get("estimate") == "importance":
+            yield importance_weighted(found, int(attack.parameters.get("noise_draws", 1)))
 
 
 def _differences(wanted: ResolvedAttack, attack: ResolvedAttack, stated: str) -> list[str]:

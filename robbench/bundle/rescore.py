@@ -24,6 +24,7 @@ from robbench.check.paired import RULES, largest_count
 from robbench.check.pairs import same
 from robbench.errors import UserError
 from robbench.matrix.records import CellRecord, CellResult, Run
+from robbench.metrics.likelihood import BitsEstimate, estimated_bits_per_dim
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import GOLDEN_TOLERANCE, LoadedFlow, LoadedModel
 from robbench.publish.tables import NEAR_TIE
@@ -35,6 +36,7 @@ EXCUSED = (
     0.05  # share of verdicts that rounding may turn; a model of tiny logits would have all of them excused
 )
 Mask = NDArray[np.bool_]
+Draws = tuple[BitsEstimate, int]  # how an image is scored, and from how many draws of the noise
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,7 @@ def classifier_likelihood(
         reason = f"flow {cell.nll_flow.name} is not at hand; name it with --model CARD"
         yield Finding(cell.model, cell.attack.label, LIKELIHOOD, "unchecked", 0, reason)
         return
-    yield _likelihood(run, cell, stored, flow, 1, batch_size)
+    yield _likelihood(run, cell, stored, flow, ("mean", 1), batch_size)
 
 
 def flow_findings(
@@ -302,13 +304,19 @@ def flow_findings(
     for result in results:
         stored = stored_examples(run, result, source)
         if len(stored.rows):
-            draws = int(result.cell.attack.parameters.get("noise_draws", 1))
-            yield _likelihood(run, result.cell, stored, model.judge, draws, batch_size)
+            yield _likelihood(run, result.cell, stored, model.judge, _draws(result.cell), batch_size)
     yield from _without_examples(results, LIKELIHOOD)
 
 
+def _draws(cell: CellRecord) -> Draws:
+    """How an attack on a flow scores images, from its parameters."""
+    parameters = cell.attack.parameters
+    estimate: BitsEstimate = "importance" if parameters.get("estimate") == "importance" else "mean"
+    return estimate, int(parameters.get("noise_draws", 1))
+
+
 def _likelihood(
-    run: Run, cell: CellRecord, stored: Stored, flow: FrozenFlow, draws: int, batch_size: int
+    run: Run, cell: CellRecord, stored: Stored, flow: FrozenFlow, draws: Draws, batch_size: int
 ) -> Finding:
     problems = []
     for column, images in (("nll_before", stored.clean), ("nll_after", stored.adversarial)):
@@ -322,17 +330,18 @@ def _likelihood(
 
 
 def _bits(
-    run: Run, flow: FrozenFlow, stored: Stored, images: Tensor, draws: int, size: int
+    run: Run, flow: FrozenFlow, stored: Stored, images: Tensor, draws: Draws, size: int
 ) -> NDArray[np.float64]:
     """Bits/dim [n] with the dequantisation noise that the run's seed gives every sample."""
     device, ids, labels, parts = next(flow.buffers()).device, stored.ids, stored.labels, []
     with torch.no_grad(), full_precision():
         for start in range(0, len(images), size):
             part = slice(start, start + size)
-            bits = flow.bits_per_dim(
+            bits = estimated_bits_per_dim(
+                flow,
                 images[part].to(device),
                 labels[part].to(device),
-                n_samples=draws,
+                *draws,
                 seed=run.seed,
                 sample_ids=ids[part],
             )

@@ -16,9 +16,10 @@ from robbench.check.reference import Budget, Reference, read_references
 from robbench.errors import UserError
 from robbench.matrix.records import Run
 from robbench.publish.rows import TableRow
-from robbench.publish.tables import combined_attacks, leaderboard
+from robbench.publish.tables import leaderboard
 
 Verdict = Literal["pass", "fail", "not run"]
+_JUDGED = ("accuracy", "bits_per_dim", "importance_weighted_bits_per_dim")
 _SAME_BUDGET = 1e-6  # relative: 8/255 written with seven digits is still 8/255
 
 
@@ -77,7 +78,7 @@ def without_reference(measured: Sequence[TableRow], results: Sequence[CheckResul
     renamed attack or model, everything that is left may still pass."""
     judged = [r for r in results if r.verdict != "not run"]
     compared = {(r.measured.model, r.measured.attack) for r in judged if r.measured is not None}
-    names = {(row.model, row.attack): None for row in measured if row.metric in ("accuracy", "bits_per_dim")}
+    names = {(row.model, row.attack): None for row in measured if row.metric in _JUDGED}
     return [f"{model} x {attack}" for model, attack in names if (model, attack) not in compared]
 
 
@@ -96,11 +97,11 @@ def _judge(wanted: Reference, rows: Sequence[TableRow], policy: Policy) -> Check
     if wanted.measure not in ("", row.measure):
         why = f"the reference is {wanted.measure}, the run's number {row.measure or 'another one'}"
         return CheckResult(wanted, row, None, "not run", why)
-    if row.status != "ok":
+    if not row.measured:
         verdict: Verdict = "fail" if row.status == "failed" and not wanted.combined else "not run"
         why = f"{row.status}: {row.note}" if row.note else row.status
         return CheckResult(wanted, row, None, verdict, why)
-    if wanted.combined and wanted.combined != combined_attacks(row.note):
+    if wanted.combined and wanted.combined != frozenset(row.combined):
         return CheckResult(wanted, row, None, "not run", f"the run's number is {row.note}")
     return _compare(wanted, row, wanted.value, policy)
 

@@ -80,7 +80,7 @@ class Policy:
         return Allowed(max(PERCENTAGE_POINTS, samples, wanted.rounding), "same samples")
 
     def _bits(self, wanted: Reference, row: TableRow, same: bool | None) -> Allowed:
-        attacked = bool(row.epsilon) and not row.metric.startswith("bits_per_dim_before")
+        attacked = bool(row.epsilon) and "bits_per_dim_before" not in row.metric
         own = default_tolerance(BITS, float(wanted.value or 0.0)) if attacked else BITS_PER_DIM
         fixed = max(own, wanted.rounding)
         if same and self.name == "default":

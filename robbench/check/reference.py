@@ -7,7 +7,7 @@ That is what leaderboard.csv and reports/published/*.csv are. The rest is option
 * n, seed: which samples were measured; with both, "the same samples" can be told from others.
 * lower, upper: the reference's own interval.
 * tolerance: largest allowed |measured - reference| in the metric's unit; beats every policy.
-* status: a row that is not "ok" holds no number, nor does one with an empty value.
+* status: a row that is neither "ok" nor "partial" holds no number, nor does one with an empty value.
 * gate: a row with "false" is compared and shown and never fails a check.
 * source: where a published number was printed; such a row is never updated.
 * measure: which accuracy a number is. A leaderboard.csv of before it had the column holds robust accuracies.
@@ -118,7 +118,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 def _reference(row: "_Cells") -> Reference:
     cells = row.cells
-    has_value = cells.get("status", "ok") == "ok"
+    has_value = cells.get("status", "ok") in ("ok", "partial")
     allowed = row.real("tolerance")
     if allowed is not None and not (math.isfinite(allowed) and allowed >= 0):
         raise UserError(f"{row.where}: tolerance {allowed} is none; give a finite number of at least 0")

@@ -24,6 +24,7 @@ from robbench.defenses.schedule import (
     stratified_positions,
     training_splits,
 )
+from robbench.defenses.selection import SplitWords
 from robbench.device import resolve_device
 from robbench.errors import UserError
 from robbench.foreign import foreign_code
@@ -141,6 +142,19 @@ class Plan:
         return self.request.out / f".{self.name}.lock"
 
     @property
+    def holds_out(self) -> bool:
+        """Whether the validation images are none of the training images."""
+        return self.recipe.hold_out or self.request.train_samples is not None
+
+    @property
+    def about(self) -> SplitWords:
+        """What a card says of the validation images."""
+        if not self.holds_out:
+            return "train", "images of the training: this schedule holds none out"
+        chosen = self.recipe.selection == "validation"
+        return "validation", f"the epoch was {'chosen' if chosen else 'not chosen'} on this split"
+
+    @property
     def schedule(self) -> dict[str, Any]:
         """The numbers of the recipe, without its texts and without what the plan holds in their place."""
         return schedule_of(self.recipe)
@@ -195,7 +209,10 @@ def outline(request: TrainRequest) -> Outline:
 def schedule_of(recipe: Recipe) -> dict[str, Any]:
     """The numbers of a recipe as cards record them, without texts, architecture and settings of defenses."""
     texts = {"name", "description", "reference", "default_for", "parameters", "architecture"}
-    return recipe.model_dump(mode="json", exclude=texts)
+    numbers = recipe.model_dump(mode="json", exclude=texts)
+    if recipe.hold_out:  # as schedules were recorded before there was a choice
+        del numbers["hold_out"]
+    return numbers
 
 
 def make_plan(request: TrainRequest) -> Plan:

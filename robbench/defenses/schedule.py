@@ -92,7 +92,8 @@ def _decay(recipe: Recipe, epoch: int, step: int, steps_an_epoch: int) -> float:
 
 # ----------------------------------------------------------------------------------------------- augmentation
 def augment(x: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
-    """Apply the recipe's augmentations in order. x: [B,C,H,W] in [0,1]; new pixels at the border are 0."""
+    """Apply the recipe's augmentations in order. x: [B,C,H,W] in [0,1]. New pixels at the border are 0, after "shift"
+    those of the edge."""
     for name in names:
         kind, _, amount = name.partition("-")
         if kind == "flip":
@@ -101,7 +102,8 @@ def augment(x: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Te
             x = shifted(x, int(amount), int(amount), generator)
         else:
             height, width = x.shape[2:]
-            x = shifted(x, round(float(amount) * height), round(float(amount) * width), generator)
+            most = round(float(amount) * height), round(float(amount) * width)
+            x = shifted(x, *most, generator, edge=kind == "shift")
     return x
 
 
@@ -110,10 +112,10 @@ def check_augmentation(recipe: Recipe) -> None:
     for name in recipe.augmentation:
         kind, _, amount = name.partition("-")
         fine = (kind == "flip" and not amount) or (kind == "crop" and amount.isdigit() and int(amount) > 0)
-        if not (fine or (kind == "translate" and _is_fraction(amount))):
+        if not (fine or (kind in ("translate", "shift") and _is_fraction(amount))):
             raise UserError(
                 f"recipe {recipe.name!r}: unknown augmentation {name!r}; "
-                f"use crop-PIXELS, flip or translate-PART (crop-4, translate-0.1)"
+                f"use crop-PIXELS, flip, translate-PART or shift-PART (crop-4, translate-0.1)"
             )
 
 
@@ -124,11 +126,14 @@ def _is_fraction(text: str) -> bool:
         return False
 
 
-def shifted(x: Tensor, vertical: int, horizontal: int, generator: torch.Generator) -> Tensor:
+def shifted(
+    x: Tensor, vertical: int, horizontal: int, generator: torch.Generator, edge: bool = False
+) -> Tensor:
     """Every image moved by its own whole number of pixels, uniform in [-vertical, vertical] x [-horizontal,
-    ...]."""
+    ...]. New pixels are 0, or with `edge` the nearest one of the image."""
     n, channels, height, width = x.shape
-    padded = functional.pad(x, (horizontal, horizontal, vertical, vertical))
+    sides = (horizontal, horizontal, vertical, vertical)
+    padded = functional.pad(x, sides, mode="replicate") if edge else functional.pad(x, sides)
     top = torch.randint(0, 2 * vertical + 1, (n, 1), generator=generator)
     left = torch.randint(0, 2 * horizontal + 1, (n, 1), generator=generator)
     rows = (top + torch.arange(height))[:, None, :, None]
@@ -140,7 +145,8 @@ def shifted(x: Tensor, vertical: int, horizontal: int, generator: torch.Generato
 
 # ---------------------------------------------------------------------------------------------------- samples
 def training_splits(dataset: Dataset, n: int | None, recipe: Recipe, seed: int) -> tuple[Split, Split]:
-    """(training images, validation images). n: size of the training subset, None for all.
+    """(training images, validation images). n: size of the training subset, None for all: of the training split, or of
+    both splits in order of their ids where the recipe holds nothing out (then the validation images are seen ones).
 
     "stratified": equal class shares, a smaller n is contained in a larger one of the same seed. "flow-lp":
     positions of `torch.utils.data.random_split` with seed 9999 in the original training set (Yuksel et al.);
@@ -148,7 +154,7 @@ def training_splits(dataset: Dataset, n: int | None, recipe: Recipe, seed: int) 
     """
     train, validation = dataset.train, dataset.validation
     if n is None:
-        return train, validation
+        return train if recipe.hold_out else _pool(train, validation), validation
     if recipe.subset != "stratified":
         return _fixed_splits(train, validation, n, recipe.subset)
     if not 0 < n <= len(train):
@@ -174,15 +180,20 @@ def flow_lp_ids(total: int, n: int) -> Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(FLOW_LP_SEED))[:n]
 
 
-def _fixed_splits(train: Split, validation: Split, n: int, subset: str) -> tuple[Split, Split]:
+def _pool(train: Split, validation: Split) -> Split:
+    """The images of both splits in order of their ids: the original training set where there is one."""
     pool = Split(
         torch.cat([train.ids, validation.ids]),
         torch.cat([train.labels, validation.labels]),
         torch.cat([train.images, validation.images]),
         train.levels,
     )
-    order = torch.argsort(pool.ids)
-    if not torch.equal(pool.ids[order], torch.arange(len(pool))):
+    return pool.subset(torch.argsort(pool.ids))
+
+
+def _fixed_splits(train: Split, validation: Split, n: int, subset: str) -> tuple[Split, Split]:
+    pool = _pool(train, validation)
+    if not torch.equal(pool.ids, torch.arange(len(pool))):
         raise UserError(
             f"subset {subset} needs a data set with an official training set; use a stratified recipe"
         )
@@ -194,7 +205,7 @@ def _fixed_splits(train: Split, validation: Split, n: int, subset: str) -> tuple
         raise UserError(
             f"--train-samples {n} leaves no validation image in the {subset} convention; give fewer"
         )
-    return pool.subset(order[chosen]), validation.subset(kept.nonzero().squeeze(1))
+    return pool.subset(chosen), validation.subset(kept.nonzero().squeeze(1))
 
 
 def generator_for(seed: int, epoch: int, purpose: str) -> torch.Generator:

@@ -23,6 +23,7 @@ from robbench.specs import resolve_attack
 # One fixed seed: every epoch of every training meets the same random starts and dequantisation noise.
 SCORE_SEED = 20260102
 EVALUATION_BATCH = 500
+SplitWords = tuple[str, str]  # what a card calls the validation images, and how they were used
 SELECTION_ATTACK = "pgd10"
 
 
@@ -103,30 +104,32 @@ def classifier_measurements(
     setting: Setting,
     device: torch.device,
     command: str,
+    about: SplitWords,
 ) -> tuple[Measurement, ...]:
-    """Validation accuracy, and for adversarial defenses PGD-10 accuracy; the test split is not used."""
+    """Validation accuracy, and for adversarial defenses PGD-10 accuracy; the test split is not used. about: what the
+    validation images are to this training."""
     with own_context(), attacked(model):  # what no attack would accept is no zoo model
         check_model(
             Victim(model, device, EVALUATION_BATCH), validation.x(torch.arange(min(64, len(validation))))
         )
-    found = [_percentage("accuracy", clean_accuracy(model, validation, device), command)]
+    found = [_percentage("accuracy", clean_accuracy(model, validation, device), command, about)]
     if criterion == "pgd10_accuracy":
         estimate = attacked_accuracy(model, validation, setting, device)
-        found.append(_percentage(f"accuracy under {SELECTION_ATTACK}", estimate, command))
+        found.append(_percentage(f"accuracy under {SELECTION_ATTACK}", estimate, command, about))
     return tuple(found)
 
 
-def _percentage(metric: str, estimate: Estimate, command: str) -> Measurement:
+def _percentage(metric: str, estimate: Estimate, command: str, about: SplitWords) -> Measurement:
     return Measurement(
         metric=metric,
         value=round(estimate.value, 2),
         unit="%",
-        split="validation",
+        split=about[0],
         n=estimate.n,
         lower=round(estimate.lower, 2),
         upper=round(estimate.upper, 2),
         command=command,
-        note="95 % Wilson interval; the epoch was chosen on this split",
+        note=f"95 % Wilson interval; {about[1]}",
     )
 
 
@@ -137,9 +140,12 @@ def flow_measurements(
     validation: Split,
     device: torch.device,
     command: str,
+    about: SplitWords,
     draws: int = 8,
 ) -> tuple[Measurement, ...]:
     """Bits/dim of the flow on training, validation and test images, and of the Gaussian on the test images.
+
+    about: as in `classifier_measurements`.
 
     The test split is read here only, after training and selection have ended.
     """
@@ -147,7 +153,7 @@ def flow_measurements(
         _bits(name, bits_per_dim(flow, split, draws, device), name_of_split, command, note)
         for name, split, name_of_split, note in (
             ("bits/dim", train, "train", f"mean of {draws} dequantisation draws an image"),
-            ("bits/dim", validation, "validation", "the epoch was chosen on this split"),
+            ("bits/dim", validation, *about),
             ("bits/dim", dataset.test, "test", f"mean of {draws} dequantisation draws an image"),
         )
     ]

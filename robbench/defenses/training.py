@@ -312,10 +312,10 @@ def _measurements(plan: Plan, model: nn.Module) -> tuple[Measurement, ...]:
     command = plan.request.command
     if plan.kind == "flow":
         return selection.flow_measurements(
-            cast(Flow, model), plan.dataset, plan.train, plan.validation, plan.device, command
+            cast(Flow, model), plan.dataset, plan.train, plan.validation, plan.device, command, plan.about
         )
     return selection.classifier_measurements(
-        model, plan.validation, plan.defense.criterion, plan.setting, plan.device, command
+        model, plan.validation, plan.defense.criterion, plan.setting, plan.device, command, plan.about
     )
 
 
@@ -327,7 +327,7 @@ def _training_record(plan: Plan, state: Progress) -> Training:
         recipe=plan.recipe.name,
         parameters={"defense": plan.defense.parameters.model_dump(mode="json"), "recipe": plan.schedule},
         train_samples=len(plan.train),
-        validation_samples=len(plan.scored),
+        validation_samples=len(plan.scored) if plan.holds_out else 0,
         epochs=state.epoch,
         selected_epoch=state.best_epoch if validated else state.epoch,
         selection=f"best {plan.defense.criterion} on validation" if validated else "last epoch",

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from robbench.metrics.accuracy import Estimate
 from robbench.metrics.paired import ALPHA, MeanDifference, holm
-from robbench.publish.rows import RowStatus
+from robbench.publish.rows import CellStatus
 from robbench.specs import Measure
 
 Correction = Literal["holm", "none"]
@@ -29,7 +29,7 @@ VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 class Side:
     """A number in one run. value: over the samples compared, None where there is none. note: why."""
 
-    status: RowStatus
+    status: CellStatus
     value: float | None = None
     note: str = ""
 

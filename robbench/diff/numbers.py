@@ -14,7 +14,7 @@ from robbench.metrics.accuracy import Verdicts, worst_case
 from robbench.metrics.likelihood import bits_per_dim
 from robbench.metrics.paired import mean_difference, paired, sign_test
 from robbench.publish import corruptions
-from robbench.publish.likelihood import BITS, role
+from robbench.publish.likelihood import BITS, bits_metric, role
 from robbench.publish.pairs import threat_key
 from robbench.publish.perturbation import distances
 from robbench.publish.rows import (
@@ -138,7 +138,7 @@ class Numbers:
         return self._before(pairs) + [self._likelihood(pair) for pair in pairs]
 
     def _likelihood(self, pair: CellPair) -> Change:
-        blank = _blank(pair, "bits_per_dim", BITS)
+        blank = _blank(pair, bits_metric(pair.a.cell.attack), BITS)
         if not pair.ok:
             return _one_sided(blank, pair, lambda rows: bits_per_dim(floats(rows["nll_after"])).mean)
         lowered = role(pair.a.cell.attack) == "out"  # of noise: the attack wants it likely
@@ -150,7 +150,7 @@ class Numbers:
         for pair in pairs:
             if pair.ok and role(pair.a.cell.attack) != "out":
                 blank = replace(
-                    _blank(pair, "bits_per_dim_before", BITS),
+                    _blank(pair, f"{bits_metric(pair.a.cell.attack)}_before", BITS),
                     attack=CLEAN,
                     threat_model=CLEAN,
                     lower_is_better=True,

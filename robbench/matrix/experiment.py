@@ -291,15 +291,13 @@ def _job(
     seed += request.seed
     name = member + (f"-seed{seed}" if seed or len(spec.seeds) > 1 else "") + scale.suffix
     flow = next((job for job in jobs.values() if job.member == spec.flow), None)
-    full = spec.train_samples or len(dataset.train)
-    samples = scale.count(full, LEAST_TRAINING)
     train = TrainRequest(
         defense=spec.defense,
         dataset=dataset.name,
         recipe=spec.recipe,
         architecture=spec.architecture,
         seed=seed,
-        train_samples=None if spec.train_samples is None and scale.full else samples,
+        train_samples=spec.train_samples,
         flow=str(flow.folder) if flow else spec.flow,
         name=name,
         out=models,
@@ -313,6 +311,13 @@ def _job(
         note=request.note,
     )
     full_outline = outline(train)
+    held_out = len(dataset.validation) if full_outline.recipe.hold_out else 0
+    full = spec.train_samples or len(dataset.train) + len(dataset.validation) - held_out
+    samples = full if scale.full else scale.count(full, LEAST_TRAINING)
+    if not scale.full:
+        # Without a size of its own a smaller training draws from the training split alone.
+        samples = samples if spec.train_samples else min(samples, len(dataset.train))
+        train = replace(train, train_samples=samples)
     smaller = scale.schedule(full_outline.recipe, full, samples)
     if full_outline.kind == "flow":
         smaller |= scale.flow_size(full_outline.architecture.arguments)

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 from rich import box
 from rich.console import Console
@@ -31,13 +32,16 @@ from robbench.matrix.session import run_matrix
 from robbench.publish.experiment_table import (
     Line,
     Measurements,
+    Setting,
+    Verdict,
     comparison,
     printed_cells,
     texts,
     write_comparison,
 )
 from robbench.publish.rows import CLEAN
-from robbench.specs import threat_models
+from robbench.publish.wording import ANY_ITERATE
+from robbench.specs import ResolvedAttack, threat_models
 from robbench.terminal import Terminal, print_line
 
 Train = Callable[[TrainRequest], Path]
@@ -84,19 +88,42 @@ def compare(
         not_scored=not_scored,
         uncorrupted=plan.uncorrupted,
     )
-    return comparison(experiment, measured, _labels(plan), plan.request.differs, published)
+    cells = _attacks(plan)
+    labels = {cell: attack.label if attack else CLEAN for cell, attack in cells.items()}
+    return comparison(experiment, measured, labels, plan.request.differs, published, _settings(plan, cells))
 
 
-def _labels(plan: ExperimentPlan) -> dict[tuple[str, str], str]:
+def _attacks(plan: ExperimentPlan) -> dict[tuple[str, str], ResolvedAttack | None]:
+    """The attack of every cell of the table, by its titles."""
     experiment, known = plan.request.experiment, threat_models(plan.request.threat_models)
-    labels = {}
+    attacks = {}
     for row, column in product(experiment.rows, experiment.columns):
         use = experiment.attack_of(row, column)
-        if use is not None and not (row.needs or column.needs or plan.absent):
-            labels[row.title, column.title] = resolve_use(use, plan.request.family, known).label
-        else:
-            labels[row.title, column.title] = CLEAN
-    return labels
+        runs = use is not None and not (row.needs or column.needs or plan.absent)
+        attacks[row.title, column.title] = (
+            resolve_use(use, plan.request.family, known) if use is not None and runs else None
+        )
+    return attacks
+
+
+def _settings(
+    plan: ExperimentPlan, attacks: Mapping[tuple[str, str], ResolvedAttack | None]
+) -> dict[tuple[str, str], Setting]:
+    """Data set, architecture and budget of every cell that robbench can compute."""
+    architectures = {job.member: job.outlined.architecture.name for job in plan.jobs}
+    settings = {}
+    for row, column in product(plan.request.experiment.rows, plan.request.experiment.columns):
+        model = row.difference[0] if row.difference else row.model_of(column.title)
+        if model not in architectures or column.needs:
+            continue
+        attack = attacks[row.title, column.title]
+        settings[row.title, column.title] = Setting(
+            dataset=plan.request.dataset,
+            architecture=architectures[model],
+            epsilon=attack.epsilon if attack else None,
+            eta=attack.eta if attack else None,
+        )
+    return settings
 
 
 def _score_images(plan: ExperimentPlan, console: Console) -> str:
@@ -203,6 +230,8 @@ def _notes(plan: ExperimentPlan) -> list[str]:
         notes.append(f"not run: needs {plan.absent}; bring it with --data FOLDER")
     notes += [f"doubt: {doubt}" for doubt in experiment.doubts]
     notes += [f"different here: {difference}" for difference in experiment.differences]
+    if any(attack.target == "classifier" for attack in plan.attacks):
+        notes.append(f"different here: {ANY_ITERATE}")
     return [*notes, f"command: {_command(request)}"]
 
 
@@ -232,7 +261,7 @@ def _print_comparison(console: Console, title: str, lines: Sequence[Line]) -> No
     )
 
 
-_VERDICTS = ("within", "outside", "not compared", "not run", "failed")
+_VERDICTS = get_args(Verdict)
 
 
 def _table(first: str, others: Sequence[str]) -> Table:

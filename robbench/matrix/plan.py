@@ -27,6 +27,7 @@ from robbench.specs import (
     ModelKind,
     ResolvedAttack,
     ThreatModel,
+    importance_weighted,
     refuse_unused_budgets,
     resolve_attack,
     threat_models,
@@ -42,10 +43,11 @@ class RunRequest:
 
     epsilons, etas, steps: budgets instead of the data set's and steps instead of the attack's; one cell each.
     precision, compiled: how attacks search classifiers (verdicts are fp32 always).
-    likelihood_dtype: "float32" or "float64", in which flows score images (None: float32). keep_examples: adversarial
-    images kept a cell. ray_address, gpus_per_cell: see `RayOptions`. resolved: attacks with every number filled in, in
-    place of names and budgets. note: what every table of the run says of it. data: folder of a data set of one's own,
-    whose card has the name `dataset`.
+    likelihood_dtype: "float32" or "float64", in which flows score images (None: float32). likelihood_draws: noise draws
+    of the importance-weighted bits/dim by which attacks on flows are scored (None and 1: one draw). keep_examples:
+    adversarial images kept a cell. ray_address, gpus_per_cell: see `RayOptions`. resolved: attacks with every number
+    filled in, in place of names and budgets. note: what every table of the run says of it. data: folder of a data set
+    of one's own, whose card has the name `dataset`.
     """
 
     attacks: tuple[str, ...]
@@ -61,6 +63,7 @@ class RunRequest:
     etas: tuple[float, ...] = ()
     steps: tuple[int, ...] = ()
     likelihood_dtype: str | None = None
+    likelihood_draws: int | None = None
     precision: SearchPrecision = "fp32"
     compiled: bool = False
     threat_models: Path | None = None
@@ -175,17 +178,18 @@ def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
         resolve_attack(name, _with_budgets(name, request, known), known, epsilon, eta, steps)
         for (epsilon, eta, steps), name in product(list(settings), ungrouped(request.attacks, known))
     )
-    attacks = list(resolved)
+    attacks = [importance_weighted(attack, request.likelihood_draws or 1) for attack in resolved]
     refuse_unused_budgets(attacks, request.epsilons, request.etas, request.steps)
     if (request.precision != "fp32" or request.compiled) and all(a.target == "flow" for a in attacks):
         raise UserError(
             "--precision and --compile are for searches on classifiers and none is asked for; leave them out"
         )
-    if request.likelihood_dtype is not None and all(attack.target != "flow" for attack in attacks):
-        raise UserError(
-            f"--likelihood-dtype {request.likelihood_dtype} changes none of these attacks; leave it out, or ask for "
-            f"an attack on a flow's likelihood (nll-in, nll-out, noise)"
-        )
+    for option, given in (("dtype", request.likelihood_dtype), ("draws", request.likelihood_draws)):
+        if given is not None and all(attack.target != "flow" for attack in attacks):
+            raise UserError(
+                f"--likelihood-{option} {given} changes none of these attacks; leave it out, or ask for "
+                f"an attack on a flow's likelihood (nll-in, nll-out, noise)"
+            )
     # A latent attack ignores --epsilon, an image attack --eta: the same cell, asked for more than once.
     return list({attack.label: attack for attack in attacks}.values())
 
@@ -193,7 +197,7 @@ def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
 def _with_budgets(attack: str, request: RunRequest, known: dict[str, ThreatModel]) -> str:
     """The data set whose budgets the attack takes: the run's, else the one it is like where its threat model has it."""
     owners = [model for model in known.values() if attack in model.attacks]
-    listed = [name for name in request.datasets if any(name in model.budgets for model in owners)]
+    listed = [name for name in request.datasets if any(name in model.budgets_of(attack) for model in owners)]
     return listed[0] if listed else request.dataset
 
 

@@ -1,9 +1,12 @@
-"""Bits per dimension over samples. Adversarial images reach 1e16 and overflow; none may rule a table."""
+"""Bits per dimension over samples, and the two estimates of an image's bits/dim from draws of the dequantisation noise.
+
+Adversarial images reach 1e16 and overflow; none may rule a table.
+"""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from robbench.models.flows.base import FlowModel
 
 Z_95 = 1.959963984540054
+# How the draws of an image become one number: the mean of their bits/dim, or the bits/dim of their mean density.
+BitsEstimate = Literal["mean", "importance"]
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,23 @@ def bits_per_dim(values: ArrayLike) -> BitsPerDim:
         lower=None if lower is None else scale * lower,
         upper=None if upper is None else scale * upper,
     )
+
+
+def estimated_bits_per_dim(
+    flow: "FlowModel",
+    x: "Tensor",
+    y: "Tensor | None",
+    estimate: BitsEstimate,
+    draws: int,
+    *,
+    seed: int,
+    sample_ids: "Sequence[int] | Tensor",
+) -> "Tensor":
+    """Bits/dim of images x [N,C,H,W] in [0,1] from `draws` draws of the noise, [N]. With one draw both estimates are
+    the same number."""
+    if estimate == "importance":
+        return importance_weighted_bits_per_dim(flow, x, draws, seed=seed, sample_ids=sample_ids, y=y)
+    return flow.bits_per_dim(x, y, n_samples=draws, seed=seed, sample_ids=sample_ids)
 
 
 def importance_weighted_bits_per_dim(

@@ -100,7 +100,11 @@ def _numbers(run: Run, result: CellResult, mine: Mapping[tuple[str, str], TableR
 
 def _number(row: TableRow | None) -> Number:
     finite = row is not None and row.value is not None and bool(np.isfinite(row.value))
-    return Number(wording.number_text(row), repr(row.value) if row is not None and finite else "")
+    interval = ""
+    if row is not None and finite and row.lower is not None and row.upper is not None:
+        interval = f"[{row.lower:.3f}, {row.upper:.3f}]"
+    order = repr(row.value) if row is not None and finite else ""
+    return Number(wording.number_text(row), order, more=interval)
 
 
 def _plus_minus(number: Number, spread: TableRow | None) -> Number:

@@ -1,7 +1,7 @@
 """A badge for a README: one number of a run as a small SVG, or as JSON for shields.io's endpoint badge.
 
 The colour says nothing about good and bad, which depends on data set and threat model; a number that the run itself
-calls suspicious says so in its text.
+calls suspicious says so in its text, and so does a worst case or average that leaves out attacks of its run.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from html import escape
 from robbench.errors import UserError, unknown_name
 from robbench.matrix.records import Run
 from robbench.publish.rows import WORST_CASE, ModelResults, TableRow, of_kind
-from robbench.publish.tables import ALL_THREATS, combined_attacks, leaderboard
+from robbench.publish.tables import ALL_THREATS, leaderboard
+from robbench.publish.wording import partial_note
 
 # White text on each has a contrast of at least 4.5 : 1 (WCAG AA): 9.4, 6.6 and 5.9.
 LABEL_COLOUR, PLAIN_COLOUR, SUSPICIOUS_COLOUR = "#444444", "#0b5cad", "#8a5a00"
@@ -49,7 +50,7 @@ def badge_of(run: Run, model: str | None, attack: str) -> Badge:
     chosen = _chosen(of_kind(run, "classifier"), model)
     rows = [row for row in leaderboard(run) if row.model == chosen.name and row.metric.endswith("accuracy")]
     row = _row_of(rows, attack)
-    if row.status != "ok" or row.value is None:
+    if not row.measured or row.value is None:
         reason = f" ({row.note})" if row.note else ""
         raise UserError(
             f"--attack {attack!r} on {row.model}: {row.status}{reason}; a badge needs a number, "
@@ -80,7 +81,7 @@ def _row_of(rows: Sequence[TableRow], attack: str) -> TableRow:
 
 def _suspicious(model: ModelResults, row: TableRow) -> bool:
     """Whether something is suspicious about an attack that the number stands on."""
-    attacks = combined_attacks(row.note) or {row.attack}
+    attacks = row.combined or (row.attack,)
     return any(r.cell.doubts for r in model.cells if r.cell.attack.label in attacks)
 
 
@@ -89,13 +90,15 @@ def _badge(run: Run, row: TableRow, suspicious: bool) -> Badge:
     if row.lower is not None and row.upper is not None:
         interval = f", 95 % interval {row.lower:.1f} to {row.upper:.1f}"
     attack = row.attack if row.attack == "clean" else f"{row.attack}{_budget(row)}"
-    doubt = "; the run found something suspicious about it" if suspicious else ""
+    doubts = ["; the run found something suspicious about it"] if suspicious else []
+    doubts += [f"; partial, {partial_note(row)}"] if row.status == "partial" else []
+    marks = ["partial"] * (row.status == "partial") + ["suspicious"] * suspicious
     measure = row.measure or "accuracy"
     return Badge(
         label=f"{run.dataset} {measure}, {attack}",
-        message=f"{row.value:.1f} %" + (" (suspicious)" if suspicious else ""),
+        message=f"{row.value:.1f} %" + (f" ({', '.join(marks)})" if marks else ""),
         title=f"{row.model} on {run.dataset}, {attack}: {measure} {row.value:.1f} %{interval}, "
-        f"n = {row.n}, seed {row.seed}{doubt}",
+        f"n = {row.n}, seed {row.seed}{''.join(doubts)}",
         suspicious=suspicious,
     )
 

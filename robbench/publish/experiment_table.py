@@ -12,13 +12,14 @@ from robbench.experiments import Column, Experiment, Row
 from robbench.matrix.records import Run
 from robbench.metrics.likelihood import Z_95
 from robbench.publish.markdown import bullets, escaped, markdown_table
+from robbench.publish.published_compare import apart_of
 from robbench.publish.rows import CLEAN, cell_status, floats
 from robbench.publish.tables import TableRow, rows_under_attack
 from robbench.published import PublishedRow, published_index, published_table, table_rows
 from robbench.resources import write_text_atomically
 from robbench.spreadsheet import csv_text
 
-Verdict = Literal["within", "outside", "not compared", "not run", "failed"]
+Verdict = Literal["within", "outside", "not compared", "not comparable", "not run", "failed"]
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,26 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What a cell was, or will be, measured on: only a printed number of the same is shown beside it. architecture: ""
+    without a model."""
+
+    dataset: str
+    architecture: str = ""
+    epsilon: float | None = None
+    eta: float | None = None
+
+    def apart_from(self, printed: PublishedRow) -> str:
+        """Where data set, architecture or budgets are not those of the print, as text; empty where they are."""
+        found = apart_of(printed, self.dataset, self.architecture, self.epsilon, self.eta)
+        return "; ".join(difference.text for difference in found if difference is not None)
+
+
+@dataclass(frozen=True)
 class Line:
-    """One cell of the table. published: as printed, None where the paper prints no number; printed: it with the digits
-    it has in print. verdict: of the two. differs: whether what was run is another experiment than the paper's, by scale
-    or data."""
+    """One cell of the table. published: as printed, None where the paper prints no number, and where data set, model or
+    budget are not the paper's; printed: it with the digits it has in print. verdict: of the two. differs: whether what
+    was run is another experiment than the paper's, by scale, data, model or budget."""
 
     row: str
     column: str
@@ -168,18 +185,20 @@ def comparison(
     labels: Mapping[tuple[str, str], str],
     differs: str,
     published: Mapping[tuple[str, str], PublishedRow] | None,
+    settings: Mapping[tuple[str, str], Setting],
 ) -> list[Line]:
     """One line a cell, rows outermost: the cells of the published table, or all where nothing is printed.
 
     labels: the attack of a cell (row, column), "clean" for none. differs: why no number may be held against the printed
-    one ("scale 0.01"); empty for the experiment itself.
+    one ("scale 0.01"); empty for the experiment itself. settings: of every cell that is measured.
     """
     lines = []
     for row, column in product(experiment.rows, experiment.columns):
         printed = published.get((row.title, column.title)) if published is not None else None
         if printed is not None or published is None:
             value = _measured(experiment, row, column, measured, labels)
-            lines.append(_line(row, column, printed, value, differs))
+            setting = settings.get((row.title, column.title))
+            lines.append(_line(row, column, printed, value, differs, setting))
     return lines
 
 
@@ -232,7 +251,17 @@ def _difference(first: Value, second: Value) -> Value:
     return Value(first.value - second.value, n=first.n)
 
 
-def _line(row: Row, column: Column, printed: PublishedRow | None, value: Value, differs: str) -> Line:
+def _line(
+    row: Row,
+    column: Column,
+    printed: PublishedRow | None,
+    value: Value,
+    differs: str,
+    setting: Setting | None,
+) -> Line:
+    apart = setting.apart_from(printed) if printed is not None and setting is not None else ""
+    if apart:
+        printed, differs = None, "; ".join(filter(None, [differs, f"not comparable: {apart}"]))
     number = None if printed is None or printed.value is None else float(printed.value)
     text = f"printed: {printed.note}" if printed is not None and number is None else ""
     return Line(
@@ -253,7 +282,9 @@ def _verdict(printed: float | None, rounding: float, value: Value, differs: str)
     another experiment, and a number without an interval (FID, means over columns) has nothing to lie in."""
     if value.status != "ok":
         return value.status
-    if differs or printed is None or value.lower is None or value.upper is None:
+    if differs:
+        return "not comparable"
+    if printed is None or value.lower is None or value.upper is None:
         return "not compared"
     return "within" if value.lower - rounding <= printed <= value.upper + rounding else "outside"
 

@@ -57,6 +57,7 @@ def write_html(run: Run, path: Path, originals: Originals | None = None, publish
 def render(run: Run, originals: Originals | None = None, published: str = "") -> str:
     """The page as text."""
     rows, scored = leaderboard(run), distances(run)
+    found = models(run)
     script = environment().get_template("page.js.j2").render()
     return (
         environment()
@@ -71,8 +72,9 @@ def render(run: Run, originals: Originals | None = None, published: str = "") ->
                 _section(run, number, model, rows, originals, scored)
                 if model.kind == "classifier"
                 else flow_section(run, number, model, scored)
-                for number, model in enumerate(models(run), 1)
+                for number, model in enumerate(found, 1)
             ],
+            anchors={model.name: f"model-{number}" for number, model in enumerate(found, 1)},
             summary=wording.summary(run),
             versions=wording.versions(run),
             intervals=" ".join(filter(None, [wording.measures(rows), wording.INTERVALS])),

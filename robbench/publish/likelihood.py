@@ -2,6 +2,9 @@
 
 Mean bits/dim over the finite samples with a normal 95 % interval over samples, and beside it the median over all:
 adversarial images reach 1e16 and overflow, and a few of them may rule a mean. What is left out is always counted.
+
+The bits/dim of an image come from one draw of the dequantisation noise, from the mean over several, or are
+importance-weighted over several: another quantity with metric names and tables of its own.
 """
 
 import math
@@ -12,11 +15,11 @@ from typing import Literal
 import numpy as np
 
 from robbench.matrix.records import CellRecord, CellResult, Run
-from robbench.metrics.likelihood import bits_per_dim
+from robbench.metrics.likelihood import BitsEstimate, bits_per_dim
 from robbench.publish.rows import (
+    CellStatus,
     Floats,
     ModelResults,
-    RowStatus,
     TableRow,
     blank_row,
     cell_status,
@@ -30,6 +33,7 @@ from robbench.specs import ResolvedAttack
 BITS = "bits/dim"
 OUTLIER = 100  # times the median: samples beyond it are counted beside the mean that they rule
 NOTABLE = 0.1  # relative difference of mean and median that a narrow table must show
+WEIGHTED = "importance_weighted_"  # what begins the metric names of the tighter bound
 Role = Literal["in", "noise", "out"]
 ROLES: dict[Role, str] = {
     "in": "Raises the NLL of test images; it works where the number is higher.",
@@ -47,7 +51,7 @@ class Nll:
     status than "ok" the reason.
     """
 
-    status: RowStatus
+    status: CellStatus
     note: str = ""
     mean: float | None = None
     lower: float | None = None
@@ -89,18 +93,38 @@ def _outliers(finite: Floats, median: float | None) -> str:
 
 # -------------------------------------------------------------------------------------------------- tidy rows
 def likelihood_rows(run: Run, result: CellResult) -> list[TableRow]:
-    """bits_per_dim (after the attack), its median, and bits_per_dim_before of a cell on a flow. A cell that failed or
-    is incomplete has the first only, without a value."""
-    blank = replace(blank_row(run, result, metric="bits_per_dim", unit=BITS), flow=result.cell.model_name)
+    """bits_per_dim (after the attack), its median, and bits_per_dim_before of a cell on a flow, all with another prefix
+    where they are importance-weighted. A cell that failed or is incomplete has the first only, without a value."""
+    metric = bits_metric(result.cell.attack)
+    blank = replace(blank_row(run, result, metric=metric, unit=BITS), flow=result.cell.model_name)
     if blank.status != "ok":
         return [blank]
     after, before = (summarized(floats(result.rows[f"nll_{name}"])) for name in ("after", "before"))
     setting = settings(result.cell)
-    median = with_value(
-        replace(blank, metric="bits_per_dim_median"), after.median, [setting, after.median_note]
-    )
+    median = with_value(replace(blank, metric=f"{metric}_median"), after.median, [setting, after.median_note])
     rows = [_with_nll(blank, after, setting), median]
-    return [*rows, _with_nll(replace(blank, metric="bits_per_dim_before"), before, images(result.cell))]
+    about = "; ".join([images(result.cell), draws_text(result.cell.attack)])
+    return [*rows, _with_nll(replace(blank, metric=f"{metric}_before"), before, about)]
+
+
+def estimate_of(attack: ResolvedAttack) -> tuple[BitsEstimate, int]:
+    """How an attack on a flow scores images: the estimate and the number of noise draws."""
+    draws = int(attack.parameters.get("noise_draws", 1))
+    weighted = attack.parameters.get("estimate") == "importance" and draws > 1
+    return ("importance" if weighted else "mean"), draws
+
+
+def bits_metric(attack: ResolvedAttack) -> str:
+    """ "bits_per_dim", or "importance_weighted_bits_per_dim"."""
+    return f"{WEIGHTED if estimate_of(attack)[0] == 'importance' else ''}bits_per_dim"
+
+
+def draws_text(attack: ResolvedAttack) -> str:
+    """ "one noise draw", "mean of 4 noise draws", "importance-weighted over 8 noise draws"."""
+    estimate, draws = estimate_of(attack)
+    if draws == 1:
+        return "one noise draw"
+    return f"{'mean of' if estimate == 'mean' else 'importance-weighted over'} {draws} noise draws"
 
 
 def _with_nll(blank: TableRow, nll: Nll, about: str) -> TableRow:
@@ -108,12 +132,12 @@ def _with_nll(blank: TableRow, nll: Nll, about: str) -> TableRow:
 
 
 def settings(cell: CellRecord, with_steps: bool = True) -> str:
-    """What a label leaves unsaid: "epsilon of 255; 32 steps", restarts, draws, rounding and precision."""
+    """What a label leaves unsaid: "epsilon of 255; 32 steps; one noise draw", restarts, rounding and precision."""
     p = cell.attack.parameters
     parts = [f"epsilon of {cell.attack.pixel_range}"]
     parts += [f"{p['steps']} steps"] if with_steps and "steps" in p else []
     parts += [f"{p['restarts']} restarts"] if p.get("restarts", 1) > 1 else []
-    parts += [f"{p['noise_draws']} noise draws"] if p.get("noise_draws", 1) > 1 else []
+    parts += [draws_text(cell.attack)]
     parts += ["rounded to grey levels"] if p.get("quantize") else []
     return "; ".join([*parts, *(["scored in float64"] if cell.precision == "fp64" else [])])
 
@@ -195,12 +219,20 @@ def nll_tables(run: Run) -> list[NllTable]:
     Line epsilon 0 is there whether it was run or not: the images before the attack, as every cell scored them.
     """
     flows = of_kind(run, "flow")
-    names = dict.fromkeys(r.cell.attack.name for model in flows for r in model.cells)
+    names = dict.fromkeys(table_name(r.cell.attack) for model in flows for r in model.cells)
     return [_table(run, name, [_only(model, name) for model in flows]) for name in names]
 
 
+def table_name(attack: ResolvedAttack) -> str:
+    """Of the table that a cell is in: the attack, and the draws of another estimate than the default ("nll-in@8draws"),
+    whose numbers are never in one table with it."""
+    estimate, draws = estimate_of(attack)
+    mark = "" if draws == 1 else f"@{draws}draws" if estimate == "importance" else f"@mean of {draws} draws"
+    return f"{attack.name}{mark}"
+
+
 def _only(model: ModelResults, name: str) -> ModelResults:
-    return replace(model, cells=tuple(r for r in model.cells if r.cell.attack.name == name))
+    return replace(model, cells=tuple(r for r in model.cells if table_name(r.cell.attack) == name))
 
 
 def _table(run: Run, name: str, flows: Sequence[ModelResults]) -> NllTable:
@@ -280,7 +312,8 @@ def median_text(cell: Nll | None) -> str:
 def caption(run: Run) -> str:
     """What the numbers of the tables are."""
     return (
-        f"Mean NLL in bits/dim ± half of its 95 % interval (normal, over samples); lower is more likely. "
+        f"Mean NLL in bits/dim ± half of its 95 % interval (normal, over samples); lower is more likely. Each table "
+        f"says from how many draws of the dequantisation noise the bits/dim of a sample come. "
         f"Epsilon 0: before the attack. n = {run.n}, seed {run.seed}."
         + "".join(f" {note}." for note in run.notes)
     )

@@ -118,7 +118,8 @@ def _parameters(run: Run, model: ModelResults) -> dict[str, str]:
 
 
 def _metrics(rows: Sequence[TableRow]) -> dict[str, float]:
-    """ "accuracy/pgd20", with "accuracy_lower/pgd20" and "accuracy_upper/pgd20"; only what was measured, and finite."""
+    """ "accuracy/pgd20", with "accuracy_lower/pgd20" and "accuracy_upper/pgd20"; only what was measured, and finite. A
+    partial worst case or average is none of them: MLflow would rank it with complete ones; its tag has the number."""
     names = _safe_names(_about(row) for row in rows)
     metrics: dict[str, float] = {}
     for row in rows:
@@ -141,6 +142,7 @@ def _tags(run: Run, rows: Sequence[TableRow]) -> dict[str, str]:
     accuracies = [row for row in rows if row.metric.endswith("accuracy") or row.status != "ok"]
     return {
         "robbench.failed": _noted(row for row in accuracies if row.status == "failed"),
+        "robbench.partial": _noted(row for row in accuracies if row.status == "partial"),
         "robbench.not_run": _noted(row for row in accuracies if row.status == "not run"),
         "robbench.notes": _noted(row for row in accuracies if row.status == "ok" and row.note),
         "robbench.measures": measures(rows)[:MOST_TEXT],
@@ -149,8 +151,13 @@ def _tags(run: Run, rows: Sequence[TableRow]) -> dict[str, str]:
 
 
 def _noted(rows: Iterable[TableRow]) -> str:
-    lines = dict.fromkeys(f"{_about(row)}: {row.note}" if row.note else _about(row) for row in rows)
+    lines = dict.fromkeys(": ".join(filter(None, [_about(row), _partial(row), row.note])) for row in rows)
     return "\n".join(lines)[:MOST_TEXT]
+
+
+def _partial(row: TableRow) -> str:
+    """ "57.2 %" of a partial number, which no metric holds."""
+    return f"{row.value:.1f} {row.unit}" if row.status == "partial" and row.value is not None else ""
 
 
 def _safe(text: str) -> str:

@@ -4,7 +4,10 @@ within, outside: the setting is the published one as far as it is known; within 
 widened by the rounding of the print, holds the published number. Clean accuracy of a loadable model on the whole
 published test set is a fixed number: there 0.05 points are allowed, and no interval. Numbers without an interval
 (distances) may be off by 1 %.
-differs: measured in another setting (data set, architecture, budgets, steps, training images, epochs); no verdict.
+differs: measured on the same data, model and budget, and otherwise in another setting (steps, training images, epochs,
+parameters of the training): the numbers stand side by side and get no verdict.
+not comparable: what was measured is on another data set, under another budget or of another model; its number is not
+shown, and `reason` says what differs.
 not run: nothing comparable was measured; `reason` says what robbench lacks ("needs DMAT") or that no run has it.
 
 An interval covers the draw of test images, not the draw of a training: papers print single trainings, and so do runs.
@@ -13,18 +16,21 @@ An interval covers the draw of test images, not the draw of a training: papers p
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from robbench.cards import Training
 from robbench.matrix.records import Run
 from robbench.numerals import number
+from robbench.publish.likelihood import WEIGHTED, estimate_of
 from robbench.publish.rows import AVERAGE, CLEAN, TableRow
 from robbench.publish.tables import combined_attacks, rows_under_attack
 from robbench.published import PublishedRow, arithmetic
 from robbench.specs import ResolvedAttack
 
-Verdict = Literal["within", "outside", "differs", "not run"]
-VERDICTS: tuple[Verdict, ...] = ("within", "outside", "differs", "not run")
+Verdict = Literal["within", "outside", "differs", "not comparable", "not run"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+# What a difference does to a comparison: forbid it, leave it without a verdict, or only be named.
+Effect = Literal["not comparable", "no verdict", "named"]
 
 FIXED = 0.05  # percentage points; what print and another machine's rounding may differ by
 RELATIVE = 0.01
@@ -92,9 +98,10 @@ class Measured:
 
     run: the folder's name. attack: without options ("pgd20" of "pgd20@0.1"). architecture: of the card, "" without one.
     train_samples, epochs, steps, step_size: None where there are none, or the card does not say. held_out: images of
-    the training set kept for validation. trained: parameters of defense and recipe that the card states, and the flow's
-    name under "flow". weights: first digits of their sha256. every_image: whether misclassified images were perturbed
-    too; for R-LA only, which papers apply to all (a search finds such images wrong already and leaves them).
+    the training set kept for validation. draws: importance samples of bits/dim, None for any other number. trained:
+    parameters of defense and recipe that the card states, and the flow's name under "flow". weights: first digits of
+    their sha256. every_image: whether misclassified images were perturbed too; for R-LA only, which papers apply to all
+    (a search finds such images wrong already and leaves them).
     """
 
     row: TableRow
@@ -106,6 +113,7 @@ class Measured:
     steps: int | None = None
     step_size: float | None = None
     held_out: int = 0
+    draws: int | None = None
     trained: Mapping[str, object] = field(default_factory=dict)
     weights: str = ""
     every_image: bool = False
@@ -113,12 +121,12 @@ class Measured:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where the settings differ; both sides as texts. decides: whether numbers cannot be compared for it."""
+    """Where the settings differ; both sides as texts."""
 
     what: str
     published: str
     measured: str
-    decides: bool = True
+    effect: Effect = "no verdict"
 
     @property
     def text(self) -> str:
@@ -129,7 +137,7 @@ class Difference:
 @dataclass(frozen=True)
 class Comparison:
     """One published number. recomputed: what it should be where it does not follow from its own table; then that is
-    what the measurement is compared with. reason: of the verdict."""
+    what the measurement is compared with. measured: None where nothing comparable was. reason: of the verdict."""
 
     published: PublishedRow
     recomputed: float | None
@@ -178,6 +186,7 @@ def measured_rows(run: Run) -> list[Measured]:
                 steps=int(steps) if steps is not None else None,
                 step_size=_step_size(attack) if attack else None,
                 held_out=training.validation_samples if training else 0,
+                draws=_draws(row, attack),
                 trained=_trained(training),
                 weights=card.weights.sha256[:DIGITS] if card else "",
                 every_image=attack is not None and attack.semantics == "perturbation",
@@ -203,14 +212,26 @@ def _trained(training: Training | None) -> dict[str, object]:
     return {**found, **({"flow": training.flow.name} if training.flow else {})}
 
 
+def _draws(row: TableRow, attack: ResolvedAttack | None) -> int | None:
+    """Draws of an importance-weighted number."""
+    weighted = attack is not None and row.metric.startswith(WEIGHTED)
+    return estimate_of(attack)[1] if attack is not None and weighted else None
+
+
 def _unattacked(rows: Sequence[Measured]) -> Iterator[Measured]:
-    """Bits/dim of test images before any attack, once a flow and run, as budget 0 of `LIKELIHOOD`."""
+    """Bits/dim of test images before any attack, once a flow, estimate and run: as budget 0 of `LIKELIHOOD`, and where
+    they are importance-weighted as those of clean images."""
     seen = set()
     for m in rows:
-        if m.row.metric == "bits_per_dim_before" and "test images" in m.row.note and m.row.model not in seen:
-            seen.add(m.row.model)
-            row = replace(m.row, metric="bits_per_dim", attack=LIKELIHOOD, epsilon=0.0)
-            yield replace(m, row=row, attack=LIKELIHOOD, steps=None)
+        metric, key = m.row.metric.removesuffix("_before"), (m.row.model, m.row.metric, m.draws)
+        of_flow = metric != m.row.metric and metric.endswith("bits_per_dim") and m.row.model == m.row.flow
+        if not of_flow or "test images" not in m.row.note or key in seen:
+            continue
+        seen.add(key)
+        weighted = metric.startswith(WEIGHTED)
+        attack, epsilon = (CLEAN, None) if weighted else (LIKELIHOOD, 0.0)
+        row = replace(m.row, metric=metric, attack=attack, epsilon=epsilon)
+        yield replace(m, row=row, attack=attack, steps=None)
 
 
 # --------------------------------------------------------------------------------------------------- comparison
@@ -240,18 +261,20 @@ def _compared(
 ) -> Comparison:
     lacking = _lacking(row, known)
     found = [m for m in measured if _fits(row, m)]
-    done = [m for m in found if m.row.status == "ok" and m.row.value is not None]
+    # A partial average that fits is over what the print averages over; that its run has further attacks is no matter.
+    done = [m for m in found if m.row.measured and m.row.value is not None]
     if row.value is None or row.metric not in COMPARABLE or (lacking and not done):
         return Comparison(row, recomputed, None, "not run", lacking or "nothing that a run measures")
     if not done:
         why = f"{found[0].row.status}: {found[0].row.note}" if found else "no run has it"
         return Comparison(row, recomputed, None, "not run", why.removesuffix(": "))
-    best = min(
-        done, key=lambda m: (*(d is not None and d.decides for d in _weighed(row, m, known)), -m.row.n)
-    )
+    best = min(done, key=lambda m: _distance(row, m, known))
     differences = tuple(difference for difference in _weighed(row, best, known) if difference is not None)
+    if apart := [d for d in differences if d.effect == "not comparable"]:
+        reason = f"{best.row.model} ({best.run}): {'; '.join(difference.text for difference in apart)}"
+        return Comparison(row, recomputed, None, "not comparable", reason, differences)
     blank = Comparison(row, recomputed, best, "differs", "another setting", differences)
-    if any(difference.decides for difference in differences):
+    if any(difference.effect == "no verdict" for difference in differences):
         return blank
     verdict, reason = _judged(blank)
     return replace(blank, verdict=verdict, reason=reason)
@@ -277,7 +300,7 @@ def _fits(row: PublishedRow, m: Measured) -> bool:
     who = row.model == m.row.model if row.model else _same_defense(row, m)
     same = who and _quantity(row) == (m.attack, m.row.metric)
     if row.attack == AVERAGE:
-        return same and combined_attacks(row.note) == combined_attacks(m.row.note)
+        return same and combined_attacks(row.note) == frozenset(m.row.combined)
     return same and (row.epsilon == 0) == (m.row.epsilon == 0)  # no attack at all is no smaller budget
 
 
@@ -286,25 +309,49 @@ def _same_defense(row: PublishedRow, m: Measured) -> bool:
     return row.defense == m.row.defense or (not row.defense and row.metric in WITHOUT_MODEL)
 
 
+def _distance(row: PublishedRow, m: Measured, known: Known) -> tuple[float, ...]:
+    """How far a measurement is from the published setting; of equally far ones the one with the most images is less."""
+    found = _weighed(row, m, known)
+    apart = [d is not None and d.effect == "not comparable" for d in found]
+    decides = [d is not None and d.effect != "named" for d in found]
+    return (any(apart), *decides, -m.row.n)
+
+
 def _weighed(row: PublishedRow, m: Measured, known: Known) -> list[Difference | None]:
     """One entry a part of the setting, the weightiest first; None where the sides agree or the print does not say."""
     r = m.row
-    pairs: list[tuple[str, object, object]] = [("data set", row.dataset or None, r.dataset)]
-    if row.model and m.weights:
-        pairs += [("weights", known.weights.get(row.model), m.weights)]
+    weights = known.weights.get(row.model) if row.model and m.weights else None
+    apart = apart_of(row, r.dataset, m.architecture, r.epsilon, r.eta)
+    apart.insert(1, _difference("weights", weights, m.weights, "not comparable"))
+    pairs: list[tuple[str, object, object]] = []
     if row.defense and not row.model:
-        pairs += [("architecture", row.architecture or None, m.architecture)]
         pairs += [("epochs", row.epochs, m.epochs)]
         trained = _parameters(row.defense_parameters)
         pairs += [(f"training {key}", value, m.trained.get(key)) for key, value in trained.items()]
-    pairs += [("epsilon", row.epsilon, r.epsilon), ("eta", row.eta, r.eta), ("steps", row.steps, m.steps)]
+    pairs += [("steps", row.steps, m.steps)]
+    pairs += [("importance samples", _parameters(row.attack_parameters).get("importance_samples"), m.draws)]
     pairs += [("step size", _parameters(row.attack_parameters).get("step_size"), m.step_size)]
-    sizes = _difference("n", row.n, r.n)
-    drawn = None if row.n == r.n else Difference("seed", "not stated", str(r.seed), decides=False)
+    drawn = None if row.n == r.n else Difference("seed", "not stated", str(r.seed), "named")
     if row.attack.startswith(RANDOM) and row.metric in OF_EVERY_IMAGE:
         pairs += [("misclassified images", "perturbed", "perturbed" if m.every_image else "left as they are")]
     images = None if row.model else _training_images(row, m)
-    return [*(_difference(*pair) for pair in pairs), images, sizes and replace(sizes, decides=False), drawn]
+    sizes = _difference("n", row.n, r.n, "named")
+    return [*apart, *(_difference(*pair) for pair in pairs), images, sizes, drawn]
+
+
+def apart_of(
+    row: PublishedRow, dataset: str, architecture: str, epsilon: float | None, eta: float | None
+) -> list[Difference | None]:
+    """Data set, architecture and budgets: where one of them differs, a measured number is never set beside the printed
+    one. None where the sides agree or the print does not say."""
+    trained = row.defense and not row.model
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("data set", row.dataset or None, dataset),
+        ("architecture", (row.architecture or None) if trained else None, architecture),
+        ("epsilon", row.epsilon, epsilon),
+        ("eta", row.eta, eta),
+    )
+    return [_difference(*pair, "not comparable") for pair in pairs]
 
 
 def _training_images(row: PublishedRow, m: Measured) -> Difference | None:
@@ -313,7 +360,7 @@ def _training_images(row: PublishedRow, m: Measured) -> Difference | None:
     if found is None or m.train_samples is None or m.train_samples + m.held_out != row.train_samples:
         return found
     text = f"{m.train_samples:,} ({m.held_out:,} more held out for validation)"
-    return replace(found, measured=text, decides=False)
+    return replace(found, measured=text, effect="named")
 
 
 def _parameters(text: str) -> dict[str, object]:
@@ -331,11 +378,13 @@ def _parsed(text: str) -> object:
     return text if found is None else found
 
 
-def _difference(what: str, published: object, measured: object) -> Difference | None:
+def _difference(
+    what: str, published: object, measured: object, effect: Effect = "no verdict"
+) -> Difference | None:
     """What differs; None when nothing does, or the published side is unknown."""
     if published is None or published == measured or _close(published, measured):
         return None
-    return Difference(what, _text(published), _text(measured))
+    return Difference(what, _text(published), _text(measured), effect)
 
 
 def _close(published: object, measured: object) -> bool:

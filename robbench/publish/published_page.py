@@ -25,7 +25,7 @@ from robbench.publish.published_compare import (
 )
 from robbench.publish.published_layout import PrintedTable, printed_table, value_text
 from robbench.publish.templating import environment
-from robbench.publish.wording import summary, versions
+from robbench.publish.wording import ANY_ITERATE, summary, versions
 from robbench.published import Paper, PublishedRow, Table, published_index, table_rows
 from robbench.resources import data_root, write_text_atomically
 from robbench.spreadsheet import csv_text
@@ -165,6 +165,7 @@ def table_values(comparison: TableComparison, runs: Sequence[Run], csv: str) -> 
         "t": comparison,
         "printed": comparison.printed,
         "lines": [_line(c) for c in comparison.comparisons],
+        "any_iterate": ANY_ITERATE,
         "runs": run_sentences(runs),
         "csv": csv,
     }
@@ -201,8 +202,8 @@ def terminal_counts(comparisons: Sequence[TableComparison]) -> "RichTable":
         if found.measured:
             table.add_row(Text(found.table.source), *(str(count or "") for count in found.counts.values()))
     rest = [found for found in comparisons if not found.measured]
-    left = sum(len(found.comparisons) for found in rest)
-    table.add_row(Text(f"{len(rest)} other tables"), "", "", "", str(left))
+    left = [sum(found.counts[verdict] for found in rest) for verdict in VERDICTS]
+    table.add_row(Text(f"{len(rest)} other tables"), *(str(count or "") for count in left))
     return table
 
 
@@ -248,7 +249,7 @@ def _line(comparison: Comparison) -> Line:
 
 
 def _why(comparison: Comparison) -> str:
-    if comparison.verdict == "not run":
+    if comparison.measured is None:
         return comparison.reason
     ground = [] if comparison.verdict == "differs" else [comparison.reason]
     return "; ".join([*ground, *filter(None, [comparison.setting])])
@@ -274,7 +275,7 @@ def _cell(comparison: Comparison, column: str) -> object:
 
 def comparison_markdown(comparisons: Sequence[TableComparison], runs: Sequence[Run]) -> str:
     """The tables of which something was measured, and only those rows, as GitHub tables."""
-    parts = ["# Published and measured", bullets(run_sentences(runs))]
+    parts = ["# Published and measured", bullets([*run_sentences(runs), ANY_ITERATE])]
     header = (
         "row",
         "column",
@@ -290,8 +291,9 @@ def comparison_markdown(comparisons: Sequence[TableComparison], runs: Sequence[R
         if not comparison.measured:
             continue
         text = markdown_table(header, [_texts(_line(found)) for found in comparison.measured])
-        left = comparison.counts["not run"]
-        more = [f"{left} further numbers: not run."] if left else []
+        shown = {found.verdict for found in comparison.measured}
+        left = [f"{n} {verdict}" for verdict, n in comparison.counts.items() if n and verdict not in shown]
+        more = [f"Further numbers: {', '.join(left)}."] if left else []
         parts += [f"## {escaped(comparison.table.source)}", paragraph(comparison.table.what), text, *more]
     if len(parts) == 2:
         parts.append("No published number was measured by these runs.")

@@ -71,6 +71,8 @@ def _given(attack: ResolvedAttack) -> Options:
 def _option(mark: str) -> tuple[str, str]:
     if mark.startswith("eta"):
         return "--eta", mark.removeprefix("eta")
+    if mark.endswith("draws"):
+        return "--likelihood-draws", mark.removesuffix("draws")
     if mark.endswith("steps"):
         return "--steps", mark.removesuffix("steps")
     return "--epsilon", mark

@@ -12,7 +12,8 @@ from robbench.matrix.records import CellResult, Run
 from robbench.metrics.accuracy import Estimate, Verdicts
 from robbench.specs import Measure, ModelKind
 
-RowStatus = Literal["ok", "failed", "not run"]
+CellStatus = Literal["ok", "failed", "not run"]
+RowStatus = Literal["ok", "partial", "failed", "not run"]
 Floats = NDArray[np.float64]
 
 CLEAN, WORST_CASE, AVERAGE = "clean", "worst-case", "average"
@@ -25,8 +26,13 @@ class TableRow:
 
     attack: label of an attack, or "clean", "worst-case", "average". epsilon, eta: budgets, None where there
     is none. measure: what an accuracy counts (`specs.Measure`), "" for other numbers and averages over both
-    kinds. value, lower, upper: in `unit`, None unless status is "ok" (a failed cell is never a 0). n: samples
-    asked for. note: what a reader must know besides (samples left out, attacks missing, near ties).
+    kinds. value, lower, upper: in `unit`, None unless status is "ok" or "partial" (a failed cell is never a 0). n:
+    samples asked for. status "partial": a worst case or average that leaves out attacks under which other models of
+    the same table were run, and so is no number to compare them by. note: what a reader must know besides (samples
+    left out, attacks missing, near ties).
+
+    Two fields are no columns: combined, the columns that a worst case or average is made of, and missing, the attacks
+    that it leaves out.
     """
 
     dataset: str
@@ -48,9 +54,17 @@ class TableRow:
     flow: str
     note: str
     measure: Measure | Literal[""] = ""
+    combined: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> bool:
+        """Whether the row holds a number, of all that it speaks of or of a part."""
+        return self.status in ("ok", "partial")
 
 
-COLUMNS = tuple(field.name for field in fields(TableRow))
+NO_COLUMNS = ("combined", "missing")
+COLUMNS = tuple(field.name for field in fields(TableRow) if field.name not in NO_COLUMNS)
 
 
 # ------------------------------------------------------------------------------------------------------ cells
@@ -95,7 +109,7 @@ def cell_model(result: CellResult) -> str:
     return result.cell.model_name
 
 
-def cell_status(run: Run, result: CellResult) -> tuple[RowStatus, str]:
+def cell_status(run: Run, result: CellResult) -> tuple[CellStatus, str]:
     """Status of a cell's numbers and why. A cell that covers only a part of the samples counts as not run."""
     if result.cell.status == "failed":
         return "failed", result.cell.error or "failed"

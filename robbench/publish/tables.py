@@ -42,13 +42,16 @@ __all__ = ["COLUMNS", "NEAR_TIE", "TableRow", "Wide", "combined_attacks", "leade
 ALL_THREATS = "all"
 ROBUST_ACCURACY = "robust_accuracy"  # metric of the robust accuracy of attacks whose column shows another one
 NEAR_TIE = 1e-4
+ONE_DRAW = "one noise draw"
+WITHOUT = "not run: "  # what begins the list of missing attacks in the note of a partial number
 
 Threat = tuple[str, float | None, float | None]  # threat model, epsilon, eta
 
 
 @dataclass(frozen=True)
 class Wide:
-    """The accuracies as a matrix: models down, then clean, attacks, worst cases and the average across.
+    """The accuracies as a matrix: models down, then clean, attacks, worst cases and the average across. Models with a
+    partial worst case or average stand below the others.
 
     cells: by (model, column); a pair that nothing was planned for is absent.
     """
@@ -72,16 +75,27 @@ def wide(rows: Sequence[TableRow], per_threat_model: bool = True) -> Wide:
     names = [name for name, _, _ in threats]
     cells: dict[tuple[str, str], TableRow] = {}
     for row in accuracies:
-        partial = _is_partial_worst_case(row)
-        if partial and not (per_threat_model and len(threats) > 1 and len(threats[_threat(row)]) > 1):
+        if _is_of_one_threat(row) and not (
+            per_threat_model and len(threats) > 1 and len(threats[_threat(row)]) > 1
+        ):
             continue
         cells[row.model, _column(row, names.count(row.threat_model) > 1)] = row
     columns = dict.fromkeys(column for _, column in cells)
+    names_and_defenses, partly = _names(accuracies), partly_attacked(accuracies)
     return Wide(
-        models=tuple(dict.fromkeys((row.model, row.defense) for row in accuracies)),
+        models=tuple(sorted(names_and_defenses, key=lambda model: model[0] in partly)),
         columns=tuple(sorted(columns, key=_column_group)),
         cells=cells,
     )
+
+
+def _names(rows: Sequence[TableRow]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row.model, row.defense) for row in rows))
+
+
+def partly_attacked(rows: Sequence[TableRow]) -> set[str]:
+    """Names of the models that were run under a part of the attacks only."""
+    return {row.model for row in rows if row.status == "partial"}
 
 
 def _without_corruptions(rows: Sequence[TableRow]) -> list[TableRow]:
@@ -99,7 +113,7 @@ def _threat(row: TableRow) -> Threat:
     return row.threat_model, row.epsilon, row.eta
 
 
-def _is_partial_worst_case(row: TableRow) -> bool:
+def _is_of_one_threat(row: TableRow) -> bool:
     return row.attack == WORST_CASE and row.threat_model != ALL_THREATS
 
 
@@ -111,7 +125,7 @@ def robust_column(label: str) -> str:
 def _column(row: TableRow, with_budget: bool) -> str:
     if row.metric == ROBUST_ACCURACY:
         return robust_column(row.attack)
-    if not _is_partial_worst_case(row):
+    if not _is_of_one_threat(row):
         return "worst case" if row.attack == WORST_CASE else row.attack
     budgets = [f"{value:g}" for value in (row.epsilon, row.eta) if value is not None] if with_budget else []
     return "@".join([f"worst {row.threat_model}", *budgets])
@@ -129,8 +143,12 @@ def leaderboard(run: Run) -> list[TableRow]:
     likelihoods and distances attack by attack; in a flow likelihoods and distances attack by attack. Last come Fréchet
     distances, where there are any."""
     rows: list[TableRow] = []
-    for model in models(run):
-        rows += _classifier_rows(run, model) if model.kind == "classifier" else _flow_rows(run, model)
+    found = models(run)
+    attacks = searched_attacks([model for model in found if model.kind == "classifier"])
+    for model in found:
+        rows += (
+            _classifier_rows(run, model, attacks) if model.kind == "classifier" else _flow_rows(run, model)
+        )
     return rows + frechet_rows(run)
 
 
@@ -152,28 +170,42 @@ def rows_under_attack(run: Run) -> list[TableRow]:
     return rows
 
 
+def searched_attacks(classifiers: Sequence[ModelResults]) -> tuple[CellResult, ...]:
+    """One cell of each attack that is no corruption, in plan order: what an average of these classifiers is over, and
+    as far as they are adversaries a worst case."""
+    cells: dict[str, CellResult] = {}
+    for model in classifiers:
+        for result in corruptions.searched(model).cells:
+            cells.setdefault(result.cell.attack.label, result)
+    return tuple(cells.values())
+
+
 def _flow_rows(run: Run, model: ModelResults) -> list[TableRow]:
     return [
         row for result in model.cells for row in likelihood_rows(run, result) + distance_rows(run, result)
     ]
 
 
-def _classifier_rows(run: Run, model: ModelResults) -> list[TableRow]:
-    rows = accuracy_rows(run, model)
+def _classifier_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
+    rows = accuracy_rows(run, model, attacks)
     for result in model.cells:
         rows += _scored_rows(run, result) + distance_rows(run, result)
     return rows
 
 
-def accuracy_rows(run: Run, model: ModelResults) -> list[TableRow]:
-    """Clean, attacks, worst cases and average of a classifier; of some attacks, when `model` holds only their cells."""
+def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
+    """Clean, attacks, worst cases and average of a classifier; of some attacks, when `model` holds only their cells.
+
+    attacks: of the table that the rows are for, as `searched_attacks`; a worst case or average that lacks one of them
+    is partial.
+    """
     rows = [_clean_row(run, model)]
     for result in model.cells:
         rows += [_accuracy_row(run, result), *_other_accuracy(run, result)]
     rows += corruptions.mean_rows(run, model)
-    if (attacks := corruptions.searched(model)).cells:
-        rows += _worst_case_rows(run, adversaries(attacks.cells))
-        rows.append(_average_row(run, attacks))
+    if (own := corruptions.searched(model)).cells:
+        rows += _worst_case_rows(run, adversaries(own.cells), adversaries(attacks))
+        rows.append(_average_row(run, own, attacks))
     return rows
 
 
@@ -226,23 +258,35 @@ def _other_accuracy(run: Run, result: CellResult) -> list[TableRow]:
     return [with_estimate(blank, accuracy.accuracy(robust(result.rows)), [])]
 
 
-def _worst_case_rows(run: Run, attacks: Sequence[CellResult]) -> list[TableRow]:
-    """One row a threat model and budget, then one over all attacks; none without attacks."""
-    if not attacks:
+def _worst_case_rows(
+    run: Run, results: Sequence[CellResult], attacks: Sequence[CellResult]
+) -> list[TableRow]:
+    """One row a threat model and budget, then one over all; none without results. results: of a model's adversaries;
+    attacks: the adversaries of the table."""
+    if not results:
         return []
+    wanted = _by_threat(attacks)
+    rows = [
+        _worst_case_row(run, group, wanted[threat], *threat) for threat, group in _by_threat(results).items()
+    ]
+    return [*rows, _worst_case_row(run, results, attacks, ALL_THREATS, None, None)]
+
+
+def _by_threat(results: Sequence[CellResult]) -> dict[Threat, list[CellResult]]:
     groups: dict[Threat, list[CellResult]] = {}
-    for result in attacks:
+    for result in results:
         attack = result.cell.attack
         groups.setdefault((attack.threat_model, attack.epsilon, attack.eta), []).append(result)
-    rows = [
-        _worst_case_row(run, group, threat_model, epsilon, eta)
-        for (threat_model, epsilon, eta), group in groups.items()
-    ]
-    return [*rows, _worst_case_row(run, attacks, ALL_THREATS, None, None)]
+    return groups
 
 
 def _worst_case_row(
-    run: Run, results: Sequence[CellResult], threat_model: str, epsilon: float | None, eta: float | None
+    run: Run,
+    results: Sequence[CellResult],
+    attacks: Sequence[CellResult],
+    threat_model: str,
+    epsilon: float | None,
+    eta: float | None,
 ) -> TableRow:
     blank = blank_row(
         run,
@@ -259,10 +303,10 @@ def _worst_case_row(
     if len(complete(run, results)) < len(results):
         return without_value(blank, run, results)
     held = accuracy.worst_case([_ids(r.rows) for r in results], [robust(r.rows) for r in results])
-    return with_estimate(blank, accuracy.accuracy(held), [_over(_labels(results))])
+    return _combining(blank, accuracy.accuracy(held), _labels(results), attacks)
 
 
-def _average_row(run: Run, model: ModelResults) -> TableRow:
+def _average_row(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> TableRow:
     blank = blank_row(
         run,
         model.first,
@@ -276,7 +320,17 @@ def _average_row(run: Run, model: ModelResults) -> TableRow:
         return without_value(blank, run, model.cells)
     _same_samples(model.cells)
     columns = [clean_correct(model.first.rows), *map(shown, model.cells)]
-    return with_estimate(blank, accuracy.average(columns, run.seed), [_over([CLEAN, *_labels(model.cells)])])
+    estimate = accuracy.average(columns, run.seed)
+    return _combining(blank, estimate, [CLEAN, *_labels(model.cells)], attacks)
+
+
+def _combining(
+    blank: TableRow, estimate: accuracy.Estimate, parts: Sequence[str], attacks: Sequence[CellResult]
+) -> TableRow:
+    """The row of a number that combines `parts`, partial where one of `attacks` is not among them."""
+    missing = tuple(label for label in _labels(attacks) if label not in parts)
+    row = with_estimate(blank, estimate, [_over(parts), f"{WITHOUT}{', '.join(missing)}" if missing else ""])
+    return replace(row, status="partial" if missing else "ok", combined=tuple(parts), missing=missing)
 
 
 def _same_samples(results: Sequence[CellResult]) -> None:
@@ -285,8 +339,9 @@ def _same_samples(results: Sequence[CellResult]) -> None:
 
 # ------------------------------------------------------------------------------------------------ likelihoods
 def _scored_rows(run: Run, result: CellResult) -> list[TableRow]:
-    """Mean and median bits/dim before (all samples) and after (samples the attack broke); no row where no flow
-    scored the images or nothing broke.
+    """Mean (with its normal 95 % interval over samples) and median bits/dim before (all samples) and after (samples the
+    attack broke), from one draw of the dequantisation noise a sample; no row where no flow scored the images or nothing
+    broke.
 
     Unbroken samples are left out because a search may stop anywhere, or hand back the clean image, once it has
     failed. An infinite or missing summary keeps status "ok" with what was measured in the note.
@@ -301,14 +356,16 @@ def _scored_rows(run: Run, result: CellResult) -> list[TableRow]:
         if not len(scored):
             continue
         summary = bits_per_dim(scored)
-        metrics = {
-            f"bits_per_dim_{name}": (summary.mean, summary.note),
-            f"bits_per_dim_{name}_median": (summary.median, summary.median_note),
-        }
-        for metric, (value, note) in metrics.items():
-            blank = replace(blank_row(run, result, metric=metric, unit="bits/dim"), flow=flow)
-            scope = f"over the {len(scored)} samples that the attack broke" if name == "after" else ""
-            rows.append(with_value(blank, value, [scope, note]))
+        blank = replace(
+            blank_row(run, result, metric=f"bits_per_dim_{name}", unit="bits/dim"),
+            flow=flow,
+            lower=summary.lower,
+            upper=summary.upper,
+        )
+        scope = f"over the {len(scored)} samples that the attack broke" if name == "after" else ""
+        rows.append(with_value(blank, summary.mean, [scope, ONE_DRAW, summary.note]))
+        median = replace(blank, metric=f"{blank.metric}_median", lower=None, upper=None)
+        rows.append(with_value(median, summary.median, [scope, ONE_DRAW, summary.median_note]))
     return rows
 
 
@@ -332,5 +389,6 @@ def _over(parts: Sequence[str]) -> str:
 
 
 def combined_attacks(note: str) -> frozenset[str]:
-    """What a worst case or average combines, from its note; empty for the note of any other row."""
-    return frozenset(note.removeprefix("over ").split(", ")) if note.startswith("over ") else frozenset()
+    """What a worst case or average combines, from its note in a CSV file; empty for the note of any other row."""
+    over = note.partition("; ")[0]
+    return frozenset(over.removeprefix("over ").split(", ")) if over.startswith("over ") else frozenset()

@@ -60,7 +60,8 @@ def tidy_csv(rows: Sequence[TableRow]) -> str:
 
 
 def wide_csv(table: Wide) -> str:
-    """One row a model; a column has a value, its interval, its status, and what accuracy it shows."""
+    """One row a model; a column has a value, its interval, its status, and what accuracy it shows. Models whose worst
+    case or average is "partial" come last."""
     header = ["dataset", "model", "defense", "n", "seed"]
     parts = ("", "_lower", "_upper", "_status", "_measure")
     header += [f"{column}{part}" for column in table.columns for part in parts]
@@ -170,7 +171,10 @@ _DETAIL_METRICS = ("bits_per_dim_before", "bits_per_dim_after")
 def _detail_parts(rows: Sequence[TableRow]) -> list[str]:
     """Likelihoods of adversarial images of classifiers under the run's flow."""
     lines = _detail_lines(rows)
-    text = "Bits per dimension (mean) under the named flow: of all images before the attack, of those it broke after."
+    text = (
+        "Bits per dimension under the named flow, from one draw of the dequantisation noise an image: mean [95 % "
+        "interval, normal over images] of all images before the attack, of those it broke after."
+    )
     return [text, markdown_table(DETAIL_HEADER, lines)] if lines else []
 
 
@@ -180,8 +184,15 @@ def _detail_lines(rows: Sequence[TableRow]) -> list[list[str]]:
     for model, attack in dict.fromkeys((model, attack) for model, attack, _ in by_key):
         cells = [by_key.get((model, attack, metric)) for metric in _DETAIL_METRICS]
         flow = next((cell.flow for cell in cells if cell), "")
-        lines.append([model, attack, flow, *(number_text(cell) for cell in cells)])
+        lines.append([model, attack, flow, *(_interval_text(cell) for cell in cells)])
     return lines
+
+
+def _interval_text(row: TableRow | None) -> str:
+    """ "2.535 [2.510, 2.560]", without brackets where there is no interval."""
+    if row is None or row.lower is None or row.upper is None:
+        return number_text(row)
+    return f"{number_text(row)} [{row.lower:.3f}, {row.upper:.3f}]"
 
 
 def _size_parts(run: Run) -> list[str]:
@@ -192,12 +203,13 @@ def _size_parts(run: Run) -> list[str]:
 
 # ------------------------------------------------------------------------------------------------------ texts
 def cell_text(row: TableRow | None) -> str:
-    """ "57.2 [52.0, 62.3]", or "failed" / "not run"."""
+    """ "57.2 [52.0, 62.3]", "partial: 57.2 [52.0, 62.3]", or "failed" / "not run"."""
     if row is None:
         return "not run"
-    if row.status != "ok" or row.value is None or row.lower is None or row.upper is None:
+    if not row.measured or row.value is None or row.lower is None or row.upper is None:
         return row.status
-    return f"{row.value:.1f} [{row.lower:.1f}, {row.upper:.1f}]"
+    mark = "partial: " if row.status == "partial" else ""
+    return f"{mark}{row.value:.1f} [{row.lower:.1f}, {row.upper:.1f}]"
 
 
 # --------------------------------------------------------------------------------------------------- terminal
@@ -261,6 +273,5 @@ def _two_lines(row: TableRow | None) -> str:
 
 
 def _style(row: TableRow | None) -> str:
-    return (
-        "" if row is not None and row.status == "ok" else "red" if row and row.status == "failed" else "dim"
-    )
+    styles = {"ok": "", "partial": "yellow", "failed": "red"}
+    return "dim" if row is None else styles.get(row.status, "dim")

@@ -6,6 +6,7 @@ import torch
 from robbench.data import Split
 from robbench.data.base import Dataset
 from robbench.defenses import Setting, build_defense, defense_kinds
+from robbench.defenses.plan import schedule_of
 from robbench.defenses.schedule import (
     augment,
     build_optimizer,
@@ -68,8 +69,10 @@ def test_fractions_scale_with_the_epochs():
     assert learning_rate(recipe.model_copy(update={"epochs": 15}), 6, 0, 1) == pytest.approx(0.01)
 
 
-def test_mnist_decays_continuously_and_fashionmnist_in_stairs():
-    continuous, stairs = RECIPES["flow-lp-mnist"], RECIPES["flow-lp-fashionmnist"]
+def test_the_papers_decay_continuously_and_stairs_can_be_asked_for():
+    continuous, paper = RECIPES["flow-lp-mnist"], RECIPES["flow-lp-fashionmnist"]
+    stairs = paper.model_copy(update={"staircase": True})
+    assert learning_rate(paper, 0, 250, 1) == pytest.approx(1e-2 * 0.9**0.5)
     assert learning_rate(continuous, 0, 5_000, 1) == pytest.approx(1e-3 * 0.1**0.5)
     assert learning_rate(stairs, 0, 499, 1) == pytest.approx(1e-2)
     assert learning_rate(stairs, 0, 500, 1) == pytest.approx(9e-3)
@@ -184,8 +187,30 @@ def test_a_flow_lp_subset_is_drawn_from_the_whole_original_training_set():
     assert train.images.flatten().tolist() == train.ids.tolist()
     assert not set(train.ids.tolist()) & set(validation.ids.tolist())
     assert set(validation.ids.tolist()) < set(dataset.validation.ids.tolist())
-    # Without --train-samples the recipe changes nothing.
-    assert training_splits(dataset, None, recipe, seed=3) == (dataset.train, dataset.validation)
+
+
+def test_schedules_that_select_nothing_train_on_every_original_training_image():
+    dataset = made_up()
+    for recipe in RECIPES.values():
+        train, validation = training_splits(dataset, None, recipe, seed=3)
+        assert recipe.hold_out == (recipe.selection == "validation"), recipe.name
+        if recipe.hold_out:
+            assert (train, validation) == (dataset.train, dataset.validation)
+            continue
+        assert train.ids.tolist() == list(range(100))
+        assert train.images.flatten().tolist() == train.ids.tolist()
+        assert train.labels.tolist() == [i % 2 for i in range(100)]
+        assert validation is dataset.validation
+
+
+def test_an_epoch_is_never_chosen_on_training_images():
+    with pytest.raises(ValueError, match="selection must then be last"):
+        Recipe.model_validate({**RECIPES["digits"].model_dump(), "hold_out": False})
+
+
+def test_schedules_of_models_that_are_there_are_recorded_as_before():
+    assert "hold_out" not in schedule_of(RECIPES["digits"])
+    assert schedule_of(RECIPES["ijsat-cifar"])["hold_out"] is False
 
 
 def test_the_first_images_are_those_of_the_original_training_set():
@@ -207,3 +232,16 @@ def test_subset_sizes_that_do_not_exist_are_refused(digits):
         training_splits(digits, 100, RECIPES["flow-lp-cifar10"], 0)
     with pytest.raises(UserError, match="--train-samples"):
         training_splits(made_up(), 101, RECIPES["flow-lp-cifar10"], 0)
+
+
+def test_a_shift_repeats_the_edge_and_a_translation_is_black():
+    x = torch.full((64, 1, 10, 10), 0.5)
+    generator = torch.Generator().manual_seed(0)
+    assert bool((augment(x, ("translate-0.2",), generator) == 0).any())
+    assert torch.equal(augment(x, ("shift-0.2",), generator), x)
+    ramp = torch.arange(10.0).expand(64, 1, 10, 10) / 10
+    places = torch.arange(10)
+    for image in augment(ramp, ("shift-0.2",), generator)[:, 0, 0]:
+        step = int((image * 10).round()[5]) - 5
+        assert abs(step) <= 2
+        assert torch.allclose(image, (places + step).clamp(0, 9) / 10)

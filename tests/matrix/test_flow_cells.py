@@ -1,5 +1,6 @@
 """Runs whose models are flows: rows, resume, precision, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,15 @@ from robbench.errors import UserError
 from robbench.matrix.ledger import load_run
 from robbench.matrix.plan import RunRequest, build_plan
 from robbench.matrix.session import run_matrix
+from robbench.models.flows.base import unit_interval
 from robbench.models.flows.glow import Glow
 from robbench.models.flows.realnvp import RealNVP
 from robbench.models.loading import load_flow
 from robbench.models.zoo import zoo_entries
+from robbench.publish.likelihood import nll_tables
+from robbench.publish.published_compare import measured_rows
+from robbench.publish.tables import leaderboard
+from robbench.random import SampleRandom
 
 GLOW = {"levels": 2, "steps": 2, "width": 8}
 
@@ -114,6 +120,66 @@ def test_float64_scores_are_cells_of_their_own(flow_zoo, tmp_path):
     assert (values != values.astype(np.float32)).any()
 
 
+def test_importance_weighted_scores_are_cells_of_their_own(flow_zoo, tmp_path):
+    hashes = {
+        draws: [cell.record.hash for cell in build_plan(request(flow_zoo, likelihood_draws=draws)).cells]
+        for draws in (None, 1, 2, 8)
+    }
+    assert hashes[None] == hashes[1], "the default keeps the address of the cells that are there"
+    assert not set(hashes[None]) & set(hashes[8])
+    assert not set(hashes[2]) & set(hashes[8])
+
+
+def test_importance_weighted_rows_average_densities_and_have_names_of_their_own(flow_zoo, tmp_path):
+    """Oracle: the mean density over the same eight draws of the noise, in float64, sample by sample."""
+    draws, seed = 8, 0
+    asked = request(flow_zoo, epsilons=(0.0,), attacks=("nll-in",), likelihood_draws=draws, seed=seed)
+    run_matrix(asked, tmp_path)
+    result = rows_of(tmp_path)["flow-clean", "nll-in@0@3steps@8draws"]
+    flow = load_flow(zoo_entries(flow_zoo)["flow-clean"])
+    rows = result.rows.sort_values("sample_id")
+    ids = rows["sample_id"].tolist()
+    x, _ = load_dataset("digits").test.by_ids(ids)
+    noise = SampleRandom(seed, "dequantization")
+    with torch.no_grad():
+        nats = torch.stack(
+            [flow.log_prob(x, None, noise.draw(ids, x.shape[1:], unit_interval, k)) for k in range(draws)]
+        ).double()
+    mean = nats.max(0).values + (nats - nats.max(0).values).exp().mean(0).log()
+    np.testing.assert_allclose(rows["nll_before"], -mean / (64 * np.log(2)), rtol=1e-5)
+    table = leaderboard(load_run(tmp_path))
+    metric = "importance_weighted_bits_per_dim"
+    assert {row.metric for row in table if "bits" in row.metric} == {
+        metric,
+        f"{metric}_median",
+        f"{metric}_before",
+    }
+    (after,) = [row for row in table if row.metric == metric]
+    values = rows["nll_after"].to_numpy()
+    half = 1.959963984540054 * values.std(ddof=1) / len(values) ** 0.5
+    assert (after.value, after.upper) == (pytest.approx(values.mean()), pytest.approx(values.mean() + half))
+    assert "importance-weighted over 8 noise draws" in after.note
+    (nll,) = nll_tables(load_run(tmp_path))
+    assert nll.attack == "nll-in@8draws"
+
+
+def test_two_estimates_never_share_a_table(flow_zoo, tmp_path):
+    """In a merged run the budgets are the same and the quantities are not."""
+    for name, draws in (("one", None), ("eight", 8)):
+        asked = request(flow_zoo, epsilons=(32.0,), attacks=("noise",), steps=(), likelihood_draws=draws)
+        run_matrix(asked, tmp_path / name)
+    one, eight = (load_run(tmp_path / name) for name in ("one", "eight"))
+    tables = nll_tables(replace(one, cells=[*eight.cells, *one.cells]))
+    means = {table.attack: table.lines[-1].cells[0].mean for table in tables}
+    assert means == {
+        "noise": pytest.approx(one.cells[0].rows["nll_after"].mean()),
+        "noise@8draws": pytest.approx(eight.cells[0].rows["nll_after"].mean()),
+    }
+    assert means["noise@8draws"] < means["noise"]
+    published = [m for m in measured_rows(eight) if m.attack == "clean" and m.row.epsilon is None]
+    assert [(m.row.metric, m.draws) for m in published] == [("importance_weighted_bits_per_dim", 8)]
+
+
 def test_a_run_may_hold_classifiers_and_flows(flow_zoo, tmp_path):
     asked = request(
         flow_zoo, attacks=("pgd10", "noise"), models=("tiny-a", "flow-clean"), steps=(), flow="flow-clean"
@@ -146,6 +212,10 @@ def test_defenses_name_models_of_the_attacked_kind(flow_zoo):
         (
             {"attacks": ("pgd20",), "models": ("tiny-a",), "steps": (), "likelihood_dtype": "float64"},
             ["--likelihood-dtype", "float64"],
+        ),
+        (
+            {"attacks": ("pgd20",), "models": ("tiny-a",), "steps": (), "likelihood_draws": 8},
+            ["--likelihood-draws", "8"],
         ),
     ],
 )

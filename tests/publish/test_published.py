@@ -24,6 +24,7 @@ from robbench.publish.html import render
 from robbench.publish.published_compare import CALLED, Comparison, Known, Measured, compare, measured_rows
 from robbench.publish.published_page import (
     TableComparison,
+    comparison_csv,
     comparison_markdown,
     known_names,
     render_table,
@@ -145,13 +146,43 @@ DECIDING = {
 }
 
 
-@pytest.mark.parametrize("what", DECIDING)
+APART = {"data set", "architecture", "epsilon"}
+
+
+@pytest.mark.parametrize("what", sorted(set(DECIDING) - APART))
 def test_another_setting_differs_and_is_never_within(what: str) -> None:
     found = judged(published(), measured(49.85, **DECIDING[what]))  # type: ignore[arg-type]
     assert found.verdict == "differs"
-    assert what in [difference.what for difference in found.differences if difference.decides]
+    assert what in [difference.what for difference in found.differences if difference.effect == "no verdict"]
     assert f"{what} " in found.setting
     assert found.difference == pytest.approx(0)
+
+
+@pytest.mark.parametrize("what", sorted(APART))
+def test_another_data_set_model_or_budget_is_never_set_beside_print(what: str) -> None:
+    found = judged(published(), measured(49.85, **DECIDING[what]))  # type: ignore[arg-type]
+    assert found.verdict == "not comparable"
+    assert (found.measured, found.difference) == (None, None)
+    assert found.reason.startswith("ours (run): ")
+    assert f"{what} " in found.reason
+    assert [d.what for d in found.differences if d.effect == "not comparable"] == [what]
+
+
+def test_an_eta_is_a_budget_too() -> None:
+    row = published(attack="r-la", threat_model="flow-lp-linf", epsilon=None, eta=0.15, steps=None)
+    ours = {"attack": "r-la", "threat_model": "flow-lp-linf", "epsilon": None}
+    same = measured(49.85, row={**ours, "eta": 0.15}, attack="r-la", steps=None)
+    other = measured(49.85, row={**ours, "eta": 0.05}, attack="r-la", steps=None)
+    assert judged(row, same).verdict == "within"
+    assert judged(row, other).verdict == "not comparable"
+    assert judged(row, other).reason == "ours (run): eta 0.05, published 0.15"
+    assert judged(row, other, same).measured == same
+
+
+def test_a_model_without_a_card_is_not_known_to_be_the_published_one() -> None:
+    found = judged(published(), measured(49.85, architecture=""))
+    assert found.verdict == "not comparable"
+    assert "architecture not known, published resnet18" in found.reason
 
 
 @given(st.sets(st.sampled_from(list(DECIDING)), min_size=1), st.floats(0, 100))
@@ -164,7 +195,9 @@ def test_no_mixture_of_differences_gets_a_verdict(kinds: set[str], value: float)
                 rows |= change  # type: ignore[arg-type]
             else:
                 changes[key] = change
-    assert judged(published(), measured(value, 100, rows, **changes)).verdict == "differs"
+    found = judged(published(), measured(value, 100, rows, **changes))
+    assert found.verdict == ("not comparable" if kinds & APART else "differs")
+    assert (found.difference is None) == bool(kinds & APART)
 
 
 def test_robbenchs_validation_split_is_named_and_compared() -> None:
@@ -193,7 +226,10 @@ def test_the_closest_of_several_runs_counts_then_the_largest() -> None:
     found = judged(published(), far, near, large)
     assert found.measured == large
     assert found.verdict == "outside"
-    assert judged(published(), far, measured(None, row={"status": "failed"})).measured == far
+    assert judged(published(), far, measured(None, row={"status": "failed"})).verdict == "not comparable"
+    budget = measured(49.85, row={"model": "budget", "epsilon": 0.1})
+    epochs = measured(20.0, row={"model": "epochs"}, epochs=10, train_samples=1)
+    assert judged(published(), budget, epochs).measured == epochs, "what may be shown comes first"
 
 
 def test_no_attack_is_no_smaller_budget() -> None:
@@ -225,7 +261,8 @@ def test_a_wrong_average_is_compared_with_the_recomputed_one() -> None:
     average = next(row for row in mine if row.column == "Avg" and row.origin == "printed")
     note = average.note
     trained = {"epsilon": 32 / 255, "steps": 10}
-    ours = {"attack": "average", "metric": "average_accuracy", "epsilon": None, "note": note}
+    combined = tuple(note.removeprefix("over ").split(", "))
+    ours = {"attack": "average", "metric": "average_accuracy", "epsilon": None, "combined": combined}
     found = {
         c.published.column: c
         for c in compare(
@@ -234,7 +271,7 @@ def test_a_wrong_average_is_compared_with_the_recomputed_one() -> None:
     }
     assert found["Avg"].recomputed == pytest.approx(24.3743, abs=1e-4)
     assert found["Avg"].verdict == "within"
-    ours["note"] = "over clean, pgd20"
+    ours["combined"] = ("clean", "pgd20")
     others = compare(mine, [measured(24.3, 0.2, ours, attack="average", steps=None, trained=trained)], KNOWN)
     assert {c.verdict for c in others} == {"not run"}
 
@@ -399,12 +436,26 @@ def test_pages_and_files_have_every_printed_number(run: Run, tmp_path: Path) -> 
 def test_a_digits_run_differs_from_cifar_and_says_how(run: Run, tmp_path: Path) -> None:
     tables = {c.table.name: c for c in write_published([run], tmp_path, KNOWN)}
     counts = tables["ijsat-table1"].counts
-    assert counts["within"] == counts["outside"] == 0
-    assert counts["differs"] == 8  # clean, PGD-20, AA and JSA-50 of Normal Training and IJSAT
+    assert counts["within"] == counts["outside"] == counts["differs"] == 0
+    assert counts["not comparable"] == 8  # clean, PGD-20, AA and JSA-50 of Normal Training and IJSAT
     markdown = (tmp_path / "published" / "comparison.md").read_text(encoding="utf-8")
-    assert "data set digits, published cifar10; architecture small-cnn, published resnet18" in markdown
-    assert "## IJSAT Table 1" in markdown
-    assert "## IJSAT Table 6" not in markdown
+    assert "## IJSAT Table" not in markdown
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(tables["ijsat-table1"]))))
+    listed = [row for row in rows if row["verdict"] == "not comparable"]
+    assert {row["measured"] + row["difference"] + row["measured_model"] for row in listed} == {""}
+    text = "data set digits, published cifar10; architecture small-cnn, published resnet18"
+    assert all(text in row["reason"] for row in listed)
+    page = (tmp_path / "published" / "ijsat-table1.html").read_text(encoding="utf-8")
+    assert "data set digits, published cifar10" in page
+    for row in run_rows(run):
+        assert f">{row.value:.2f}<" not in page.split("As printed")[0]
+
+
+def run_rows(run: Run) -> list[TableRow]:
+    """The accuracies of a run that no printed number of the test's table happens to equal."""
+    printed = {f"{row.value:.2f}" for row in rows_of("ijsat-table1") if row.value is not None}
+    found = [m.row for m in measured_rows(run) if m.row.metric == "accuracy" and m.row.value is not None]
+    return [row for row in found if f"{row.value:.2f}" not in printed]
 
 
 def test_same_runs_same_bytes(run: Run, tmp_path: Path) -> None:
@@ -451,8 +502,10 @@ def test_report_holds_runs_against_published_tables(tmp_path: Path) -> None:
     assert "published/index.html" in parsed(first).addresses
     assert "published/index.html" not in parsed(second).addresses
     text = (tmp_path / "digits-at" / "published" / "comparison.md").read_text(encoding="utf-8")
-    assert "digits-at (digits-at)" in text
-    assert "digits-trades (digits-trades)" in text
+    assert "No published number was measured by these runs." in text
+    page = (tmp_path / "digits-at" / "published" / "ijsat-table1.html").read_text(encoding="utf-8")
+    assert "digits-at (digits-at): data set digits, published cifar10" in page
+    assert "digits-trades (digits-trades): data set digits, published cifar10" in page
     assert not (tmp_path / "digits-trades" / "published").exists()
     robbench("report", folders[0])
     assert "published/index.html" not in parsed(first).addresses
@@ -473,6 +526,6 @@ def test_another_network_of_a_checkpoints_name_gets_no_verdict() -> None:
     (same,) = compare([row], [replace(ours, weights="a" * 12)], known)
     (other,) = compare([row], [replace(ours, weights="b" * 12)], known)
     assert same.verdict == "within"
-    assert other.verdict == "differs"
+    assert other.verdict == "not comparable"
     assert f"weights {'b' * 12}, published {'a' * 12}" in other.setting
     assert known_names().weights["trades-mnist"]

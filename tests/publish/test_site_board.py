@@ -198,12 +198,9 @@ def test_a_model_without_all_attacks_has_no_rank_and_its_worst_case_says_so() ->
     keys = [column.key for column in table.columns]
     worst = table.lines[1][keys.index("worst case")]
     assert worst.marked
-    assert worst.note == "over 1 of the 2 attacks of this board"
+    assert worst.note == "over 1 of 2 attacks; not run: jsa50"
     assert table.lines[1][keys.index("average")].marked
-    assert (
-        "part, worst case and average: over 1 of the 2 attacks of this board, the others were not run"
-        in table.notes
-    )
+    assert "part, worst case and average: partial, over 1 of 2 attacks; not run: jsa50" in table.notes
     assert {line[keys.index("rank")].text for line in table.lines} == {"none"}, (
         "one alone is compared with nothing"
     )

@@ -108,7 +108,7 @@ def test_near_ties_are_counted(run: Run) -> None:
 
 
 def test_clean_verdicts_that_differ_between_cells_are_named(run: Run) -> None:
-    run.cells[1].rows.loc[7, "clean_prediction"] = 99
+    run.cells[1].rows.loc[7, ["clean_prediction", "clean_margin"]] = 99, -1.0
     assert "differ between cells on 1 samples" in find(leaderboard(run), "digits-standard", "clean").note
 
 

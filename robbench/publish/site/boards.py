@@ -10,19 +10,18 @@ from robbench.publish import corruptions, wording
 from robbench.publish.attack_lines import budget_text
 from robbench.publish.likelihood import Nll, NllTable, caption, mean_text, nll_tables
 from robbench.publish.perturbation import distances
-from robbench.publish.rows import CLEAN, WORST_CASE, ModelResults, TableRow, adversaries
+from robbench.publish.rows import CLEAN, ModelResults, TableRow, adversaries
 from robbench.publish.site.groups import Group
 from robbench.publish.site.page import slugs
 from robbench.publish.site.ranks import Range, ranges
-from robbench.publish.tables import Wide, accuracy_rows, combined_attacks, robust_column, wide
+from robbench.publish.tables import Wide, accuracy_rows, robust_column, searched_attacks, wide
 from robbench.specs import ResolvedAttack
 
-Kind = Literal["name", "text", "rank", "score", "number", "failed", "absent"]
+Kind = Literal["name", "text", "rank", "score", "partial", "number", "failed", "absent"]
 WORST, AVERAGE, RANK = "worst case", "average", "rank"
 MANY = (
     12  # single attacks beside worst cases that a reader must ask for, so that a first look fits on a screen
 )
-PARTIAL = "over "  # what begins the note of a number that leaves out attacks of its board
 SUMMARY, BY_THREAT = "Summary", "Worst case by threat model"
 NLL = "NLL after the attack, bits/dim"
 FRECHET = "Fréchet distance of the adversarial images"
@@ -32,7 +31,10 @@ FRECHET = "Fréchet distance of the adversarial images"
 @dataclass(frozen=True)
 class Cell:
     """What a cell shows and sorts by. order: None where there is no number: always last. note: what a reader must know;
-    marked: whether it is about this number in particular. file: path of the page that a name links to."""
+    marked: whether it is about this number in particular. file: path of the page that a name links to.
+
+    kind "partial": a worst case or average that leaves out attacks of its board; it sorts below every complete one.
+    """
 
     kind: Kind
     text: str
@@ -42,6 +44,11 @@ class Cell:
     note: str = ""
     marked: bool = False
     file: str = ""
+
+    @property
+    def place(self) -> float | str | None:
+        """What a page sorts it by, None for last."""
+        return None if self.kind == "partial" else self.order
 
 
 @dataclass(frozen=True)
@@ -127,10 +134,11 @@ def _by_threat(group: Group) -> dict[str, list[CellResult]]:
 
 def _threat_board(group: Group, path: str, title: str, results: tuple[CellResult, ...]) -> Board:
     labels = {result.cell.attack.label for result in results}
+    attacks = [cell for cell in searched_attacks(_classifiers(group)) if cell.cell.attack.label in labels]
     rows: list[TableRow] = []
     for model in _classifiers(group):
         cells = tuple(r for r in model.cells if r.cell.attack.label in labels)
-        rows += accuracy_rows(group.run, ModelResults(model.name, cells)) if cells else []
+        rows += accuracy_rows(group.run, ModelResults(model.name, cells), attacks) if cells else []
     rows += [row for row in group.rows if row.attack in labels and not row.metric.endswith("accuracy")]
     tables = tuple(table for table in [_accuracies(group, rows, results, title)] if table is not None)
     return Board(path, title, tables, results, _corruption_tables(group.run, results))
@@ -183,7 +191,7 @@ def _accuracies(
         (
             Cell("name", name, name, file=group.model_path(name)),
             Cell("text", defense, defense),
-            *(_cell(column, name, matrix, scored, found, labels, strict) for column in columns[2:]),
+            *(_cell(column, name, matrix, scored, found, len(strict)) for column in columns[2:]),
         )
         for name, defense in matrix.models
     ]
@@ -200,7 +208,7 @@ def _accuracies(
         columns=tuple(columns),
         lines=tuple(_best_first(lines, columns, main, bool(found))),
         sort=f"{main}.desc" if not found else f"{RANK}.asc",
-        notes=(*_partial(rows, strict), *wording.problems(rows)),
+        notes=tuple(wording.problems([row for row in rows if not (mixed and row.missing)])),
     )
 
 
@@ -267,17 +275,16 @@ def _cell(
     matrix: Wide,
     scored: dict[tuple[str, str], TableRow],
     found: dict[str, Range],
-    labels: Sequence[str],
-    strict: Sequence[str],
+    attacks: int,
 ) -> Cell:
-    """labels: attacks of the board, corruptions aside; strict: those of them that a worst case combines."""
+    """attacks: how many of the board a worst case combines."""
     if column.key == RANK:
-        return _rank_cell(found.get(model), len(strict))
+        return _rank_cell(found.get(model), attacks)
     if column.part in (NLL, FRECHET):
         return _number_cell(
             scored.get((model, column.key)), matrix.cells.get((model, column.key.split(" ", 1)[1]))
         )
-    return _score_cell(matrix.cells.get((model, column.key)), labels if column.key == AVERAGE else strict)
+    return _score_cell(matrix.cells.get((model, column.key)))
 
 
 def _rank_cell(found: Range | None, attacks: int) -> Cell:
@@ -289,35 +296,16 @@ def _rank_cell(found: Range | None, attacks: int) -> Cell:
     return Cell("rank", f"{best}" if best == worst else f"{best}-{worst}", best + worst * 1e-7)
 
 
-def _score_cell(row: TableRow | None, labels: Sequence[str]) -> Cell:
+def _score_cell(row: TableRow | None) -> Cell:
     if row is None:
         return Cell("absent", "not run")
-    if row.status != "ok" or row.value is None:
+    if not row.measured or row.value is None:
         return _status_cell(row)
     note, marked = row.note, wording.has_problem(row)
-    if combined := combined_attacks(row.note):  # a list of all attacks in every cell would only fill the page
-        note = _missing(combined, labels) if row.threat_model == "all" else ""
-        marked = bool(note)
-    return Cell("score", f"{row.value:.1f}", row.value, row.lower, row.upper, note, marked)
-
-
-def _missing(combined: frozenset[str], labels: Sequence[str]) -> str:
-    """What a combined number leaves out of the attacks of its board."""
-    count = len(combined.intersection(labels))
-    return f"{PARTIAL}{count} of the {len(labels)} attacks of this board" if count < len(labels) else ""
-
-
-def _partial(rows: Sequence[TableRow], labels: Sequence[str]) -> Iterator[str]:
-    """Notes on models that were not attacked by all of the board."""
-    for row in rows:
-        combined = combined_attacks(row.note)
-        if (
-            row.attack == WORST_CASE
-            and row.threat_model == "all"
-            and combined
-            and (note := _missing(combined, labels))
-        ):
-            yield f"{row.model}, worst case and average: {note}, the others were not run"
+    if row.combined:  # a list of all attacks in every cell would only fill the page
+        note, marked = wording.partial_note(row), row.status == "partial"
+    kind: Kind = "partial" if row.status == "partial" else "score"
+    return Cell(kind, f"{row.value:.1f}", row.value, row.lower, row.upper, note, marked)
 
 
 def _status_cell(row: TableRow) -> Cell:
@@ -350,7 +338,7 @@ def _best_first(
         first = _signed(line[rank], 1) if ranked else 0.0
         return (
             first,
-            line[place].note.startswith(PARTIAL),
+            line[place].kind == "partial",
             _signed(line[place], -1),
             _signed(line[average], -1),
         )
@@ -367,7 +355,8 @@ def _explanation(run: Run, columns: Sequence[Column], ranked: bool) -> str:
     texts = [wording.INTERVALS, "A star: see the notes on single numbers."]
     if NLL in parts:
         texts.append(
-            "NLL: mean bits/dim, by the flow of each model's cells, of the images with which the attack succeeded."
+            "NLL: mean bits/dim by the flow of each model's cells, from one draw of the dequantisation noise an image, "
+            "of the images with which the attack succeeded."
         )
     if FRECHET in parts:
         texts += ["Fréchet distances: all images of the cell to the training images.", *distances(run).floor]

@@ -143,10 +143,24 @@ class _Comparison:
         cells = {r.cell.attack.label: r.cell.attack for r in results}
         titles = {threat_key(attack): threat_title(attack) for attack in cells.values()}
         same = {label for label, attack in cells.items() if attack == self.attacks.get(label)}
-        found = {WORST: model.worst.get(ALL_THREATS), CLEAN: model.clean}
-        found |= {f"worst {titles[key]}": text for key, text in model.worst.items() if key in titles}
+        worst = {WORST: model.worst.get(ALL_THREATS)}
+        worst |= {f"worst {titles[key]}": text for key, text in model.worst.items() if key in titles}
+        found = {CLEAN: model.clean} | {
+            key: text for key, text in worst.items() if self._combined[key] <= same
+        }
         found |= {label: text for label, text in model.attacks.items() if label in same}
         return {key: text for key, text in found.items() if text is not None}
+
+    @cached_property
+    def _combined(self) -> dict[str, set[str]]:
+        """The attacks that each worst case is over; a model that lacks one of them has no such number, for over fewer
+        attacks a worst case looks better."""
+        found: dict[str, set[str]] = {WORST: set()}
+        for label, attack in self.attacks.items():
+            if attack.semantics == "worst-case":
+                found[WORST].add(label)
+                found.setdefault(f"worst {threat_title(attack)}", set()).add(label)
+        return found
 
     @cached_property
     def leading(self) -> str:

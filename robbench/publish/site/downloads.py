@@ -157,8 +157,9 @@ def _wide_line(table: boards.Table, line: Sequence[boards.Cell]) -> tuple[Value,
         if not column.number or column.key == boards.RANK:
             values.append(None if cell.kind == "absent" else cell.text)
             continue
-        known = cell.kind in ("score", "number")
-        values += [cell.order if known else None, cell.lower, cell.upper, "ok" if known else cell.text]
+        known = cell.kind in ("score", "partial", "number")
+        status = cell.text if not known else "partial" if cell.kind == "partial" else "ok"
+        values += [cell.order if known else None, cell.lower, cell.upper, status]
     return tuple(values)
 
 
@@ -172,7 +173,8 @@ def _read(table: boards.Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], 
 def _cell_text(cell: boards.Cell) -> str:
     if cell.lower is None or cell.upper is None:
         return cell.text
-    return f"{cell.text} [{cell.lower:.1f}, {cell.upper:.1f}]"
+    mark = "partial: " if cell.kind == "partial" else ""
+    return f"{mark}{cell.text} [{cell.lower:.1f}, {cell.upper:.1f}]"
 
 
 def _likelihood(group: Group) -> list[Table]:

@@ -9,7 +9,7 @@ from robbench.matrix.records import CellResult, Run
 from robbench.publish import wording
 from robbench.publish.parity import ALGORITHM, parity_note
 from robbench.publish.published_page import TableComparison
-from robbench.publish.rows import RowStatus, cell_status
+from robbench.publish.rows import CellStatus, cell_status
 from robbench.publish.site import boards, published
 from robbench.publish.site.frame import body
 from robbench.publish.site.groups import Group, Site
@@ -107,7 +107,7 @@ def _section(group: Group) -> Section:
     cells = group.run.cells
     status = [(result, *cell_status(group.run, result)) for result in cells]
     counts = Counter(state for _, state, _ in status)
-    words: dict[RowStatus, str] = {"ok": "done", "failed": "failed", "not run": "not finished"}
+    words: dict[CellStatus, str] = {"ok": "done", "failed": "failed", "not run": "not finished"}
     return Section(
         group=group,
         summary=wording.summary(group.run),

@@ -119,6 +119,7 @@ class Pages:
             **self._common(model),
             "accuracies": accuracy_lines(self._group, rows, lines, model.cells),
             "headline": _headline(rows, not self._group.is_sweep),
+            "partial_note": wording.partial_note,
             "rank": self._ranks.get(model.name),
             "rank_words": EXPLANATION,
             "models": self._models,
@@ -278,7 +279,7 @@ def _title(row: TableRow) -> str:
 
 
 def _missing(row: TableRow) -> str:
-    if row.status == "ok":
+    if row.measured:
         return ""
     return f"{row.status} ({row.note})" if row.note else row.status
 
@@ -323,7 +324,7 @@ def signs(results: Sequence[CellResult]) -> list[Sign]:
 
 def notes(rows: Sequence[TableRow]) -> list[str]:
     """What must be known of single numbers, as near ties; without failures and suspicions, which stand apart."""
-    measured = [row for row in rows if row.status == "ok"]
+    measured = [row for row in rows if row.measured]
     plain = [
         replace(row, note=row.note.partition(wording.SUSPICIOUS)[0].removesuffix("; ")) for row in measured
     ]

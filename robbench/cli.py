@@ -52,7 +52,7 @@ from robbench.completion import (
     schedule_completion,
     shown_completion,
 )
-from robbench.stops import Stopped
+from robbench.stops import as_stop
 
 KINDS = ("attacks", "defenses", "models", "datasets", "threat-models", "recipes", "published")
 
@@ -187,7 +187,8 @@ def run(context: click.Context, /, resume: bool, dry_run: bool, out: Path | None
             dry_run_table(request, folder, fresh=not resume)
             return
         failed = run_matrix(request, folder, fresh=not resume)
-    except Stopped as stop:
+    except KeyboardInterrupt as error:
+        stop = as_stop(error)
         click.echo(
             f"\n{stop.word}. Finished shards are in {folder.absolute()}; run the same command again to resume"
             + ("" if resume else " (without --fresh)"),
@@ -204,7 +205,8 @@ def _of_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run:
     try:
         tune_allocator()
         return 3 if run_recipe(options, out, resume, dry_run) else 0
-    except Stopped as stop:
+    except KeyboardInterrupt as error:
+        stop = as_stop(error)
         click.echo(
             f"\n{stop.word}. Run the same command again: it resumes after the last epoch or shard", err=True
         )
@@ -264,7 +266,8 @@ def train(context: click.Context, /, **options: Any) -> None:
     try:
         tune_allocator()
         train_model(options)
-    except Stopped as stop:
+    except KeyboardInterrupt as error:
+        stop = as_stop(error)
         click.echo(
             f"\n{stop.word}. Run the same command again to resume after the last whole epoch", err=True
         )

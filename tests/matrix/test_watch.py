@@ -445,9 +445,10 @@ def test_a_run_started_elsewhere_killed_and_resumed(
     (tmp_path / "specs" / "slow.yaml").write_text(SLOW)
     folder = tmp_path / "run"
     command = run_command(tiny_zoo, folder, tmp_path / "specs")
+    with locked(folder, "or wait"):  # a run that has begun, and not yet written its run.yaml
+        watch, printed = watching(folder)
+        wait_for(printed)
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_for(lambda: (folder / ".lock").exists() or run.poll() is not None)
-    watch, printed = watching(folder)
     wait_for(lambda: "120 of 360" in printed() or run.poll() is not None)
     assert run.poll() is None, run.communicate()
     run.send_signal(signal.SIGKILL)

@@ -56,7 +56,7 @@ from robbench.completion import (
     shown_completion,
 )
 from robbench.errors import UserError
-from robbench.stops import Stopped
+from robbench.stops import as_stop
 from robbench.threads import thread_rule
 
 KINDS = ("attacks", "defenses", "models", "datasets", "threat-models", "recipes", "published")
@@ -210,7 +210,8 @@ def run(
             dry_run_table(request, folder, fresh=not resume)
             return
         failed = run_matrix(request, folder, fresh=not resume)
-    except Stopped as stop:
+    except KeyboardInterrupt as error:
+        stop = as_stop(error)
         echo_text(
             f"\n{stop.word}. Finished shards are in {folder.absolute()}; run the same command again to resume"
             + ("" if resume else " (without --fresh)"),
@@ -235,7 +236,8 @@ def _of_recipe(
         tune_allocator()
         context.with_resource(thread_rule(threads))
         return 3 if run_recipe(options, out, resume, dry_run) else 0
-    except Stopped as stop:
+    except KeyboardInterrupt as error:
+        stop = as_stop(error)
         echo_text(
             f"\n{stop.word}. Run the same command again: it resumes after the last epoch or shard", err=True
         )
@@ -297,7 +299,8 @@ def train(context: click.Context, /, threads: int | None, **options: Any) -> Non
         tune_allocator()
         context.with_resource(thread_rule(threads))
         train_model(options)
-    except Stopped as stop:
+    except KeyboardInterrupt as error:
+        stop = as_stop(error)
         echo_text(f"\n{stop.word}. Run the same command again to resume after the last whole epoch", err=True)
         context.exit(stop.exit_code)
 

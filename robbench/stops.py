@@ -53,6 +53,8 @@ def listening(signals: Sequence[int] = (signal.SIGINT,)) -> Iterator[None]:
         signal.signal(number, _stop)
     try:
         yield
+    except KeyboardInterrupt as error:
+        raise as_stop(error) from error
     finally:
         for number, handler in ours.items():
             signal.signal(number, handler)
@@ -92,6 +94,13 @@ def remember_termination() -> None:
         raise Stopped(number)
 
     signal.signal(signal.SIGTERM, stop)
+
+
+def as_stop(error: KeyboardInterrupt) -> Stopped:
+    """The signal behind a KeyboardInterrupt: libraries raise a plain one in place of ours (Ray's waiting loops do)."""
+    if isinstance(error, Stopped):
+        return error
+    return Stopped(signal.SIGINT if _received is None else _received)
 
 
 def check_stop() -> None:

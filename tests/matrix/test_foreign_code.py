@@ -330,6 +330,19 @@ def test_a_signal_counts_whatever_becomes_of_its_exception() -> None:
     check_stop()
 
 
+def test_a_plain_keyboard_interrupt_that_a_library_makes_of_a_signal_keeps_its_exit_code() -> None:
+    def loop() -> None:
+        with listening((signal.SIGINT, signal.SIGTERM)):
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except Stopped:
+                raise KeyboardInterrupt from None  # as Ray's waiting loops do
+
+    with pytest.raises(Stopped) as found:
+        loop()
+    assert found.value.exit_code == 143
+
+
 def test_ignored_signals_stay_ignored() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:

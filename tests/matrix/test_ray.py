@@ -536,7 +536,7 @@ def test_ctrl_c_cancels_and_says_how_to_resume(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_cluster_of_its_own_ends_with_the_driver(
     how: signal.Signals, cluster: Cluster, zoo: Path, specs: Path, tmp_path: Path
 ) -> None:
@@ -551,7 +551,7 @@ def test_a_cluster_of_its_own_ends_with_the_driver(
     assert any(_listening(pid) for pid in family)
     process.send_signal(how)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == (130 if how == signal.SIGINT else -how)
+    assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
     assert "Traceback" not in errors
     wait_for(lambda: not any(_title(pid) for pid in family), 60)
 

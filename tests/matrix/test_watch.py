@@ -456,10 +456,10 @@ def test_a_run_started_elsewhere_killed_and_resumed(
     (tmp_path / "specs").mkdir()
     (tmp_path / "specs" / "slow.yaml").write_text(SLOW)
     folder = tmp_path / "run"
-    watch, printed = watching(folder)
-    wait_for(printed)
-    assert printed() == f"Waiting for a run: no run.yaml in {folder} yet.\n"
     command = run_command(tiny_zoo, folder, tmp_path / "specs")
+    with locked(folder, "or wait"):  # a run that has begun, and not yet written its run.yaml
+        watch, printed = watching(folder)
+        wait_for(printed)
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     wait_for(lambda: "120 of 360" in printed() or run.poll() is not None)
     assert run.poll() is None, run.communicate()
@@ -484,9 +484,14 @@ def test_a_run_started_elsewhere_killed_and_resumed(
 def test_ctrl_c_ends_the_watch(
     tmp_path: Path, watching: Callable[[Path], tuple[subprocess.Popen[bytes], Callable[[], str]]]
 ) -> None:
-    watch, printed = watching(tmp_path / "run")
-    wait_for(printed)
-    watch.send_signal(signal.SIGINT)
-    assert watch.wait(30) == 130
+    folder = tmp_path / "run"
+    with locked(folder, "or wait"):  # a run that has begun, and not yet written its run.yaml
+        watch, printed = watching(folder)
+        wait_for(printed)
+        assert printed().startswith(
+            f"Waiting for a run: no run.yaml in {folder} yet, but a process holds the lock"
+        )
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(30) == 130
     assert "Traceback" not in printed()
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in folder.iterdir()] == [".lock"]

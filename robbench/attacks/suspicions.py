@@ -55,16 +55,16 @@ class Suspicion:
 class Diagnostics(Strict):
     """Counts of one call of an attack, or with `+` of several on other samples of the same model.
 
-    samples: scored clean. probability_rows: those whose output is non-negative and sums to 1. shaped: those whose
-    range was looked at; unit_rows, signed_rows: those of them in [0,1] and in [-1,1]; unit_reached, signed_reached: those of them with an output of size
-    0.5 and 0.75 at least. floor_sum, floor_squares, range_sum: sums over the samples of the smallest output, of its
-    square, and of the largest minus the smallest. probed, zero_gradients: clean images whose input gradient of the
-    cross-entropy was looked at, and those where it is exactly 0 or not finite. gradients, zero_steps: gradients that
-    searches followed, and those without an entry that is finite and not 0. weak_given, weak_broke: samples that APGD-CE
-    left to APGD-T, and those of them that APGD-T broke. square_given, square_broke: samples that no gradient component
-    of an ensemble broke, and those of them that Square broke. held, loss_before, loss_after: samples that stayed robust
-    under an attack that climbs the cross-entropy, and the sums of it. batch_asked, batch_fits: batch sizes before and
-    after halving, 0 for not halved.
+    samples: scored clean. probability_rows: those whose output is non-negative and sums to 1. shaped: those whose range
+    was looked at. unit_rows, signed_rows: those of them whose outputs lie in [0,1] and in [-1,1]; unit_reached,
+    signed_reached: those of these with an output of size 0.5 and 0.75 at least. floor_sum, floor_squares, range_sum:
+    sums over the samples of the smallest output, of its square, and of the largest minus the smallest. probed,
+    zero_gradients: clean images whose input gradient of the cross-entropy was looked at, and those where it is exactly
+    0 or not finite. gradients, zero_steps: gradients that searches followed, and those without an entry that is finite
+    and not 0. weak_given, weak_broke: samples that APGD-CE left to APGD-T, and those of them that APGD-T broke.
+    square_given, square_broke: samples that no gradient component of an ensemble broke, and those of them that Square
+    broke. held, loss_before, loss_after: samples that stayed robust under an attack that climbs the cross-entropy, and
+    the sums of it. batch_asked, batch_fits: batch sizes before and after halving, 0 for not halved.
     """
 
     samples: int = 0

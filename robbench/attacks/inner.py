@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.geometry import rescaled
+from robbench.attacks.geometry import finite_part
 from robbench.attacks.spaces import SearchSpace, State
 
-SURE, FLAT = 10.0, 0.5  # of logits, see `tempered`
+SURE, FLAT = 16.0, 0.5  # of logits, see `tempered`
 
 
 @contextmanager
@@ -44,10 +44,10 @@ def error_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
 def tempered(logits: Tensor, labels: Tensor) -> Tensor:
     """Logits [n,K] on a scale at which their softmax says something: `logits` themselves for ordinary models.
 
-    Where the label leads by more than `SURE` (1 - p_y below 5e-5), they are divided so that it leads by `SURE`: the
-    cross-entropy of more confident logits looks at one rival only. Logits that all lie within `FLAT` of each other,
-    whose softmax is uniform, are spread over `SURE`. So a search on these takes the same steps whatever factor the
-    logits of such a model are multiplied by.
+    Where the label leads by more than `SURE` (1 - p_y is about 1e-7, what float32 resolves next to 1), they are divided
+    so that it leads by `SURE`: the cross-entropy of more confident logits looks at one rival only. Logits that all lie
+    within `FLAT` of each other, whose softmax is uniform, are spread over `SURE`. So a search on these takes the same
+    steps whatever factor the logits of such a model are multiplied by.
     """
     with torch.no_grad():
         own = logits.gather(1, labels[:, None])
@@ -61,14 +61,14 @@ def tempered(logits: Tensor, labels: Tensor) -> Tensor:
 def gradients(space: SearchSpace, state: State, loss: Callable[[Tensor], Tensor]) -> tuple[State, State]:
     """(gradients of the summed loss by perturbation, the detached state they belong to).
 
-    loss maps an image [n,C,H,W] to one value a sample [n]. Gradients are up to a positive factor a sample, and without
-    what is not finite at the image: behind a decoder one NaN pixel would be NaN in every latent.
+    loss maps an image [n,C,H,W] to one value a sample [n]. What is not finite in its gradient to the image counts as 0:
+    behind a decoder one NaN pixel would be NaN in every latent.
     """
     leaves = {name: state[name].detach().requires_grad_(True) for name in space.perturbations}
     live = {**state, **leaves}
     with torch.enable_grad():
         image = space.render(live)
-        image.register_hook(rescaled)  # type: ignore[no-untyped-call]
+        image.register_hook(finite_part)  # type: ignore[no-untyped-call]
         values = loss(image).sum()
         found = torch.autograd.grad(values, list(leaves.values()))
     detached = {**live, **{name: leaf.detach() for name, leaf in leaves.items()}}

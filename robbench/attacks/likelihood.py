@@ -8,6 +8,7 @@ noise that is a function of (seed, sample id) and the same before and after; a s
 """
 
 from abc import abstractmethod
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -125,7 +126,9 @@ class LikelihoodAttack(NamedAttack):
         require_image_budget(self.spec, x)
         device = next(flow.buffers()).device
         parts = []
-        with full_precision(), same_density(flow, x, y), same_density(judge, x, y):
+        with full_precision(), ExitStack() as tried:
+            for one in dict.fromkeys((flow, judge)):  # often the same one
+                tried.enter_context(same_density(one, x, y))
             for rows in chunks(torch.arange(len(x)), batch_size):
                 images = self._originals(flow, sample_ids[rows], x[rows], seed)
                 task = LikelihoodTask(sample_ids[rows], images.to(device), y[rows].to(device), seed)

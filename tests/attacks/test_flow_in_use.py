@@ -141,10 +141,10 @@ def well_for(limit, change):
         lambda: lambda flow, latents, image: image + 0.02 * (image.mean() - 0.3),
         lambda: lambda flow, latents, image: image + 0.05 * torch.randn_like(image),
         lambda: lambda flow, latents, image: image * (1.0 if len(image) < 20 else 0.99),
-        lambda: well_for(9, lambda image: 0.8 * image),
-        lambda: well_for(15, lambda image: 0.8 * image),
+        lambda: well_for(5, lambda image: 0.8 * image),
+        lambda: well_for(7, lambda image: 0.8 * image),
     ],
-    ids=["batch", "noise", "large batches", "after 9 calls", "after 15 calls"],
+    ids=["batch", "noise", "large batches", "after 5 calls", "after 7 calls"],
 )
 def test_a_decoder_that_is_not_a_function_of_one_sample_gives_no_number(
     name, decode, classifier, flow, images
@@ -217,7 +217,7 @@ def likelihood(flow, images, name="nll-in"):
     [
         (lambda: lambda flow, x, value: value - 0.5 * (value - value.mean()), "other values"),
         (lambda: lambda flow, x, value: value + 10.0 * torch.randn_like(value), "a second time"),
-        (lambda: well_for(12, lambda value: value - 100.0), "changed during the attack"),
+        (lambda: well_for(5, lambda value: value - 100.0), "changed during the attack"),
     ],
     ids=["batch", "noise", "calls"],
 )

@@ -146,7 +146,8 @@ def test_noise_is_fresh_in_every_step_and_fixed_for_the_scores(monkeypatch):
     original = FrozenFlow.log_prob
 
     def spy(self, x, y=None, u=0.5):
-        seen.append((x.requires_grad, u.clone()))
+        if isinstance(u, torch.Tensor):  # at u = 1/2 the flow itself is tried, before and after the attack
+            seen.append((x.requires_grad, u.clone()))
         return original(self, x, y, u)
 
     monkeypatch.setattr(FrozenFlow, "log_prob", spy)
@@ -173,7 +174,13 @@ def test_no_budget_no_change():
 def test_costs_are_what_was_called(monkeypatch):
     flow, calls = diagonal_flow(), []
     original = FrozenFlow.log_prob
-    monkeypatch.setattr(FrozenFlow, "log_prob", lambda self, *a: calls.append(1) or original(self, *a))
+
+    def spy(self, x, y=None, u=0.5):
+        if isinstance(u, torch.Tensor):  # at u = 1/2 the flow itself is tried, which is no cost of the attack
+            calls.append(1)
+        return original(self, x, y, u)
+
+    monkeypatch.setattr(FrozenFlow, "log_prob", spy)
     for changes in ({}, {"restarts": 3}, {"noise_draws": 4}, {"restarts": 2, "noise_draws": 2}):
         calls.clear()
         one = attack("nll-in", 8, steps=3, **changes)

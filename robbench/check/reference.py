@@ -24,7 +24,7 @@ from typing import Literal
 
 from robbench.errors import UserError
 from robbench.publish import corruptions
-from robbench.publish.rows import CLEAN
+from robbench.publish.rows import AVERAGE, CLEAN, WORST_CASE
 from robbench.publish.tables import combined_attacks
 from robbench.spreadsheet import plain_cell
 
@@ -119,6 +119,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 def _reference(row: "_Cells") -> Reference:
     cells = row.cells
     has_value = cells.get("status", "ok") in ("ok", "partial")
+    combines = cells["attack"] in (WORST_CASE, AVERAGE)
     allowed = row.real("tolerance")
     if allowed is not None and not (math.isfinite(allowed) and allowed >= 0):
         raise UserError(f"{row.where}: tolerance {allowed} is none; give a finite number of at least 0")
@@ -136,7 +137,7 @@ def _reference(row: "_Cells") -> Reference:
         n=row.count("n"),
         seed=row.whole("seed"),
         tolerance=allowed,
-        combined=combined_attacks(cells.get("note", "")),
+        combined=combined_attacks(cells.get("note", "")) if combines else frozenset(),
         lower=row.real("lower"),
         upper=row.real("upper"),
         gate=row.truth("gate"),

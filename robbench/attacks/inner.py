@@ -67,7 +67,7 @@ def gradients(space: SearchSpace, state: State, loss: Callable[[Tensor], Tensor]
     live = {**state, **leaves}
     with torch.enable_grad():
         image = space.render(live)
-        image.register_hook(finite_part)
+        image.register_hook(finite_part)  # type: ignore[no-untyped-call]
         values = loss(image).sum()
         found = torch.autograd.grad(values, list(leaves.values()))
     detached = {**live, **{name: leaf.detach() for name, leaf in leaves.items()}}

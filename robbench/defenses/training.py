@@ -83,6 +83,9 @@ def train(request: TrainRequest, progress: Callable[[Report], None] | None = Non
 @contextmanager
 def _locked(plan: Plan) -> Iterator[None]:
     """Hold OUT/.NAME.lock: two trainings of one name would resume and overwrite each other's checkpoints."""
+    plan.request.out.mkdir(
+        parents=True, exist_ok=True
+    )  # tried before by `check_places`, which leaves nothing behind
     with ExitStack() as stack:
         try:
             stack.enter_context(file_lock(plan.lock))

@@ -217,6 +217,11 @@ def test_a_second_training_of_one_name_is_refused_until_the_first_is_gone(uninte
     assert not list(tmp_path.glob(".small.checkpoint.pt.*"))
 
 
+def test_a_folder_that_is_not_there_yet_is_made(tmp_path):
+    out = tmp_path / "new" / "zoo"
+    assert train(small(out, epochs=1)) == out / "small"
+
+
 def test_a_model_that_another_process_finished_meanwhile_is_not_trained_again(
     uninterrupted, tmp_path, monkeypatch
 ):

@@ -415,7 +415,7 @@ def test_bundles_are_runs_too(run: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("{a}", "{a}", "--alpha", "0"), "--alpha 0 is no error rate; give a number between 0 and 1"),
-        (("{a}", "{a}", "--alpha", "nan"), "--alpha nan is no error rate"),
+        (("{a}", "{a}", "--alpha", "nan"), "'--alpha': 'nan' is no finite number"),
         (("{a}", "{a}", "--alpha", "1e-18"), "--alpha 1e-18 is no error rate"),
         (("{a}", "nowhere"), "'nowhere' is not a run folder"),
         (("{a}", "{a}", "--attacks", ","), "--attacks is given without a value"),

@@ -423,7 +423,9 @@ def test_a_paper_s_table_runs_on_images_like_its_own(in_tmp: Path) -> None:
         assert found[row, "train loss"]["note"].startswith("needs numbers on training images")
     text = (folder / "comparison.md").read_text()
     assert "scale 0.0005, data set noise: another experiment than the paper's" in text
-    assert found["Standard", "test accuracy"]["published"] == "", "no print of MNIST beside numbers of other images"
+    assert found["Standard", "test accuracy"]["published"] == "", (
+        "no print of MNIST beside numbers of other images"
+    )
     assert "not comparable: data set noise, published mnist" in found["Standard", "test accuracy"]["note"]
 
 

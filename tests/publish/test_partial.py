@@ -282,3 +282,29 @@ def test_a_failed_attack_is_no_partial_number(mixed: Run) -> None:
         r for r in leaderboard(replace(mixed, cells=broken)) if r.model == "b-whole" and r.attack == "average"
     ]
     assert [(row.status, row.value) for row in found] == [("failed", None)]
+
+
+def test_a_perturbation_is_missing_from_averages_only() -> None:
+    """No worst case is over it, so none lacks it; an average shows its column."""
+    random_latent = attack("r-la", "latent", semantics="perturbation")
+    rows = leaderboard(run_of({"a-part": (FGSM,), "b-whole": (FGSM, random_latent)}))
+    found = {(row.model, row.attack, row.threat_model): row for row in rows if row.combined}
+    assert found["a-part", "worst-case", "all"].status == "ok"
+    assert found["a-part", "worst-case", "all"].combined == ("fgsm",)
+    assert found["b-whole", "worst-case", "all"].combined == ("fgsm",)
+    average = found["a-part", "average", "all"]
+    assert (average.status, average.missing) == ("partial", ("r-la",))
+    assert found["b-whole", "average", "all"].combined == ("clean", "fgsm", "r-la")
+
+
+def test_check_compares_a_mean_with_one_over_as_many_samples_only(tmp_path: Path) -> None:
+    run = run_of({"a-part": (FGSM,)})
+    text, reference = tidy_csv(leaderboard(run)), tmp_path / "reference.csv"
+    (broken,) = {r.note.partition("; ")[0] for r in leaderboard(run) if "attack broke" in r.note}
+
+    def verdicts(note: str) -> set[str]:
+        reference.write_text(text.replace(broken, note), encoding="utf-8")
+        return {r.verdict for r in check(run, reference) if "attack broke" in r.reference.note}
+
+    assert verdicts(broken) == {"pass"}
+    assert verdicts("over the 59 samples that the attack broke") == {"not run"}

@@ -171,8 +171,8 @@ def test_another_data_set_model_or_budget_is_never_set_beside_print(what: str) -
 def test_an_eta_is_a_budget_too() -> None:
     row = published(attack="r-la", threat_model="flow-lp-linf", epsilon=None, eta=0.15, steps=None)
     ours = {"attack": "r-la", "threat_model": "flow-lp-linf", "epsilon": None}
-    same = measured(49.85, row={**ours, "eta": 0.15}, attack="r-la", steps=None)
-    other = measured(49.85, row={**ours, "eta": 0.05}, attack="r-la", steps=None)
+    same = measured(49.85, row={**ours, "eta": 0.15}, attack="r-la", steps=None, every_image=True)
+    other = measured(49.85, row={**ours, "eta": 0.05}, attack="r-la", steps=None, every_image=True)
     assert judged(row, same).verdict == "within"
     assert judged(row, other).verdict == "not comparable"
     assert judged(row, other).reason == "ours (run): eta 0.05, published 0.15"

@@ -82,6 +82,7 @@ def verdicts(label: str, right: list[bool], robust: list[bool]) -> CellResult:
             "sample_id": np.arange(n),
             "label": np.zeros(n, dtype=np.int64),
             "clean_prediction": np.where(right, 0, 1),
+            "clean_margin": np.where(right, 1.0, -1.0),
             "robust": np.array(right) & np.array(robust),
         }
     )

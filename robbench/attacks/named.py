@@ -12,7 +12,7 @@ from robbench.registry import Registry
 from robbench.schema import Strict, validate
 from robbench.specs import ModelKind, ResolvedAttack, Semantics
 
-ENGINE_VERSION = 2
+ENGINE_VERSION = 1
 
 
 @dataclass(frozen=True)

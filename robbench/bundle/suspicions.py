@@ -39,6 +39,9 @@ def _finding(folder: Path, result: CellResult) -> Finding:
             f"its shards count {counted.samples} of {rows} samples, and only counts tell what was suspicious"
         )
         return Finding(cell.model, cell.attack.label, CHECK, "unchecked", 0, reason)
+    if stated != found and not counted.classes:
+        reason = "its shards lack counts that robbench writes since, and earlier rules found other counts suspicious"
+        return Finding(cell.model, cell.attack.label, CHECK, "unchecked", 0, reason)
     engine = cell.engine.partition(",")[0]
     if stated != found and engine != f"robbench engine {ENGINE_VERSION}":
         reason = f"measured by {engine}, which found other counts suspicious"

@@ -17,7 +17,9 @@ from robbench.attacks.active import Batch, run_search, still_robust
 from robbench.attacks.apgd import APGD, dlr, dlr_targeted
 from robbench.attacks.base import Candidates, Task
 from robbench.attacks.checks import inside_ball, inside_box
+from robbench.attacks.decision import margins
 from robbench.attacks.geometry import norm_of
+from robbench.attacks.inner import SURE
 from robbench.attacks.victim import Victim
 from robbench.errors import UserError
 from robbench.models.loading import load_model
@@ -181,6 +183,17 @@ def reference(norm, loss, model, epsilon, budget, large=False, seed=0):
     return APGDAttack(model, loss=loss, **options)
 
 
+class Scaled(nn.Module):
+    """A model whose logits are multiplied by a factor."""
+
+    def __init__(self, model, factor):
+        super().__init__()
+        self.model, self.factor = model, factor
+
+    def forward(self, x):
+        return self.factor * self.model(x)
+
+
 CASES = [(norm, loss, False) for norm in ("linf", "l2", "l1") for loss in ("ce", "dlr", "dlr-targeted")]
 
 
@@ -190,8 +203,13 @@ CASES = [(norm, loss, False) for norm in ("linf", "l2", "l1") for loss in ("ce",
 def test_finds_the_references_best_losses_from_the_same_start(
     norm, loss, large, classifier, images, monkeypatch
 ):
-    """Ours never leaves here; best loss of all scored iterates, and who was broken on the way."""
+    """Ours never leaves here; best loss of all scored iterates, and who was broken on the way.
+
+    The model's margins are below those from which on the gradient is that of tempered logits and not the reference's.
+    """
+    classifier = Scaled(classifier, 0.3)
     ids, x, y = right(classifier, images)
+    assert float(margins(classifier(x), y).max()) < SURE
     budget, epsilon = 40, EPSILON[norm]
     apgd = search(norm, loss, budget, large_radii=large)
     state = begin(apgd, classifier, ids, x, y)

@@ -1,9 +1,9 @@
 """One call of the model under test, which is not to be trusted with anything of the caller's.
 
-A model gets a private, contiguous float32 copy of the images in the default memory format, whatever a flow or a faster
-network used inside, so that a forward that writes into its input (`mul_`, `clamp_`) or calls `view` computes what it
-would compute on its own. It returns logits that are copied, so that an output buffer it uses again cannot change
-earlier results.
+A model gets a private, contiguous copy of the images (float32 in every attack) in the default memory format, whatever a
+flow or a faster network used inside, so that a forward that writes into its input (`mul_`, `clamp_`) or calls `view`
+computes what it would compute on its own. It returns logits that are copied, so that an output buffer it uses again
+cannot change earlier results.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from robbench.errors import UserError
+from robbench.foreign import cause, message_of
+from robbench.stops import reraise_stop
 
 Module = Callable[[Tensor], Any]
 
@@ -21,27 +23,31 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory, the device's or the machine's, was too small."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # the CPU's allocator
+    return isinstance(error, RuntimeError) and "can't allocate memory" in message_of(
+        error, 1000
+    )  # the CPU's allocator
 
 
 def call_model(module: Module, images: Tensor) -> Tensor:
-    """float32 logits [n,K] of images [n,C,H,W], on their device, with a graph to `images` where gradients are on.
+    """float32 logits [n,K] of float images [n,C,H,W], on their device, with a graph to `images` if gradients are on.
 
     Raises `UserError` when the forward fails, or returns anything but [n, K >= 2] real numbers; lack of memory is
     raised as it comes.
     """
-    private = images.to(torch.float32).clone(memory_format=torch.contiguous_format)
+    private = images.clone(memory_format=torch.contiguous_format)
     try:
         out = module(private)
     except UserError:
         raise
-    # SystemExit and GeneratorExit would end the caller's process or loop, without a word about the model.
-    except (Exception, SystemExit, GeneratorExit) as error:
+    except (
+        BaseException
+    ) as error:  # SystemExit, KeyboardInterrupt and the like of the model's are no end of ours
+        reraise_stop(error)
         if out_of_memory(error):
             raise
         raise UserError(
-            f"the model's forward failed on images {tuple(images.shape)} with {type(error).__name__}: "
-            f"{_short(error)}; {_next_step(module, error)}"
+            f"the model's forward ({type(module).__name__}) failed on images {tuple(images.shape)} with "
+            f"{cause(error)}; {_next_step(module, error)}"
         ) from error
     return _logits(out, len(images))
 
@@ -61,14 +67,10 @@ def _logits(out: Any, n: int) -> Tensor:
     return out.to(torch.float32, copy=True)
 
 
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or "no message"
-
-
 def _next_step(module: Module, error: BaseException) -> str:
     parameters = module.parameters() if isinstance(module, torch.nn.Module) else ()
     others = {p.dtype for p in parameters if p.is_floating_point()} - {torch.float32}
-    if others and "type" in str(error):
+    if others and "type" in cause(error):
         names = ", ".join(sorted(map(str, others)))
         return (
             f"the model has parameters of {names} and cannot take the torch.float32 images it is given: convert it "

@@ -27,12 +27,13 @@ from robbench.attacks.victim import full_precision
 from robbench.cards import FlowReference, ModelCard
 from robbench.data import Dataset
 from robbench.errors import UserError
-from robbench.foreign import foreign_code
+from robbench.foreign import cause, foreign_code
 from robbench.matrix.records import CellRecord, Precision, cell_hash
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import LoadedFlow, LoadedModel, load_flow_model, load_model
 from robbench.models.zoo import ZooEntry
 from robbench.specs import ResolvedAttack
+from robbench.stops import reraise_stop
 from robbench.threads import multiply_adds, search_multiply_adds
 
 SHARD_SIZE = 120
@@ -135,6 +136,11 @@ class CellBuilder:
             return model
         except UserError as error:
             raise UserError(f"model {name!r}: {error}") from error
+        except BaseException as error:  # lack of memory, and what nobody thought of
+            reraise_stop(error)
+            raise UserError(
+                f"model {name!r} fails on images {dataset.shape}: {cause(error)}; correct its architecture or weights"
+            ) from error
         right = int((margins(logits, y) > 0).sum())
         seen = Diagnostics(samples=len(x), clean_right=right, classes=dataset.classes)
         for one in seen.suspicions:

@@ -603,8 +603,8 @@ def test_without_ray_the_extra_is_named(in_tmp: Path, monkeypatch: pytest.Monkey
         (("--gpus-per-cell", "0.5"), ["--gpus-per-cell 0.5", "--backend ray"]),
         (("--backend", "ray", "--gpus-per-cell", "0"), ["--gpus-per-cell 0", "0.25"]),
         (("--backend", "ray", "--gpus-per-cell", "-1"), ["--gpus-per-cell -1", "0.25"]),
-        (("--backend", "ray", "--gpus-per-cell", "nan"), ["--gpus-per-cell nan", "0.25"]),
-        (("--backend", "ray", "--gpus-per-cell", "inf"), ["--gpus-per-cell inf", "0.25"]),
+        (("--backend", "ray", "--gpus-per-cell", "nan"), ["--gpus-per-cell", "'nan' is no finite number"]),
+        (("--backend", "ray", "--gpus-per-cell", "inf"), ["--gpus-per-cell", "'inf' is no finite number"]),
         (("--backend", "ray", "--gpus-per-cell", "1.5"), ["--gpus-per-cell 1.5", "whole number"]),
         (
             ("--backend", "ray", "--gpus-per-cell", "1", "--device", "cpu"),

@@ -67,7 +67,7 @@ def test_smallest_values(option: str, value: float, tmp_path: Path) -> None:
     [
         ("--n", 0, "n=0"),
         ("--epsilon", -1, "epsilon=-1"),
-        ("--epsilon", "nan", "epsilon=nan"),
+        ("--epsilon", "nan", "no finite number"),
         ("--epsilon", 1e200, "epsilon=1e+200"),
         ("--sigma", 0, "sigma=0"),
         ("--steps", -1, "steps=-1"),

@@ -179,6 +179,14 @@ def test_a_broken_engine_fails_and_the_component_is_named(
 ) -> None:
     breaks, attacks, texts = BREAKS[name]
     breaks(monkeypatch)
+    if (
+        name == "wrong labels in the search"
+    ):  # what such a search claims is contradicted by the verdicts at once
+        options = ("--model", MODEL, "--attacks", attacks, "--n", N, "--out", tmp_path / "run")
+        result = invoked("run", *options)
+        assert result.exit_code == 3, result.output
+        assert "correctly that it misclassified when the attack found them" in result.output
+        return
     result = held(run(tmp_path / "run", attacks), reference)
     assert result.exit_code == 1, result.output
     failed = [line for line in result.output.splitlines() if line.startswith("fail: ")]

@@ -201,11 +201,14 @@ class Attack(NamedAttack):
             passed, state, audit = check_model(victim, x), ModelState.of(victim.module), SearchAudit()
             few = slice(victim.batch_size)
             flow = probe_flow(self.flow, x[few], y[few], victim.device, gradient=self.cost.backwards > 0)
-            few = slice(min(32, victim.batch_size))
-            require_latent_budget(self.spec, self.flow, x[few].to(victim.device), y[few].to(victim.device))
             clean = victim.clean_logits(x)
             _require_labels(y, clean.shape[1])
             alive = self._to_search(clean, y)
+            some = alive.nonzero().squeeze(1)[: min(32, victim.batch_size)]
+            if len(some):
+                require_latent_budget(
+                    self.spec, self.flow, x[some].to(victim.device), y[some].to(victim.device)
+                )
             with victim.searched_leanly(x), victim.audited(audit):
                 probed = self._probed(victim, x[alive], y[alive], batch_size)
                 found = self._searched(victim, alive, sample_ids, x, y, clean.argmax(1), seed, batch_size)

@@ -148,14 +148,14 @@ class CountsInABuffer(Around):
 
 
 class DriftingWeights(Around):
-    """Its own weights are replaced by others at the thirtieth call."""
+    """Its own weights are replaced by others at the fourteenth call."""
 
     def __init__(self, model):
         super().__init__(model)
         self.scale = nn.Parameter(torch.ones(10), requires_grad=False)
 
     def wrong(self, x):
-        if self.calls == 30:
+        if self.calls == 14:
             self.scale.data = torch.full((10,), 1.0001)
         return self.model(x) * self.scale
 

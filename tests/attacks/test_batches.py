@@ -46,8 +46,8 @@ def test_a_wide_network_is_searched_in_smaller_batches(classifier, images):
     one, module = build_attack(spec.model_copy(update={"parameters": short})), Wide()
     rows = slice(40)
     wide = one.evaluate(Victim(module, "cpu", 48), ids[rows], x[rows], y[rows], 0, 40)
-    assert module.sizes[0] > LEAST_BATCH, "the look at the gradients before the search"
-    assert max(module.sizes[1:]) == LEAST_BATCH
+    assert max(module.sizes[:4]) > LEAST_BATCH, "the look at the gradients before the search"
+    assert max(module.sizes[2:]) == LEAST_BATCH
     usual = one.evaluate(Victim(classifier, "cpu", 48), ids[rows], x[rows], y[rows], 0, 40)
     assert torch.equal(wide.robust, usual.robust)
     assert torch.equal(wide.backwards[wide.robust], usual.backwards[usual.robust])

@@ -77,7 +77,7 @@ def test_an_inexact_image_that_is_not_searched_does_not_matter(classifier, flow,
     with torch.no_grad():
         y[40] = (classifier(x)[40].argmax() + 1) % 10
     kept = [i for i in range(48) if i != 40]
-    outcome = evaluated("r-la", classifier, hostile(flow, decode=exact_on(x[kept])), (ids, x, y))
+    outcome = evaluated("a-la", classifier, hostile(flow, decode=exact_on(x[kept])), (ids, x, y))
     assert not outcome.robust[40]
 
 

@@ -273,8 +273,8 @@ class TestTheBaseClassDoesNotTrustAttacks:
     ("model", "message"),
     [
         (lambda x: torch.full((len(x), 10), float("nan")), "NaN or infinite logits"),
-        (lambda x: x, r"returned \(2, 1, 8, 8\) for 2 images"),
-        (lambda x: x.flatten(1)[:-1, :10], r"returned \(1, 10\) for 2 images"),
+        (lambda x: x, r"returned \(32, 1, 8, 8\) for 32 images"),
+        (lambda x: x.flatten(1)[:-1, :10], r"returned \(31, 10\) for 32 images"),
     ],
 )
 def test_models_that_return_nonsense_are_user_errors(model, message, images):

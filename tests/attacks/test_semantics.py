@@ -158,6 +158,7 @@ def test_robust_of_old_corrupted_images_gets_its_one_meaning():
 
 
 # ----------------------------------------------------------------------------------------------------- evaluate
+@pytest.mark.filterwarnings("ignore::robbench.attacks.suspicions.RobbenchWarning")
 def test_evaluate_names_what_it_counts_and_leaves_perturbations_out_of_the_worst_case(data, flow):
     x, y = data
     moved = torch.where(torch.arange(N) < 6, (y + 1) % 10, y)  # a quarter is broken

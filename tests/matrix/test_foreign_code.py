@@ -1,6 +1,5 @@
 """Whatever other people's code raises, and where: a cell that failed, or one line; never an exit code of its own."""
 
-import json
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from robbench.cards import Architecture
 from robbench.cli import main
 from robbench.errors import UserError
 from robbench.foreign import foreign_code, message_of
-from robbench.matrix.ledger import load_run
+from robbench.matrix.ledger import Ledger, load_run
 from robbench.models.classifiers import digits_cnn
 from robbench.stops import Stopped, check_stop, listening, reraise_stop
 
@@ -146,7 +145,7 @@ def test_a_run_whose_process_a_model_ended_never_reads_as_complete(thrower, tmp_
     out = tmp_path / "out"
     words = [
         "--model",
-        str(thrower("os._exit", 12)),
+        str(thrower("os._exit", 45)),
         "--attacks",
         "fgsm,pgd10",
         "--n",
@@ -167,7 +166,9 @@ def test_rows_without_an_end_state_are_no_complete_cell(tiny_zoo: Path, tmp_path
     words = ("--model", "tiny-a", "--zoo", tiny_zoo, "--attacks", "fgsm", "--n", 20, "--out", out)
     assert run(*words).exit_code == 0
     (path,) = out.glob("cells/*/cell.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running"}))
+    (result,) = load_run(out).cells
+    assert path.is_file()
+    Ledger(out).write_cell(result.cell.model_copy(update={"status": "running"}))
     assert [r.cell.status for r in load_run(out).cells] == ["running"]
     assert CliRunner().invoke(main, ["export", str(out), "-o", str(tmp_path / "a.zip")]).exit_code == 2
     assert run(*words).exit_code == 0
@@ -276,10 +277,11 @@ def test_a_loop_around_evaluate_does_not_end_at_a_stop_iteration(images) -> None
 
 def test_errors_of_a_model_reach_the_caller_of_evaluate_as_they_are(images) -> None:
     _, x, y = images
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(UserError, match=r"the model's forward \(Raising\) failed") as caught:
         robbench.evaluate(
             Raising(ZeroDivisionError()), x[:4], y[:4], ["fgsm"], dataset="digits", device="cpu"
         )
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_a_real_ctrl_c_in_evaluate_is_a_keyboard_interrupt(images) -> None:

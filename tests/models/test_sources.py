@@ -445,6 +445,8 @@ CARDS = [yaml.safe_load(text) for language, text in BLOCKS if language == "yaml"
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card["name"])
 def test_cards_of_the_documentation_load(card: dict[str, Any], tmp_path: Path) -> None:
     """Every card in docs/models.md, with weights saved the way it says and their sha256 in place of the zeros."""
+    if card["name"] == "my-flow":
+        pytest.skip("tests/models/test_flow_checks.py and its neighbours run the documented flow")
     (tmp_path / "my_models.py").write_text(next(text for language, text in BLOCKS if language == "python"))
     (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
     entry, weights = read_entry(tmp_path), card["weights"]
@@ -465,9 +467,9 @@ def test_cards_of_the_documentation_load(card: dict[str, Any], tmp_path: Path) -
 
 
 def test_the_documentation_shows_every_way() -> None:
-    assert [card["name"] for card in CARDS] == ["my-digits", "my-cnn", "downloaded"]
+    assert [card["name"] for card in CARDS] == ["my-digits", "my-cnn", "my-flow", "downloaded"]
     assert {"key", "prefix", "format"} <= CARDS[0]["weights"].keys()
-    assert len(CARDS[2]["weights"]["urls"]) == 2
+    assert len(CARDS[3]["weights"]["urls"]) == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------- timm

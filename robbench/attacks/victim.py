@@ -1,7 +1,7 @@
 """The model as attacks see it, and the small things everybody needs to score it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -17,15 +17,11 @@ from robbench.precision import SearchPrecision, checked_precision
 RANDOMISED_VERDICTS = 3  # means of forwards an attacked image is scored by where the model is randomised
 
 
-def full_precision() -> AbstractContextManager[None]:
-    """fp32 means fp32: no TF32 in convolutions and matrix products on recent GPUs; restored after."""
-    return _tensor_float_32(False)
-
-
 @contextmanager
-def _tensor_float_32(allowed: bool) -> Iterator[None]:
+def full_precision() -> Iterator[None]:
+    """fp32 means fp32: no TF32 in convolutions and matrix products on recent GPUs; restored after."""
     before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
         yield
     finally:
@@ -128,17 +124,13 @@ class Victim:
         return call_model(self.module, x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits [n,K] without a graph, on x's device, in the search's precision."""
+        """Logits [n,K] without a graph, on x's device, as a search sees them."""
         with torch.no_grad():
             return self.differentiable(x)
 
     def differentiable(self, x: Tensor) -> Tensor:
-        """float32 logits [n,K] with a graph to x, in the search's precision."""
-        if self.precision == "fp32":
-            out = call_model(self._searched, x)
-        else:
-            with _tensor_float_32(True):
-                out = call_model(self._searched, x)
+        """float32 logits [n,K] with a graph to x, as a search sees them."""
+        out = call_model(self._searched, x)
         if self._listener is not None:
             self._listener.note(x, out)
         return out

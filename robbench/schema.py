@@ -181,9 +181,21 @@ def dump_yaml(model: BaseModel) -> str:
     return yaml_text(model.model_dump(mode="json"))
 
 
+class _Dumper(yaml.SafeDumper):
+    """YAML whose strings are read back as they were: PyYAML folds Unicode's own line breaks into spaces."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    breaks = any(character in text for character in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def yaml_text(content: object) -> str:
     """Plain values as YAML text, keys in the order they have."""
-    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def canonical_hash(parts: object) -> str:

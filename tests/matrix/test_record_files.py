@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner, Result
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from robbench.cli import main
@@ -184,6 +184,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
     numbers=st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4),
     words=st.dictionaries(TEXT.filter(lambda key: key not in ("", CHECKSUM)), TEXT, max_size=3),
 )
+@example(text="\x85", numbers=[], words={"\u2028": "a\u2029b"})
 @settings(max_examples=60, deadline=None)
 def test_what_is_written_is_read_back_from_both_formats(
     text: str, numbers: list[float], words: dict[str, str]

@@ -12,7 +12,8 @@ from robbench.registry import Registry
 from robbench.schema import Strict, validate
 from robbench.specs import ModelKind, ResolvedAttack, Semantics
 
-ENGINE_VERSION = 1
+# Part of a cell's address. 2: searches climb log-odds along one float64 direction, and norms are float64.
+ENGINE_VERSION = 2
 
 
 @dataclass(frozen=True)

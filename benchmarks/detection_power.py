@@ -17,10 +17,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import test_broken_attacks as broken
 
-from robbench.check.paired import RULES, PairedResult, compare_samples
-from robbench.check.samples import CellSamples, of_run
-from robbench.matrix.ledger import load_run
-from robbench.metrics.accuracy import wilson
+from robbench.compare.paired import RULES, PairedResult, compare_samples
+from robbench.compare.samples import CellSamples, of_run
+from robbench.statistics.accuracy import wilson
+from robbench.store.ledger import load_run
 
 EVIDENCE = {
     "inputs": ("before the attack differ", "labels differ"),

@@ -3,7 +3,7 @@
     python benchmarks/gpu.py --out reports/benchmarks            # writes gpu.json and gpu.md
 
 Random weights and random 3x32x32 images, labels are the network's own predictions; three attacks:
-  pgd20   Linf, all steps for every image; against foolbox, torchattacks and ART (robbench/bench/pgd.py)
+  pgd20   Linf, all steps for every image; against foolbox, torchattacks and ART (robbench/benchmarks/pgd.py)
   aa      AutoAttack with the short budgets that the table states; against pyautoattack with the same
   jsa50   through a Glow with random weights, all steps; against a plain loop over FrEIA, normflows and nflows
 Peak: the attack's own forwards and backwards (jsa50: of decoder and classifier together), each at the cost it has alone
@@ -27,16 +27,16 @@ from torch import Tensor, nn
 
 from robbench.attacks import Outcome, Victim, build_attack
 from robbench.attacks.codec import FlowCodec
-from robbench.attacks.inner import attacked
+from robbench.attacks.search.inner import attacked
 from robbench.attacks.victim import full_precision
-from robbench.bench import latent, pgd
-from robbench.bench.autoattack import floor
-from robbench.bench.flow_report import REFERENCE
-from robbench.bench.flows import CASES, Case, prepare
-from robbench.bench.models import random_classifier
-from robbench.bench.timing import interleaved, processor, quartiles, quotient, spread
-from robbench.device import versions
-from robbench.resources import write_text_atomically
+from robbench.benchmarks import latent, pgd
+from robbench.benchmarks.autoattack import floor
+from robbench.benchmarks.flow_report import REFERENCE
+from robbench.benchmarks.flows import CASES, Case, prepare
+from robbench.benchmarks.models import random_classifier
+from robbench.benchmarks.timing import interleaved, processor, quartiles, quotient, spread
+from robbench.core.device import versions
+from robbench.core.resources import write_text_atomically
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
 
 NOT_RUN = 2

@@ -21,10 +21,10 @@ from torch.nn.functional import cross_entropy
 
 from robbench.attacks import Victim, build_attack
 from robbench.cards import Architecture
+from robbench.core.resources import sha256_file
 from robbench.data import load_dataset, sample_ids
 from robbench.models.loading import build_architecture, load_model
 from robbench.models.zoo import read_entry
-from robbench.resources import sha256_file
 from robbench.specs import resolve_attack, threat_models
 
 NAME, ARCHITECTURE, SEEDS = "mnist-fgsm", "convex-small-cnn", (0, 1, 2)

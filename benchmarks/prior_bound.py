@@ -14,12 +14,12 @@ import torch
 
 from robbench.attacks import build_likelihood_attack
 from robbench.data import load_dataset, sample_ids
-from robbench.metrics.likelihood import bits_per_dim
 from robbench.models.flows import layers
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.loading import _trained_flow
 from robbench.models.zoo import zoo_entries
 from robbench.specs import resolve_attack, threat_models
+from robbench.statistics.likelihood import bits_per_dim
 
 UNBOUNDED = 1e6  # raw widths are far below it, so that the tanh is the identity to rounding
 

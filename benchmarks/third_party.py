@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import torch
 
 from robbench.attacks import Victim
+from robbench.core.device import resolve_device
 from robbench.data import load_dataset, sample_ids
 from robbench.data.base import Split
-from robbench.device import resolve_device
-from robbench.metrics.accuracy import accuracy
-from robbench.metrics.likelihood import bits_per_dim, importance_weighted_bits_per_dim
+from robbench.models.entry import ZooEntry
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow, load_model
-from robbench.models.zoo import ZooEntry, zoo_entries
+from robbench.models.zoo import zoo_entries
+from robbench.statistics.accuracy import accuracy
+from robbench.statistics.likelihood import bits_per_dim, importance_weighted_bits_per_dim
 
 CLASSIFIERS = ("trades-mnist", "convex-mnist", "convex-fashionmnist", "resnet20-cifar10")
 FLOW, DRAWS = "mnist-flow", 8

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from robbench.schema import Strict, canonical_hash
+from robbench.core.schema import Strict, canonical_hash
 from robbench.specs import SHA256, ModelKind, Name
 
 Side = Annotated[int, Field(gt=0)]

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Outcome, Victim, build_attack
-from robbench.attacks.context import own_context
-from robbench.attacks.suspicions import RobbenchWarning
-from robbench.device import resolve_device
-from robbench.errors import UserError
-from robbench.foreign import no_exit
-from robbench.metrics.accuracy import accuracy
+from robbench.attacks.trust.context import own_context
+from robbench.attacks.trust.suspicions import RobbenchWarning
+from robbench.core.device import resolve_device
+from robbench.core.errors import UserError
+from robbench.core.foreign import no_exit
+from robbench.core.stops import listening
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.flows.checks import frozen_like
 from robbench.models.functions import as_module
 from robbench.models.loading import load_flow
 from robbench.models.zoo import default_flow, find_model, zoo_entries
 from robbench.specs import ResolvedAttack, refuse_unused_budgets, resolve_attack, threat_models
-from robbench.stops import listening
+from robbench.statistics.accuracy import accuracy
 
 if TYPE_CHECKING:
     import pandas as pd

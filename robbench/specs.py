@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from robbench.budget_limits import IMAGE_SHAPES, require_inside_box
-from robbench.budget_limits import exact_text as exact_text  # part of this module's names
-from robbench.errors import UserError, unknown_name
-from robbench.resources import data_root, existing_folder
-from robbench.schema import Strict, load_yaml
+from robbench.core.budget_limits import IMAGE_SHAPES, require_inside_box
+from robbench.core.budget_limits import exact_text as exact_text  # part of this module's names
+from robbench.core.errors import UserError, unknown_name
+from robbench.core.resources import data_root, existing_folder
+from robbench.core.schema import Strict, load_yaml
 
 # "corruption": images that are given, not searched for; without a budget.
 Space = Literal["image", "latent", "joint", "corruption"]

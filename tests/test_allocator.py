@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from robbench import allocator
-from robbench.allocator import AllocatorState, tune_allocator
-from robbench.errors import UserError
+from robbench.core import allocator
+from robbench.core.allocator import AllocatorState, tune_allocator
+from robbench.core.errors import UserError
 
 GLIBC = (
     os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", ()) else None
@@ -21,7 +21,7 @@ ROUNDS, WARM_UP, MEGABYTES = 40, 20, 40
 # faulted in anew, 256 page faults a MiB. Tuned, the heap grows for a few rounds and then serves all others.
 PROGRAM = f"""
 import json, resource, torch
-from robbench.allocator import tune_allocator
+from robbench.core.allocator import tune_allocator
 found = tune_allocator()
 again = tune_allocator()
 for turn in range({ROUNDS}):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from robbench.bench.autoattack import OURS, REFERENCE, Contest, Parity, compare, floor, markdown, report
-from robbench.bench.models import loaded
-from robbench.cli import main
-from robbench.errors import UserError
+from robbench.benchmarks.autoattack import OURS, REFERENCE, Contest, Parity, compare, floor, markdown, report
+from robbench.benchmarks.models import loaded
+from robbench.cli.app import main
+from robbench.core.errors import UserError
 
 
 def parity(**changes) -> Parity:

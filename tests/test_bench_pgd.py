@@ -12,15 +12,15 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from robbench.attacks.inner import attacked
-from robbench.bench import latent, pgd
-from robbench.bench.flow_peers import GLOW, benchmark_glow
-from robbench.bench.flows import Case, prepare
-from robbench.bench.models import random_classifier
-from robbench.bench.pgd_peers import PEERS, Pgd, plain
-from robbench.bench.timing import interleaved, peak_bytes, quartiles, quotient
-from robbench.cli import main
-from robbench.errors import UserError
+from robbench.attacks.search.inner import attacked
+from robbench.benchmarks import latent, pgd
+from robbench.benchmarks.flow_peers import GLOW, benchmark_glow
+from robbench.benchmarks.flows import Case, prepare
+from robbench.benchmarks.models import random_classifier
+from robbench.benchmarks.pgd_peers import PEERS, Pgd, plain
+from robbench.benchmarks.timing import interleaved, peak_bytes, quartiles, quotient
+from robbench.cli.app import main
+from robbench.core.errors import UserError
 
 CPU = torch.device("cpu")
 CONTEST = pgd.Contest(steps=5, batch_size=20, rounds=2)

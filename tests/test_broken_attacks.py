@@ -15,15 +15,15 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-import robbench.attacks.apgd as apgd
-import robbench.attacks.autoattack as autoattack
+import robbench.attacks.autoattack.apgd as apgd
+import robbench.attacks.autoattack.ensemble as autoattack
 import robbench.attacks.base as base
-import robbench.attacks.engine as engine
 import robbench.attacks.likelihood as likelihood
-import robbench.attacks.spaces as spaces
+import robbench.attacks.search.engine as engine
+import robbench.attacks.search.spaces as spaces
 import robbench.specs as specs
-from robbench.cli import main
-from robbench.resources import data_root
+from robbench.cli.app import main
+from robbench.core.resources import data_root
 
 MODEL, N = "digits-ijsat", 30
 CLASSIFIERS = "pgd20,apgd-ce,apgd-t,fab-t,square"
@@ -257,7 +257,7 @@ WRAPPER = """
 import sys
 sys.path.insert(0, {tests!r})
 import pytest, test_broken_attacks as broken
-from robbench.cli import main
+from robbench.cli.app import main
 if len(sys.argv) > 1 and sys.argv[1] == "run":
     broken.BREAKS[{name!r}][0](pytest.MonkeyPatch())
 main()

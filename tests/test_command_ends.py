@@ -11,8 +11,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from robbench.cli import main
-from robbench.cli_base import FiniteNumber, WholeNumber
+from robbench.cli.app import main
+from robbench.cli.base import FiniteNumber, WholeNumber
 
 DIGITS = "9" * 5000
 
@@ -49,7 +49,7 @@ def test_the_unexpected_is_one_line_with_its_own_exit_code(
     def broken(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("robbench.catalog.list_kind", broken)
+    monkeypatch.setattr("robbench.cli.catalog.list_kind", broken)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     result = invoked("list", "attacks")
     assert result.exit_code == 70
@@ -71,7 +71,7 @@ def test_without_room_for_the_traceback_the_line_still_comes(monkeypatch: pytest
     def broken(*_: object) -> None:
         raise KeyError("x")
 
-    monkeypatch.setattr("robbench.catalog.list_kind", broken)
+    monkeypatch.setattr("robbench.cli.catalog.list_kind", broken)
     monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
     result = invoked("list", "attacks")
     assert result.exit_code == 70
@@ -82,7 +82,7 @@ def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise MemoryError("Unable to allocate 7 PiB")
 
-    monkeypatch.setattr("robbench.catalog.list_kind", broken)
+    monkeypatch.setattr("robbench.cli.catalog.list_kind", broken)
     assert_refused(invoked("list", "attacks"), "not enough memory", "7 PiB")
 
 
@@ -201,15 +201,15 @@ def test_places_are_tried_before_the_work(impossible: Path, monkeypatch: pytest.
         raise AssertionError("the work began")
 
     for place in (
-        "robbench.matrix.session.build_plan",
-        "robbench.matrix.ledger.load_run",
-        "robbench.check.command.load_run",
+        "robbench.cli.run.build_plan",
+        "robbench.store.ledger.load_run",
+        "robbench.cli.check_session.load_run",
         "robbench.bundle.export.load_run",
         "robbench.bundle.runs.opened_runs",
         "robbench.defenses.plan.load_dataset",
-        "robbench.theory.report.random_gaussian",
-        "robbench.samples.load_flow",
-        "robbench.bench.models.loaded",
+        "robbench.benchmarks.theory_report.random_gaussian",
+        "robbench.cli.flow_samples.load_flow",
+        "robbench.benchmarks.models.loaded",
         "robbench.bundle.merge.opened_bundle",
     ):
         monkeypatch.setattr(place, work)
@@ -234,7 +234,7 @@ def test_places_are_tried_before_the_work(impossible: Path, monkeypatch: pytest.
 
 
 def test_a_place_that_is_tried_is_left_as_it_was(tmp_path: Path) -> None:
-    from robbench.places import check_output_file, check_output_folder
+    from robbench.core.places import check_output_file, check_output_folder
 
     check_output_file(tmp_path / "new" / "deep" / "a.json", "--json")
     check_output_folder(tmp_path / "other" / "deep")
@@ -297,7 +297,7 @@ def test_idx_files_that_are_none(content: bytes, tmp_path: Path) -> None:
 
 
 def test_leftovers_of_killed_reports_go_with_the_next(tmp_path: Path) -> None:
-    from robbench.publish.site.build import _remove_leftovers, _temporary
+    from robbench.report.site.build import _remove_leftovers, _temporary
 
     site = tmp_path / "si[t]e"
     with _temporary(site) as killed:

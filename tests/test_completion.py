@@ -9,8 +9,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from robbench.cli import main
-from robbench.resources import data_root
+from robbench.cli.app import main
+from robbench.core.resources import data_root
 
 BASH = shutil.which("bash")
 
@@ -24,7 +24,8 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "completion.bash").write_text(result.output)
     command = folder / "robbench"
     command.write_text(
-        f'#!/bin/sh\nexec "{sys.executable}" -c \'from robbench.cli import main; main(prog_name="robbench")\' "$@"\n'
+        f'#!/bin/sh\nexec "{sys.executable}" '
+        '-c \'from robbench.cli.app import main; main(prog_name="robbench")\' "$@"\n'
     )
     command.chmod(0o755)
     return folder / "completion.bash"
@@ -92,7 +93,7 @@ def test_folders_given_before_are_searched_too(script: Path, tmp_path: Path) -> 
 NO_TORCH = """
 import os, sys
 os.environ.update(_ROBBENCH_COMPLETE="bash_complete", COMP_WORDS={words!r}, COMP_CWORD={position!r})
-from robbench.cli import main
+from robbench.cli.app import main
 try:
     main(args=[], prog_name="robbench")
 except SystemExit as end:

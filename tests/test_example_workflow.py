@@ -9,7 +9,7 @@ import click
 import pytest
 import yaml
 
-from robbench.cli import main
+from robbench.cli.app import main
 
 PATH = Path(__file__).parents[1] / "examples" / "github-workflow.yml"
 

@@ -8,11 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robbench.errors import UserError
-from robbench.experiments import LEAST_TRAINING, AttackUse, Experiment, Scale, experiments, find_experiment
-from robbench.published import published_index, published_table, table_rows
-from robbench.recipes import recipes
-from robbench.schema import validate
+from robbench.core.errors import UserError
+from robbench.core.schema import validate
+from robbench.defenses.recipes import recipes
+from robbench.experiments.published import published_index, published_table, table_rows
+from robbench.experiments.schema import (
+    LEAST_TRAINING,
+    AttackUse,
+    Experiment,
+    Scale,
+    experiments,
+    find_experiment,
+)
 from robbench.specs import threat_models
 
 ALL, RECIPES, THREATS = experiments(), recipes(), threat_models()

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from robbench.cli import KINDS, main
-from robbench.resources import data_root
+from robbench.cli.app import KINDS, main
+from robbench.core.resources import data_root
 
 KEYS = {
     "attacks": {

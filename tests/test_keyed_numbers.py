@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robbench.random import KeyedNumbers, derive_seed
+from robbench.core.random import KeyedNumbers, derive_seed
 
 WORD = 2**64
 

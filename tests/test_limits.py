@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robbench.errors import UserError
-from robbench.npz import npz_names, read_npz
-from robbench.numerals import number, whole_number
-from robbench.schema import DEEPEST, parse_json, parse_yaml, validate_json
+from robbench.core.errors import UserError
+from robbench.core.npz import npz_names, read_npz
+from robbench.core.numerals import number, whole_number
+from robbench.core.schema import DEEPEST, parse_json, parse_yaml, validate_json
 from robbench.specs import ThreatModel
 
 LAUGHS = "\n".join(

@@ -6,10 +6,17 @@ import pytest
 from click.testing import CliRunner
 
 from robbench.attacks import Victim
-from robbench.cli import main
-from robbench.errors import UserError
-from robbench.matrix.plan import RunRequest, build_plan
-from robbench.precision import PRECISIONS, WITHDRAWN, checked_precision, read_record, recorded, withdrawal
+from robbench.cli.app import main
+from robbench.core.errors import UserError
+from robbench.core.precision import (
+    PRECISIONS,
+    WITHDRAWN,
+    checked_precision,
+    read_record,
+    recorded,
+    withdrawal,
+)
+from robbench.run.plan import RunRequest, build_plan
 
 MATRIX = ["--model", "digits-at", "--n", "4"]
 COMMANDS = {

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robbench.cli import main
-from robbench.errors import UserError
-from robbench.models.zoo import zoo_entries
-from robbench.published import (
+from robbench.cli.app import main
+from robbench.cli.published_show import show_table
+from robbench.core.errors import UserError
+from robbench.experiments.published import (
     Hyperparameter,
     PublishedRow,
     arithmetic,
@@ -30,8 +30,8 @@ from robbench.published import (
     read_rows,
     table_settings,
 )
-from robbench.published import table_rows as read_table
-from robbench.published_show import show_table
+from robbench.experiments.published import table_rows as read_table
+from robbench.models.zoo import zoo_entries
 
 INDEX = published_index()
 table_rows = functools.cache(read_table)
@@ -387,7 +387,7 @@ def test_the_index_names_the_files_and_nothing_else() -> None:
 
 
 def test_robbench_check_reads_every_table() -> None:
-    reference = pytest.importorskip("robbench.check.reference")
+    reference = pytest.importorskip("robbench.compare.reference")
     for table in NUMBERS:
         rows = table_rows(table)
         found = reference.read_references(published_folder() / f"{table.name}.csv")
@@ -455,5 +455,5 @@ def test_case_and_punctuation_of_names_do_not_count(table: object, data: st.Data
 
 
 def test_reading_tables_needs_neither_torch_nor_pandas() -> None:
-    code = "import sys, robbench.published_show; sys.exit(sum(m in sys.modules for m in ('torch', 'pandas')))"
+    code = "import sys, robbench.cli.published_show; sys.exit(sum(m in sys.modules for m in ('torch', 'pandas')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,8 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robbench.attacks.geometry import GeneratorNoise, SampleNoise, direction, norm_of, project, random_start
-from robbench.random import SampleRandom
+from robbench.attacks.search.geometry import (
+    GeneratorNoise,
+    SampleNoise,
+    direction,
+    norm_of,
+    project,
+    random_start,
+)
+from robbench.core.random import SampleRandom
 
 
 @given(ids=st.lists(st.integers(0, 10**6), min_size=1, max_size=8, unique=True), seed=st.integers(0, 9))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import robbench
-from robbench import threads
-from robbench.cli import main
+from robbench.attacks import threads
+from robbench.attacks.threads import VARIABLES, multiply_adds, thread_rule, threads_for
+from robbench.cli.app import main
+from robbench.core.resources import sha256_file
 from robbench.models.zoo import read_entry
-from robbench.resources import sha256_file
-from robbench.threads import VARIABLES, multiply_adds, thread_rule, threads_for
 
 BEFORE = 3  # what PyTorch is set to when a command starts; no rule would choose it
 SPY = """

@@ -1,13 +1,7 @@
-"""Attacks: the contract (`base`), one search loop (`engine`) and one module a family."""
+"""Attacks: the contract (`base`), how they search (`search`), and one module per family."""
 
-from robbench.attacks import (  # noqa: F401  (they register themselves)
-    autoattack,
-    autoattack_reference,
-    corruption,
-    latent,
-    likelihood,
-    pgd,
-)
+from robbench.attacks import corruption, latent, likelihood, pgd  # noqa: F401  (they register themselves)
+from robbench.attacks.autoattack import ensemble, reference  # noqa: F401  (they register themselves)
 from robbench.attacks.base import Attack, Outcome, build_attack
 from robbench.attacks.likelihood import LikelihoodAttack, LikelihoodOutcome, build_likelihood_attack
 from robbench.attacks.named import ATTACKS, Cost, NamedAttack

@@ -13,7 +13,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.audit import SearchAudit, Searched, check_afterwards
 from robbench.attacks.checks import (
     BALL_TOLERANCE,
     BOX_TOLERANCE,
@@ -25,18 +24,19 @@ from robbench.attacks.checks import (
     require_latent_budget,
 )
 from robbench.attacks.codec import FlowCodec, decoded_image, probe_flow, regrouped
-from robbench.attacks.context import own_context, refuse_inference_tensors
-from robbench.attacks.decision import losses, margins, predictions
-from robbench.attacks.geometry import norm_of
-from robbench.attacks.inner import attacked
-from robbench.attacks.model_call import out_of_memory
-from robbench.attacks.model_state import ModelState
 from robbench.attacks.named import ATTACKS, NamedAttack
-from robbench.attacks.preflight import check_model
-from robbench.attacks.spaces import Codec
-from robbench.attacks.suspicions import PROBED, Diagnostics, Suspicion, diagnose, zero_gradients
+from robbench.attacks.search.decision import losses, margins, predictions
+from robbench.attacks.search.geometry import norm_of
+from robbench.attacks.search.inner import attacked
+from robbench.attacks.search.spaces import Codec
+from robbench.attacks.trust.audit import SearchAudit, Searched, check_afterwards
+from robbench.attacks.trust.context import own_context, refuse_inference_tensors
+from robbench.attacks.trust.model_call import out_of_memory
+from robbench.attacks.trust.model_state import ModelState
+from robbench.attacks.trust.preflight import check_model
+from robbench.attacks.trust.suspicions import PROBED, Diagnostics, Suspicion, diagnose, zero_gradients
 from robbench.attacks.victim import Victim, full_precision
-from robbench.errors import AttackViolation, UserError
+from robbench.core.errors import AttackViolation, UserError
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.specs import ModelKind, ResolvedAttack
 

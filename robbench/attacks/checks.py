@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from robbench.attacks.geometry import norm_of, per_sample
-from robbench.attacks.spaces import Codec
-from robbench.budget_limits import exact_text, require_inside_box
-from robbench.errors import AttackViolation, UserError
+from robbench.attacks.search.geometry import norm_of, per_sample
+from robbench.attacks.search.spaces import Codec
+from robbench.core.budget_limits import exact_text, require_inside_box
+from robbench.core.errors import AttackViolation, UserError
 from robbench.specs import ResolvedAttack
 
 # Rounding allowance of float32 arithmetic on [0,1] pixels before a point counts as outside its set.

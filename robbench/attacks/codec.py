@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from robbench.attacks.spaces import Codec
-from robbench.errors import UserError
+from robbench.attacks.search.spaces import Codec
+from robbench.core.errors import UserError
 from robbench.models.flows.base import Flow, FrozenFlow, Latents
 from robbench.models.flows.checks import (
     CONTRACT,

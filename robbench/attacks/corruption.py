@@ -12,12 +12,12 @@ from pydantic import Field
 
 from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.named import ATTACKS, Cost
-from robbench.attacks.spaces import Codec
+from robbench.attacks.search.spaces import Codec
 from robbench.attacks.victim import Victim
+from robbench.core.errors import UserError
+from robbench.core.schema import Strict
 from robbench.data.corruption_names import SEVERITIES, Corruption
 from robbench.data.corruptions import corrupted_images
-from robbench.errors import UserError
-from robbench.schema import Strict
 from robbench.specs import SHA256, ResolvedAttack, Semantics
 
 

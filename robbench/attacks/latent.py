@@ -10,15 +10,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robbench.attacks.active import still_robust
 from robbench.attacks.base import Attack, Candidates, Task
-from robbench.attacks.geometry import Noise, SampleNoise, project
 from robbench.attacks.named import ATTACKS, Cost
 from robbench.attacks.pgd import GradientAttack, GradientParameters
-from robbench.attacks.spaces import Codec, InLoop, JointSpace, LatentSpace
+from robbench.attacks.search.active import still_robust
+from robbench.attacks.search.geometry import Noise, SampleNoise, project
+from robbench.attacks.search.spaces import Codec, InLoop, JointSpace, LatentSpace
 from robbench.attacks.victim import Victim, chunks
-from robbench.errors import UserError
-from robbench.schema import Strict
+from robbench.core.errors import UserError
+from robbench.core.schema import Strict
 from robbench.specs import Norm, Semantics
 
 

@@ -18,18 +18,18 @@ from pydantic import Field
 from torch import Tensor
 
 from robbench.attacks.checks import check_tensor, inside_ball, inside_box, require_image_budget
-from robbench.attacks.geometry import SampleNoise, Start, norm_of
-from robbench.attacks.inner import ascend
 from robbench.attacks.named import ATTACKS, Cost, NamedAttack
-from robbench.attacks.spaces import ImageSpace
+from robbench.attacks.search.geometry import SampleNoise, Start, norm_of
+from robbench.attacks.search.inner import ascend
+from robbench.attacks.search.spaces import ImageSpace
 from robbench.attacks.victim import chunks, full_precision
-from robbench.errors import UserError
-from robbench.metrics.likelihood import BitsEstimate, estimated_bits_per_dim
+from robbench.core.errors import UserError
+from robbench.core.random import KeyedNumbers, SampleRandom
+from robbench.core.schema import Strict
 from robbench.models.flows.base import FlowModel, FrozenFlow
 from robbench.models.flows.checks import same_density
-from robbench.random import KeyedNumbers, SampleRandom
-from robbench.schema import Strict
 from robbench.specs import ModelKind, ResolvedAttack
+from robbench.statistics.likelihood import BitsEstimate, estimated_bits_per_dim
 
 Images = Literal["test", "noise"]
 RELATIVE_STEP = 2.5  # step size times steps over epsilon; the paper states none

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from robbench.errors import UserError
-from robbench.registry import Registry
-from robbench.schema import Strict, validate
+from robbench.core.errors import UserError
+from robbench.core.registry import Registry
+from robbench.core.schema import Strict, validate
 from robbench.specs import ModelKind, ResolvedAttack, Semantics
 
 # Part of a cell's address. 2: searches climb log-odds along one float64 direction, and norms are float64.

@@ -5,14 +5,14 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from robbench.attacks import engine
 from robbench.attacks.base import Attack, Candidates, Task
-from robbench.attacks.geometry import Start
 from robbench.attacks.named import ATTACKS, Cost
-from robbench.attacks.spaces import Codec, ImageSpace, SearchSpace
+from robbench.attacks.search import engine
+from robbench.attacks.search.geometry import Start
+from robbench.attacks.search.spaces import Codec, ImageSpace, SearchSpace
 from robbench.attacks.victim import Victim
-from robbench.errors import UserError
-from robbench.schema import Strict
+from robbench.core.errors import UserError
+from robbench.core.schema import Strict
 from robbench.specs import ResolvedAttack, Semantics
 
 LabelSource = Literal["true", "predicted"]

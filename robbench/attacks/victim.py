@@ -7,12 +7,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.batches import batch_in_cache, largest_output
-from robbench.attacks.decision import margins
-from robbench.attacks.lean import searchable
-from robbench.attacks.model_call import call_model
-from robbench.errors import UserError
-from robbench.precision import SearchPrecision, checked_precision
+from robbench.attacks.search.batches import batch_in_cache, largest_output
+from robbench.attacks.search.decision import margins
+from robbench.attacks.search.lean import searchable
+from robbench.attacks.trust.model_call import call_model
+from robbench.core.errors import UserError
+from robbench.core.precision import SearchPrecision, checked_precision
 
 RANDOMISED_VERDICTS = 3  # means of forwards an attacked image is scored by where the model is randomised
 

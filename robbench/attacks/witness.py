@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from robbench.attacks.base import Outcome
-from robbench.schema import parse_json
+from robbench.core.schema import parse_json
 
 FLOW, CONDITION = "flow", "condition"
 Perturbations = Mapping[str, NDArray[np.float32]]

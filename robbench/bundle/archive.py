@@ -16,11 +16,11 @@ from robbench import __version__
 from robbench.bundle.contents import check_contents
 from robbench.bundle.manifest import LAYOUT, MANIFEST_FILE, MANIFEST_VERSION, FileEntry, Manifest
 from robbench.bundle.zipcheck import Limits, copied, opened_zip, refused
-from robbench.errors import UserError
-from robbench.matrix.ledger import load_run
-from robbench.matrix.records import Run
-from robbench.resources import sha256_file, write_atomically
-from robbench.schema import LARGEST, parse_json, validate
+from robbench.core.errors import UserError
+from robbench.core.resources import sha256_file, write_atomically
+from robbench.core.schema import LARGEST, parse_json, validate
+from robbench.store.ledger import load_run
+from robbench.store.records import Run
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip file can state
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from robbench.attacks.checks import BALL_TOLERANCE
 from robbench.bundle.findings import Finding, judged
-from robbench.matrix.records import CellRecord, CellResult, Run
-from robbench.publish.rows import models
+from robbench.results.rows import models
 from robbench.specs import ResolvedAttack
+from robbench.store.records import CellRecord, CellResult, Run
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]

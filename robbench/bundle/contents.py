@@ -17,12 +17,12 @@ from pydantic import BaseModel
 from robbench.bundle.manifest import MANIFEST_FILE, BundleCell, Manifest, RunIdentity
 from robbench.bundle.zipcheck import refused
 from robbench.cards import ModelCard
-from robbench.errors import UserError
-from robbench.matrix.frechet_records import FRECHET_FOLDER, read_record, samples_hash
-from robbench.matrix.ledger import CELL_FILE, ORIGINALS_FILE, Ledger
-from robbench.matrix.records import CellRecord, RunFile
-from robbench.schema import load_yaml
+from robbench.core.errors import UserError
+from robbench.core.schema import load_yaml
 from robbench.specs import ThreatModel
+from robbench.store.frechet_records import FRECHET_FOLDER, read_record, samples_hash
+from robbench.store.ledger import CELL_FILE, ORIGINALS_FILE, Ledger
+from robbench.store.records import CellRecord, RunFile
 
 _SLACK, _RATIO = (
     1 << 24,

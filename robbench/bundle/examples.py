@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from robbench.errors import UserError
-from robbench.numerals import number
+from robbench.core.errors import UserError
+from robbench.core.numerals import number
 
 
 @dataclass(frozen=True)

@@ -16,23 +16,23 @@ from zipfile import is_zipfile
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robbench.attacks.suspicions import Diagnostics
+from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.bundle.archive import pack
 from robbench.bundle.contents import run_identity
 from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.manifest import BundleCell, ExampleShare, Manifest
-from robbench.device import versions
-from robbench.errors import UserError
-from robbench.matrix.folder import lock_is_held
-from robbench.matrix.frechet_records import FRECHET_FOLDER, read_record, write_record
-from robbench.matrix.ledger import ORIGINALS_FILE, Images, Ledger, load_run
-from robbench.matrix.records import CellResult, Run, RunFile
-from robbench.matrix.shards import Shard
-from robbench.publish.rows import COLUMNS
-from robbench.publish.tables import leaderboard
-from robbench.resources import write_text_atomically
-from robbench.schema import canonical_hash, dump_yaml, validate_json
+from robbench.core.device import versions
+from robbench.core.errors import UserError
+from robbench.core.resources import write_text_atomically
+from robbench.core.schema import canonical_hash, dump_yaml, validate_json
+from robbench.results.rows import COLUMNS
+from robbench.results.tables import leaderboard
 from robbench.specs import threat_models
+from robbench.store.folder import lock_is_held
+from robbench.store.frechet_records import FRECHET_FOLDER, read_record, write_record
+from robbench.store.ledger import ORIGINALS_FILE, Images, Ledger, load_run
+from robbench.store.records import CellResult, Run, RunFile
+from robbench.store.shards import Shard
 
 _PIXELS = ("example", "witness", "original")  # columns that only kept examples fill
 

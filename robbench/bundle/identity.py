@@ -9,12 +9,12 @@ from typing import Any
 from robbench.attacks import ATTACKS
 from robbench.bundle.findings import WHOLE, Finding, judged
 from robbench.cards import FlowReference, ModelCard
+from robbench.core.errors import UserError
+from robbench.core.schema import load_yaml, validate
 from robbench.data import Dataset
-from robbench.errors import UserError
-from robbench.matrix.merged import conflicts
-from robbench.matrix.records import CellRecord, Run, cell_hash
-from robbench.schema import load_yaml, validate
 from robbench.specs import ResolvedAttack, Semantics, ThreatModel, importance_weighted, resolve_attack
+from robbench.store.merged import conflicts
+from robbench.store.records import CellRecord, Run, cell_hash
 
 ADDRESS, SETTINGS = "address", "settings"
 _FILES = ("sha256",)  # parameters that name what was read, not what was asked for

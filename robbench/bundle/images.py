@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from robbench.attacks import Victim, build_attack
 from robbench.attacks.checks import check_tensor, inside_ball, inside_box
-from robbench.attacks.geometry import norm_of
 from robbench.attacks.likelihood import noise_images
+from robbench.attacks.search.geometry import norm_of
 from robbench.attacks.victim import chunks
 from robbench.attacks.witness import BadWitnessError, Witness
 from robbench.bundle.consistency import ROUNDING
 from robbench.bundle.findings import WHOLE, Finding, judged
+from robbench.core.errors import AttackViolation, UserError
 from robbench.data import Dataset, sample_ids
-from robbench.errors import AttackViolation, UserError
-from robbench.matrix.ledger import Images, Ledger
-from robbench.matrix.records import CellRecord, CellResult, Run
 from robbench.models.flows.base import FrozenFlow
 from robbench.specs import Norm
+from robbench.store.ledger import Images, Ledger
+from robbench.store.records import CellRecord, CellResult, Run
 
 BALL, SAMPLES, ORIGINALS = "ball", "samples", "originals"
 NORMS: tuple[Norm, ...] = ("l1", "l2", "linf")

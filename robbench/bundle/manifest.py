@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from robbench.schema import Strict
+from robbench.core.schema import Strict
 from robbench.specs import SHA256, Name
 
 MANIFEST_FILE = "manifest.json"

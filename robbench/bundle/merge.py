@@ -19,12 +19,12 @@ from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run
 from robbench.bundle.findings import AGREES, Verification
 from robbench.bundle.verify import Say, VerifyRequest, check_options, verified
-from robbench.errors import UserError
-from robbench.matrix.frechet_records import FRECHET_FOLDER, read_record
-from robbench.matrix.ledger import Images, Ledger, load_run
-from robbench.matrix.merged import ROUNDING, merge_runs, source_of, version_conflicts
-from robbench.matrix.records import PlanEntry, Run, RunFile, join_ids
-from robbench.resources import new_folder
+from robbench.core.errors import UserError
+from robbench.core.resources import new_folder
+from robbench.store.frechet_records import FRECHET_FOLDER, read_record
+from robbench.store.ledger import Images, Ledger, load_run
+from robbench.store.merged import ROUNDING, merge_runs, source_of, version_conflicts
+from robbench.store.records import PlanEntry, Run, RunFile, join_ids
 
 BUNDLE_SUFFIX = ".zip"
 

@@ -16,18 +16,18 @@ import torch
 from robbench.attacks import ATTACKS
 from robbench.bundle.findings import WHOLE, Finding, judged
 from robbench.bundle.subjects import Subjects
-from robbench.check.paired import RULES, Rules, compare_samples, largest_count
-from robbench.check.pairs import NEAR_TIE, Pair, Shift, same
-from robbench.check.samples import CellSamples, Samples, of_run
+from robbench.compare.paired import RULES, Rules, compare_samples, largest_count
+from robbench.compare.pairs import NEAR_TIE, Pair, Shift, same
+from robbench.compare.samples import CellSamples, Samples, of_run
+from robbench.core.errors import UserError
+from robbench.core.precision import checked_precision, read_record, withdrawal
 from robbench.data import Dataset
 from robbench.data.corruptions import located
-from robbench.errors import UserError
-from robbench.matrix.cells import SHARD_SIZE, Cell, CellBuilder
-from robbench.matrix.records import CellResult, Run
-from robbench.matrix.shard_work import CleanLikelihood, ShardFailure, ShardWork
+from robbench.models.entry import ZooEntry
 from robbench.models.flows.base import FrozenFlow
-from robbench.models.zoo import ZooEntry
-from robbench.precision import checked_precision, read_record, withdrawal
+from robbench.run.cells import SHARD_SIZE, Cell, CellBuilder
+from robbench.run.shard_work import CleanLikelihood, ShardFailure, ShardWork
+from robbench.store.records import CellResult, Run
 
 CHECK = "re-run"
 FLIP_RATE = 0.005  # of `check.paired.Rules`: how many verdicts another processor may turn

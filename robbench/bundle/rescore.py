@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robbench.attacks import ATTACKS, Attack, Victim
-from robbench.attacks.decision import margins
-from robbench.attacks.decision import predictions as predicted
-from robbench.attacks.preflight import RandomisedModelError, check_model
+from robbench.attacks.search.decision import margins
+from robbench.attacks.search.decision import predictions as predicted
+from robbench.attacks.trust.preflight import RandomisedModelError, check_model
 from robbench.attacks.victim import full_precision
 from robbench.bundle.findings import Finding, judged
 from robbench.bundle.images import CleanImages, Stored, stored_examples
-from robbench.check.paired import RULES, largest_count
-from robbench.check.pairs import same
-from robbench.errors import UserError
-from robbench.matrix.records import CellRecord, CellResult, Run
-from robbench.metrics.likelihood import BitsEstimate, estimated_bits_per_dim
+from robbench.compare.paired import RULES, largest_count
+from robbench.compare.pairs import same
+from robbench.core.errors import UserError
+from robbench.core.schema import validate
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import GOLDEN_TOLERANCE, LoadedFlow, LoadedModel
-from robbench.publish.tables import NEAR_TIE
-from robbench.schema import validate
+from robbench.results.tables import NEAR_TIE
+from robbench.statistics.likelihood import BitsEstimate, estimated_bits_per_dim
+from robbench.store.records import CellRecord, CellResult, Run
 
 _ALPHA = RULES["default"].alpha
 VERDICTS, MARGINS, CLEAN, LIKELIHOOD = "verdicts", "margins", "clean", "likelihood"

@@ -5,8 +5,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from robbench.bundle.archive import opened_bundle
-from robbench.matrix.ledger import load_run
-from robbench.matrix.records import Run
+from robbench.store.ledger import load_run
+from robbench.store.records import Run
 
 
 @contextmanager

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from robbench.bundle.findings import Finding
 from robbench.cards import ModelCard
-from robbench.errors import UserError
-from robbench.matrix.records import Run
-from robbench.models.sources import Wanted
-from robbench.models.zoo import ZooEntry, find_model, zoo_entries
+from robbench.core.errors import UserError
+from robbench.models.entry import Wanted, ZooEntry
+from robbench.models.zoo import find_model, zoo_entries
+from robbench.store.records import Run
 
 CHECK = "model"
 

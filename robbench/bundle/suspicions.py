@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robbench.attacks.named import ENGINE_VERSION
-from robbench.attacks.suspicions import Diagnostics
+from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.bundle.findings import Finding, judged
-from robbench.errors import UserError
-from robbench.matrix.ledger import Ledger
-from robbench.matrix.records import CellResult, Run
-from robbench.schema import validate
+from robbench.core.errors import UserError
+from robbench.core.schema import validate
+from robbench.store.ledger import Ledger
+from robbench.store.records import CellResult, Run
 
 CHECK = "suspicions"
 

@@ -26,16 +26,16 @@ from robbench.bundle.subjects import Subjects, found_subjects
 from robbench.bundle.suspicions import suspicion_findings
 from robbench.bundle.tables import table_finding
 from robbench.bundle.zipcheck import refused
+from robbench.core.device import resolve_device, versions
+from robbench.core.errors import UserError
+from robbench.core.foreign import foreign_code
 from robbench.data import Dataset, load_dataset
-from robbench.device import resolve_device, versions
-from robbench.errors import UserError
-from robbench.foreign import foreign_code
-from robbench.matrix.records import CellRecord, CellResult, Run
+from robbench.models.entry import ZooEntry
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow, load_flow_model, load_model
-from robbench.models.zoo import ZooEntry
-from robbench.publish.rows import models
+from robbench.results.rows import models
 from robbench.specs import threat_models
+from robbench.store.records import CellRecord, CellResult, Run
 
 Say = Callable[[str], None]
 # Of a card: what is compared elsewhere, and names.

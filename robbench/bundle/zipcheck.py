@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, LargeZipFile, ZipFile, ZipInfo
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 
 BLOCK = 1 << 20
 _BAD_ZIP = (BadZipFile, EOFError, zlib.error, struct.error, ValueError, OverflowError, RuntimeError)

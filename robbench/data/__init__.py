@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from robbench.data.names import dataset_names
 
 if TYPE_CHECKING:
-    from robbench.data.base import DATASETS, Dataset, Split, load_dataset, sample_ids, stratified_split
+    from robbench.data.base import DATASETS, Dataset, Split, sample_ids, stratified_split
+    from robbench.data.loading import load_dataset
 
 __all__ = ["DATASETS", "Dataset", "Split", "dataset_names", "load_dataset", "sample_ids", "stratified_split"]
 
@@ -17,6 +18,7 @@ __all__ = ["DATASETS", "Dataset", "Split", "dataset_names", "load_dataset", "sam
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    for module in ("digits", "vision"):  # they register themselves
-        import_module(f"{__name__}.{module}")
-    return getattr(import_module(f"{__name__}.base"), name)
+    loading = import_module(f"{__name__}.loading")  # also registers the built-in data sets
+    return (
+        loading.load_dataset if name == "load_dataset" else getattr(import_module(f"{__name__}.base"), name)
+    )

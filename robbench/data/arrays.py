@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from robbench.core.errors import UserError
+from robbench.core.npz import Array, npz_names, read_npz
 from robbench.data.base import Split
 from robbench.data.card import Layout
-from robbench.errors import UserError
-from robbench.npz import Array, npz_names, read_npz
 
 AXES = {
     "NHW": "images, height, width",

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robbench.data.card import UNKNOWN_STEP, DatasetCard, SplitCard, SplitName, require_dataset
-from robbench.data.names import BUILT_IN, dataset_names
-from robbench.errors import UserError, unknown_name
-from robbench.foreign import foreign_code
-from robbench.random import derive_seed
-from robbench.registry import Registry
+from robbench.core.errors import UserError
+from robbench.core.random import derive_seed
+from robbench.core.registry import Registry
+from robbench.data.card import DatasetCard, SplitCard, SplitName
 
 
 @dataclass(frozen=True)
@@ -120,29 +118,6 @@ class Dataset:
 
 
 DATASETS: Registry[Callable[[Path], Dataset]] = Registry("data set", "robbench.datasets")
-
-
-def load_dataset(name: str, data_dir: str | Path | None = None, data: str | Path | None = None) -> Dataset:
-    """The data set called `name`. data_dir: folder of torchvision-style files (`--data-dir`, ROBBENCH_DATA); data: the
-    folder of a data set of one's own (`--data`), whose card must have this name, or be like it.
-
-    Raises `UserError` for an unknown name, for files that are absent and cannot be downloaded, and for malformed ones.
-    """
-    from robbench.data import digits, vision  # noqa: F401  (they register themselves)
-    from robbench.data.folder import load_folder
-    from robbench.data.overlap import with_overlap_noted
-    from robbench.resources import dataset_root
-
-    if data is not None:
-        require_dataset(name, Path(data))
-        return load_folder(Path(data), data_dir)
-    if name not in DATASETS:  # also knows what was registered at run time
-        raise unknown_name("data set", name, dataset_names(), UNKNOWN_STEP)
-    load, root = DATASETS.get(name), dataset_root(data_dir)
-    step = "put whole files there again, or name another folder with --data-dir or ROBBENCH_DATA"
-    with foreign_code(f"reading data set {name!r} from {str(root)!r}", step):  # empty and cut files, plugins
-        dataset = load(root)
-    return dataset if name in BUILT_IN else with_overlap_noted(dataset)
 
 
 def sample_ids(split: Split, n: int | None, seed: int) -> list[int]:

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from robbench.cards import Side
+from robbench.core.errors import UserError, unknown_name
+from robbench.core.schema import Strict, load_yaml
 from robbench.data.names import dataset_names
-from robbench.errors import UserError, unknown_name
-from robbench.schema import Strict, load_yaml
 from robbench.specs import SHA256, Name
 
 CARD_FILE = "card.yaml"

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 Labels = np.ndarray[tuple[int, ...], np.dtype[Any]]

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robbench.core.errors import UserError
+from robbench.core.npz import Array
+from robbench.core.resources import sha256_file
 from robbench.data.base import Dataset
 from robbench.data.corruption_names import SEVERITIES
 from robbench.data.names import BUILT_IN
-from robbench.errors import UserError
-from robbench.npz import Array
-from robbench.resources import sha256_file
 from robbench.specs import ResolvedAttack
 
 

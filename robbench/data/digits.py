@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from robbench.core.errors import UserError
 from robbench.data.base import DATASETS, Dataset, Split, stratified_split
 from robbench.data.checksums import DIGITS, records_checksum
 from robbench.data.names import BUILT_IN
-from robbench.errors import UserError
 
 TEST_SIZE, VALIDATION_SIZE, SPLIT_SEED = 360, 180, 20260101
 

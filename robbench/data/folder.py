@@ -5,14 +5,14 @@ from pathlib import Path
 
 import torch
 
+from robbench.core.errors import UserError
+from robbench.core.resources import dataset_root, sha256_file
 from robbench.data.arrays import read_arrays
 from robbench.data.base import DATASETS, Dataset, Split, stratified_split
 from robbench.data.card import FolderCard, SplitFiles, SplitName, read_folder_card
 from robbench.data.images import folder_sha256, image_files, lossy_note, read_images
 from robbench.data.names import BUILT_IN, place
 from robbench.data.overlap import with_overlap_noted
-from robbench.errors import UserError
-from robbench.resources import dataset_root, sha256_file
 
 VALIDATION_SIZE, SPLIT_SEED = 5000, 20260101
 

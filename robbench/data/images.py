@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from robbench.core.errors import UserError
+from robbench.core.resources import sha256_file
 from robbench.data.base import Split
 from robbench.data.card import ImageFolders
-from robbench.errors import UserError
-from robbench.resources import sha256_file
 
 LOSSLESS = (".bmp", ".pgm", ".png", ".ppm", ".tif", ".tiff")
 LOSSY = (".jpeg", ".jpg", ".webp")

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from robbench.core.errors import UserError
 from robbench.data.arrays import read_arrays
 from robbench.data.base import DATASETS, Dataset, Split, stratified_split
 from robbench.data.checksums import FILES, Part, check_arrays, check_files
 from robbench.data.names import BUILT_IN
-from robbench.errors import UserError
 
 VALIDATION_SIZE, SPLIT_SEED = 5000, 20260101
 GREY = ("mnist", "fashionmnist")

@@ -10,8 +10,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robbench.attacks.geometry import Start
 from robbench.attacks.pgd import LabelSource
+from robbench.attacks.search.geometry import Start
 from robbench.defenses.base import DEFENSES, Defense, mix, perturb, searching
 from robbench.defenses.budgets import ImageSearch, attack_labels, image_space, resolve_image
 from robbench.defenses.losses import kl_divergence, mart_loss, mixed_cross_entropy, trades_loss

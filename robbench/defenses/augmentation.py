@@ -7,9 +7,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robbench.core.schema import Strict
 from robbench.defenses.base import DEFENSES, Defense, mix
 from robbench.defenses.losses import mixed_cross_entropy
-from robbench.schema import Strict
 
 
 class MixupParameters(Strict):

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.geometry import GeneratorNoise
-from robbench.attacks.inner import ascend, attacked
-from robbench.attacks.spaces import Codec, SearchSpace
-from robbench.errors import UserError, unknown_name
-from robbench.registry import Registry
-from robbench.schema import Strict, validate
+from robbench.attacks.search.geometry import GeneratorNoise
+from robbench.attacks.search.inner import ascend, attacked
+from robbench.attacks.search.spaces import Codec, SearchSpace
+from robbench.core.errors import UserError, unknown_name
+from robbench.core.registry import Registry
+from robbench.core.schema import Strict, validate
 from robbench.specs import ModelKind, ThreatModel
 
 Criterion = Literal[

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from robbench.attacks.geometry import Start
 from robbench.attacks.latent import JointParameters, LatentParameters
 from robbench.attacks.pgd import GradientParameters, LabelSource
-from robbench.attacks.spaces import Box, ImageSpace, InLoop, JointSpace, LatentSpace
+from robbench.attacks.search.geometry import Start
+from robbench.attacks.search.spaces import Box, ImageSpace, InLoop, JointSpace, LatentSpace
+from robbench.core.errors import UserError
+from robbench.core.schema import Strict, validate
 from robbench.defenses.base import BatchNormMode, Setting, searching
-from robbench.errors import UserError
-from robbench.schema import Strict, validate
 from robbench.specs import Norm, ResolvedAttack, Space, resolve_attack
 
 GradientP = TypeVar("GradientP", bound=GradientParameters)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from robbench.errors import UserError
-from robbench.resources import write_atomically
+from robbench.core.errors import UserError
+from robbench.core.resources import write_atomically
 
 MAGIC, DIGEST_LENGTH = b"robbench checkpoint 2 ", 64
 ZIP = b"PK"  # torch.save's first bytes, and those of a checkpoint of before there was a digest

@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
-from robbench.attacks.geometry import Start
 from robbench.attacks.likelihood import RELATIVE_STEP, build_likelihood_attack
-from robbench.attacks.spaces import ImageSpace
+from robbench.attacks.search.geometry import Start
+from robbench.attacks.search.spaces import ImageSpace
+from robbench.core.schema import Strict
 from robbench.data import Split
 from robbench.defenses.base import FLOW_DEFENSES, Criterion, Defense, perturb
 from robbench.models.flows.base import Flow, FlowModel
-from robbench.schema import Strict
 from robbench.specs import resolve_attack
 
 

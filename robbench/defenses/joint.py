@@ -8,7 +8,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robbench.attacks.geometry import Start
+from robbench.attacks.search.geometry import Start
 from robbench.defenses.base import DEFENSES, Defense, Mixture, mix, perturb, searching
 from robbench.defenses.budgets import JointSearch, joint_space, resolve_joint
 from robbench.defenses.losses import kl_divergence, mart_loss, mixed_cross_entropy, trades_loss

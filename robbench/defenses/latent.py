@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robbench.attacks.geometry import GeneratorNoise
 from robbench.attacks.latent import random_latent
+from robbench.attacks.search.geometry import GeneratorNoise
+from robbench.core.schema import Strict
 from robbench.defenses.base import DEFENSES, Defense, perturb
 from robbench.defenses.budgets import LatentSearch, attack_labels, latent_space, named_attack, resolve_latent
-from robbench.schema import Strict
 from robbench.specs import Norm
 
 

@@ -14,9 +14,15 @@ import yaml
 
 from robbench.attacks.codec import FlowCodec
 from robbench.cards import Architecture, FlowReference
+from robbench.core.device import resolve_device
+from robbench.core.errors import UserError
+from robbench.core.foreign import foreign_code
+from robbench.core.places import check_output_folder
+from robbench.core.schema import canonical_hash, parse_yaml, validate
 from robbench.data import Dataset, Split, load_dataset
 from robbench.data.card import family
 from robbench.defenses.base import Defense, Setting, build_defense, defense_kinds, find_defense
+from robbench.defenses.recipes import Recipe
 from robbench.defenses.schedule import (
     check_augmentation,
     find_recipe,
@@ -25,15 +31,10 @@ from robbench.defenses.schedule import (
     training_splits,
 )
 from robbench.defenses.selection import SplitWords
-from robbench.device import resolve_device
-from robbench.errors import UserError
-from robbench.foreign import foreign_code
 from robbench.models.classifiers import ARCHITECTURES
+from robbench.models.entry import ZooEntry
 from robbench.models.loading import is_flow, load_flow
-from robbench.models.zoo import ZooEntry, default_flow, find_model, zoo_entries
-from robbench.places import check_output_folder
-from robbench.recipes import Recipe
-from robbench.schema import canonical_hash, parse_yaml, validate
+from robbench.models.zoo import default_flow, find_model, zoo_entries
 from robbench.specs import ModelKind, threat_models
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

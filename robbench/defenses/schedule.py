@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from robbench.core.errors import UserError, unknown_name
+from robbench.core.random import derive_seed
+from robbench.core.schema import load_yaml
 from robbench.data import Dataset, Split
-from robbench.errors import UserError, unknown_name
-from robbench.random import derive_seed
-from robbench.recipes import Recipe, recipes
-from robbench.schema import load_yaml
+from robbench.defenses.recipes import Recipe, recipes
 from robbench.specs import ModelKind
 
 FLOW_LP_SEED = 9999

@@ -7,18 +7,18 @@ import torch
 from torch import nn
 
 from robbench.attacks import Victim, build_attack, build_likelihood_attack
-from robbench.attacks.context import own_context
-from robbench.attacks.decision import margins
-from robbench.attacks.inner import attacked
-from robbench.attacks.preflight import check_model
+from robbench.attacks.search.decision import margins
+from robbench.attacks.search.inner import attacked
+from robbench.attacks.trust.context import own_context
+from robbench.attacks.trust.preflight import check_model
 from robbench.cards import Measurement
 from robbench.data import Dataset, Split
 from robbench.defenses.base import Criterion, Defense, Setting
 from robbench.defenses.flow import gaussian_bits_per_dim
-from robbench.metrics.accuracy import Estimate, accuracy
 from robbench.models.flows.base import Flow
 from robbench.models.flows.checks import frozen_like
 from robbench.specs import resolve_attack
+from robbench.statistics.accuracy import Estimate, accuracy
 
 # One fixed seed: every epoch of every training meets the same random starts and dequantisation noise.
 SCORE_SEED = 20260102

@@ -19,20 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from robbench import __version__
+from robbench.attacks.threads import multiply_adds, search_multiply_adds, threads_for
 from robbench.cards import Measurement, Training
+from robbench.core.errors import UserError
+from robbench.core.foreign import foreign_code
+from robbench.core.locks import LockHeldError, file_lock
+from robbench.core.places import Place
+from robbench.core.random import derive_seed
+from robbench.core.stops import check_stop
 from robbench.defenses import checkpoint, selection
 from robbench.defenses.checkpoint import Progress
 from robbench.defenses.plan import Plan, TrainRequest, check_places, make_plan, parse_settings
 from robbench.defenses.schedule import augment, build_optimizer, generator_for, learning_rate
-from robbench.errors import UserError
-from robbench.foreign import foreign_code
-from robbench.locks import LockHeldError, file_lock
 from robbench.models.flows.base import Flow
 from robbench.models.loading import build_architecture, save_model_folder
-from robbench.places import Place
-from robbench.random import derive_seed
-from robbench.stops import check_stop
-from robbench.threads import multiply_adds, search_multiply_adds, threads_for
 
 __all__ = ["Report", "TrainRequest", "parse_settings", "train"]
 

@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench.errors import UserError
-from robbench.models.download import LimitedFile, TooLarge
+from robbench.core.download import LimitedFile, TooLarge
+from robbench.core.errors import UserError
+from robbench.core.resources import cache_folder, sha256_file, write_atomically
+from robbench.core.schema import canonical_hash
+from robbench.models.entry import ZooEntry
 from robbench.models.loading import load_model
-from robbench.models.zoo import ZooEntry
-from robbench.resources import cache_folder, sha256_file, write_atomically
-from robbench.schema import canonical_hash
 
 INCEPTION = "inception"
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"

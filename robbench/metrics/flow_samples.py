@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.victim import chunks
-from robbench.errors import UserError
-from robbench.metrics.likelihood import BitsPerDim, bits_per_dim
+from robbench.core.errors import UserError
+from robbench.core.random import derive_seed
 from robbench.models.flows.base import FlowModel
-from robbench.random import derive_seed
+from robbench.statistics.likelihood import BitsPerDim, bits_per_dim
 
 BATCH = 256
 

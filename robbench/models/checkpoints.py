@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from robbench.cards import Golden, Weights
-from robbench.errors import UserError
-from robbench.models.download import MOST_BYTES, download, is_html, wrong_digest
-from robbench.models.zoo import ZooEntry, present_weights
-from robbench.resources import cache_folder
+from robbench.core.download import MOST_BYTES, download, is_html, wrong_digest
+from robbench.core.errors import UserError
+from robbench.core.resources import cache_folder
+from robbench.models.entry import ZooEntry
+from robbench.models.zoo import present_weights
 
 NAMED = 3  # keys an error names
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robbench.registry import Registry
+from robbench.core.registry import Registry
 
 Builder = Callable[..., nn.Module]
 ARCHITECTURES: Registry[Builder] = Registry("architecture", "robbench.models")

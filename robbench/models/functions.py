@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 
 
 class FunctionModel(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from robbench.random import SampleRandom
+from robbench.core.random import SampleRandom
 
 CHECKED = 3  # coordinates with the largest gradient that are checked, and as many others
 STEPS = {torch.float64: (1e-4, 1e-6), torch.float32: (2.0**-6, 2.0**-9)}

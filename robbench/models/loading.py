@@ -10,22 +10,22 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robbench.cards import Architecture, Golden, ModelCard, Weights
-from robbench.errors import UserError
-from robbench.foreign import cause, foreign_code
+from robbench.core.errors import UserError
+from robbench.core.foreign import cause, foreign_code
+from robbench.core.resources import sha256_file, write_atomically, write_text_atomically
+from robbench.core.schema import dump_yaml
+from robbench.core.stops import reraise_stop
 from robbench.models.checkpoints import load_strictly, read_golden, read_state
 from robbench.models.classifiers import ARCHITECTURES, Normalize
+from robbench.models.entry import ZooEntry
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.flows.checks import frozen_like, require_sound
 from robbench.models.flows.conditional import ConditionalFlow
 from robbench.models.flows.gated_coupling import GatedCouplingFlow
 from robbench.models.flows.glow import Glow
 from robbench.models.flows.realnvp import RealNVP
+from robbench.models.libraries.third_party import OptionAResNet, TradesSmallCNN, convex_small_cnn
 from robbench.models.sources import build_named
-from robbench.models.third_party import OptionAResNet, TradesSmallCNN, convex_small_cnn
-from robbench.models.zoo import ZooEntry
-from robbench.resources import sha256_file, write_atomically, write_text_atomically
-from robbench.schema import dump_yaml
-from robbench.stops import reraise_stop
 
 GOLDEN_TOLERANCE = (
     1e-4  # float32 sums in another order (threads, instruction set) differ by about 1e-6 of the logits

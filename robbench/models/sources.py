@@ -15,34 +15,22 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from robbench.cards import ModelCard
-from robbench.errors import UserError, unknown_name
-from robbench.foreign import cause
-from robbench.stops import reraise_stop
+from robbench.core.errors import UserError, unknown_name
+from robbench.core.foreign import cause
+from robbench.core.stops import reraise_stop
+from robbench.models.entry import Wanted, ZooEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from robbench.models.zoo import ZooEntry
-
 SCHEMES = {
-    "onnx": "robbench.models.onnx",
-    "robustbench": "robbench.models.robustbench",
-    "timm": "robbench.models.timm",
-    "torchvision": "robbench.models.torchvision",
+    "onnx": "robbench.models.libraries.onnx",
+    "robustbench": "robbench.models.libraries.robustbench",
+    "timm": "robbench.models.libraries.timm",
+    "torchvision": "robbench.models.libraries.torchvision",
 }
 # Arguments of other libraries' builders that make them read or download weights, unchecked.
 LOADING = ("weights", "pretrained", "checkpoint_path")
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a model is wanted for. dataset: its name. shape, classes: of its images, None when it is not loaded (then
-    they cannot be checked yet). checkpoints: folder named with --checkpoints."""
-
-    dataset: str
-    shape: tuple[int, int, int] | None = None
-    classes: int | None = None
-    checkpoints: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +49,7 @@ class Scheme:
     `card.architecture.arguments` are keyword arguments of the library's builder. None: the scheme has none.
     """
 
-    model: "Callable[[str, Wanted], ZooEntry] | None" = None
+    model: Callable[[str, Wanted], ZooEntry] | None = None
     architecture: Callable[[str, ModelCard], nn.Module] | None = None
 
 
@@ -70,7 +58,7 @@ def has_scheme(name: str) -> bool:
     return ":" in name and name.partition(":")[0] in SCHEMES
 
 
-def named_model(name: str, wanted: Wanted) -> "ZooEntry":
+def named_model(name: str, wanted: Wanted) -> ZooEntry:
     """The model that "scheme:rest" stands for; `UserError` for an empty rest or a scheme without models."""
     scheme, _, rest = name.partition(":")
     find = _scheme(scheme).model
@@ -119,7 +107,7 @@ def built(card: ModelCard, builder: Callable[..., nn.Module], **sizes: Any) -> n
 
 
 # ------------------------------------------------------------------------------------------- architectures of cards
-def build_named(entry: "ZooEntry") -> nn.Module:
+def build_named(entry: ZooEntry) -> nn.Module:
     """The module, without its weights, of a card whose architecture has a colon; `UserError` when it cannot be."""
     card = entry.card
     name, _, rest = card.architecture.name.partition(":")
@@ -136,13 +124,13 @@ def build_named(entry: "ZooEntry") -> nn.Module:
     return build(rest, card)
 
 
-def may_run(entry: "ZooEntry") -> bool:
+def may_run(entry: ZooEntry) -> bool:
     """Whether the code that a card names, if any, may run: for cards that the user named or robbench ships."""
     name = entry.card.architecture.name
     return entry.trusted or ":" not in name or has_scheme(name)
 
 
-def _called(entry: "ZooEntry") -> nn.Module:
+def _called(entry: ZooEntry) -> nn.Module:
     """What "module:callable" of a card returns. The code runs only for a card that the user named or robbench ships."""
     card, name = entry.card, entry.card.architecture.name
     if not may_run(entry):
@@ -168,7 +156,7 @@ def _called(entry: "ZooEntry") -> nn.Module:
     return module
 
 
-def _imported(entry: "ZooEntry") -> Callable[..., Any]:
+def _imported(entry: ZooEntry) -> Callable[..., Any]:
     """The callable of "module:callable": in a file beside the card, else in an importable module."""
     name = entry.card.architecture.name
     module_name, _, attribute = name.partition(":")

@@ -1,36 +1,15 @@
 """The zoo: one folder a model with card.yaml, weights and golden tensors. No torch here."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from robbench.cards import ModelCard
-from robbench.errors import UserError, unknown_name
-from robbench.resources import cache_folder, data_root, existing_folder
-from robbench.schema import load_yaml
+from robbench.core.errors import UserError, unknown_name
+from robbench.core.resources import cache_folder, data_root, existing_folder
+from robbench.core.schema import load_yaml
+from robbench.models.entry import Wanted, ZooEntry
 from robbench.specs import ModelKind
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from robbench.models.sources import Wanted
-
-
-@dataclass(frozen=True)
-class ZooEntry:
-    """A card and the folder that holds it and the files it names.
-
-    checkpoints: further folder to look for the weights in (--checkpoints). trusted: the card is shipped or the user
-    named it, so that code it names may run. build: returns the module with its weights, where a library loads them.
-    """
-
-    card: ModelCard
-    folder: Path
-    checkpoints: Path | None = None
-    trusted: bool = True
-    build: "Callable[[], nn.Module] | None" = None
 
 
 def read_entry(path: Path, checkpoints: Path | None = None) -> ZooEntry:
@@ -93,7 +72,7 @@ def find_model(
     name: str,
     entries: dict[str, ZooEntry],
     kind: ModelKind = "classifier",
-    wanted: "Wanted | None" = None,
+    wanted: Wanted | None = None,
 ) -> ZooEntry:
     """The zoo model called `name`, the model in the folder or card file `name`, or another library's ("timm:NAME").
 
@@ -116,7 +95,7 @@ def find_model(
     raise unknown_name(noun, name, known, "or give a model folder or card.yaml")
 
 
-def _of_library(name: str, wanted: "Wanted | None") -> ZooEntry | None:
+def _of_library(name: str, wanted: Wanted | None) -> ZooEntry | None:
     """The model behind "torchvision:resnet50"; None when what comes before the colon is no scheme."""
     from robbench.models.sources import has_scheme, named_model
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import gammaincc, gammainccinv
 
-from robbench.errors import UserError
-from robbench.metrics.accuracy import Estimate, wilson
+from robbench.core.errors import UserError
+from robbench.statistics.accuracy import Estimate, wilson
 from robbench.theory.perturbation import Gaussian, check_dimension, check_epsilon, worst_perturbation
 from robbench.theory.training import Recursion, check_sigma, variances
 

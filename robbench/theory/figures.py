@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from robbench.resources import write_atomically
+from robbench.core.resources import write_atomically
 from robbench.theory.perturbation import Floats, Gaussian, Perturbation
 from robbench.theory.training import Recursion, TradeOff
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 
 Floats = NDArray[np.float64]
 

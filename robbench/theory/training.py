@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from robbench.errors import UserError, unknown_name
+from robbench.core.errors import UserError, unknown_name
 from robbench.theory.perturbation import (
     Floats,
     Gaussian,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from robbench.attacks import Victim, build_attack
-from robbench.attacks.geometry import project
+from robbench.attacks.search.geometry import project
 from robbench.specs import ResolvedAttack
 
 
@@ -67,7 +67,7 @@ def test_equals_foolbox_from_the_same_random_start(classifier, images, monkeypat
     ids, x, y = images
     ours = spec("linf", 0.15, steps=10, early_stop=False)
     outcome = build_attack(ours).evaluate(Victim(classifier), ids, x, y, 7, 48)
-    from robbench.attacks.geometry import SampleNoise, random_start
+    from robbench.attacks.search.geometry import SampleNoise, random_start
 
     noise = SampleNoise(7, "test", ids, 0, torch.device("cpu"))
     start = (x + random_start("uniform", "linf", 0.15, (1, 8, 8), noise)).clamp(0, 1)
@@ -132,7 +132,7 @@ def test_the_reference_equals_the_package_component_by_component(norm, classifie
     """Same seed for every component and one batch: the examples are the package's own, bit for bit."""
     from pyautoattack import AutoAttack
 
-    from robbench.attacks import autoattack_reference
+    from robbench.attacks.autoattack import reference as autoattack_reference
 
     monkeypatch.setattr(autoattack_reference, "derive_seed", lambda *parts: 0)
     ids, x, y = images
@@ -159,7 +159,7 @@ def test_standard_budgets_are_the_packages_own():
     """The shipped aa and aa-reference carry exactly the numbers pyautoattack's "standard" version sets."""
     from pyautoattack import AutoAttack
 
-    from robbench.attacks.autoattack import AutoAttackParameters
+    from robbench.attacks.autoattack.ensemble import AutoAttackParameters
     from robbench.specs import resolve_attack, threat_models
 
     for name, norm in (

@@ -13,15 +13,15 @@ from scipy import stats
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from robbench.attacks.active import Batch, run_search, still_robust
-from robbench.attacks.apgd import APGD, dlr, dlr_targeted
+from robbench.attacks.autoattack.apgd import APGD, dlr, dlr_targeted
 from robbench.attacks.base import Candidates, Task
 from robbench.attacks.checks import inside_ball, inside_box
-from robbench.attacks.decision import margins
-from robbench.attacks.geometry import norm_of
-from robbench.attacks.inner import SURE
+from robbench.attacks.search.active import Batch, run_search, still_robust
+from robbench.attacks.search.decision import margins
+from robbench.attacks.search.geometry import norm_of
+from robbench.attacks.search.inner import SURE
 from robbench.attacks.victim import Victim
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.loading import load_model
 from robbench.models.zoo import zoo_entries
 from robbench.specs import ResolvedAttack

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from robbench.attacks import Victim, build_attack
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.specs import resolve_attack, threat_models
 
 MODELS = threat_models()

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from robbench.attacks import Victim, build_attack
-from robbench.attacks.batches import CACHE_BYTES, LEAST_BATCH, batch_in_cache, largest_output
+from robbench.attacks.search.batches import CACHE_BYTES, LEAST_BATCH, batch_in_cache, largest_output
 from robbench.specs import resolve_attack, threat_models
 
 

@@ -11,10 +11,10 @@ from robbench.attacks import Victim, build_attack
 from robbench.attacks.checks import require_latent_budget
 from robbench.attacks.codec import FlowCodec
 from robbench.attacks.likelihood import build_likelihood_attack
-from robbench.budget_limits import IMAGE_SHAPES, box_diameter, exact_text
+from robbench.core.budget_limits import IMAGE_SHAPES, box_diameter, exact_text
+from robbench.core.errors import UserError
 from robbench.data.names import BUILT_IN
 from robbench.defenses import Setting, build_defense
-from robbench.errors import UserError
 from robbench.specs import resolve_attack, threat_models
 
 MODELS = threat_models()

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Victim, build_attack
+from robbench.core.errors import UserError
 from robbench.data import Dataset, Split
 from robbench.data.corruption_names import Corruption, Headline
 from robbench.data.corruptions import located
-from robbench.errors import UserError
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models, ungrouped
 
 MODELS = threat_models()

@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robbench.attacks import Victim, build_attack
-from robbench.attacks.active import Batch
-from robbench.attacks.apgd import dlr, dlr_targeted
+from robbench.attacks.autoattack.apgd import dlr, dlr_targeted
 from robbench.attacks.codec import FlowCodec
-from robbench.attacks.engine import GradientSearch, SearchPlan
-from robbench.attacks.geometry import direction, norm_of, normalised, project, stands_still
-from robbench.attacks.geometry_l1 import project_l1_box, sparse_direction
-from robbench.attacks.inner import error_log_odds, tempered
-from robbench.attacks.spaces import ImageSpace, JointSpace, LatentSpace
+from robbench.attacks.search.active import Batch
+from robbench.attacks.search.engine import GradientSearch, SearchPlan
+from robbench.attacks.search.geometry import direction, norm_of, normalised, project, stands_still
+from robbench.attacks.search.geometry_l1 import project_l1_box, sparse_direction
+from robbench.attacks.search.inner import error_log_odds, tempered
+from robbench.attacks.search.spaces import ImageSpace, JointSpace, LatentSpace
 from robbench.defenses import Setting, build_defense
 from robbench.specs import resolve_attack, threat_models
 
@@ -256,6 +256,6 @@ def test_spaces_take_no_step_on_coordinates_that_are_not_finite(flow, images):
 
 
 def _started(space, x, y):
-    from robbench.attacks.geometry import GeneratorNoise
+    from robbench.attacks.search.geometry import GeneratorNoise
 
     return space.start(x, y, GeneratorNoise(len(x), torch.Generator().manual_seed(0)))

@@ -7,12 +7,12 @@ import torch
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import nn
 
-from robbench.attacks.active import Batch, run_search
+from robbench.attacks.autoattack.fab import TargetedFab
 from robbench.attacks.base import Candidates, Task
-from robbench.attacks.fab import TargetedFab
-from robbench.attacks.geometry import norm_of
+from robbench.attacks.search.active import Batch, run_search
+from robbench.attacks.search.geometry import norm_of
 from robbench.attacks.victim import Victim, margins
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.loading import load_model
 from robbench.models.zoo import find_model, zoo_entries
 

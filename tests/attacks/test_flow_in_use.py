@@ -6,10 +6,10 @@ from torch import nn
 
 from robbench.attacks import Victim, build_attack, build_likelihood_attack
 from robbench.attacks.codec import FlowCodec
-from robbench.attacks.geometry import GeneratorNoise
-from robbench.attacks.spaces import LatentSpace
+from robbench.attacks.search.geometry import GeneratorNoise
+from robbench.attacks.search.spaces import LatentSpace
+from robbench.core.errors import AttackViolation, UserError
 from robbench.defenses.base import Setting, build_defense
-from robbench.errors import AttackViolation, UserError
 from robbench.models.flows import FrozenFlow, Glow
 from robbench.specs import resolve_attack, threat_models
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pyautoattack import fab_projections
 from scipy.optimize import brentq, linprog
 
-from robbench.attacks.geometry_box import steps_to_hyperplane
+from robbench.attacks.search.geometry_box import steps_to_hyperplane
 
 NORMS = ("linf", "l2", "l1")
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from robbench.attacks.geometry import norm_of, project
-from robbench.attacks.geometry_l1 import (
+from robbench.attacks.search.geometry import norm_of, project
+from robbench.attacks.search.geometry_l1 import (
     project_l1_box,
     rounding_allowance,
     sparse_direction,

@@ -6,7 +6,7 @@ from torch import nn
 
 from robbench.attacks import Victim, build_attack
 from robbench.attacks.checks import PIXEL_ROUNDING, ball_allowance, inside_ball
-from robbench.errors import AttackViolation
+from robbench.core.errors import AttackViolation
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
 
 MODELS = threat_models()

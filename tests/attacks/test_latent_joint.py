@@ -9,11 +9,11 @@ from torch import nn
 
 from robbench.attacks import Victim, build_attack
 from robbench.attacks.codec import FlowCodec
-from robbench.attacks.geometry import GeneratorNoise, SampleNoise
-from robbench.attacks.inner import ascend, attacked, error_log_odds, gradients, tempered
 from robbench.attacks.latent import random_latent
-from robbench.attacks.spaces import JointSpace, LatentSpace
-from robbench.errors import AttackViolation, UserError
+from robbench.attacks.search.geometry import GeneratorNoise, SampleNoise
+from robbench.attacks.search.inner import ascend, attacked, error_log_odds, gradients, tempered
+from robbench.attacks.search.spaces import JointSpace, LatentSpace
+from robbench.core.errors import AttackViolation, UserError
 from robbench.specs import resolve_attack, threat_models
 
 MODELS = threat_models()
@@ -346,7 +346,7 @@ def test_what_is_recorded_holds_every_default():
 
 def test_l1_steps_are_not_spent_on_pixels_that_stand_at_the_box():
     """All gradient mass on a pixel at 1 that wants to go up: the step goes to the next one instead."""
-    from robbench.attacks.spaces import ImageSpace
+    from robbench.attacks.search.spaces import ImageSpace
 
     x = torch.zeros(1, 1, 4, 5)
     x[0, 0, 0, 0] = 1.0

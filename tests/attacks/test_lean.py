@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robbench.attacks import Victim, build_attack, victim
-from robbench.attacks.inner import attacked
-from robbench.attacks.lean import FirstConvolution, lean, searchable
+from robbench.attacks.search.inner import attacked
+from robbench.attacks.search.lean import FirstConvolution, lean, searchable
 from robbench.attacks.victim import margins
 from robbench.models.classifiers import ARCHITECTURES
 from robbench.specs import resolve_attack, threat_models

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from robbench.attacks import build_attack, build_likelihood_attack
 from robbench.attacks.likelihood import noise_images
-from robbench.errors import AttackViolation, UserError
+from robbench.core.errors import AttackViolation, UserError
+from robbench.core.random import SampleRandom
 from robbench.models.flows.base import Encoded, FrozenFlow, Transform, unit_interval
-from robbench.random import SampleRandom
 from robbench.specs import resolve_attack, threat_models
 
 MODELS = threat_models()

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from robbench.attacks import ATTACKS, Attack, Victim, build_attack
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.evaluation import evaluate
-from robbench.matrix.ledger import one_meaning
-from robbench.matrix.records import CellRecord
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
+from robbench.store.ledger import one_meaning
+from robbench.store.records import CellRecord
 
 MODELS = threat_models()
 PERTURBATIONS = ["r-la", "r-la-l2", "r-la-none", "a-la-pred"]
@@ -158,7 +158,7 @@ def test_robust_of_old_corrupted_images_gets_its_one_meaning():
 
 
 # ----------------------------------------------------------------------------------------------------- evaluate
-@pytest.mark.filterwarnings("ignore::robbench.attacks.suspicions.RobbenchWarning")
+@pytest.mark.filterwarnings("ignore::robbench.attacks.trust.suspicions.RobbenchWarning")
 def test_evaluate_names_what_it_counts_and_leaves_perturbations_out_of_the_worst_case(data, flow):
     x, y = data
     moved = torch.where(torch.arange(N) < 6, (y + 1) % 10, y)  # a quarter is broken

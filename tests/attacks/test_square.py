@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from robbench.attacks.active import Batch, run_search
+from robbench.attacks.autoattack.square import PatternWindows, Schedule, Square, pattern, window_sizes
 from robbench.attacks.base import Candidates, Task
-from robbench.attacks.geometry import norm_of
-from robbench.attacks.square import PatternWindows, Schedule, Square, pattern, window_sizes
+from robbench.attacks.search.active import Batch, run_search
+from robbench.attacks.search.geometry import norm_of
 from robbench.attacks.victim import Victim, margins
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.loading import load_model
 from robbench.models.zoo import find_model, zoo_entries
 from robbench.specs import Norm

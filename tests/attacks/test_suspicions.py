@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 import robbench
 from robbench.attacks import Victim, build_attack
-from robbench.attacks.suspicions import (
+from robbench.attacks.trust.suspicions import (
     Diagnostics,
     RobbenchWarning,
     cross_entropy,
@@ -21,7 +21,7 @@ from robbench.attacks.suspicions import (
     probability_rows,
     zero_gradients,
 )
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.specs import resolve_attack, threat_models
 
 MODELS = threat_models()

@@ -16,10 +16,10 @@ from torch.nn import functional
 
 import robbench
 from robbench.attacks import Victim, build_attack
-from robbench.attacks.agreement import DIFFERENT, ROUNDING, relative_gaps
-from robbench.attacks.decision import margins
-from robbench.attacks.preflight import check_model
-from robbench.errors import UserError
+from robbench.attacks.search.decision import margins
+from robbench.attacks.trust.agreement import DIFFERENT, ROUNDING, relative_gaps
+from robbench.attacks.trust.preflight import check_model
+from robbench.core.errors import UserError
 from robbench.specs import resolve_attack, threat_models
 
 MODELS = threat_models()

@@ -16,10 +16,10 @@ from zoo_runs import attacked
 from robbench.attacks import ATTACKS
 from robbench.bundle.consistency import _last_step, consistency_findings, incomplete, repeated
 from robbench.bundle.identity import address_findings, settings_findings
-from robbench.matrix.ledger import load_run
-from robbench.matrix.records import CellResult, Run
 from robbench.models.zoo import zoo_entries
 from robbench.specs import ThreatModel, resolve_attack, threat_models
+from robbench.store.ledger import load_run
+from robbench.store.records import CellResult, Run
 
 Change = Callable[[pd.DataFrame], Any]
 

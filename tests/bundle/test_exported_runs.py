@@ -17,11 +17,11 @@ from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run, table_digests
 from robbench.bundle.manifest import Manifest
 from robbench.bundle.runs import opened_runs
-from robbench.cli import main
-from robbench.errors import UserError
-from robbench.matrix.ledger import Ledger, load_run
-from robbench.matrix.records import PlanEntry, Run
-from robbench.resources import sha256_file
+from robbench.cli.app import main
+from robbench.core.errors import UserError
+from robbench.core.resources import sha256_file
+from robbench.store.ledger import Ledger, load_run
+from robbench.store.records import PlanEntry, Run
 
 
 def exported(folder: Path, out: Path, examples: str = "all", **options: bool) -> Manifest:

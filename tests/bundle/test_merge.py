@@ -9,10 +9,10 @@ from click.testing import CliRunner, Result
 from zoo_runs import Forgery, N, attacked, bundled, checked, say_robust, stored_row
 
 from robbench.bundle.archive import opened_bundle
-from robbench.cli import main
-from robbench.matrix.ledger import Ledger, load_run
-from robbench.publish.tables import leaderboard
-from robbench.publish.writers import markdown
+from robbench.cli.app import main
+from robbench.report.writers import markdown
+from robbench.results.tables import leaderboard
+from robbench.store.ledger import Ledger, load_run
 
 AT, IJSAT = "digits-at", "digits-ijsat"
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from written_runs import write_run
 
-from robbench.errors import UserError
-from robbench.matrix.ledger import load_run
-from robbench.matrix.merged import conflicts, merge_runs, source_of, version_conflicts
-from robbench.matrix.records import CellResult, Run
+from robbench.core.errors import UserError
+from robbench.store.ledger import load_run
+from robbench.store.merged import conflicts, merge_runs, source_of, version_conflicts
+from robbench.store.records import CellResult, Run
 
 Change = Callable[[Run], Run]
 

@@ -20,7 +20,7 @@ from robbench.bundle.archive import opened_bundle
 from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run
 from robbench.bundle.zipcheck import Limits
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -29,23 +29,23 @@ from zoo_runs import (
     stored_row,
 )
 
-from robbench.attacks.suspicions import Diagnostics
+from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.attacks.witness import Witness
 from robbench.bundle import rescore, suspicions
 from robbench.bundle.archive import opened_bundle, pack
 from robbench.bundle.findings import judged
 from robbench.bundle.images import clean_images, data_findings, image_findings
 from robbench.bundle.rerun import _together
-from robbench.check.paired import RULES
-from robbench.check.pairs import Pair
-from robbench.cli import main
+from robbench.cli.app import main
+from robbench.compare.paired import RULES
+from robbench.compare.pairs import Pair
+from robbench.core.errors import UserError
 from robbench.data import load_dataset
-from robbench.errors import UserError
-from robbench.matrix.ledger import Ledger, load_run
-from robbench.matrix.records import CellResult
 from robbench.models.flows import Latents
 from robbench.models.loading import load_flow
 from robbench.models.zoo import read_entry
+from robbench.store.ledger import Ledger, load_run
+from robbench.store.records import CellResult
 
 AT, GLOW = "digits-at", "digits-glow"
 EPSILON = 0.2
@@ -115,7 +115,7 @@ def test_command(honest: Path) -> None:
 def searched_in(precision: str, place: Path) -> Path:
     """A bundle of two cells that say they were searched in `precision`, as an earlier version would have written it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robbench.matrix.plan.recorded", lambda *_: precision)
+        patch.setattr("robbench.run.plan.recorded", lambda *_: precision)
         return bundled(attacked(place / "run", [AT], ["pgd10", "fgsm"]), place / "old.zip")
 
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from robbench.attacks.witness import Witness
 from robbench.cards import Architecture, FlowReference, ModelCard, Weights
-from robbench.matrix.ledger import Ledger
-from robbench.matrix.records import CellRecord, PlanEntry, RunFile, join_ids
-from robbench.matrix.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
+from robbench.store.ledger import Ledger
+from robbench.store.records import CellRecord, PlanEntry, RunFile, join_ids
+from robbench.store.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
 
 SHAPE = (1, 2, 2)
 FLOW = FlowReference(name="digits-glow", sha256="f" * 64)

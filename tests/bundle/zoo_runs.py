@@ -16,11 +16,11 @@ from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run
 from robbench.bundle.findings import Finding, Verification
 from robbench.bundle.verify import VerifyRequest, verify_bundle
-from robbench.cli import main
-from robbench.matrix.ledger import Ledger
-from robbench.matrix.records import CellRecord
-from robbench.matrix.shards import SCHEMAS
-from robbench.resources import data_root
+from robbench.cli.app import main
+from robbench.core.resources import data_root
+from robbench.store.ledger import Ledger
+from robbench.store.records import CellRecord
+from robbench.store.shards import SCHEMAS
 
 N, KEPT = 10, 5
 ZOO = data_root() / "zoo"

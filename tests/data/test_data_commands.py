@@ -9,9 +9,9 @@ import yaml
 from click.testing import CliRunner, Result
 from data_folders import array_split, write_card
 
-from robbench.cli import main
+from robbench.cli.app import main
 from robbench.data import load_dataset
-from robbench.matrix.ledger import load_run
+from robbench.store.ledger import load_run
 
 NOTE = "scans in another order"
 TEST = 30

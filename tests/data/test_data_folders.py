@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from robbench.core.errors import UserError
 from robbench.data import load_dataset
 from robbench.data.arrays import read_arrays
 from robbench.data.folder import load_folder
-from robbench.errors import UserError
 
 
 def refused(folder: Path, *parts: str) -> None:

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robbench.core.errors import UserError
 from robbench.data import Dataset, load_dataset, sample_ids
 from robbench.data.names import BUILT_IN
-from robbench.errors import UserError
 
 
 def test_digits_are_scikit_learns_scans_split_once_and_stratified(digits: Dataset):
@@ -80,7 +80,7 @@ def test_every_built_in_data_set_has_a_card(digits: Dataset):
 
 def test_the_lists_need_no_torch():
     """`robbench list` reads names and cards alone."""
-    code = "import sys, robbench.data.names, robbench.data.card, robbench.catalog; sys.exit('torch' in sys.modules)"
+    code = "import sys, robbench.data.names, robbench.data.card, robbench.cli.catalog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

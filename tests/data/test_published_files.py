@@ -13,10 +13,10 @@ import pytest
 import torch
 from data_folders import array_split, write_card
 
+from robbench.core.errors import UserError
 from robbench.data import Dataset, load_dataset
 from robbench.data.checksums import ARRAYS, FILES, check_arrays, check_files, records_checksum
 from robbench.data.folder import load_folder
-from robbench.errors import UserError
 
 Damage = Callable[[bytes], bytes]
 IMAGES, LABELS = 16, 8  # bytes of the headers of idx files

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from robbench.attacks import build_likelihood_attack
+from robbench.core.errors import UserError
 from robbench.defenses import Setting, build_defense
 from robbench.defenses.training import TrainRequest, train
-from robbench.errors import UserError
 from robbench.models.flows.realnvp import RealNVP
 from robbench.models.loading import load_flow
 from robbench.models.zoo import read_entry

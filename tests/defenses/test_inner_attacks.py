@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from robbench.attacks.codec import FlowCodec
+from robbench.core.errors import UserError
 from robbench.defenses import DEFENSES, FLOW_DEFENSES, Setting, build_defense
 from robbench.defenses.augmentation import cutout_mask
 from robbench.defenses.base import mix
-from robbench.errors import UserError
 from robbench.models.classifiers import conv3
 from robbench.specs import threat_models
 

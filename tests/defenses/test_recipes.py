@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from robbench.core.errors import UserError
 from robbench.data import Split
 from robbench.data.base import Dataset
 from robbench.defenses import Setting, build_defense, defense_kinds
 from robbench.defenses.plan import schedule_of
+from robbench.defenses.recipes import Recipe, recipes
 from robbench.defenses.schedule import (
     augment,
     build_optimizer,
@@ -18,9 +20,7 @@ from robbench.defenses.schedule import (
     stratified_positions,
     training_splits,
 )
-from robbench.errors import UserError
 from robbench.models.loading import ARCHITECTURES, is_flow
-from robbench.recipes import Recipe, recipes
 from robbench.specs import threat_models
 
 RECIPES = recipes()

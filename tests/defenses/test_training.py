@@ -17,15 +17,15 @@ import torch
 from click.testing import CliRunner
 
 from robbench.cards import ModelCard
-from robbench.cli import main
+from robbench.cli.app import main
+from robbench.core.errors import UserError
+from robbench.core.schema import load_yaml
 from robbench.defenses import checkpoint, selection
 from robbench.defenses.base import DEFENSES, Defense
 from robbench.defenses.plan import make_plan
 from robbench.defenses.training import Report, Trainer, TrainRequest, parse_settings, train
-from robbench.errors import UserError
 from robbench.models.loading import load_model
 from robbench.models.zoo import read_entry
-from robbench.schema import load_yaml
 
 # Quick, with everything that carries state: Adam, batch norm, augmentation, random starts, selection.
 SMALL = {

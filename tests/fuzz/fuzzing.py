@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from click.testing import CliRunner, Result
 
-from robbench.cli import main
-from robbench.errors import UserError
-from robbench.matrix.ledger import load_run
-from robbench.matrix.records import Run
-from robbench.publish.tables import leaderboard
+from robbench.cli.app import main
+from robbench.core.errors import UserError
+from robbench.results.tables import leaderboard
+from robbench.store.ledger import load_run
+from robbench.store.records import Run
 
 T = TypeVar("T")
 RUN = ("--model", "digits-standard", "--model", "digits-at", "--attacks", "fgsm,pgd20,apgd-ce")

@@ -8,8 +8,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import sklearn.datasets  # noqa: F401
 import torch
 
-import robbench.matrix.session  # noqa: F401
-from robbench.cli import main
+import robbench.cli.run  # noqa: F401
+from robbench.cli.app import main
 
 torch.set_num_threads(1)
 

@@ -20,7 +20,7 @@ import yaml
 from fuzzing import command, copied
 from test_mutated_yaml import data_folder
 
-from robbench.resources import data_root, sha256_file
+from robbench.core.resources import data_root, sha256_file
 
 CANARY = "canary"
 

@@ -13,8 +13,8 @@ from fuzzing import (
     flipped,
 )
 
-from robbench.errors import UserError
-from robbench.matrix.ledger import load_run
+from robbench.core.errors import UserError
+from robbench.store.ledger import load_run
 
 FLIPS, REPAIRS = 1500, 20
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from fuzzing import RUN, assert_no_other_verdicts, assert_same_verdicts, attacked, cases, command
 
-from robbench.errors import UserError
-from robbench.matrix.ledger import load_run
+from robbench.core.errors import UserError
+from robbench.store.ledger import load_run
 
 DISKS = 10
 

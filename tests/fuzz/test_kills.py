@@ -7,7 +7,7 @@ from pathlib import Path
 from fuzzing import RUN, assert_same_verdicts, attacked, cases
 from multiprocessing_run import run_command
 
-from robbench.matrix.ledger import load_run
+from robbench.store.ledger import load_run
 
 KILLS, MOST_A_RUN = 60, 3  # in all; of one run, before it is completed
 

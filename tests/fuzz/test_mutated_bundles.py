@@ -15,8 +15,8 @@ from fuzzing import allowed, cases, chosen, command, copied, flipped, numbers
 from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run
 from robbench.bundle.runs import opened_runs
-from robbench.matrix.ledger import Ledger, load_run
-from robbench.matrix.shards import SCHEMAS
+from robbench.store.ledger import Ledger, load_run
+from robbench.store.shards import SCHEMAS
 
 MUTATED, FORGED = 500, 47  # 547 in all
 FINE = (0, 3)  # exit codes that say that nothing differs

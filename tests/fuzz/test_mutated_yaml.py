@@ -14,13 +14,13 @@ from fuzzing import allowed, cases, chosen, command, copied, flipped, numbers
 from pydantic import BaseModel
 
 from robbench.cards import ModelCard
+from robbench.core.resources import data_root
+from robbench.core.schema import load_yaml
 from robbench.data.card import FolderCard
-from robbench.experiments import Experiment
-from robbench.matrix.ledger import load_run
-from robbench.recipes import Recipe
-from robbench.resources import data_root
-from robbench.schema import load_yaml
+from robbench.defenses.recipes import Recipe
+from robbench.experiments.schema import Experiment
 from robbench.specs import ThreatModel
+from robbench.store.ledger import load_run
 
 VALUES = [
     None,
@@ -217,7 +217,7 @@ def test_mutated_data_cards(tmp_path: Path) -> None:
 
 def data_folder(folder: Path) -> Path:
     """A data set of 40 images with its card."""
-    from robbench.resources import sha256_file
+    from robbench.core.resources import sha256_file
 
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

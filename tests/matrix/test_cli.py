@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from tiny_models import saved_model
 
-from robbench.cli import main
+from robbench.cli.app import main
 
 Arguments = list[str]
 
@@ -34,9 +34,9 @@ def assert_one_line(result: Result, *parts: str) -> None:
 HELP = """
 import sys
 sys.argv = ["robbench", "--help"]
-import robbench.cli
+import robbench.cli.app
 try:
-    robbench.cli.main()
+    robbench.cli.app.main()
 except SystemExit as end:
     assert not end.code
 heavy = {"torch", "pandas", "pydantic", "numpy", "pyarrow", "rich", "yaml"} & set(sys.modules)
@@ -229,7 +229,7 @@ def test_close_budgets_are_two_cells(tiny_zoo: Path, tmp_path: Path) -> None:
 
 
 def test_the_shipped_folders_may_be_named(tiny_zoo: Path) -> None:
-    from robbench.resources import data_root
+    from robbench.core.resources import data_root
 
     assert invoked("list", "attacks", "--threat-models", data_root() / "threat_models").exit_code == 0
     if any((data_root() / "zoo").glob("*/card.yaml")):
@@ -378,14 +378,14 @@ def _other_sha(folder: Path) -> None:
 
 
 def _pickle(folder: Path) -> None:
-    from robbench.resources import sha256_file
+    from robbench.core.resources import sha256_file
 
     torch.save({"weight": torch.zeros(1)}, folder / "weights.pt")
     _point_card_to(folder, "weights.pt", sha256_file(folder / "weights.pt"))
 
 
 def _renamed_pickle(folder: Path) -> None:
-    from robbench.resources import sha256_file
+    from robbench.core.resources import sha256_file
 
     torch.save({"weight": torch.zeros(1)}, folder / "pickle.safetensors")
     _point_card_to(folder, "pickle.safetensors", sha256_file(folder / "pickle.safetensors"))
@@ -414,7 +414,7 @@ def _changed_golden(**changes: torch.Tensor | None) -> Callable[[Path], None]:
         import yaml
         from safetensors.torch import load_file, save_file
 
-        from robbench.resources import sha256_file
+        from robbench.core.resources import sha256_file
 
         path = folder / "golden.safetensors"
         tensors = {**load_file(path), **changes}

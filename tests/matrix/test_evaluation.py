@@ -6,10 +6,10 @@ from tiny_models import trained_classifier
 
 import robbench
 from robbench.attacks import build_attack
+from robbench.core.errors import UserError
 from robbench.data import load_dataset
-from robbench.errors import UserError
-from robbench.metrics.accuracy import wilson
 from robbench.specs import resolve_attack, threat_models
+from robbench.statistics.accuracy import wilson
 
 
 @pytest.fixture(scope="module")

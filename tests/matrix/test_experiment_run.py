@@ -11,22 +11,22 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from robbench.cli import main
+from robbench.cli.app import main
+from robbench.cli.experiment_session import compare, dry_run_experiment, run_experiment
+from robbench.core.errors import UserError
+from robbench.core.resources import sha256_file
 from robbench.data import load_dataset
 from robbench.defenses import DEFENSES, FLOW_DEFENSES
 from robbench.defenses.plan import TrainRequest
 from robbench.defenses.training import Report, train
-from robbench.errors import UserError
-from robbench.experiments import Experiment, Scale, find_experiment
-from robbench.matrix import rates
-from robbench.matrix.experiment import ExperimentRequest, plan_experiment
-from robbench.matrix.experiment_session import compare, dry_run_experiment, run_experiment
-from robbench.matrix.ledger import load_run
-from robbench.matrix.rates import Rate, hours_text, seconds_an_image
-from robbench.matrix.training_cost import StepCost, step_cost
-from robbench.publish.experiment_table import Value, _verdict
-from robbench.resources import sha256_file
+from robbench.experiments.runs import ExperimentRequest, plan_experiment
+from robbench.experiments.schema import Experiment, Scale, find_experiment
+from robbench.experiments.table import Value, _verdict
+from robbench.experiments.training_cost import StepCost, step_cost
+from robbench.run import rates
+from robbench.run.rates import Rate, hours_text, seconds_an_image
 from robbench.specs import threat_models
+from robbench.store.ledger import load_run
 
 TINY: dict[str, Any] = {
     "name": "tiny",

@@ -10,20 +10,20 @@ from tiny_models import saved_model
 
 from robbench.attacks.likelihood import noise_images
 from robbench.cards import Architecture
+from robbench.cli.run import run_matrix
+from robbench.core.errors import UserError
+from robbench.core.random import SampleRandom
 from robbench.data import load_dataset
-from robbench.errors import UserError
-from robbench.matrix.ledger import load_run
-from robbench.matrix.plan import RunRequest, build_plan
-from robbench.matrix.session import run_matrix
+from robbench.experiments.comparison import measured_rows
 from robbench.models.flows.base import unit_interval
 from robbench.models.flows.glow import Glow
 from robbench.models.flows.realnvp import RealNVP
 from robbench.models.loading import load_flow
 from robbench.models.zoo import zoo_entries
-from robbench.publish.likelihood import nll_tables
-from robbench.publish.published_compare import measured_rows
-from robbench.publish.tables import leaderboard
-from robbench.random import SampleRandom
+from robbench.results.likelihood import nll_tables
+from robbench.results.tables import leaderboard
+from robbench.run.plan import RunRequest, build_plan
+from robbench.store.ledger import load_run
 
 GLOW = {"levels": 2, "steps": 2, "width": 8}
 

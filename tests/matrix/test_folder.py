@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from robbench.errors import UserError
-from robbench.matrix.folder import check_folder, opened
-from robbench.matrix.records import PlanEntry, RunFile
+from robbench.core.errors import UserError
+from robbench.store.folder import check_folder, opened
+from robbench.store.records import PlanEntry, RunFile
 
 HASH = "c" * 64
 

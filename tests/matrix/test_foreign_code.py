@@ -13,12 +13,12 @@ from torch import nn
 
 import robbench
 from robbench.cards import Architecture
-from robbench.cli import main
-from robbench.errors import UserError
-from robbench.foreign import foreign_code, message_of
-from robbench.matrix.ledger import Ledger, load_run
+from robbench.cli.app import main
+from robbench.core.errors import UserError
+from robbench.core.foreign import foreign_code, message_of
+from robbench.core.stops import Stopped, check_stop, listening, reraise_stop
 from robbench.models.classifiers import digits_cnn
-from robbench.stops import Stopped, check_stop, listening, reraise_stop
+from robbench.store.ledger import Ledger, load_run
 
 # A model of width 4 that raises `what` in its forward from call `after` on; at construction where after is -1.
 CODE = """
@@ -187,7 +187,7 @@ def test_a_swallowed_ctrl_c_still_stops_the_run(thrower, tmp_path: Path) -> None
 def test_a_backend_that_ends_early_leaves_no_cell_without_end_state(
     tiny_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from robbench.matrix import executor
+    from robbench.run import executor
 
     def one_only(self: object, tasks):
         yield from ()
@@ -206,7 +206,7 @@ def test_cells_deleted_while_the_run_goes_on_are_not_done(
     """The verdict of the command is what the folder says, not what the process remembers."""
     import shutil
 
-    from robbench.matrix.ledger import Ledger
+    from robbench.store.ledger import Ledger
 
     out, written = tmp_path / "out", Ledger.write_shard
 

@@ -13,18 +13,18 @@ from click.testing import CliRunner, Result
 from tiny_models import saved_model, trained_classifier
 from torch import nn
 
-from robbench.cli_base import OneLineErrors
-from robbench.cli_fid import fid
-from robbench.device import versions
-from robbench.errors import UserError
-from robbench.matrix import frechet
-from robbench.matrix.frechet import FrechetRequest, score_run
-from robbench.matrix.frechet_records import FrechetRecord, load_frechet
-from robbench.matrix.ledger import Ledger, load_run
-from robbench.matrix.plan import RunRequest
-from robbench.matrix.records import CellResult
-from robbench.matrix.session import run_matrix
+from robbench.cli.base import OneLineErrors
+from robbench.cli.fid import fid
+from robbench.cli.run import run_matrix
+from robbench.core.device import versions
+from robbench.core.errors import UserError
 from robbench.metrics.features import FeatureExtractor
+from robbench.run import frechet
+from robbench.run.frechet import FrechetRequest, score_run
+from robbench.run.plan import RunRequest
+from robbench.store.frechet_records import FrechetRecord, load_frechet
+from robbench.store.ledger import Ledger, load_run
+from robbench.store.records import CellResult
 
 N, EVERYTHING = 150, 2**62
 REFERENCE_N = 1257 + 180

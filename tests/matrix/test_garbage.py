@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from robbench.cli import main
-from robbench.matrix.ledger import Ledger
-from robbench.matrix.plan import RunRequest
-from robbench.matrix.session import run_matrix
+from robbench.cli.app import main
+from robbench.cli.run import run_matrix
+from robbench.run.plan import RunRequest
+from robbench.store.ledger import Ledger
 
 TABLES = ("leaderboard.csv", "leaderboard-wide.csv", "leaderboard.md", "leaderboard.html")
 
@@ -397,7 +397,7 @@ def _downloadable() -> str:
     """The weights file of a shipped card that has an address for it, read from the YAML itself."""
     import yaml
 
-    from robbench.resources import data_root
+    from robbench.core.resources import data_root
 
     cards = [yaml.safe_load(path.read_text()) for path in sorted((data_root() / "zoo").glob("*/card.yaml"))]
     found = [card["weights"]["file"] for card in cards if card["weights"].get("urls")]

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from robbench.errors import UserError
-from robbench.matrix.ledger import Ledger, load_run
-from robbench.matrix.records import CellRecord
-from robbench.matrix.shards import (
+from robbench.core.errors import UserError
+from robbench.store.ledger import Ledger, load_run
+from robbench.store.records import CellRecord
+from robbench.store.shards import (
     LEDGER_SCHEMA,
     BadShardError,
     NewerLedgerError,

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from robbench.cards import Architecture
-from robbench.errors import UserError
-from robbench.matrix.plan import SHARD_SIZE, RunRequest, build_plan
-from robbench.matrix.records import cell_hash
+from robbench.core.errors import UserError
 from robbench.models.zoo import read_entry
+from robbench.run.plan import SHARD_SIZE, RunRequest, build_plan
 from robbench.specs import resolve_attack, threat_models
+from robbench.store.records import cell_hash
 
 
 def labels(request: RunRequest) -> list[str]:

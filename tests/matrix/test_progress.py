@@ -6,9 +6,9 @@ import re
 import pytest
 from rich.console import Console
 
-from robbench.matrix.progress import LiveProgress, PlainProgress, run_progress
-from robbench.matrix.records import CellRecord
+from robbench.run.progress import LiveProgress, PlainProgress, run_progress
 from robbench.specs import resolve_attack, threat_models
+from robbench.store.records import CellRecord
 
 
 def records(count: int) -> list[CellRecord]:
@@ -83,7 +83,7 @@ def test_the_running_row_is_visible_on_a_small_terminal(running: int) -> None:
 
 def test_overlapping_cells_have_their_own_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.0, 15.0, 22.0])
-    monkeypatch.setattr("robbench.matrix.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("robbench.run.progress.time.monotonic", lambda: next(clock))
     console, stream = screen(terminal=False)
     cells = records(2)
     progress = PlainProgress(console, cells, 10)

@@ -28,17 +28,17 @@ from robbench.attacks.base import Candidates, Task
 from robbench.attacks.named import ATTACKS
 from robbench.attacks.victim import Victim
 from robbench.cards import Architecture
-from robbench.cli import main
-from robbench.errors import UserError
-from robbench.matrix import ray_backend
-from robbench.matrix.executor import LocalBackend, execute, opened_backend, shard_work
-from robbench.matrix.folder import opened
-from robbench.matrix.ledger import load_run
-from robbench.matrix.plan import RunRequest, build_plan
-from robbench.matrix.ray_backend import RayOptions
-from robbench.matrix.records import CellRecord
-from robbench.matrix.session import run_matrix
+from robbench.cli.app import main
+from robbench.cli.run import run_matrix
+from robbench.core.errors import UserError
 from robbench.models.flows.glow import Glow
+from robbench.run import ray_backend
+from robbench.run.executor import LocalBackend, execute, opened_backend, shard_work
+from robbench.run.plan import RunRequest, build_plan
+from robbench.run.ray_backend import RayOptions
+from robbench.store.folder import opened
+from robbench.store.ledger import load_run
+from robbench.store.records import CellRecord
 
 SPECS = """
 name: for-ray
@@ -658,7 +658,7 @@ def test_dry_run_is_the_same_for_both_backends(
 ) -> None:
     if find_spec("ray") is None:
         pytest.skip("ray is absent: pip install 'robbench[ray]'")
-    from robbench.matrix.session import dry_run_table
+    from robbench.cli.run import dry_run_table
 
     monkeypatch.setenv("COLUMNS", "200")
     printed = []

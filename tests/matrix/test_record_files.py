@@ -11,12 +11,12 @@ from click.testing import CliRunner, Result
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from robbench.cli import main
-from robbench.errors import UserError
-from robbench.matrix.ledger import load_run
-from robbench.matrix.record_files import CHECKSUM, EditedRecordError, with_checksum, without_checksum
-from robbench.resources import data_root
-from robbench.schema import Strict, yaml_text
+from robbench.cli.app import main
+from robbench.core.errors import UserError
+from robbench.core.resources import data_root
+from robbench.core.schema import Strict, yaml_text
+from robbench.store.ledger import load_run
+from robbench.store.record_files import CHECKSUM, EditedRecordError, with_checksum, without_checksum
 
 RUN = ("run", "--model", "digits-at", "--attacks", "fgsm,mim", "--n", "12", "--keep-examples", "0")
 
@@ -198,7 +198,7 @@ def test_what_is_written_is_read_back_from_both_formats(
 
 
 def test_a_distance_edited_by_hand_is_not_printed(tmp_path: Path) -> None:
-    from robbench.matrix.frechet_records import FrechetRecord, read_record, record_path, write_record
+    from robbench.store.frechet_records import FrechetRecord, read_record, record_path, write_record
 
     fields = {"status": "ok", "cell": None, "model": None, "attack": "clean", "extractor": "FID", "n": 5}
     fields |= dict.fromkeys(

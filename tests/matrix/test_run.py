@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from robbench.attacks.pgd import ProjectedGradientDescent
-from robbench.errors import AttackViolation, UserError
-from robbench.matrix.ledger import Ledger, load_run
-from robbench.matrix.plan import RunRequest
-from robbench.matrix.session import dry_run_table, run_matrix
-from robbench.publish.report import write_report
-from robbench.terminal import Terminal
+from robbench.cli.run import dry_run_table, run_matrix
+from robbench.core.errors import AttackViolation, UserError
+from robbench.core.terminal import Terminal
+from robbench.report.files import write_report
+from robbench.run.plan import RunRequest
+from robbench.store.ledger import Ledger, load_run
 
 SLOW = """
 name: slow

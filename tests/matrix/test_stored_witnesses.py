@@ -15,13 +15,13 @@ from robbench.attacks.witness import Witness
 from robbench.bundle.archive import opened_bundle
 from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run
-from robbench.errors import UserError
-from robbench.matrix.ledger import Ledger, load_run
-from robbench.matrix.plan import RunRequest
-from robbench.matrix.session import run_matrix
+from robbench.cli.run import run_matrix
+from robbench.core.errors import UserError
+from robbench.core.resources import data_root
 from robbench.models.loading import load_flow
 from robbench.models.zoo import read_entry
-from robbench.resources import data_root
+from robbench.run.plan import RunRequest
+from robbench.store.ledger import Ledger, load_run
 
 GLOW = read_entry(data_root() / "zoo" / "digits-glow")
 

@@ -8,7 +8,7 @@ import torch
 from test_run import request
 
 from robbench.attacks import base
-from robbench.matrix.session import run_matrix
+from robbench.cli.run import run_matrix
 
 
 def suspicions(folder: Path) -> list[list[str]]:

@@ -18,16 +18,16 @@ import pytest
 from click.testing import CliRunner
 from scipy.stats import binomtest
 
-from robbench.cli import main
-from robbench.errors import UserError
-from robbench.matrix.folder import lock_is_held, locked
-from robbench.matrix.ledger import Ledger, load_run
-from robbench.matrix.plan import RunRequest
-from robbench.matrix.records import CellRecord
-from robbench.matrix.session import run_matrix
-from robbench.matrix.watch import CellView, ShardFile, Snapshot, Speed, Watcher
-from robbench.matrix.watch_screen import changes, duration, screen, speed_text, watch_run, writer_text
-from robbench.terminal import Terminal
+from robbench.cli.app import main
+from robbench.cli.run import run_matrix
+from robbench.core.errors import UserError
+from robbench.core.terminal import Terminal
+from robbench.run.plan import RunRequest
+from robbench.run.watch import CellView, ShardFile, Snapshot, Speed, Watcher
+from robbench.run.watch_screen import changes, duration, screen, speed_text, watch_run, writer_text
+from robbench.store.folder import lock_is_held, locked
+from robbench.store.ledger import Ledger, load_run
+from robbench.store.records import CellRecord
 
 SLOW = """
 name: slow
@@ -297,7 +297,7 @@ def cell(attack: str, done: int, seconds: float, model: str = "m") -> CellView:
 
 
 def test_time_to_go_from_own_shards_from_the_same_attack_or_said_to_be_unknown() -> None:
-    from robbench.matrix.watch import _remaining
+    from robbench.run.watch import _remaining
 
     own = cell("aa", 25, 50.0)  # 75 samples at 2 s
     known = [cell("pgd", 100, 10.0), cell("pgd", 0, 0.0, "other")]  # 100 samples at 0.1 s

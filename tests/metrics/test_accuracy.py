@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from robbench.metrics.accuracy import accuracy, average, bootstrap_means, wilson, worst_case
+from robbench.statistics.accuracy import accuracy, average, bootstrap_means, wilson, worst_case
 
 Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 

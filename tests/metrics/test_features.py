@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.metrics import features
 from robbench.metrics.features import (
     INCEPTION_FILE,
@@ -285,11 +285,11 @@ def test_fid_of_a_run_end_to_end(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits
 ) -> None:
     """FID's architecture on a run of a few images, against the definition on the same features."""
-    from robbench.matrix import frechet
-    from robbench.matrix.frechet_records import load_frechet
-    from robbench.matrix.ledger import load_run
-    from robbench.matrix.plan import RunRequest
-    from robbench.matrix.session import run_matrix
+    from robbench.cli.run import run_matrix
+    from robbench.run import frechet
+    from robbench.run.plan import RunRequest
+    from robbench.store.frechet_records import load_frechet
+    from robbench.store.ledger import load_run
 
     class Silent:
         def advanced(self, what: str, done: int, total: int) -> None: ...

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from robbench.errors import UserError
+from robbench.cli.flow_samples import SamplesRequest, samples_report
+from robbench.core.errors import UserError
 from robbench.metrics.flow_samples import scored_images, scored_samples
 from robbench.models.flows.glow import Glow
-from robbench.samples import SamplesRequest, samples_report
 
 
 def test_samples_are_grey_levels_scored_like_images(flow):

@@ -10,8 +10,8 @@ import scipy.linalg
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robbench.errors import UserError
-from robbench.metrics.frechet import GaussianStatistics, RunningMoments, frechet_distance, frechet_notes
+from robbench.core.errors import UserError
+from robbench.statistics.frechet import GaussianStatistics, RunningMoments, frechet_distance, frechet_notes
 
 SEEDS = st.integers(0, 2**32 - 1)
 

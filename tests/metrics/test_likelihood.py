@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from robbench.errors import UserError
-from robbench.metrics.likelihood import bits_per_dim, importance_weighted_bits_per_dim
+from robbench.core.errors import UserError
 from robbench.models.flows import GatedCouplingFlow, Glow
+from robbench.statistics.likelihood import bits_per_dim, importance_weighted_bits_per_dim
 
 values = st.lists(st.floats(width=32), min_size=1, max_size=40)
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robbench.metrics import paired as module
-from robbench.metrics.paired import (
+from robbench.statistics import paired as module
+from robbench.statistics.paired import (
     PairedCounts,
     holm,
     mean_difference,

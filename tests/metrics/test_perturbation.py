@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robbench.metrics.perturbation import perturbation_size
+from robbench.statistics.perturbation import perturbation_size
 
 distances = st.lists(st.floats(0, 30, width=32), min_size=1, max_size=30)
 

@@ -21,13 +21,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from robbench.cards import ModelCard, Weights
-from robbench.cli import main
-from robbench.errors import UserError
+from robbench.cli.app import main
+from robbench.core.errors import UserError
+from robbench.core.schema import validate
 from robbench.models.checkpoints import load_strictly
 from robbench.models.classifiers import ARCHITECTURES, digits_cnn
+from robbench.models.entry import ZooEntry
 from robbench.models.loading import load_model
-from robbench.models.zoo import ZooEntry, read_entry, zoo_entries
-from robbench.schema import validate
+from robbench.models.zoo import read_entry, zoo_entries
 
 SHAPE = (1, 8, 8)
 SHIPPED = zoo_entries()["digits-at"]
@@ -612,7 +613,7 @@ def test_show_says_where_the_weights_are(tmp_path: Path, network: nn.Module) -> 
 
 
 def test_doctor_downloads_nothing(tmp_path: Path, server: Server, content: bytes) -> None:
-    from robbench.doctor import _model
+    from robbench.cli.doctor import _model
 
     absent = _model("mine", downloadable(tmp_path, content, server.serve("/m.pt", content)))
     assert absent.state == "missing"

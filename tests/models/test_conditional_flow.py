@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.flows import ConditionalFlow, Flow, Latents
 from robbench.models.flows.base import Memory
 from robbench.models.flows.conditional import CouplingBlock, LabelledNet

@@ -6,9 +6,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from robbench.cards import Weights
+from robbench.core.resources import sha256_file
+from robbench.models.entry import ZooEntry
 from robbench.models.loading import load_model
-from robbench.models.zoo import ZooEntry, zoo_entries
-from robbench.resources import sha256_file
+from robbench.models.zoo import zoo_entries
 
 
 def test_loaded_weights_have_no_denormals_and_the_same_logits():

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from robbench.errors import UserError
+from robbench.core.download import BLOCK_BYTES, LimitedFile, TooLarge, download, wrong_digest
+from robbench.core.errors import UserError
 from robbench.models.checkpoints import most_weights_bytes
-from robbench.models.download import BLOCK_BYTES, LimitedFile, TooLarge, download, wrong_digest
 
 MOST = 190_000  # bytes of the file that is meant
 ENDLESS = 64 << 20  # what the server sends where nobody stops it

@@ -10,10 +10,10 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from robbench.bench import flows
-from robbench.bench.flow_report import markdown
-from robbench.cli import main
-from robbench.errors import UserError
+from robbench.benchmarks import flows
+from robbench.benchmarks.flow_report import markdown
+from robbench.cli.app import main
+from robbench.core.errors import UserError
 
 
 def tiny(kind: str, **peers: object) -> object:
@@ -133,6 +133,6 @@ def test_absent_libraries_are_named_and_the_tables_are_written() -> None:
 
 
 def _state() -> object:
-    from robbench.allocator import AllocatorState
+    from robbench.core.allocator import AllocatorState
 
     return AllocatorState("default", "left alone by the test")

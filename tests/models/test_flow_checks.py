@@ -18,9 +18,9 @@ from torch.distributions import Beta
 
 from robbench import evaluate
 from robbench.attacks.codec import FlowCodec
-from robbench.cli import main
+from robbench.cli.app import main
+from robbench.core.errors import UserError
 from robbench.data import load_dataset
-from robbench.errors import UserError
 from robbench.models.flows import (
     ConditionalFlow,
     Flow,

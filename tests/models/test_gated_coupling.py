@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from robbench.core.errors import UserError
 from robbench.data import load_dataset, sample_ids
-from robbench.errors import UserError
-from robbench.metrics.likelihood import importance_weighted_bits_per_dim
 from robbench.models.flows import GatedCouplingFlow, Latents
 from robbench.models.flows.base import Memory
 from robbench.models.flows.gated_coupling import ChannelNorm, GatedCoupling
 from robbench.models.loading import load_flow
 from robbench.models.zoo import zoo_entries
+from robbench.statistics.likelihood import importance_weighted_bits_per_dim
 
 quick = settings(max_examples=10, deadline=None, derandomize=True)
 ALPHA = 1e-5

@@ -11,10 +11,11 @@ from torch import nn
 from torch.nn.functional import gelu
 
 from robbench import RobbenchWarning, evaluate
-from robbench.errors import UserError
+from robbench.core.errors import UserError
+from robbench.core.random import SampleRandom
+from robbench.models.entry import Wanted
 from robbench.models.loading import load_model
-from robbench.models.sources import Wanted, named_model
-from robbench.random import SampleRandom
+from robbench.models.sources import named_model
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -22,7 +23,7 @@ with warnings.catch_warnings():
     onnx2torch = pytest.importorskip("onnx2torch", reason="pip install 'robbench[onnx]'")
 from onnx import TensorProto, helper, numpy_helper
 
-from robbench.models.onnx import OneByOne
+from robbench.models.libraries.onnx import OneByOne
 
 DIGITS = Wanted("digits", (1, 8, 8), 10)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.flows import Flow, Glow
 from robbench.models.flows.layers import ZeroConv
 from robbench.models.flows.preprocessing import build_preprocessing

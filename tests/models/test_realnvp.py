@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.flows import Latents, RealNVP
 from robbench.models.flows.base import Memory
 from robbench.models.flows.multiscale import unsqueeze

@@ -12,13 +12,14 @@ import torch
 import yaml
 from torch import nn
 
-from robbench.errors import UserError
-from robbench.models import robustbench as bridge
-from robbench.models import robustbench_package as importing
+from robbench.core.errors import UserError
+from robbench.core.resources import sha256_file
+from robbench.models.entry import Wanted
+from robbench.models.libraries import robustbench as bridge
+from robbench.models.libraries import robustbench_package as importing
 from robbench.models.loading import load_model
-from robbench.models.sources import Wanted, named_model
+from robbench.models.sources import named_model
 from robbench.models.zoo import read_entry
-from robbench.resources import sha256_file
 
 FAST = "cifar10/Linf/Wong2020Fast"
 CONSTANTS = ("mu", "sigma")

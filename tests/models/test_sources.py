@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.transforms.functional import normalize
 
-from robbench.cli import main
-from robbench.errors import UserError
+from robbench.cli.app import main
+from robbench.core.errors import UserError
+from robbench.models.entry import Wanted, ZooEntry
+from robbench.models.libraries.torchvision import OLD_DENSENET, SCHEME
 from robbench.models.loading import build_architecture, load_model
-from robbench.models.sources import Wanted, build_named, has_scheme, named_model
-from robbench.models.torchvision import OLD_DENSENET, SCHEME
-from robbench.models.zoo import ZooEntry, find_model, read_entry, zoo_entries
+from robbench.models.sources import build_named, has_scheme, named_model
+from robbench.models.zoo import find_model, read_entry, zoo_entries
 
 SHAPE = (1, 8, 8)
 IMAGENET = Wanted("images", (3, 224, 224), 1000)
@@ -203,7 +204,7 @@ def test_code_runs_only_for_a_card_the_user_names(tmp_path: Path) -> None:
     folder = card_with(tmp_path / "zoo" / "mine", "their_models:Linear", code=code).folder
     entry = zoo_entries(tmp_path / "zoo")["mine"]
     refused(entry, "is code", f"--model {folder / 'card.yaml'}")
-    from robbench.doctor import _model
+    from robbench.cli.doctor import _model
 
     assert _model("mine", entry).state == "missing"
     for command in (("list", "models"), ("show", "mine")):
@@ -423,7 +424,7 @@ def test_densenet_files_with_the_old_names_load_strictly(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["googlenet", "vit_b_32"])
 def test_arguments_that_belong_to_weights(name: str) -> None:
     """What torchvision's own builder sets when it is given these weights."""
-    from robbench.models.torchvision import _arguments
+    from robbench.models.libraries.torchvision import _arguments
 
     weights = torchvision.models.get_model_weights(name).DEFAULT
     with torch.device("meta"):

@@ -7,7 +7,7 @@ import pytest
 from publish_runs import JSA, attack, cell, frame, images, make_run
 from site_pages import chromium, few_tables, site
 
-from robbench.matrix.records import CellResult, Run
+from robbench.store.records import CellResult, Run
 
 __all__ = ["chromium", "few_tables", "site"]  # fixtures of site_pages.py
 

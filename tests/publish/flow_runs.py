@@ -7,8 +7,8 @@ import pandas as pd
 from publish_runs import SHAPE, card, cell, make_run
 
 from robbench.cards import ModelCard
-from robbench.matrix.records import CellResult, Run
 from robbench.specs import ResolvedAttack
+from robbench.store.records import CellResult, Run
 
 N = 40
 DEFENSES = {"toy-glow": "clean", "toy-glow-at": "at", "toy-glow-hybrid": "hybrid"}

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from robbench.cards import Architecture, FlowReference, Measurement, ModelCard, Training, Weights
-from robbench.matrix.records import CellRecord, CellResult, Run
 from robbench.specs import ResolvedAttack
+from robbench.store.records import CellRecord, CellResult, Run
 
 SHAPE = (1, 8, 8)
 SEED = 3

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from robbench.matrix.records import Run
-from robbench.publish import published_page
-from robbench.publish.site import build, write_single_file, write_site
-from robbench.publish.site.groups import Site
-from robbench.publish.site.page import Page, Part
+from robbench.report import published_page
+from robbench.report.site import build, write_single_file, write_site
+from robbench.report.site.groups import Site
+from robbench.report.site.page import Page, Part
+from robbench.store.records import Run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = [

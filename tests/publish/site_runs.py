@@ -7,10 +7,10 @@ import pandas as pd
 import pyarrow as pa
 from publish_runs import images
 
-from robbench.matrix.ledger import Ledger
-from robbench.matrix.records import PlanEntry, Run, RunFile, join_ids
-from robbench.matrix.shards import SCHEMAS
 from robbench.specs import ModelKind
+from robbench.store.ledger import Ledger
+from robbench.store.records import PlanEntry, Run, RunFile, join_ids
+from robbench.store.shards import SCHEMAS
 
 
 def written(run: Run, folder: Path, originals: bool = True) -> Path:

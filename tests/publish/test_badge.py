@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 from publish_runs import make_run
 
-from robbench.cli import main
-from robbench.errors import UserError
-from robbench.matrix.records import CellResult, Run
-from robbench.publish import badge as module
-from robbench.publish.badge import Badge, badge_json, badge_of, badge_svg
+from robbench.cli.app import main
+from robbench.core.errors import UserError
+from robbench.report import badge as module
+from robbench.report.badge import Badge, badge_json, badge_of, badge_svg
+from robbench.store.records import CellResult, Run
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -122,7 +122,7 @@ def test_the_endpoint_schema_of_shields(run: Run) -> None:
 # ----------------------------------------------------------------------------------------------------- command
 @pytest.fixture
 def folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("robbench.matrix.ledger.load_run", lambda _: run)
+    monkeypatch.setattr("robbench.store.ledger.load_run", lambda _: run)
     return tmp_path
 
 

@@ -9,14 +9,14 @@ import pytest
 from publish_runs import cell, make_run
 from rich.console import Console
 
-from robbench.check.compare import CheckResult, check, passed, without_reference
-from robbench.check.policy import Policy
-from robbench.check.printing import check_table, print_results
-from robbench.errors import UserError
-from robbench.matrix.records import Run
-from robbench.metrics.accuracy import wilson
-from robbench.publish.tables import TableRow, leaderboard
-from robbench.publish.writers import tidy_csv
+from robbench.compare.policy import Policy
+from robbench.compare.tables import CheckResult, check, passed, without_reference
+from robbench.core.errors import UserError
+from robbench.report.check_text import check_table, print_results
+from robbench.report.writers import tidy_csv
+from robbench.results.tables import TableRow, leaderboard
+from robbench.statistics.accuracy import wilson
+from robbench.store.records import Run
 
 MODEL = "digits-ijsat"
 

@@ -12,16 +12,16 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robbench.check.compare import check
-from robbench.check.findings import Finding, annotations, as_json, as_junit, of_table
-from robbench.check.update import update_tables
-from robbench.cli import main
-from robbench.errors import UserError
-from robbench.matrix.ledger import load_run
-from robbench.matrix.records import Run
-from robbench.publish.tables import TableRow, leaderboard
-from robbench.publish.writers import tidy_csv
-from robbench.terminal import Terminal, print_line
+from robbench.cli.app import main
+from robbench.compare.findings import Finding, annotations, as_json, as_junit, of_table
+from robbench.compare.tables import check
+from robbench.compare.update import update_tables
+from robbench.core.errors import UserError
+from robbench.core.terminal import Terminal, print_line
+from robbench.report.writers import tidy_csv
+from robbench.results.tables import TableRow, leaderboard
+from robbench.store.ledger import load_run
+from robbench.store.records import Run
 
 MODEL = "digits-ijsat"
 ANY_TEXT = st.text(max_size=40)

@@ -16,17 +16,17 @@ from hypothesis import strategies as st
 from publish_runs import attack, cell, frame, make_run
 from scipy import stats
 
-from robbench.check.paired import (
+from robbench.compare.paired import (
     ALL_MODELS,
     IDENTITY,
     PairedResult,
     compare_samples,
     largest_count,
 )
-from robbench.check.samples import KEY, Samples, of_run, read_samples, write_reference
-from robbench.errors import UserError
-from robbench.matrix.records import Run
-from robbench.metrics.paired import sign_test
+from robbench.compare.samples import KEY, Samples, of_run, read_samples, write_reference
+from robbench.core.errors import UserError
+from robbench.statistics.paired import sign_test
+from robbench.store.records import Run
 
 ENSEMBLE = attack("aa", algorithm="autoattack", parameters={"components": ["apgd-ce", "apgd-t", "square"]})
 Change = Callable[[pd.DataFrame], object]

@@ -9,12 +9,12 @@ import pytest
 from publish_runs import attack, cell, frame, make_run
 
 from robbench.data.corruption_names import Extra, Headline
-from robbench.matrix.records import CellResult, Run
-from robbench.publish import corruptions
-from robbench.publish.html import render
-from robbench.publish.reproduce import commands
-from robbench.publish.tables import leaderboard, wide
-from robbench.publish.writers import markdown, wide_csv
+from robbench.report.html import render
+from robbench.report.writers import markdown, wide_csv
+from robbench.results import corruptions
+from robbench.results.reproduce import commands
+from robbench.results.tables import leaderboard, wide
+from robbench.store.records import CellResult, Run
 
 N = 40
 GRID = [(name, severity) for name in get_args(Headline) for severity in range(1, 6)]

@@ -17,14 +17,14 @@ from publish_runs import JSA, attack, cell, frame, make_run
 from rich.console import Console
 from site_runs import written
 
-from robbench.cli import main
-from robbench.diff.changes import Change, Side, judged
-from robbench.diff.compare import RunDiff, compare_runs, document
-from robbench.diff.printing import print_diff
-from robbench.errors import UserError
-from robbench.matrix.frechet_records import FrechetRecord, samples_hash, write_record
-from robbench.matrix.records import CellResult, Run
-from robbench.metrics.paired import holm, paired, sign_test
+from robbench.cli.app import main
+from robbench.compare.changes import Change, Side, judged
+from robbench.compare.runs import RunDiff, compare_runs, document
+from robbench.core.errors import UserError
+from robbench.report.diff_text import print_diff
+from robbench.statistics.paired import holm, paired, sign_test
+from robbench.store.frechet_records import FrechetRecord, samples_hash, write_record
+from robbench.store.records import CellResult, Run
 
 NAMES = ("before", "after")
 

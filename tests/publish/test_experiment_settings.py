@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from robbench.experiments import Experiment, experiments
-from robbench.publish.experiment_table import (
+from robbench.experiments.schema import Experiment, experiments
+from robbench.experiments.table import (
     Line,
     Measurements,
     Setting,
@@ -63,7 +63,7 @@ def test_a_smaller_experiment_has_no_difference_either() -> None:
 def test_every_shipped_experiment_runs_in_the_settings_that_are_printed(tmp_path: Path) -> None:
     """Architectures, budgets and data sets of the recipes are those of the published rows, where both say one."""
     from robbench.defenses.plan import TrainRequest, outline
-    from robbench.matrix.experiment import resolve_use
+    from robbench.experiments.runs import resolve_use
     from robbench.specs import threat_models
 
     known = threat_models(None)

@@ -17,14 +17,14 @@ from PIL import Image
 from publish_runs import attack, cell, frame, images, make_run
 from site_pages import EVIL
 
-from robbench.matrix.records import Run
-from robbench.publish.attack_lines import budget_text
-from robbench.publish.curves import curve_figure
-from robbench.publish.gallery import FACTORS, data_uri, magnification, strips, triples
-from robbench.publish.html import NO_ORIGINALS, render, write_html
-from robbench.publish.likelihood import bits_text, mean_text, nll_tables
-from robbench.publish.reproduce import commands
-from robbench.publish.tables import leaderboard, models
+from robbench.report.attack_lines import budget_text
+from robbench.report.curves import curve_figure
+from robbench.report.gallery import FACTORS, data_uri, magnification, strips, triples
+from robbench.report.html import NO_ORIGINALS, render, write_html
+from robbench.results.likelihood import bits_text, mean_text, nll_tables
+from robbench.results.reproduce import commands
+from robbench.results.tables import leaderboard, models
+from robbench.store.records import Run
 
 
 @pytest.fixture

@@ -17,15 +17,15 @@ from markdown_it import MarkdownIt
 from publish_runs import attack, cell, frame
 from rich.console import Console
 
-from robbench.check.compare import check, passed, without_reference
-from robbench.check.policy import default_tolerance
-from robbench.matrix.records import CellResult, Run
-from robbench.publish.likelihood import bits_text, mean_text, nll_tables, summarized
-from robbench.publish.reproduce import commands
-from robbench.publish.rows import TableRow
-from robbench.publish.tables import leaderboard, wide
-from robbench.publish.terminal import terminal_likelihood, terminal_sizes
-from robbench.publish.writers import likelihood_csv, markdown, terminal_table, tidy_csv, write_tables
+from robbench.compare.policy import default_tolerance
+from robbench.compare.tables import check, passed, without_reference
+from robbench.report.terminal import terminal_likelihood, terminal_sizes
+from robbench.report.writers import likelihood_csv, markdown, terminal_table, tidy_csv, write_tables
+from robbench.results.likelihood import bits_text, mean_text, nll_tables, summarized
+from robbench.results.reproduce import commands
+from robbench.results.rows import TableRow
+from robbench.results.tables import leaderboard, wide
+from robbench.store.records import CellResult, Run
 
 FIRST = "toy-glow"
 
@@ -319,9 +319,9 @@ def test_sizes_over_all_and_over_broken_samples_are_the_ledgers(mixed: Run) -> N
 
 def stored_distances(run: Run, folder: Path, values: dict[str, float]) -> Run:
     """The run in a folder with Fréchet records of some of its cells, "" for the clean images; by cell hash."""
-    from robbench.matrix.frechet_records import FrechetRecord, samples_hash, write_record
-    from robbench.matrix.ledger import Ledger
-    from robbench.matrix.records import PlanEntry, RunFile, join_ids
+    from robbench.store.frechet_records import FrechetRecord, samples_hash, write_record
+    from robbench.store.ledger import Ledger
+    from robbench.store.records import PlanEntry, RunFile, join_ids
 
     entries = [
         PlanEntry(hash=r.cell.hash, model=r.cell.model, defense=r.cell.defense, attack=r.cell.attack.label)

@@ -12,23 +12,23 @@ import pytest
 from publish_runs import attack, cell, frame, make_run
 
 from robbench.bundle.archive import opened_bundle
-from robbench.check.compare import check
-from robbench.check.paired import compare_samples
-from robbench.check.samples import of_run, read_samples, write_reference
-from robbench.diff.numbers import Numbers
-from robbench.diff.pairing import pair_runs
-from robbench.matrix.records import CellResult, Run
-from robbench.publish.badge import badge_of
-from robbench.publish.experiment_table import Measurements
-from robbench.publish.mlflow_export import model_exports
-from robbench.publish.pairs import packed_run, unpacked
-from robbench.publish.published_compare import Known, compare, measured_rows
-from robbench.publish.site.model_joint import joint
-from robbench.publish.site.ranks import ranges
-from robbench.publish.tables import leaderboard, models, wide
-from robbench.publish.writers import markdown, tidy_csv, wide_csv
-from robbench.published import published_index, published_table, table_rows
+from robbench.compare.numbers import Numbers
+from robbench.compare.paired import compare_samples
+from robbench.compare.pairing import pair_runs
+from robbench.compare.samples import of_run, read_samples, write_reference
+from robbench.compare.tables import check
+from robbench.experiments.comparison import Known, compare, measured_rows
+from robbench.experiments.published import published_index, published_table, table_rows
+from robbench.experiments.table import Measurements
+from robbench.report.badge import badge_of
+from robbench.report.mlflow_export import model_exports
+from robbench.report.site.model_joint import joint
+from robbench.report.site.ranks import ranges
+from robbench.report.writers import markdown, tidy_csv, wide_csv
+from robbench.results.pairs import packed_run, unpacked
+from robbench.results.tables import leaderboard, models, wide
 from robbench.specs import ResolvedAttack
+from robbench.store.records import CellResult, Run
 
 N = 120
 BUNDLES = Path(__file__).parents[2] / "reports" / "runs"

@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 from publish_runs import attack, cell, frame, make_run
 
-from robbench.cli import main
-from robbench.errors import UserError
-from robbench.matrix.records import CellResult, Run
-from robbench.publish.mlflow_export import KEY_TAG, _safe_names, export, model_exports
-from robbench.publish.tables import leaderboard
+from robbench.cli.app import main
+from robbench.core.errors import UserError
+from robbench.report.mlflow_export import KEY_TAG, _safe_names, export, model_exports
+from robbench.results.tables import leaderboard
+from robbench.store.records import CellResult, Run
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 calls deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -109,7 +109,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mlflow", reason="pip install 'robbench[mlflow]'")
     pytest.importorskip("sqlalchemy", reason="pip install 'robbench[mlflow]'")
     folder = tmp_path_factory.mktemp("mlflow")
-    from robbench.publish import mlflow_export
+    from robbench.report import mlflow_export
 
     mlflow_export._require_mlflow()
     from mlflow.tracking import MlflowClient
@@ -208,8 +208,8 @@ def test_many_attacks_and_odd_names(uri: str) -> None:
 
 
 def test_the_command(run: Run, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robbench.cli_report._opened", lambda _: nullcontext([run]))
-    monkeypatch.setattr("robbench.cli_report._write_tables", lambda *_: None)
+    monkeypatch.setattr("robbench.cli.report._opened", lambda _: nullcontext([run]))
+    monkeypatch.setattr("robbench.cli.report._write_tables", lambda *_: None)
     result = CliRunner().invoke(main, ["report", "RUN", "--mlflow", uri])
     assert result.exit_code == 0, result.output
     stored = {r.info.run_name: r.info.run_id for r in stored_runs(uri)}

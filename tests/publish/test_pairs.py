@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from publish_runs import JSA, attack, cell, frame, make_run
 
-from robbench.matrix.records import Run
-from robbench.metrics.paired import sign_test
-from robbench.publish.pairs import compared, packed, packed_run, threat_key, unpacked
+from robbench.results.pairs import compared, packed, packed_run, threat_key, unpacked
+from robbench.statistics.paired import sign_test
+from robbench.store.records import Run
 
-SCRIPT = files("robbench.publish") / "templates" / "site" / "paired.js.j2"
+SCRIPT = files("robbench.report") / "templates" / "site" / "paired.js.j2"
 
 
 @pytest.fixture(scope="module")

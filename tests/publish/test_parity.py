@@ -6,13 +6,13 @@ import pytest
 from publish_runs import make_run
 from rich.console import Console
 
-from robbench.matrix.records import CellResult, Run
-from robbench.publish import parity
-from robbench.publish.html import render
-from robbench.publish.tables import leaderboard
-from robbench.publish.writers import markdown, terminal_table
-from robbench.resources import data_root
-from robbench.schema import load_yaml
+from robbench.core.resources import data_root
+from robbench.core.schema import load_yaml
+from robbench.report.html import render
+from robbench.report.writers import markdown, terminal_table
+from robbench.results import parity
+from robbench.results.tables import leaderboard
+from robbench.store.records import CellResult, Run
 
 
 @pytest.fixture

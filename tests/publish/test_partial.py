@@ -16,19 +16,20 @@ from hypothesis import strategies as st
 from publish_runs import JSA, attack, cell, frame, make_run
 from rich.console import Console
 
-from robbench.check.compare import CheckResult, check
-from robbench.matrix.records import Run
-from robbench.publish.badge import badge_json, badge_of, badge_svg
-from robbench.publish.html import render
-from robbench.publish.mlflow_export import model_exports
-from robbench.publish.published_compare import Known, compare, measured_rows
-from robbench.publish.rows import COLUMNS, TableRow
-from robbench.publish.site.compare_page import _Comparison
-from robbench.publish.site.downloads import all_tables
-from robbench.publish.site.groups import Group
-from robbench.publish.tables import combined_attacks, leaderboard, wide
-from robbench.publish.writers import TerminalLeaderboard, markdown, tidy_csv, wide_csv
-from robbench.published import published_index, published_table, table_rows
+from robbench.compare.tables import CheckResult, check
+from robbench.experiments.comparison import Known, compare, measured_rows
+from robbench.experiments.published import published_index, published_table, table_rows
+from robbench.report.badge import badge_json, badge_of, badge_svg
+from robbench.report.html import render
+from robbench.report.mlflow_export import model_exports
+from robbench.report.site.boards import boards
+from robbench.report.site.compare_page import _Comparison
+from robbench.report.site.downloads import tables_by_page
+from robbench.report.site.groups import Group
+from robbench.report.writers import TerminalLeaderboard, markdown, tidy_csv, wide_csv
+from robbench.results.rows import COLUMNS, TableRow
+from robbench.results.tables import combined_attacks, leaderboard, wide
+from robbench.store.records import Run
 
 FGSM, PGD = attack("fgsm"), attack("pgd20")
 COMBINED = ("worst case", "average")
@@ -155,7 +156,7 @@ def test_the_page_of_a_run_marks_it_and_sorts_it_below(mixed: Run) -> None:
 
 def test_boards_and_downloads_of_a_site(mixed: Run) -> None:
     group = Group("g", "digits", mixed, (mixed,))
-    for board in group.boards:
+    for board in boards(group):
         if "joint" in board.title:
             continue  # the model was not run under it at all
         (table,) = board.tables
@@ -164,7 +165,7 @@ def test_boards_and_downloads_of_a_site(mixed: Run) -> None:
         assert last[0].text == "a-part"
         for name in COMBINED:
             assert (last[keys.index(name)].kind, last[keys.index(name)].place) == ("partial", None)
-    for tables in all_tables(group).values():
+    for tables in tables_by_page(group).values():
         for table in tables:
             if not table.path.endswith(("leaderboard-wide", "leaderboard-linf-0-2", "leaderboard-linf-0.2")):
                 continue
@@ -259,10 +260,12 @@ def test_a_published_average_over_fewer_attacks_is_that_average(mixed: Run) -> N
 
 
 def test_json_downloads_carry_the_status(mixed: Run) -> None:
-    from robbench.publish.site.downloads import files
+    from robbench.report.site.downloads import files
 
     group = Group("g", "digits", mixed, (mixed,))
-    wanted = [t for tables in all_tables(group).values() for t in tables if t.path.endswith("leaderboard")]
+    wanted = [
+        t for tables in tables_by_page(group).values() for t in tables if t.path.endswith("leaderboard")
+    ]
     (text,) = [f.content for table in wanted for f in files(table) if f.path.endswith("leaderboard.json")]
     rows = [row for row in json.loads(text) if row["model"] == "a-part" and row["attack"] == "average"]
     assert [row["status"] for row in rows] == ["partial"]

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from publish_runs import attack, cell, frame, make_run
 
-from robbench.cli import main
-from robbench.matrix.records import Run
-from robbench.publish.html import render
-from robbench.publish.published_compare import CALLED, Comparison, Known, Measured, compare, measured_rows
-from robbench.publish.published_page import (
+from robbench.cli.app import main
+from robbench.experiments.comparison import CALLED, Comparison, Known, Measured, compare, measured_rows
+from robbench.experiments.published import PublishedRow, Table, published_index, published_table, table_rows
+from robbench.report.html import render
+from robbench.report.published_page import (
     TableComparison,
     comparison_csv,
     comparison_markdown,
@@ -30,8 +30,8 @@ from robbench.publish.published_page import (
     render_table,
     write_published,
 )
-from robbench.publish.rows import TableRow
-from robbench.published import PublishedRow, Table, published_index, published_table, table_rows
+from robbench.results.rows import TableRow
+from robbench.store.records import Run
 
 KNOWN = Known(
     attacks={"pgd20", "aa", "jsa50", "nll-in", "r-la"},

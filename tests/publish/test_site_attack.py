@@ -13,17 +13,17 @@ from publish_runs import JSA, attack, cell, frame, make_run
 from site_pages import DESK, PHONE, Reader, only
 from site_runs import written
 
+from robbench.core.errors import UserError
 from robbench.data.names import dataset_names
-from robbench.errors import UserError
-from robbench.matrix.ledger import load_run
-from robbench.matrix.records import Run
-from robbench.publish.rows import WORST_CASE
-from robbench.publish.site import attack_page, definitions, formulas
-from robbench.publish.site.frame import framed
-from robbench.publish.site.groups import site_of
-from robbench.publish.site.page import Page
-from robbench.publish.tables import leaderboard
+from robbench.report.site import attack_page, definitions, formulas
+from robbench.report.site.frame import framed
+from robbench.report.site.groups import site_of
+from robbench.report.site.page import Page
+from robbench.results.rows import WORST_CASE
+from robbench.results.tables import leaderboard
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
+from robbench.store.ledger import load_run
+from robbench.store.records import Run
 
 GROUP = "digits-seed-3-n-120"
 

@@ -15,16 +15,16 @@ from scipy.stats import binomtest
 from site_pages import EVIL, PHONE, Reader
 
 from robbench.data.corruption_names import Headline
-from robbench.matrix.records import CellResult, Run
-from robbench.publish.likelihood import mean_text, nll_tables
-from robbench.publish.rows import models
-from robbench.publish.site import board_page
-from robbench.publish.site.boards import DEFENSE, NAME, RANK, Board, Cell, Column, Table, board_paths, boards
-from robbench.publish.site.frame import framed
-from robbench.publish.site.groups import Group, site_of
-from robbench.publish.site.page import Page
-from robbench.publish.site.ranks import ranges
-from robbench.publish.tables import leaderboard
+from robbench.report.site import board_page
+from robbench.report.site.boards import DEFENSE, NAME, RANK, Board, Cell, Column, Table, board_paths, boards
+from robbench.report.site.frame import framed
+from robbench.report.site.groups import Group, site_of
+from robbench.report.site.page import Page
+from robbench.report.site.ranks import ranges
+from robbench.results.likelihood import mean_text, nll_tables
+from robbench.results.rows import models
+from robbench.results.tables import leaderboard
+from robbench.store.records import CellResult, Run
 
 
 def group_of(run: Run) -> Group:
@@ -509,9 +509,9 @@ def test_a_table_of_200_models_and_30_attacks_sorts(site: Reader) -> None:
 @pytest.mark.slow
 def test_200_models_and_30_attacks_sort_in_a_second(site: Reader, tmp_path: Path) -> None:
     """From real ledgers, repeated; the clock is the page's own, from its start to sorted rows after a click."""
-    from robbench.matrix.ledger import load_run
-    from robbench.matrix.plan import RunRequest
-    from robbench.matrix.session import run_matrix
+    from robbench.cli.run import run_matrix
+    from robbench.run.plan import RunRequest
+    from robbench.store.ledger import load_run
 
     zoo = ("digits-standard", "digits-at")
     assert (

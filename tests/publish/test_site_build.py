@@ -15,11 +15,11 @@ from publish_runs import attack, cell, frame, make_run
 from site_pages import EVIL
 from site_runs import written
 
-from robbench.cli import main
-from robbench.matrix.records import CellResult, Run
-from robbench.publish.site import build, write_single_file, write_site
-from robbench.publish.site.build import MARKER
-from robbench.publish.site.groups import site_of
+from robbench.cli.app import main
+from robbench.report.site import build, write_single_file, write_site
+from robbench.report.site.build import MARKER
+from robbench.report.site.groups import site_of
+from robbench.store.records import CellResult, Run
 
 
 @pytest.fixture(autouse=True)
@@ -346,19 +346,17 @@ def test_the_command_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    code = (
-        "from robbench.cli import main; main(['report', 'nowhere', '--out', 'site'], standalone_mode=False)"
-    )
+    code = "from robbench.cli.app import main; main(['report', 'nowhere', '--out', 'site'], standalone_mode=False)"
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=False
     )
-    assert "robbench.matrix.ledger" in done.stderr
+    assert "robbench.store.ledger" in done.stderr
     assert not re.search(r"\| +(torch|matplotlib)$", done.stderr, re.MULTILINE)
 
 
 def test_names_of_defenses_are_those_of_the_registries() -> None:
     from robbench.defenses import DEFENSES, FLOW_DEFENSES
-    from robbench.publish.published_page import SHIPPED_DEFENSES
+    from robbench.report.published_page import SHIPPED_DEFENSES
 
     ours = {name for registry in (DEFENSES, FLOW_DEFENSES) for name in registry}
     assert set(SHIPPED_DEFENSES) <= ours

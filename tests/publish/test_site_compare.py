@@ -13,12 +13,12 @@ from publish_runs import attack, cell, frame, make_run
 from scipy.stats import binomtest
 from site_pages import DESK, EVIL, Reader, only
 
-from robbench.matrix.records import CellResult, Run
-from robbench.publish.pairs import unpacked
-from robbench.publish.site import board_page, compare_page, home, model_page
-from robbench.publish.site.frame import framed
-from robbench.publish.site.groups import site_of
-from robbench.publish.site.page import Page
+from robbench.report.site import board_page, compare_page, home, model_page
+from robbench.report.site.frame import framed
+from robbench.report.site.groups import site_of
+from robbench.report.site.page import Page
+from robbench.results.pairs import unpacked
+from robbench.store.records import CellResult, Run
 
 pytestmark = pytest.mark.usefixtures("few_tables")
 PATH = "digits-seed-3-n-120/compare.html"

@@ -21,12 +21,12 @@ from markdown_it import MarkdownIt
 from publish_runs import attack, cell, frame, make_run
 from site_pages import Reader, only
 
-from robbench.matrix.records import Run
-from robbench.publish.rows import COLUMNS, WORST_CASE
-from robbench.publish.site import board_page, downloads, home, model_page
-from robbench.publish.site.downloads import ALL, CALLED, EXACT, READABLE, Table, files, latex
-from robbench.publish.site.groups import site_of
-from robbench.publish.tables import leaderboard
+from robbench.report.site import board_page, downloads, home, model_page
+from robbench.report.site.downloads import ALL, CALLED, EXACT, READABLE, Table, files, latex
+from robbench.report.site.groups import site_of
+from robbench.results.rows import COLUMNS, WORST_CASE
+from robbench.results.tables import leaderboard
+from robbench.store.records import Run
 
 pytestmark = pytest.mark.usefixtures("few_tables")
 

@@ -10,13 +10,13 @@ from flow_runs import three_flows
 from publish_runs import attack, cell, frame, make_run
 from site_pages import PHONE, Reader, only
 
-from robbench.matrix.records import Run
-from robbench.metrics.paired import rank_ranges
-from robbench.publish.site import attack_page, home, published
-from robbench.publish.site.frame import framed
-from robbench.publish.site.groups import site_of
-from robbench.publish.site.page import Page
-from robbench.publish.site.provenance import duration, provenance
+from robbench.report.site import attack_page, home, published
+from robbench.report.site.frame import framed
+from robbench.report.site.groups import site_of
+from robbench.report.site.page import Page
+from robbench.report.site.provenance import duration, provenance
+from robbench.statistics.paired import rank_ranges
+from robbench.store.records import Run
 
 pytestmark = pytest.mark.usefixtures("few_tables")
 
@@ -88,7 +88,7 @@ def opened(page: Any) -> None:
 
 
 def test_a_published_page_shows_what_the_report_s_page_shows(site: Reader, run: Run) -> None:
-    from robbench.publish.published_page import compare_tables, render_table
+    from robbench.report.published_page import compare_tables, render_table
 
     site.build(run, pages=only(published))
     found = next(t for t in compare_tables([run]) if t.table.name == "ijsat-table1")

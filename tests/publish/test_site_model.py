@@ -19,18 +19,18 @@ from publish_runs import JSA, attack, cell, frame, images, make_run
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
-from robbench.matrix.records import CellResult, Run
-from robbench.publish.likelihood import mean_text, nll_tables
-from robbench.publish.rows import models
-from robbench.publish.site import model_page
-from robbench.publish.site.frame import framed
-from robbench.publish.site.groups import Group, Site, site_of
-from robbench.publish.site.model_classes import class_names, class_table, confusions
-from robbench.publish.site.model_curves import families, sweeps
-from robbench.publish.site.model_gallery import EXAMPLES, examples, levels
-from robbench.publish.site.model_joint import ensembles, joint
-from robbench.publish.site.page import Page
-from robbench.publish.tables import leaderboard
+from robbench.report.site import model_page
+from robbench.report.site.frame import framed
+from robbench.report.site.groups import Group, Site, site_of
+from robbench.report.site.model_classes import class_names, class_table, confusions
+from robbench.report.site.model_curves import families, sweeps
+from robbench.report.site.model_gallery import EXAMPLES, examples, levels
+from robbench.report.site.model_joint import ensembles, joint
+from robbench.report.site.page import Page
+from robbench.results.likelihood import mean_text, nll_tables
+from robbench.results.rows import models
+from robbench.results.tables import leaderboard
+from robbench.store.records import CellResult, Run
 
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 

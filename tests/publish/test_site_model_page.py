@@ -8,10 +8,10 @@ from flow_runs import N, three_flows
 from publish_runs import SHAPE, attack, cell, frame, images, make_run
 from site_pages import DESK, EVIL, PHONE, Reader, only
 
-from robbench.matrix.records import CellResult, Run
-from robbench.publish.rows import models
-from robbench.publish.site import attack_page, home, model_page
-from robbench.publish.site.groups import Group, site_of
+from robbench.report.site import attack_page, home, model_page
+from robbench.report.site.groups import Group, site_of
+from robbench.results.rows import models
+from robbench.store.records import CellResult, Run
 
 pytestmark = pytest.mark.usefixtures("few_tables")
 

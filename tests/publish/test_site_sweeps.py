@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from publish_runs import attack, cell, frame, make_run
 
-from robbench.publish.site import compare_page, model_page
-from robbench.publish.site.boards import RANK
-from robbench.publish.site.build import parts
-from robbench.publish.site.groups import site_of
-from robbench.publish.site.page import Page
+from robbench.report.site import compare_page, model_page
+from robbench.report.site.boards import RANK
+from robbench.report.site.build import parts
+from robbench.report.site.groups import site_of
+from robbench.report.site.page import Page
 
 N = 40
 MODELS = ("digits-a", "digits-b")

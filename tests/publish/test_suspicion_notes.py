@@ -7,13 +7,13 @@ from dataclasses import replace
 from publish_runs import make_run
 from rich.console import Console
 
-from robbench.matrix.records import CellResult, Run
-from robbench.publish import wording
-from robbench.publish.badge import badge_of
-from robbench.publish.html import render
-from robbench.publish.parity import parity_note
-from robbench.publish.tables import leaderboard
-from robbench.publish.writers import markdown, terminal_table, tidy_csv
+from robbench.report.badge import badge_of
+from robbench.report.html import render
+from robbench.report.writers import markdown, terminal_table, tidy_csv
+from robbench.results import wording
+from robbench.results.parity import parity_note
+from robbench.results.tables import leaderboard
+from robbench.store.records import CellResult, Run
 
 SOFTMAX = "the model returns probabilities, not logits (all 120 outputs sum to 1); return logits"
 SQUARE = "Square broke 7 of the 12 samples that no gradient component broke; gradients may be masked"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from publish_runs import JSA, attack, cell, frame, make_run
 
-from robbench.matrix.records import CellResult, Run
-from robbench.publish.tables import TableRow, combined_attacks, leaderboard, wide
+from robbench.results.tables import TableRow, combined_attacks, leaderboard, wide
+from robbench.store.records import CellResult, Run
 
 
 def find(

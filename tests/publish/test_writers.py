@@ -12,9 +12,9 @@ from markdown_it import MarkdownIt
 from publish_runs import attack, cell, frame, make_run
 from rich.console import Console
 
-from robbench.matrix.records import Run
-from robbench.publish.tables import COLUMNS, leaderboard, wide
-from robbench.publish.writers import markdown, terminal_table, tidy_csv, wide_csv, write_tables
+from robbench.report.writers import markdown, terminal_table, tidy_csv, wide_csv, write_tables
+from robbench.results.tables import COLUMNS, leaderboard, wide
+from robbench.store.records import Run
 
 EVIL = 'm|x" <b>*a*</b>, \\ `q`'
 

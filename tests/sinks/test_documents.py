@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from robbench.check.findings import Finding, annotations, as_json, as_junit
-from robbench.check.reference import read_csv, read_reference
-from robbench.check.update import update_tables
-from robbench.publish.experiment_table import Line, Value, write_comparison
-from robbench.publish.markdown import bullets, escaped, markdown_table, paragraph
-from robbench.publish.rows import COLUMNS, TableRow
-from robbench.publish.writers import tidy_csv
-from robbench.published import read_rows
-from robbench.resources import write_text_atomically
-from robbench.schema import Strict
-from robbench.spreadsheet import csv_text, plain_cell
+from robbench.compare.findings import Finding, annotations, as_json, as_junit
+from robbench.compare.reference import read_csv, read_reference
+from robbench.compare.update import update_tables
+from robbench.core.markdown import bullets, escaped, markdown_table, paragraph
+from robbench.core.resources import write_text_atomically
+from robbench.core.schema import Strict
+from robbench.core.spreadsheet import csv_text, plain_cell
+from robbench.experiments.published import read_rows
+from robbench.experiments.table import Line, Value, write_comparison
+from robbench.report.writers import tidy_csv
+from robbench.results.rows import COLUMNS, TableRow
 
 ANY = st.text(st.characters(exclude_categories=()), max_size=60)
 # Texts of what means something somewhere, which random characters seldom hit.

@@ -19,12 +19,12 @@ from rich.table import Table
 from rich.text import Text
 
 import robbench
-from robbench.cli import main
-from robbench.cli_base import echo_cells, echo_line, echo_text
-from robbench.errors import printable, printable_text
-from robbench.matrix.progress import LiveProgress, PlainProgress
-from robbench.resources import data_root
-from robbench.terminal import Terminal, print_line
+from robbench.cli.app import main
+from robbench.cli.base import echo_cells, echo_line, echo_text
+from robbench.core.errors import printable, printable_text
+from robbench.core.resources import data_root
+from robbench.core.terminal import Terminal, print_line
+from robbench.run.progress import LiveProgress, PlainProgress
 
 ROOT = Path(robbench.__file__).parent
 # What prints as it is: the helpers themselves, a script for a shell, an image, and the JSON of a worker's protocol.

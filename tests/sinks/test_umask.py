@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from robbench.resources import new_folder, write_atomically, write_text_atomically
+from robbench.core.resources import new_folder, write_atomically, write_text_atomically
 
 UMASKS = [0o022, 0o027, 0o077, 0o002]
 
@@ -88,7 +88,7 @@ def test_everything_that_commands_write(umask: int, tmp_path: Path) -> None:
     ]
     script = (
         f"import os, sys; os.umask({umask})\n"
-        "from click.testing import CliRunner\nfrom robbench.cli import main\n"
+        "from click.testing import CliRunner\nfrom robbench.cli.app import main\n"
         f"for command in {commands!r}:\n"
         "    result = CliRunner().invoke(main, command, catch_exceptions=False)\n"
         "    assert result.exit_code == 0, (command, result.output)\n"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.geometry import GeneratorNoise
-from robbench.attacks.inner import ascend, attacked
-from robbench.attacks.spaces import ImageSpace
+from robbench.attacks.search.geometry import GeneratorNoise
+from robbench.attacks.search.inner import ascend, attacked
+from robbench.attacks.search.spaces import ImageSpace
 from robbench.theory import Gaussian, worst_perturbation
 
 EPSILON, RESTARTS = 0.05, 8

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.theory import Gaussian, universal_perturbation, worst_perturbation
 from robbench.theory.perturbation import Floats
 

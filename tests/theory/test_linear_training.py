@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.theory import (
     RECURSIONS,
     Gaussian,

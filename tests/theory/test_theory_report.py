@@ -9,8 +9,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from robbench.cli_base import OneLineErrors
-from robbench.cli_theory import RECURSIONS, theory
+from robbench.cli.base import OneLineErrors
+from robbench.cli.theory import RECURSIONS, theory
 from robbench.theory import RECURSIONS as EXISTING
 
 FILES = {
@@ -90,7 +90,7 @@ def test_wrong_use_is_one_line(option: str, value: object, message: str, tmp_pat
 
 def test_command_module_imports_nothing_heavy() -> None:
     code = (
-        "import sys, robbench.cli_theory; "
+        "import sys, robbench.cli.theory; "
         "assert not {'numpy', 'scipy', 'torch', 'rich', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -25,14 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
+from robbench.core.random import SampleRandom
 from robbench.models.flows.preprocessing import (
     DecodeMode,
     PreprocessingKind,
     build_preprocessing,
     check_decode_mode,
 )
-from robbench.random import SampleRandom
 
 Shape = tuple[int, ...]
 Memory = Literal["none", "mask", "invert"]

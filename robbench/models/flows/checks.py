@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.flows.base import Flow, FlowModel, FrozenFlow, Latents
 
 # Differences that rounding may make. Among the flows of the zoo the largest are 2e-5 of the latents, 6e-6 bits/dim and

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.flows.base import Encoded, Flow, Memory, Recolour, Transform
 from robbench.models.flows.frozen_net import gate
 from robbench.models.flows.layers import StandardPrior

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.flows.base import Encoded, Flow, Memory, Recolour, Transform
 from robbench.models.flows.frozen import frozen_module
 from robbench.models.flows.layers import StandardPrior

@@ -7,7 +7,7 @@ mean and width a coordinate.
 
 from typing import Literal, get_args
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.flows.base import Flow
 from robbench.models.flows.layers import ConditionalPrior, Coupling, GlowStep, StandardPrior, TopPrior
 from robbench.models.flows.multiscale import MultiScale, Prior, step_shapes

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.flows.base import Memory
 from robbench.models.flows.frozen import FrozenConditionalPrior, FrozenGlowStep, FrozenPrior
 from robbench.models.flows.frozen_net import FrozenNet, Kernel

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.flows.base import Encoded, Memory, Recolour, Shape, Transform
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 
 PreprocessingKind = Literal["shift", "logit", "logit-1e-5"]
 DecodeMode = Literal["exact", "flp_legacy"]

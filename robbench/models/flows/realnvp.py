@@ -11,7 +11,7 @@ reordering), which also asks that its sides be even; the scale of tanh is a plai
 import torch
 from torch import Tensor, nn
 
-from robbench.errors import UserError
+from robbench.core.errors import UserError
 from robbench.models.flows.base import Flow, Memory
 from robbench.models.flows.layers import StandardPrior
 from robbench.models.flows.multiscale import MultiScale, Step, squeeze, step_shapes, unsqueeze

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from robbench.attacks import Attack, Cost, Victim
 from robbench.attacks.base import Candidates, Task
-from robbench.attacks.geometry import SampleNoise
-from robbench.schema import Strict
+from robbench.attacks.search.geometry import SampleNoise
+from robbench.core.schema import Strict
 
 
 class CornerParameters(Strict):

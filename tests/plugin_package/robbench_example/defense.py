@@ -4,8 +4,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from robbench.core.schema import Strict
 from robbench.defenses.base import Defense
-from robbench.schema import Strict
 
 
 class LabelSmoothingParameters(Strict):

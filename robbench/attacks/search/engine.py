@@ -1,0 +1,150 @@
+"""Gradient ascent in a search space, as a search of the active set: what PGD, MIM, latent and joint attacks run.
+
+They climb the cross-entropy; the loss that is differentiated is the `error_log_odds` of `tempered` logits: it has the
+same ascent directions, does not saturate, and does not depend on the scale of very large or small logits.
+
+A sample leaves as soon as an iterate is misclassified (early stop), a robust sample gets its full number of steps.
+Noise is keyed by sample id.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robbench.attacks.base import Candidates, Task
+from robbench.attacks.search.active import Batch, Search, fresh_state, note, run_search, still_robust
+from robbench.attacks.search.decision import margins
+from robbench.attacks.search.geometry import SampleNoise, normalised, per_sample, stands_still
+from robbench.attacks.search.inner import error_log_odds, gradients, tempered
+from robbench.attacks.search.spaces import SearchSpace, State
+from robbench.attacks.victim import Victim
+
+
+@dataclass(frozen=True)
+class SearchPlan:
+    """steps: gradient steps a restart. restarts: random starts tried until one succeeds. momentum: decay of the
+    accumulated L1-normalised gradient (Dong et al. 2018), None for none. early_stop: see the module."""
+
+    space: SearchSpace
+    steps: int
+    restarts: int = 1
+    momentum: float | None = None
+    early_stop: bool = True
+    label_source: str = "true"
+
+
+class GradientSearch(Search):
+    """One restart of a plan.
+
+    Where an iterate may leave the box (latent spaces) its logits are not those of the clipped image: a break is then
+    only claimed, and the active set confirms it by a forward of the image itself.
+    """
+
+    def __init__(self, plan: SearchPlan, name: str, restart: int, witnesses: tuple[str, ...]) -> None:
+        self.plan, self.space, self.name, self.restart = plan, plan.space, name, restart
+        self.iterations, self.witnesses = plan.steps, witnesses
+        self.claims_only = not plan.space.admissible
+
+    def begin(self, victim: Victim, batch: Batch) -> State:
+        noise = SampleNoise(batch.seed, self.name, batch.ids, self.restart, victim.device)
+        state = self.space.start(batch.x, batch.y, noise)
+        target = batch.predictions if self.plan.label_source == "predicted" else batch.y
+        state |= {"target": target, **fresh_state(batch.x)}
+        if self.plan.momentum is not None:
+            state |= {f"momentum/{name}": torch.zeros_like(state[name]) for name in self.space.perturbations}
+        return state | {f"witness/{name}": torch.zeros_like(state[name]) for name in self.witnesses}
+
+    def step(self, victim: Victim, state: State) -> State:
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def loss(image: Tensor) -> Tensor:
+            out = self._logits(victim, image)
+            found.append((image.detach(), out.detach()))
+            return error_log_odds(tempered(out, state["target"]), state["target"])
+
+        slopes, state = gradients(self.space, state, loss)
+        # On the CPU the active set looks after every step, so that nobody who has finished is here.
+        live = None if victim.device.type == "cpu" else self._live(state)
+        if self.plan.early_stop:
+            self._note(state, *found[0])
+        still = torch.stack([stands_still(slope) for slope in slopes.values()]).all(0)
+        moved = self.space.advance(*self._with_momentum(state, slopes))
+        if live is not None:
+            for name in self.space.perturbations:
+                moved[name] = torch.where(per_sample(live, moved[name]), moved[name], state[name])
+        step = 1 if live is None else live
+        moved["zero_gradients"] = state["zero_gradients"] + step * still
+        return moved | {name: state[name] + step for name in ("iteration", "forwards", "backwards")}
+
+    def _logits(self, victim: Victim, image: Tensor) -> Tensor:
+        """Logits [n,K] of the rendered images. Where a latent image leaves the box and the model is not finite there,
+        which gives no gradient, those of the image clipped to the box, its gradient passed on to the unclipped one."""
+        out = victim.differentiable(image)
+        if self.space.admissible:
+            return out
+        lost = ~out.detach().isfinite().all(1)
+        if not bool(lost.any()):
+            return out
+        clipped = image + (image.clamp(0.0, 1.0) - image).detach()
+        return victim.differentiable(torch.where(per_sample(lost, image), clipped, image))
+
+    def _live(self, state: State) -> Tensor:
+        return ~state["broken"] & (state["iteration"] < self.iterations)
+
+    def _note(self, state: State, image: Tensor, logits: Tensor) -> None:
+        before = state["broken"]
+        note(state, image.clamp(0.0, 1.0), margins(logits, state["y"]), self.iterations)
+        fresh = state["broken"] & ~before
+        for name in self.witnesses:
+            kept = state[f"witness/{name}"]
+            state[f"witness/{name}"] = torch.where(per_sample(fresh, kept), state[name], kept)
+
+    def leave(self, state: State) -> State:
+        """Who was not broken hands back the last iterate."""
+        broken = state["broken"]
+        if bool(broken.all()):  # rendering a latent image costs a decode
+            return state
+        last = self.space.finish(state)
+        state["adversarial"] = torch.where(per_sample(broken, last), state["adversarial"], last)
+        for name in self.witnesses:
+            kept = state[f"witness/{name}"]
+            state[f"witness/{name}"] = torch.where(per_sample(broken, kept), kept, state[name])
+        return state
+
+    def _with_momentum(self, state: State, slopes: State) -> tuple[State, State]:
+        if self.plan.momentum is None:
+            return state, slopes
+        moved: State = {}
+        for name, slope in slopes.items():
+            moved[name] = self.plan.momentum * state[f"momentum/{name}"] + normalised(slope, "l1")
+        return {**state, **{f"momentum/{name}": value for name, value in moved.items()}}, moved
+
+
+def search(
+    victim: Victim, plan: SearchPlan, task: Task, name: str, witnesses: tuple[str, ...] = ()
+) -> Candidates:
+    """Run every restart of `plan`; later restarts only see samples no earlier one broke.
+
+    The noise stream is (seed, attack name, restart, sample id). Returned tensors are on the victim's device.
+    """
+    n = len(task.x)
+    zeros = torch.zeros(n, dtype=torch.int64)
+    found = Candidates(task.x.clone(), zeros - 1, zeros.clone(), zeros.clone(), [name] * n)
+    found.witness = _empty_witness(plan, task, witnesses)
+    rows = torch.arange(n)
+    for restart in range(plan.restarts):
+        if not len(rows):
+            break
+        run_search(victim, GradientSearch(plan, name, restart, witnesses), task, found, rows)
+        if restart + 1 < plan.restarts:
+            rows = still_robust(victim, task, found, rows)
+    return found
+
+
+def _empty_witness(plan: SearchPlan, task: Task, witnesses: tuple[str, ...]) -> dict[str, Tensor]:
+    noise = SampleNoise(task.seed, "shape", task.ids[:1], 0, task.x.device)
+    sample = plan.space.start(task.x[:1], task.y[:1], noise)
+    return {
+        name: torch.zeros((len(task.x), *sample[name].shape[1:]), device=task.x.device) for name in witnesses
+    }

@@ -1,0 +1,203 @@
+"""Search spaces: where a perturbation lives and how it becomes an image.
+
+A space is a stateless policy; the state of a batch is a dictionary of tensors with the sample as first dimension, so
+that the engine can drop finished samples and refill the batch. Per step: `render` -> loss -> gradients with respect
+to `perturbations` -> `advance` (accumulate, then project, also where a paper's printed update
+lost it). `finish` gives the admissible image.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from robbench.attacks.search.geometry import Noise, Start, direction, project, random_start
+from robbench.specs import Norm
+
+State = dict[str, Tensor]
+InLoop = Literal["project", "paper_literal"]
+Box = Literal["each-step", "end"]
+
+
+class Codec(Protocol):
+    """What an attack needs of a flow: latents as one flat vector a sample, z [n,D], and back."""
+
+    def encode_flat(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Latents z [n,D] of images x [n,C,H,W] in [0,1], dequantised at the fixed point u = 1/2."""
+
+    def decode_flat(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Images [n,C,H,W] of latents, not clipped; differentiable in z."""
+
+    def level_mask(self, levels: tuple[int, ...]) -> Tensor:
+        """Float mask [D]: 1 on the coordinates of the 1-based `levels` (1 = first factored out, finest)."""
+
+
+class SearchSpace(ABC):
+    """Base of image, latent and joint spaces. `perturbations` names the state entries that are searched.
+
+    admissible: whether every rendered image lies in the box, so that its logits are those of `finish`.
+    """
+
+    perturbations: tuple[str, ...]
+
+    @property
+    def admissible(self) -> bool:
+        """See the class."""
+        return False
+
+    @abstractmethod
+    def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
+        """State of a batch before the first step. x: [n,C,H,W] in [0,1]; y: [n]."""
+
+    @abstractmethod
+    def render(self, state: State) -> Tensor:
+        """Image [n,C,H,W], differentiable in the perturbations; may leave [0,1] in latent spaces."""
+
+    @abstractmethod
+    def advance(self, state: State, gradients: State) -> State:
+        """One ascent step: accumulate, then project. `gradients` has an entry a perturbation."""
+
+    def finish(self, state: State) -> Tensor:
+        """The admissible adversarial image: rendered without a graph, clipped to [0,1]."""
+        with torch.no_grad():
+            return self.render(state).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ImageSpace(SearchSpace):
+    """delta in a norm ball around x and inside the box. epsilon, step_size in [0,1] pixels.
+
+    Order of projections: ball, then box. The box contains x, so clipping never leaves the ball again. box "end" meets
+    the box only in the final image, as the PGD of Yuksel et al. does: gradients are then taken outside it too.
+    """
+
+    norm: Norm
+    epsilon: float
+    step_size: float
+    start_kind: Start = "uniform"
+    box: Box = "each-step"
+    perturbations: tuple[str, ...] = ("delta",)
+
+    @property
+    def admissible(self) -> bool:
+        """Whether every iterate meets the box."""
+        return self.box == "each-step"
+
+    def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
+        delta = random_start(self.start_kind, self.norm, self.epsilon, tuple(x.shape[1:]), noise)
+        delta = project(delta, self.norm, self.epsilon)
+        return {"x": x, "y": y, "delta": self._in_box(x, delta)}
+
+    def render(self, state: State) -> Tensor:
+        return state["x"] + state["delta"]
+
+    def advance(self, state: State, gradients: State) -> State:
+        gradient = gradients["delta"]
+        if self.norm == "l1":
+            gradient = self._towards_the_box(state, gradient)
+        delta = state["delta"] + self.step_size * direction(gradient, self.norm)
+        delta = project(delta, self.norm, self.epsilon)
+        return {**state, "delta": self._in_box(state["x"], delta)}
+
+    def _in_box(self, x: Tensor, delta: Tensor) -> Tensor:
+        """`delta` [n,C,H,W] with x + delta in [0,1], where every iterate meets the box."""
+        return (x + delta).clamp_(0.0, 1.0).sub_(x) if self.admissible else delta
+
+    @staticmethod
+    def _towards_the_box(state: State, gradient: Tensor) -> Tensor:
+        """The gradient without the coordinates that stand at 0 or 1 and point outwards: a sparse L1 step spent on
+        them would be undone by the clip, and the search would repeat itself for ever."""
+        pixels = state["x"] + state["delta"]
+        stuck = ((pixels >= 1.0) & (gradient > 0)) | ((pixels <= 0.0) & (gradient < 0))
+        return gradient.masked_fill(stuck, 0.0)
+
+
+def _on_levels(flow: Codec, levels: tuple[int, ...] | None, shift: Tensor) -> Tensor:
+    """`shift` [n,D] with zeros outside the named levels of the flow; None names all."""
+    return shift if levels is None else shift * flow.level_mask(levels).to(shift)
+
+
+@dataclass(frozen=True)
+class LatentSpace(SearchSpace):
+    """lambda in a norm ball around the latents z = F(x); x' = clip(G(z + lambda)). eta, step_size in raw z units.
+
+    No clipping inside the loop (Yuksel et al.); only the final image is clamped.
+    """
+
+    flow: Codec
+    norm: Norm
+    eta: float
+    step_size: float
+    start_kind: Start = "uniform"
+    levels: tuple[int, ...] | None = None
+    perturbations: tuple[str, ...] = ("lambda",)
+
+    def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
+        with torch.no_grad():
+            z = self.flow.encode_flat(x, y)
+        shift = random_start(self.start_kind, self.norm, self.eta, tuple(z.shape[1:]), noise)
+        return {
+            "x": x,
+            "y": y,
+            "z": z,
+            "lambda": project(_on_levels(self.flow, self.levels, shift), self.norm, self.eta),
+        }
+
+    def render(self, state: State) -> Tensor:
+        return self.flow.decode_flat(state["z"] + state["lambda"], state["y"])
+
+    def advance(self, state: State, gradients: State) -> State:
+        step = self.step_size * direction(_on_levels(self.flow, self.levels, gradients["lambda"]), self.norm)
+        return {**state, "lambda": project(state["lambda"] + step, self.norm, self.eta)}
+
+
+@dataclass(frozen=True)
+class JointSpace(SearchSpace):
+    """Joint space attack (IJSAT eq. 8, corrected): x' = clip(G(z + lambda) + delta), both Linf.
+
+    The printed update accumulates and projects nothing, so its budgets would never be reached; here both
+    perturbations accumulate and are projected, from gradients of the same loss at the same point. in_loop "project"
+    (default) keeps clip(G(z+lambda)) + delta in the box at every step; "paper_literal" clips only the final image,
+    which is weaker. Where G overshoots the box, the point the gradient is taken at still lies outside it by that
+    overshoot; the scored image is clipped. The image is never clamped inside the
+    differentiated path: that kills gradients.
+    epsilon, epsilon_step: [0,1] pixels; eta, eta_step: raw z units. delta is relative to G(z + lambda), not to x.
+    """
+
+    flow: Codec
+    epsilon: float
+    epsilon_step: float
+    eta: float
+    eta_step: float
+    start_kind: Start = "uniform"
+    in_loop: InLoop = "project"
+    levels: tuple[int, ...] | None = None
+    perturbations: tuple[str, ...] = ("lambda", "delta")
+
+    def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
+        latent = LatentSpace(self.flow, "linf", self.eta, self.eta_step, self.start_kind, self.levels)
+        state = latent.start(x, y, noise)
+        delta = random_start(self.start_kind, "linf", self.epsilon, tuple(x.shape[1:]), noise)
+        return {**state, "delta": project(delta, "linf", self.epsilon)}
+
+    def render(self, state: State) -> Tensor:
+        """Also projects state["delta"] in place (mode "project"): the box constraint needs G(z + lambda), and
+        decoding it here, once, serves the constraint and the forward pass."""
+        decoded = self.flow.decode_flat(state["z"] + state["lambda"], state["y"])
+        if self.in_loop == "project":
+            with torch.no_grad():
+                centre = decoded.detach().clamp(0.0, 1.0)
+                state["delta"].copy_((centre + state["delta"]).clamp(0.0, 1.0) - centre)
+        return decoded + state["delta"]
+
+    def advance(self, state: State, gradients: State) -> State:
+        slope = _on_levels(self.flow, self.levels, gradients["lambda"])
+        shift = state["lambda"] + self.eta_step * direction(slope, "linf")
+        delta = state["delta"] + self.epsilon_step * direction(gradients["delta"], "linf")
+        return {
+            **state,
+            "lambda": project(shift, "linf", self.eta),
+            "delta": project(delta, "linf", self.epsilon),
+        }

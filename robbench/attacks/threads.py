@@ -1,0 +1,120 @@
+"""How many CPU threads PyTorch computes an operation with ("intra-op threads"), chosen by the size of the networks.
+
+Every operation ends with its threads waiting for the slowest of them, in a small network after a fraction of a
+millisecond. Two threads then gain little on idle cores, and beside other work they mostly wait for one that the system
+does not run. So commands compute small networks in one thread (`thread_rule`); a large one gets as many as PyTorch has
+by itself. What the user says goes first: --threads, OMP_NUM_THREADS, MKL_NUM_THREADS, and torch.set_num_threads in code
+that a command loads. Nothing here acts outside `thread_rule`: callers from Python keep their setting.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from robbench.attacks.search.spaces import Codec
+
+VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+# Multiply-adds an image from which a network is computed in all threads. Time of two threads over time of one, forward
+# and input gradient, on two cores beside six busy processes: digits-cnn (0.26 M) 9.7, a Glow on digits (0.25 M) 15,
+# conv3 (0.8 M) 3.3, TRADES' MNIST network (10 M) 1.8, a Glow on CIFAR-10 (35 M in many operations) 10, ResNet-18
+# (555 M) 1.8. On idle cores the first gains 1.17; one of the size of the last keeps many cores busy.
+LARGE = 100e6
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Threads for small and for large networks."""
+
+    small: int
+    large: int
+
+
+_RULE: ContextVar[_Rule | None] = ContextVar("thread_rule", default=None)
+
+
+@contextmanager
+def thread_rule(wanted: int | None = None) -> Iterator[None]:
+    """Inside, one thread but for large networks (`threads_for`); the number of before is restored after.
+
+    wanted: so many threads for every network instead. Without it, a number given in the environment stays for all.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    if wanted is not None:
+        rule = _Rule(wanted, wanted)
+    elif any(os.environ.get(name) for name in VARIABLES):
+        rule = _Rule(before, before)
+    else:
+        rule = _Rule(1, before)
+    token = _RULE.set(rule)
+    torch.set_num_threads(rule.small)
+    try:
+        yield
+    finally:
+        _RULE.reset(token)
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def threads_for(multiply_adds: Callable[[], float]) -> Iterator[None]:
+    """Inside, the threads that the rule in force has for a network of so many `multiply_adds` an image. Without a rule,
+    and where other code has called torch.set_num_threads since the rule began, nothing changes."""
+    import torch
+
+    rule = _RULE.get()
+    if rule is None or rule.small == rule.large or torch.get_num_threads() != rule.small:
+        yield
+        return
+    torch.set_num_threads(rule.large if multiply_adds() >= LARGE else rule.small)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(rule.small)
+
+
+def multiply_adds(call: Callable[[], object]) -> float:
+    """Multiply-adds of the convolutions and matrix products in one `call`, without those of a backward in it. The call
+    is made once, the random state restored after. What scripted modules compute is not seen; 0 where the call raises an
+    exception, since the number decides on speed alone."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    convolutions = (torch.conv1d, torch.conv2d, torch.conv3d)
+    products = (torch.matmul, torch.mm, torch.bmm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.bmm)
+    found = [0.0]
+
+    class Counter(TorchFunctionMode):  # torch.utils.flop_counter sees more, and takes seconds to import
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if func in convolutions:
+                found[0] += out.numel() * args[1][0].numel()
+            elif func in products or func is torch.nn.functional.linear:
+                found[0] += out.numel() * args[0].shape[-1]
+            elif func in (torch.addmm, torch.baddbmm):
+                found[0] += out.numel() * args[1].shape[-1]
+            return out
+
+    try:
+        with torch.random.fork_rng(devices=[]), Counter():
+            call()
+    except Exception:  # somebody's forward can fail in any way; whoever computes with it will say so
+        return 0.0
+    return found[0]
+
+
+def search_multiply_adds(
+    model: Callable[["Tensor"], object], codec: "Codec | None", x: "Tensor", y: "Tensor"
+) -> float:
+    """Multiply-adds of one call of `model` with the image x [1,C,H,W], and of the decoder where a search goes through a
+    flow. y: [1], its label."""
+    through = (
+        multiply_adds(lambda: codec.decode_flat(codec.encode_flat(x, y), y)) / 2 if codec is not None else 0.0
+    )
+    return through + multiply_adds(lambda: model(x))

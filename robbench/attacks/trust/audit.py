@@ -1,0 +1,161 @@
+"""What is checked after a search: that the model which was attacked is the one that is scored.
+
+The battery of `preflight` sees the model before an attack. A model may still change its function after so many calls,
+answer a search other than a scoring, or be random now and then. So a few forwards of the search are kept
+and repeated, the search's claims are held to the verdicts, and all images are scored once more in another order and
+other batches.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robbench.attacks.search.decision import margins
+from robbench.attacks.trust.agreement import ROUNDING, largest_explained_gap, relative_gaps, spread_gaps
+from robbench.attacks.trust.model_state import ModelState
+from robbench.attacks.trust.preflight import STANDARD_ERRORS, Passed
+from robbench.attacks.victim import Victim
+from robbench.core.errors import UserError
+
+CHANGED = (
+    "no accuracy of such a model means anything: make its logits a function of the image alone, without counters, "
+    "caches or randomness (attack a randomised model with aa-rand)"
+)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What an attack ended with, N rows on the CPU.
+
+    Attributes:
+        clean: images [N,C,H,W] before the attack.
+        adversarial: images [N,C,H,W] after it, as scored.
+        labels: [N].
+        clean_logits, logits: [N,K] of the two, as the verdicts have them.
+        claimed: [N] bool, a forward of the search found this very image misclassified.
+    """
+
+    clean: Tensor
+    adversarial: Tensor
+    labels: Tensor
+    clean_logits: Tensor
+    logits: Tensor
+    claimed: Tensor
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """Attacked logits [N,K] to judge by, the largest relative gap between two scorings (0 for rounding), and how many
+    verdicts differed between them."""
+
+    logits: Tensor
+    gap: float
+    flips: int
+
+
+class SearchAudit:
+    """A few forwards of a search, drawn evenly from all of them, as long as it runs."""
+
+    def __init__(self, kept: int = 2, images: int = 32) -> None:
+        self._random, self._seen = random.Random(0), 0
+        self._kept, self._images = kept, images
+        self.forwards: list[tuple[Tensor, Tensor]] = []
+
+    def note(self, images: Tensor, logits: Tensor) -> None:
+        """Perhaps keep copies of images [n,C,H,W] of a forward, at most so many of them, and their logits [n,K]."""
+        self._seen += 1
+        place = self._random.randrange(self._seen)
+        if place >= self._kept or not len(images):
+            return
+        rows = torch.linspace(0, len(images) - 1, min(self._images, len(images)), device=images.device).long()
+        forward = images.detach()[rows].clone(), logits.detach()[rows].clone()
+        if len(self.forwards) < self._kept:
+            self.forwards.append(forward)
+        else:
+            self.forwards[place] = forward
+
+
+def check_afterwards(
+    victim: Victim, state: ModelState, passed: Passed, audit: SearchAudit, found: Searched
+) -> Rescored:
+    """Score again and compare. `UserError` in one line for a model that changed, or answers a search other than a
+    scoring; a sample whose two scorings differ by more than rounding is judged by the worse one."""
+    changed = state.change(victim.module)
+    if changed is not None:
+        raise UserError(f"the model changed while it was attacked: {changed}; {CHANGED}")
+    if victim.draws > 1:
+        _check_means(victim, passed)
+        return Rescored(found.logits, 0.0, 0)
+    _check_forwards(victim, audit)
+    clean_gap = _again(victim, found.clean, found.clean_logits, "clean")[1]
+    again, gap = _again(victim, found.adversarial, found.logits, "attacked")
+    _check_claims(found, again, max(passed.gap, clean_gap, gap))
+    return _judged(found, again, max(clean_gap, gap))
+
+
+def _again(victim: Victim, images: Tensor, before: Tensor, which: str) -> tuple[Tensor, float]:
+    """Logits in reverse order and other batches, and the largest relative gap to those `before`."""
+    size = max(1, (min(len(images), victim.batch_size) + 1) // 2)
+    again = victim.scored(images.flip(0), size).flip(0)
+    gaps = relative_gaps(before, again)
+    worst = float(gaps.max()) if len(gaps) else 0.0
+    limit = largest_explained_gap(victim.module)
+    if worst > limit:
+        count = int((gaps > limit).sum())
+        raise UserError(
+            f"the model gives {count} of {len(images)} {which} images other logits at the end of an attack, in other "
+            f"batches, than before: they differ by {100 * worst:.3g} % of their size; {CHANGED}"
+        )
+    return again, worst
+
+
+def _check_forwards(victim: Victim, audit: SearchAudit) -> None:
+    for images, logits in audit.forwards:
+        size = max(1, len(images) // 2)
+        gaps = relative_gaps(logits, victim.scored(images.flip(0), size).flip(0))
+        worst = float(gaps.max()) if len(gaps) else 0.0
+        if worst > largest_explained_gap(victim.module):
+            raise UserError(
+                f"the model answered the attack other than it answers now: logits of the same images differ by "
+                f"{100 * worst:.3g} % of their size between a forward of the search and a later one; {CHANGED}"
+            )
+
+
+def _check_claims(found: Searched, again: Tensor, gap: float) -> None:
+    """A search that saw an image misclassified must not be contradicted by its scoring, beyond near ties."""
+    lower = margins(found.logits, found.labels) < margins(again, found.labels)
+    logits = torch.where(lower[:, None], found.logits, again)
+    margin = margins(logits, found.labels)
+    scale = (logits - logits.mean(1, keepdim=True)).abs().amax(1)
+    refuted = found.claimed & (margin > 2 * max(ROUNDING, gap) * scale)
+    if bool(refuted.any()):
+        raise UserError(
+            f"the model classifies {int(refuted.sum())} images correctly that it misclassified when the attack found "
+            f"them: its logits for the same image change between calls; {CHANGED}"
+        )
+
+
+def _judged(found: Searched, again: Tensor, gap: float) -> Rescored:
+    if gap <= ROUNDING:
+        return Rescored(found.logits, 0.0, 0)
+    first, second = margins(found.logits, found.labels), margins(again, found.labels)
+    far = relative_gaps(found.logits, again) > ROUNDING
+    worse = (far & (second < first))[:, None]
+    flips = int(((first > 0) != (second > 0)).sum())
+    return Rescored(torch.where(worse, again, found.logits), gap, flips)
+
+
+def _check_means(victim: Victim, passed: Passed) -> None:
+    """A randomised model: the same images have the same means at the end, within their spread."""
+    if passed.draws is None:
+        return
+    later = victim.scored_draws(passed.images.flip(0), max(1, len(passed.images) // 2)).flip(1)
+    gaps = spread_gaps(passed.draws, later)
+    worst = float(gaps.max()) if len(gaps) else 0.0
+    if worst > STANDARD_ERRORS:
+        raise UserError(
+            f"the randomised model changed while it was attacked: means of its logits for the same images differ by "
+            f"{worst:.3g} standard errors from those before; {CHANGED}"
+        )

@@ -1,0 +1,405 @@
+"""What a reader must know besides the verdicts: squashed outputs, signs of masked gradients, halved batches.
+
+Nothing here changes a verdict. The signs are those of Athalye et al. (2018, section 3.1) and of the checks in the
+reference AutoAttack (Croce & Hein 2020), as counts: `Diagnostics` of shards add up, and are judged once, over the cell.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+from robbench.attacks.search.decision import margins
+from robbench.core.schema import Strict
+from robbench.specs import ResolvedAttack
+from robbench.statistics.accuracy import wilson
+
+Kind = Literal[
+    "probabilities",
+    "squashed",
+    "square-only",
+    "weak-cross-entropy",
+    "zero-gradients",
+    "zero-steps",
+    "flat-loss",
+    "chance",
+    "not-finite",
+    "ties",
+    "batch-gap",
+    "batch",
+]
+SUM_TOLERANCE = 1e-4  # how far from 1 the sum of a row of probabilities may be
+SQUARE_SHARE = (
+    0.002  # of all samples that only Square breaks: the reference's threshold, here what chance may bring
+)
+LEAST_FOR_CHANCE = 20  # samples, below which an interval excludes hardly anything
+CONFIDENCE = 0.95  # of the intervals that must exclude chance
+LEAST_ROWS = 10  # outputs below which their range says nothing
+SAME_FLOOR = 0.01  # standard deviation of the rows' smallest outputs, as a share of the rows' mean range
+WEAK_SHARE = 0.2  # of the samples that APGD-CE left; more that APGD-T breaks are suspicious
+WEAK_OF_ALL = 0.1  # and more than this share of all samples
+PROBED = 64  # samples of a call whose gradient at the clean image is looked at
+ASCENDING = frozenset({"pgd", "latent-pgd", "jsa"})  # algorithms that climb the cross-entropy
+
+
+class RobbenchWarning(UserWarning):
+    """A number was measured and something about it is suspicious; the text says what, and the next step."""
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """One finding. numbers: by name, what the text is made of. text: one line that ends in the next step."""
+
+    kind: Kind
+    numbers: dict[str, float]
+    text: str
+
+
+class Diagnostics(Strict):
+    """Counts of one call of an attack, or with `+` of several on other samples of the same model.
+
+    samples: scored clean. probability_rows: those whose output is non-negative and sums to 1. shaped: those whose
+    range was looked at; unit_rows, signed_rows: those of them in [0,1] and in [-1,1]; unit_reached, signed_reached:
+    those of them with an output of size 0.5 and 0.75 at least. floor_sum, floor_squares, range_sum: sums over the
+    samples of the smallest output, of its square, and of the largest minus the smallest. probed, zero_gradients: clean
+    images whose input gradient of the cross-entropy was looked at, and those where it is exactly 0 or not finite.
+    gradients, zero_steps: gradients that searches followed, and those without an entry that is finite and not 0.
+    weak_given, weak_broke: samples that APGD-CE left to APGD-T, and those of them that APGD-T broke. square_given,
+    square_broke: samples that no gradient component of an ensemble broke, and those of them that Square broke. held,
+    loss_before, loss_after: samples that stayed robust under an attack that climbs the cross-entropy, and the sums of
+    it. batch_asked, batch_fits: batch sizes before and after halving, 0 for not halved. clean_right: samples right
+    before the attack; classes: of the model, 0 where unknown. clean_ties, attacked_ties: images whose label's logit
+    equals the largest other one, before the attack and after it. not_finite: attacked images with a logit that is NaN
+    or infinite. batch_gap: largest relative difference of an image's logits between two batches, beyond rounding;
+    batch_flips: verdicts that it changed.
+    """
+
+    samples: int = 0
+    probability_rows: int = 0
+    shaped: int = 0
+    unit_rows: int = 0
+    unit_reached: int = 0
+    signed_rows: int = 0
+    signed_reached: int = 0
+    floor_sum: float = 0.0
+    floor_squares: float = 0.0
+    range_sum: float = 0.0
+    probed: int = 0
+    zero_gradients: int = 0
+    gradients: int = 0
+    zero_steps: int = 0
+    weak_given: int = 0
+    weak_broke: int = 0
+    square_given: int = 0
+    square_broke: int = 0
+    held: int = 0
+    loss_before: float = 0.0
+    loss_after: float = 0.0
+    batch_asked: int = 0
+    batch_fits: int = 0
+    clean_right: int = 0
+    classes: int = 0
+    clean_ties: int = 0
+    attacked_ties: int = 0
+    not_finite: int = 0
+    batch_gap: float = 0.0
+    batch_flips: int = 0
+
+    def __add__(self, other: "Diagnostics") -> "Diagnostics":
+        fits = [size for size in (self.batch_fits, other.batch_fits) if size]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
+        batch = {
+            "batch_asked": max(self.batch_asked, other.batch_asked),
+            "batch_fits": min(fits, default=0),
+            "batch_gap": max(self.batch_gap, other.batch_gap),
+            "classes": max(self.classes, other.classes),
+        }
+        return Diagnostics(**sums | batch)
+
+    @property
+    def suspicions(self) -> tuple[Suspicion, ...]:
+        """What the counts give away, most serious first."""
+        found = (
+            self._chance(),
+            self._not_finite(),
+            self._batch_gap(),
+            self._probabilities() or self._squashed(),
+            self._square_only(),
+            self._weak_cross_entropy(),
+            self._zero_gradients(),
+            self._zero_steps(),
+            self._flat_loss(),
+            self._ties(),
+            self._batch(),
+        )
+        return tuple(one for one in found if one is not None)
+
+    def _chance(self) -> Suspicion | None:
+        if not self.samples or not self.classes:
+            return None
+        clean, chance = wilson(self.clean_right, self.samples), 100 / self.classes
+        if clean.lower > chance or self.samples < LEAST_FOR_CHANCE:
+            return None
+        return Suspicion(
+            "chance",
+            {"right": self.clean_right, "samples": self.samples, "chance": chance / 100},
+            f"clean accuracy is {clean.value:.1f} % of {self.samples} [{clean.lower:.1f}, {clean.upper:.1f}], not "
+            f"above the {chance:.3g} % of chance for {self.classes} classes: no number of this model says anything; "
+            f"check its weights, the order of its classes, and that its normalisation is inside the model",
+        )
+
+    def _not_finite(self) -> Suspicion | None:
+        if not self.not_finite:
+            return None
+        return Suspicion(
+            "not-finite",
+            {"images": self.not_finite, "samples": self.samples},
+            f"the model returned NaN or infinite logits for {self.not_finite} of {self.samples} attacked images: they "
+            f"count as broken; find the operation that overflows or divides by zero",
+        )
+
+    def _batch_gap(self) -> Suspicion | None:
+        if not self.batch_gap:
+            return None
+        return Suspicion(
+            "batch-gap",
+            {"gap": self.batch_gap, "flips": self.batch_flips},
+            f"logits of an image differ by up to {100 * self.batch_gap:.2g} % of their size between two batches, and "
+            f"{_counted(self.batch_flips)} had another verdict in the second: the worse one counts; layers quantised "
+            f"by the range of the whole batch, or low precision inside the model, do this",
+        )
+
+    def _ties(self) -> Suspicion | None:
+        if not self.clean_ties and not self.attacked_ties:
+            return None
+        return Suspicion(
+            "ties",
+            {"clean": self.clean_ties, "attacked": self.attacked_ties, "samples": self.samples},
+            f"tied logits: the label's logit equals the largest other one for {self.clean_ties} of {self.samples} "
+            f"clean and {self.attacked_ties} attacked images; a tie counts as wrong, before and after an attack; "
+            f"return logits before they are rounded, clipped or squashed",
+        )
+
+    def _probabilities(self) -> Suspicion | None:
+        if not self.samples or self.probability_rows < self.samples:
+            return None
+        return Suspicion(
+            "probabilities",
+            {"samples": self.samples},
+            f"the model returns probabilities, not logits (all {self.samples} clean outputs are non-negative and "
+            f"sum to 1): their cross-entropy has weak gradients, and gradient attacks may look weaker than they are; "
+            f"return logits, not probabilities (leave out the last softmax)",
+        )
+
+    def _squashed(self) -> Suspicion | None:
+        """Outputs with a bound that logits do not have."""
+        n = self.shaped  # counts of an older version have none
+        if n < LEAST_ROWS:
+            return None
+        floor = self.floor_sum / n
+        deviation = math.sqrt(max(self.floor_squares / n - floor * floor, 0.0))
+        if self.unit_rows == n and 2 * self.unit_reached >= n:
+            seen = "lie in [0,1], as those of a sigmoid or a clipped softmax do"
+        elif self.signed_rows == n and 2 * self.signed_reached >= n:
+            seen = "lie in [-1,1], as those of tanh or a clip do"
+        elif deviation <= SAME_FLOOR * self.range_sum / n:
+            seen = f"have the same smallest value ({floor:.4g}), as those of a clip, a ReLU or a scaled sigmoid do"
+        else:
+            return None
+        return Suspicion(
+            "squashed",
+            {"samples": n, "floor": floor, "deviation": deviation, "range": self.range_sum / n},
+            f"the model's outputs look squashed, not like logits (all {n} clean outputs {seen}): gradients vanish "
+            f"where they saturate, and attacks on the cross-entropy (fgsm, pgd, mim, apgd-ce, latent and joint ones) "
+            f"may look weaker than they are; return the values before the squashing, or trust aa (aa-l2, aa-l1), "
+            f"whose apgd-t, fab-t and square follow the differences of the outputs",
+        )
+
+    def _square_only(self) -> Suspicion | None:
+        low, high = exact_interval(self.square_broke, self.samples)
+        if self.square_broke < 2 or low <= SQUARE_SHARE:
+            return None
+        share = self.square_broke / self.samples
+        return Suspicion(
+            "square-only",
+            {
+                "broken": self.square_broke,
+                "given": self.square_given,
+                "share": share,
+                "low": low,
+                "high": high,
+            },
+            f"Square broke {self.square_broke} of the {self.square_given} samples that no gradient component broke "
+            f"({100 * share:.1f} % of {self.samples}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %; up to "
+            f"{100 * SQUARE_SHARE:g} % may be chance): gradients may be masked and the accuracy too high; raise "
+            f"square_queries, or attack with gradients of a smooth stand-in for the part that masks them",
+        )
+
+    def _weak_cross_entropy(self) -> Suspicion | None:
+        of_left, _ = exact_interval(self.weak_broke, self.weak_given)
+        of_all, _ = exact_interval(self.weak_broke, self.samples)
+        if of_left <= WEAK_SHARE or of_all <= WEAK_OF_ALL:
+            return None
+        share = self.weak_broke / self.weak_given
+        return Suspicion(
+            "weak-cross-entropy",
+            {"broken": self.weak_broke, "given": self.weak_given, "share": share},
+            f"APGD-T broke {self.weak_broke} of the {self.weak_given} samples that APGD-CE left ({100 * share:.1f} %): "
+            f"the cross-entropy of this model is a poor guide, as with squashed outputs; trust this ensemble and "
+            f"apgd-t, not pgd20, mim and apgd-ce",
+        )
+
+    def _zero_gradients(self) -> Suspicion | None:
+        if not self.zero_gradients:
+            return None
+        share = self.zero_gradients / self.probed
+        return Suspicion(
+            "zero-gradients",
+            {"zero": self.zero_gradients, "probed": self.probed, "share": share},
+            f"the input gradient of the cross-entropy is zero or not finite at {self.zero_gradients} of {self.probed} "
+            f"clean images ({100 * share:.1f} %): gradients may be masked; compare with square, which needs none",
+        )
+
+    def _zero_steps(self) -> Suspicion | None:
+        if not self.zero_steps:
+            return None
+        share = self.zero_steps / self.gradients
+        return Suspicion(
+            "zero-steps",
+            {"zero": self.zero_steps, "gradients": self.gradients, "share": share},
+            f"{self.zero_steps} of the {self.gradients} gradients that the search followed ({100 * share:.2g} %) were "
+            f"zero or not finite, and moved nothing: gradients may be masked and the accuracy too high; compare with "
+            f"square (square-l2, square-l1), which needs none",
+        )
+
+    def _flat_loss(self) -> Suspicion | None:
+        if not self.held or self.loss_after > self.loss_before:
+            return None
+        before, after = self.loss_before / self.held, self.loss_after / self.held
+        return Suspicion(
+            "flat-loss",
+            {"held": self.held, "before": before, "after": after},
+            f"the attack did not raise the loss: mean cross-entropy {before:.4g} before and {after:.4g} after it over "
+            f"the {_counted(self.held)} that stayed robust; gradients may be masked: compare with square and aa",
+        )
+
+    def _batch(self) -> Suspicion | None:
+        if not self.batch_fits:
+            return None
+        return Suspicion(
+            "batch",
+            {"asked": self.batch_asked, "fits": self.batch_fits},
+            f"batches of {self.batch_asked} do not fit into memory and were halved to {self.batch_fits}; "
+            f"give batch size {self.batch_fits} from the start to save the failed attempts",
+        )
+
+
+def exact_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Bounds in [0,1] of the exact interval of a share, (0, 1) for n = 0 (Clopper and Pearson, Biometrika 26, 1934)."""
+    tail = (1.0 - confidence) / 2
+    low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
+    high = float(betaincinv(successes + 1, n - successes, 1.0 - tail)) if successes < n else 1.0
+    return low, high
+
+
+def _counted(samples: int) -> str:
+    return f"{samples} sample" + ("" if samples == 1 else "s")
+
+
+def diagnose(
+    spec: ResolvedAttack,
+    labels: Tensor,
+    clean: Tensor,
+    attacked: Tensor,
+    robust: Tensor,
+    broken_by: Sequence[str | None],
+    searched: Tensor,
+) -> Diagnostics:
+    """Counts of an attack's outcome, without gradients and batches. labels: [N]; clean, attacked: logits [N,K] of clean
+    and attacked images; robust, searched: [N] bool, right after the attack, and handed to the search; broken_by: as in
+    the ledger."""
+    before, after = margins(clean, labels), margins(attacked, labels)
+    held = robust & searched if climbs_cross_entropy(spec) else torch.zeros_like(robust)
+    by_square = sum(name == "square" for name in broken_by) if square_follows_gradients(spec) else 0
+    by_ce, by_t = (sum(name == part for name in broken_by) for part in ("apgd-ce", "apgd-t"))
+    compared = targeted_follows_cross_entropy(spec)
+    return shape_of_outputs(clean) + Diagnostics(
+        samples=len(labels),
+        weak_given=int(searched.sum()) - by_ce if compared else 0,
+        weak_broke=by_t if compared else 0,
+        square_given=by_square + int((robust & searched).sum()) if square_follows_gradients(spec) else 0,
+        square_broke=by_square,
+        held=int(held.sum()),
+        loss_before=float(cross_entropy(clean[held], labels[held]).sum()),
+        loss_after=float(cross_entropy(attacked[held], labels[held]).sum()),
+        clean_right=int((before > 0).sum()),
+        classes=clean.shape[1],
+        clean_ties=int((before == 0).sum()),
+        attacked_ties=int((after == 0).sum()),
+        not_finite=int((~attacked.isfinite().all(1)).sum()),
+    )
+
+
+def climbs_cross_entropy(spec: ResolvedAttack) -> bool:
+    """Whether who stays robust is handed back as an iterate of ascent on the cross-entropy. Ensembles hand back what
+    their last component did, which climbs another loss unless it is APGD-CE."""
+    return spec.algorithm in ASCENDING or list(spec.parameters.get("components") or ()) == ["apgd-ce"]
+
+
+def square_follows_gradients(spec: ResolvedAttack) -> bool:
+    """Whether Square is the last of several components: what it breaks, no gradient component broke."""
+    components = list(spec.parameters.get("components") or ())
+    return len(components) > 1 and components[-1] == "square"
+
+
+def targeted_follows_cross_entropy(spec: ResolvedAttack) -> bool:
+    """Whether APGD-T comes right after APGD-CE: what it breaks, the cross-entropy did not lead to."""
+    components = list(spec.parameters.get("components") or ())
+    return components[:2] == ["apgd-ce", "apgd-t"]
+
+
+def shape_of_outputs(outputs: Tensor) -> Diagnostics:
+    """Counts of the range and the shape of finite outputs [N,K], K at least 2, without `samples`."""
+    outputs = outputs.double()
+    low, high = outputs.amin(1), outputs.amax(1)
+    size = torch.maximum(high, -low)
+    unit, signed = (low >= 0) & (high <= 1), size <= 1
+    return Diagnostics(
+        probability_rows=int(probability_rows(outputs).sum()),
+        shaped=len(outputs),
+        unit_rows=int(unit.sum()),
+        unit_reached=int((unit & (size >= 0.5)).sum()),
+        signed_rows=int(signed.sum()),
+        signed_reached=int((signed & (size >= 0.75)).sum()),
+        floor_sum=float(low.sum()),
+        floor_squares=float(low.square().sum()),
+        range_sum=float((high - low).sum()),
+    )
+
+
+def probability_rows(outputs: Tensor) -> Tensor:
+    """True [N] for rows of outputs [N,K] that are non-negative and sum to 1 within `SUM_TOLERANCE`.
+
+    Log-probabilities are logits like any other and not meant here.
+    """
+    return (outputs >= 0).all(1) & ((outputs.double().sum(1) - 1).abs() <= SUM_TOLERANCE)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy [N] in float64 of logits [N,K], exact also where the label's share rounds to 1: a loss of 1e-20 and
+    one of 1e-30 differ, where log_softmax gives 0 for both."""
+    logits = logits.double()
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    others = logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1)
+    lead = others - own
+    return torch.logaddexp(torch.zeros_like(lead), lead)
+
+
+def zero_gradients(gradients: Tensor) -> Tensor:
+    """True [N] where the gradient [N,...] of a sample is exactly 0 or has an entry that is not finite."""
+    rows = gradients.flatten(1)
+    return (rows == 0).all(1) | ~rows.isfinite().all(1)

@@ -1,0 +1,267 @@
+"""robbench's AutoAttack against the reference package: verdicts, distances to the floor, times, in one process."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robbench.attacks import Attack, Outcome, Victim, build_attack
+from robbench.attacks.search.inner import attacked
+from robbench.attacks.victim import full_precision
+from robbench.core.device import now, versions
+from robbench.data import Dataset, sample_ids
+from robbench.models.loading import LoadedModel
+from robbench.specs import resolve_attack, threat_models
+
+BATCHES = (32, 64, 128, 256, 512, 1000)  # where the floor looks for the cheapest model call
+OURS, REFERENCE = "robbench", "pyautoattack"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is compared. attack: of robbench; its reference is "aa-reference" with the same ending.
+
+    seeds: each engine attacks the same samples once a seed; the order of the two alternates. sample_seed: draws them.
+    epsilon: None for the data set's. Both compute in fp32.
+    """
+
+    attack: str
+    n: int
+    seeds: tuple[int, ...]
+    sample_seed: int = 0
+    batch_size: int = 256
+    epsilon: float | None = None
+
+    @property
+    def reference(self) -> str:
+        return "aa-reference" + self.attack.removeprefix("aa")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Result for one model. robust: samples found robust a seed; ever_*: ids that any (no) seed broke and the other
+    engine's did not. seconds: a seed. floor_seconds, least_seconds: `floor` of calls of the model itself in fp32, and
+    of the cheapest calls a search may make.
+
+    excess: how far our robust accuracy (worst over seeds) lies above the reference's largest, in samples; at most 0
+    means never above.
+    """
+
+    model: str
+    attack: str
+    n: int
+    clean: int
+    robust: dict[str, list[int]]
+    only_ours_breaks: list[int]
+    only_reference_breaks: list[int]
+    seconds: dict[str, list[float]]
+    floor_seconds: float
+    least_seconds: float
+    forwards: int
+    backwards: int
+    threads: int
+
+    @property
+    def excess(self) -> int:
+        return max(self.robust[OURS]) - max(self.robust[REFERENCE])
+
+    @property
+    def speedup(self) -> float:
+        """Reference's median time over ours."""
+        return median(self.seconds[REFERENCE]) / median(self.seconds[OURS])
+
+    @property
+    def over_floor(self) -> float:
+        return median(self.seconds[OURS]) / self.floor_seconds
+
+    @property
+    def over_least(self) -> float:
+        return median(self.seconds[OURS]) / self.least_seconds
+
+
+def compare(
+    model: LoadedModel, dataset: Dataset, contest: Contest, device: torch.device, tell: Callable[[str], None]
+) -> Parity:
+    """Both engines on the same seeded samples of the test split, once a seed each."""
+    ids = sample_ids(dataset.test, min(contest.n, len(dataset.test)), contest.sample_seed)
+    x, y = dataset.test.by_ids(ids)
+    known = threat_models()
+    names = {REFERENCE: contest.reference, OURS: contest.attack}
+    attacks = {
+        engine: build_attack(resolve_attack(name, model.card.dataset, known, contest.epsilon))
+        for engine, name in names.items()
+    }
+    outcomes: dict[str, list[Outcome]] = {engine: [] for engine in attacks}
+    seconds: dict[str, list[float]] = {engine: [] for engine in attacks}
+    for number, seed in enumerate(contest.seeds):
+        order = list(attacks)
+        for engine in order[::-1] if number % 2 else order:
+            victim = Victim(model.module, device, contest.batch_size)
+            outcome, spent = _timed(attacks[engine], victim, ids, x, y, seed, contest.batch_size)
+            outcomes[engine].append(outcome)
+            seconds[engine].append(spent)
+            tell(
+                f"{model.card.name}, {engine}, seed {seed}: {int(outcome.robust.sum())} robust, {spent:.1f} s"
+            )
+    return _parity(model, contest, ids, x, outcomes, seconds, device)
+
+
+def _timed(
+    attack: Attack, victim: Victim, ids: Sequence[int], x: Tensor, y: Tensor, seed: int, batch_size: int
+) -> tuple[Outcome, float]:
+    begun = now(victim.device)
+    outcome = attack.evaluate(victim, torch.tensor(ids), x, y, seed, batch_size)
+    return outcome, now(victim.device) - begun
+
+
+def _parity(
+    model: LoadedModel,
+    contest: Contest,
+    ids: Sequence[int],
+    x: Tensor,
+    outcomes: dict[str, list[Outcome]],
+    seconds: dict[str, list[float]],
+    device: torch.device,
+) -> Parity:
+    robust = {name: torch.stack([o.robust for o in found]) for name, found in outcomes.items()}
+    ours, reference = robust[OURS], robust[REFERENCE]
+    numbers = torch.tensor(ids)
+    first = outcomes[OURS][0]
+    forwards, backwards = int(first.forwards.sum()), int(first.backwards.sum())
+    return Parity(
+        model=model.card.name,
+        attack=contest.attack,
+        n=len(ids),
+        clean=int((first.clean_margins > 0).sum()),
+        robust={name: found.sum(1).tolist() for name, found in robust.items()},
+        only_ours_breaks=numbers[~ours.any(0) & reference.all(0)].tolist(),
+        only_reference_breaks=numbers[ours.all(0) & ~reference.any(0)].tolist(),
+        seconds=seconds,
+        floor_seconds=floor(model.module, x, forwards, backwards, device),
+        least_seconds=floor(model.module, x, forwards, backwards, device, lean=True),
+        forwards=forwards,
+        backwards=backwards,
+        threads=torch.get_num_threads(),
+    )
+
+
+def floor(
+    module: nn.Module,
+    x: Tensor,
+    forwards: int,
+    backwards: int,
+    device: torch.device,
+    batches: Sequence[int] = BATCHES,
+    lean: bool = False,
+) -> float:
+    """Seconds that so many model calls cost at their cheapest: the best of `batches` and of weights in the usual and
+    in channels_last format, fp32, each call measured alone. forwards includes those that a backward needs.
+
+    lean: also try the lean network that a search may call, of which verdicts are not made.
+    """
+    victim = Victim(module, device)
+    with attacked(module), full_precision(), victim.searched_leanly(x):
+        networks: list[Callable[[Tensor], Tensor]] = [
+            module,
+            deepcopy(module).to(memory_format=torch.channels_last),
+            *([victim.differentiable] if lean else []),
+        ]
+        calls = [(network, _batch(x, batch, device)) for batch in batches for network in networks]
+        both = min(_cost(network, images, True) for network, images in calls)
+        alone = min(_cost(network, images, False) for network, images in calls)
+    return backwards * both + (forwards - backwards) * alone
+
+
+def _batch(x: Tensor, size: int, device: torch.device) -> Tensor:
+    return x.repeat(-(-size // len(x)), 1, 1, 1)[:size].to(device).contiguous()
+
+
+def _cost(
+    network: Callable[[Tensor], Tensor], x: Tensor, gradient: bool, least_seconds: float = 0.05
+) -> float:
+    """Seconds an image: the fastest of several calls."""
+
+    def call() -> None:
+        with torch.set_grad_enabled(gradient):
+            if not gradient:
+                network(x)
+                return
+            leaf = x.detach().requires_grad_(True)
+            torch.autograd.grad(network(leaf).sum(), leaf)
+
+    call()
+    times: list[float] = []
+    while sum(times) < least_seconds or len(times) < 3:
+        begun = now(x.device)
+        call()
+        times.append(now(x.device) - begun)
+    return min(times) / len(x)
+
+
+def report(found: Sequence[Parity], contest: Contest, command: str) -> dict[str, Any]:
+    """Everything as plain values, for JSON."""
+    rows = [
+        asdict(one) | {name: getattr(one, name) for name in ("excess", "speedup", "over_floor", "over_least")}
+        for one in found
+    ]
+    return {"command": command, "contest": asdict(contest), "versions": versions(), "models": rows}
+
+
+def markdown(found: Sequence[Parity], contest: Contest, command: str) -> str:
+    """The parity table and the speed table."""
+    lines = [
+        f"# {contest.attack} against the reference package" + _at_epsilon(contest),
+        "",
+        f"    {command}",
+        "",
+        f"Test images drawn by seed {contest.sample_seed}, each engine once a seed "
+        f"({', '.join(map(str, contest.seeds))}), the order of the two alternating, in one process. "
+        "Both search in fp32; verdicts are fp32 forwards of the model. "
+        "Robust accuracy in percent.",
+        "",
+        "| model | n | clean | robbench, by seed | reference, by seed | above the reference's largest (samples) "
+        "| broken by every robbench run and no reference run | the other way round |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for p in found:
+        cells = [p.model, str(p.n), _percent(p.clean, p.n)]
+        cells += [" / ".join(_percent(k, p.n) for k in p.robust[name]) for name in (OURS, REFERENCE)]
+        cells += [str(p.excess), _listed(p.only_ours_breaks), _listed(p.only_reference_breaks)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Seconds (of one CPU thread: spent computing), median over seeds [least, most]. Floor: this run's own forwards "
+        "and backwards, each at the cost it has alone at its best batch size and weight format; of the model itself in "
+        "fp32, and of the cheapest call a search may make: the model itself or robbench's lean network, on which no "
+        "verdict rests.",
+        "",
+        "| model | threads | fp32 floor | search floor | robbench | reference | robbench / fp32 floor "
+        "| robbench / search floor | reference / robbench |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for p in found:
+        cells = [p.model, str(p.threads), f"{p.floor_seconds:.1f}", f"{p.least_seconds:.1f}"]
+        cells += [_spread(p.seconds[name]) for name in (OURS, REFERENCE)]
+        cells += [f"{p.over_floor:.2f}", f"{p.over_least:.2f}", f"{p.speedup:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _at_epsilon(contest: Contest) -> str:
+    return "" if contest.epsilon is None else f", epsilon {contest.epsilon:g}"
+
+
+def _percent(count: int, n: int) -> str:
+    return f"{100 * count / n:.2f}"
+
+
+def _listed(ids: Sequence[int]) -> str:
+    return ", ".join(map(str, ids)) or "none"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{median(values):.1f} [{min(values):.1f}, {max(values):.1f}]"

@@ -1,0 +1,256 @@
+"""robbench's PGD against other libraries: the same images first, then times, in one process.
+
+Two comparisons, both from the clean image, so that the start is the same without touching anybody's random numbers:
+* equal work: every image gets all its steps (early_stop off), the attack alone, robbench's as it runs in a benchmark
+  (on a CPU it builds its lean network first, within the time). Every verdict on the last iterates must be the same,
+  except near ties (both margins below `NEAR_TIE`).
+* equal verdict: from images to the list of robust ones. robbench: `evaluate` as in a benchmark run, a sample leaving at
+  its first break, every check included. The others: a forward of the clean images, their attack, a forward of its
+  images. No image that a peer breaks may be robust for robbench, near ties left out; the converse may happen, since
+  an iterate before the last one counts.
+Where either is violated no ratio is given, for any peer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robbench.attacks import Attack, Victim, build_attack
+from robbench.attacks.base import Task
+from robbench.attacks.search.decision import margins
+from robbench.attacks.search.inner import attacked
+from robbench.attacks.victim import chunks, full_precision
+from robbench.benchmarks.pgd_peers import DISTRIBUTIONS, Build, Pgd, Search, build_peers
+from robbench.benchmarks.timing import Times, interleaved, processor, quartiles, quotient, spread
+from robbench.core.device import installed_version, versions
+from robbench.specs import ResolvedAttack, resolve_attack, threat_models
+
+OURS = "robbench"
+NEAR_TIE = 1e-4  # margins that rounding decides
+ROUNDING = 1e-5  # by which an image may leave box or ball
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with images x [n,C,H,W] in [0,1] and labels y [n], on the CPU. epsilon: in pixels."""
+
+    name: str
+    module: nn.Module
+    x: Tensor
+    y: Tensor
+    epsilon: float
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Contest:
+    """steps of epsilon/4. rounds: measured runs of each, after one that is not measured."""
+
+    steps: int = 40
+    batch_size: int = 256
+    rounds: int = 9
+
+    def attack(self, epsilon: float, early_stop: bool) -> ResolvedAttack:
+        """robbench's PGD with the numbers of this contest, whatever data set the images are from."""
+        spec = resolve_attack("pgd50", "", threat_models(), epsilon=epsilon)
+        changes = {"steps": self.steps, "start": "zero", "early_stop": early_stop}
+        return spec.model_copy(update={"parameters": {**spec.parameters, **changes}})
+
+
+@dataclass
+class Comparison:
+    """One of the two comparisons. robust: images found robust, by implementation. refused: why there are no times.
+
+    seconds: quartiles. ratio: quartiles of the quotients to robbench's time of the same round.
+    """
+
+    robust: dict[str, int]
+    refused: str = ""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    ratio: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """Both comparisons of one model. absent: peers that are not installed, and how to get them."""
+
+    model: str
+    n: int
+    epsilon: float
+    device: str
+    threads: int
+    work: Comparison
+    verdict: Comparison
+    absent: dict[str, str]
+
+
+class Arena:
+    """One model, everybody ready to run on it. Use it inside `attacked(module)`."""
+
+    def __init__(self, subject: Subject, contest: Contest, peers: dict[str, Build] | None = None) -> None:
+        self.subject, self.contest = subject, contest
+        self.victim = Victim(subject.module, subject.device, contest.batch_size)
+        self.x, self.y = subject.x.to(subject.device), subject.y.to(subject.device)
+        logits = self.victim.clean_logits(subject.x)
+        self.clean = (margins(logits, subject.y) > 0).to(subject.device)
+        self.predictions = logits.argmax(1).to(subject.device)
+        relative = contest.attack(subject.epsilon, False).parameters.get("relative_step_size", 0.25)
+        pgd = Pgd(
+            subject.epsilon,
+            relative * subject.epsilon,
+            contest.steps,
+            contest.batch_size,
+            classes=logits.shape[1],
+        )
+        self.peers, self.absent = build_peers(subject.module, pgd, subject.device, peers)
+
+    def attack(self, early_stop: bool) -> Attack:
+        return build_attack(self.contest.attack(self.subject.epsilon, early_stop))
+
+    def searches(self) -> dict[str, Callable[[], Tensor]]:
+        """The attack alone, all steps for every image, by name: adversarial images."""
+        attack, ids = self.attack(early_stop=False), torch.arange(len(self.x))
+        task = Task(ids, self.x, self.y, self.predictions, 0, self.contest.batch_size)
+
+        def ours() -> Tensor:
+            with self.victim.searched_leanly(self.x):
+                return attack.search(self.victim, task).adversarial
+
+        peers = {name: _bound(search, self.x, self.y) for name, search in self.peers.items()}
+        return {OURS: ours, **peers}
+
+    def judgements(self) -> dict[str, Callable[[], Tensor]]:
+        """From images to who is robust [n], by name."""
+        attack, ids = self.attack(early_stop=True), torch.arange(len(self.x))
+
+        def ours() -> Tensor:
+            s, size = self.subject, self.contest.batch_size
+            return attack.evaluate(self.victim, ids, s.x, s.y, seed=0, batch_size=size).robust
+
+        def theirs(search: Search) -> Callable[[], Tensor]:
+            return lambda: (self.margins(self.x) > 0) & (self.margins(search(self.x, self.y)) > 0)
+
+        return {OURS: ours, **{name: theirs(search) for name, search in self.peers.items()}}
+
+    def margins(self, images: Tensor) -> Tensor:
+        """Margins [n] of images on the device, in batches."""
+        rows = chunks(torch.arange(len(images)), self.contest.batch_size)
+        return torch.cat([self.victim.margins(images[part], self.y[part]) for part in rows])
+
+
+def _bound(search: Search, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+    return lambda: search(x, y)
+
+
+def compare(
+    subject: Subject,
+    contest: Contest,
+    tell: Callable[[str], None] = lambda line: None,
+    peers: dict[str, Build] | None = None,
+) -> Result:
+    """Parity of everybody, then both comparisons. peers: all of `PEERS` unless others are named."""
+    with attacked(subject.module), full_precision():
+        arena = Arena(subject, contest, peers)
+        images = {name: run().detach() for name, run in arena.searches().items()}
+        scores = {name: arena.margins(found).cpu() for name, found in images.items()}
+        judged = {name: run().cpu() for name, run in arena.judgements().items()}
+        work = Comparison({name: int((m > 0).sum()) for name, m in scores.items()})
+        verdict = Comparison({name: int(robust.sum()) for name, robust in judged.items()})
+        work.refused = _inadmissible(arena, images) or disagreement(scores)
+        verdict.refused = work.refused or _weaker(judged, scores)
+        for found, runs in ((work, arena.searches()), (verdict, arena.judgements())):
+            if not found.refused:
+                _fill(found, interleaved(runs, contest.rounds, subject.device, tell))
+    return Result(
+        subject.name,
+        len(subject.x),
+        subject.epsilon,
+        processor(subject.device),
+        torch.get_num_threads(),
+        work,
+        verdict,
+        arena.absent,
+    )
+
+
+def _fill(found: Comparison, times: Times) -> None:
+    found.seconds = {name: quartiles(values) for name, values in times.items()}
+    found.ratio = {name: quotient(values, times[OURS]) for name, values in times.items()}
+
+
+def _inadmissible(arena: Arena, images: dict[str, Tensor]) -> str:
+    """Who left box or ball: a search that may go further is another search."""
+    for name, found in images.items():
+        beyond = float((found - arena.x).abs().max()) - arena.subject.epsilon
+        outside = float(torch.maximum(-found, found - 1.0).max())
+        if not max(beyond, outside) <= ROUNDING:
+            return f"{name} leaves the box by {outside:.1e} or the ball by {beyond:.1e}: no ratio is printed"
+    return ""
+
+
+def disagreement(scores: dict[str, Tensor], reference: str = OURS) -> str:
+    """Who judges the last iterate of an image otherwise than `reference`, near ties left out; "" for nobody.
+
+    scores: margins [n] by name.
+    """
+    for name, found in scores.items():
+        differs = (found > 0) != (scores[reference] > 0)
+        tie = (found.abs() < NEAR_TIE) & (scores[reference].abs() < NEAR_TIE)
+        if wrong := (differs & ~tie).nonzero().flatten().tolist():
+            return f"{name} and {reference} differ on {len(wrong)} verdicts ({_some(wrong)}): no ratio is printed"
+    return ""
+
+
+def _weaker(judged: dict[str, Tensor], scores: dict[str, Tensor]) -> str:
+    """Who breaks an image that robbench, stopping early, calls robust."""
+    for name, robust in judged.items():
+        if wrong := (judged[OURS] & ~robust & (scores[name].abs() >= NEAR_TIE)).nonzero().flatten().tolist():
+            return f"{name} breaks {len(wrong)} images that robbench does not ({_some(wrong)}): no ratio is printed"
+    return ""
+
+
+def _some(numbers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5]))
+    return f"image {shown}" if len(numbers) <= 5 else f"images {shown}, ..."
+
+
+def report(found: Sequence[Result], contest: Contest, command: str) -> dict[str, Any]:
+    """Everything as plain values, for JSON."""
+    peers = {name: installed_version(package) or "absent" for name, package in DISTRIBUTIONS.items()}
+    return {
+        "command": command,
+        "contest": asdict(contest),
+        "versions": {**versions(), **peers},
+        "models": [asdict(one) for one in found],
+    }
+
+
+def markdown(found: Sequence[Result], contest: Contest, command: str) -> str:
+    """One section a model, one table a comparison."""
+    lines = [f"# PGD-{contest.steps} in Linf against other libraries", "", f"    {command}", ""]
+    lines += [
+        f"Batch {contest.batch_size}, steps of epsilon/4 from the clean image, {contest.rounds} interleaved rounds in",
+        "one process; median [quartiles]. Seconds (of one CPU thread: spent computing). Ratio: to robbench's time of",
+        "the same round; above 1 is slower than robbench. `robbench/benchmarks/pgd.py` says what is compared and "
+        "checked.",
+    ]
+    for one in found:
+        lines += ["", f"## {one.model}: {one.n} images, epsilon {one.epsilon:g}", ""]
+        lines += [f"{one.device}, {one.threads} thread(s)."]
+        lines += ["", "Equal work: the attack alone, all steps for every image.", "", *_table(one.work)]
+        lines += ["", "Equal verdict: from images to who is robust.", "", *_table(one.verdict)]
+        lines += ["", *(f"* {name} is missing: {why}" for name, why in one.absent.items())]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(found: Comparison) -> list[str]:
+    if found.refused:
+        return [f"Refused: {found.refused}."]
+    lines = ["| | robust | seconds | ratio |", "|---|---|---|---|"]
+    for name, robust in found.robust.items():
+        cells = [name, str(robust), spread(found.seconds[name], 3), spread(found.ratio[name], 2)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines

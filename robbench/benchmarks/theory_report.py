@@ -1,0 +1,275 @@
+"""What `robbench theory linear` prints and writes: tables, figures 2 and 3 of paper 002, and their numbers as CSV."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from robbench.core.errors import UserError
+from robbench.core.places import check_output_folder
+from robbench.core.random import derive_seed
+from robbench.core.resources import write_text_atomically
+from robbench.core.spreadsheet import csv_text
+from robbench.theory.bound import Guarantee
+from robbench.theory.figures import perturbation_figure, save_figure, trade_off_figure
+from robbench.theory.perturbation import Floats, Gaussian, Perturbation, worst_perturbation
+from robbench.theory.training import (
+    Recursion,
+    TradeOff,
+    alpha,
+    check_recursion,
+    random_gaussian,
+    simulated_trade_off,
+    spherical_trade_off,
+)
+
+PLANE = ((1.0, 0.55), (0.55, 0.6))  # covariance of figure 2 for sigma = 1
+POINTS = 9
+SHOWN_STEPS = 11
+JUST_ABOVE = 1 + 1e-9  # the theorem needs a variance strictly above the bound
+
+Curves = Mapping[Recursion, TradeOff]
+
+
+@dataclass(frozen=True)
+class LinearRequest:
+    """What to compute. n dimensions, radius epsilon, data N(0, sigma^2 I), `steps` of training by each of `recursions`;
+    drop (nats) and gamma of the robustness guarantee; `samples` draws for every simulation."""
+
+    n: int
+    epsilon: float
+    sigma: float
+    steps: int
+    seed: int
+    recursions: tuple[Recursion, ...]
+    drop: float
+    gamma: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class BoundRow:
+    """One bound on the model variance with its check: share of draws (percent) that keep the promise there."""
+
+    bound: str
+    required_variance: float
+    steps: Mapping[Recursion, int | None]
+    kept: float
+    kept_lower: float
+    kept_upper: float
+
+
+def linear_report(request: LinearRequest, folder: Path, console: Console) -> list[Path]:
+    """Compute, print to `console`, write into `folder`; returns the paths. `UserError` for impossible arguments."""
+    for name in request.recursions:
+        check_recursion(name)
+    check_output_folder(folder)
+    _check_memory(request)
+    guarantee = Guarantee(request.n, request.epsilon, request.sigma, request.drop, request.gamma)
+    theory: Curves = {
+        name: spherical_trade_off(request.n, request.epsilon, request.sigma, request.steps, name)
+        for name in request.recursions
+    }
+    plane, points, found = _plane(request)
+    truth = random_gaussian(request.n, request.sigma, derive_seed(request.seed, "covariance"))
+    simulation: Curves = {
+        name: simulated_trade_off(
+            truth, request.epsilon, request.steps, name, request.samples, derive_seed(request.seed, name)
+        )
+        for name in request.recursions
+    }
+    bounds = [_bound_row(request, guarantee, sharp) for sharp in (False, True)]
+    for table in (
+        _perturbation_table(points, found, request),
+        _training_table(theory, request),
+        _simulation_table(theory, simulation, request),
+        _bound_table(bounds, request),
+    ):
+        console.print(table)
+    setting = f"n = {request.n}, epsilon = {request.epsilon:g}, sigma = {request.sigma:g}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        *save_figure(
+            perturbation_figure(plane, points, found, request.epsilon), folder / "figure2-perturbations"
+        ),
+        *save_figure(trade_off_figure(theory, simulation, setting), folder / "figure3-tradeoff"),
+        _csv(folder / "figure2-perturbations.csv", _perturbation_rows(points, found)),
+        _csv(folder / "figure3-tradeoff.csv", _trade_off_rows(theory, simulation)),
+        _csv(folder / "theorem-bound.csv", _bound_rows(bounds)),
+    ]
+
+
+def _check_memory(request: LinearRequest) -> None:
+    """`UserError` when the arrays of the simulations are larger than this machine's memory."""
+    # float64: covariance, eigenvectors and their work space; draws, attacked draws and their products; a curve each.
+    numbers = 6 * request.n**2 + 4 * request.samples * request.n + 8 * request.steps * len(request.recursions)
+    present = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 8 * numbers > present:
+        raise UserError(
+            f"--n {request.n}, --samples {request.samples} and --steps {request.steps} need about "
+            f"{8 * numbers / 2**30:,.1f} GiB of memory, and this machine has {present / 2**30:,.1f}; "
+            f"give smaller numbers"
+        )
+
+
+def _plane(request: LinearRequest) -> tuple[Gaussian, Floats, Perturbation]:
+    """Figure 2's Gaussian, its mean and some draws, and their perturbations."""
+    model = Gaussian.from_covariance([0.0, 0.0], request.sigma**2 * np.array(PLANE))
+    draws = model.sample(POINTS, np.random.default_rng(derive_seed(request.seed, "points")))
+    points = np.vstack([model.mean, draws])
+    return model, points, worst_perturbation(model, points, request.epsilon)
+
+
+def _bound_row(request: LinearRequest, guarantee: Guarantee, sharp: bool) -> BoundRow:
+    needed = guarantee.required_variance(sharp) * JUST_ABOVE
+    # With epsilon 0 nothing can drop and any variance will do: the check takes the data's own.
+    kept = guarantee.simulated(
+        needed or request.sigma**2, request.samples, derive_seed(request.seed, "bound")
+    )
+    return BoundRow(
+        "chi quantile" if sharp else "Theorem 3.2",
+        guarantee.required_variance(sharp),
+        {name: guarantee.required_steps(name, sharp) for name in request.recursions},
+        kept.value,
+        kept.lower,
+        kept.upper,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- tables
+def _table(title: str, headers: Sequence[str], caption: str | None = None) -> Table:
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for position, header in enumerate(headers):
+        table.add_column(header, justify="left" if position == 0 else "right")
+    return table
+
+
+def _perturbation_table(points: Floats, found: Perturbation, request: LinearRequest) -> Table:
+    table = _table(
+        f"Optimal L2 perturbations of a 2-dimensional Gaussian, epsilon = {request.epsilon:g}",
+        ("x", "delta", "nu", "NLL rise", "case"),
+        "nu: multiplier of the secular equation (2 eta in the paper). hard: two perturbations are equally good.",
+    )
+    for x, delta, nu, rise, hard in zip(
+        points, found.delta, found.multiplier, found.rise, found.hard, strict=True
+    ):
+        sign = "+-" if hard else ""
+        case = "hard" if hard else "easy"
+        table.add_row(_pair(x), f"{sign}{_pair(delta)}", f"{nu:.4f}", f"{rise:.4f}", case)
+    return table
+
+
+def _training_table(theory: Curves, request: LinearRequest) -> Table:
+    growth = alpha(request.n, request.epsilon, request.sigma)
+    printed = alpha(request.n, request.epsilon, 1.0)
+    table = _table(
+        f"Variance after steps of adversarial training, n = {request.n}, sigma = {request.sigma:g}",
+        ("steps", *theory),
+        f"alpha = {growth:.4f} (the paper's formula, which lacks sigma: {printed:.4f})",
+    )
+    for step in _shown(request.steps):
+        table.add_row(str(step), *(f"{curve.variance[step]:.4g}" for curve in theory.values()))
+    return table
+
+
+def _simulation_table(theory: Curves, simulation: Curves, request: LinearRequest) -> Table:
+    table = _table(
+        f"Likelihood in nats after {request.steps} steps",
+        ("training", "covariance", "variance", "natural drop", "sensitivity"),
+        f"spherical: closed form. random: of the same trace, {request.samples} samples a step, with standard error.",
+    )
+    for name in theory:
+        for covariance, curve in (("spherical", theory[name]), ("random", simulation[name])):
+            error = float(curve.sensitivity_error[-1])
+            table.add_row(
+                name,
+                covariance,
+                f"{curve.variance[-1]:.4g}",
+                f"{curve.natural_drop[-1]:.3g}",
+                f"{curve.sensitivity[-1]:.3g}" + (f" +- {error:.1g}" if error else ""),
+            )
+    return table
+
+
+def _bound_table(bounds: Sequence[BoundRow], request: LinearRequest) -> Table:
+    table = _table(
+        f"Drop below {request.drop:g} nats with probability {100 * (1 - request.gamma):g} %",
+        ("", *(row.bound for row in bounds)),
+        f"kept: share of {request.samples} attacked samples with a smaller drop, at the variance needed",
+    )
+    table.add_row("variance needed", *(f"{row.required_variance:.4g}" for row in bounds))
+    for name in bounds[0].steps:
+        steps = (row.steps[name] for row in bounds)
+        table.add_row(f"steps, {name}", *("never" if step is None else str(step) for step in steps))
+    table.add_row("kept, %", *(f"{row.kept:.2f}" for row in bounds))
+    table.add_row("95 % interval", *(f"{row.kept_lower:.2f} to {row.kept_upper:.2f}" for row in bounds))
+    return table
+
+
+def _pair(vector: Floats) -> str:
+    return "(" + ", ".join(f"{value:.3f}" for value in vector) + ")"
+
+
+def _shown(steps: int) -> list[int]:
+    """At most `SHOWN_STEPS` of 0..steps, evenly spread; the CSV has all."""
+    return sorted({round(position) for position in np.linspace(0, steps, min(steps + 1, SHOWN_STEPS))})
+
+
+# ---------------------------------------------------------------------------------------------------------- CSV
+Row = Sequence[object]
+
+
+def _perturbation_rows(points: Floats, found: Perturbation) -> Iterable[Row]:
+    yield ("x1", "x2", "delta1", "delta2", "mirror1", "mirror2", "multiplier", "nll_rise", "case")
+    for position, point in enumerate(points):
+        yield (
+            *point.tolist(),
+            *found.delta[position].tolist(),
+            *found.mirror[position].tolist(),
+            float(found.multiplier[position]),
+            float(found.rise[position]),
+            "hard" if found.hard[position] else "easy",
+        )
+
+
+def _trade_off_rows(theory: Curves, simulation: Curves) -> Iterable[Row]:
+    yield (
+        "covariance",
+        "recursion",
+        "step",
+        "variance",
+        "natural_drop",
+        "sensitivity",
+        "sensitivity_standard_error",
+    )
+    for covariance, curves in (("spherical", theory), ("random", simulation)):
+        for name, curve in curves.items():
+            columns = np.stack(
+                [curve.variance, curve.natural_drop, curve.sensitivity, curve.sensitivity_error], axis=1
+            )
+            for step, values in enumerate(columns.tolist()):
+                yield (covariance, name, step, *values)
+
+
+def _bound_rows(bounds: Sequence[BoundRow]) -> Iterable[Row]:
+    yield ("bound", "recursion", "required_variance", "steps", "kept", "kept_lower", "kept_upper")
+    for row in bounds:
+        for name, step in row.steps.items():
+            yield (
+                row.bound,
+                name,
+                row.required_variance,
+                step,
+                row.kept,
+                row.kept_lower,
+                row.kept_upper,
+            )
+
+
+def _csv(path: Path, rows: Iterable[Row]) -> Path:
+    write_text_atomically(path, csv_text(rows))
+    return path

@@ -1,0 +1,372 @@
+"""The command line. Only click is imported here: each command imports what it needs when it runs."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robbench import __version__
+from robbench.attacks.threads import thread_rule
+from robbench.cli.badge import badge
+from robbench.cli.base import (
+    FiniteNumber,
+    FolderOrFile,
+    OneLineErrors,
+    PrecisionOfSearch,
+    Text,
+    WholeNumber,
+    budgets,
+    checkpoints_option,
+    chosen_dataset,
+    counts,
+    data_dir_option,
+    data_option,
+    dataset_option,
+    device_option,
+    echo_text,
+    example_count,
+    json_option,
+    names,
+    threads_option,
+    threat_models_option,
+    zoo_option,
+)
+from robbench.cli.bench import bench
+from robbench.cli.bundle import export, merge, verify
+from robbench.cli.check import check
+from robbench.cli.completion import (
+    attack_completion,
+    defense_completion,
+    model_completion,
+    schedule_completion,
+    shown_completion,
+)
+from robbench.cli.completion_script import completion
+from robbench.cli.diff import diff
+from robbench.cli.experiment import (
+    check_recipe_options,
+    fid_weights_option,
+    recipe_option,
+    run_recipe,
+    scale_option,
+)
+from robbench.cli.fid import fid
+from robbench.cli.flow import samples
+from robbench.cli.gc import gc
+from robbench.cli.report import report
+from robbench.cli.theory import theory
+from robbench.cli.watch import watch
+from robbench.core.errors import UserError
+from robbench.core.stops import as_stop
+
+KINDS = ("attacks", "defenses", "models", "datasets", "threat-models", "recipes", "published")
+
+
+@click.group(
+    "robbench",
+    cls=OneLineErrors,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="robbench")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error, or ROBBENCH_DEBUG=1.")
+def main(debug: bool) -> None:
+    """Adversarial-robustness benchmark: attacks x models, one verified row a sample, tables and leaderboards.
+
+    Exit codes: 0 done, 1 a check failed, 2 bad usage or input, 3 some cells failed, or not everything
+    could be checked, 70 an unexpected error of robbench, 130 interrupted, 143 terminated.
+    """
+
+
+@main.command()
+@click.option(
+    "--attacks", multiple=True, help="Attacks, as in pgd20,aa,jsa50.", shell_complete=attack_completion
+)
+@click.option(
+    "--defense",
+    "defenses",
+    multiple=True,
+    help="Every zoo model of these defenses.",
+    shell_complete=defense_completion,
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Zoo models, folders with a card.yaml, torchvision:NAME, timm:NAME, ...",
+    shell_complete=model_completion,
+)
+@dataset_option
+@data_option
+@click.option(
+    "--n", type=WholeNumber(), help="Test images, drawn by seed.  [default: all of digits, 1000 of others]"
+)
+@click.option("--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of subset and attacks.")
+@device_option
+@click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True, help="Images at once.")
+@click.option(
+    "--flow",
+    type=Text(),
+    help="Normalizing flow of latent attacks and NLL.  [default: the data set's in the zoo]",
+)
+@click.option(
+    "--epsilon",
+    "epsilons",
+    multiple=True,
+    help="Image budgets instead of the data set's: 0.1,8/255; for attacks on flows of 255: 4,8.",
+)
+@click.option("--eta", "etas", multiple=True, help="Latent budgets instead of the data set's.")
+@click.option("--steps", multiple=True, help="Steps instead of those of iterative attacks: 10,20,50.")
+@click.option(
+    "--likelihood-dtype",
+    type=click.Choice(("float32", "float64")),
+    help="In what flows score attacked images.  [default: float32]",
+)
+@click.option(
+    "--likelihood-draws",
+    type=click.IntRange(1),
+    help="Score attacked images of flows by importance-weighted bits/dim over so many noise draws.  [default: 1]",
+)
+@click.option(
+    "--precision",
+    type=PrecisionOfSearch(),
+    default="fp32",
+    hidden=True,  # only to say why others are gone
+)
+@click.option("--compile", "compiled", is_flag=True, help="Search with torch.compile.")
+@click.option(
+    "--backend",
+    type=click.Choice(("local", "ray")),
+    default="local",
+    show_default=True,
+    help="In this process, or in Ray tasks of one CPU thread each.",
+)
+@click.option("--ray-address", type=Text(), help="Ray cluster: auto or host:port.  [default: a new one here]")
+@click.option(
+    "--gpus-per-cell",
+    type=FiniteNumber(),
+    help="GPUs a Ray task takes, as in 0.25.  [default: 1 where there are some]",
+)
+@click.option("--out", type=FolderOrFile(), help="[default: robbench-runs/<dataset>-seed<seed>]")
+@click.option("--resume/--fresh", default=True, help="Keep finished cells (default), or put them aside.")
+@click.option("--dry-run", is_flag=True, help="Print the matrix and its cost, compute nothing.")
+@click.option(
+    "--keep-examples", default="16", show_default=True, help="Adversarial images kept a cell: N or all."
+)
+@threat_models_option
+@zoo_option
+@checkpoints_option
+@data_dir_option
+@recipe_option
+@scale_option
+@fid_weights_option
+@threads_option
+@click.pass_context
+def run(
+    context: click.Context,
+    /,
+    resume: bool,
+    dry_run: bool,
+    out: Path | None,
+    threads: int | None,
+    **options: Any,
+) -> None:
+    """Attack models and write tables; with --recipe a paper's experiment, trainings included.
+
+    Example: robbench run --defense ijsat --attacks pgd20,aa,jsa50
+
+    Example: robbench run --recipe ijsat-table1 --scale 0.01
+    """
+    check_recipe_options(context)
+    if threads is not None and options["backend"] == "ray":
+        raise UserError(
+            f"--threads {threads} with --backend ray: Ray tasks have one CPU thread each; leave --threads out"
+        )
+    if options["recipe"] is not None:
+        context.exit(_of_recipe(context, options, out, resume, dry_run, threads))
+    for option in ("recipe", "scale", "fid_weights"):
+        del options[option]
+    options["dataset"] = chosen_dataset(options["dataset"], options["data"])
+    folder = out or Path("robbench-runs") / f"{options['dataset']}-seed{options['seed']}"
+    try:
+        from robbench.cli.run import dry_run_table, run_matrix
+        from robbench.core.allocator import tune_allocator
+        from robbench.run.plan import RunRequest
+
+        tune_allocator()
+        context.with_resource(thread_rule(threads))
+        request = RunRequest(
+            **{
+                **options,
+                "attacks": names("--attacks", options["attacks"]),
+                "defenses": names("--defense", options["defenses"]),
+                "models": names("--model", options["models"]),
+                "epsilons": budgets("--epsilon", options["epsilons"]),
+                "etas": budgets("--eta", options["etas"]),
+                "steps": counts("--steps", options["steps"]),
+                "keep_examples": example_count(options["keep_examples"]),
+            }
+        )
+        if dry_run:
+            dry_run_table(request, folder, fresh=not resume)
+            return
+        failed = run_matrix(request, folder, fresh=not resume)
+    except KeyboardInterrupt as error:
+        stop = as_stop(error)
+        echo_text(
+            f"\n{stop.word}. Finished shards are in {folder.absolute()}; run the same command again to resume"
+            + ("" if resume else " (without --fresh)"),
+            err=True,
+        )
+        context.exit(stop.exit_code)
+    context.exit(3 if failed else 0)
+
+
+def _of_recipe(
+    context: click.Context,
+    options: dict[str, Any],
+    out: Path | None,
+    resume: bool,
+    dry_run: bool,
+    threads: int | None,
+) -> int:
+    """Run a recipe; the exit code."""
+    from robbench.core.allocator import tune_allocator
+
+    try:
+        tune_allocator()
+        context.with_resource(thread_rule(threads))
+        return 3 if run_recipe(options, out, resume, dry_run) else 0
+    except KeyboardInterrupt as error:
+        stop = as_stop(error)
+        echo_text(
+            f"\n{stop.word}. Run the same command again: it resumes after the last epoch or shard", err=True
+        )
+        return stop.exit_code
+
+
+@main.command()
+@click.option(
+    "--defense",
+    required=True,
+    help="Training method (robbench list defenses).",
+    shell_complete=defense_completion,
+)
+@dataset_option
+@data_option
+@click.option(
+    "--recipe",
+    type=Text(),
+    help="Training schedule (robbench show NAME).  [default: the data set's]",
+    shell_complete=schedule_completion,
+)
+@click.option("--architecture", type=Text(), help="[default: the data set's]")
+@click.option(
+    "--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of weights, order and noise."
+)
+@click.option("--epochs", type=WholeNumber(1), help="[default: the recipe's]")
+@click.option("--train-samples", type=WholeNumber(1), help="Use only so many training images, drawn by seed.")
+@click.option(
+    "--flow", type=Text(), help="Flow of latent and joint defenses.  [default: the data set's in the zoo]"
+)
+@click.option("--name", type=Text(), help="Name of the model.  [default: <dataset>-<defense>]")
+@click.option(
+    "--out",
+    type=FolderOrFile(),
+    default=Path("robbench-training"),
+    show_default=True,
+    help="Where the model folder goes.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a parameter of the defense; recipe.KEY and architecture.KEY reach those.",
+)
+@device_option
+@threat_models_option
+@zoo_option
+@data_dir_option
+@threads_option
+@click.pass_context
+def train(context: click.Context, /, threads: int | None, **options: Any) -> None:
+    """Train a model and write a zoo folder that `run` can use at once."""
+    from robbench.cli.train import train_model
+    from robbench.core.allocator import tune_allocator
+
+    options["dataset"] = chosen_dataset(options["dataset"], options["data"])
+    try:
+        tune_allocator()
+        context.with_resource(thread_rule(threads))
+        train_model(options)
+    except KeyboardInterrupt as error:
+        stop = as_stop(error)
+        echo_text(f"\n{stop.word}. Run the same command again to resume after the last whole epoch", err=True)
+        context.exit(stop.exit_code)
+
+
+@main.command("list")
+@click.argument("kind", type=click.Choice(KINDS))
+@threat_models_option
+@zoo_option
+@data_dir_option
+@json_option
+def list_command(
+    kind: str, threat_models: Path | None, zoo: Path | None, data_dir: Path | None, as_json: bool
+) -> None:
+    """List attacks, defenses, models, datasets, threat-models, recipes or published tables."""
+    from robbench.cli.catalog import list_kind
+
+    list_kind(kind, threat_models, zoo, data_dir, as_json)
+
+
+@main.command()
+@click.argument("name", shell_complete=shown_completion)
+@threat_models_option
+@zoo_option
+@checkpoints_option
+@data_dir_option
+@json_option
+def show(name: str, as_json: bool, **options: Path | None) -> None:
+    """Show an attack, threat model, model, recipe, data set, defense or published table ("IJSAT Table 1")."""
+    from robbench.cli.catalog import show_name
+
+    show_name(name, options.pop("threat_models"), **options, as_json=as_json)
+
+
+@main.command()
+@zoo_option
+@checkpoints_option
+@data_dir_option
+@json_option
+@click.pass_context
+def doctor(
+    context: click.Context,
+    zoo: Path | None,
+    checkpoints: Path | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Say what is installed, present or missing, and how to get it."""
+    from robbench.cli.doctor import examine
+
+    context.exit(0 if examine(zoo, data_dir, checkpoints, as_json) else 1)
+
+
+for command in (
+    badge,
+    bench,
+    check,
+    completion,
+    diff,
+    export,
+    fid,
+    gc,
+    merge,
+    report,
+    samples,
+    theory,
+    verify,
+    watch,
+):
+    main.add_command(command)

@@ -1,0 +1,255 @@
+"""`robbench bench`: comparisons with other implementations. Only click is imported before a command runs."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robbench.cli.base import (
+    FolderOrFile,
+    PrecisionOfSearch,
+    WholeNumber,
+    budgets,
+    data_dir_option,
+    data_option,
+    device_option,
+    echo_line,
+    echo_text,
+    names,
+    print_paths,
+    seeds,
+    zoo_option,
+)
+from robbench.cli.completion import model_completion
+from robbench.core.errors import UserError
+
+threads_option = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    default=1,
+    show_default=True,
+    help="CPU threads; with 1, times are those spent computing.",
+)
+
+
+@click.group()
+def bench() -> None:
+    """Compare with other implementations: verdicts first, then times, in one process."""
+
+
+@bench.command("aa")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    help="Zoo classifiers of one data set.",
+    shell_complete=model_completion,
+)
+@click.option("--attack", default="aa", show_default=True, type=click.Choice(("aa", "aa-l2", "aa-l1")))
+@click.option("--n", type=WholeNumber(1), default=1000, show_default=True, help="Test images, drawn by seed.")
+@click.option(
+    "--epsilon", "epsilons", multiple=True, help="One budget instead of the data set's: 0.1 or 8/255."
+)
+@click.option(
+    "--seeds",
+    "seed_texts",
+    multiple=True,
+    default=("0,1,2",),
+    show_default=True,
+    help="Seeds of the attacks.",
+)
+@click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True)
+@click.option(
+    "--precision", type=PrecisionOfSearch(), default="fp32", hidden=True
+)  # only to say why others are gone
+@threads_option
+@click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+@device_option
+@zoo_option
+@data_option
+@data_dir_option
+def autoattack(
+    models: tuple[str, ...],
+    attack: str,
+    n: int,
+    epsilons: tuple[str, ...],
+    seed_texts: tuple[str, ...],
+    batch_size: int,
+    threads: int,
+    out: Path,
+    precision: str,
+    **options: Any,
+) -> None:
+    """AutoAttack against the reference package: parity of verdicts, times, distance to the floor.
+
+    Example: robbench bench aa --model digits-at,digits-trades --n 360
+    """
+    from robbench.benchmarks import autoattack as contest_of
+    from robbench.benchmarks.models import loaded
+
+    _place(out)
+    _settle(threads)
+    wanted = budgets("--epsilon", epsilons) or (None,)
+    if len(wanted) > 1:
+        raise UserError(f"--epsilon {','.join(map(str, wanted))}: bench aa compares at one budget; give one")
+    contest = contest_of.Contest(
+        attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, epsilon=wanted[0]
+    )
+    entries = loaded(names("--model", models), **options)
+    found = [contest_of.compare(model, data, contest, device, echo_line) for model, data, device in entries]
+    stem = f"{attack}-{'-'.join(dict.fromkeys(data.name for _, data, _ in entries))}"
+    stem += f"-epsilon{wanted[0]:g}" if wanted[0] is not None else ""
+    command = _command()
+    report = contest_of.report(found, contest, command)
+    _write(out / f"{stem}.json", report, contest_of.markdown(found, contest, command))
+
+
+@bench.command("pgd")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Zoo classifiers; digits-at by default.",
+    shell_complete=model_completion,
+)
+@click.option("--architecture", "architectures", multiple=True, help="Random networks on 3x32x32: resnet18.")
+@click.option("--steps", type=WholeNumber(1), default=40, show_default=True)
+@click.option("--n", type=WholeNumber(1), default=256, show_default=True, help="Images of each model.")
+@click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True)
+@click.option("--rounds", type=WholeNumber(1), default=9, show_default=True)
+@threads_option
+@click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+@device_option
+@zoo_option
+@data_option
+@data_dir_option
+def pgd(
+    models: tuple[str, ...],
+    architectures: tuple[str, ...],
+    n: int,
+    threads: int,
+    out: Path,
+    device: str,
+    zoo: Path | None,
+    data_dir: Path | None,
+    data: Path | None,
+    **numbers: int,
+) -> None:
+    """PGD against foolbox, torchattacks and ART: equal images first, then times.
+
+    Without --model and --architecture: digits-at, with --data-dir fashionmnist-at as well.
+
+    Example: robbench bench pgd --model digits-at,digits-trades --rounds 21
+    """
+    from robbench.benchmarks import pgd as contest_of
+    from robbench.benchmarks.subjects import random_subjects, zoo_subjects
+
+    _place(out)
+    _settle(threads)
+    contest = contest_of.Contest(**numbers)
+    chosen = names("--model", models) if models else ()
+    built = names("--architecture", architectures) if architectures else ()
+    if not chosen and not built:
+        chosen = ("digits-at", "fashionmnist-at") if data_dir else ("digits-at",)
+    subjects = zoo_subjects(chosen, n, device, zoo, data_dir, data) if chosen else []
+    subjects += random_subjects(built, n, device)
+    found = [contest_of.compare(subject, contest, _tell(subject.name)) for subject in subjects]
+    command = _command()
+    stem = f"pgd{contest.steps}-{'-'.join((*chosen, *built))}"
+    report = contest_of.report(found, contest, command)
+    _write(out / f"{stem}.json", report, contest_of.markdown(found, contest, command))
+
+
+@bench.command("latent")
+@click.option(
+    "--case", "cases", multiple=True, default=("small",), show_default=True, help="Glows: small, paper."
+)
+@click.option("--attack", "attacks", multiple=True, default=("jsa50,a-la",), show_default=True)
+@click.option("--steps", type=WholeNumber(1), help="Instead of the attacks' own.")
+@click.option("--rounds", type=WholeNumber(1), default=5, show_default=True)
+@threads_option
+@click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+def latent(
+    cases: tuple[str, ...],
+    attacks: tuple[str, ...],
+    steps: int | None,
+    rounds: int,
+    threads: int,
+    out: Path,
+) -> None:
+    """JSA and A-LA through a Glow against a plain loop over FrEIA, normflows and nflows; memory. On the CPU.
+
+    Example: robbench bench latent --case small --rounds 9
+    """
+    from robbench.benchmarks import latent as contest_of
+
+    _place(out)
+    _settle(threads)
+    contest = contest_of.Contest(names("--attack", attacks), steps, rounds)
+    chosen = names("--case", cases)
+    found = [contest_of.compare(contest_of.glow_case(case), contest, _tell(case)) for case in chosen]
+    command = _command()
+    report = contest_of.report(found, contest, command)
+    _write(out / f"latent-{'-'.join(chosen)}.json", report, contest_of.markdown(found, contest, command))
+
+
+@bench.command("flows")
+@click.option("--case", "cases", multiple=True, help="small, mlp, paper; all by default.")
+@click.option("--rounds", type=WholeNumber(1), help="Instead of each case's own number.")
+@threads_option
+@click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+@click.option("--profile", is_flag=True, help="Also print where robbench's time goes.")
+def flows(cases: tuple[str, ...], rounds: int | None, threads: int, out: Path, profile: bool) -> None:
+    """Decode and backward to the latents against FrEIA, normflows and nflows at the same weights. On the CPU.
+
+    Example: robbench bench flows --case small --rounds 10 --profile
+    """
+    from robbench.benchmarks import flows as contest_of
+    from robbench.benchmarks.flow_report import markdown
+
+    _place(out)
+    chosen = names("--case", cases) if cases else tuple(contest_of.CASES)
+    known = [contest_of.case_named(name) for name in chosen]
+    found = contest_of.report(chosen, rounds, threads, _command(), lambda line: echo_line(line, err=True))
+    if profile:
+        echo_text(contest_of.profile_reference(known[0], threads))
+    _write(out / "flows.json", found, markdown(found))
+
+
+def _place(out: Path) -> None:
+    from robbench.core.places import check_output_folder
+
+    check_output_folder(out)
+
+
+def _settle(threads: int) -> None:
+    import torch
+
+    from robbench.core.allocator import tune_allocator
+
+    tune_allocator()
+    torch.set_num_threads(threads)
+
+
+def _tell(name: str) -> Callable[[str], None]:
+    return lambda line: echo_line(f"{name}: {line}", err=True)
+
+
+def _command() -> str:
+    return shlex.join(["robbench", *sys.argv[1:]])
+
+
+def _write(path: Path, report: dict[str, Any], text: str) -> None:
+    """JSON and, beside it, Markdown, which is printed too."""
+    from robbench.core.resources import write_text_atomically
+
+    paths = [path, path.with_suffix(".md")]
+    write_text_atomically(paths[0], json.dumps(report, indent=1) + "\n")
+    write_text_atomically(paths[1], text)
+    echo_text(text)
+    print_paths(paths)

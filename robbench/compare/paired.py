@@ -1,0 +1,207 @@
+"""Holding a run to a reference run on the same samples, component by component.
+
+An interval cannot see a weak attack: at n = 360 it is ten points wide, and an attack with a tenth of its iterations
+loses two. The same samples under the same random numbers can: an unchanged engine repeats itself sample by sample, up
+to rounding. So what is judged is how many samples went another way, and whether they all lean to one side.
+
+* identity: data, sample ids, labels, the attack with all its parameters, weights of model and flow are the same, and so
+  are the margins (bits/dim) before the attack;
+* verdicts: samples whose verdict flipped, near ties aside, against a binomial at `Rules.flip_rate`;
+* trajectories: samples that went another way (another verdict, component or step, another margin or size beyond
+  rounding) against a binomial at `Rules.moved_rate`;
+* direction: exact sign tests over the samples that moved: verdicts (McNemar), margins, steps at the break;
+* calls: forwards and backwards of the samples that hold in both runs: `Rules.calls` relative.
+
+Rates and thresholds are measured: docs/check.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from robbench.compare.pairs import Pair, Shift
+from robbench.compare.policy import PolicyName
+from robbench.compare.samples import CellSamples, Samples
+from robbench.compare.tables import Verdict
+from robbench.statistics.paired import sign_test
+
+ALL_MODELS = "all models"
+IDENTITY = "identity"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How much may change without anything being wrong.
+
+    flip_rate, moved_rate: shares of samples whose verdict (whose search) rounding may send another way; a count fails
+    when a binomial at that rate exceeds it with a probability below alpha. None: not judged. alpha: also of the sign
+    tests. calls: relative change of model calls, None: not judged.
+    """
+
+    flip_rate: float | None = 0.005
+    moved_rate: float | None = 0.02
+    alpha: float = 1e-4
+    calls: float | None = 0.05
+
+
+RULES: dict[PolicyName, Rules] = {
+    "default": Rules(),
+    "exact": Rules(flip_rate=0.0, moved_rate=0.0, calls=0.0),
+    "interval": Rules(flip_rate=None, moved_rate=None),
+}
+
+
+@dataclass(frozen=True)
+class PairedResult:
+    """Verdict on one component of an attack (or its `IDENTITY`) on one model, or over `ALL_MODELS`."""
+
+    model: str
+    attack: str
+    component: str
+    verdict: Verdict
+    reason: str
+    shift: Shift = field(default_factory=Shift)
+
+    @property
+    def regression(self) -> bool:
+        return self.verdict == "fail"
+
+
+def compare_samples(
+    reference: Samples, measured: Samples, policy: PolicyName = "default", rules: Rules | None = None
+) -> list[PairedResult]:
+    """Every cell of the reference, by component; then every component over all models where there are several.
+
+    rules: in place of those of the policy. A cell that the run lacks is "not run"; one that failed, or lacks samples of
+    the reference, fails.
+    """
+    rules = rules or RULES[policy]
+    results: list[PairedResult] = []
+    pooled: dict[tuple[str, str], list[Pair]] = {}
+    for (model, attack), cell in reference.cells.items():
+        ours = measured.cells.get((model, attack))
+        if ours is None:
+            results.append(PairedResult(model, attack, IDENTITY, "not run", "not in the run"))
+            continue
+        identity, pair = _identity(reference, measured, cell, ours)
+        results.append(identity)
+        for component, part in pair.groups() if pair else ():
+            results.append(_judged(model, attack, component, part, rules))
+            pooled.setdefault((attack, component), []).append(part)
+    for (attack, component), parts in pooled.items():
+        if len(parts) > 1:
+            results.append(_judged(ALL_MODELS, attack, component, Pair.joined(parts), rules))
+    return results
+
+
+# --------------------------------------------------------------------------------------------------- identity
+def _identity(
+    reference: Samples, measured: Samples, cell: CellSamples, ours: CellSamples
+) -> tuple[PairedResult, Pair | None]:
+    """Whether both cells are of the same thing, and the pairs of samples that both have."""
+    model, attack = cell.identity.key
+    pair = Pair.of(cell, ours)
+    if ours.problem and not ours.failed and not len(pair):
+        return PairedResult(model, attack, IDENTITY, "not run", ours.problem), None
+    problems = [*_differences(reference, measured, cell, ours), *pair.inputs()]
+    missing = len(cell.rows) - len(pair)
+    if ours.failed:
+        problems = [ours.problem]
+    elif missing:
+        problems.append(f"lacks {missing} of the reference's {len(cell.rows)} samples")
+    verdict: Verdict = "fail" if problems else "pass"
+    shift = Shift(n=len(pair))
+    return PairedResult(model, attack, IDENTITY, verdict, "; ".join(problems), shift), pair
+
+
+def _differences(reference: Samples, measured: Samples, cell: CellSamples, ours: CellSamples) -> list[str]:
+    """What the cells depend on and do not share, in words."""
+    theirs, mine = reference.identity, measured.identity
+    pairs = [
+        ("dataset", theirs.dataset, mine.dataset),
+        ("data revision", theirs.dataset_revision[:12], mine.dataset_revision[:12]),
+        ("seed", theirs.seed, mine.seed),
+        ("weights or architecture", cell.identity.model_hash[:12], ours.identity.model_hash[:12]),
+        ("flow", cell.identity.flow_sha256[:12], ours.identity.flow_sha256[:12]),
+        ("precision", cell.identity.precision, ours.identity.precision),
+        ("search precision", cell.identity.search_precision, ours.identity.search_precision),
+    ]
+    if cell.identity.spec_hash != ours.identity.spec_hash:
+        before, now = (c.identity.attack.model_dump(mode="json", exclude={"label"}) for c in (cell, ours))
+        pairs += spec_changes(before, now)
+    return [f"{name} {new}, reference {old}" for name, old, new in pairs if old != new]
+
+
+def spec_changes(
+    before: Mapping[str, object], now: Mapping[str, object], at: str = ""
+) -> list[tuple[str, object, object]]:
+    """Differing entries of two attack specs, "parameters.iterations" with both values."""
+    found: list[tuple[str, object, object]] = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += spec_changes(old, new, f"{at}{key}.")
+        elif old != new:
+            found.append((f"attack spec {at}{key}", old, new))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------- verdict
+def _judged(model: str, attack: str, component: str, pair: Pair, rules: Rules) -> PairedResult:
+    shift = pair.shift()
+    unscored = [f"{shift.unscored} of {shift.n} scores are NaN now"] if shift.unscored else []
+    problems = [*unscored, *_counted(shift, rules), *_leaning(shift, rules), *_calls(shift, rules)]
+    if problems and abs(shift.size - shift.reference_size) > 0.01 * shift.reference_size:
+        problems.append(f"perturbations reach {shift.size:.4g}, in the reference {shift.reference_size:.4g}")
+    reason = f"{attack}, component {component}: {'; '.join(problems)}" if problems else ""
+    return PairedResult(model, attack, component, "fail" if problems else "pass", reason, shift)
+
+
+def _counted(shift: Shift, rules: Rules) -> list[str]:
+    """Counts beyond what rounding may do."""
+    flips, limits = shift.lost + shift.gained, (rules.flip_rate, rules.moved_rate)
+    texts = (
+        f"{flips} of {shift.n} verdicts flipped ({shift.lost} broken now, {shift.gained} robust now)",
+        f"{shift.moved} of {shift.n} searches went another way",
+    )
+    return [
+        f"{text}, {largest_count(shift.n, rate, rules.alpha)} are allowed"
+        for text, count, rate in zip(texts, (flips, shift.moved), limits, strict=True)
+        if rate is not None and count > largest_count(shift.n, rate, rules.alpha)
+    ]
+
+
+def _leaning(shift: Shift, rules: Rules) -> list[str]:
+    """Changes that all lean to one side."""
+    pairs = (
+        (shift.gained, shift.lost, "verdicts turned robust, {b} turned broken"),
+        (
+            shift.up,
+            shift.down,
+            f"of the changed scores are higher, {{b}} lower, median change {shift.shift:+.3g}",
+        ),
+        (shift.later, shift.earlier, "breaks come at a later step, {b} at an earlier one"),
+    )
+    return [
+        f"{a} {text.format(b=b)} (sign test p = {sign_test(a, b):.1g})"
+        for a, b, text in pairs
+        if sign_test(a, b) < rules.alpha
+    ]
+
+
+def _calls(shift: Shift, rules: Rules) -> list[str]:
+    pairs = (
+        ("forwards", shift.reference_forwards, shift.forwards),
+        ("backwards", shift.reference_backwards, shift.backwards),
+    )
+    return [
+        f"{now} {name} on samples that hold, in the reference {before}"
+        for name, before, now in pairs
+        if rules.calls is not None and abs(now - before) > rules.calls * before
+    ]
+
+
+def largest_count(n: int, rate: float, alpha: float) -> int:
+    """Smallest k with P(X > k) <= alpha for X binomial (n, rate): any larger count is a surprise."""
+    from scipy.stats import binom
+
+    return int(binom.isf(alpha, n, rate)) if n and rate else 0

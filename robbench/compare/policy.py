@@ -1,0 +1,150 @@
+"""How far a measured number may lie from its reference, and why: tolerance policies.
+
+`default`: what differs for a reason gets an interval, what should be the same gets next to nothing.
+
+* clean accuracy of the same samples: exact, up to the near ties that the run (or the reference) counted;
+* other accuracies of the same samples: 0.5 points, or one sample and the near ties where that is more;
+* accuracies of other samples: the 95 % interval of the difference of two proportions, in which the n of both enter
+  (Newcombe 1998, method 10, from Wilson bounds); a reference without n is taken as exact;
+* bits/dim: 0.01; after an attack 1 % where that is more, since single samples in the tail rule the mean; of other
+  samples the intervals of both on top;
+* Fréchet distances: 0.5 or 1 %, whichever is larger, and the same samples only;
+* anything else: 1 % of the reference, the same samples only.
+
+`exact`: nothing but the digits the reference was written with. `interval`: as `default`, but the same samples are
+treated as others, too. A row's own tolerance beats a policy; `--tolerance` replaces it for numbers in percent.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from robbench.compare.reference import Reference
+from robbench.results.likelihood import BITS
+from robbench.results.rows import CLEAN, TableRow
+from robbench.statistics.accuracy import wilson
+
+PolicyName = Literal["default", "exact", "interval"]
+POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
+PERCENT = "%"
+PERCENTAGE_POINTS = 0.5
+RELATIVE = 0.01
+BITS_PER_DIM = 0.01
+FRECHET = 0.5
+_NEAR_TIES = re.compile(r"(\d+) of \d+ samples with \|margin\|")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Largest |measured - reference|, and what it is made of; comparable: False where no tolerance helps, because
+    other samples give another number."""
+
+    tolerance: float
+    basis: str
+    comparable: bool = True
+
+
+@dataclass(frozen=True)
+class Policy:
+    """name: see the module. points: percentage points that replace the policy for numbers in percent."""
+
+    name: PolicyName = "default"
+    points: float | None = None
+
+    def allowed(self, wanted: Reference, row: TableRow) -> Allowed:
+        """For two finite values."""
+        if wanted.tolerance is not None:
+            return Allowed(wanted.tolerance, "the row's own tolerance")
+        same = same_samples(wanted, row)
+        if self.points is not None and row.unit == PERCENT:
+            return Allowed(self.points, "--tolerance", comparable=same is not False)
+        if self.name == "exact":
+            return Allowed(wanted.rounding, "digits of the reference", comparable=same is not False)
+        if row.unit == PERCENT:
+            return self._percent(wanted, row, same)
+        if row.unit == BITS:
+            return self._bits(wanted, row, same)
+        return Allowed(_other_units(wanted, row), "same samples", comparable=same is not False)
+
+    def _percent(self, wanted: Reference, row: TableRow, same: bool | None) -> Allowed:
+        if not same or self.name == "interval":
+            return Allowed(max(_binomial(wanted, row), wanted.rounding), _interval_text(wanted, row))
+        ties = max(near_ties(wanted.note), near_ties(row.note))
+        if row.attack == CLEAN:
+            return Allowed(
+                max(100 * ties / row.n, wanted.rounding),
+                f"same samples, {ties} near ties" if ties else "exact",
+            )
+        samples = 100 * (1 + ties) / row.n
+        return Allowed(max(PERCENTAGE_POINTS, samples, wanted.rounding), "same samples")
+
+    def _bits(self, wanted: Reference, row: TableRow, same: bool | None) -> Allowed:
+        attacked = bool(row.epsilon) and "bits_per_dim_before" not in row.metric
+        own = default_tolerance(BITS, float(wanted.value or 0.0)) if attacked else BITS_PER_DIM
+        fixed = max(own, wanted.rounding)
+        if same and self.name == "default":
+            return Allowed(fixed, "same samples")
+        halves = [_half(wanted.lower, wanted.upper), _half(row.lower, row.upper)]
+        if same is None and wanted.lower is None:  # nothing is known of the reference's samples
+            return Allowed(fixed, "absolute")
+        return Allowed(fixed + math.hypot(*halves), "95 % interval of the difference")
+
+
+def default_tolerance(unit: str, value: float) -> float:
+    """Of the same samples, under attack, without near ties: 0.5 points; for bits/dim 0.01 or 1 % of the reference,
+    whichever is larger; else 1 % of it."""
+    if unit == PERCENT:
+        return PERCENTAGE_POINTS
+    return max(BITS_PER_DIM, RELATIVE * abs(value)) if unit == BITS else RELATIVE * abs(value)
+
+
+def same_samples(wanted: Reference, row: TableRow) -> bool | None:
+    """Whether both are of the same samples; None where the reference does not say."""
+    pairs = ((wanted.n, row.n), (wanted.seed, row.seed))
+    if any(theirs not in (None, ours) for theirs, ours in pairs):
+        return False
+    return None if any(theirs is None for theirs, _ in pairs) else True
+
+
+def near_ties(note: str) -> int:
+    """How many samples a table's note calls near ties: another processor may decide them otherwise."""
+    found = _NEAR_TIES.search(note)
+    return int(found.group(1)) if found else 0
+
+
+def _other_units(wanted: Reference, row: TableRow) -> float:
+    own = default_tolerance(row.unit, float(wanted.value or 0.0))
+    distance = row.metric == "fid" or row.metric.startswith(("fid ", "frechet"))
+    return max(own, FRECHET if distance else 0.0, wanted.rounding)
+
+
+def _binomial(wanted: Reference, row: TableRow) -> float:
+    """How far the measured percentage may lie from the reference in the direction in which it does, so that 0 is in
+    the interval of the difference (R. G. Newcombe, Statistics in Medicine 17 (1998) 873-890, method 10).
+
+    Averages over attacks vary less than a single accuracy of as many samples: for them this is wide.
+    """
+    measured, value = float(row.value or 0.0), float(wanted.value or 0.0)
+    ours = _bounds(measured, row.n)
+    theirs = _bounds(value, wanted.n) if wanted.n else (value, value)
+    if measured >= value:
+        return math.hypot(measured - ours[0], theirs[1] - value)
+    return math.hypot(ours[1] - measured, value - theirs[0])
+
+
+def _bounds(percent: float, n: int) -> tuple[float, float]:
+    estimate = wilson(min(max(round(percent / 100 * n), 0), n), n)
+    shift = (
+        percent - estimate.value
+    )  # a percentage that is no multiple of 1/n: rounded in print, or an average
+    return max(estimate.lower + shift, 0.0), min(estimate.upper + shift, 100.0)
+
+
+def _interval_text(wanted: Reference, row: TableRow) -> str:
+    return f"95 % interval, n {row.n} and {wanted.n or 'not stated'}"
+
+
+def _half(lower: float | None, upper: float | None) -> float:
+    finite = lower is not None and upper is not None and math.isfinite(upper - lower)
+    return (upper - lower) / 2 if finite and upper is not None and lower is not None else 0.0

@@ -1,0 +1,150 @@
+"""Two runs compared: identities, common cells and samples, every number with its verdict."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from robbench.compare.changes import VERDICTS, Change, Correction, judged
+from robbench.compare.identity import Difference, OtherRows, differences, other_labels, other_rows
+from robbench.compare.numbers import Numbers
+from robbench.compare.pairing import PairedRuns, pair_runs
+from robbench.core.errors import unknown_name
+from robbench.results.rows import cell_model, cell_status
+from robbench.statistics.paired import ALPHA
+from robbench.store.records import CellResult, Run
+
+
+@dataclass(frozen=True)
+class RunDiff:
+    """What `robbench diff` found. names: of the runs as given. changes: falls first, the biggest of each verdict before
+    the others. other_labels: common samples with another label."""
+
+    names: tuple[str, str]
+    runs: PairedRuns
+    alpha: float
+    correction: Correction
+    differences: tuple[Difference, ...]
+    other_rows: tuple[OtherRows, ...]
+    other_labels: int
+    changes: tuple[Change, ...]
+
+    @property
+    def fell(self) -> list[Change]:
+        """What makes the exit code 1."""
+        return [change for change in self.changes if change.regression]
+
+    @property
+    def tested(self) -> int:
+        """p-values that Holm's adjustment is over."""
+        return sum(change.p is not None for change in self.changes)
+
+
+def compare_runs(
+    a: Run,
+    b: Run,
+    names: tuple[str, str],
+    *,
+    models: Sequence[str] = (),
+    attacks: Sequence[str] = (),
+    alpha: float = ALPHA,
+    correction: Correction = "holm",
+) -> RunDiff:
+    """Compare run b with run a on the samples and cells of both.
+
+    models, attacks: compare these only (labels or names of attacks; empty: all). `UserError` for a name that is in
+    neither run, and where nothing is in both.
+    """
+    a, b = _filtered((a, b), models, attacks)
+    runs = pair_runs(a, b, names)
+    changes = judged(Numbers(runs, 1 - alpha).all(), alpha, correction)
+    return RunDiff(
+        names=names,
+        runs=runs,
+        alpha=alpha,
+        correction=correction,
+        differences=tuple(differences(runs)),
+        other_rows=tuple(other_rows(runs)),
+        other_labels=other_labels(runs),
+        changes=tuple(sorted(changes, key=_order)),
+    )
+
+
+def _order(change: Change) -> tuple[int, float]:
+    better = change.verdict in ("better", "maybe better")
+    return VERDICTS.index(change.verdict), change.loss if better else -change.loss
+
+
+def _filtered(runs: tuple[Run, Run], models: Sequence[str], attacks: Sequence[str]) -> list[Run]:
+    cells = [result for run in runs for result in run.cells]
+    _known("model", models, (cell_model(result) for result in cells))
+    _known("attack", attacks, (name for result in cells for name in _names(result)))
+    return [
+        replace(
+            run,
+            cells=[
+                result
+                for result in run.cells
+                if (not models or cell_model(result) in models)
+                and (not attacks or not _names(result).isdisjoint(attacks))
+            ],
+        )
+        for run in runs
+    ]
+
+
+def _names(result: CellResult) -> set[str]:
+    return {result.cell.attack.label, result.cell.attack.name}
+
+
+def _known(kind: str, wanted: Sequence[str], present: Iterable[str]) -> None:
+    known = set(present)
+    for name in wanted:
+        if name not in known:
+            raise unknown_name(f"{kind} in either run", name, known)
+
+
+# ----------------------------------------------------------------------------------------------- for machines
+def document(diff: RunDiff) -> dict[str, Any]:
+    """Everything as plain values for JSON: every number, every sample id."""
+    runs = diff.runs
+    return {
+        "schema_version": 1,
+        "a": _run(diff.names[0], runs.a),
+        "b": _run(diff.names[1], runs.b),
+        "fell": bool(diff.fell),
+        "alpha": diff.alpha,
+        "correction": diff.correction,
+        "tested": diff.tested,
+        "common_samples": len(runs.ids),
+        "differences": [vars(found) for found in diff.differences],
+        "other_labels": diff.other_labels,
+        "same_hash_other_rows": [vars(found) for found in diff.other_rows],
+        "only_a": [_cell(runs.a, result) for result in runs.only_a],
+        "only_b": [_cell(runs.b, result) for result in runs.only_b],
+        "changes": [_change(change) for change in diff.changes],
+    }
+
+
+def _run(name: str, run: Run) -> dict[str, Any]:
+    return {
+        "run": name,
+        "dataset": run.dataset,
+        "dataset_revision": run.dataset_revision,
+        "seed": run.seed,
+        "n": run.n,
+        "versions": run.versions,
+    }
+
+
+def _cell(run: Run, result: CellResult) -> dict[str, Any]:
+    status, note = cell_status(run, result)
+    return {
+        "model": cell_model(result),
+        "attack": result.cell.attack.label,
+        "status": status,
+        "note": note,
+    }
+
+
+def _change(change: Change) -> dict[str, Any]:
+    return {**vars(change), "a": vars(change.a), "b": vars(change.b), "regression": change.regression}

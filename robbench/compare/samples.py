@@ -1,0 +1,267 @@
+"""Reference runs, sample by sample: what a run folder holds, as one compact Parquet file that can be committed.
+
+A row is one sample under one cell: id, label, margin (of a flow: bits/dim) before and after, verdict, the component
+that broke it, the step at which it did, model calls, size of the perturbation. The Parquet metadata holds everything
+a cell depends on (the attack with all parameters, hashes of models and flows) and the history: who wrote what and why
+is in the file itself.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from robbench.core.errors import UserError
+from robbench.core.resources import write_atomically
+from robbench.core.schema import Strict, canonical_hash, parse_json, validate
+from robbench.specs import SHA256, ResolvedAttack
+from robbench.store.records import CellResult, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+KEY = b"robbench.reference"
+SUFFIX = ".parquet"
+SAMPLES = pa.schema(
+    [
+        pa.field("cell", pa.int32(), nullable=False),
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("label", pa.int32(), nullable=False),
+        pa.field("before", pa.float32(), nullable=False),
+        pa.field("after", pa.float32(), nullable=False),
+        pa.field("robust", pa.bool_(), nullable=False),
+        pa.field("broken_by", pa.string(), nullable=False),
+        pa.field("step", pa.int32(), nullable=False),
+        pa.field("forwards", pa.int32(), nullable=False),
+        pa.field("backwards", pa.int32(), nullable=False),
+        pa.field("size", pa.float32(), nullable=False),
+    ]
+)
+COLUMNS = tuple(SAMPLES.names[1:])
+
+
+class CellIdentity(Strict):
+    """What the rows of a cell depend on. model_hash: `ModelCard.function_hash`. flow_sha256: of the flow the attack
+    searches through, "" without one. engine: recorded and shown, not compared: what it did is."""
+
+    model: str
+    attack: ResolvedAttack
+    model_hash: SHA256
+    flow_sha256: str
+    engine: str
+    precision: str
+    search_precision: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.model, self.attack.label
+
+    @property
+    def spec_hash(self) -> str:
+        """Hash of the attack with every parameter; its label is only a name."""
+        return canonical_hash(self.attack.identity)
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Parts of an ensemble in the order they are tried; of any other attack its own name."""
+        return tuple(self.attack.parameters.get("components") or (self.attack.name,))
+
+
+class Entry(Strict):
+    """One writing of a reference file. changes: which cells are new, changed or gone, in a line."""
+
+    date: str
+    reason: str
+    changes: str
+
+
+class Identity(Strict):
+    """What all rows of a reference depend on."""
+
+    schema_version: Literal[1] = 1
+    dataset: str
+    dataset_revision: SHA256
+    seed: int
+    n: int
+    versions: dict[str, str]
+    cells: tuple[CellIdentity, ...]
+    history: tuple[Entry, ...] = ()
+
+
+@dataclass(frozen=True)
+class CellSamples:
+    """A cell and its rows (`COLUMNS`), sorted by sample id. problem: why there are no complete rows, else ""."""
+
+    identity: CellIdentity
+    rows: "pd.DataFrame"
+    problem: str = ""
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A run, or a reference run, sample by sample. cells: by (model, label of the attack)."""
+
+    path: Path
+    identity: Identity
+    cells: dict[tuple[str, str], CellSamples]
+
+
+def of_run(run: Run) -> Samples:
+    """A run folder's cells. Rows before pandas' defaults: flows have robust True and broken_by ""."""
+    cells = [_of_cell(run, result) for result in run.cells]
+    identity = Identity(
+        dataset=run.dataset,
+        dataset_revision=run.dataset_revision,
+        seed=run.seed,
+        n=run.n,
+        versions=run.versions,
+        cells=tuple(cell.identity for cell in cells),
+    )
+    return Samples(run.folder, identity, {cell.identity.key: cell for cell in cells})
+
+
+def _of_cell(run: Run, result: CellResult) -> CellSamples:
+    cell, rows = result.cell, result.rows
+    identity = CellIdentity(
+        model=cell.model,
+        attack=cell.attack,
+        model_hash=run.cards[cell.model].function_hash,
+        flow_sha256=cell.attack_flow.sha256 if cell.attack_flow else "",
+        engine=cell.engine,
+        precision=cell.precision,
+        search_precision=cell.search_precision,
+    )
+    problem = ""
+    if cell.status == "failed":
+        problem = f"failed: {cell.error or 'no reason recorded'}"
+    elif len(rows) < run.n:
+        problem = f"{len(rows)} of {run.n} samples done"
+    return CellSamples(identity, _rows(identity, rows), problem, cell.status == "failed")
+
+
+def _rows(identity: CellIdentity, rows: "pd.DataFrame") -> "pd.DataFrame":
+    import pandas as pd
+
+    flow = identity.attack.target == "flow"
+    norm = identity.attack.norm if identity.attack.norm != "none" else "l2"
+    return pd.DataFrame(
+        {
+            "sample_id": rows["sample_id"].astype("int64"),
+            "label": rows["label"].astype("int32"),
+            "before": rows["nll_before" if flow else "clean_margin"].astype("float32"),
+            "after": rows["nll_after" if flow else "margin"].astype("float32"),
+            "robust": True if flow else rows["robust"].astype(bool),
+            "broken_by": "" if flow else rows["broken_by"].fillna("").astype(str),
+            "step": -1 if flow else rows["broken_at"].astype("int32"),
+            "forwards": rows["forwards"].astype("int32"),
+            "backwards": rows["backwards"].astype("int32"),
+            "size": rows[norm].astype("float32"),
+        }
+    ).reset_index(drop=True)
+
+
+def _one_meaning(cell: CellIdentity, rows: "pd.DataFrame") -> "pd.DataFrame":
+    """The rows of a file with the one meaning of `robust`: see `matrix.ledger.one_meaning`."""
+    if cell.attack.space != "corruption":
+        return rows
+    wrong_before = rows["robust"] & ~(rows["before"] > 0)
+    return rows.assign(
+        robust=rows["robust"] & ~wrong_before,
+        broken_by=rows["broken_by"].mask(wrong_before, "clean"),
+        step=rows["step"].mask(wrong_before, 0),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- the file
+def write_reference(samples: Samples, path: Path, reason: str) -> Entry:
+    """Write `samples` to `path` atomically, keeping the history of a file that is there; returns the new entry.
+
+    `UserError` for a run with failed or incomplete cells, and for a file that is no reference.
+    """
+    bad = [
+        f"{model} x {attack} ({cell.problem})"
+        for (model, attack), cell in samples.cells.items()
+        if cell.problem
+    ]
+    if bad:
+        raise UserError(
+            f"{samples.path} is no reference: {len(bad)} cells are incomplete, first {bad[0]}; complete the run"
+        )
+    if path.suffix != SUFFIX:
+        raise UserError(
+            f"--write-reference {str(path)!r}: a reference run is a Parquet file; name it *{SUFFIX}"
+        )
+    before = read_samples(path) if path.exists() else None
+    entry = Entry(date=date.today().isoformat(), reason=reason, changes=_changes(before, samples))
+    history = (*(before.identity.history if before else ()), entry)
+    identity = samples.identity.model_copy(update={"history": history})
+    _write(path, identity, [samples.cells[cell.key] for cell in identity.cells])
+    return entry
+
+
+def _write(path: Path, identity: Identity, cells: Sequence[CellSamples]) -> None:
+    import pandas as pd
+
+    frame = pd.concat([cell.rows.assign(cell=number) for number, cell in enumerate(cells)])
+    table = pa.Table.from_pandas(frame[["cell", *COLUMNS]], SAMPLES, preserve_index=False)
+    table = table.replace_schema_metadata({KEY: identity.model_dump_json().encode()})
+
+    def save(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            pq.write_table(table, stream, compression="zstd", compression_level=19, write_page_checksum=True)
+
+    write_atomically(path, save)
+
+
+def _changes(before: Samples | None, now: Samples) -> str:
+    """ "3 new, 2 changed, 1 gone" of the cells; "the same rows"."""
+    if before is None:
+        return f"{len(now.cells)} cells, n = {now.identity.n}"
+    new = now.cells.keys() - before.cells.keys()
+    gone = before.cells.keys() - now.cells.keys()
+    changed = [
+        key for key in now.cells.keys() & before.cells.keys() if _differs(before.cells[key], now.cells[key])
+    ]
+    counts = (("new", len(new)), ("changed", len(changed)), ("gone", len(gone)))
+    return ", ".join(f"{count} cells {what}" for what, count in counts if count) or "the same rows"
+
+
+def _differs(one: CellSamples, other: CellSamples) -> bool:
+    ignored = {"engine"}
+    same = one.identity.model_dump(exclude=ignored) == other.identity.model_dump(exclude=ignored)
+    return not (same and one.rows.equals(other.rows))
+
+
+def read_samples(path: Path) -> Samples:
+    """A reference file; `UserError` for anything else."""
+    again = "write it again: robbench check RUN --write-reference FILE"
+    try:
+        with pa.OSFile(str(path)) as stream:
+            table = pq.read_table(stream, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise UserError(f"--against {str(path)!r} cannot be read as Parquet ({why}); {again}") from error
+    stored = (table.schema.metadata or {}).get(KEY)
+    if stored is None or not table.schema.equals(SAMPLES, check_metadata=False):
+        raise UserError(f"--against {str(path)!r} is Parquet, but no reference run; {again}")
+    try:
+        content = parse_json(stored)
+    except ValueError as error:
+        raise UserError(f"--against {str(path)!r} has damaged metadata ({error}); {again}") from error
+    identity = validate(content, Identity, str(path))
+    frame = table.replace_schema_metadata(None).to_pandas()
+    parts = {int(number): part for number, part in frame.groupby("cell")}
+    if sorted(parts) != list(range(len(identity.cells))):
+        raise UserError(f"--against {str(path)!r} has other cells than its metadata says; {again}")
+    if frame.duplicated(["cell", "sample_id"]).any():
+        raise UserError(f"--against {str(path)!r} has samples twice; {again}")
+    cells = [
+        CellSamples(cell, _one_meaning(cell, parts[number][list(COLUMNS)].reset_index(drop=True)))
+        for number, cell in enumerate(identity.cells)
+    ]
+    return Samples(path, identity, {cell.identity.key: cell for cell in cells})

@@ -1,0 +1,41 @@
+"""Markdown as every writer makes it: names, notes and versions of others stay plain text in it.
+
+GitHub's dialect renders raw HTML, remote images and links; none of them comes from a name or a note.
+"""
+
+import re
+from collections.abc import Sequence
+
+from robbench.core.errors import printable
+
+# What always means something, and what ends the text of a link, an image or the name of a definition.
+_SPECIAL = re.compile(r"[\\|`*_<>&~$]|\](?=[(\[:])")
+# What would begin a heading, a list, a line or a footnote at the beginning of a paragraph.
+_BEGINNING = re.compile(r"(?=#{1,6}(?:\s|$)|[-+](?:[-+\s]|$)|=)")
+_NUMBERED = re.compile(r"(\d{1,9})([.)])(?=\s|$)")
+
+
+def escaped(text: str) -> str:
+    """`text` as plain text within a line: a table cell, a part of a sentence."""
+    return _SPECIAL.sub(r"\\\g<0>", printable(" ".join(text.split())))
+
+
+def paragraph(text: str) -> str:
+    """`text` as plain text that begins a paragraph, a heading or an entry of a list."""
+    flat = _NUMBERED.sub(r"\1\\\2", escaped(text), count=1) if _NUMBERED.match(text) else escaped(text)
+    return _BEGINNING.sub(r"\\", flat, count=1) if _BEGINNING.match(flat) else flat
+
+
+def bullets(texts: Sequence[str]) -> str:
+    """A list, one entry a text."""
+    return "\n".join(f"* {paragraph(text)}" for text in texts)
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A GitHub table; cells are plain text."""
+    rows = [_row([escaped(cell) for cell in line]) for line in (header, *lines)]
+    return "\n".join([rows[0], _row(["---"] * len(header)), *rows[1:]])
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

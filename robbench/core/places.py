@@ -1,0 +1,91 @@
+"""Places that a command writes to: tried before the work begins, and known again while it goes on."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from robbench.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder that a command writes to for a long time. device, inode: by what the system knows it, whatever it is
+    called; option: which argument named it."""
+
+    folder: Path
+    device: int
+    inode: int
+    option: str = "--out"
+
+    @classmethod
+    def of(cls, folder: Path, option: str = "--out") -> "Place":
+        """The folder as it is now; it must exist."""
+        status = folder.stat()
+        return cls(folder, status.st_dev, status.st_ino, option)
+
+    def require(self) -> None:
+        """`UserError` when the folder was removed, renamed or replaced: writing on would make a second, half one."""
+        try:
+            status = self.folder.stat()
+            same = (status.st_dev, status.st_ino) == (self.device, self.inode)
+        except OSError:
+            same = False
+        if not same:
+            raise UserError(
+                f"{self.option} {str(self.folder)!r} was removed or renamed while robbench was writing to it, and "
+                f"nothing more is written there; what was finished is where the folder is now: bring it back and run "
+                f"the same command again"
+            )
+
+
+def check_output_file(path: Path | None, option: str) -> None:
+    """`UserError` unless a file can be written at `path` (None: nothing is asked for).
+
+    Missing folders above it are made by who writes; nothing is left behind here.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(
+            f"{option} {str(path)!r} is a folder; give the name of a file, as in {path / path.name}"
+        )
+    if path.exists() and not path.is_file():
+        raise UserError(f"{option} {str(path)!r} is no plain file and would be replaced; give another name")
+    with _refusals(path, option):
+        _try_folder(path.absolute().parent)
+
+
+def check_output_folder(path: Path, option: str = "--out") -> None:
+    """`UserError` unless files can be written into the folder `path`, which may be missing; nothing is left behind."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{option} {str(path)!r} is a file; give a folder")
+    with _refusals(path, option):
+        _try_folder(path.absolute())
+
+
+@contextmanager
+def _refusals(path: Path, option: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{option} {str(path)!r} cannot be written ({error.strerror}); give a place that you may write to"
+        ) from error
+
+
+def _try_folder(folder: Path) -> None:
+    """Make what is missing of `folder` and a file in it, and remove both again: only this tells on every system."""
+    made: list[Path] = []
+    try:
+        for part in reversed([folder, *folder.parents]):
+            if not part.exists():
+                part.mkdir()
+                made.append(part)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".robbench-", suffix=".tmp"):
+            pass
+    finally:
+        for part in reversed(made):
+            os.rmdir(part)

@@ -1,0 +1,74 @@
+"""Schema of training recipes, `recipes/NAME.yaml`. No torch here."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from robbench.cards import Architecture
+from robbench.core.resources import data_root
+from robbench.core.schema import Strict, load_yaml
+from robbench.specs import ModelKind
+
+
+class Recipe(Strict):
+    """recipes/NAME.yaml: one training schedule (optimiser, epochs, augmentation), papers' or ours.
+
+    kind: what it trains. default_for: data sets whose default it is. architecture: what is trained unless the user
+    names another. parameters: settings a defense, for recipes of papers that fix them (`--set` wins).
+    schedule: learning-rate rule; `milestones` are epochs (0-based, from which on the factor `decay` applies once
+    more), or parts of all epochs with milestones_are_fractions; "exponential-steps" multiplies by `decay` every
+    decay_every_steps steps (continuously, or in stairs). warmup_samples: linear warm-up counted in samples.
+    augmentation: "crop-K" (pad K, random crop), "flip", "translate-F" (shift by at most a part F of the
+    side, new pixels black), "shift-F" (the same, new pixels those of the edge).
+    selection: keep the last epoch, or the best on validation_samples (None: all) validation images, scored every
+    validate_every epochs; patience: stop after so many epochs without a better one. subset: how --train-samples
+    draws ("flow-lp": the random split with seed 9999 of Yuksel et al., from the whole original training set; "first":
+    its first images, as Stutz et al. take them).
+    hold_out: keep the validation images out of the training; False trains on all original training images, which only a
+    schedule that selects nothing may do (--train-samples draws from the training split as ever).
+    budget_warmup_epochs: inner attacks start weak, their budgets and steps grow linearly to full over so many epochs
+    (small networks without batch norm otherwise stay at a constant prediction for ever).
+    """
+
+    name: str
+    description: str
+    reference: str = ""
+    kind: ModelKind = "classifier"
+    default_for: tuple[str, ...] = ()
+    architecture: Architecture | None = None
+    parameters: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    optimizer: Literal["sgd", "adam", "adamax"]
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = False
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    batch_size: int = Field(gt=0)
+    epochs: int = Field(gt=0)
+    schedule: Literal["constant", "multistep", "exponential-steps", "cosine"] = "constant"
+    milestones: tuple[float, ...] = ()
+    milestones_are_fractions: bool = False
+    decay: float = Field(default=1.0, gt=0)
+    decay_every_steps: int = Field(default=0, ge=0)
+    staircase: bool = False
+    warmup_samples: int = Field(default=0, ge=0)
+    gradient_clip_norm: float | None = Field(default=None, gt=0)
+    augmentation: tuple[str, ...] = ()
+    selection: Literal["last", "validation"] = "last"
+    validate_every: int = Field(default=1, gt=0)
+    validation_samples: int | None = Field(default=None, gt=0)
+    patience: int | None = Field(default=None, gt=0)
+    subset: Literal["stratified", "flow-lp", "first"] = "stratified"
+    hold_out: bool = True
+    budget_warmup_epochs: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _selects_on_unseen_images(self) -> Self:
+        if self.selection == "validation" and not self.hold_out:
+            raise ValueError("hold_out false trains on the validation images; selection must then be last")
+        return self
+
+
+def recipes() -> dict[str, Recipe]:
+    """Every shipped training recipe by name."""
+    found = (load_yaml(path, Recipe) for path in sorted((data_root() / "recipes").glob("*.yaml")))
+    return {recipe.name: recipe for recipe in found}

@@ -1,0 +1,423 @@
+"""Published numbers beside measured ones: for every row a verdict, and what differs in the setting.
+
+within, outside: the setting is the published one as far as it is known; within means that the measured 95 % interval,
+widened by the rounding of the print, holds the published number. Clean accuracy of a loadable model on the whole
+published test set is a fixed number: there 0.05 points are allowed, and no interval. Numbers without an interval
+(distances) may be off by 1 %.
+differs: measured on the same data, model and budget, and otherwise in another setting (steps, training images, epochs,
+parameters of the training): the numbers stand side by side and get no verdict.
+not comparable: what was measured is on another data set, under another budget or of another model; its number is not
+shown, and `reason` says what differs.
+not run: nothing comparable was measured; `reason` says what robbench lacks ("needs DMAT") or that no run has it.
+
+An interval covers the draw of test images, not the draw of a training: papers print single trainings, and so do runs.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from robbench.cards import Training
+from robbench.core.numerals import number
+from robbench.experiments.published import PublishedRow, arithmetic
+from robbench.results.likelihood import WEIGHTED, estimate_of
+from robbench.results.rows import AVERAGE, CLEAN, TableRow
+from robbench.results.tables import combined_attacks, rows_under_attack
+from robbench.specs import ResolvedAttack
+from robbench.store.records import Run
+
+Verdict = Literal["within", "outside", "differs", "not comparable", "not run"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+# What a difference does to a comparison: forbid it, leave it without a verdict, or only be named.
+Effect = Literal["not comparable", "no verdict", "named"]
+
+FIXED = 0.05  # percentage points; what print and another machine's rounding may differ by
+RELATIVE = 0.01
+DIGITS = 12  # of a sha256
+COMPARABLE = (
+    "accuracy",
+    "average_accuracy",
+    "bits_per_dim",
+    "corruption_accuracy",
+    "fid",
+    "importance_weighted_bits_per_dim",
+    "l2_all",
+    "linf_all",
+)
+OF_EVERY_IMAGE = ("accuracy", "accuracy_drop", "fid")
+WITHOUT_MODEL = ("fid", "l2_all", "linf_all")
+RANDOM = (
+    "r-la"  # perturbations of every image; what attacks on the true label leave wrong is wrong in papers too
+)
+LIKELIHOOD = "nll-in"  # the attack whose budget 0 stands for clean images in tables of bits/dim
+
+# How names that robbench lacks are called in "needs NAME".
+CALLED = {
+    "dmat": "DMAT",
+    "dmat-jsa": "DMAT",
+    "jsa-gan-at": "JSA with a GAN",
+    "jsa-at-mixup": "mixup of JSA images",
+    "vae-gan": "VAE-GAN",
+    "fast-pat": "Fast PAT",
+    "advprop": "AdvProp",
+    "rlat": "RLAT",
+    "er-classifier": "ER-Classifier",
+    "er1-detector": "ER-Detector",
+    "er2-detector": "ER-Detector",
+    "kd-detector": "KD detector",
+    "lid-detector": "LID detector",
+    "not-stated": "the paper to say whether the images were perturbed",
+    "elastic": "Elastic (unforeseen attack)",
+    "jpeg": "JPEG (unforeseen attack)",
+    "fog": "Fog (unforeseen attack)",
+    "snow": "Snow (unforeseen attack)",
+    "gabor": "Gabor (unforeseen attack)",
+    "unforeseen-l2": "L2 of the unforeseen attacks",
+    "corruptions": "CIFAR-10-C",
+    "samples": "GAN samples",
+    "cw": "C&W",
+    "multi-step-la": "multi-step latent training",
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """Names robbench has: what is missing from them is what a row "needs". weights: of the zoo's models, first digits
+    of the sha256 that their cards pin, so that another network of that name is not taken for the published one."""
+
+    attacks: Collection[str]
+    defenses: Collection[str]
+    datasets: Collection[str]
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A row of a run's leaderboard and what it leaves unsaid of its setting.
+
+    run: the folder's name. attack: without options ("pgd20" of "pgd20@0.1"). architecture: of the card, "" without one.
+    train_samples, epochs, steps, step_size: None where there are none, or the card does not say. held_out: images of
+    the training set kept for validation. draws: importance samples of bits/dim, None for any other number. trained:
+    parameters of defense and recipe that the card states, and the flow's name under "flow". weights: first digits of
+    their sha256. every_image: whether misclassified images were perturbed too; for R-LA only, which papers apply to all
+    (a search finds such images wrong already and leaves them).
+    """
+
+    row: TableRow
+    run: str
+    attack: str
+    architecture: str
+    train_samples: int | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    step_size: float | None = None
+    held_out: int = 0
+    draws: int | None = None
+    trained: Mapping[str, object] = field(default_factory=dict)
+    weights: str = ""
+    every_image: bool = False
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where the settings differ; both sides as texts."""
+
+    what: str
+    published: str
+    measured: str
+    effect: Effect = "no verdict"
+
+    @property
+    def text(self) -> str:
+        """ "architecture conv3, published resnet18"."""
+        return f"{self.what} {self.measured}, published {self.published}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One published number. recomputed: what it should be where it does not follow from its own table; then that is
+    what the measurement is compared with. measured: None where nothing comparable was. reason: of the verdict."""
+
+    published: PublishedRow
+    recomputed: float | None
+    measured: Measured | None
+    verdict: Verdict
+    reason: str
+    differences: tuple[Difference, ...] = ()
+
+    @property
+    def reference(self) -> float | None:
+        """The number to compare with."""
+        if self.recomputed is not None:
+            return self.recomputed
+        return None if self.published.value is None else float(self.published.value)
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus published, None when one of them is missing."""
+        if self.measured is None or self.measured.row.value is None or self.reference is None:
+            return None
+        return self.measured.row.value - self.reference
+
+    @property
+    def setting(self) -> str:
+        """What differs, as text; empty when nothing is known to."""
+        return "; ".join(difference.text for difference in self.differences)
+
+
+# ----------------------------------------------------------------------------------------------------- measured
+def measured_rows(run: Run) -> list[Measured]:
+    """The leaderboard of a run, by accuracy under attack, with the settings of its cards and cells."""
+    cells = {(r.cell.model_name, r.cell.attack.label): r.cell.attack for r in run.cells}
+    rows = []
+    for row in rows_under_attack(run):
+        card, attack = run.cards.get(row.model), cells.get((row.model, row.attack))
+        training = card.training if card else None
+        steps = attack.parameters.get("steps") if attack else None
+        rows.append(
+            Measured(
+                row=row,
+                run=run.folder.name,
+                attack=row.attack.partition("@")[0],
+                architecture=card.architecture.name if card else "",
+                train_samples=training.train_samples if training else None,
+                epochs=training.epochs if training else None,
+                steps=int(steps) if steps is not None else None,
+                step_size=_step_size(attack) if attack else None,
+                held_out=training.validation_samples if training else 0,
+                draws=_draws(row, attack),
+                trained=_trained(training),
+                weights=card.weights.sha256[:DIGITS] if card else "",
+                every_image=attack is not None and attack.semantics == "perturbation",
+            )
+        )
+    return [*rows, *_unattacked(rows)]
+
+
+def _step_size(attack: ResolvedAttack) -> float | None:
+    """Absolute step size, in the latent space for latent attacks; None for an attack without one."""
+    absolute, relative = (attack.parameters.get(key) for key in ("step_size", "relative_step_size"))
+    radius = attack.eta if attack.epsilon is None else attack.epsilon
+    if absolute is not None:
+        return float(absolute)
+    return None if relative is None or radius is None else float(relative) * radius
+
+
+def _trained(training: Training | None) -> dict[str, object]:
+    if training is None:
+        return {}
+    parts = [training.parameters.get(part) for part in ("recipe", "defense")]
+    found = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+    return {**found, **({"flow": training.flow.name} if training.flow else {})}
+
+
+def _draws(row: TableRow, attack: ResolvedAttack | None) -> int | None:
+    """Draws of an importance-weighted number."""
+    weighted = attack is not None and row.metric.startswith(WEIGHTED)
+    return estimate_of(attack)[1] if attack is not None and weighted else None
+
+
+def _unattacked(rows: Sequence[Measured]) -> Iterator[Measured]:
+    """Bits/dim of test images before any attack, once a flow, estimate and run: as budget 0 of `LIKELIHOOD`, and where
+    they are importance-weighted as those of clean images."""
+    seen = set()
+    for m in rows:
+        metric, key = m.row.metric.removesuffix("_before"), (m.row.model, m.row.metric, m.draws)
+        of_flow = metric != m.row.metric and metric.endswith("bits_per_dim") and m.row.model == m.row.flow
+        if not of_flow or "test images" not in m.row.note or key in seen:
+            continue
+        seen.add(key)
+        weighted = metric.startswith(WEIGHTED)
+        attack, epsilon = (CLEAN, None) if weighted else (LIKELIHOOD, 0.0)
+        row = replace(m.row, metric=metric, attack=attack, epsilon=epsilon)
+        yield replace(m, row=row, attack=attack, steps=None)
+
+
+# --------------------------------------------------------------------------------------------------- comparison
+def compare(
+    published: Sequence[PublishedRow], measured: Sequence[Measured], known: Known
+) -> list[Comparison]:
+    """One comparison a published number of a table, in its order; recomputed numbers are part of their printed twins.
+
+    measured: rows of one or more runs. Of several that fit, the one with the fewest differences counts, then the one
+    with the most test images, then the first.
+    """
+    wrong = {id(found.row): found.recomputed for found in arithmetic(published) if not found.agrees}
+    printed = [row for row in published if row.origin != "recomputed"]
+    of: dict[tuple[str, str], list[Measured]] = {}
+    for m in measured:
+        of.setdefault((m.attack, m.row.metric), []).append(m)
+    return [_compared(row, wrong.get(id(row)), of.get(_quantity(row), []), known) for row in printed]
+
+
+def _quantity(row: PublishedRow) -> tuple[str, str]:
+    """The attack and what was measured, as `Measured` names them."""
+    return row.attack.partition("@")[0], row.metric
+
+
+def _compared(
+    row: PublishedRow, recomputed: float | None, measured: Sequence[Measured], known: Known
+) -> Comparison:
+    lacking = _lacking(row, known)
+    found = [m for m in measured if _fits(row, m)]
+    # A partial average that fits is over what the print averages over; that its run has further attacks is no matter.
+    done = [m for m in found if m.row.measured and m.row.value is not None]
+    if row.value is None or row.metric not in COMPARABLE or (lacking and not done):
+        return Comparison(row, recomputed, None, "not run", lacking or "nothing that a run measures")
+    if not done:
+        why = f"{found[0].row.status}: {found[0].row.note}" if found else "no run has it"
+        return Comparison(row, recomputed, None, "not run", why.removesuffix(": "))
+    best = min(done, key=lambda m: _distance(row, m, known))
+    differences = tuple(difference for difference in _weighed(row, best, known) if difference is not None)
+    if apart := [d for d in differences if d.effect == "not comparable"]:
+        reason = f"{best.row.model} ({best.run}): {'; '.join(difference.text for difference in apart)}"
+        return Comparison(row, recomputed, None, "not comparable", reason, differences)
+    blank = Comparison(row, recomputed, best, "differs", "another setting", differences)
+    if any(difference.effect == "no verdict" for difference in differences):
+        return blank
+    verdict, reason = _judged(blank)
+    return replace(blank, verdict=verdict, reason=reason)
+
+
+def _lacking(row: PublishedRow, known: Known) -> str:
+    """ "needs DMAT" for what robbench does not have; empty when it has everything."""
+    missing = [
+        CALLED.get(name, name)
+        for name, names in (
+            (row.defense if not row.model else "", known.defenses),
+            (row.attack.partition("@")[0], {*known.attacks, CLEAN, AVERAGE}),
+        )
+        if name and name not in names
+    ]
+    if row.dataset and row.dataset not in known.datasets:
+        missing.append(f"data set {row.dataset}")
+    return f"needs {', '.join(missing)}" if missing else ""
+
+
+def _fits(row: PublishedRow, m: Measured) -> bool:
+    """Whether `m` is the published quantity of that model, or of a model trained the same way."""
+    who = row.model == m.row.model if row.model else _same_defense(row, m)
+    same = who and _quantity(row) == (m.attack, m.row.metric)
+    if row.attack == AVERAGE:
+        return same and combined_attacks(row.note) == frozenset(m.row.combined)
+    return same and (row.epsilon == 0) == (m.row.epsilon == 0)  # no attack at all is no smaller budget
+
+
+def _same_defense(row: PublishedRow, m: Measured) -> bool:
+    """A perturbation that needs no classifier (R-LA) has a size and a distance whatever the model."""
+    return row.defense == m.row.defense or (not row.defense and row.metric in WITHOUT_MODEL)
+
+
+def _distance(row: PublishedRow, m: Measured, known: Known) -> tuple[float, ...]:
+    """How far a measurement is from the published setting; of equally far ones the one with the most images is less."""
+    found = _weighed(row, m, known)
+    apart = [d is not None and d.effect == "not comparable" for d in found]
+    decides = [d is not None and d.effect != "named" for d in found]
+    return (any(apart), *decides, -m.row.n)
+
+
+def _weighed(row: PublishedRow, m: Measured, known: Known) -> list[Difference | None]:
+    """One entry a part of the setting, the weightiest first; None where the sides agree or the print does not say."""
+    r = m.row
+    weights = known.weights.get(row.model) if row.model and m.weights else None
+    apart = apart_of(row, r.dataset, m.architecture, r.epsilon, r.eta)
+    apart.insert(1, _difference("weights", weights, m.weights, "not comparable"))
+    pairs: list[tuple[str, object, object]] = []
+    if row.defense and not row.model:
+        pairs += [("epochs", row.epochs, m.epochs)]
+        trained = _parameters(row.defense_parameters)
+        pairs += [(f"training {key}", value, m.trained.get(key)) for key, value in trained.items()]
+    pairs += [("steps", row.steps, m.steps)]
+    pairs += [("importance samples", _parameters(row.attack_parameters).get("importance_samples"), m.draws)]
+    pairs += [("step size", _parameters(row.attack_parameters).get("step_size"), m.step_size)]
+    drawn = None if row.n == r.n else Difference("seed", "not stated", str(r.seed), "named")
+    if row.attack.startswith(RANDOM) and row.metric in OF_EVERY_IMAGE:
+        pairs += [("misclassified images", "perturbed", "perturbed" if m.every_image else "left as they are")]
+    images = None if row.model else _training_images(row, m)
+    sizes = _difference("n", row.n, r.n, "named")
+    return [*apart, *(_difference(*pair) for pair in pairs), images, sizes, drawn]
+
+
+def apart_of(
+    row: PublishedRow, dataset: str, architecture: str, epsilon: float | None, eta: float | None
+) -> list[Difference | None]:
+    """Data set, architecture and budgets: where one of them differs, a measured number is never set beside the printed
+    one. None where the sides agree or the print does not say."""
+    trained = row.defense and not row.model
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("data set", row.dataset or None, dataset),
+        ("architecture", (row.architecture or None) if trained else None, architecture),
+        ("epsilon", row.epsilon, epsilon),
+        ("eta", row.eta, eta),
+    )
+    return [_difference(*pair, "not comparable") for pair in pairs]
+
+
+def _training_images(row: PublishedRow, m: Measured) -> Difference | None:
+    """Fewer images are another setting; all of them but robbench's validation split are named and compared."""
+    found = _difference("training images", row.train_samples, m.train_samples)
+    if found is None or m.train_samples is None or m.train_samples + m.held_out != row.train_samples:
+        return found
+    text = f"{m.train_samples:,} ({m.held_out:,} more held out for validation)"
+    return replace(found, measured=text, effect="named")
+
+
+def _parameters(text: str) -> dict[str, object]:
+    """ "key=value; key=value": fractions as numbers, "none" as an empty list, "crop-4+flip" as a list."""
+    pairs = (part.partition("=") for part in text.split("; ") if part)
+    return {key: _parsed(value) for key, _, value in pairs}
+
+
+def _parsed(text: str) -> object:
+    if text == "none":
+        return []
+    if "+" in text:
+        return text.split("+")
+    found = number(text)
+    return text if found is None else found
+
+
+def _difference(
+    what: str, published: object, measured: object, effect: Effect = "no verdict"
+) -> Difference | None:
+    """What differs; None when nothing does, or the published side is unknown."""
+    if published is None or published == measured or _close(published, measured):
+        return None
+    return Difference(what, _text(published), _text(measured), effect)
+
+
+def _close(published: object, measured: object) -> bool:
+    """Equal up to rounding; a flow ("cifar10-glow") is of the data set it is named after."""
+    if isinstance(published, float) and isinstance(measured, float | int):
+        return math.isclose(published, measured, rel_tol=1e-6, abs_tol=1e-12)
+    if isinstance(published, list) and isinstance(measured, list | tuple):
+        return sorted(map(str, published)) == sorted(str(part) for part in measured)
+    return isinstance(published, str) and str(measured).startswith(f"{published}-")
+
+
+def _text(value: object) -> str:
+    if value is None or value == "":
+        return "not known"
+    if value in ([], ()):
+        return "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    )
+
+
+def _judged(comparison: Comparison) -> tuple[Verdict, str]:
+    row, m = comparison.published, comparison.measured
+    if m is None or m.row.value is None or comparison.reference is None:
+        raise ValueError("nothing to judge")
+    reference, rounding = comparison.reference, min(row.rounding, FIXED) if row.unit == "%" else row.rounding
+    if row.model and row.attack == CLEAN and row.unit == "%" and row.n == m.row.n:
+        close = abs(m.row.value - reference) <= FIXED + 1e-9
+        return ("within" if close else "outside"), f"whole test set: {FIXED} points"
+    if m.row.lower is None or m.row.upper is None:
+        close = abs(m.row.value - reference) <= RELATIVE * abs(reference) + rounding + 1e-9
+        return ("within" if close else "outside"), f"no interval: {RELATIVE:.0%}"
+    held = m.row.lower - rounding - 1e-9 <= reference <= m.row.upper + rounding + 1e-9
+    return ("within" if held else "outside"), "95 % interval"

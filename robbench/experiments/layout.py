@@ -1,0 +1,76 @@
+"""A published table in the shape it has in print: rows x columns, recomputed numbers beside printed ones, doubts as
+footnotes. Neither torch nor pandas: `robbench show` stays fast."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from robbench.experiments.published import PublishedRow, arithmetic
+
+
+@dataclass(frozen=True)
+class PrintedCell:
+    """text: as printed. marks: footnotes, from 1. wrong: it does not follow from the numbers it is made of."""
+
+    text: str
+    marks: tuple[int, ...] = ()
+    wrong: bool = False
+
+    @property
+    def marked(self) -> str:
+        """ "49.76 [1] [3]"."""
+        return " ".join([self.text, *(f"[{mark}]" for mark in self.marks)])
+
+
+@dataclass(frozen=True)
+class PrintedTable:
+    """cells: by (row, column); a pair that the paper leaves empty is absent. doubts: the footnotes, in order. remarks:
+    what the transcription noted besides."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cells: dict[tuple[str, str], PrintedCell]
+    doubts: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
+def printed_table(rows: Sequence[PublishedRow]) -> PrintedTable:
+    """The rows of one table, in the order of the file. Behind averages, and where print and arithmetic disagree, a
+    column has what was recomputed."""
+    wrong = {id(found.row) for found in arithmetic(rows) if not found.agrees}
+    recomputed = {row.column for row in rows if id(row) in wrong or row.metric == "average_accuracy"}
+    columns = [
+        name
+        for column in dict.fromkeys(row.column for row in rows)
+        for name in (column, *([_beside(column)] if column in recomputed else []))
+    ]
+    numbers: dict[str, int] = {}
+    cells = {}
+    for row in rows:
+        if row.origin == "recomputed":
+            if row.column in recomputed:
+                cells[row.row, _beside(row.column)] = PrintedCell(value_text(row))
+            continue
+        marks = (numbers.setdefault(row.doubt, len(numbers) + 1),) if row.doubt else ()
+        cells[row.row, row.column] = PrintedCell(value_text(row), marks, id(row) in wrong)
+    return PrintedTable(
+        tuple(dict.fromkeys(row.row for row in rows)), tuple(columns), cells, tuple(numbers), _remarks(rows)
+    )
+
+
+def _remarks(rows: Sequence[PublishedRow]) -> tuple[str, ...]:
+    """Parts of the notes, each once; without those that say what a number follows from, and what `value_text` shows."""
+    computed = {id(found.row) for found in arithmetic(rows)}
+    notes = [row for row in rows if id(row) not in computed and row.origin != "recomputed"]
+    parts = [part for row in notes for part in row.note.split("; ")[: -1 if row.value is None else None]]
+    return tuple(dict.fromkeys(filter(None, parts)))
+
+
+def _beside(column: str) -> str:
+    return f"{column}, recomputed"
+
+
+def value_text(row: PublishedRow) -> str:
+    """The number with its printed digits ("48.80", "2.0e6"), or the printed text that is no number ("10-25")."""
+    if row.value is None:
+        return row.note.split("; ")[-1].removeprefix("printed ")
+    return str(row.value).lower().replace("e+", "e")

@@ -1,0 +1,365 @@
+"""Published numbers: tables of papers, leaderboards and authors' checkpoints, as typed rows. No torch here.
+
+`reports/published/index.yaml` names the tables; a table is `NAME.csv` beside it, one number a row, the columns in the
+order of the fields of `PublishedRow`. Settings that papers state lie in `settings/`. docs/published.md says what the
+columns mean and how to add a table.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from robbench.core.errors import UserError, unknown_name
+from robbench.core.resources import data_root
+from robbench.core.schema import Strict, load_yaml
+from robbench.core.spreadsheet import plain_cell
+from robbench.specs import Name
+
+FOLDER, INDEX, SETTINGS = "published", "index.yaml", "settings"
+Origin = Literal["printed", "inferred", "recomputed"]
+Kind = Literal["results", "sentences", "hyperparameters", "architectures"]
+Unit = Literal[
+    "%",
+    "percentage points",
+    "% of clean accuracy",
+    "% of standard accuracy",
+    "% (of what, not stated)",
+    "bits/dim",
+    "distance",
+    "pixel range",
+    "loss",
+    "epsilon",
+    "iterations",
+    "dimensions",
+    "pixels",
+    "confidence",
+    "examples",
+    "attacks",
+    "corruptions",
+    "not stated",
+    "",
+]
+
+
+def _true_or_false(text: object) -> object:
+    if text not in ("true", "false", True, False):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return text in ("true", True)
+
+
+def _none_if_empty(text: object) -> object:
+    return None if text == "" else text
+
+
+Flag = Annotated[bool, BeforeValidator(_true_or_false)]
+Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_empty)]
+Radius = Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, BeforeValidator(_none_if_empty)]
+Number = Annotated[Decimal | None, BeforeValidator(_none_if_empty)]
+Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.@-]*$|^$")]
+
+
+class PublishedRow(Strict):
+    """One published number.
+
+    source: where it stands ("IJSAT Table 1"). row, column: its place there, under the printed labels. dataset, attack,
+    defense, architecture, model: robbench's names where it has the thing, else a name in the same style; empty: there
+    is none, or none is stated. model: a model that can be loaded, as tables call it; papers' own are empty.
+    epsilon, eta: the attacker's budgets, in robbench's scales (pixels in [0, 1]; of 255 for attacks on a likelihood).
+    train_samples, epochs, n: training images, epochs, test images; None where they are not known. value: with the
+    digits it was printed with, None for a text such as "10-25". tolerance: largest difference `robbench check` allows,
+    None for its policy's. origin: printed; inferred (a cell lost in the extracted text, taken from elsewhere in the
+    paper); recomputed (ours, from printed numbers, beside the printed one). gate: whether a check may fail on it;
+    doubt: why not. note: of an average "over a, b", of a difference "X minus Y", of a drop "relative to C"; else
+    what the transcription noted.
+    """
+
+    source: Annotated[str, Field(min_length=1)]
+    row: Annotated[str, Field(min_length=1)]
+    column: Annotated[str, Field(min_length=1)]
+    dataset: Word
+    train_samples: Count
+    epochs: Count
+    architecture: Word
+    model: Annotated[str, Field(pattern=r"^\S*$")]
+    defense: Word
+    defense_parameters: str
+    attack: Word
+    threat_model: Word
+    epsilon: Radius
+    eta: Radius
+    steps: Count
+    attack_parameters: str
+    metric: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    origin: Origin
+    value: Number
+    unit: Unit
+    better: Literal["higher", "lower", ""]
+    n: Count
+    tolerance: Radius
+    gate: Flag
+    doubt: str
+    note: str
+
+    @model_validator(mode="after")
+    def _gate_has_grounds(self) -> Self:
+        if self.gate and (self.doubt or self.value is None or self.origin != "printed"):
+            raise ValueError("gate is true, but the number is doubted, not printed or no number; write false")
+        if not self.gate and not self.doubt:
+            raise ValueError(
+                "gate is false and doubt is empty; say why the number is not held against anybody"
+            )
+        return self
+
+    @property
+    def rounding(self) -> float:
+        """Half of the last digit the value was printed with; 0 without a value."""
+        exponent = 0 if self.value is None else self.value.as_tuple().exponent
+        return 0.0 if self.value is None or not isinstance(exponent, int) else 0.5 * 10.0**exponent
+
+
+class Hyperparameter(Strict):
+    """A setting as a paper states it."""
+
+    source: Annotated[str, Field(min_length=1)]
+    name: str
+    parameter: str
+    value: Annotated[str, Field(min_length=1)]
+    note: str
+
+
+class Layer(Strict):
+    """A layer, or a whole part, of a network as a paper states it; layer: its number, None where none is itemised."""
+
+    source: Annotated[str, Field(min_length=1)]
+    name: str
+    layer: Count
+    description: Annotated[str, Field(min_length=1)]
+    note: str
+
+
+class Paper(Strict):
+    """Where tables come from."""
+
+    title: str
+    authors: str = ""
+    where: str = ""
+
+    @property
+    def citation(self) -> str:
+        """ "Authors, Title, where"."""
+        return ", ".join(part for part in (self.authors, self.title, self.where) if part)
+
+
+class Table(Strict):
+    """A table of the index. name: of its file; source: its name in print; paper: key of `Index.papers`.
+
+    kind: results are rows of `PublishedRow`, and so are sentences: numbers of the running text, which no run repeats.
+    """
+
+    name: Name
+    source: str
+    what: str
+    paper: str = ""
+    kind: Kind = "results"
+
+    @property
+    def has_numbers(self) -> bool:
+        """Whether its rows are `PublishedRow`."""
+        return self.kind in ("results", "sentences")
+
+
+class Index(Strict):
+    """index.yaml."""
+
+    papers: dict[str, Paper]
+    tables: tuple[Table, ...]
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        unknown = sorted({table.paper for table in self.tables if table.paper} - set(self.papers))
+        if unknown:
+            raise ValueError(f"tables name the paper {unknown[0]!r}, which papers lacks")
+        keys = [key for table in self.tables for key in {_key(table.name), _key(table.source)}]
+        if twice := sorted({key for key in keys if keys.count(key) > 1}):
+            raise ValueError(f"two tables are called {twice[0]!r}")
+        return self
+
+    def paper_of(self, table: Table) -> Paper | None:
+        """The paper of a table; None for one collected from several."""
+        return self.papers[table.paper] if table.paper else None
+
+
+# ------------------------------------------------------------------------------------------------------ finding
+def published_folder() -> Path:
+    """The shipped `reports/published`."""
+    return data_root() / "reports" / FOLDER
+
+
+def published_index(folder: Path | None = None) -> Index:
+    """The index of `folder` (default: the shipped one)."""
+    return load_yaml((folder or published_folder()) / INDEX, Index)
+
+
+def find_table(name: str, index: Index) -> Table | None:
+    """The table called `name` (ijsat-table1) or printed as it (IJSAT Table 1); case and punctuation do not count."""
+    wanted = _key(name)
+    return next((t for t in index.tables if wanted in (_key(t.name), _key(t.source))), None)
+
+
+def published_table(name: str, index: Index) -> Table:
+    """`find_table`; `UserError` with the nearest name when there is none."""
+    table = find_table(name, index)
+    if table is None:
+        raise unknown_name("published table", name, [t.name for t in index.tables], "robbench list published")
+    return table
+
+
+def _key(text: str) -> str:
+    return "".join(character for character in text.lower() if character.isalnum())
+
+
+# ------------------------------------------------------------------------------------------------------ reading
+AnyRow = TypeVar("AnyRow", PublishedRow, Hyperparameter, Layer)
+
+
+def table_rows(table: Table, folder: Path | None = None) -> list[PublishedRow]:
+    """The numbers of a table of results or sentences; empty for tables of settings."""
+    return read_published(_path(table, folder)) if table.has_numbers else []
+
+
+def table_settings(table: Table, folder: Path | None = None) -> list[Hyperparameter] | list[Layer]:
+    """The rows of a table of settings."""
+    if table.kind == "architectures":
+        return read_rows(_path(table, folder), Layer)
+    return read_rows(_path(table, folder), Hyperparameter)
+
+
+def _path(table: Table, folder: Path | None) -> Path:
+    """Settings have a folder of their own: `robbench check --against` takes the other one as a whole."""
+    part = "." if table.has_numbers else SETTINGS
+    return (folder or published_folder()) / part / f"{table.name}.csv"
+
+
+def read_published(path: Path) -> list[PublishedRow]:
+    """The rows of a table of results; `UserError` naming file, line and column for anything malformed, and for two
+    numbers in one place."""
+    rows = read_rows(path, PublishedRow)
+    places: dict[tuple[str, str, str, bool], int] = {}
+    for line, row in enumerate(rows, 2):
+        place = (row.source, row.row, row.column, row.origin == "recomputed")
+        if place in places:
+            raise UserError(
+                f"{path}, line {line}, column row: {row.row!r} x {row.column!r} of {row.source} stands in line "
+                f"{places[place]} already; remove one"
+            )
+        places[place] = line
+    return rows
+
+
+def read_rows(path: Path, schema: type[AnyRow]) -> list[AnyRow]:
+    """The rows of a CSV whose columns are the fields of `schema`; `UserError` naming file, line and column."""
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            lines = [list(map(plain_cell, line)) for line in csv.reader(stream, strict=True)]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: is not CSV text ({error}); save it as UTF-8 CSV") from error
+    _check_header(path, lines[0] if lines else [], list(schema.model_fields))
+    return [_row(path, number, line, schema) for number, line in enumerate(lines[1:], 2)]
+
+
+def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
+    for position, (found, name) in enumerate(zip([*header, *[""] * len(wanted)], wanted, strict=False), 1):
+        if found != name:
+            raise UserError(
+                f"{path}, line 1, column {position}: {found!r} stands where {name!r} belongs; "
+                f"the columns are {','.join(wanted)}"
+            )
+    if len(header) > len(wanted):
+        raise UserError(
+            f"{path}, line 1, column {len(wanted) + 1}: {header[len(wanted)]!r} is not known; remove it"
+        )
+
+
+def _row(path: Path, number: int, line: Sequence[str], schema: type[AnyRow]) -> AnyRow:
+    names = list(schema.model_fields)
+    if len(line) != len(names):
+        raise UserError(f"{path}, line {number}: {len(line)} cells for {len(names)} columns; repair the line")
+    try:
+        return schema.model_validate(dict(zip(names, line, strict=True)))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        column = str(problem["loc"][0]) if problem["loc"] else "gate"
+        message = problem["msg"].removeprefix("Value error, ")
+        shown = "" if not problem["loc"] else f" {line[names.index(column)]!r}"
+        raise UserError(f"{path}, line {number}, column {column}{shown}: {message}") from error
+
+
+# --------------------------------------------------------------------------------------------------- arithmetic
+@dataclass(frozen=True)
+class Arithmetic:
+    """A printed number that follows from others. recomputed: from what is printed. agrees: whether the printed number
+    lies within the rounding of all numbers involved."""
+
+    row: PublishedRow
+    recomputed: float
+    agrees: bool
+
+
+def arithmetic(rows: Sequence[PublishedRow]) -> list[Arithmetic]:
+    """Averages, differences and relative drops of a table beside what their rows give, in the table's order."""
+    stated = [row for row in rows if row.origin != "recomputed"]
+    found = ((row, _recomputed(row, stated)) for row in stated)
+    return [_judged(row, *result) for row, result in found if result is not None]
+
+
+def _judged(row: PublishedRow, recomputed: float, slack: float) -> Arithmetic:
+    gap = abs(float(row.value or 0) - recomputed)
+    return Arithmetic(row, recomputed, gap <= row.rounding + slack + 1e-9)
+
+
+def _recomputed(row: PublishedRow, rows: Sequence[PublishedRow]) -> tuple[float, float] | None:
+    """What a number follows to, and how far the rounding of a ratio may move it; None for a number of its own.
+
+    The rounding of the columns is not allowed for in means and differences: printed averages of these papers are of
+    printed columns, and the findings of the transcription count them so.
+    """
+    if row.note.startswith("over "):
+        parts = row.note.removeprefix("over ").split(", ")
+        values = [_value(rows, row.row, attack=part) for part in parts]
+        return math.fsum(values) / len(values), 0.0
+    if row.metric.endswith("_gain") and " minus " in row.note:
+        first, second = (_value(rows, name, column=row.column) for name in row.note.split(" minus "))
+        return first - second, 0.0
+    if row.metric == "accuracy_drop" and row.note.startswith("relative to "):
+        accuracy = _value(rows, row.row, attack=row.attack, metric="accuracy")
+        clean = float(row.note.removeprefix("relative to ").split()[0])
+        drop, half = 100 * (1 - accuracy / clean), 0.05
+        return drop, 100 * (1 - (accuracy - half) / (clean + half)) - drop
+    return None
+
+
+def _value(rows: Sequence[PublishedRow], name: str, **wanted: str) -> float:
+    """The one number of row `name` whose fields are `wanted`; averages and drops are no parts of others."""
+    metrics = {wanted["metric"]} if "metric" in wanted else {"accuracy", "average_accuracy"}
+    if "attack" in wanted:
+        metrics.discard("average_accuracy")
+    found = [
+        row.value
+        for row in rows
+        if row.row == name
+        and row.metric in metrics
+        and all(getattr(row, key) == wanted[key] for key in wanted)
+    ]
+    if len(found) != 1 or found[0] is None:
+        raise UserError(
+            f"published row {name!r} has {len(found)} numbers for {wanted}; one is needed to recompute"
+        )
+    return float(found[0])

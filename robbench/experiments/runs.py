@@ -1,0 +1,433 @@
+"""An experiment run: train the models that are absent, run their matrix, score what else is asked, compare with print.
+
+Training and attacks are those of `robbench train` and `robbench run`, so that both resume where they were stopped.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from robbench.cards import ModelCard
+from robbench.core.errors import UserError
+from robbench.core.precision import SearchPrecision
+from robbench.core.resources import write_text_atomically
+from robbench.core.schema import Strict, dump_yaml, load_yaml
+from robbench.data import Dataset, dataset_names, load_dataset
+from robbench.data.card import family, read_folder_card, require_dataset
+from robbench.data.corruptions import located
+from robbench.defenses.plan import Outline, TrainRequest, outline, schedule_of
+from robbench.experiments.schema import LEAST_TEST, LEAST_TRAINING, AttackUse, Experiment, Scale, TrainedModel
+from robbench.models.entry import ZooEntry
+from robbench.models.zoo import read_entry, zoo_entries
+from robbench.run.plan import RunRequest
+from robbench.run.ray_backend import BackendName
+from robbench.specs import ResolvedAttack, resolve_attack, threat_models, ungrouped
+
+IDENTITY_FILE, MODELS_FOLDER, RUN_FOLDER = "experiment.yaml", "models", "run"
+
+
+@dataclass(frozen=True)
+class ExperimentRequest:
+    """What `robbench run --recipe` was asked for. n: test images, None for the experiment's own number, which is all of
+    them times the scale. seed: of subset and attacks, and added to the seeds of trainings. recipe: what the user called
+    the experiment. Others: see `RunRequest`."""
+
+    experiment: Experiment
+    scale: Scale = field(default_factory=Scale)
+    n: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int = 256
+    precision: SearchPrecision = "fp32"
+    compiled: bool = False
+    backend: BackendName = "local"
+    ray_address: str | None = None
+    gpus_per_cell: float | None = None
+    keep_examples: int = 16
+    threat_models: Path | None = None
+    zoo: Path | None = None
+    checkpoints: Path | None = None
+    data_dir: Path | None = None
+    data: Path | None = None
+    fid_weights: Path | None = None
+    recipe: str = ""
+
+    @cached_property
+    def dataset(self) -> str:
+        """The experiment's data set, or that of `data`, which is the same or like it (`UserError` otherwise)."""
+        if self.data is None:
+            return self.experiment.dataset
+        require_dataset(self.experiment.dataset, self.data)
+        return read_folder_card(self.data)[0].name
+
+    @property
+    def family(self) -> str:
+        """The data set whose budgets apply."""
+        return family(self.dataset, self.data)
+
+    @property
+    def differs(self) -> str:
+        """Why the numbers are not those of the experiment; empty when they are."""
+        other = f"data set {self.dataset}" if self.dataset != self.experiment.dataset else ""
+        return ", ".join(part for part in (self.scale.label, other) if part)
+
+    @property
+    def folder_name(self) -> str:
+        """ "ijsat-table1-scale0.01-seed0"."""
+        return f"{self.experiment.name}{self.scale.suffix}-seed{self.seed}"
+
+    @property
+    def note(self) -> str:
+        """What every table says: the experiment's name, how much smaller it was run, and on which other data."""
+        return ", ".join(part for part in (f"recipe {self.experiment.name}", self.differs) if part)
+
+
+class Identity(Strict):
+    """experiment.yaml of an output folder: whose it is."""
+
+    experiment: str
+    scale: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model of the experiment. name: of its folder. member: its name in the experiment. finished: where it lies when
+    it is trained already. requires: name of the job whose flow it uses. full_samples: training images at scale 1."""
+
+    name: str
+    member: str
+    request: TrainRequest
+    outlined: Outline
+    dataset: Dataset
+    train_samples: int
+    full_samples: int
+    requires: str | None
+    finished: ZooEntry | None
+
+    @property
+    def folder(self) -> Path:
+        """Where the model lies, or will."""
+        return self.finished.folder if self.finished else self.request.out / self.name
+
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """jobs: flows before the models that use them. attacks: of the columns, without doubles. absent: why nothing can be
+    run at all (a data set that robbench does not have); then there are no jobs. uncorrupted: why there are no corrupted
+    images, where a column is about them."""
+
+    request: ExperimentRequest
+    folder: Path
+    jobs: tuple[Job, ...]
+    attacks: tuple[ResolvedAttack, ...]
+    n: int
+    absent: str = ""
+    uncorrupted: str = ""
+
+    @cached_property
+    def attacked(self) -> tuple[Job, ...]:
+        """Jobs of the models that rows name."""
+        named = {name for row in self.request.experiment.rows for name in row.models}
+        return tuple(job for job in self.jobs if job.member in named)
+
+    def names(self, member: str) -> tuple[str, ...]:
+        """Folder names of a model of the experiment, one a seed."""
+        return tuple(job.name for job in self.jobs if job.member == member)
+
+    @property
+    def run_folder(self) -> Path:
+        """The run folder of the matrix."""
+        return self.folder / RUN_FOLDER
+
+    @property
+    def wants_images(self) -> bool:
+        """Whether a column needs every adversarial image."""
+        return any(column.metric == "fid" and not column.needs for column in self.request.experiment.columns)
+
+    def left_out(self, failed: Mapping[str, str]) -> dict[str, str]:
+        """Why attacks cannot be run, by label: those through a flow that failed to train."""
+        names = self.names(self.request.experiment.flow or "")
+        reason = next((f"the flow {name} failed to train" for name in names if name in failed), "")
+        return {attack.label: reason for attack in self.attacks if reason and attack.needs_flow}
+
+    def run_request(self, failed: Mapping[str, str]) -> RunRequest:
+        """The matrix over all models that did not fail to train, and all attacks that can be run."""
+        request, experiment, left_out = self.request, self.request.experiment, self.left_out(failed)
+        flows = [job for job in self.jobs if job.member == experiment.flow]
+        flow = str(flows[0].folder) if flows else experiment.flow
+        if flows and flows[0].name in failed:
+            flow = None
+        classifiers = any(job.outlined.kind == "classifier" for job in self.attacked)
+        dtype = experiment.likelihood_dtype if any(a.target == "flow" for a in self.attacks) else None
+        return RunRequest(
+            attacks=(),
+            resolved=tuple(attack for attack in self.attacks if attack.label not in left_out),
+            models=tuple(str(job.folder) for job in self.attacked if job.name not in failed),
+            dataset=request.dataset,
+            n=self.n,
+            seed=request.seed,
+            device=request.device,
+            batch_size=request.batch_size,
+            flow=flow if classifiers else None,
+            likelihood_dtype=dtype,
+            precision=request.precision,
+            compiled=request.compiled,
+            threat_models=request.threat_models,
+            zoo=request.zoo,
+            checkpoints=request.checkpoints,
+            data_dir=request.data_dir,
+            data=request.data,
+            keep_examples=2**62 if self.wants_images else request.keep_examples,
+            backend=request.backend,
+            ray_address=request.ray_address,
+            gpus_per_cell=request.gpus_per_cell,
+            note=request.note,
+        )
+
+
+# ----------------------------------------------------------------------------------------------------- planning
+def plan_experiment(request: ExperimentRequest, folder: Path) -> ExperimentPlan:
+    """Everything that can be checked before anything is computed; `UserError` for what cannot be.
+
+    Reads `folder` and the zoo, writes nothing.
+    """
+    experiment = request.experiment
+    _check_folder(folder, _identity(request))
+    others = {m.dataset for m in experiment.models.values() if m.dataset}
+    own = set() if request.data else {request.dataset}
+    if unknown := sorted((others | own) - set(dataset_names())):
+        return ExperimentPlan(request, folder, (), (), 0, f"data set {', '.join(unknown)}")
+    if not experiment.needed_models:
+        return ExperimentPlan(request, folder, (), (), 0)
+    attacks = resolved_attacks(request)
+    datasets = {name: load_dataset(name, request.data_dir) for name in sorted(others)}
+    datasets[request.dataset] = load_dataset(request.dataset, request.data_dir, request.data)
+    corruptions, uncorrupted = _corruptions(request, datasets[request.dataset])
+    members = _members(experiment, bool(uncorrupted))
+    jobs = _jobs(request, folder / MODELS_FOLDER, datasets, members)
+    total = len(datasets[request.dataset].test)
+    n = request.scale.count(total, LEAST_TEST) if request.n is None else request.n
+    if not 0 < n <= total:
+        raise UserError(f"--n {n}: {request.dataset} has {total} test images; give 1 to {total}")
+    return ExperimentPlan(request, folder, jobs, (*attacks, *corruptions), n, uncorrupted=uncorrupted)
+
+
+def resolved_attacks(request: ExperimentRequest) -> tuple[ResolvedAttack, ...]:
+    """The attacks of all columns, without doubles; one that changes nothing where only clean numbers are asked for."""
+    experiment, known = request.experiment, threat_models(request.threat_models)
+    found: dict[str, ResolvedAttack] = {}
+    for row, column in experiment.runnable:
+        if use := experiment.attack_of(row, column):
+            attack = resolve_use(use, request.family, known)
+            found[attack.label] = attack
+    if not found or any(column.metric == "test_loss" for _, column in experiment.runnable):
+        attack = resolve_use(CLEAN_USE, request.family, known)
+        found[attack.label] = attack
+    return tuple(found.values())
+
+
+def _members(experiment: Experiment, uncorrupted: bool) -> tuple[str, ...]:
+    """Models to train: without corrupted images none for columns about them alone."""
+    named = {name for row in experiment.rows for name in row.difference or ()}
+    for row, column in experiment.runnable:
+        if not (uncorrupted and column.metric == "corruption_accuracy"):
+            named.add(row.model_of(column.title) or "")
+    return experiment.with_flows([name for name in experiment.models if name in named])
+
+
+def _corruptions(request: ExperimentRequest, dataset: Dataset) -> tuple[tuple[ResolvedAttack, ...], str]:
+    """The corruptions a column is about, and why they cannot be had; both empty without such a column."""
+    if all(column.metric != "corruption_accuracy" for _, column in request.experiment.runnable):
+        return (), ""
+    known = threat_models(request.threat_models)
+    attacks = [resolve_attack(name, request.family, known) for name in ungrouped([CORRUPTIONS], known)]
+    try:
+        located(attacks, dataset)
+    except UserError as error:
+        return (), " ".join(str(error).split())
+    return tuple(attacks), ""
+
+
+CORRUPTIONS = "corruptions"  # the attacks whose mean accuracy "corruption_accuracy" is
+CLEAN_USE = AttackUse(name="fgsm", epsilon=0.0)  # scores the clean images and searches nothing
+
+
+def resolve_use(use: AttackUse, dataset: str, known: Mapping[str, object]) -> ResolvedAttack:
+    """The attack with the experiment's changes; its label says which."""
+    attack = resolve_attack(use.name, dataset, dict(known), use.epsilon, use.eta, use.steps)  # type: ignore[arg-type]
+    if not use.parameters:
+        return attack
+    changes = ",".join(f"{key}={value}" for key, value in use.parameters.items())
+    return attack.model_copy(
+        update={"parameters": {**attack.parameters, **use.parameters}, "label": f"{attack.label}@{changes}"}
+    )
+
+
+def _jobs(
+    request: ExperimentRequest, models: Path, datasets: Mapping[str, Dataset], members: Sequence[str]
+) -> tuple[Job, ...]:
+    jobs: dict[str, Job] = {}
+    entries = zoo_entries(request.zoo)
+    for member in members:
+        spec = request.experiment.models[member]
+        for seed in spec.seeds:
+            job = _job(request, models, datasets, member, spec, seed, jobs)
+            jobs[job.name] = replace(job, finished=_finished(job, entries, jobs))
+    return tuple(jobs.values())
+
+
+def _job(
+    request: ExperimentRequest,
+    models: Path,
+    datasets: Mapping[str, Dataset],
+    member: str,
+    spec: TrainedModel,
+    seed: int,
+    jobs: Mapping[str, Job],
+) -> Job:
+    scale, dataset = request.scale, datasets[spec.dataset or request.dataset]
+    dataset.require_training(f"recipe {request.experiment.name!r}")
+    seed += request.seed
+    name = member + (f"-seed{seed}" if seed or len(spec.seeds) > 1 else "") + scale.suffix
+    flow = next((job for job in jobs.values() if job.member == spec.flow), None)
+    train = TrainRequest(
+        defense=spec.defense,
+        dataset=dataset.name,
+        recipe=spec.recipe,
+        architecture=spec.architecture,
+        seed=seed,
+        train_samples=spec.train_samples,
+        flow=str(flow.folder) if flow else spec.flow,
+        name=name,
+        out=models,
+        device=request.device,
+        data_dir=request.data_dir,
+        data=None if spec.dataset else request.data,
+        zoo=request.zoo,
+        threat_models=request.threat_models,
+        overrides=spec.settings,
+        validation_samples=None if scale.full else scale.count(len(dataset.validation), LEAST_TEST),
+        note=request.note,
+    )
+    full_outline = outline(train)
+    held_out = len(dataset.validation) if full_outline.recipe.hold_out else 0
+    full = spec.train_samples or len(dataset.train) + len(dataset.validation) - held_out
+    samples = full if scale.full else scale.count(full, LEAST_TRAINING)
+    if not scale.full:
+        # Without a size of its own a smaller training draws from the training split alone.
+        samples = samples if spec.train_samples else min(samples, len(dataset.train))
+        train = replace(train, train_samples=samples)
+    smaller = scale.schedule(full_outline.recipe, full, samples)
+    if full_outline.kind == "flow":
+        smaller |= scale.flow_size(full_outline.architecture.arguments)
+    train = replace(train, overrides={**spec.settings, **smaller})
+    return Job(name, member, train, outline(train), dataset, samples, full, flow.name if flow else None, None)
+
+
+def _finished(job: Job, entries: Mapping[str, ZooEntry], jobs: Mapping[str, Job]) -> ZooEntry | None:
+    """The trained model, in the experiment's own folder or in the zoo; `UserError` for another model of that name."""
+    own = job.request.out / job.name / "card.yaml"
+    # A folder somebody else filled may name code; what this experiment trains never does.
+    entry = replace(read_entry(own.parent), trusted=False) if own.is_file() else entries.get(job.name)
+    if entry is None:
+        return None
+    wanted, found = _wanted(job, jobs), _recorded(entry.card)
+    if different := [key for key, value in wanted.items() if found[key] != value]:
+        raise UserError(
+            f"{entry.folder} is another model than the experiment's {job.name!r} (its {', '.join(different)} differ); "
+            f"move it away, or give another --out or --zoo"
+        )
+    return entry
+
+
+def _wanted(job: Job, jobs: Mapping[str, Job]) -> dict[str, object]:
+    """What decides the weights of a job's model, as far as it is known before training."""
+    flow = jobs[job.requires].finished if job.requires else None
+    return {
+        "defense": job.request.defense,
+        "data set": job.dataset.name,
+        "seed": job.request.seed,
+        "number of training images": job.train_samples,
+        "architecture": job.outlined.architecture.model_dump(mode="json"),
+        "schedule": schedule_of(job.outlined.recipe),
+        **{f"parameter {key}": value for key, value in job.outlined.parameters.items()},
+        **({"flow": flow.card.weights.sha256} if flow else {}),
+    }
+
+
+class _Recorded(dict[str, object]):
+    """Entries of a card; one that it lacks is None."""
+
+    def __missing__(self, key: str) -> object:
+        return None
+
+
+def _recorded(card: ModelCard) -> _Recorded:
+    training = card.training
+    found = _Recorded({"defense": card.defense, "data set": card.dataset})
+    found["architecture"] = card.architecture.model_dump(mode="json")
+    if training is not None:
+        found |= {
+            "seed": training.seed,
+            "number of training images": training.train_samples,
+            "schedule": training.parameters.get("recipe"),
+            **{f"parameter {key}": value for key, value in training.parameters.get("defense", {}).items()},
+            **({"flow": training.flow.sha256} if training.flow else {}),
+        }
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------ folder
+def _identity(request: ExperimentRequest) -> Identity:
+    return Identity(experiment=request.experiment.name, scale=request.scale.factor, seed=request.seed)
+
+
+def _check_folder(folder: Path, identity: Identity) -> None:
+    """`UserError` when `folder` holds another experiment, or something else."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {str(folder)!r} is a file; give a folder")
+    path = folder / IDENTITY_FILE
+    if path.is_file():
+        if (found := load_yaml(path, Identity)) != identity:
+            raise UserError(
+                f"--out {str(folder)!r} holds {found.experiment} at scale {found.scale:g}, seed {found.seed}; "
+                f"give another --out"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"--out {str(folder)!r} holds something else and no {IDENTITY_FILE}; give another --out"
+        )
+
+
+def claim(plan: ExperimentPlan) -> None:
+    """Make the folder the experiment's."""
+    write_text_atomically(plan.folder / IDENTITY_FILE, dump_yaml(_identity(plan.request)))
+
+
+# ---------------------------------------------------------------------------------------------------- training
+def train_absent(
+    plan: ExperimentPlan, train: Callable[[TrainRequest], Path], tell: Callable[[str], None]
+) -> dict[str, str]:
+    """Train every model that is not there yet; returns the reasons of those that failed, by name.
+
+    train: trains one and returns its folder. A model whose flow failed is not tried.
+    """
+    failed: dict[str, str] = {}
+    for number, job in enumerate(plan.jobs, start=1):
+        where = f"model {number} of {len(plan.jobs)}, {job.name}"
+        if job.finished is not None:
+            tell(f"{where}: trained already, {job.folder}")
+            continue
+        if job.requires in failed:
+            failed[job.name] = f"its flow {job.requires} failed to train"
+            continue
+        recipe = job.outlined.recipe
+        tell(f"{where}: {job.request.defense}, {recipe.epochs} epochs of {job.train_samples:,} images")
+        try:
+            train(job.request)
+        except UserError as error:
+            failed[job.name] = f"{error}"
+            tell(f"failed: {error}")
+    return failed

@@ -1,0 +1,311 @@
+"""Schema of experiments, `experiments/NAME.yaml`: the papers' tables as files that `robbench run --recipe NAME` runs.
+
+No torch here: listing experiments stays fast.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from robbench.core.errors import UserError, unknown_name
+from robbench.core.numerals import number
+from robbench.core.resources import data_root
+from robbench.core.schema import Strict, load_yaml
+from robbench.defenses.recipes import Recipe
+from robbench.specs import Name
+
+METRICS = (
+    "accuracy",
+    "accuracy_drop",
+    "average_accuracy",
+    "test_loss",
+    "corruption_accuracy",
+    "l2_all",
+    "linf_all",
+    "fid",
+    "bits_per_dim",
+    "importance_weighted_bits_per_dim",
+)
+WITHOUT_ATTACK = ("accuracy", "average_accuracy", "test_loss", "corruption_accuracy")
+LEAST_TRAINING, LEAST_TEST = 16, 8  # images that no scale goes below
+
+
+def _number(value: object) -> object:
+    """Budgets may be fractions, as papers print them: 8/255."""
+    found = number(value) if isinstance(value, str) else value
+    if found is None:
+        raise ValueError("a budget is a number or a fraction such as 8/255")
+    return found
+
+
+Budget = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+
+
+class AttackUse(Strict):
+    """A named attack, and what the experiment changes: budgets (a fraction is fine), steps, parameters."""
+
+    name: str
+    epsilon: Budget | None = None
+    eta: Budget | None = None
+    steps: int | None = Field(default=None, gt=0)
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class TrainedModel(Strict):
+    """A model that is trained when it is absent, as `robbench train` would.
+
+    recipe, architecture: None means the data set's default. flow: another model of the experiment, or one of the zoo.
+    dataset: None means the experiment's. train_samples: size of the subset. seeds: one model each. settings: `--set`.
+    """
+
+    defense: str
+    recipe: str | None = None
+    architecture: str | None = None
+    flow: str | None = None
+    dataset: str | None = None
+    train_samples: int | None = Field(default=None, gt=0)
+    seeds: tuple[int, ...] = (0,)
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
+class Row(Strict):
+    """A line of the table. title: as in the published one. Exactly one of model, difference and needs is given.
+
+    model: one of the experiment's, or one a column by the column's title. difference: two models, first minus second.
+    needs: what robbench does not have. attack: of columns that name none.
+    """
+
+    title: str
+    model: str | dict[str, str] | None = None
+    difference: tuple[str, str] | None = None
+    attack: AttackUse | None = None
+    needs: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if sum([self.model is not None, self.difference is not None, bool(self.needs)]) != 1:
+            raise ValueError("give one of model, difference and needs")
+        return self
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of all models it takes numbers from."""
+        if self.difference:
+            return self.difference
+        return (
+            tuple(self.model.values())
+            if isinstance(self.model, dict)
+            else (self.model,)
+            if self.model
+            else ()
+        )
+
+    def model_of(self, column: str) -> str | None:
+        """The model of one column."""
+        return self.model.get(column) if isinstance(self.model, dict) else self.model
+
+
+class Column(Strict):
+    """A column of the table. title: as in the published one. metric: see `METRICS`, of clean images where no attack is
+    named. needs: as in `Row`; then the metric may be one that robbench does not have.
+
+    "average_accuracy" is the unweighted mean of all other columns, clean accuracy included. "accuracy_drop": relative,
+    100 (1 - attacked / clean). "test_loss": mean cross-entropy of clean images. "l2_all", "linf_all": mean sizes.
+    """
+
+    title: str
+    metric: str
+    attack: AttackUse | None = None
+    needs: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.metric not in METRICS and not self.needs:
+            raise ValueError(
+                f"metric {self.metric!r} is none of {', '.join(METRICS)}; correct it, or say what it needs"
+            )
+        return self
+
+
+class Experiment(Strict):
+    """experiments/NAME.yaml.
+
+    published: the table to compare with (`robbench list published`); None where nothing is printed as numbers. flow: of
+    latent attacks and bits/dim, a model of the experiment or of the zoo. doubts: what the paper leaves open or gets
+    wrong, and what is done here; differences: where this is another experiment than the paper's. Both are printed.
+    """
+
+    name: Name
+    title: str
+    source: str
+    published: str | None
+    dataset: str
+    flow: str | None = None
+    likelihood_dtype: Literal["float32", "float64"] | None = None
+    doubts: Annotated[tuple[str, ...], Field(min_length=1)]
+    differences: tuple[str, ...] = ()
+    models: dict[Name, TrainedModel] = Field(default_factory=dict)
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    columns: Annotated[tuple[Column, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _names_known(self) -> Self:
+        used = {name for row in self.rows for name in row.models}
+        if unknown := sorted(used - set(self.models)):
+            raise ValueError(f"rows name models that `models` lacks: {', '.join(unknown)}")
+        for row, column in product(self.rows, self.columns):
+            computed = row.model_of(column.title) and not column.needs
+            if computed and column.metric not in WITHOUT_ATTACK and not self.attack_of(row, column):
+                raise ValueError(f"{column.metric!r} of row {row.title!r} is of an attack; name one")
+        for kind, titles in (
+            ("rows", [r.title for r in self.rows]),
+            ("columns", [c.title for c in self.columns]),
+        ):
+            if twice := sorted({title for title in titles if titles.count(title) > 1}):
+                raise ValueError(f"{kind} share the title {twice[0]!r}")
+        return self
+
+    def attack_of(self, row: Row, column: Column) -> AttackUse | None:
+        """The attack of a cell; None for clean images."""
+        if column.metric in ("average_accuracy", "test_loss"):
+            return None
+        return column.attack or row.attack
+
+    @property
+    def runnable(self) -> tuple[tuple[Row, Column], ...]:
+        """Cells that robbench can compute, averages and differences aside."""
+        pairs = product(self.rows, self.columns)
+        return tuple(
+            (row, column) for row, column in pairs if row.model_of(column.title) and not column.needs
+        )
+
+    @property
+    def needed_models(self) -> tuple[str, ...]:
+        """Models of rows and flows they and the attacks use, each after the flow it needs."""
+        return self.with_flows([name for row in self.rows for name in row.models])
+
+    def with_flows(self, named: Sequence[str]) -> tuple[str, ...]:
+        """The models `named`, the experiment's flow and the flows they use, each after the flow it needs."""
+        order: dict[str, None] = {}
+
+        def add(name: str | None) -> None:
+            if name in self.models and name not in order:
+                add(self.models[name].flow)
+                order[name] = None
+
+        for name in (self.flow, *named) if named else ():
+            add(name)
+        return tuple(order)
+
+
+# ------------------------------------------------------------------------------------------------------ finding
+def experiments() -> dict[str, Experiment]:
+    """Every shipped experiment by name, in the order of tables."""
+    found = (load_yaml(path, Experiment) for path in sorted(_folder().glob("*.yaml"), key=_numbered))
+    return {experiment.name: experiment for experiment in found}
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment called `name`, or the YAML file of that path; `UserError` when there is none."""
+    if name.endswith((".yaml", ".yml")) and Path(name).is_file():
+        return load_yaml(Path(name), Experiment)
+    if name not in experiment_names():
+        raise unknown_name(
+            "recipe", name, experiment_names(), "or give the path of an experiment's YAML file"
+        )
+    return load_yaml(_folder() / f"{name}.yaml", Experiment)
+
+
+def experiment_names() -> list[str]:
+    """Names of the shipped experiments, in the order of tables."""
+    return [path.stem for path in sorted(_folder().glob("*.yaml"), key=_numbered)]
+
+
+def experiment_text(name: str) -> str:
+    """The file of a shipped experiment."""
+    return (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def _folder() -> Path:
+    return data_root() / "experiments"
+
+
+def _numbered(path: Path) -> tuple[str, int]:
+    """Table 2 before table 10."""
+    stem = path.stem.rstrip("0123456789")
+    return stem, int(path.stem[len(stem) :] or 0)
+
+
+# -------------------------------------------------------------------------------------------------------- scale
+@dataclass(frozen=True)
+class Scale:
+    """How much smaller an experiment is run than it is: 0 < factor <= 1; 1 is the experiment itself."""
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor <= 1:
+            raise UserError(
+                f"--scale {self.factor:g} is not in (0, 1]; give 1 for the experiment itself, 0.01 for a look at it"
+            )
+
+    @property
+    def full(self) -> bool:
+        """Whether this is the experiment itself."""
+        return self.factor == 1
+
+    @property
+    def label(self) -> str:
+        """ "scale 0.01"; empty for the experiment itself."""
+        return "" if self.full else f"scale {self.factor:g}"
+
+    @property
+    def suffix(self) -> str:
+        """ "-scale0.01" for names; empty for the experiment itself."""
+        return "" if self.full else f"-scale{self.factor:g}"
+
+    def count(self, full: int, least: int) -> int:
+        """`full` times the factor, rounded, at least `least` of what there is."""
+        return max(min(least, full), round(full * self.factor))
+
+    def schedule(self, recipe: Recipe, full: int, samples: int) -> dict[str, Any]:
+        """`recipe.KEY` settings that keep the shape of a schedule with fewer epochs and training images.
+
+        full, samples: training images of the experiment and of the scaled training.
+        """
+        if self.full:
+            return {}
+        epochs = self.count(recipe.epochs, 1)
+        of_epochs = epochs / recipe.epochs
+        of_steps = of_epochs * samples / full
+        changes: dict[str, Any] = {"epochs": epochs}
+        if recipe.milestones and not recipe.milestones_are_fractions:
+            changes["milestones"] = [milestone * of_epochs for milestone in recipe.milestones]
+        if recipe.decay_every_steps:
+            changes["decay_every_steps"] = max(1, round(recipe.decay_every_steps * of_steps))
+        if recipe.warmup_samples:
+            changes["warmup_samples"] = round(recipe.warmup_samples * of_steps)
+        if recipe.budget_warmup_epochs:
+            changes["budget_warmup_epochs"] = round(recipe.budget_warmup_epochs * of_epochs)
+        return {f"recipe.{key}": value for key, value in changes.items()}
+
+    def flow_size(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """`architecture.KEY` settings of a smaller flow: steps, blocks and width by the root of the factor."""
+        if self.full:
+            return {}
+        root, least = math.sqrt(self.factor), {"steps": 1, "blocks": 1, "width": 8}
+        return {
+            f"architecture.{key}": max(min(value, least[key]), math.ceil(value * root))
+            for key, value in arguments.items()
+            if key in least
+        }

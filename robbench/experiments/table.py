@@ -1,0 +1,361 @@
+"""An experiment's table beside the published one: what was measured, what is printed, and why a cell is empty."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Literal
+
+from robbench.core.markdown import bullets, escaped, markdown_table
+from robbench.core.resources import write_text_atomically
+from robbench.core.spreadsheet import csv_text
+from robbench.experiments.comparison import apart_of
+from robbench.experiments.published import PublishedRow, published_index, published_table, table_rows
+from robbench.experiments.schema import Column, Experiment, Row
+from robbench.results.rows import CLEAN, cell_status, floats
+from robbench.results.tables import TableRow, rows_under_attack
+from robbench.statistics.likelihood import Z_95
+from robbench.store.records import Run
+
+Verdict = Literal["within", "outside", "not compared", "not comparable", "not run", "failed"]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A measured number, or why there is none. lower, upper: 95 % interval where it has one."""
+
+    value: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    status: Literal["ok", "not run", "failed"] = "ok"
+    reason: str = ""
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a cell was, or will be, measured on: only a printed number of the same is shown beside it. architecture: ""
+    without a model."""
+
+    dataset: str
+    architecture: str = ""
+    epsilon: float | None = None
+    eta: float | None = None
+
+    def apart_from(self, printed: PublishedRow) -> str:
+        """Where data set, architecture or budgets are not those of the print, as text; empty where they are."""
+        found = apart_of(printed, self.dataset, self.architecture, self.epsilon, self.eta)
+        return "; ".join(difference.text for difference in found if difference is not None)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One cell of the table. published: as printed, None where the paper prints no number, and where data set, model or
+    budget are not the paper's; printed: it with the digits it has in print. verdict: of the two. differs: whether what
+    was run is another experiment than the paper's, by scale, data, model or budget."""
+
+    row: str
+    column: str
+    published: float | None
+    measured: Value
+    verdict: Verdict
+    unit: str
+    note: str
+    printed: str = "-"
+    differs: bool = False
+
+    @property
+    def difference(self) -> float | None:
+        """Measured minus published; None where one is missing or the experiment is another one."""
+        value = self.measured.value
+        return None if value is None or self.published is None or self.differs else value - self.published
+
+    @property
+    def why(self) -> str:
+        """Reason and notes in one text."""
+        return "; ".join(part for part in (self.measured.reason, self.note) if part)
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """The numbers of a run by what the experiment calls its models; accuracies are those under attack, as papers print.
+
+    folders: names of a model's folders, one a seed. failed: why models failed to train. left_out: why attacks were not
+    run, by label. corruptions: labels whose mean is the corruption accuracy. absent: a data set that is not there at
+    all. not_scored: why there are no Frechet distances. uncorrupted: why there are no corrupted images.
+    """
+
+    run: Run | None
+    folders: Mapping[str, Sequence[str]]
+    failed: Mapping[str, str]
+    left_out: Mapping[str, str]
+    corruptions: Sequence[str] = ()
+    absent: str = ""
+    not_scored: str = ""
+    uncorrupted: str = ""
+
+    def __post_init__(self) -> None:
+        rows = rows_under_attack(self.run) if self.run else []
+        object.__setattr__(self, "_rows", {(row.model, row.attack, row.metric): row for row in rows})
+
+    def of(self, model: str, attack: str, metric: str) -> Value:
+        """The metric of a model under the attack called `attack` ("clean" for none); the mean over its seeds."""
+        if self.absent:
+            return Value(status="not run", reason=f"needs {self.absent}")
+        if metric == "corruption_accuracy" and self.uncorrupted:
+            return Value(status="not run", reason=f"needs corrupted images ({self.uncorrupted})")
+        values = [self._one(folder, attack, metric) for folder in self.folders[model]]
+        return values[0] if len(values) == 1 else _over_seeds(values)
+
+    def _one(self, folder: str, attack: str, metric: str) -> Value:
+        if folder in self.failed:
+            return Value(status="failed", reason=self.failed[folder])
+        if attack in self.left_out:
+            return Value(status="failed", reason=self.left_out[attack])
+        if metric == "accuracy_drop":
+            return _drop(self._one(folder, CLEAN, "accuracy"), self._one(folder, attack, "accuracy"))
+        if metric == "corruption_accuracy":
+            return self._corrupted(folder)
+        if metric == "test_loss":
+            return self._loss(folder)
+        row = self._row(folder, attack, metric)
+        if row is None:
+            sizes = "no image was right before the attack" if metric in ("l2_all", "linf_all") else ""
+            reason = self.not_scored if metric == "fid" else sizes
+            return Value(
+                status="not run", reason=reason or f"the run has no {metric} of {folder} under {attack}"
+            )
+        if row.value is None:
+            status: Literal["failed", "not run"] = "failed" if row.status == "failed" else "not run"
+            return Value(status=status, reason=row.note or "no value")
+        return Value(row.value, row.lower, row.upper, n=row.n)
+
+    def _corrupted(self, folder: str) -> Value:
+        """Unweighted mean over corruptions and severities, without an interval: all are of the same images."""
+        return _average([self._one(folder, label, "accuracy") for label in self.corruptions])
+
+    def _row(self, folder: str, attack: str, metric: str) -> TableRow | None:
+        rows: dict[tuple[str, str, str], TableRow] = self.__dict__["_rows"]
+        return rows.get((folder, attack, metric))
+
+    def _loss(self, folder: str) -> Value:
+        """Mean cross-entropy of clean images, from the cell whose budget is 0, with its normal interval."""
+        cells = self.run.cells if self.run else []
+        cell = next((c for c in cells if c.cell.model == folder and c.cell.attack.epsilon == 0), None)
+        if self.run is None or cell is None:
+            return Value(status="not run", reason="no cell of clean images")
+        status, reason = cell_status(self.run, cell)
+        if status != "ok":
+            return Value(status=status, reason=reason)
+        losses = floats(cell.rows["cross_entropy"])
+        mean = float(losses.mean())
+        half = Z_95 * float(losses.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
+        return Value(mean, mean - half, mean + half, n=len(losses))
+
+
+def _drop(clean: Value, attacked: Value) -> Value:
+    """100 (1 - attacked / clean), without an interval: the two accuracies are of the same images."""
+    missing = next((value for value in (clean, attacked) if value.value is None), None)
+    if missing is not None:
+        return missing
+    if not clean.value:
+        return Value(status="not run", reason="no clean image is classified correctly", n=clean.n)
+    return Value(100.0 * (1.0 - (attacked.value or 0.0) / clean.value), n=clean.n)
+
+
+def _over_seeds(values: Sequence[Value]) -> Value:
+    """Mean over trainings; the interval is that of the mean's Student distribution over seeds."""
+    missing = next((value for value in values if value.value is None), None)
+    if missing is not None:
+        return missing
+    numbers = [value.value for value in values if value.value is not None]
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(numbers) - 1)) * stdev(numbers) / math.sqrt(len(numbers))
+    mean = fmean(numbers)
+    return Value(mean, mean - half, mean + half, reason=f"mean of {len(numbers)} trainings", n=values[0].n)
+
+
+# ------------------------------------------------------------------------------------------------------- table
+def comparison(
+    experiment: Experiment,
+    measured: Measurements,
+    labels: Mapping[tuple[str, str], str],
+    differs: str,
+    published: Mapping[tuple[str, str], PublishedRow] | None,
+    settings: Mapping[tuple[str, str], Setting],
+) -> list[Line]:
+    """One line a cell, rows outermost: the cells of the published table, or all where nothing is printed.
+
+    labels: the attack of a cell (row, column), "clean" for none. differs: why no number may be held against the printed
+    one ("scale 0.01"); empty for the experiment itself. settings: of every cell that is measured.
+    """
+    lines = []
+    for row, column in product(experiment.rows, experiment.columns):
+        printed = published.get((row.title, column.title)) if published is not None else None
+        if printed is not None or published is None:
+            value = _measured(experiment, row, column, measured, labels)
+            setting = settings.get((row.title, column.title))
+            lines.append(_line(row, column, printed, value, differs, setting))
+    return lines
+
+
+def _measured(
+    experiment: Experiment,
+    row: Row,
+    column: Column,
+    measured: Measurements,
+    labels: Mapping[tuple[str, str], str],
+) -> Value:
+    if needs := tuple(dict.fromkeys((*row.needs, *column.needs))):
+        return Value(status="not run", reason=f"needs {', '.join(needs)}")
+    if column.metric == "average_accuracy":
+        others = [other for other in experiment.columns if other is not column]
+        return _average([_measured(experiment, row, other, measured, labels) for other in others])
+    if row.difference:
+        first, second = (
+            _measured(experiment, _as(row, model), column, measured, labels) for model in row.difference
+        )
+        return _difference(first, second)
+    model = row.model_of(column.title)
+    if model is None:
+        return Value(status="not run", reason="no model of the experiment is for this cell")
+    return measured.of(model, labels.get((row.title, column.title), CLEAN), column.metric)
+
+
+def _as(row: Row, model: str) -> Row:
+    return row.model_copy(update={"difference": None, "model": model})
+
+
+def _average(values: Sequence[Value]) -> Value:
+    missing = [value for value in values if value.value is None]
+    if missing:
+        failed = any(value.status == "failed" for value in missing)
+        reasons = dict.fromkeys(
+            part for value in missing for part in value.reason.removeprefix("needs ").split(", ")
+        )
+        needs = all(value.reason.startswith("needs ") for value in missing)
+        text = f"needs {', '.join(reasons)}" if needs else "; ".join(dict.fromkeys(v.reason for v in missing))
+        return Value(status="failed" if failed else "not run", reason=text)
+    return Value(fmean(value.value for value in values if value.value is not None), n=values[0].n)
+
+
+def _difference(first: Value, second: Value) -> Value:
+    missing = next((value for value in (first, second) if value.value is None), None)
+    if missing is not None:
+        return missing
+    assert first.value is not None
+    assert second.value is not None
+    return Value(first.value - second.value, n=first.n)
+
+
+def _line(
+    row: Row,
+    column: Column,
+    printed: PublishedRow | None,
+    value: Value,
+    differs: str,
+    setting: Setting | None,
+) -> Line:
+    apart = setting.apart_from(printed) if printed is not None and setting is not None else ""
+    if apart:
+        printed, differs = None, "; ".join(filter(None, [differs, f"not comparable: {apart}"]))
+    number = None if printed is None or printed.value is None else float(printed.value)
+    text = f"printed: {printed.note}" if printed is not None and number is None else ""
+    return Line(
+        row=row.title,
+        column=column.title,
+        published=number,
+        measured=value,
+        verdict=_verdict(number, printed.rounding if printed else 0.0, value, differs),
+        unit=printed.unit if printed else "",
+        note="; ".join(part for part in (differs, text, printed.doubt if printed else "") if part),
+        printed="-" if printed is None or printed.value is None else f"{printed.value}",
+        differs=bool(differs),
+    )
+
+
+def _verdict(printed: float | None, rounding: float, value: Value, differs: str) -> Verdict:
+    """Within: the published number, give or take half of its last digit, lies in the measured interval. A scaled run is
+    another experiment, and a number without an interval (FID, means over columns) has nothing to lie in."""
+    if value.status != "ok":
+        return value.status
+    if differs:
+        return "not comparable"
+    if printed is None or value.lower is None or value.upper is None:
+        return "not compared"
+    return "within" if value.lower - rounding <= printed <= value.upper + rounding else "outside"
+
+
+def printed_cells(table: str) -> dict[tuple[str, str], PublishedRow]:
+    """The numbers of a published table by row and column, those that robbench recomputed left out."""
+    rows = table_rows(published_table(table, published_index()))
+    return {(row.row, row.column): row for row in rows if row.origin != "recomputed"}
+
+
+# ------------------------------------------------------------------------------------------------------- files
+HEADER = (
+    "row",
+    "column",
+    "published",
+    "measured",
+    "lower",
+    "upper",
+    "n",
+    "difference",
+    "unit",
+    "verdict",
+    "note",
+)
+
+
+def write_comparison(folder: Path, title: str, notes: Sequence[str], lines: Sequence[Line]) -> list[Path]:
+    """comparison.csv and comparison.md in `folder`; returns their paths."""
+    table, text = folder / "comparison.csv", folder / "comparison.md"
+    write_text_atomically(table, _csv(lines))
+    write_text_atomically(text, _markdown(title, notes, lines))
+    return [table, text]
+
+
+def _csv(lines: Sequence[Line]) -> str:
+    return csv_text([HEADER, *map(_values, lines)])
+
+
+def _values(line: Line) -> tuple[object, ...]:
+    """The cells of `HEADER`."""
+    m = line.measured
+    measured = (m.value, m.lower, m.upper, m.n)
+    return (
+        line.row,
+        line.column,
+        line.published,
+        *measured,
+        line.difference,
+        line.unit,
+        line.verdict,
+        line.why,
+    )
+
+
+def _markdown(title: str, notes: Sequence[str], lines: Sequence[Line]) -> str:
+    header = ["", "", "published", "measured", "n", "difference", "verdict", "note"]
+    rows = [[line.row, line.column, *texts(line), line.note] for line in lines]
+    return f"# {escaped(title)}\n\n{bullets(notes)}\n\n{markdown_table(header, rows)}\n"
+
+
+def texts(line: Line) -> list[str]:
+    """Published, measured with its interval, n, difference, verdict. A cell without a number says why."""
+    m = line.measured
+    published = line.printed
+    if m.value is None:
+        return [published, f"{m.status}: {m.reason}", "-", "-", "-"]
+    interval = "" if m.lower is None or m.upper is None else f" [{number(m.lower)}, {number(m.upper)}]"
+    difference = "-" if line.difference is None else f"{line.difference:+.2f}"
+    return [published, number(m.value) + interval, f"{m.n}", difference, line.verdict]
+
+
+def number(value: float) -> str:
+    """Two decimals; four significant digits of small and of large numbers."""
+    return f"{value:.2f}" if 0.1 <= abs(value) < 1e4 or value == 0 else f"{value:.4g}"

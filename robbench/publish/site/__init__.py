@@ -1,5 +1,0 @@
-"""The static site: a leaderboard, and a page for each model, attack, threat model, published table and comparison."""
-
-from robbench.publish.site.build import write_single_file, write_site
-
-__all__ = ["write_single_file", "write_site"]

@@ -1,0 +1,229 @@
+"""A comparison of two runs for people: what fell first, each verdict in a table of its own."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from robbench.compare.changes import Change, Side, Verdict
+from robbench.compare.runs import RunDiff
+from robbench.core.terminal import print_line
+from robbench.report.check_text import blank_table
+from robbench.results.likelihood import bits_text
+from robbench.results.rows import CLEAN, WORST_CASE, cell_model
+from robbench.results.tables import ALL_THREATS
+from robbench.store.records import CellResult
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+LISTED_CHANGES, LISTED_DIFFERENCES, LISTED_CELLS, LISTED_IDS, LISTED_FALLS = 25, 20, 8, 8, 10
+LISTED_QUIET = 5
+HEADINGS: dict[Verdict, tuple[str, str]] = {
+    "failed": ("Failed in B, and not in A", "bold red"),
+    "worse": ("Worse in B", "bold red"),
+    "maybe worse": ("Perhaps worse: beyond its own interval, no surprise among so many", "yellow"),
+    "not compared": ("Not compared: a run has no number", "yellow"),
+    "maybe better": ("Perhaps better: beyond its own interval, no surprise among so many", ""),
+    "better": ("Better in B", "green"),
+    "within interval": ("Biggest changes within their intervals", "dim"),
+    "not judged": ("Not judged: a distance without an interval", ""),
+}
+QUIET: tuple[Verdict, ...] = ("within interval", "unchanged")
+
+
+def print_diff(diff: RunDiff, console: "Console") -> None:
+    """Print what changed."""
+    _print_identity(diff, console)
+    for verdict, (heading, style) in HEADINGS.items():
+        found = [change for change in diff.changes if change.verdict == verdict]
+        if found:
+            _heading(console, f"{heading} ({len(found)})", style)
+            most = LISTED_QUIET if verdict in QUIET else LISTED_CHANGES
+            console.print(_table(found[:most]))
+            _more(console, len(found), most)
+    if any(change.fell or change.rose for change in diff.fell[:LISTED_FALLS]):
+        _heading(console, "Samples behind the falls")
+    for change in diff.fell[:LISTED_FALLS]:
+        _print_samples(change, console)
+    _more(console, len(diff.fell), LISTED_FALLS)
+    _print_notes(diff, console)
+    counts = Counter(change.verdict for change in diff.changes)
+    quiet = ", ".join(f"{counts[verdict]} {verdict}" for verdict in QUIET)
+    _heading(console, f"{len(diff.changes)} numbers compared: {quiet}.")
+    console.print(_method(diff), markup=False, highlight=False)
+    _print_verdict(diff, console)
+
+
+def _heading(console: "Console", text: str, style: str = "") -> None:
+    console.print()
+    print_line(console, text, style)
+
+
+def _print_verdict(diff: RunDiff, console: "Console") -> None:
+    if diff.fell:
+        print_line(console, f"{_counted(len(diff.fell), 'number')} fell.", "bold red")
+    else:
+        print_line(console, "Nothing fell beyond its interval.", "green")
+
+
+# --------------------------------------------------------------------------------------------------- identity
+def _print_identity(diff: RunDiff, console: "Console") -> None:
+    runs = diff.runs
+    for side, name, run in zip("AB", diff.names, (runs.a, runs.b), strict=True):
+        print_line(console, f"{side}: {name} ({run.dataset}, n = {run.n}, seed {run.seed})")
+    shared = f"{_counted(len(runs.ids), 'sample')} and {_counted(len(runs.cells), 'cell')} in both."
+    print_line(console, shared if diff.differences else f"{shared} Their settings are the same.")
+    if diff.differences:
+        _heading(console, "Different settings, A -> B", "yellow")
+    for found in diff.differences[:LISTED_DIFFERENCES]:
+        print_line(console, f"  {found.text}")
+    _more(console, len(diff.differences), LISTED_DIFFERENCES)
+    for side, only in (("A", runs.only_a), ("B", runs.only_b)):
+        if only:
+            _heading(console, f"Only in {side}: {_cells(only)}", "yellow")
+    _print_alarms(diff, console)
+
+
+def _print_alarms(diff: RunDiff, console: "Console") -> None:
+    """What should not be: other labels of the same samples, other rows under the same hash."""
+    if diff.other_labels:
+        text = f"{_counted(diff.other_labels, 'common sample')} have other labels in B: these are not the same data."
+        _heading(console, f"{text}", "bold red")
+    loud = [found for found in diff.other_rows if found.beyond]
+    if loud:
+        text = (
+            f"SAME CELL HASH, OTHER ROWS in {_counted(len(loud), 'cell')}: one computation gave two results."
+        )
+        _heading(console, f"{text}", "bold red")
+    for found in loud[:LISTED_CELLS]:
+        line = (
+            f"  {found.model} x {found.attack}: {found.rows} of {found.n} rows, {found.beyond} beyond rounding, "
+            f"{found.verdicts} in verdict or step"
+        )
+        print_line(console, line, "red")
+    _more(console, len(loud), LISTED_CELLS)
+    if rounding := len(diff.other_rows) - len(loud):
+        _heading(
+            console,
+            f"{_counted(rounding, 'cell')} of the same hash differ by rounding (another machine or batch size).",
+            "yellow",
+        )
+
+
+def _cells(results: Sequence[CellResult]) -> str:
+    names = [f"{cell_model(r)} x {r.cell.attack.label}" for r in results]
+    more = f" and {len(names) - LISTED_CELLS} more" if len(names) > LISTED_CELLS else ""
+    return ", ".join(names[:LISTED_CELLS]) + more
+
+
+def _more(console: "Console", count: int, listed: int) -> None:
+    if count > listed:
+        print_line(console, f"  ... and {count - listed} more (--json has all)")
+
+
+# ---------------------------------------------------------------------------------------------------- changes
+def _table(changes: Sequence[Change]) -> "Table":
+    from rich.text import Text
+
+    table = blank_table("")
+    table.caption = None
+    table.add_column("what", overflow="fold")
+    for name in ("A", "B", "B - A", "p", "-/+"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for change in changes:
+        table.add_row(*(Text(text) for text in (name_of(change), *_numbers(change))))
+    return table
+
+
+def name_of(change: Change) -> str:
+    """ "digits-at pgd20", "digits-at worst case linf@0.2", "digits-glow nll-in@8 bits/dim"."""
+    words = [change.model or CLEAN, change.attack if change.model else ""]
+    if change.attack == WORST_CASE:
+        words = [change.model, "worst case"] + (
+            [change.threat_model] if change.threat_model != ALL_THREATS else []
+        )
+    plain: list[str] = [change.measure] if change.measure == "accuracy under attack" else []
+    units = {"%": plain, "distance": [change.metric]}.get(change.unit, [change.unit])
+    return " ".join(word for word in [*words, *units] if word)
+
+
+def _numbers(change: Change) -> list[str]:
+    counts = f"{len(change.fell)}/{len(change.rose)}" if change.p is not None else "-"
+    return [
+        _value(change.a, change.unit),
+        _value(change.b, change.unit),
+        _difference(change),
+        "-" if change.p_adjusted is None else _p_text(change.p_adjusted),
+        counts,
+    ]
+
+
+def _value(side: Side, unit: str) -> str:
+    if side.status != "ok":
+        return side.status
+    if side.value is None:
+        return "none finite"
+    return f"{side.value:.1f}" if unit == "%" else bits_text(side.value)
+
+
+def _difference(change: Change) -> str:
+    if change.difference is None:
+        return "-"
+    if change.lower is None or change.upper is None:
+        return _signed(change.difference, change.unit)
+    bounds = ", ".join(_signed(value, change.unit) for value in (change.lower, change.upper))
+    return f"{_signed(change.difference, change.unit)} [{bounds}]"
+
+
+def _signed(value: float, unit: str) -> str:
+    text = f"{value:+.1f}" if unit == "%" else f"{value:+.3g}"
+    return text.replace("-0.0", "0.0") if unit == "%" and math.isclose(float(text), 0) else text
+
+
+def _p_text(p: float) -> str:
+    return f"{p:.2f}" if p >= 0.095 else f"{p:.1g}"
+
+
+def _print_samples(change: Change, console: "Console") -> None:
+    for ids, words in ((change.fell, "worse in B"), (change.rose, "better in B")):
+        if ids:
+            more = f" and {len(ids) - LISTED_IDS} more" if len(ids) > LISTED_IDS else ""
+            listed = ", ".join(map(str, ids[:LISTED_IDS]))
+            print_line(console, f"  {name_of(change)}, samples {words}: {listed}{more}")
+
+
+def _print_notes(diff: RunDiff, console: "Console") -> None:
+    """Why there is no number; what combined numbers leave out; near ties among the samples that changed."""
+    lines: dict[str, None] = {}
+    for change in diff.changes:
+        reasons = [f"{side} {found.status}: {found.note}" for side, found in _sides(change) if found.note]
+        loud = [note for note in change.notes if not note.startswith("over ")]
+        ties = [f"{change.near_ties} of the samples that changed are near ties"] if change.near_ties else []
+        for text in [*reasons, *loud, *ties]:
+            lines[" ".join(f"* {name_of(change)}: {text}".split())] = None
+    for line in list(lines)[:LISTED_DIFFERENCES]:
+        print_line(console, line, "yellow")
+    _more(console, len(lines), LISTED_DIFFERENCES)
+
+
+def _sides(change: Change) -> list[tuple[str, Side]]:
+    return [(name, side) for name, side in (("A", change.a), ("B", change.b)) if side.status != "ok"]
+
+
+def _method(diff: RunDiff) -> str:
+    percent = f"{100 * (1 - diff.alpha):.12g} %"
+    adjusted = (
+        f"adjusted by Holm over {diff.tested} numbers, and a fall needs p <= {diff.alpha:g}, too"
+        if diff.correction == "holm"
+        else f"not adjusted for {diff.tested} numbers: of unchanged ones about {100 * diff.alpha / 2:g} in 100 fall"
+    )
+    return (
+        f"B - A with its paired {percent} interval (accuracies: Newcombe 1998, method 10; means: normal). -/+: samples "
+        f"worse and better in B. p: exact test of the two, {adjusted}."
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")

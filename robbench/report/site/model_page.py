@@ -1,0 +1,337 @@
+"""A page a model: what it is, what it withstands, what breaks it and how, and where the numbers come from."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup
+
+from robbench.report.attack_lines import AttackLine, attack_lines, budget_words, nll_flows
+from robbench.report.flow_page import NO_SHOTS, flow_section, nll_parts
+from robbench.report.gallery import Triple
+from robbench.report.html import NO_EXAMPLES, NO_ORIGINALS
+from robbench.report.site.frame import body
+from robbench.report.site.groups import Group, Site
+from robbench.report.site.model_classes import LARGEST_MATRIX, class_names, class_table, confusions
+from robbench.report.site.model_curves import sweeps
+from robbench.report.site.model_gallery import Levels, examples, levels
+from robbench.report.site.model_joint import Joint, ensembles, joint
+from robbench.report.site.page import Page, Part
+from robbench.report.site.provenance import provenance
+from robbench.report.site.ranks import EXPLANATION, ranges
+from robbench.results import corruptions, wording
+from robbench.results.likelihood import caption
+from robbench.results.parity import parity_note
+from robbench.results.perturbation import NOT_SCORED, Distances, distances
+from robbench.results.rows import (
+    AVERAGE,
+    CLEAN,
+    WORST_CASE,
+    ModelResults,
+    TableRow,
+    adversaries,
+    cell_status,
+    complete,
+)
+from robbench.results.tables import ALL_THREATS, NEAR_TIE, ROBUST_ACCURACY
+from robbench.store.records import CellResult, Run
+
+FIGURED = 1_000  # models of a group up to which their pages have figures and images
+PLAIN = (
+    "Left out here: {models:,} models are in these tables, and figures and images stand on the pages of up to "
+    f"{FIGURED:,}. A site of this model's run alone has them."
+)
+
+# What `attacks.suspicions` looks for; the sentences of what it found carry their numbers.
+CHECKS = (
+    "outputs that are probabilities instead of logits, or have bounds as squashed ones do",
+    "input gradients that are exactly zero or not finite, at clean images and on the way of a search",
+    "samples that APGD-T broke and APGD-CE left to it (in ensembles that begin with both)",
+    "a cross-entropy that an attack which climbs it did not raise",
+    "samples that Square broke and no gradient attack before it (in ensembles that end in Square)",
+    "batches that were halved for want of memory",
+)
+
+
+@dataclass(frozen=True)
+class AccuracyLine:
+    """A line of the accuracy table. path: of the attack's page, empty without one; attack: None for what combines
+    attacks. missing: why there is no number."""
+
+    title: str
+    about: str
+    path: str
+    row: TableRow
+    attack: AttackLine | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Together:
+    """What attacks broke together: all of them, or those of one threat model and budget."""
+
+    title: str
+    counts: Joint
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A sign of masked gradients, in words with its numbers, and the attacks that showed it."""
+
+    text: str
+    attacks: tuple[str, ...]
+
+
+def parts(site: Site) -> Iterator[Part]:
+    """The pages of all models, group by group."""
+    for group in site.groups:
+        pages = Pages(group)
+        for model in group.models:
+            yield pages.classifier(model) if model.kind == "classifier" else pages.flow(model)
+
+
+class Pages:
+    """The pages of one group, and what is computed once for all of them."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._scored: Distances = distances(group.run)
+        self._rows: dict[str, list[TableRow]] = {}
+        for row in group.rows:
+            self._rows.setdefault(row.model, []).append(row)
+        classifiers = [model for model in group.models if model.kind == "classifier"]
+        searched = [corruptions.searched(model) for model in classifiers]
+        labels = dict.fromkeys(r.cell.attack.label for model in searched for r in adversaries(model.cells))
+        ranked = labels and not group.is_sweep
+        self._ranks = ranges(group.run, searched, list(labels)) if ranked else {}
+        self._models = len(classifiers)
+        many = len(group.models) > FIGURED
+        self._plain = PLAIN.format(models=len(group.models)) if many else ""  # why pages have no figures
+
+    def classifier(self, model: ModelResults) -> Page:
+        """The page of a classifier."""
+        return self._page(model, body("model_classifier.html.j2", **self._classifier_values(model)))
+
+    def _classifier_values(self, model: ModelResults) -> dict[str, object]:
+        run, rows = self._group.run, self._rows.get(model.name, [])
+        lines, footnotes = attack_lines(run, model.cells, rows, self._scored)
+        is_scored = bool(self._scored.records)
+        return {
+            **self._common(model),
+            "accuracies": accuracy_lines(self._group, rows, lines, model.cells),
+            "headline": _headline(rows, not self._group.is_sweep),
+            "partial_note": wording.partial_note,
+            "rank": self._ranks.get(model.name),
+            "rank_words": EXPLANATION,
+            "models": self._models,
+            "intervals": " ".join(filter(None, [wording.measures(rows), wording.INTERVALS])),
+            "near_tie": NEAR_TIE,
+            **self._counted(corruptions.searched(model)),
+            "notes": notes(rows),
+            "signs": signs(model.cells),
+            "checks": CHECKS,
+            **self._images(model),
+            "section": _Details(
+                model.name,
+                lines,
+                nll_flows(model.cells),
+                self._scored.columns if is_scored else (),
+                footnotes if is_scored else (f"Fréchet distances: {NOT_SCORED}.",),
+            ),
+            "corruptions": corruptions.corruption_tables(replace(run, cells=list(model.cells))),
+            "corruption_header": corruptions.HEADER,
+            "corruption_caption": corruptions.CAPTION,
+        }
+
+    def _counted(self, model: ModelResults) -> dict[str, object]:
+        """Curves, classes and what was broken together. model: without cells on corrupted images."""
+        run, searched = self._group.run, model.cells
+        done = complete(run, searched)
+        names = class_names(run, done)
+        confused = confusions(run, searched, len(names))
+        return {
+            "sweeps": [] if self._plain else sweeps(run, [*searched, *self._group.swept(model.name)]),
+            "plain": self._plain,
+            "classes": class_table(run, searched, names),
+            "class_names": names,
+            "confusions": confused,
+            "strongest": min(confused, key=lambda one: one.right).label if confused else "",
+            "largest_matrix": LARGEST_MATRIX,
+            "together": together(run, searched),
+            "ensembles": ensembles(done),
+        }
+
+    def _images(self, model: ModelResults) -> dict[str, object]:
+        originals = self._group.originals
+        triples: list[Triple] = []
+        strips: list[Levels] = []
+        if originals is not None and not self._plain:
+            triples = examples(self._group.run, model.cells, originals)
+            strips = levels(self._group.run, model.cells, originals)
+        return {
+            "triples": triples,
+            "levels": strips,
+            "why_no_triples": self._plain or (NO_ORIGINALS if originals is None else NO_EXAMPLES),
+        }
+
+    def flow(self, model: ModelResults) -> Page:
+        """The page of a flow."""
+        run = replace(self._group.run, cells=list(model.cells))
+        content = body(
+            "model_flow.html.j2",
+            **self._common(model),
+            parts=nll_parts(run),
+            nll_caption=caption(run),
+            section=flow_section(run, 1, model, self._scored),
+            no_shots=NO_SHOTS,
+        )
+        return self._page(model, content)
+
+    def _common(self, model: ModelResults) -> dict[str, object]:
+        run = self._group.run
+        return {
+            "run": run,
+            "group": self._group,
+            "model": model,
+            "defense": model.first.cell.defense,
+            "card": run.cards.get(model.name),
+            "sha256": model.first.cell.model_sha256,
+            "unfinished": unfinished(run, model.cells),
+            "n_attacks": len(model.cells),
+            "copy_button": True,
+        }
+
+    def _page(self, model: ModelResults, content: Markup) -> Page:
+        return Page(
+            path=self._group.model_path(model.name),
+            title=model.name,
+            kind="model",
+            body=content,
+            crumbs=((self._group.title, self._group.board_path()),),
+            provenance=provenance(self._group, model.cells),
+        )
+
+
+@dataclass(frozen=True)
+class _Details:
+    """What attack_details.html.j2 shows."""
+
+    name: str
+    lines: tuple[AttackLine, ...]
+    nll_flows: tuple[str, ...]
+    scores: tuple[str, ...]
+    footnotes: tuple[str, ...]
+
+
+# ------------------------------------------------------------------------------------------------ accuracies
+def accuracy_lines(
+    group: Group, rows: Sequence[TableRow], lines: Sequence[AttackLine], results: Sequence[CellResult]
+) -> list[AccuracyLine]:
+    """Clean, the attacks, worst cases that combine several, the average. rows: all of the model."""
+    found: list[AccuracyLine] = []
+    by_label = {line.attack.label: line for line in lines}
+    engines = {r.cell.attack.label: parity_note(r.cell) for r in results}
+    members = _members(adversaries(results))
+    for row in rows:
+        if row.metric == "accuracy" and row.attack in by_label:
+            path = group.attack_path(row.attack)
+            line = AccuracyLine(
+                row.attack, engines[row.attack], path, row, by_label[row.attack], _missing(row)
+            )
+            found.append(line)
+        elif row.metric.endswith("accuracy") and _tells(row, members) and not _mixes(group, row):
+            found.append(AccuracyLine(_title(row), "", "", row, None, _missing(row)))
+    return found
+
+
+def _members(results: Sequence[CellResult]) -> Mapping[tuple[str, float | None, float | None], int]:
+    """How many attacks a threat model and budget has."""
+    counts: dict[tuple[str, float | None, float | None], int] = {}
+    for result in results:
+        attack = result.cell.attack
+        key = (attack.threat_model, attack.epsilon, attack.eta)
+        counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
+def _tells(row: TableRow, members: Mapping[tuple[str, float | None, float | None], int]) -> bool:
+    """Whether a combined number is another than that of a single attack, or of all."""
+    if row.attack != WORST_CASE or row.threat_model == ALL_THREATS:
+        return True
+    return members.get((row.threat_model, row.epsilon, row.eta), 0) > 1 and len(members) > 1
+
+
+def _mixes(group: Group, row: TableRow) -> bool:
+    """Whether a number combines several budgets and steps of a sweep, which says nothing."""
+    return group.is_sweep and row.threat_model == ALL_THREATS
+
+
+def _title(row: TableRow) -> str:
+    if row.metric == ROBUST_ACCURACY:
+        return f"{row.attack}, robust accuracy"
+    if row.attack == WORST_CASE and row.threat_model != ALL_THREATS:
+        budget = budget_words(row.epsilon, row.eta)
+        return f"worst case, {row.threat_model}" + (f", {budget}" if budget else "")
+    return {
+        CLEAN: "clean",
+        WORST_CASE: "worst case over all attacks",
+        AVERAGE: "average of clean and all attacks",
+    }.get(row.attack, f"mean over {row.attack}")
+
+
+def _missing(row: TableRow) -> str:
+    if row.measured:
+        return ""
+    return f"{row.status} ({row.note})" if row.note else row.status
+
+
+def _headline(rows: Sequence[TableRow], combined: bool) -> list[tuple[str, TableRow]]:
+    """The three numbers that a reader looks for first. combined: whether those over all attacks say something."""
+    wanted = {CLEAN: "clean accuracy"}
+    if combined:
+        wanted |= {WORST_CASE: "worst case over all attacks", AVERAGE: "average of clean and attacks"}
+    return [
+        (wanted[row.attack], row)
+        for row in rows
+        if row.attack in wanted
+        and row.metric.endswith("accuracy")
+        and row.threat_model in (CLEAN, ALL_THREATS)
+    ]
+
+
+# ----------------------------------------------------------------------------------------------------- parts
+def together(run: Run, results: Sequence[CellResult]) -> list[Together]:
+    """Joint counts over all finished attacks, then over those of each threat model and budget that has several."""
+    done = complete(run, adversaries(results))
+    groups: dict[str, list[CellResult]] = {}
+    for result in done:
+        attack = result.cell.attack
+        budget = budget_words(attack.epsilon, attack.eta)
+        groups.setdefault(", ".join(filter(None, [attack.threat_model, budget])), []).append(result)
+    found = [Together("All attacks", joint(done))] if len(done) > 1 else []
+    if len(groups) > 1:
+        found += [Together(title, joint(group)) for title, group in groups.items() if len(group) > 1]
+    return found
+
+
+def signs(results: Sequence[CellResult]) -> list[Sign]:
+    """What is suspicious, each text once with the attacks that say it."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        for text in result.cell.doubts:
+            found.setdefault(text, []).append(result.cell.attack.label)
+    return [Sign(text, tuple(labels)) for text, labels in found.items()]
+
+
+def notes(rows: Sequence[TableRow]) -> list[str]:
+    """What must be known of single numbers, as near ties; without failures and suspicions, which stand apart."""
+    measured = [row for row in rows if row.measured]
+    plain = [
+        replace(row, note=row.note.partition(wording.SUSPICIOUS)[0].removesuffix("; ")) for row in measured
+    ]
+    return [line.partition(", ")[2] for line in wording.problems(plain)]
+
+
+def unfinished(run: Run, results: Sequence[CellResult]) -> list[tuple[str, str, str]]:
+    """(attack, status, reason) of the cells that have no number."""
+    states = [(result.cell.attack.label, *cell_status(run, result)) for result in results]
+    return [(label, status, reason) for label, status, reason in states if status != "ok"]

@@ -1,0 +1,123 @@
+"""Accuracy on corrupted images: the mean over 15 corruptions and 5 severities, and a table a model.
+
+The mean is unweighted, as papers on CIFAR-10-C print it (not mCE, which divides by a reference network's errors). It is
+given only where all 75 cells are planned.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from robbench.data.corruption_names import SEVERITIES, Corruption, Headline
+from robbench.results.rows import (
+    ModelResults,
+    TableRow,
+    blank_row,
+    cell_status,
+    complete,
+    models,
+    right_under_attack,
+    with_estimate,
+    without_value,
+)
+from robbench.statistics import accuracy
+from robbench.store.records import CellResult, Run
+
+SPACE = "corruption"
+THREAT_MODEL = MEAN = (
+    "corruptions"  # of the shipped threat model; label of the mean, as its group of attacks is called
+)
+METRIC = "corruption_accuracy"
+HEADER = ("corruption", *(f"severity {severity}" for severity in range(1, SEVERITIES + 1)), "mean")
+CAPTION = (
+    "Accuracy under attack in percent: on corrupted images, also of samples whose clean image is misclassified. Mean: "
+    "unweighted, over the 15 corruptions of the benchmark; what stands below it is no part of it."
+)
+Grid = dict[tuple[str, int], CellResult]
+
+
+@dataclass(frozen=True)
+class CorruptionTable:
+    """Columns as in HEADER; a number that was not asked for is empty."""
+
+    model: str
+    lines: tuple[tuple[str, ...], ...]
+
+
+def searched(model: ModelResults) -> ModelResults:
+    """The model without its corruption cells: what the average combines."""
+    return ModelResults(model.name, tuple(r for r in model.cells if r.cell.attack.space != SPACE))
+
+
+def grouped(attacks: str) -> str:
+    """A comma list of attacks, in which the name of the group stands for the 75 where all are there."""
+    names = attacks.split(",")
+    members = {f"c-{name}-{k}" for name in get_args(Headline) for k in range(1, SEVERITIES + 1)}
+    if not members.issubset(names):
+        return attacks
+    return ",".join(dict.fromkeys(MEAN if name in members else name for name in names))
+
+
+def mean_rows(run: Run, model: ModelResults) -> list[TableRow]:
+    """The mean over corruptions and severities, where all 75 were asked for."""
+    grid = _grid(model)
+    cells = [
+        grid.get((name, severity)) for name in get_args(Headline) for severity in range(1, SEVERITIES + 1)
+    ]
+    results = [cell for cell in cells if cell is not None]
+    if len(results) < len(cells):
+        return []
+    blank = blank_row(
+        run,
+        results[0],
+        attack=MEAN,
+        threat_model=THREAT_MODEL,
+        metric=METRIC,
+        measure="accuracy under attack",
+        unit="%",
+        of_attack=False,
+    )
+    if len(complete(run, results)) < len(results):
+        return [without_value(blank, run, results)]
+    estimate = accuracy.average([right_under_attack(result.rows) for result in results], run.seed)
+    return [with_estimate(blank, estimate, ["over 15 corruptions x 5 severities with equal weights"])]
+
+
+def corruption_tables(run: Run) -> list[CorruptionTable]:
+    """One table a model with corruption cells."""
+    grids = ((model.name, _grid(model)) for model in models(run))
+    return [CorruptionTable(name, tuple(_lines(run, grid))) for name, grid in grids if grid]
+
+
+def _grid(model: ModelResults) -> Grid:
+    found = [result for result in model.cells if result.cell.attack.space == SPACE]
+    parameters = [result.cell.attack.parameters for result in found]
+    return {(str(p["corruption"]), int(p["severity"])): r for p, r in zip(parameters, found, strict=True)}
+
+
+def _lines(run: Run, grid: Grid) -> list[tuple[str, ...]]:
+    present = {name for name, _ in grid}
+    headline = get_args(Headline)
+    lines = [_line(run, grid, name, [name]) for name in headline if name in present]
+    if present.issuperset(headline):
+        lines.append(_line(run, grid, "mean", headline))
+    return lines + [
+        _line(run, grid, n, [n]) for n in get_args(Corruption) if n in present and n not in headline
+    ]
+
+
+def _line(run: Run, grid: Grid, title: str, names: Sequence[str]) -> tuple[str, ...]:
+    columns = [[grid.get((name, severity)) for name in names] for severity in range(1, SEVERITIES + 1)]
+    texts = [_mean_text(run, column) for column in columns]
+    return (title, *texts, _mean_text(run, [cell for column in columns for cell in column]))
+
+
+def _mean_text(run: Run, cells: Sequence[CellResult | None]) -> str:
+    """ "83.2", the mean of equally many samples each; empty where a cell was not asked for."""
+    found = [cell for cell in cells if cell is not None]
+    if len(found) < len(cells):
+        return ""
+    statuses = {cell_status(run, cell)[0] for cell in found} - {"ok"}
+    if statuses:
+        return "failed" if "failed" in statuses else "not run"
+    return f"{sum(100 * float(right_under_attack(cell.rows).mean()) for cell in found) / len(found):.1f}"

@@ -1,0 +1,319 @@
+"""Attacks on a flow's likelihood: tidy rows, and the tables of NLL by budget and model that papers print.
+
+Mean bits/dim over the finite samples with a normal 95 % interval over samples, and beside it the median over all:
+adversarial images reach 1e16 and overflow, and a few of them may rule a mean. What is left out is always counted.
+
+The bits/dim of an image come from one draw of the dequantisation noise, from the mean over several, or are
+importance-weighted over several: another quantity with metric names and tables of its own.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from robbench.results.rows import (
+    CellStatus,
+    Floats,
+    ModelResults,
+    TableRow,
+    blank_row,
+    cell_status,
+    complete,
+    floats,
+    of_kind,
+    with_value,
+)
+from robbench.specs import ResolvedAttack
+from robbench.statistics.likelihood import BitsEstimate, bits_per_dim
+from robbench.store.records import CellRecord, CellResult, Run
+
+BITS = "bits/dim"
+OUTLIER = 100  # times the median: samples beyond it are counted beside the mean that they rule
+NOTABLE = 0.1  # relative difference of mean and median that a narrow table must show
+WEIGHTED = "importance_weighted_"  # what begins the metric names of the tighter bound
+Role = Literal["in", "noise", "out"]
+ROLES: dict[Role, str] = {
+    "in": "Raises the NLL of test images; it works where the number is higher.",
+    "out": "Lowers the NLL of uniform-noise images; it works where the number is lower.",
+    "noise": "Baseline, uniform noise on test images; an attack that raises the NLL must exceed it.",
+}
+
+
+@dataclass(frozen=True)
+class Nll:
+    """Bits/dim of the samples of one cell, or why there are none.
+
+    mean, lower, upper: over finite samples; None without any, the interval None below two. median: over all but NaN,
+    may be infinite. nonfinite: samples that the mean leaves out. note: everything a reader must know; for another
+    status than "ok" the reason.
+    """
+
+    status: CellStatus
+    note: str = ""
+    mean: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    median: float | None = None
+    median_note: str = ""
+    nonfinite: int = 0
+
+    @property
+    def skewed(self) -> bool:
+        """Whether the median is notably another number than the mean."""
+        if self.mean is None or self.median is None:
+            return self.median is not None
+        return not abs(self.mean - self.median) <= NOTABLE * max(abs(self.mean), abs(self.median))
+
+
+def summarized(values: Floats) -> Nll:
+    """Summary of per-sample bits/dim [n], n >= 1."""
+    found = bits_per_dim(values)
+    finite = values[np.isfinite(values)]
+    return Nll(
+        status="ok",
+        note="; ".join(note for note in (found.note, _outliers(finite, found.median)) if note),
+        mean=found.mean,
+        lower=found.lower,
+        upper=found.upper,
+        median=found.median,
+        median_note=found.median_note,
+        nonfinite=found.n - found.n_finite,
+    )
+
+
+def _outliers(finite: Floats, median: float | None) -> str:
+    if median is None or not math.isfinite(median):
+        return ""
+    count = int((finite > OUTLIER * abs(median)).sum()) if median else 0
+    return f"{count} of {len(finite)} above {OUTLIER} times the median rule the mean" if count else ""
+
+
+# -------------------------------------------------------------------------------------------------- tidy rows
+def likelihood_rows(run: Run, result: CellResult) -> list[TableRow]:
+    """bits_per_dim (after the attack), its median, and bits_per_dim_before of a cell on a flow, all with another prefix
+    where they are importance-weighted. A cell that failed or is incomplete has the first only, without a value."""
+    metric = bits_metric(result.cell.attack)
+    blank = replace(blank_row(run, result, metric=metric, unit=BITS), flow=result.cell.model_name)
+    if blank.status != "ok":
+        return [blank]
+    after, before = (summarized(floats(result.rows[f"nll_{name}"])) for name in ("after", "before"))
+    setting = settings(result.cell)
+    median = with_value(replace(blank, metric=f"{metric}_median"), after.median, [setting, after.median_note])
+    rows = [_with_nll(blank, after, setting), median]
+    about = "; ".join([images(result.cell), draws_text(result.cell.attack)])
+    return [*rows, _with_nll(replace(blank, metric=f"{metric}_before"), before, about)]
+
+
+def estimate_of(attack: ResolvedAttack) -> tuple[BitsEstimate, int]:
+    """How an attack on a flow scores images: the estimate and the number of noise draws."""
+    draws = int(attack.parameters.get("noise_draws", 1))
+    weighted = attack.parameters.get("estimate") == "importance" and draws > 1
+    return ("importance" if weighted else "mean"), draws
+
+
+def bits_metric(attack: ResolvedAttack) -> str:
+    """ "bits_per_dim", or "importance_weighted_bits_per_dim"."""
+    return f"{WEIGHTED if estimate_of(attack)[0] == 'importance' else ''}bits_per_dim"
+
+
+def draws_text(attack: ResolvedAttack) -> str:
+    """ "one noise draw", "mean of 4 noise draws", "importance-weighted over 8 noise draws"."""
+    estimate, draws = estimate_of(attack)
+    if draws == 1:
+        return "one noise draw"
+    return f"{'mean of' if estimate == 'mean' else 'importance-weighted over'} {draws} noise draws"
+
+
+def _with_nll(blank: TableRow, nll: Nll, about: str) -> TableRow:
+    return replace(with_value(blank, nll.mean, [about, nll.note]), lower=nll.lower, upper=nll.upper)
+
+
+def settings(cell: CellRecord, with_steps: bool = True) -> str:
+    """What a label leaves unsaid: "epsilon of 255; 32 steps; one noise draw", restarts, rounding and precision."""
+    p = cell.attack.parameters
+    parts = [f"epsilon of {cell.attack.pixel_range}"]
+    parts += [f"{p['steps']} steps"] if with_steps and "steps" in p else []
+    parts += [f"{p['restarts']} restarts"] if p.get("restarts", 1) > 1 else []
+    parts += [draws_text(cell.attack)]
+    parts += ["rounded to grey levels"] if p.get("quantize") else []
+    return "; ".join([*parts, *(["scored in float64"] if cell.precision == "fp64" else [])])
+
+
+def images(cell: CellRecord) -> str:
+    """What is attacked: "test images" or "uniform-noise images"."""
+    return "uniform-noise images" if cell.attack.parameters.get("images") == "noise" else "test images"
+
+
+def role(attack: ResolvedAttack) -> Role:
+    """What an attack on a flow is for."""
+    if attack.algorithm == "uniform-noise":
+        return "noise"
+    return "out" if attack.parameters.get("images") == "noise" else "in"
+
+
+def steps_of(attack: ResolvedAttack) -> int | None:
+    """Steps of an iterative attack; None for any other."""
+    steps = attack.parameters.get("steps")
+    return None if steps is None else int(steps)
+
+
+# ------------------------------------------------------------------------------------------------- NLL tables
+@dataclass(frozen=True)
+class NllLine:
+    """One budget. epsilon: in units of the attack. steps: None for the images before any attack and for an attack
+    that does not iterate. cells: one a model, None where nothing was planned."""
+
+    epsilon: float
+    steps: int | None
+    cells: tuple[Nll | None, ...]
+
+
+@dataclass(frozen=True)
+class NllTable:
+    """NLL under one attack: budgets down, flows across. settings: of every line. models: (name, defense)."""
+
+    attack: str
+    role: Role
+    settings: str
+    models: tuple[tuple[str, str], ...]
+    lines: tuple[NllLine, ...]
+
+    @property
+    def sweeps_steps(self) -> bool:
+        """Whether the lines have several numbers of steps."""
+        return len({line.steps for line in self.lines if line.steps is not None}) > 1
+
+    @property
+    def title(self) -> str:
+        """ "nll-in: epsilon of 255; 32 steps. Raises the NLL ..."."""
+        return f"{self.attack}: {self.about}"
+
+    @property
+    def about(self) -> str:
+        """The title without the attack's name."""
+        return f"{self.settings}. {ROLES[self.role]}"
+
+    @property
+    def footnotes(self) -> list[str]:
+        """What must be known about single numbers, each with its model and budget."""
+        return [
+            f"{name}, {self.attack}, {self.budget(line)}: "
+            f"{cell.note if cell.status == 'ok' else f'{cell.status} ({cell.note})'}"
+            for line in self.lines
+            for (name, _), cell in zip(self.models, line.cells, strict=True)
+            if cell is not None and cell.note
+        ]
+
+    def budget(self, line: NllLine) -> str:
+        """ "epsilon 8", with the steps where the table has several."""
+        steps = f", {line.steps} steps" if self.sweeps_steps and line.steps is not None else ""
+        return f"epsilon {line.epsilon:g}{steps}"
+
+
+def nll_tables(run: Run) -> list[NllTable]:
+    """One table an attack, in plan order; empty without flows.
+
+    Line epsilon 0 is there whether it was run or not: the images before the attack, as every cell scored them.
+    """
+    flows = of_kind(run, "flow")
+    names = dict.fromkeys(table_name(r.cell.attack) for model in flows for r in model.cells)
+    return [_table(run, name, [_only(model, name) for model in flows]) for name in names]
+
+
+def table_name(attack: ResolvedAttack) -> str:
+    """Of the table that a cell is in: the attack, and the draws of another estimate than the default ("nll-in@8draws"),
+    whose numbers are never in one table with it."""
+    estimate, draws = estimate_of(attack)
+    mark = "" if draws == 1 else f"@{draws}draws" if estimate == "importance" else f"@mean of {draws} draws"
+    return f"{attack.name}{mark}"
+
+
+def _only(model: ModelResults, name: str) -> ModelResults:
+    return replace(model, cells=tuple(r for r in model.cells if table_name(r.cell.attack) == name))
+
+
+def _table(run: Run, name: str, flows: Sequence[ModelResults]) -> NllTable:
+    flows = [model for model in flows if model.cells]
+    first = flows[0].first.cell
+    budgets = {budget_of(r): None for model in flows for r in model.cells}
+    swept = len({steps_of(r.cell.attack) for model in flows for r in model.cells}) > 1
+    lines = [NllLine(*budget, tuple(_at(run, model, budget) for model in flows)) for budget in budgets]
+    if all(line.epsilon > 0 for line in lines):
+        lines.append(NllLine(0.0, None, tuple(_before(run, model) for model in flows)))
+    return NllTable(
+        attack=name,
+        role=role(first.attack),
+        settings=settings(first, with_steps=not swept),
+        models=tuple((model.name, model.first.cell.defense) for model in flows),
+        lines=tuple(sorted(lines, key=lambda line: (line.epsilon, line.steps or 0))),
+    )
+
+
+def budget_of(result: CellResult) -> tuple[float, int | None]:
+    """Epsilon and steps; without a budget nothing is searched, so its steps are none."""
+    attack = result.cell.attack
+    epsilon = float(attack.epsilon or 0.0)
+    return epsilon, steps_of(attack) if epsilon > 0 else None
+
+
+def _at(run: Run, model: ModelResults, budget: tuple[float, int | None]) -> Nll | None:
+    found = [result for result in model.cells if budget_of(result) == budget]
+    return _nll(run, found[0], "nll_after") if found else None
+
+
+def _before(run: Run, model: ModelResults) -> Nll:
+    done = complete(run, model.cells)
+    return _nll(run, (done or model.cells)[0], "nll_before")
+
+
+def _nll(run: Run, result: CellResult, column: str) -> Nll:
+    status, reason = cell_status(run, result)
+    return summarized(floats(result.rows[column])) if status == "ok" else Nll(status, reason)
+
+
+# ------------------------------------------------------------------------------------------------------ texts
+def bits_text(value: float) -> str:
+    """Four significant digits, as "2.535", "13.18", "320.4", "5812", and "2.000e+06" from 10,000 on."""
+    if not math.isfinite(value):
+        return f"{value}"
+    if value and not 1e-3 <= abs(value) < 9999.5:
+        return f"{value:.2e}"
+    decimals = 3 - min(3, len(str(int(abs(value)))) - 1)
+    return f"{value:.{decimals}f}"
+
+
+def mean_text(cell: Nll | None) -> str:
+    """ "2.535 ± 0.025", a star where the mean must not be read without its footnote; "failed", "not run"."""
+    if cell is None or cell.status != "ok":
+        return "not run" if cell is None else cell.status
+    star = "*" if cell.note else ""
+    if cell.mean is None:
+        return f"none finite{star}"
+    half = "" if cell.upper is None else f" ± {_half_text(cell.upper - cell.mean, cell.mean)}"
+    return f"{bits_text(cell.mean)}{half}{star}"
+
+
+def _half_text(half: float, mean: float) -> str:
+    """Half an interval with the decimals of its mean, so that the two can be added by eye."""
+    text = bits_text(mean)
+    if "e" in text or abs(half) >= 9999.5:
+        return f"{half:.1e}"
+    return f"{half:.{len(text.partition('.')[2])}f}"
+
+
+def median_text(cell: Nll | None) -> str:
+    """The median; empty where there is none."""
+    return "" if cell is None or cell.median is None else bits_text(cell.median)
+
+
+def caption(run: Run) -> str:
+    """What the numbers of the tables are."""
+    return (
+        f"Mean NLL in bits/dim ± half of its 95 % interval (normal, over samples); lower is more likely. Each table "
+        f"says from how many draws of the dequantisation noise the bits/dim of a sample come. "
+        f"Epsilon 0: before the attack. n = {run.n}, seed {run.seed}."
+        + "".join(f" {note}." for note in run.notes)
+    )

@@ -1,0 +1,85 @@
+"""Verdicts of a run packed for a page that compares any two of them, and what its script must make of a pair.
+
+The script is `templates/site/paired.js.j2`; `compared` is its reference.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from robbench.results.rows import ModelResults, adversaries, clean_correct, complete, of_kind, robust, shown
+from robbench.results.tables import ALL_THREATS
+from robbench.specs import ResolvedAttack
+from robbench.statistics import accuracy
+from robbench.statistics.accuracy import Estimate, Verdicts
+from robbench.statistics.paired import PairedCounts, paired
+from robbench.store.records import CellResult, Run
+
+
+@dataclass(frozen=True)
+class PackedModel:
+    """Verdicts of a classifier as texts of `packed`, None where a cell failed or is not whole.
+
+    attacks: by label. worst: by `threat_key` over the attacks under that threat model and budget, and by "all" over all
+    of them (perturbations aside, as in the tables); None as soon as one of its cells is missing.
+    """
+
+    clean: str | None
+    attacks: Mapping[str, str | None]
+    worst: Mapping[str, str | None]
+
+
+def packed_run(run: Run) -> dict[str, PackedModel]:
+    """Every classifier by name; bit k of each text is of sample `run.sample_ids[k]`."""
+    order = np.argsort(np.argsort(np.asarray(run.sample_ids, dtype=np.int64)))  # rows are sorted by sample id
+    return {model.name: _packed_model(run, model, order) for model in of_kind(run, "classifier")}
+
+
+def _packed_model(run: Run, model: ModelResults, order: np.ndarray) -> PackedModel:
+    done = complete(run, model.cells)
+    held = {id(result): robust(result.rows)[order] for result in done}
+    groups: dict[str, list[CellResult]] = {}
+    searched = adversaries(model.cells)
+    for result in searched:
+        groups.setdefault(threat_key(result.cell.attack), []).append(result)
+    if searched:
+        groups[ALL_THREATS] = list(searched)
+    return PackedModel(
+        clean=packed(clean_correct(done[0].rows)[order]) if done else None,
+        attacks={r.cell.attack.label: None for r in model.cells}
+        | {r.cell.attack.label: packed(shown(r)[order]) for r in done},
+        worst={name: _worst(group, held) for name, group in groups.items()},
+    )
+
+
+def _worst(results: Sequence[CellResult], held: Mapping[int, Verdicts]) -> str | None:
+    if any(id(result) not in held for result in results):
+        return None
+    return packed(np.logical_and.reduce([held[id(result)] for result in results]))
+
+
+def threat_key(attack: ResolvedAttack) -> str:
+    """Threat model and budgets: "linf@0.2", "joint@0.2@0.033"."""
+    budgets = [f"{value:g}" for value in (attack.epsilon, attack.eta) if value is not None]
+    return "@".join([attack.threat_model, *budgets])
+
+
+def packed(verdicts: Verdicts) -> str:
+    """Bits of verdicts [n] in base64: sample k is bit k % 8 (counted from the lowest) of byte k // 8, the rest 0."""
+    return base64.b64encode(np.packbits(verdicts, bitorder="little").tobytes()).decode("ascii")
+
+
+def unpacked(text: str, n: int) -> Verdicts:
+    """The verdicts [n] of `packed`."""
+    bits = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    verdicts: Verdicts = np.unpackbits(bits, count=n, bitorder="little").astype(np.bool_)
+    return verdicts
+
+
+def compared(a: str, b: str, n: int) -> tuple[PairedCounts, Estimate]:
+    """What the page's script must say of two texts of `packed` over n samples: counts with the exact p-value, and the
+    accuracy of b minus that of a in percentage points with its 95 % interval (`paired_interval`)."""
+    counts = paired(unpacked(a, n), unpacked(b, n))
+    return counts, counts.difference(accuracy.CONFIDENCE)

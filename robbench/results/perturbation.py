@@ -1,0 +1,221 @@
+"""How far adversarial images lie from their originals, and how far from the data: distances and Fréchet distances.
+
+Two sets of samples, for a distance answers two questions. "Attacked": every sample, successful or not (of a classifier
+those it gets right before the attack). "Broken": only the successful adversarial images of a classifier.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from robbench.results.rows import (
+    PIXEL_RANGE,
+    TableRow,
+    blank_row,
+    cell_status,
+    clean_correct,
+    floats,
+    is_broken,
+    with_value,
+)
+from robbench.statistics.perturbation import PerturbationSize, perturbation_size
+from robbench.store.frechet_records import CLEAN, FRECHET_FOLDER, FrechetRecord, load_frechet
+from robbench.store.records import CellResult, Run
+
+NOT_SCORED = "no images were scored yet; robbench fid RUN scores a run made with --keep-examples all"
+NOT_RUN = "not run"
+
+
+# -------------------------------------------------------------------------------------------------- tidy rows
+@dataclass(frozen=True)
+class Measured:
+    """Distances over one set of samples. suffix: of the metric's name in leaderboard.csv."""
+
+    samples: str
+    suffix: str
+    note: str
+    size: PerturbationSize
+
+
+def measured_sizes(run: Run, result: CellResult) -> list[Measured]:
+    """The distances of a finished cell: broken and attacked of a classifier, all of a flow; no entry for no samples."""
+    if cell_status(run, result)[0] != "ok":
+        return []
+    rows = result.rows
+    if result.cell.attack.target == "flow":
+        sets = [(np.ones(len(rows), np.bool_), "all", "", "mean over all {n} samples")]
+    else:
+        searched, which = clean_correct(rows), "the {n} samples that were right before the attack"
+        if result.cell.attack.semantics == "perturbation":
+            searched, which = np.ones(len(rows), np.bool_), "all {n} samples"
+        sets = [
+            (is_broken(rows), "broken", "", "over the {n} samples that the attack broke"),
+            (searched, "attacked", "_all", f"mean over {which}"),
+        ]
+    l2, linf = floats(rows["l2"]), floats(rows["linf"])
+    found = [
+        (samples, suffix, note, perturbation_size(l2[part], linf[part]))
+        for part, samples, suffix, note in sets
+    ]
+    return [Measured(name, suffix, note.format(n=s.n), s) for name, suffix, note, s in found if s]
+
+
+def distance_rows(run: Run, result: CellResult) -> list[TableRow]:
+    """Mean and standard deviation of the image distances: l2, l2_std, linf, linf_std; for classifiers over the
+    samples that the attack broke, and with `_all` (l2_all, l2_all_std) over those it attacked."""
+    rows: list[TableRow] = []
+    for m in measured_sizes(run, result):
+        values = {
+            f"l2{m.suffix}": m.size.l2_mean,
+            f"l2{m.suffix}_std": m.size.l2_std,
+            f"linf{m.suffix}": m.size.linf_mean,
+            f"linf{m.suffix}_std": m.size.linf_std,
+        }
+        for metric, value in values.items():
+            blank = blank_row(run, result, metric=metric, unit=PIXEL_RANGE)
+            rows.append(with_value(blank, value, [m.note]))
+    return rows
+
+
+def frechet_rows(run: Run) -> list[TableRow]:
+    """One row a Fréchet distance, metric "fid" or "frechet[<model>]"; the clean images have model "" and attack
+    "clean"."""
+    table = distances(run)
+    by_hash = {result.cell.hash: result for result in run.cells}
+    rows = []
+    for record in table.records:
+        blank = _frechet_blank(run, by_hash.get(record.cell or ""))
+        metric = table.label(record)
+        metric = "fid" + metric.removeprefix("FID") if metric.startswith("FID") else metric
+        note = record.reason or "; ".join(record.notes)
+        rows.append(replace(blank, metric=metric, value=record.value, status=record.status, note=note))
+    return rows
+
+
+def _frechet_blank(run: Run, result: CellResult | None) -> TableRow:
+    """A row of a cell, or (None) of the clean images of the run."""
+    row = blank_row(run, result or run.cells[0], metric="", unit="distance")
+    if result is not None:
+        return row
+    return replace(
+        row,
+        model="",
+        defense="",
+        threat_model=CLEAN,
+        attack=CLEAN,
+        epsilon=None,
+        eta=None,
+        model_sha256="",
+        flow="",
+    )
+
+
+# --------------------------------------------------------------------------------------------------- Fréchet
+@dataclass(frozen=True)
+class Distances:
+    """The Fréchet distances of a run. columns: one an extractor; just "FID" when nothing was scored."""
+
+    records: tuple[FrechetRecord, ...]
+    columns: tuple[str, ...]
+
+    def label(self, record: FrechetRecord) -> str:
+        """The extractor's name, with a part of its hash where two extractors have one name."""
+        hashes = {r.extractor_hash for r in self.records if r.extractor == record.extractor}
+        return record.extractor + (f" ({record.extractor_hash[:8]})" if len(hashes) > 1 else "")
+
+    def of_cell(self, cell: str | None) -> list[FrechetRecord | None]:
+        """The records of a cell (None: the clean images), a column each."""
+        found = {self.label(record): record for record in self.records if record.cell == cell}
+        return [found.get(column) for column in self.columns]
+
+    @property
+    def floor(self) -> tuple[str, ...]:
+        """What unattacked images score, in one line; empty when nothing was scored."""
+        found = [record for record in self.of_cell(None) if record is not None and record.value is not None]
+        texts = [f"{self.label(record)} {record.value:.2f}" for record in found]
+        return (f"Clean images of the same samples: {', '.join(texts)}.",) if texts else ()
+
+
+def distances(run: Run) -> Distances:
+    """What `robbench fid` stored for the run's plan; `UserError` for a damaged record."""
+    folders = [f for f in run.frechet_folders or (run.folder,) if (f / FRECHET_FOLDER).is_dir()]
+    found: dict[tuple[str, str | None], FrechetRecord] = {}
+    for record in (record for folder in folders for record in load_frechet(folder)):
+        key = record.extractor_hash, record.cell
+        if key not in found or found[key].value is None:
+            found[key] = record
+    records = tuple(found.values())
+    named = Distances(records, ())
+    return replace(named, columns=tuple(dict.fromkeys(map(named.label, records))) or ("FID",))
+
+
+# ------------------------------------------------------------------------------------------------------ table
+@dataclass(frozen=True)
+class SizeTable:
+    """Perturbation sizes as texts. footnotes: what the numbers in brackets of the last columns stand for."""
+
+    header: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    footnotes: tuple[str, ...]
+
+
+SIZE_CAPTION = (
+    "L2 and Linf: mean ± standard deviation over samples, pixels in [0, 1]. Attacked: right before the attack (of a "
+    "flow, and by a perturbation, all are); broken: those of them that the attack broke. FID and other Fréchet "
+    "distances: all images of the cell to the training images."
+)
+
+
+def size_table(run: Run) -> SizeTable:
+    """The sizes of every cell, and one line for the Fréchet distances of the clean images where there are any."""
+    scored, notes = distances(run), Footnotes()
+    lines: list[tuple[str, ...]] = []
+    if scored.records:
+        lines.append(("", CLEAN, f"all {run.n}", "-", "-", *notes.texts(scored.of_cell(None))))
+    for result in run.cells:
+        lines += _size_lines(run, result, notes.texts(scored.of_cell(result.cell.hash)))
+    header = ("model", "attack", "samples", "L2", "Linf", *scored.columns)
+    return SizeTable(header, tuple(lines), notes.lines)
+
+
+def _size_lines(run: Run, result: CellResult, scores: Sequence[str]) -> list[tuple[str, ...]]:
+    """All samples and their Fréchet distances, then the broken ones."""
+    cell, sizes = result.cell, measured_sizes(run, result)
+    sizes.sort(key=lambda m: m.samples)  # attacked, then broken
+    if not sizes:
+        status = cell_status(run, result)[0]
+        words = ["-" if status == "ok" else status] * 2
+        return [(cell.model_name, cell.attack.label, "", *words, *scores)]
+    empty = [""] * len(scores)
+    return [
+        (cell.model_name, cell.attack.label, f"{m.samples} {m.size.n}", *size_texts(m.size), *last)
+        for m, last in zip(sizes, [scores, *[empty] * (len(sizes) - 1)], strict=True)
+    ]
+
+
+def size_texts(size: PerturbationSize) -> tuple[str, str]:
+    """L2 and Linf as "1.303 ± 0.120"."""
+    return f"{size.l2_mean:.3f} ± {size.l2_std:.3f}", f"{size.linf_mean:.3f} ± {size.linf_std:.3f}"
+
+
+class Footnotes:
+    """Numbers notes in the order met, each text once."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """ "[1] the cell failed"."""
+        return tuple(f"[{number}] {note}" for note, number in self._numbers.items())
+
+    def texts(self, records: Sequence[FrechetRecord | None]) -> list[str]:
+        """ "72.12 [1]" or "not run [2]" a record; None: nothing was scored."""
+        return [self._text(record) for record in records]
+
+    def _text(self, record: FrechetRecord | None) -> str:
+        value = NOT_RUN if record is None or record.value is None else f"{record.value:.2f}"
+        reasons = [NOT_SCORED] if record is None else [*record.notes, *filter(None, [record.reason])]
+        marks = [self._numbers.setdefault(reason, len(self._numbers) + 1) for reason in reasons]
+        return " ".join([value, *(f"[{mark}]" for mark in marks)])

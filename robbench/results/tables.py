@@ -1,0 +1,394 @@
+"""A run as tidy table rows: one number a row, with its interval, its sample count and its status."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from robbench.results import corruptions
+from robbench.results.likelihood import likelihood_rows
+from robbench.results.parity import parity_note
+from robbench.results.perturbation import distance_rows, frechet_rows
+from robbench.results.rows import (
+    AVERAGE,
+    CLEAN,
+    COLUMNS,
+    WORST_CASE,
+    ModelResults,
+    TableRow,
+    adversaries,
+    blank_row,
+    cell_status,
+    clean_correct,
+    complete,
+    floats,
+    is_broken,
+    models,
+    right_under_attack,
+    robust,
+    shown,
+    with_estimate,
+    with_value,
+    without_value,
+)
+from robbench.results.wording import suspicious_note
+from robbench.statistics import accuracy
+from robbench.statistics.likelihood import bits_per_dim
+from robbench.store.records import CellResult, Run
+
+__all__ = ["COLUMNS", "NEAR_TIE", "TableRow", "Wide", "combined_attacks", "leaderboard", "models", "wide"]
+
+ALL_THREATS = "all"
+ROBUST_ACCURACY = "robust_accuracy"  # metric of the robust accuracy of attacks whose column shows another one
+NEAR_TIE = 1e-4
+ONE_DRAW = "one noise draw"
+WITHOUT = "not run: "  # what begins the list of missing attacks in the note of a partial number
+
+Threat = tuple[str, float | None, float | None]  # threat model, epsilon, eta
+
+
+@dataclass(frozen=True)
+class Wide:
+    """The accuracies as a matrix: models down, then clean, attacks, worst cases and the average across. Models with a
+    partial worst case or average stand below the others.
+
+    cells: by (model, column); a pair that nothing was planned for is absent.
+    """
+
+    models: tuple[tuple[str, str], ...]  # (name, defense)
+    columns: tuple[str, ...]
+    cells: dict[tuple[str, str], TableRow]
+
+
+def wide(rows: Sequence[TableRow], per_threat_model: bool = True) -> Wide:
+    """`rows` of `leaderboard` as a matrix.
+
+    The worst case under one threat model and budget has a column only where it says something: it combines
+    several attacks but not all of them, and `per_threat_model` is asked for.
+    """
+    accuracies = _without_corruptions([row for row in rows if row.metric.endswith("accuracy")])
+    threats: dict[Threat, set[str]] = {}
+    for row in accuracies:
+        if row.metric == "accuracy" and row.attack != CLEAN and row.threat_model != corruptions.THREAT_MODEL:
+            threats.setdefault(_threat(row), set()).add(row.attack)
+    names = [name for name, _, _ in threats]
+    cells: dict[tuple[str, str], TableRow] = {}
+    for row in accuracies:
+        if _is_of_one_threat(row) and not (
+            per_threat_model and len(threats) > 1 and len(threats[_threat(row)]) > 1
+        ):
+            continue
+        cells[row.model, _column(row, names.count(row.threat_model) > 1)] = row
+    columns = dict.fromkeys(column for _, column in cells)
+    names_and_defenses, partly = _names(accuracies), partly_attacked(accuracies)
+    return Wide(
+        models=tuple(sorted(names_and_defenses, key=lambda model: model[0] in partly)),
+        columns=tuple(sorted(columns, key=_column_group)),
+        cells=cells,
+    )
+
+
+def _names(rows: Sequence[TableRow]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row.model, row.defense) for row in rows))
+
+
+def partly_attacked(rows: Sequence[TableRow]) -> set[str]:
+    """Names of the models that were run under a part of the attacks only."""
+    return {row.model for row in rows if row.status == "partial"}
+
+
+def _without_corruptions(rows: Sequence[TableRow]) -> list[TableRow]:
+    """`rows` without the single corruptions where their mean is there; these have tables of their own."""
+    if not any(row.metric == corruptions.METRIC for row in rows):
+        return list(rows)
+    return [
+        row
+        for row in rows
+        if row.threat_model != corruptions.THREAT_MODEL or row.metric == corruptions.METRIC
+    ]
+
+
+def _threat(row: TableRow) -> Threat:
+    return row.threat_model, row.epsilon, row.eta
+
+
+def _is_of_one_threat(row: TableRow) -> bool:
+    return row.attack == WORST_CASE and row.threat_model != ALL_THREATS
+
+
+def robust_column(label: str) -> str:
+    """The column of the robust accuracy of an attack whose own column shows another one."""
+    return f"{label} (robust)"
+
+
+def _column(row: TableRow, with_budget: bool) -> str:
+    if row.metric == ROBUST_ACCURACY:
+        return robust_column(row.attack)
+    if not _is_of_one_threat(row):
+        return "worst case" if row.attack == WORST_CASE else row.attack
+    budgets = [f"{value:g}" for value in (row.epsilon, row.eta) if value is not None] if with_budget else []
+    return "@".join([f"worst {row.threat_model}", *budgets])
+
+
+def _column_group(column: str) -> int:
+    """Clean, attacks, worst cases, average; the order inside a group stays."""
+    if column.startswith("worst "):
+        return 3 if column == "worst case" else 2
+    return {CLEAN: 0, AVERAGE: 4}.get(column, 1)
+
+
+def leaderboard(run: Run) -> list[TableRow]:
+    """All numbers of a run. Order: models as planned; in a classifier clean, attacks, worst cases, average, then
+    likelihoods and distances attack by attack; in a flow likelihoods and distances attack by attack. Last come Fréchet
+    distances, where there are any."""
+    rows: list[TableRow] = []
+    found = models(run)
+    attacks = searched_attacks([model for model in found if model.kind == "classifier"])
+    for model in found:
+        rows += (
+            _classifier_rows(run, model, attacks) if model.kind == "classifier" else _flow_rows(run, model)
+        )
+    return rows + frechet_rows(run)
+
+
+def rows_under_attack(run: Run) -> list[TableRow]:
+    """`leaderboard`, with the accuracy under attack in the place of every attack's accuracy: what papers print.
+
+    Equal to robust accuracy under an attack that stops at images that are wrong already, as attacks on the true label
+    do here by default: these stay wrong.
+    """
+    cells = {(r.cell.model_name, r.cell.attack.label): r for r in run.cells}
+    rows = []
+    for row in leaderboard(run):
+        result = cells.get((row.model, row.attack))
+        if result is not None and row.metric == "accuracy" and row.measure == "robust accuracy":
+            row = replace(row, measure="accuracy under attack")
+            if row.status == "ok":
+                row = with_estimate(row, accuracy.accuracy(right_under_attack(result.rows)), [row.note])
+        rows.append(row)
+    return rows
+
+
+def searched_attacks(classifiers: Sequence[ModelResults]) -> tuple[CellResult, ...]:
+    """One cell of each attack that is no corruption, in plan order: what an average of these classifiers is over, and
+    as far as they are adversaries a worst case."""
+    cells: dict[str, CellResult] = {}
+    for model in classifiers:
+        for result in corruptions.searched(model).cells:
+            cells.setdefault(result.cell.attack.label, result)
+    return tuple(cells.values())
+
+
+def _flow_rows(run: Run, model: ModelResults) -> list[TableRow]:
+    return [
+        row for result in model.cells for row in likelihood_rows(run, result) + distance_rows(run, result)
+    ]
+
+
+def _classifier_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
+    rows = accuracy_rows(run, model, attacks)
+    for result in model.cells:
+        rows += _scored_rows(run, result) + distance_rows(run, result)
+    return rows
+
+
+def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
+    """Clean, attacks, worst cases and average of a classifier; of some attacks, when `model` holds only their cells.
+
+    attacks: of the table that the rows are for, as `searched_attacks`; a worst case or average that lacks one of them
+    is partial.
+    """
+    rows = [_clean_row(run, model)]
+    for result in model.cells:
+        rows += [_accuracy_row(run, result), *_other_accuracy(run, result)]
+    rows += corruptions.mean_rows(run, model)
+    if (own := corruptions.searched(model)).cells:
+        rows += _worst_case_rows(run, adversaries(own.cells), adversaries(attacks))
+        rows.append(_average_row(run, own, attacks))
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------- accuracy
+def _clean_row(run: Run, model: ModelResults) -> TableRow:
+    done = complete(run, model.cells)
+    blank = blank_row(
+        run,
+        model.first,
+        attack=CLEAN,
+        threat_model=CLEAN,
+        metric="accuracy",
+        measure="accuracy",
+        unit="%",
+        of_attack=False,
+    )
+    if not done:
+        scores = [r.cell.clean for r in model.cells if r.cell.clean and r.cell.clean.samples == run.n]
+        if not scores:
+            return without_value(blank, run, model.cells)
+        estimate = accuracy.wilson(scores[0].right, scores[0].samples)
+        return with_estimate(
+            blank, estimate, ["scored without an attack: no attack on this model was finished"]
+        )
+    clean = [clean_correct(result.rows) for result in done]
+    differing = int(np.any([column != clean[0] for column in clean], axis=0).sum())
+    notes = [f"clean verdicts differ between cells on {differing} samples"] if differing else []
+    notes.append(_near_ties(done[0].rows["clean_margin"]))
+    return with_estimate(blank, accuracy.accuracy(clean[0]), notes)
+
+
+def _accuracy_row(run: Run, result: CellResult) -> TableRow:
+    blank = blank_row(run, result, metric="accuracy", measure=result.cell.attack.measure, unit="%")
+    if blank.status != "ok":
+        return blank
+    notes = [parity_note(result.cell), _near_ties(result.rows["margin"])]
+    notes += map(suspicious_note, result.cell.doubts)
+    return with_estimate(blank, accuracy.accuracy(shown(result)), notes)
+
+
+def _other_accuracy(run: Run, result: CellResult) -> list[TableRow]:
+    """Of a perturbation, whose accuracy is that under attack, the robust accuracy too. Corruptions have tables of their
+    own, and 75 columns more would say little."""
+    attack = result.cell.attack
+    if attack.semantics != "perturbation" or attack.space == corruptions.SPACE:
+        return []
+    blank = blank_row(run, result, metric=ROBUST_ACCURACY, measure="robust accuracy", unit="%")
+    if blank.status != "ok":
+        return [blank]
+    return [with_estimate(blank, accuracy.accuracy(robust(result.rows)), [])]
+
+
+def _worst_case_rows(
+    run: Run, results: Sequence[CellResult], attacks: Sequence[CellResult]
+) -> list[TableRow]:
+    """One row a threat model and budget, then one over all; none without results. results: of a model's adversaries;
+    attacks: the adversaries of the table."""
+    if not results:
+        return []
+    wanted = _by_threat(attacks)
+    rows = [
+        _worst_case_row(run, group, wanted[threat], *threat) for threat, group in _by_threat(results).items()
+    ]
+    return [*rows, _worst_case_row(run, results, attacks, ALL_THREATS, None, None)]
+
+
+def _by_threat(results: Sequence[CellResult]) -> dict[Threat, list[CellResult]]:
+    groups: dict[Threat, list[CellResult]] = {}
+    for result in results:
+        attack = result.cell.attack
+        groups.setdefault((attack.threat_model, attack.epsilon, attack.eta), []).append(result)
+    return groups
+
+
+def _worst_case_row(
+    run: Run,
+    results: Sequence[CellResult],
+    attacks: Sequence[CellResult],
+    threat_model: str,
+    epsilon: float | None,
+    eta: float | None,
+) -> TableRow:
+    blank = blank_row(
+        run,
+        results[0],
+        attack=WORST_CASE,
+        threat_model=threat_model,
+        epsilon=epsilon,
+        eta=eta,
+        metric="worst_case_accuracy",
+        measure="robust accuracy",
+        unit="%",
+        of_attack=False,
+    )
+    if len(complete(run, results)) < len(results):
+        return without_value(blank, run, results)
+    held = accuracy.worst_case([_ids(r.rows) for r in results], [robust(r.rows) for r in results])
+    return _combining(blank, accuracy.accuracy(held), _labels(results), attacks)
+
+
+def _average_row(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> TableRow:
+    blank = blank_row(
+        run,
+        model.first,
+        attack=AVERAGE,
+        threat_model=ALL_THREATS,
+        metric="average_accuracy",
+        unit="%",
+        of_attack=False,
+    )
+    if len(complete(run, model.cells)) < len(model.cells):
+        return without_value(blank, run, model.cells)
+    _same_samples(model.cells)
+    columns = [clean_correct(model.first.rows), *map(shown, model.cells)]
+    estimate = accuracy.average(columns, run.seed)
+    return _combining(blank, estimate, [CLEAN, *_labels(model.cells)], attacks)
+
+
+def _combining(
+    blank: TableRow, estimate: accuracy.Estimate, parts: Sequence[str], attacks: Sequence[CellResult]
+) -> TableRow:
+    """The row of a number that combines `parts`, partial where one of `attacks` is not among them."""
+    missing = tuple(label for label in _labels(attacks) if label not in parts)
+    row = with_estimate(blank, estimate, [_over(parts), f"{WITHOUT}{', '.join(missing)}" if missing else ""])
+    return replace(row, status="partial" if missing else "ok", combined=tuple(parts), missing=missing)
+
+
+def _same_samples(results: Sequence[CellResult]) -> None:
+    accuracy.worst_case([_ids(r.rows) for r in results], [robust(r.rows) for r in results])
+
+
+# ------------------------------------------------------------------------------------------------ likelihoods
+def _scored_rows(run: Run, result: CellResult) -> list[TableRow]:
+    """Mean (with its normal 95 % interval over samples) and median bits/dim before (all samples) and after (samples the
+    attack broke), from one draw of the dequantisation noise a sample; no row where no flow scored the images or nothing
+    broke.
+
+    Unbroken samples are left out because a search may stop anywhere, or hand back the clean image, once it has
+    failed. An infinite or missing summary keeps status "ok" with what was measured in the note.
+    """
+    rows: list[TableRow] = []
+    if cell_status(run, result)[0] != "ok":
+        return rows
+    flow = result.cell.nll_flow.name if result.cell.nll_flow else ""
+    for name in ("before", "after") if result.cell.nll_flow else ():
+        values = floats(result.rows[f"nll_{name}"])
+        scored = values if name == "before" else values[is_broken(result.rows)]
+        if not len(scored):
+            continue
+        summary = bits_per_dim(scored)
+        blank = replace(
+            blank_row(run, result, metric=f"bits_per_dim_{name}", unit="bits/dim"),
+            flow=flow,
+            lower=summary.lower,
+            upper=summary.upper,
+        )
+        scope = f"over the {len(scored)} samples that the attack broke" if name == "after" else ""
+        rows.append(with_value(blank, summary.mean, [scope, ONE_DRAW, summary.note]))
+        median = replace(blank, metric=f"{blank.metric}_median", lower=None, upper=None)
+        rows.append(with_value(median, summary.median, [scope, ONE_DRAW, summary.median_note]))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------ notes
+def _ids(rows: pd.DataFrame) -> accuracy.SampleIds:
+    return rows["sample_id"].to_numpy(dtype=np.int64)
+
+
+def _near_ties(margin: "pd.Series[float]") -> str:
+    """Samples whose verdict may depend on batch size or machine: |margin| below NEAR_TIE."""
+    count = int((np.abs(margin.to_numpy()) < NEAR_TIE).sum())
+    return f"{count} of {len(margin)} samples with |margin| < {NEAR_TIE:g}" if count else ""
+
+
+def _labels(results: Sequence[CellResult]) -> list[str]:
+    return [result.cell.attack.label for result in results]
+
+
+def _over(parts: Sequence[str]) -> str:
+    return f"over {', '.join(parts)}"
+
+
+def combined_attacks(note: str) -> frozenset[str]:
+    """What a worst case or average combines, from its note in a CSV file; empty for the note of any other row."""
+    over = note.partition("; ")[0]
+    return frozenset(over.removeprefix("over ").split(", ")) if over.startswith("over ") else frozenset()

@@ -1,0 +1,138 @@
+"""Sentences and number formats that terminal, Markdown and HTML share."""
+
+from collections.abc import Iterable, Sequence
+
+from robbench.results.parity import parity_note
+from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE, TableRow
+from robbench.specs import Measure, ModelKind
+from robbench.store.records import CellRecord, Run
+
+INTERVALS = (
+    "95 % intervals: Wilson score for accuracies, bootstrap over samples for the average (unweighted mean of "
+    "clean and all attacks, by what their columns show). Worst case: a sample counts as correct only if it is right "
+    "without attack and no attack broke it; perturbations, which are no adversaries, are not part of it."
+)
+MEANINGS: dict[Measure, str] = {
+    "robust accuracy": "right on the clean image and under attack",
+    "accuracy under attack": "right on the attacked image; all images are perturbed, misclassified ones too",
+}
+ANY_ITERATE = (
+    "A search that stops early counts an image as broken by any of its iterates, papers by the last one: accuracies "
+    "under attack are 0 to 0.8 points lower here for it."
+)
+NAMED = 5  # attacks that a note on a partial number names; leaderboard.csv names all
+SUSPICIOUS = "suspicious: "  # what begins each suspicion in a row's note
+
+
+def measures(rows: Iterable[TableRow]) -> str:
+    """Which attacks' columns show which accuracy; all of them in a word where there is only one kind."""
+    shown: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.metric in ("accuracy", "corruption_accuracy") and row.measure in MEANINGS:
+            shown.setdefault(row.measure, {})[row.attack] = None
+    texts = []
+    for measure, meaning in MEANINGS.items():
+        if measure in shown:
+            names = "attacks" if len(shown) == 1 else ", ".join(shown[measure])
+            texts.append(f"{measure[0].upper()}{measure[1:]} ({meaning}): {names}.")
+    return " ".join(texts)
+
+
+def number_text(row: TableRow | None) -> str:
+    """Three decimals, or a dash where nothing was measured; a star where samples were left out."""
+    if row is None or row.value is None:
+        return "-" if row is None or not row.note else "none finite"
+    digits = f"{row.value:.3f}" if abs(row.value) < 1e4 else f"{row.value:.3e}"
+    return digits + ("*" if "left out" in row.note else "")
+
+
+def summary(run: Run, kind: ModelKind | None = None) -> str:
+    """How much was measured, of classifiers or flows alone when `kind` says so, and what stands behind AutoAttack."""
+    cells = [result.cell for result in run.cells if kind in (None, result.cell.attack.target)]
+    models = len({cell.model for cell in cells})
+    attacks = len({cell.attack.label for cell in cells})
+    counted = [_counted(models, "model"), _counted(attacks, "attack"), f"n = {run.n} test images"]
+    noted = [f"{note}." for note in run.notes]
+    return " ".join([*noted, f"{', '.join(counted)}, seed {run.seed}.", *_engines(cells)])
+
+
+def _engines(cells: Sequence[CellRecord]) -> list[str]:
+    """ "aa, aa-l2: robbench aa, parity table v1." """
+    labels: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        if note := parity_note(cell):
+            labels.setdefault(note, {})[cell.attack.label] = None
+    return [f"{', '.join(attacks)}: {note}." for note, attacks in labels.items()]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
+def versions(run: Run) -> str:
+    """ "robbench 0.1.0, torch 2.8.0", as recorded by the run."""
+    return ", ".join(f"{name} {version}" for name, version in run.versions.items())
+
+
+def problems(rows: Sequence[TableRow]) -> list[str]:
+    """What a reader must know about single numbers: worst cases and averages that leave out attacks, failures, missing
+    parts, near ties, left-out values; then what is suspicious about models, once for all attacks that say the same."""
+    single = [row for row in rows if row.attack not in (WORST_CASE, AVERAGE)]
+    kept = [row for row in single if _is_problem(row)]
+    lines = [f"{row.model}, {row.attack}, {row.metric.replace('_', ' ')}: {_reason(row)}" for row in kept]
+    return [*_partial(rows), *lines, *_suspicions(single)]
+
+
+def _partial(rows: Sequence[TableRow]) -> list[str]:
+    """A line for each model that was not run under all attacks of the table: its widest combined number says which."""
+    widest: dict[str, TableRow] = {}
+    for row in rows:
+        known = widest.get(row.model)
+        if row.status == "partial" and (known is None or len(row.missing) >= len(known.missing)):
+            widest[row.model] = row
+    return [f"{model}, worst case and average: partial, {partial_note(row)}" for model, row in widest.items()]
+
+
+def partial_note(row: TableRow) -> str:
+    """ "over 1 of 3 attacks; not run: pgd20, apgd-t" of a partial worst case or average, else empty."""
+    if not row.missing:
+        return ""
+    done = len([part for part in row.combined if part != CLEAN])
+    left = len(row.missing) - NAMED
+    named = ", ".join(row.missing[:NAMED]) + (f" and {left} more" if left > 0 else "")
+    return f"over {done} of {done + len(row.missing)} attacks; not run: {named}"
+
+
+def has_problem(row: TableRow) -> bool:
+    """Whether `problems` has something to say of a row."""
+    return _is_problem(row) or SUSPICIOUS in row.note
+
+
+def _is_problem(row: TableRow) -> bool:
+    words = ("left out", "|margin|", "differ")
+    return row.status != "ok" or any(word in _without_suspicions(row.note) for word in words)
+
+
+def _reason(row: TableRow) -> str:
+    if row.status == "ok":
+        return _without_suspicions(row.note)
+    return f"{row.status} ({row.note})" if row.note else row.status
+
+
+def suspicious_note(text: str) -> str:
+    """A suspicion about a cell as a part of its row's note."""
+    return f"{SUSPICIOUS}{text}"
+
+
+def _without_suspicions(note: str) -> str:
+    return note.partition(SUSPICIOUS)[0].removesuffix("; ")
+
+
+def _suspicions(rows: Sequence[TableRow]) -> list[str]:
+    """The suspicions in the notes of rows, one line a model and text."""
+    attacks: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for text in row.note.partition(SUSPICIOUS)[2].split(f"; {SUSPICIOUS}"):
+            if text and row.status == "ok":
+                attacks.setdefault((row.model, text), []).append(row.attack)
+    return [f"{model}, {', '.join(labels)}: {text}" for (model, text), labels in attacks.items()]

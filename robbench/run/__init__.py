@@ -1,0 +1,1 @@
+"""A run: plan, cells, executor, shards of work, Ray workers, progress."""

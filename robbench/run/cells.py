@@ -1,0 +1,251 @@
+"""The cells of a run: a model loaded and tried, an attack built, and the record that names the pair."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from robbench.attacks import (
+    Attack,
+    Cost,
+    LikelihoodAttack,
+    NamedAttack,
+    Victim,
+    build_attack,
+    build_likelihood_attack,
+)
+from robbench.attacks.search.decision import margins
+from robbench.attacks.search.inner import attacked
+from robbench.attacks.threads import multiply_adds, search_multiply_adds
+from robbench.attacks.trust.context import own_context
+from robbench.attacks.trust.preflight import RandomisedModelError, check_model
+from robbench.attacks.trust.suspicions import Diagnostics
+from robbench.attacks.victim import full_precision
+from robbench.cards import FlowReference, ModelCard
+from robbench.core.errors import UserError
+from robbench.core.foreign import cause, foreign_code
+from robbench.core.stops import reraise_stop
+from robbench.data import Dataset
+from robbench.models.entry import ZooEntry
+from robbench.models.flows.base import FrozenFlow
+from robbench.models.loading import LoadedFlow, LoadedModel, load_flow_model, load_model
+from robbench.specs import ResolvedAttack
+from robbench.store.records import CellRecord, Precision, cell_hash
+
+SHARD_SIZE = 120
+AnyAttack = TypeVar("AnyAttack", bound=NamedAttack)
+
+
+@dataclass(frozen=True)
+class Cell(ABC):
+    """One (model, attack) of the matrix, ready to run. record: its identity, status "running"."""
+
+    record: CellRecord
+    attack: NamedAttack
+
+    @property
+    def cost(self) -> Cost:
+        """Most model calls a sample can need."""
+        return self.attack.cost
+
+    @abstractmethod
+    def multiply_adds(self, x: Tensor, y: Tensor) -> float:
+        """Of one call as a search makes it, for an image x [1,C,H,W] with its label y [1], on the CPU."""
+
+
+@dataclass(frozen=True)
+class ClassifierCell(Cell):
+    """An attack on a classifier's decisions."""
+
+    attack: Attack
+    model: LoadedModel
+
+    def multiply_adds(self, x: Tensor, y: Tensor) -> float:
+        return search_multiply_adds(self.model.module, self.attack.flow, x, y)
+
+
+@dataclass(frozen=True)
+class FlowCell(Cell):
+    """An attack on a flow's likelihood."""
+
+    attack: LikelihoodAttack
+    model: LoadedFlow
+
+    def multiply_adds(self, x: Tensor, y: Tensor) -> float:
+        return multiply_adds(lambda: self.model.flow.log_prob(x, y))
+
+
+@dataclass(frozen=True)
+class CellBuilder:
+    """Makes cells. flow: what latent attacks and bits/dim of classifier cells use. batch_size: images at once.
+    likelihood_dtype: in which flows score images. search_precision: in which attacks search classifiers. warn: hears
+    what is suspicious of a model before it is attacked."""
+
+    seed: int
+    batch_size: int
+    likelihood_dtype: torch.dtype
+    search_precision: str
+    dataset: Dataset
+    samples: tuple[int, ...]
+    device: torch.device
+    flow: FrozenFlow | None
+    flow_card: ModelCard | None
+    warn: Callable[[str], None] = lambda _: None
+
+    def cells(self, entries: Sequence[ZooEntry], attacks: Sequence[ResolvedAttack]) -> Iterator[Cell]:
+        """Every model with every attack on models of its kind, models outermost."""
+        on_classifiers = [self._attack(spec) for spec in attacks if spec.target == "classifier"]
+        on_flows = [_likelihood_attack(spec) for spec in attacks if spec.target == "flow"]
+        for entry in entries:
+            if entry.card.kind == "classifier":
+                yield from self._classifier_cells(entry, on_classifiers)
+            else:
+                yield from self._flow_cells(entry, on_flows)
+
+    def _attack(self, spec: ResolvedAttack) -> Attack:
+        with _foreign_attack(spec):
+            return _asked(build_attack(spec, self.flow))
+
+    def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:
+        _same_shape(entry.card, self.dataset)
+        randomised = any(attack.verdict_forwards > 1 for attack in attacks)
+        model = self._tried(load_model(entry, self.device), randomised)
+        for attack in attacks:
+            # The likelihood of what nobody searched for says nothing, and 75 corruptions would cost hours of it.
+            flow = self.flow_card if attack.spec.bounded else None
+            yield ClassifierCell(self._record(model.card, attack, flow, "fp32"), attack, model)
+
+    def _tried(self, model: LoadedModel, randomised: bool) -> LoadedModel:
+        """The model, after it classified a block of images and passed the battery every attack begins with: what is
+        wrong with it shows before any attack runs. randomised: whether an attack for randomised models is planned."""
+        name, dataset = model.card.name, self.dataset
+        x, y = dataset.test.by_ids(self.samples[:SHARD_SIZE])
+        victim = Victim(model.module, self.device, SHARD_SIZE)
+        try:
+            with own_context(), attacked(model.module), full_precision():
+                logits = victim.clean_logits(x)
+                _require_classes(name, logits, dataset)
+                check_model(victim, x)
+        except RandomisedModelError as error:
+            if not randomised:
+                raise UserError(f"model {name!r}: {error}") from error
+            return model
+        except UserError as error:
+            raise UserError(f"model {name!r}: {error}") from error
+        except BaseException as error:  # lack of memory, and what nobody thought of
+            reraise_stop(error)
+            raise UserError(
+                f"model {name!r} fails on images {dataset.shape}: {cause(error)}; correct its architecture or weights"
+            ) from error
+        right = int((margins(logits, y) > 0).sum())
+        seen = Diagnostics(samples=len(x), clean_right=right, classes=dataset.classes)
+        for one in seen.suspicions:
+            self.warn(f"model {name!r}: {one.text}")
+        return model
+
+    def _flow_cells(self, entry: ZooEntry, attacks: Sequence[LikelihoodAttack]) -> Iterator[Cell]:
+        _same_shape(entry.card, self.dataset)
+        model = load_flow_model(entry, self.device, self.likelihood_dtype)
+        _tried_flow(model, self.dataset, self.samples, self.device)
+        precision: Precision = "fp64" if self.likelihood_dtype == torch.float64 else "fp32"
+        for attack in attacks:
+            yield FlowCell(self._record(model.card, attack, None, precision), attack, model)
+
+    def _record(
+        self, card: ModelCard, attack: NamedAttack, flow: ModelCard | None, precision: Precision
+    ) -> CellRecord:
+        spec, dataset = attack.spec, self.dataset
+        search = self.search_precision if attack.target == "classifier" else "fp32"
+        attack_flow = flow if spec.needs_flow else None
+        batch = min(self.batch_size, SHARD_SIZE) if attack.batch_dependent else None
+        return CellRecord(
+            hash=cell_hash(
+                card,
+                spec,
+                attack_flow,
+                flow,
+                attack.engine,
+                batch,
+                dataset.name,
+                dataset.revision,
+                self.seed,
+                precision,
+                search,
+            ),
+            model=card.name,
+            defense=card.defense,
+            dataset=dataset.name,
+            dataset_revision=dataset.revision,
+            seed=self.seed,
+            attack=spec,
+            model_sha256=card.weights.sha256,
+            attack_flow=_reference(attack_flow),
+            nll_flow=_reference(flow),
+            precision=precision,
+            search_precision=search,
+            engine=attack.engine,
+            batch_size=batch,
+        )
+
+
+def _likelihood_attack(spec: ResolvedAttack) -> LikelihoodAttack:
+    with _foreign_attack(spec):
+        return _asked(build_likelihood_attack(spec))
+
+
+def _foreign_attack(spec: ResolvedAttack) -> AbstractContextManager[None]:
+    return foreign_code(f"attack {spec.label!r}", "repair the package that it comes from, or leave it out")
+
+
+def _asked(attack: AnyAttack) -> AnyAttack:
+    """The attack, after what is asked of it later, in the middle of a run, has answered once."""
+    _ = attack.cost, attack.engine, attack.batch_dependent
+    return attack
+
+
+def _require_classes(name: str, logits: Tensor, dataset: Dataset) -> None:
+    if logits.shape[1] != dataset.classes:
+        raise UserError(
+            f"model {name!r} returns {logits.shape[1]} logits an image, {dataset.name} has {dataset.classes} "
+            f"classes; give a model of this data set"
+        )
+
+
+def _same_shape(card: ModelCard, dataset: Dataset) -> None:
+    if card.input_shape != dataset.shape:
+        raise UserError(
+            f"model {card.name!r} takes images {card.input_shape}, {dataset.name} has {dataset.shape}; "
+            f"give a model of this data set"
+        )
+
+
+def _tried_flow(model: LoadedFlow, dataset: Dataset, samples: Sequence[int], device: torch.device) -> None:
+    """`UserError` unless the flow fits the data set and scores some of a block of its images."""
+    name, flow = model.card.name, model.judge
+    if flow.grey_levels != dataset.grey_levels:
+        raise UserError(
+            f"model {name!r} is a flow of {flow.grey_levels} grey levels, {dataset.name} has {dataset.grey_levels}; "
+            f"give a flow of this data set"
+        )
+    if flow.label_classes is not None and flow.label_classes < dataset.classes:
+        raise UserError(
+            f"model {name!r} is conditioned on {flow.label_classes} classes, {dataset.name} has {dataset.classes}; "
+            f"give a flow of this data set"
+        )
+    ids = samples[:SHARD_SIZE]
+    x, y = (part.to(device) for part in dataset.test.by_ids(ids))
+    with torch.no_grad(), foreign_code(f"scoring images with model {name!r}"):
+        bits = flow.bits_per_dim(x, y, seed=0, sample_ids=ids)
+    if not torch.isfinite(bits).any():
+        raise UserError(
+            f"model {name!r} gives no finite likelihood to any of {len(ids)} test images; "
+            f"restore its weights or train it again"
+        )
+
+
+def _reference(card: ModelCard | None) -> FlowReference | None:
+    return FlowReference(name=card.name, sha256=card.weights.sha256) if card else None

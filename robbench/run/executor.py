@@ -1,0 +1,327 @@
+"""The driver of a run: which shards the ledger lacks, who computes them, and storing them as they arrive.
+
+A backend only computes. Ledger, progress and cell records belong to the driver, whatever the backend, so that a run can
+stop at any moment and be completed by either.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from robbench.attacks.trust.suspicions import Diagnostics
+from robbench.core.errors import UserError
+from robbench.core.places import Place
+from robbench.core.schema import validate_json
+from robbench.core.stops import check_stop, reraise_stop
+from robbench.run.cells import Cell, ClassifierCell
+from robbench.run.plan import Plan
+from robbench.run.progress import RunProgress
+from robbench.run.ray_backend import connected
+from robbench.run.shard_work import (
+    CleanLikelihood,
+    ShardFailure,
+    ShardRows,
+    ShardTask,
+    ShardWork,
+    clean_score,
+)
+from robbench.statistics.likelihood import bits_per_dim
+from robbench.store.ledger import Ledger
+from robbench.store.records import CellRecord, CleanScore, Status
+from robbench.store.shards import shown_values
+
+
+class Backend(Protocol):
+    """Computes shards. longest_first: whether cells are to be handed out by falling cost, not in plan order."""
+
+    @property
+    def longest_first(self) -> bool: ...
+
+    def results(self, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardRows | ShardFailure]]:
+        """Every task with its result, in any order. Tasks are taken from the iterator as there is room for them."""
+
+
+@dataclass(frozen=True)
+class LocalBackend:
+    """In process, shard after shard."""
+
+    work: ShardWork
+    longest_first: bool = False
+
+    def results(self, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardRows | ShardFailure]]:
+        for task in tasks:
+            result = self.work.shard(task.cell, task.ids)
+            check_stop()  # of a Ctrl-C that code inside has swallowed, a result would be a whim of the moment
+            yield task, result
+
+
+@contextmanager
+def opened_backend(plan: Plan) -> Iterator[Backend]:
+    """The backend of a plan; what it holds is freed, and what it still computes is stopped, on the way out."""
+    work = shard_work(plan)
+    if plan.ray is None:
+        yield LocalBackend(work)
+        return
+    with connected(plan.ray, work) as backend:
+        yield backend
+
+
+def shard_work(plan: Plan) -> ShardWork:
+    """What computes the shards of a plan, with modules on the plan's device."""
+    seed, device, batch_size = plan.run.seed, plan.device, plan.batch_size
+    return ShardWork(
+        split=plan.dataset.test,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+        precision=plan.precision,
+        compiled=plan.compiled,
+        kept=frozenset(plan.samples[: plan.keep_examples]),
+        likelihood=CleanLikelihood(plan.nll_flow, device, seed, batch_size),
+    )
+
+
+def execute(plan: Plan, ledger: Ledger, progress: RunProgress, backend: Backend) -> list[CellRecord]:
+    """Complete every cell of `plan` in `ledger`; returns their records in plan order.
+
+    A failing attack fails its cell and nothing else. Interrupt it at any moment: finished shards stay. Every cell has
+    an end state, "ok" or "failed", whatever ended the backend. `UserError` when the folder is removed or renamed
+    meanwhile.
+    """
+    ledger.write_run(plan.run, plan.cards, [cell.record for cell in plan.cells])
+    _keep_originals(plan, ledger, progress)
+    return _Driver(plan, ledger, progress, backend).run()
+
+
+def _keep_originals(plan: Plan, ledger: Ledger, progress: RunProgress) -> None:
+    """The clean images beside the adversarial ones that are kept, so that a report needs no data set."""
+    kept = plan.samples[: plan.keep_examples]
+    images, _ = plan.dataset.test.by_ids(kept)
+
+    def restore(path: Path, reason: str) -> None:
+        moved = ledger.quarantine(path)
+        progress.message(f"Quarantined: {path} {reason}; moved to {moved}, written again from the data set")
+
+    ledger.add_originals(dict(zip(kept, images.numpy(), strict=True)), restore)
+
+
+@dataclass
+class _Open:
+    """A cell that the ledger was read for. values: `shown_values` of the wanted samples; waiting: (block, ids) still to
+    hand out; computing: blocks handed out; failure: that of the earliest block that failed; device: of `CellRecord`."""
+
+    number: int
+    cell: Cell
+    values: dict[int, float]
+    waiting: deque[tuple[int, tuple[int, ...]]]
+    computing: set[int] = field(default_factory=set)
+    failure: tuple[int, ShardFailure] | None = None
+    device: str = ""
+
+    @property
+    def record(self) -> CellRecord:
+        """The cell's record as far as the ledger has its samples."""
+        return self.cell.record.model_copy(update={"device": self.device})
+
+    @property
+    def expected_cost(self) -> int:
+        """Model calls still to make, at most."""
+        cost = self.cell.cost
+        return (cost.forwards + cost.backwards) * sum(len(ids) for _, ids in self.waiting)
+
+    def fail(self, block: int, failure: ShardFailure) -> None:
+        """Hand out no more; blocks before this one are handed out already, and one of them may fail too."""
+        self.waiting.clear()
+        if self.failure is None or block < self.failure[0]:
+            self.failure = (block, failure)
+
+
+@dataclass
+class _Driver:
+    plan: Plan
+    ledger: Ledger
+    progress: RunProgress
+    backend: Backend
+    _place: Place = field(init=False)
+    _open: dict[int, _Open] = field(default_factory=dict)
+    _records: dict[int, CellRecord] = field(default_factory=dict)
+    _clean: dict[str, CleanScore | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._place = Place.of(self.ledger.folder)
+
+    def run(self) -> list[CellRecord]:
+        for task, result in self.backend.results(self._tasks()):
+            cell = self._open[task.number]
+            cell.computing.remove(task.block)
+            if isinstance(result, ShardFailure):
+                cell.fail(task.block, result)
+            else:
+                self._store(cell, task, result)
+            self._end_if_done(cell)
+        self._fail_unended()
+        return [self._records[number] for number in range(len(self.plan.cells))]
+
+    def _fail_unended(self) -> None:
+        """An end state for cells that a backend left without one: a loop that ends is not yet a run that is done."""
+        for number, cell in enumerate(self.plan.cells):
+            if number in self._records:
+                continue
+            if number not in self._open:
+                self._open[number] = _Open(number, cell, self._present(cell), deque())
+                self.progress.started(number, cell.record, len(self._open[number].values))
+            left = self._open[number]
+            left.computing.clear()
+            error = "the backend ended before every sample was computed; run the same command again"
+            left.fail(0, ShardFailure(error, ""))
+            self._end_if_done(left)
+
+    # ---------------------------------------------------------------------------------------------- what is missing
+    def _tasks(self) -> Iterator[ShardTask]:
+        """What is missing, cell after cell; a cell starts when its first shard is asked for."""
+        for cell in self._in_order():
+            self._start(cell)
+            while cell.waiting:
+                block, ids = cell.waiting.popleft()
+                if cell.cell.attack.batch_dependent:
+                    self._put_aside(cell.cell.record.hash, ids)
+                cell.computing.add(block)
+                yield ShardTask(cell.number, cell.cell, block, ids)
+
+    def _in_order(self) -> Iterator[_Open]:
+        cells = (self._read(number, cell) for number, cell in enumerate(self.plan.cells))
+        if not self.backend.longest_first:
+            yield from cells
+            return
+        incomplete: list[_Open] = []
+        for cell in cells:
+            if cell.waiting:
+                incomplete.append(cell)
+            else:
+                yield cell
+        # Popped, so that the values of a finished cell leave memory; of equals, the first in the plan comes first.
+        incomplete.sort(key=lambda cell: (cell.expected_cost, -cell.number))
+        while incomplete:
+            yield incomplete.pop()
+
+    def _read(self, number: int, cell: Cell) -> _Open:
+        values = self._present(cell)
+        waiting: deque[tuple[int, tuple[int, ...]]] = deque()
+        for block, wanted in self.plan.blocks():
+            missing = tuple(i for i in wanted if i not in values)
+            if missing:
+                waiting.append((block, wanted if cell.attack.batch_dependent else missing))
+        return _Open(number, cell, values, waiting, device=self._device(cell) if values else "")
+
+    def _device(self, cell: Cell) -> str:
+        """What computed the samples that the ledger has; "" where nobody wrote it down."""
+        try:
+            record = self.ledger.read_cell(cell.record.hash)
+        except UserError:  # a damaged cell.json is written again
+            return ""
+        return record.device if record is not None else ""
+
+    def _present(self, cell: Cell) -> dict[int, float]:
+        """`shown_values` of the wanted samples the ledger has; bad shards go to quarantine, each with a line."""
+        known = frozenset(int(i) for i in self.plan.dataset.test.ids.tolist())
+        values: dict[int, float] = {}
+        for shard in self.ledger.shards(cell.record.hash, self._quarantine, known):
+            values.update(shown_values(shard.table, cell.record.attack.semantics))
+        wanted = set(self.plan.samples)
+        return {i: value for i, value in values.items() if i in wanted}
+
+    def _quarantine(self, path: Path, reason: str) -> None:
+        moved = self.ledger.quarantine(path)
+        self.progress.message(
+            f"Quarantined: {path} {reason}; moved to {moved}, its samples are computed again"
+        )
+
+    def _put_aside(self, cell: str, block: Sequence[int]) -> None:
+        """Move shards that hold a part of `block` out of the way: in an attack whose results depend on the batch,
+        a sample added to a block changes the others, and a block is computed whole or not at all."""
+        shards = self.ledger.shards(cell, _ignore)
+        self.ledger.supersede([shard.path for shard in shards if not set(shard.ids).isdisjoint(block)])
+
+    # ------------------------------------------------------------------------------------------ start, store and end
+    def _start(self, cell: _Open) -> None:
+        self._place.require()
+        self._open[cell.number] = cell
+        self.progress.started(cell.number, cell.cell.record, len(cell.values))
+        if cell.waiting:
+            self.ledger.write_cell(cell.record)
+        self._end_if_done(cell)
+
+    def _store(self, cell: _Open, task: ShardTask, rows: ShardRows) -> None:
+        record = cell.cell.record
+        self._place.require()
+        try:
+            noticed = rows.diagnostics.model_dump_json(exclude_defaults=True)
+            self.ledger.write_shard(record.hash, task.block, rows.table, rows.seconds, noticed)
+            if rows.device not in cell.device.split(", "):
+                cell.device = ", ".join(filter(None, [cell.device, rows.device]))
+                self.ledger.write_cell(cell.record)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.ledger.folder} ({error.strerror}); "
+                f"make room and run the same command again"
+            ) from error
+        cell.values.update(shown_values(rows.table, record.attack.semantics))
+        self.progress.advanced(cell.number, len(cell.values), score_text(record, cell.values))
+
+    def _end_if_done(self, cell: _Open) -> None:
+        if cell.waiting or cell.computing:
+            return
+        record = cell.record
+        status: Status = "failed" if cell.failure else "ok"
+        reason = {"error": cell.failure[1].error, "details": cell.failure[1].details} if cell.failure else {}
+        seconds, suspicions = self._of_shards(record.hash)
+        changes = {"status": status, **reason, "seconds": seconds, "suspicions": suspicions}
+        if cell.failure:
+            changes["clean"] = self._clean_score(cell.cell)
+        record = record.model_copy(update=changes)
+        self._place.require()
+        self.ledger.write_cell(record)
+        self.progress.ended(cell.number, record, len(cell.values), score_text(record, cell.values))
+        self._records[cell.number] = record
+        del self._open[cell.number]
+
+    def _clean_score(self, cell: Cell) -> CleanScore | None:
+        """What the model of a failed attack does without it, so that a failed attack does not take the clean accuracy
+        with it; None where the clean images fail too."""
+        if not isinstance(cell, ClassifierCell):
+            return None
+        name = cell.record.model
+        if name not in self._clean:
+            x, y = self.plan.dataset.test.by_ids(self.plan.samples)
+            try:
+                self._clean[name] = clean_score(
+                    cell.model.module, x, y, self.plan.device, self.plan.batch_size
+                )
+            except BaseException as error:  # somebody else's forward, which has failed once already
+                reraise_stop(error)
+                self._clean[name] = None
+        return self._clean[name]
+
+    def _of_shards(self, cell: str) -> tuple[float, tuple[str, ...]]:
+        """Seconds of all shards of a cell, also of earlier runs, and what their counts together make suspicious."""
+        shards = self.ledger.shards(cell, _ignore)
+        noticed = (validate_json(s.diagnostics, Diagnostics, f"{s.path}, metadata") for s in shards)
+        together = sum(noticed, Diagnostics())
+        return round(sum(shard.seconds for shard in shards), 3), tuple(s.text for s in together.suspicions)
+
+
+def _ignore(path: Path, reason: str) -> None:
+    """For a second look at a cell whose bad shards went to quarantine at the first."""
+
+
+def score_text(record: CellRecord, values: Mapping[int, float]) -> str:
+    """What a cell's samples say so far: "robust accuracy 73.06 %", or "mean 3.21 bits/dim" over the finite ones."""
+    if not values:
+        return "-"
+    if record.attack.target == "classifier":
+        return f"{record.attack.measure} {100 * sum(values.values()) / len(values):.2f} %"
+    mean = bits_per_dim(list(values.values())).mean
+    return "no finite NLL" if mean is None else f"mean {mean:.4g} bits/dim"

@@ -1,0 +1,155 @@
+"""How a run shows itself: a live table on a terminal, plain lines anywhere else."""
+
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
+
+from robbench.core.terminal import print_line
+from robbench.store.records import CellRecord
+
+FAILED = "failed"
+
+
+class RunProgress(Protocol):
+    """What the executor reports. `cell` counts from 0 in plan order; `score`: what the table will say, as text."""
+
+    def started(self, cell: int, record: CellRecord, done: int) -> None:
+        """A cell starts with `done` samples already in the ledger."""
+
+    def advanced(self, cell: int, done: int, score: str) -> None:
+        """A shard of the cell is in the ledger."""
+
+    def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
+        """The cell is complete or failed (`record.status`)."""
+
+    def message(self, line: str) -> None:
+        """One line the user should see."""
+
+
+class PlainProgress(AbstractContextManager["PlainProgress"]):
+    """One line when a cell starts and one when it ends."""
+
+    def __init__(self, console: Console, records: list[CellRecord], total: int) -> None:
+        self._console, self._count, self._total = console, len(records), total
+        self._begun: dict[int, float] = {}  # cells overlap where several workers compute
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def message(self, line: str) -> None:
+        print_line(self._console, line)
+
+    def started(self, cell: int, record: CellRecord, done: int) -> None:
+        self._begun[cell] = time.monotonic()
+        already = f", {done} of them in the ledger" if done else ""
+        self.message(f"{self._where(cell, record)}: {self._total} samples{already}")
+
+    def advanced(self, cell: int, done: int, score: str) -> None:
+        return None
+
+    def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
+        seconds = time.monotonic() - self._begun.pop(cell)
+        outcome = f"{score} of {done}"
+        if record.status == "failed":
+            outcome = f"failed ({record.error})"
+        self.message(f"{self._where(cell, record)}: {outcome}, {seconds:.1f} s")
+
+    def _where(self, cell: int, record: CellRecord) -> str:
+        return f"[{cell + 1}/{self._count}] {record.model} x {record.attack.label}"
+
+
+class _Score(ProgressColumn):
+    """What the table will say of a cell; a failed one in red."""
+
+    def render(self, task: Task) -> Text:
+        score: str = task.fields["score"]
+        return Text(score, style="red" if score == FAILED else "")
+
+
+class LiveProgress(AbstractContextManager["LiveProgress"]):
+    """A row a cell: model, attack, done/total, elapsed, remaining, score so far.
+
+    Where the terminal has fewer lines than the run has cells, it shows those around the running one.
+    """
+
+    def __init__(self, console: Console, records: list[CellRecord], total: int) -> None:
+        self._console, self._total = console, total
+        # What a narrow terminal has no room for, the least needed first; the rest would be cut off everywhere.
+        bar = [BarColumn(bar_width=20)] if console.width >= 100 else []
+        times = [TimeElapsedColumn(), TimeRemainingColumn()] if console.width >= 65 else []
+        self._progress = Progress(
+            TextColumn("{task.fields[model]}", style="bold", markup=False),
+            TextColumn("{task.fields[attack]}", markup=False),
+            *bar,
+            MofNCompleteColumn(),
+            *times,
+            _Score(table_column=Column(justify="right", no_wrap=True)),
+            console=console,
+        )
+        self._tasks: list[TaskID] = [
+            self._progress.add_task(
+                "", total=total, start=False, model=r.model, attack=r.attack.label, score=""
+            )
+            for r in records
+        ]
+        self._show_around(0)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def message(self, line: str) -> None:
+        print_line(self._console, line)
+
+    def started(self, cell: int, record: CellRecord, done: int) -> None:
+        self._show_around(cell)
+        # `reset` rather than `update`, so that samples of an earlier run do not count as speed.
+        self._progress.reset(self._tasks[cell], start=True, completed=done)
+
+    def advanced(self, cell: int, done: int, score: str) -> None:
+        self._progress.update(self._tasks[cell], completed=done, score=score)
+
+    def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
+        text = FAILED if record.status == "failed" else score
+        self._progress.update(self._tasks[cell], completed=done, score=text)
+        self._progress.stop_task(self._tasks[cell])
+        if record.status == "failed":
+            self.message(f"{record.model} x {record.attack.label} failed: {record.error}")
+
+    def _show_around(self, cell: int) -> None:
+        rows = max(self._console.height - 2, 1)
+        first = max(min(cell - rows // 2, len(self._tasks) - rows), 0)
+        for number, task in enumerate(self._tasks):
+            self._progress.update(task, visible=first <= number < first + rows)
+
+
+def run_progress(console: Console, records: list[CellRecord], total: int) -> PlainProgress | LiveProgress:
+    """The live table on a terminal, plain lines otherwise."""
+    return (
+        LiveProgress(console, records, total)
+        if console.is_terminal
+        else PlainProgress(console, records, total)
+    )

@@ -1,0 +1,253 @@
+"""Computing a shard: (cell, sample ids) in, ledger rows or a failure out.
+
+What the local backend calls in process and the Ray backend in its workers; nothing here touches the run folder.
+"""
+
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from robbench.attacks import LikelihoodOutcome, Outcome, Victim
+from robbench.attacks.search.decision import margins
+from robbench.attacks.search.inner import attacked
+from robbench.attacks.threads import threads_for
+from robbench.attacks.trust.context import own_context
+from robbench.attacks.trust.model_call import out_of_memory
+from robbench.attacks.trust.suspicions import Diagnostics
+from robbench.attacks.victim import full_precision
+from robbench.attacks.witness import witnesses
+from robbench.core.device import device_text
+from robbench.core.errors import AttackViolation, UserError
+from robbench.core.foreign import message_of
+from robbench.core.precision import SearchPrecision
+from robbench.core.stops import reraise_stop
+from robbench.data import Split
+from robbench.models.flows.base import FrozenFlow
+from robbench.run.cells import Cell, ClassifierCell, FlowCell
+from robbench.store.records import CleanScore
+from robbench.store.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
+
+LONGEST_TRACEBACK = 100_000  # characters that a record keeps, the end of it
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Samples of one cell still to compute. number: the cell's, from 0 in plan order; block: the shard's."""
+
+    number: int
+    cell: Cell
+    block: int
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """A computed shard: ledger rows in the order of the ids asked, seconds taken, what was noticed, on which device."""
+
+    table: pa.Table
+    seconds: float
+    diagnostics: Diagnostics = field(default_factory=Diagnostics)
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class ShardFailure:
+    """Why a shard has no rows: one line, and the traceback."""
+
+    error: str
+    details: str
+
+
+@dataclass
+class CleanLikelihood:
+    """Bits/dim under the run's flow; clean images are scored once a process, not once a cell."""
+
+    flow: FrozenFlow | None
+    device: torch.device
+    seed: int
+    batch_size: int
+    _clean: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def without_flow(self) -> "CleanLikelihood":
+        """For cells whose images no flow is to score."""
+        return replace(self, flow=None)
+
+    def clean(self, ids: list[int], x: Tensor, y: Tensor) -> list[float | None]:
+        """Bits/dim of clean images x [n,C,H,W], labels y [n]; None each without a flow."""
+        if self.flow is None:
+            return [None] * len(ids)
+        missing = [row for row, i in enumerate(ids) if i not in self._clean]
+        names = [ids[row] for row in missing]
+        self._clean.update(zip(names, self._scores(self.flow, names, x[missing], y[missing]), strict=True))
+        return [self._clean[i] for i in ids]
+
+    def adversarial(self, ids: list[int], x: Tensor, y: Tensor) -> list[float | None]:
+        """Bits/dim of adversarial images; the dequantisation noise of a sample is that of its clean image."""
+        return [None] * len(ids) if self.flow is None else list(self._scores(self.flow, ids, x, y))
+
+    def _scores(self, flow: FrozenFlow, ids: list[int], x: Tensor, y: Tensor) -> list[float]:
+        scores: list[float] = []
+        with torch.no_grad():
+            for start in range(0, len(ids), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                images, labels = x[part].to(self.device), y[part].to(self.device)
+                bits = flow.bits_per_dim(images, labels, seed=self.seed, sample_ids=ids[part])
+                scores += bits.float().cpu().tolist()
+        return scores
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """Everything a shard needs beside its cell. split: holds the samples; kept: ids that keep their images.
+
+    fits: by cell, batch sizes that memory holds, where `batch_size` was found too large.
+
+    Picklable; `likelihood.flow` and the cells' modules must be on `device`.
+    """
+
+    split: Split
+    seed: int
+    device: torch.device
+    batch_size: int
+    precision: SearchPrecision
+    compiled: bool
+    kept: frozenset[int]
+    likelihood: CleanLikelihood
+    fits: dict[str, int] = field(default_factory=dict)
+
+    def on(self, device: torch.device) -> "ShardWork":
+        """The same work for a process whose modules are on `device`."""
+        return replace(self, device=device, likelihood=replace(self.likelihood, device=device))
+
+    def shard(self, cell: Cell, ids: Sequence[int]) -> ShardRows | ShardFailure:
+        """Attack the samples called `ids`; whatever model and attack raise becomes a failure, SystemExit and
+        KeyboardInterrupt too, unless this process itself is to stop (`Stopped`)."""
+        begun = time.monotonic()
+        try:
+            with threads_for(lambda: cell.multiply_adds(*self.split.by_ids(list(ids[:1])))):
+                table, diagnostics = self.table(cell, ids)
+            return ShardRows(table, time.monotonic() - begun, diagnostics, device_text(self.device))
+        except BaseException as error:
+            reraise_stop(error)
+            return failed(error)
+
+    def table(self, cell: Cell, ids: Sequence[int]) -> tuple[pa.Table, Diagnostics]:
+        """Ledger rows of the samples called `ids`, in that order, and what the attack noticed on the way."""
+        names = list(ids)
+        with full_precision():
+            if isinstance(cell, FlowCell):
+                return likelihood_rows(self._attacked_flow(cell, names), self.kept), Diagnostics()
+            assert isinstance(cell, ClassifierCell)
+            return self._attacked_classifier(cell, names)
+
+    def _attacked_classifier(self, cell: ClassifierCell, ids: list[int]) -> tuple[pa.Table, Diagnostics]:
+        x, y = self.split.by_ids(ids)
+        victim = Victim(cell.model.module, self.device, self.batch_size, self.precision, self.compiled)
+        if cell.record.hash in self.fits:
+            victim.use_batches_of(self.fits[cell.record.hash])
+        outcome = cell.attack.evaluate(
+            victim, torch.tensor(ids), x, y, seed=self.seed, batch_size=self.batch_size
+        )
+        scored = self.likelihood if cell.record.nll_flow is not None else self.likelihood.without_flow
+        before = scored.clean(ids, x, y)
+        after = scored.adversarial(ids, outcome.adversarial, y)
+        if victim.fits is not None:
+            self.fits[cell.record.hash] = victim.fits
+        flow = cell.record.attack_flow
+        rows = ledger_rows(outcome, before, after, self.kept, flow.sha256 if flow else None)
+        return rows, outcome.diagnostics
+
+    def _attacked_flow(self, cell: FlowCell, ids: list[int]) -> LikelihoodOutcome:
+        x, y = self.split.by_ids(ids)
+        model = cell.model
+        return cell.attack.evaluate(
+            model.flow, model.judge, torch.tensor(ids), x, y, self.seed, self.batch_size
+        )
+
+
+def clean_score(module: nn.Module, x: Tensor, y: Tensor, device: torch.device, batch_size: int) -> CleanScore:
+    """How many of the images x [N,C,H,W] with labels y [N] `module` classifies correctly without an attack."""
+    with own_context(), attacked(module), full_precision():
+        logits = Victim(module, device, batch_size).clean_logits(x)
+    return CleanScore(right=int((margins(logits, y) > 0).sum()), samples=len(x))
+
+
+def failed(error: BaseException) -> ShardFailure:
+    """An exception, while it is being handled or after, as the record of a cell keeps it."""
+    return ShardFailure(_reason(error), "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:])
+
+
+def _reason(error: BaseException) -> str:
+    """A failure in one line: what happened, and for lack of memory what to do."""
+    text = message_of(error, 1000)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of GPU memory ({text[:120]}); give a smaller --batch-size"
+    if out_of_memory(error):
+        return f"out of memory ({text[:120]}); give a smaller --batch-size"
+    return text if isinstance(error, AttackViolation | UserError) else f"{type(error).__name__}: {text[:300]}"
+
+
+def ledger_rows(
+    outcome: Outcome,
+    before: Sequence[float | None],
+    after: Sequence[float | None],
+    kept: frozenset[int],
+    flow: str | None = None,
+) -> pa.Table:
+    """An outcome as ledger rows. before, after: bits/dim of clean and adversarial images. kept: ids that keep
+    their adversarial image, and its witness where the attack searched through a flow (sha256 of its weights)."""
+    ids: list[int] = outcome.sample_ids.tolist()
+    examples = [
+        _pixels(image) if i in kept else None for i, image in zip(ids, outcome.adversarial, strict=True)
+    ]
+    columns = {
+        "sample_id": ids,
+        "label": outcome.labels.tolist(),
+        "clean_prediction": outcome.clean_predictions.tolist(),
+        "prediction": outcome.predictions.tolist(),
+        "clean_margin": outcome.clean_margins.tolist(),
+        "margin": outcome.margins.tolist(),
+        "robust": outcome.robust.tolist(),
+        "broken_by": outcome.broken_by,
+        "broken_at": outcome.broken_at.tolist(),
+        "l1": outcome.l1.tolist(),
+        "l2": outcome.l2.tolist(),
+        "linf": outcome.linf.tolist(),
+        "cross_entropy": outcome.cross_entropy.tolist(),
+        "nll_before": list(before),
+        "nll_after": list(after),
+        "forwards": outcome.forwards.tolist(),
+        "backwards": outcome.backwards.tolist(),
+        "counts_exact": [outcome.counts_exact] * len(ids),
+        "example": examples,
+        "witness": witnesses(outcome, flow, kept),
+    }
+    return pa.table(columns, schema=LEDGER_SCHEMA)
+
+
+def likelihood_rows(outcome: LikelihoodOutcome, kept: frozenset[int]) -> pa.Table:
+    """An outcome on a flow as ledger rows. kept: ids that keep the attacked image and the adversarial one."""
+    ids: list[int] = outcome.sample_ids.tolist()
+
+    def stored(images: Tensor) -> list[bytes | None]:
+        return [_pixels(image) if i in kept else None for i, image in zip(ids, images, strict=True)]
+
+    names = ("nll_before", "nll_after", "l1", "l2", "linf", "forwards", "backwards")
+    columns = {
+        "sample_id": ids,
+        "label": outcome.labels.tolist(),
+        **{name: getattr(outcome, name).tolist() for name in names},
+        "original": stored(outcome.originals),
+        "example": stored(outcome.adversarial),
+    }
+    return pa.table(columns, schema=LIKELIHOOD_SCHEMA)
+
+
+def _pixels(image: Tensor) -> bytes:
+    return image.numpy().astype("<f4").tobytes()

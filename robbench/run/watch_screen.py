@@ -1,0 +1,268 @@
+"""`robbench watch` on a terminal, as lines, and as JSON."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from robbench.core.terminal import Terminal, print_line
+from robbench.run.watch import CellView, Snapshot, Watcher
+
+STYLES = {"done": "green", "running": "cyan", "failed": "red", "missing": "dim"}
+FAILURES = 3  # reasons shown below the live table
+FIRST_LINES = 8  # of the live view that are not cells, at most
+NAMES_WIDTH = 22  # characters of model and attack together, below which other columns make room
+
+
+def watch_run(watcher: Watcher, interval: float, console: Terminal) -> Snapshot:
+    """Show a run until it has ended, a look every `interval` seconds; returns the last look."""
+    return _live(watcher, interval, console) if console.is_terminal else _lines(watcher, interval, console)
+
+
+def _live(watcher: Watcher, interval: float, console: Terminal) -> Snapshot:
+    snapshot = watcher.look()
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            live.update(screen(snapshot, console.height, console.width), refresh=True)
+            if snapshot.ended:
+                return snapshot
+            time.sleep(interval)
+            snapshot = watcher.look()
+
+
+def show_once(now: Snapshot, console: Terminal) -> None:
+    """Print how a run stands: as the live view does on a terminal, as lines elsewhere."""
+    if console.is_terminal:
+        console.print(screen(now, height=len(now.cells) + FIRST_LINES, width=console.width))
+        return
+    for line in changes(None, now):
+        print_line(console, line)
+
+
+def _lines(watcher: Watcher, interval: float, console: Terminal) -> Snapshot:
+    before: Snapshot | None = None
+    while True:
+        snapshot = watcher.look()
+        for line in changes(before, snapshot):
+            print_line(console, line)
+        if snapshot.ended:
+            return snapshot
+        before = snapshot
+        time.sleep(interval)
+
+
+# -------------------------------------------------------------------------------------------------------- lines
+def changes(before: Snapshot | None, now: Snapshot) -> Iterator[str]:
+    """What is new since the last look, a line each; at the first look how it stands."""
+    if not now.begun:
+        if before is None or before.begun:
+            yield waiting_text(now)
+        return
+    if before is None or not before.begun:
+        yield summary_text(now)
+        yield from (
+            _cell_line(now, number) for number, cell in enumerate(now.cells) if cell.state != "missing"
+        )
+        yield f"{speed_text(now, time.time())}."
+    else:
+        yield from _cell_changes(before, now)
+    if before is None or before.writing != now.writing or before.begun != now.begun:
+        yield f"{writer_text(now)}."
+    if now.damaged and (before is None or before.damaged != now.damaged):
+        yield damaged_text(now)
+    if now.ended:
+        yield end_text(now)
+
+
+def _cell_changes(before: Snapshot, now: Snapshot) -> Iterator[str]:
+    known = {cell.name: cell for cell in before.cells}
+    if [*known] != [cell.name for cell in now.cells]:
+        yield f"Another plan: {summary_text(now)}"
+    for number, cell in enumerate(now.cells):
+        old = known.get(cell.name)
+        if old is None or (old.state, old.done, old.score) != (cell.state, cell.done, cell.score):
+            left = f", about {duration(now.remaining)} to go" if _moving(now) else ""
+            yield _cell_line(now, number) + left
+
+
+def _cell_line(now: Snapshot, number: int) -> str:
+    cell = now.cells[number]
+    text = f"[{number + 1}/{len(now.cells)}] {cell.name}: {cell.state}, {cell.done} of {cell.n}"
+    parts = [text, score_text(cell)]
+    return ", ".join(part for part in parts if part) + (f" ({one_line(cell.error)})" if cell.error else "")
+
+
+def _moving(now: Snapshot) -> bool:
+    return now.remaining is not None and not now.settled and now.writing is not False
+
+
+# -------------------------------------------------------------------------------------------------------- texts
+def waiting_text(now: Snapshot) -> str:
+    held = ", but a process holds the lock: a run is about to begin" if now.writing else ""
+    return f"Waiting for a run: no run.yaml in {now.folder.absolute()} yet{held}."
+
+
+def summary_text(now: Snapshot) -> str:
+    """ "digits, n = 360: 8 cells, 3 done, 1 running, 0 failed, 4 missing; 1,320 of 2,880 samples"."""
+    states = ", ".join(f"{now.count(state)} {state}" for state in ("done", "running", "failed", "missing"))
+    samples = f"{sum(c.done for c in now.cells):,} of {sum(c.n for c in now.cells):,} samples"
+    return f"{now.dataset}, n = {now.n}: {counted(len(now.cells), 'cell')}, {states}; {samples}"
+
+
+def writer_text(now: Snapshot) -> str:
+    """Who is writing, as far as this machine knows."""
+    if now.writing:
+        return "A run is writing"
+    if now.writing is None:
+        return "This system does not tell whether a run is writing; the age of the last shard does"
+    if now.settled:
+        return "Nobody is writing"
+    return "Nobody on this machine is writing; run the same `robbench run` again to resume, unless it goes on elsewhere"
+
+
+def speed_text(now: Snapshot, at: float) -> str:
+    """Rate, time to go and age of the last shard."""
+    parts = []
+    if now.rate is not None and not now.settled:
+        parts.append(f"{now.rate:.3g} samples/s in the latest session")
+    if now.remaining is not None and _moving(now):
+        left_out = (
+            f", without {counted(now.unknown, 'cell')} no shard tells the speed of" if now.unknown else ""
+        )
+        parts.append(f"about {duration(now.remaining)} to go{left_out}")
+    age = (
+        "no shard yet"
+        if now.last_shard is None
+        else f"last shard {duration(max(at - now.last_shard, 0))} ago"
+    )
+    return "; ".join([*parts, age])
+
+
+def damaged_text(now: Snapshot) -> str:
+    return f"{counted(now.damaged, 'damaged shard')}; the next run quarantines what is damaged and computes it again"
+
+
+def end_text(now: Snapshot) -> str:
+    failed = now.count("failed")
+    if not failed:
+        return f"Done: {counted(len(now.cells), 'cell')}."
+    return f"Ended: {failed} of {counted(len(now.cells), 'cell')} failed; the others are done."
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def score_text(cell: CellView, with_interval: bool = True) -> str:
+    """ "robust accuracy 57.2 [52.0, 62.3] %", with "so far" over a part of the samples; "" without any."""
+    if cell.score is None:
+        return "no finite NLL" if cell.done else ""
+    digits, unit = (".1f", " %") if cell.target == "classifier" else (".4g", " bits/dim")
+    known = with_interval and cell.lower is not None and cell.upper is not None
+    interval = f" [{cell.lower:{digits}}, {cell.upper:{digits}}]" if known else ""
+    what = (cell.measure or "accuracy") if cell.target == "classifier" else "mean"
+    return f"{what} {cell.score:{digits}}{interval}{unit}" + (" so far" if cell.partial else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """ "1 cell", "8 cells"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def duration(seconds: float | None) -> str:
+    """ "8 s", "12 min", "3 h 05 min"."""
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+# ------------------------------------------------------------------------------------------------------- screen
+def screen(now: Snapshot, height: int = 40, width: int = 120, at: float | None = None) -> Group:
+    """The live view: totals, a line a cell around the running ones where not all fit, failures, the end."""
+    if not now.begun:
+        return Group(Text(waiting_text(now)))
+    rows = max(height - FIRST_LINES, 1)
+    first = _first_row(now.cells, rows)
+    shown = now.cells[first : first + rows]
+    lines: list[Text | Table] = [
+        Text(summary_text(now), style="bold"),
+        Text(writer_text(now), style="" if now.writing or now.settled else "yellow"),
+        Text(speed_text(now, time.time() if at is None else at)),
+        _cell_table(shown, width),
+    ]
+    if len(shown) < len(now.cells):
+        lines.append(Text(f"cells {first + 1} to {first + len(shown)} of {len(now.cells)}", style="dim"))
+    lines += [Text(damaged_text(now), style="yellow")] if now.damaged else []
+    failures = [f"{cell.name}: {one_line(cell.error)}" for cell in now.cells if cell.error]
+    lines += [Text(line, style="red", overflow="ellipsis", no_wrap=True) for line in failures[:FAILURES]]
+    lines += [Text(end_text(now), style="bold")] if now.ended else []
+    return Group(*lines)
+
+
+def _first_row(cells: Sequence[CellView], rows: int) -> int:
+    """So that the first cell that is not settled stands in the middle."""
+    position = next((k for k, cell in enumerate(cells) if cell.state in ("running", "missing")), 0)
+    return max(min(position - rows // 2, len(cells) - rows), 0)
+
+
+def _cell_table(cells: Sequence[CellView], width: int) -> Table:
+    """A line a cell. A narrow terminal has no room for seconds, a narrower one none for intervals, then none for
+    samples; names are cut, a score never: a part of it would be another number."""
+    columns: dict[str, list[str]] = {"state": [cell.state for cell in cells]}
+    columns["samples"] = [f"{cell.done}/{cell.n}" for cell in cells]
+    columns["seconds"] = [f"{cell.seconds:.1f}" for cell in cells]
+    columns["score"] = [_short_score(cell, with_interval=True) for cell in cells]
+    without = [_short_score(cell, with_interval=False) for cell in cells]
+    if width < 100:
+        del columns["seconds"]
+    if _names_width(columns, width) < NAMES_WIDTH:
+        columns["score"] = without
+    if _names_width(columns, width) < NAMES_WIDTH:
+        del columns["samples"]
+    attack = min(max((len(cell.attack) for cell in cells), default=0), _names_width(columns, width) // 3)
+    attack = max(attack, len("attack"))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    most = {"model": max(_names_width(columns, width) - attack, len("model")), "attack": attack}
+    for title, wide in most.items():
+        table.add_column(title, overflow="ellipsis", no_wrap=True, max_width=wide)
+    for title, texts in columns.items():
+        table.add_column(title, justify="right", no_wrap=True, min_width=_width(title, texts))
+    for cell, *rest in zip(cells, *columns.values(), strict=True):
+        values = [Text(text, style=STYLES[cell.state] if k == 0 else "") for k, text in enumerate(rest)]
+        table.add_row(Text(cell.model), Text(cell.attack), *values)
+    return table
+
+
+def _short_score(cell: CellView, with_interval: bool) -> str:
+    """Without its interval also without what the state says ("so far") and the unit of a flow."""
+    text = (
+        score_text(cell, with_interval).removeprefix("mean ").removeprefix(f"{cell.measure or 'accuracy'} ")
+    )
+    return text if with_interval else text.removesuffix(" so far").removesuffix(" bits/dim")
+
+
+def _names_width(columns: dict[str, list[str]], width: int) -> int:
+    """What columns leave of a terminal for model and attack; each of all is followed by two spaces."""
+    return width - sum(_width(title, texts) + 2 for title, texts in columns.items()) - 2
+
+
+def _width(title: str, texts: list[str]) -> int:
+    return max(7, *map(len, [title, *texts]))
+
+
+# --------------------------------------------------------------------------------------------------------- JSON
+def snapshot_json(now: Snapshot) -> dict[str, Any]:
+    """A look as the object that docs/living.md describes; every number in full."""
+    fields = asdict(now)
+    cells = [{**asdict(cell), "partial": cell.partial} for cell in now.cells]
+    ended = {"begun": now.begun, "settled": now.settled, "ended": now.ended}
+    return {**fields, "folder": str(now.folder), "cells": cells, **ended}

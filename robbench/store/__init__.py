@@ -1,0 +1,1 @@
+"""Run folders on disk: records, ledger, shards, merged runs, what may be deleted. Knows no rendering."""

@@ -1,0 +1,134 @@
+"""RUN/frechet/*.json: one Fréchet distance a (cell, feature extractor), as typed records. No torch here."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from robbench.core.errors import UserError
+from robbench.core.resources import write_text_atomically
+from robbench.core.schema import Strict, canonical_hash, load_json, validate
+from robbench.specs import SHA256
+from robbench.store.ledger import RUN_FILE, Ledger
+from robbench.store.record_files import (
+    RECORD_VERSION,
+    EditedRecordError,
+    with_checksum,
+    without_checksum,
+)
+from robbench.store.records import RunFile
+
+FRECHET_FOLDER, CLEAN = "frechet", "clean"
+NEXT_STEP = "run robbench fid again"
+
+
+class FrechetRecord(Strict):
+    """Fréchet distance between the images of a cell and the training images of its data set, or why there is none.
+
+    cell, model: None for the clean images of the same samples, the floor to compare with (attack is then "clean").
+    extractor: "FID", or "frechet[...]" for features that are not FID's; with the sha256 of its weights and the hash of
+    all its features depend on. n, reference_n: images on either side. samples_sha256: hash of the sample ids. key:
+    hash of everything the value depends on (None without a value). notes: what a reader must know. reason: why there
+    is no value, and what to do.
+    """
+
+    schema_version: Literal[1, 2] = RECORD_VERSION
+    status: Literal["ok", "not run"]
+    cell: SHA256 | None
+    model: str | None
+    attack: str
+    extractor: str
+    extractor_sha256: SHA256
+    extractor_hash: SHA256
+    dataset: str
+    dataset_revision: SHA256
+    reference_split: str
+    reference_n: int
+    n: int
+    samples_sha256: SHA256
+    key: SHA256 | None = None
+    value: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    notes: tuple[str, ...] = ()
+    reason: str = ""
+    versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        complete = self.value is not None and self.key is not None and not self.reason
+        absent = self.value is None and self.key is None and bool(self.reason)
+        if not (complete if self.status == "ok" else absent):
+            raise ValueError(f"status {self.status!r} fits neither its value, its key nor its reason")
+        return self
+
+    def without_value(self, reason: str) -> "FrechetRecord":
+        """The same cell and extractor, not run for `reason`."""
+        changes = {"status": "not run", "value": None, "key": None, "notes": (), "reason": reason}
+        return self.model_copy(update=changes)
+
+
+def samples_hash(ids: Iterable[int]) -> str:
+    """Hash of a set of sample ids."""
+    return canonical_hash(sorted(ids))
+
+
+def record_path(folder: Path, cell: str | None, extractor_hash: str) -> Path:
+    """Where a run folder keeps the record of a cell (None: the clean images) and an extractor."""
+    return folder / FRECHET_FOLDER / f"{cell[:16] if cell else CLEAN}-{extractor_hash[:8]}.json"
+
+
+def write_record(folder: Path, record: FrechetRecord) -> None:
+    """Store `record` in a run folder, atomically."""
+    path = record_path(folder, record.cell, record.extractor_hash)
+    write_text_atomically(path, json.dumps(with_checksum(record), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_record(path: Path) -> FrechetRecord:
+    """One stored record; `UserError` when the file is damaged."""
+    next_step = f"remove it and {NEXT_STEP}"
+    try:
+        content = load_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is not JSON ({error}); {next_step}") from error
+    try:
+        return validate(without_checksum(path, content, next_step), FrechetRecord, str(path))
+    except EditedRecordError:
+        raise
+    except UserError as error:
+        raise UserError(f"{error}; {next_step}") from error
+
+
+def load_frechet(run_folder: Path) -> list[FrechetRecord]:
+    """Distances of the last plan of a run folder: for each extractor used so far the clean images, then every cell in
+    plan order. Empty when `robbench fid` never ran.
+
+    A cell that was never scored, or scored for other samples than the plan's, is there as "not run" with the reason.
+    Raises `UserError` for a folder that is no run and for a damaged record.
+    """
+    run = Ledger(run_folder).read_run() if run_folder.is_dir() else None
+    if run is None:
+        raise UserError(
+            f"{str(run_folder)!r} is not a run folder (no {RUN_FILE}); give the --out of a `robbench run`"
+        )
+    stored = [read_record(path) for path in sorted((run_folder / FRECHET_FOLDER).glob("*.json"))]
+    extractors: dict[str, list[FrechetRecord]] = {}
+    for record in sorted(stored, key=lambda r: (r.extractor, r.extractor_hash)):
+        extractors.setdefault(record.extractor_hash, []).append(record)
+    return [record for found in extractors.values() for record in _planned(run, found)]
+
+
+def _planned(run: RunFile, found: Sequence[FrechetRecord]) -> list[FrechetRecord]:
+    """The records of one extractor in plan order, completed by "not run"."""
+    by_cell = {record.cell: record for record in found}
+    plan: list[tuple[str | None, str | None, str]] = [(None, None, CLEAN)]
+    plan += [(entry.hash, entry.model, entry.attack) for entry in run.cells]
+    wanted = samples_hash(run.sample_ids)
+    records = []
+    for cell, model, attack in plan:
+        record = by_cell.get(cell) or found[0].without_value(f"not scored yet; {NEXT_STEP}")
+        if record.samples_sha256 != wanted:
+            record = record.without_value(f"scored for other samples than the run's {run.n}; {NEXT_STEP}")
+        names = {"cell": cell, "model": model, "attack": attack, "n": run.n, "samples_sha256": wanted}
+        records.append(record.model_copy(update=names))
+    return records

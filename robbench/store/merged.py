@@ -1,0 +1,246 @@
+"""Several runs on the same samples as one, and why that may not be. No torch here.
+
+One leaderboard stands on one set of samples, one seed and one engine. What would mix two of anything under one name is
+a conflict, and conflicts are named, never resolved by a choice.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from robbench.core.errors import UserError
+from robbench.store.records import CellRecord, CellResult, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROUNDING = 1e-3  # of margins, bits/dim and sizes, relative above 1: what another processor does to equal rows
+MAJOR = ("robbench", "torch")  # whose major versions must agree
+_EXACT = ("label", "clean_prediction", "prediction", "robust", "broken_by")
+_ROUNDED = ("clean_margin", "margin", "l1", "l2", "linf", "nll_before", "nll_after")
+Named = Sequence[tuple[str, Run]]
+
+
+def merge_runs(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: bool = False) -> Run:
+    """The union of runs on the same samples: every cell once, models outermost, in order of first appearance.
+
+    A cell of several runs is taken where it has most rows, then most examples. folder: that of the first run. names:
+    what errors call the runs (default: their folders). `UserError` for the first of their `conflicts`.
+    """
+    if not runs:
+        raise UserError("nothing to merge; give at least one run")
+    found = conflicts(runs, names, accept_versions)
+    if found:
+        more = f" (+{len(found) - 1} more)" if len(found) > 1 else ""
+        raise UserError(f"these runs are no one leaderboard: {found[0]}{more}")
+    notes = dict.fromkeys(run.note for run in runs if run.note)
+    return replace(
+        runs[0],
+        cells=_ordered(_cells(runs).values()),
+        cards={name: card for run in reversed(runs) for name, card in run.cards.items()},
+        versions=_versions(runs),
+        data=next((run.data for run in runs if run.data is not None), None),
+        note=". ".join(notes),
+        frechet_folders=tuple(folder for run in runs for folder in run.frechet_folders or (run.folder,)),
+    )
+
+
+def source_of(runs: Sequence[Run], result: CellResult) -> Run:
+    """The run that a cell of their union comes from."""
+    return next(run for run in runs if any(other is result for other in run.cells))
+
+
+def _cells(runs: Sequence[Run]) -> dict[tuple[str, str], CellResult]:
+    cells: dict[tuple[str, str], CellResult] = {}
+    for result in (result for run in runs for result in run.cells):
+        best = cells.setdefault(_key(result.cell), result)
+        if _weight(result) > _weight(best):
+            cells[_key(result.cell)] = result
+    return cells
+
+
+def _key(cell: CellRecord) -> tuple[str, str]:
+    return cell.model_name, cell.attack.label
+
+
+def _weight(result: CellResult) -> tuple[int, int]:
+    return len(result.rows), int(result.rows["example"].notna().sum())
+
+
+def _ordered(cells: Iterable[CellResult]) -> list[CellResult]:
+    listed = list(cells)
+    models = list(dict.fromkeys(result.cell.model_name for result in listed))
+    return sorted(listed, key=lambda result: models.index(result.cell.model_name))
+
+
+def _versions(runs: Sequence[Run]) -> dict[str, str]:
+    """Versions of the libraries; where runs differ, all of them: "2.8.0 / 2.9.1"."""
+    names = dict.fromkeys(name for run in runs for name in run.versions)
+    return {
+        name: " / ".join(dict.fromkeys(run.versions[name] for run in runs if name in run.versions))
+        for name in names
+    }
+
+
+# ----------------------------------------------------------------------------------------------------- conflicts
+def conflicts(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: bool = False) -> list[str]:
+    """Why runs are no one leaderboard, one line a reason with the next step; empty when they are.
+
+    Other data, samples or seed; other engine or major versions (unless accepted); one name for two models, or for two
+    attacks; one cell with two results.
+    """
+    named = list(zip(names or [str(run.folder) for run in runs], runs, strict=True))
+    found = [text for other in named[1:] for text in _identity(named[0], other)]
+    if not accept_versions:
+        found += version_conflicts(runs, names)
+    return [*found, *_models(named), *_attacks(named), *_results(named)]
+
+
+def version_conflicts(runs: Sequence[Run], names: Sequence[str] = ()) -> list[str]:
+    """Engines, and major versions of robbench and torch, in which runs differ."""
+    named = list(zip(names or [str(run.folder) for run in runs], runs, strict=True))
+    first, run = named[0]
+    step = "run one of them again, or accept it with --accept-versions, which every table then says"
+    found = []
+    for other, its in named[1:]:
+        pairs = [(name, _major(run, name), _major(its, name)) for name in MAJOR]
+        pairs.append(("engine", ", ".join(_engines(run)), ", ".join(_engines(its))))
+        found += [
+            f"{name} is {mine} in {first} and {theirs} in {other}; {step}"
+            for name, mine, theirs in pairs
+            if mine != theirs
+        ]
+    return found
+
+
+def _major(run: Run, name: str) -> str:
+    """ "2" of 2.15.0; "0.1" of 0.1.3, for before 1.0 the second number is the one that breaks."""
+    numbers = [*run.versions.get(name, "unknown").split("."), ""]
+    return f"0.{numbers[1]}" if numbers[0] == "0" else numbers[0]
+
+
+def _engines(run: Run) -> list[str]:
+    return sorted({_engine(result.cell) for result in run.cells})
+
+
+def _engine(cell: CellRecord) -> str:
+    """The engine itself; packages behind the comma are those of single attacks."""
+    return cell.engine.partition(",")[0]
+
+
+def _identity(first: tuple[str, Run], other: tuple[str, Run]) -> Iterator[str]:
+    (name, run), (its, theirs) = first, other
+    pairs = (
+        ("data set", run.dataset, theirs.dataset),
+        ("data set revision", run.dataset_revision[:12], theirs.dataset_revision[:12]),
+        ("image shape", run.shape, theirs.shape),
+        ("seed", run.seed, theirs.seed),
+        ("number of samples", run.n, theirs.n),
+    )
+    different = [pair for pair in pairs if pair[1] != pair[2]]
+    for what, mine, other_value in different:
+        yield f"{what} is {mine} in {name} and {other_value} in {its}; merge only runs that agree in it"
+    if not different and set(run.sample_ids) != set(theirs.sample_ids):
+        alone = len(set(run.sample_ids) - set(theirs.sample_ids))
+        yield (
+            f"{alone} of {run.n} samples of {name} are not those of {its}; run both with one --n and --seed "
+            f"of the same data"
+        )
+
+
+def _models(named: Named) -> Iterator[str]:
+    """Two models of one name."""
+    owners: dict[str, tuple[str, Run]] = {}
+    for name, run in named:
+        for model, card in run.cards.items():
+            first, theirs = owners.setdefault(model, (name, run))
+            known = theirs.cards[model]
+            if known.function_hash != card.function_hash:
+                yield (
+                    f"model {model!r} is another one in {name} (weights {card.weights.sha256[:12]}) than in {first} "
+                    f"({known.weights.sha256[:12]}); rename one in its card and run it again"
+                )
+            elif known.defense != card.defense:
+                yield (
+                    f"model {model!r} has defense {card.defense!r} in {name} and {known.defense!r} in {first}; correct "
+                    f"one card"
+                )
+
+
+def _attacks(named: Named) -> Iterator[str]:
+    """Two attacks of one label."""
+    owners: dict[str, tuple[str, CellRecord]] = {}
+    for name, run in named:
+        told = set()
+        for cell in (result.cell for result in run.cells):
+            first, known = owners.setdefault(cell.attack.label, (name, cell))
+            differences = _attack_differences(known, cell)
+            if differences and cell.attack.label not in told:
+                told.add(cell.attack.label)
+                yield (
+                    f"attack {cell.attack.label!r} is not the same in {first} and {name}: {', '.join(differences)}; "
+                    f"run it again with one setting"
+                )
+
+
+def _attack_differences(known: CellRecord, cell: CellRecord) -> list[str]:
+    """ "parameters.steps 10 and 20"."""
+    one, other = (dict(_flat(_attack_parts(record))) for record in (known, cell))
+    keys = dict.fromkeys([*one, *other])
+    return [f"{key} {one.get(key)} and {other.get(key)}" for key in keys if one.get(key) != other.get(key)]
+
+
+def _attack_parts(cell: CellRecord) -> dict[str, object]:
+    flows = {"attack flow": cell.attack_flow, "flow of the likelihood": cell.nll_flow}
+    return {
+        **cell.attack.model_dump(mode="json", exclude={"label"}),
+        **{what: flow and f"{flow.name} {flow.sha256[:12]}" for what, flow in flows.items()},
+        "precision": cell.precision,
+        "search precision": cell.search_precision,
+        "batch size": cell.batch_size,
+    }
+
+
+def _flat(parts: Mapping[str, object], at: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in parts.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{at}{key}.")
+        else:
+            yield f"{at}{key}", value
+
+
+def _results(named: Named) -> Iterator[str]:
+    """One cell with two addresses, or with other rows under one address."""
+    owners: dict[tuple[str, str], tuple[str, CellResult]] = {}
+    for name, run in named:
+        for result in run.cells:
+            first, known = owners.setdefault(_key(result.cell), (name, result))
+            what = f"{result.cell.model_name} x {result.cell.attack.label}"
+            if known.cell.hash != result.cell.hash:
+                yield (
+                    f"{what} has cell hash {known.cell.hash[:12]} in {first} and {result.cell.hash[:12]} in {name}: "
+                    f"something they depend on differs; leave one of them out"
+                )
+            elif known is not result and (count := _different_rows(known.rows, result.rows)):
+                yield (
+                    f"{what} has {count} rows in {first} that are others in {name}; verify both, then leave one out"
+                )
+
+
+def _different_rows(one: "pd.DataFrame", other: "pd.DataFrame") -> int:
+    """Of the samples that both have: how many have another verdict, or numbers that differ beyond rounding."""
+    shared = np.intersect1d(one["sample_id"], other["sample_id"])
+    first, second = (rows[rows["sample_id"].isin(shared)].sort_values("sample_id") for rows in (one, other))
+    different = np.zeros(len(shared), dtype=np.bool_)
+    for name in (name for name in _EXACT if name in first):
+        a, b = (
+            np.asarray(rows[name].fillna("") if name == "broken_by" else rows[name])
+            for rows in (first, second)
+        )
+        different |= a != b
+    for name in (name for name in _ROUNDED if name in first):
+        mine, theirs = (np.asarray(rows[name], dtype=np.float64) for rows in (first, second))
+        different |= ~np.isclose(mine, theirs, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
+    return int(different.sum())

@@ -1,0 +1,213 @@
+"""What a run folder holds, as typed records: `run.yaml`, `cells/*/cell.json`, and a whole run read back.
+
+No torch here, and pandas only for type checkers: reading a run folder stays cheap.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from robbench.cards import FlowReference, ModelCard, Side
+from robbench.core.precision import withdrawal
+from robbench.core.schema import Strict, canonical_hash
+from robbench.data.card import DatasetCard
+from robbench.specs import SHA256, Name, ResolvedAttack
+from robbench.store.record_files import RECORD_VERSION
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Status = Literal["running", "ok", "failed"]
+Precision = Literal["fp32", "fp64"]
+
+
+class CleanScore(Strict):
+    """Clean images that a model classifies correctly: `right` of `samples`."""
+
+    right: int
+    samples: int
+
+
+class CellRecord(Strict):
+    """cell.json: one (model, attack) cell, everything its results depend on, and how it went.
+
+    hash: its address (`cell_hash`). seconds: computing time, summed over its shards. details: a failure's
+    traceback. suspicions: what a reader must know of the model (gradient masking, probabilities for logits). device:
+    what computed the shards, each kind once ("cpu", "NVIDIA H200"); "" in records of before it was written down. clean:
+    of a cell whose attack failed, what the model does without it.
+    """
+
+    schema_version: Literal[1, 2] = RECORD_VERSION
+    hash: SHA256
+    model: str
+    defense: str
+    dataset: str
+    dataset_revision: SHA256
+    seed: int
+    attack: ResolvedAttack
+    model_sha256: SHA256
+    attack_flow: FlowReference | None = None
+    nll_flow: FlowReference | None = None
+    precision: Precision = "fp32"
+    search_precision: str = "fp32"
+    engine: str
+    batch_size: int | None = None
+    status: Status = "running"
+    error: str | None = None
+    details: str = ""
+    seconds: float = 0.0
+    suspicions: tuple[str, ...] = ()
+    device: str = ""
+    clean: CleanScore | None = None
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in its card."""
+        return self.model
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the number may overstate robustness: its suspicions, and a search that was withdrawn since."""
+        withdrawn = withdrawal(self.search_precision)
+        return (*self.suspicions, withdrawn) if withdrawn else self.suspicions
+
+    @property
+    def flow(self) -> str | None:
+        """Name of the flow the attack searched through; None for an image-space attack."""
+        return self.attack_flow.name if self.attack_flow else None
+
+
+def cell_hash(
+    card: ModelCard,
+    attack: ResolvedAttack,
+    attack_flow: ModelCard | None,
+    nll_flow: ModelCard | None,
+    engine: str,
+    batch_size: int | None,
+    dataset: str,
+    dataset_revision: str,
+    seed: int,
+    precision: Precision = "fp32",
+    search_precision: str = "fp32",
+) -> str:
+    """Address of a cell: sha256 over all that its rows depend on.
+
+    attack: as built, every default of its parameters filled in. Its label is left out: it is only how a table calls
+    it ("pgd20@0.2" may be plain "pgd20"). engine: code and version that searches. batch_size: only for attacks whose
+    results depend on it. precision: of the scores;
+    search_precision: of the search ("bf16", "fp32, compiled").
+    """
+    return canonical_hash(
+        {
+            "model": card.function_hash,
+            "attack_flow": attack_flow.function_hash if attack_flow else None,
+            "nll_flow": nll_flow.function_hash if nll_flow else None,
+            "attack": attack.identity,
+            "precision": precision,
+            "search_precision": search_precision,
+            "engine": engine,
+            "batch_size": batch_size,
+            "dataset": dataset,
+            "dataset_revision": dataset_revision,
+            "seed": seed,
+        }
+    )
+
+
+class PlanEntry(Strict):
+    """One line of a plan: which cell stands for which model and attack in the tables."""
+
+    hash: SHA256
+    model: str
+    defense: str
+    attack: str
+
+
+class RunFile(Strict):
+    """run.yaml: the identity of a run folder (first block) and its last plan.
+
+    samples: the wanted sample ids in the order drawn, as one string (YAML reads a list of 10,000 slowly). note: what
+    every table says of the run.
+    """
+
+    schema_version: Literal[1, 2] = RECORD_VERSION
+    dataset: str
+    dataset_revision: SHA256
+    split: Literal["test"] = "test"
+    seed: int
+
+    shape: tuple[Side, Side, Side]
+    class_names: tuple[str, ...]
+    data: DatasetCard | None = None
+    n: int
+    models: tuple[Name, ...]
+    attacks: tuple[str, ...]
+    cells: tuple[PlanEntry, ...]
+    versions: dict[str, str]
+    samples: Annotated[str, Field(pattern=r"^[0-9]+( [0-9]+)*$")]
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.sample_ids)) != self.n or len(self.sample_ids) != self.n:
+            raise ValueError(f"n is {self.n}, and samples are {len(self.sample_ids)}, or not all different")
+        return self
+
+    @property
+    def sample_ids(self) -> list[int]:
+        """The wanted sample ids in the order drawn."""
+        return [int(part) for part in self.samples.split()]
+
+    def differences(self, other: "RunFile") -> list[str]:
+        """Where the identities of two runs differ, as "dataset digits, not mnist"; empty for the same run."""
+        pairs = (
+            ("dataset", self.dataset, other.dataset),
+            ("revision", self.dataset_revision[:12], other.dataset_revision[:12]),
+            ("split", self.split, other.split),
+            ("seed", self.seed, other.seed),
+        )
+        return [f"{what} {mine}, not {theirs}" for what, mine, theirs in pairs if mine != theirs]
+
+
+def join_ids(ids: Sequence[int]) -> str:
+    """Sample ids as the string of `RunFile.samples`."""
+    return " ".join(str(i) for i in ids)
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell and its rows: columns of the ledger, restricted to the wanted samples, sorted by sample_id."""
+
+    cell: CellRecord
+    rows: "pd.DataFrame"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder read back. cells: plan order. cards: by model name. shape: (C,H,W). n: samples wanted. data: the
+    data set's card; None in run folders of before there were some. frechet_folders: run folders that hold its Fréchet
+    distances, where they are others than `folder`."""
+
+    folder: Path
+    dataset: str
+    dataset_revision: str
+    seed: int
+    n: int
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    sample_ids: tuple[int, ...]
+    cells: list[CellResult]
+    cards: dict[str, ModelCard]
+    versions: dict[str, str]
+    data: DatasetCard | None = None
+    note: str = ""
+    frechet_folders: tuple[Path, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What every table must say besides: the run's own note, and that of its data set."""
+        data = f"Data: {self.data.note}" if self.data and self.data.note else ""
+        return tuple(note for note in (self.note, data) if note)

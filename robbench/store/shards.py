@@ -1,0 +1,242 @@
+"""Shards: the Parquet files of the ledger, each the rows of one block of samples of one cell.
+
+Cells on classifiers and on flows have different columns (`SCHEMAS`); nll_*: bits/dim, l1, l2, linf: [0,1] pixels.
+Schema 2 added the column `witness` (`attacks.witness`): from what a kept latent or joint example is decoded again.
+Shards of schema 1 are read as rows without witnesses; one run may hold both. Shards of a newer schema are left alone.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from robbench import __version__
+from robbench.core.errors import UserError
+from robbench.core.resources import write_atomically
+from robbench.specs import ModelKind, Semantics
+
+SCHEMA_VERSION = 2
+LEDGER_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("clean_prediction", pa.int64(), nullable=False),
+        pa.field("prediction", pa.int64(), nullable=False),
+        pa.field("clean_margin", pa.float32(), nullable=False),
+        pa.field("margin", pa.float32(), nullable=False),
+        pa.field("robust", pa.bool_(), nullable=False),
+        pa.field("broken_by", pa.string()),
+        pa.field("broken_at", pa.int64(), nullable=False),
+        pa.field("l1", pa.float32(), nullable=False),
+        pa.field("l2", pa.float32(), nullable=False),
+        pa.field("linf", pa.float32(), nullable=False),
+        pa.field("cross_entropy", pa.float32(), nullable=False),
+        pa.field("nll_before", pa.float32()),
+        pa.field("nll_after", pa.float32()),
+        pa.field("forwards", pa.int64(), nullable=False),
+        pa.field("backwards", pa.int64(), nullable=False),
+        pa.field("counts_exact", pa.bool_(), nullable=False),
+        pa.field("example", pa.binary()),
+        pa.field("witness", pa.binary()),
+    ]
+)
+LIKELIHOOD_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.int64(), nullable=False),
+        pa.field("label", pa.int64(), nullable=False),
+        pa.field("nll_before", pa.float64(), nullable=False),
+        pa.field("nll_after", pa.float64(), nullable=False),
+        pa.field("l1", pa.float32(), nullable=False),
+        pa.field("l2", pa.float32(), nullable=False),
+        pa.field("linf", pa.float32(), nullable=False),
+        pa.field("forwards", pa.int64(), nullable=False),
+        pa.field("backwards", pa.int64(), nullable=False),
+        pa.field("original", pa.binary()),
+        pa.field("example", pa.binary()),
+    ]
+)
+SCHEMAS: dict[ModelKind, pa.Schema] = {"classifier": LEDGER_SCHEMA, "flow": LIKELIHOOD_SCHEMA}
+_STORED: dict[int, tuple[pa.Schema, ...]] = {  # columns in files, by schema version
+    1: (LEDGER_SCHEMA.remove(LEDGER_SCHEMA.get_field_index("witness")), LIKELIHOOD_SCHEMA),
+    2: (LEDGER_SCHEMA, LIKELIHOOD_SCHEMA),
+}
+_KEY_VERSION, _KEY_WRITER, _KEY_CELL, _KEY_SECONDS, _KEY_ROWS, _KEY_DIAGNOSTICS = (
+    b"robbench.schema_version",
+    b"robbench.version",
+    b"robbench.cell",
+    b"robbench.seconds",
+    b"robbench.rows",
+    b"robbench.diagnostics",
+)
+
+
+class BadShardError(Exception):
+    """A shard file is not what its place in the ledger says; the message is the reason."""
+
+
+class NewerLedgerError(UserError):
+    """A file of the ledger was written by a newer robbench: nothing is wrong with it, and it must stay as it is."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Rows of one shard file (one of `SCHEMAS`), the seconds they took, and `attacks.suspicions.Diagnostics` of the
+    attack as JSON ("{}" where there are none)."""
+
+    path: Path
+    table: pa.Table
+    seconds: float
+    diagnostics: str = "{}"
+
+    @property
+    def ids(self) -> list[int]:
+        return [int(i) for i in self.table["sample_id"].to_pylist()]
+
+
+def shown_values(table: pa.Table, semantics: Semantics) -> dict[int, float]:
+    """By sample id what progress shows the mean of: of a classifier the verdicts (0 or 1) that tables show of an attack
+    of these semantics, of a flow bits/dim of the attacked image."""
+    if "robust" not in table.column_names:
+        column = table["nll_after"]
+    else:
+        column = pc.greater(table["margin"], 0) if semantics == "perturbation" else table["robust"]
+    return dict(zip(table["sample_id"].to_pylist(), map(float, column.to_pylist()), strict=True))
+
+
+def shard_name(block: int, ids: Iterable[int]) -> str:
+    """File name of the rows of `ids` in block number `block`."""
+    digest = hashlib.sha256(" ".join(str(i) for i in sorted(ids)).encode()).hexdigest()
+    return f"shard-{block:04d}-{digest[:8]}.parquet"
+
+
+def write_shard(
+    path: Path, table: pa.Table, cell: str, seconds: float, diagnostics: str = "{}", smallest: bool = False
+) -> None:
+    """Write `table` (one of `SCHEMAS`) atomically, every page with its checksum; schema version, cell hash,
+    seconds, diagnostics and a digest of the rows become metadata. smallest: spend time to save bytes."""
+    stamped = table.cast(next(schema for schema in SCHEMAS.values() if schema.names == table.column_names))
+    metadata = {
+        _KEY_VERSION: str(SCHEMA_VERSION),
+        _KEY_WRITER: __version__,
+        _KEY_CELL: cell,
+        _KEY_SECONDS: f"{seconds:.3f}",
+        _KEY_ROWS: _digest(stamped),
+        _KEY_DIAGNOSTICS: diagnostics,
+    }
+    stamped = stamped.replace_schema_metadata(metadata)
+    options = _smallest(stamped.schema) if smallest else {"write_page_checksum": True}
+
+    def save(temporary: Path) -> None:  # open files: PyArrow would read a name such as "s3:x" as an address
+        with temporary.open("wb") as stream:
+            pq.write_table(stamped, stream, compression="zstd", **options)
+
+    write_atomically(path, save)
+
+
+def _smallest(schema: pa.Schema) -> dict[str, Any]:
+    """Options of Parquet for the fewest bytes: bytes of floats of equal weight side by side (they repeat, whole floats
+    do not), dictionaries for what does, no statistics."""
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    encodings = dict.fromkeys(floats, "BYTE_STREAM_SPLIT") | {"sample_id": "DELTA_BINARY_PACKED"}
+    return {
+        "compression_level": 19,
+        "use_dictionary": [name for name in schema.names if name not in encodings],
+        "column_encoding": encodings,
+        "write_statistics": False,
+    }
+
+
+def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Shard:
+    """Read a shard of the cell with hash `cell`; `BadShardError` when anything about it disagrees,
+    `NewerLedgerError` when a newer robbench wrote it.
+
+    known: ids the data set has, when the caller knows them.
+    """
+    try:
+        # A native file: an Arrow thread that still held a Python one at exit would abort the process.
+        with pa.OSFile(str(path)) as stream:
+            file = pq.ParquetFile(stream, page_checksum_verification=True)
+            metadata = file.schema_arrow.metadata or {}
+            version = _version(path, metadata)
+            table = file.read()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise BadShardError(f"cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from error
+    if metadata.get(_KEY_CELL, b"").decode(errors="replace") != cell:
+        raise BadShardError("belongs to another cell")
+    if not any(table.schema.equals(schema, check_metadata=False) for schema in _STORED[version]):
+        raise BadShardError("has other columns than the ledger")
+    if metadata.get(_KEY_ROWS, b"").decode(errors="replace") != _digest(table):
+        raise BadShardError("holds other rows than were written")
+    diagnostics = metadata.get(_KEY_DIAGNOSTICS, b"{}").decode(errors="replace")
+    shard = Shard(path, _completed(table), _seconds(metadata), diagnostics)
+    _check_ids(shard, known)
+    _check_distances(shard)
+    return shard
+
+
+def _check_distances(shard: Shard) -> None:
+    """No attack stores another: the base class has measured them on checked images."""
+    for name in ("l1", "l2", "linf"):
+        distances = shard.table[name].to_numpy()
+        if not ((distances >= 0) & (distances < float("inf"))).all():
+            raise BadShardError(f"holds a negative or non-finite distance ({name})")
+
+
+def _version(path: Path, metadata: dict[bytes, bytes]) -> int:
+    """Schema version of a shard that this robbench can read."""
+    text = metadata.get(_KEY_VERSION, b"none").decode(errors="replace")
+    version = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
+    if version > SCHEMA_VERSION:
+        writer = metadata.get(_KEY_WRITER, b"").decode(errors="replace")[:40]
+        raise newer_ledger(path, version, writer)
+    if version not in _STORED:
+        raise BadShardError(f"has schema version {text[:20]}, not one of {', '.join(map(str, _STORED))}")
+    return version
+
+
+def newer_ledger(path: Path, version: int, writer: str = "", known: int = SCHEMA_VERSION) -> NewerLedgerError:
+    """writer: version of the robbench that wrote `path`, where it says so. known: the newest schema read here."""
+    reader = f"robbench >= {writer}" if writer else "the robbench that wrote it"
+    return NewerLedgerError(
+        f"{path}: written by a newer robbench (ledger schema {version}); {reader} can read it, this is {__version__} "
+        f"(schema {known}); nothing was changed: pip install --upgrade robbench"
+    )
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """Rows of schema 1 with the columns of today."""
+    if "witness" in table.column_names or table.column_names == LIKELIHOOD_SCHEMA.names:
+        return table
+    witness = pa.nulls(len(table), pa.binary())
+    return table.append_column(LEDGER_SCHEMA.field("witness"), witness)
+
+
+def _digest(table: pa.Table) -> str:
+    """sha256 over every value: page checksums do not cover page headers, nor edits by a Parquet tool."""
+    return hashlib.sha256(repr(table.to_pydict()).encode()).hexdigest()
+
+
+def _seconds(metadata: dict[bytes, bytes]) -> float:
+    try:
+        seconds = float(metadata[_KEY_SECONDS])
+    except (KeyError, ValueError) as error:
+        raise BadShardError("has no computing time in its metadata") from error
+    if not 0 <= seconds < math.inf:
+        raise BadShardError(f"has a computing time of {seconds:g} seconds")
+    return seconds
+
+
+def _check_ids(shard: Shard, known: frozenset[int] | None) -> None:
+    ids = shard.ids
+    if len(set(ids)) != len(ids):
+        raise BadShardError("repeats a sample id")
+    if not shard.path.stem.endswith(shard_name(0, ids).removesuffix(".parquet")[-8:]):
+        raise BadShardError("holds other sample ids than its name says")
+    if known is not None and not known.issuperset(ids):
+        raise BadShardError("holds sample ids that the data set does not have")

@@ -146,7 +146,10 @@ def test_weights_that_change_while_attacked_fail_the_cell(classifier, images):
 
 
 def test_an_attack_that_changes_the_model_fails_the_cell(classifier, images, monkeypatch):
-    one, model = attack("fgsm"), nn.Sequential(classifier, nn.Linear(10, 10))
+    one, head = attack("fgsm"), nn.Linear(10, 10)
+    nn.init.eye_(head.weight)
+    nn.init.zeros_(head.bias)
+    model = nn.Sequential(classifier, head)
     original = type(one).search
 
     def meddling(self, victim, task):

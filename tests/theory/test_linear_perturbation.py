@@ -119,7 +119,8 @@ def test_optimality_conditions_hold(problem: tuple[Gaussian, Floats, float]) -> 
 @settings(max_examples=60, deadline=None)
 @given(problems(largest=6))
 def test_root_is_bracketed_in_exact_arithmetic(problem: tuple[Gaussian, Floats, float]) -> None:
-    """phi falls strictly; with rational numbers there is no rounding: epsilon^2 lies between phi beside the root."""
+    """phi falls strictly; with rational numbers there is no rounding: epsilon^2 lies between phi beside the root, up to
+    the rounding of its terms in float64, which near the hard case moves the root by more than the slack."""
     model, points, epsilon = problem
     found = worst_perturbation(model, points, epsilon)
     values = [Fraction(float(value)) for value in model.values]
@@ -128,9 +129,9 @@ def test_root_is_bracketed_in_exact_arithmetic(problem: tuple[Gaussian, Floats, 
             assert _phi(alpha, values, Fraction(0)) <= Fraction(epsilon) ** 2 * (1 + Fraction(1, 10**13))
             assert not np.any(np.abs(alpha[model.values == model.values[0]]) > 1e-150 * epsilon)
             continue
-        slack = Fraction(1, 10**13)
-        assert _phi(alpha, values, Fraction(excess) * (1 - slack)) > Fraction(epsilon) ** 2
-        assert _phi(alpha, values, Fraction(excess) * (1 + slack)) < Fraction(epsilon) ** 2
+        slack, rounding = Fraction(1, 10**13), Fraction(1, 10**15)
+        assert _phi(alpha, values, Fraction(excess) * (1 - slack)) > Fraction(epsilon) ** 2 * (1 - rounding)
+        assert _phi(alpha, values, Fraction(excess) * (1 + slack)) < Fraction(epsilon) ** 2 * (1 + rounding)
 
 
 def _phi(alpha: Floats, values: list[Fraction], excess: Fraction) -> Fraction:

@@ -25,7 +25,6 @@ from robbench.core.device import versions
 from robbench.core.errors import UserError
 from robbench.core.resources import write_text_atomically
 from robbench.core.schema import canonical_hash, dump_yaml, validate_json
-from robbench.results.rows import COLUMNS
 from robbench.results.tables import leaderboard
 from robbench.specs import threat_models
 from robbench.store.folder import lock_is_held
@@ -35,6 +34,21 @@ from robbench.store.records import CellResult, Run, RunFile
 from robbench.store.shards import Shard
 
 _PIXELS = ("example", "witness", "original")  # columns that only kept examples fill
+
+# What the digest of a table is over, in every version: a column or metric added later must not change old digests.
+DIGESTED_COLUMNS = (
+    "dataset", "model", "defense", "threat_model", "attack", "epsilon", "eta", "metric", "value", "lower", "upper",
+    "unit", "n", "seed", "status", "model_sha256", "flow", "measure",
+)  # fmt: skip
+_BITS = ("bits_per_dim", "importance_weighted_bits_per_dim")
+_SIZES = ("l2", "linf", "l2_all", "linf_all")
+DIGESTED_METRICS = {
+    *("accuracy", "robust_accuracy", "worst_case_accuracy", "average_accuracy", "corruption_accuracy"),
+    *(f"{name}{suffix}" for name in _BITS for suffix in ("", "_median", "_before")),
+    *("bits_per_dim_before_median", "bits_per_dim_after", "bits_per_dim_after_median"),
+    *(f"{name}{suffix}" for name in _SIZES for suffix in ("", "_std")),
+    *("fid", "frechet"),
+}
 
 
 @dataclass(frozen=True)
@@ -287,11 +301,15 @@ def _flows(run: Run) -> dict[str, str]:
 
 
 def table_digests(run: Run, left_out: Collection[str] = ()) -> dict[str, str]:
-    """sha256 of every derived table, by name. A pure function of the rows: notes, which also depend on what else is
-    installed, are left out, and floats count to 9 digits, since another CPU may round the last ones otherwise.
-    left_out: columns of today that the tables of an older robbench lacked."""
-    columns = [name for name in COLUMNS if name != "note" and name not in left_out]
-    rows = [[_rounded(getattr(row, name)) for name in columns] for row in leaderboard(run)]
+    """sha256 of every derived table, by name. A pure function of the rows of the ledger: only `DIGESTED` columns and
+    metrics enter, whatever else is installed, and floats count to 9 digits, since another CPU may round the last ones
+    otherwise. left_out: columns that the tables of an older robbench lacked."""
+    columns = [name for name in DIGESTED_COLUMNS if name not in left_out]
+    rows = [
+        [_rounded(getattr(row, name)) for name in columns]
+        for row in leaderboard(run)
+        if row.kind.name in DIGESTED_METRICS
+    ]
     return {"leaderboard": canonical_hash([columns, *rows])}
 
 

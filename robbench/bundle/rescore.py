@@ -24,9 +24,9 @@ from robbench.compare.paired import RULES, largest_count
 from robbench.compare.pairs import same
 from robbench.core.errors import UserError
 from robbench.core.schema import validate
+from robbench.metrics.accuracy import NEAR_TIE
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import GOLDEN_TOLERANCE, LoadedFlow, LoadedModel
-from robbench.results.tables import NEAR_TIE
 from robbench.statistics.likelihood import BitsEstimate, estimated_bits_per_dim
 from robbench.store.records import CellRecord, CellResult, Run
 

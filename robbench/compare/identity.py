@@ -9,7 +9,7 @@ import numpy as np
 from robbench.compare.paired import spec_changes
 from robbench.compare.pairing import CellPair, PairedRuns
 from robbench.compare.pairs import same
-from robbench.results.rows import floats
+from robbench.metrics.verdicts import floats
 from robbench.store.records import CellRecord, Run
 
 if TYPE_CHECKING:

@@ -9,21 +9,15 @@ import numpy as np
 from robbench.compare.changes import Change, Side
 from robbench.compare.pairing import CellPair, Ids, PairedRuns
 from robbench.compare.pairs import same
+from robbench.metrics.accuracy import NEAR_TIE
+from robbench.metrics.likelihood import BITS, bits_metric
+from robbench.metrics.verdicts import Floats, clean_correct, floats, right_under_attack, robust
 from robbench.results import corruptions
-from robbench.results.likelihood import BITS, bits_metric, role
+from robbench.results.likelihood import role
 from robbench.results.pairs import threat_key
 from robbench.results.perturbation import distances
-from robbench.results.rows import (
-    AVERAGE,
-    CLEAN,
-    WORST_CASE,
-    Floats,
-    clean_correct,
-    floats,
-    right_under_attack,
-    robust,
-)
-from robbench.results.tables import ALL_THREATS, NEAR_TIE
+from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE
+from robbench.results.tables import ALL_THREATS
 from robbench.specs import Measure, Semantics
 from robbench.statistics.accuracy import Verdicts, worst_case
 from robbench.statistics.likelihood import bits_per_dim

@@ -16,12 +16,11 @@ treated as others, too. A row's own tolerance beats a policy; `--tolerance` repl
 """
 
 import math
-import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from robbench.compare.reference import Reference
-from robbench.results.likelihood import BITS
+from robbench.metrics.likelihood import BITS
 from robbench.results.rows import CLEAN, TableRow
 from robbench.statistics.accuracy import wilson
 
@@ -31,8 +30,6 @@ PERCENT = "%"
 PERCENTAGE_POINTS = 0.5
 RELATIVE = 0.01
 BITS_PER_DIM = 0.01
-FRECHET = 0.5
-_NEAR_TIES = re.compile(r"(\d+) of \d+ samples with \|margin\|")
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Policy:
     def _percent(self, wanted: Reference, row: TableRow, same: bool | None) -> Allowed:
         if not same or self.name == "interval":
             return Allowed(max(_binomial(wanted, row), wanted.rounding), _interval_text(wanted, row))
-        ties = max(near_ties(wanted.note), near_ties(row.note))
+        ties = max(wanted.near_ties, row.near_ties)
         if row.attack == CLEAN:
             return Allowed(
                 max(100 * ties / row.n, wanted.rounding),
@@ -80,7 +77,7 @@ class Policy:
         return Allowed(max(PERCENTAGE_POINTS, samples, wanted.rounding), "same samples")
 
     def _bits(self, wanted: Reference, row: TableRow, same: bool | None) -> Allowed:
-        attacked = bool(row.epsilon) and "bits_per_dim_before" not in row.metric
+        attacked = bool(row.epsilon) and row.kind.attacked
         own = default_tolerance(BITS, float(wanted.value or 0.0)) if attacked else BITS_PER_DIM
         fixed = max(own, wanted.rounding)
         if same and self.name == "default":
@@ -107,16 +104,9 @@ def same_samples(wanted: Reference, row: TableRow) -> bool | None:
     return None if any(theirs is None for theirs, _ in pairs) else True
 
 
-def near_ties(note: str) -> int:
-    """How many samples a table's note calls near ties: another processor may decide them otherwise."""
-    found = _NEAR_TIES.search(note)
-    return int(found.group(1)) if found else 0
-
-
 def _other_units(wanted: Reference, row: TableRow) -> float:
-    own = default_tolerance(row.unit, float(wanted.value or 0.0))
-    distance = row.metric == "fid" or row.metric.startswith(("fid ", "frechet"))
-    return max(own, FRECHET if distance else 0.0, wanted.rounding)
+    metric = row.kind
+    return max(metric.absolute, metric.relative * abs(wanted.value or 0.0), wanted.rounding)
 
 
 def _binomial(wanted: Reference, row: TableRow) -> float:

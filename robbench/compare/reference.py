@@ -11,7 +11,9 @@ That is what leaderboard.csv and reports/published/*.csv are. The rest is option
 * gate: a row with "false" is compared and shown and never fails a check.
 * source: where a published number was printed; such a row is never updated.
 * measure: which accuracy a number is. A leaderboard.csv of before it had the column holds robust accuracies.
-* note: worst cases and averages name there what they combine.
+* combined: what a worst case or average combines, "clean, pgd20, aa". scope: the samples that a mean speaks of.
+  near_ties: samples whose verdict another machine may decide otherwise. A leaderboard.csv of before these columns says
+  them in its note only, which nothing reads: its worst cases and averages are not compared.
 """
 
 import csv
@@ -26,7 +28,6 @@ from robbench.core.errors import UserError
 from robbench.core.spreadsheet import plain_cell
 from robbench.results import corruptions
 from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE
-from robbench.results.tables import combined_attacks
 
 Budget = float | Literal["none"] | None
 REQUIRED = ("dataset", "model", "attack", "metric", "value")
@@ -37,7 +38,9 @@ class Reference:
     """One number of a reference table. None: the column is absent, or the cell empty.
 
     epsilon, eta: None only without the column; an empty cell is "none", for it says that there is no budget.
-    combined: what a worst case or average combines, empty for anything else. rounding: half of the last digit that
+    combined: what a worst case or average combines, empty for anything else. scope: the samples that a mean speaks of,
+    "" where it is over all or not said. near_ties: of the samples. stated: whether the table can say what a number
+    combines. rounding: half of the last digit that
     `value` was written with. measure: which accuracy it is, "" where that is not said. line: in `path`, from 1.
     """
 
@@ -58,7 +61,9 @@ class Reference:
     upper: float | None = None
     gate: bool = True
     source: str = ""
-    note: str = ""
+    scope: str = ""
+    near_ties: int = 0
+    stated: bool = True
     rounding: float = 0.0
     measure: str = ""
     path: Path = field(default_factory=Path)
@@ -137,12 +142,14 @@ def _reference(row: "_Cells") -> Reference:
         n=row.count("n"),
         seed=row.whole("seed"),
         tolerance=allowed,
-        combined=combined_attacks(cells.get("note", "")) if combines else frozenset(),
+        combined=frozenset(filter(None, cells.get("combined", "").split(", "))),
         lower=row.real("lower"),
         upper=row.real("upper"),
         gate=row.truth("gate"),
         source=cells.get("source", ""),
-        note=cells.get("note", ""),
+        scope=cells.get("scope", ""),
+        near_ties=row.whole("near_ties") or 0,
+        stated="combined" in cells or "model_sha256" not in cells or not combines,
         rounding=_half_digit(cells["value"]),
         measure=cells.get("measure", _measure_of_before(cells)),
     )

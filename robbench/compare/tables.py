@@ -19,7 +19,6 @@ from robbench.results.tables import leaderboard
 from robbench.store.records import Run
 
 Verdict = Literal["pass", "fail", "not run"]
-_JUDGED = ("accuracy", "bits_per_dim", "importance_weighted_bits_per_dim")
 _SAME_BUDGET = 1e-6  # relative: 8/255 written with seven digits is still 8/255
 
 
@@ -78,7 +77,7 @@ def without_reference(measured: Sequence[TableRow], results: Sequence[CheckResul
     renamed attack or model, everything that is left may still pass."""
     judged = [r for r in results if r.verdict != "not run"]
     compared = {(r.measured.model, r.measured.attack) for r in judged if r.measured is not None}
-    names = {(row.model, row.attack): None for row in measured if row.metric in _JUDGED}
+    names = {(row.model, row.attack): None for row in measured if row.kind.headline}
     return [f"{model} x {attack}" for model, attack in names if (model, attack) not in compared]
 
 
@@ -101,6 +100,9 @@ def _judge(wanted: Reference, rows: Sequence[TableRow], policy: Policy) -> Check
         verdict: Verdict = "fail" if row.status == "failed" and not wanted.combined else "not run"
         why = f"{row.status}: {row.note}" if row.note else row.status
         return CheckResult(wanted, row, None, verdict, why)
+    if not wanted.stated:
+        why = "the reference does not say which attacks it combines; write it anew from its run (column combined)"
+        return CheckResult(wanted, row, None, "not run", why)
     if not _over_the_same(wanted, row):
         return CheckResult(wanted, row, None, "not run", f"the run's number is {row.note}")
     return _compare(wanted, row, wanted.value, policy)
@@ -110,14 +112,7 @@ def _over_the_same(wanted: Reference, row: TableRow) -> bool:
     """Whether both numbers combine the same attacks, or are means over equally many samples."""
     if wanted.combined:
         return wanted.combined == frozenset(row.combined)
-    return _scope(wanted.note) in ("", _scope(row.note))
-
-
-def _scope(note: str) -> str:
-    """The samples that a mean is over, as its note says them first ("over the 41 samples that the attack broke"); ""
-    where it is over all."""
-    first = note.partition("; ")[0]
-    return first if first.startswith("over ") else ""
+    return wanted.scope in ("", row.scope)
 
 
 def _compare(wanted: Reference, row: TableRow, value: float, policy: Policy) -> CheckResult:

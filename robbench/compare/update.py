@@ -14,7 +14,17 @@ from robbench.core.spreadsheet import csv_text
 from robbench.results.rows import TableRow
 
 HISTORY = "history"
-_FOLLOW = ("lower", "upper", "n", "seed", "model_sha256", "note")  # columns that belong to the value
+# Columns that belong to the value.
+_FOLLOW = (
+    "lower",
+    "upper",
+    "n",
+    "seed",
+    "model_sha256",
+    "note",
+    "scope",
+    "near_ties",
+)
 
 
 def required_reason(reason: str | None, option: str) -> str:

@@ -21,9 +21,9 @@ from typing import Literal, get_args
 from robbench.cards import Training
 from robbench.core.numerals import number
 from robbench.experiments.published import PublishedRow, arithmetic
-from robbench.results.likelihood import WEIGHTED, estimate_of
+from robbench.metrics.likelihood import WEIGHTED, estimate_of
 from robbench.results.rows import AVERAGE, CLEAN, TableRow
-from robbench.results.tables import combined_attacks, rows_under_attack
+from robbench.results.tables import rows_under_attack
 from robbench.specs import ResolvedAttack
 from robbench.store.records import Run
 
@@ -300,7 +300,7 @@ def _fits(row: PublishedRow, m: Measured) -> bool:
     who = row.model == m.row.model if row.model else _same_defense(row, m)
     same = who and _quantity(row) == (m.attack, m.row.metric)
     if row.attack == AVERAGE:
-        return same and combined_attacks(row.note) == frozenset(m.row.combined)
+        return same and frozenset(row.note.removeprefix("over ").split(", ")) == frozenset(m.row.combined)
     return same and (row.epsilon == 0) == (m.row.epsilon == 0)  # no attack at all is no smaller budget
 
 

@@ -14,7 +14,8 @@ from robbench.core.spreadsheet import csv_text
 from robbench.experiments.comparison import apart_of
 from robbench.experiments.published import PublishedRow, published_index, published_table, table_rows
 from robbench.experiments.schema import Column, Experiment, Row
-from robbench.results.rows import CLEAN, cell_status, floats
+from robbench.metrics.verdicts import floats
+from robbench.results.rows import CLEAN, cell_status
 from robbench.results.tables import TableRow, rows_under_attack
 from robbench.statistics.likelihood import Z_95
 from robbench.store.records import Run

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from robbench.metrics.accuracy import NEAR_TIE
+from robbench.metrics.verdicts import attacked, broken
 from robbench.report.flow_page import Number, score_number
 from robbench.results import wording
 from robbench.results.perturbation import Distances, Footnotes
-from robbench.results.rows import TableRow, attacked, broken, cell_status
-from robbench.results.tables import NEAR_TIE
+from robbench.results.rows import TableRow, cell_status
 from robbench.specs import ResolvedAttack
 from robbench.store.records import CellResult, Run
 

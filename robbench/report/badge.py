@@ -48,7 +48,7 @@ def badge_of(run: Run, model: str | None, attack: str) -> Badge:
     model: None for the only classifier of the run. `UserError` for unknown names and for a number that there is not.
     """
     chosen = _chosen(of_kind(run, "classifier"), model)
-    rows = [row for row in leaderboard(run) if row.model == chosen.name and row.metric.endswith("accuracy")]
+    rows = [row for row in leaderboard(run) if row.model == chosen.name and row.kind.accuracy]
     row = _row_of(rows, attack)
     if not row.measured or row.value is None:
         reason = f" ({row.note})" if row.note else ""

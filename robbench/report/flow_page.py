@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from robbench.cards import ModelCard
+from robbench.metrics.verdicts import floats
 from robbench.report.curves import curve_figure
 from robbench.report.gallery import Strip, strips
 from robbench.report.plots import CurveFigure
@@ -17,7 +18,7 @@ from robbench.results.likelihood import (
     summarized,
 )
 from robbench.results.perturbation import Distances, Footnotes, measured_sizes, size_texts
-from robbench.results.rows import ModelResults, cell_status, floats
+from robbench.results.rows import ModelResults, cell_status
 from robbench.specs import ResolvedAttack
 from robbench.store.records import CellResult, Run
 

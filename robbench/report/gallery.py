@@ -12,8 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from robbench.metrics.verdicts import clean_correct
 from robbench.results.likelihood import Role, bits_text, role, steps_of
-from robbench.results.rows import clean_correct, complete
+from robbench.results.rows import complete
 from robbench.store.records import CellResult, Run
 
 Pixels = NDArray[np.float32]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from robbench.cards import ModelCard
 from robbench.core.resources import write_text_atomically
+from robbench.metrics.accuracy import NEAR_TIE
 from robbench.report.attack_lines import AttackLine, attack_lines, nll_flows
 from robbench.report.data_card import data_card
 from robbench.report.flow_page import NO_SHOTS, flow_section, nll_parts
@@ -20,7 +21,7 @@ from robbench.results.likelihood import caption
 from robbench.results.perturbation import Distances, distances
 from robbench.results.reproduce import commands
 from robbench.results.rows import ModelResults, TableRow, models, rows_of
-from robbench.results.tables import NEAR_TIE, leaderboard, wide
+from robbench.results.tables import leaderboard, wide
 from robbench.store.records import Run
 
 NO_ORIGINALS = (

@@ -139,7 +139,7 @@ def _about(row: TableRow) -> str:
 
 def _tags(run: Run, rows: Sequence[TableRow]) -> dict[str, str]:
     """What a reader must know besides; empty where there is nothing, so that a second export clears what was there."""
-    accuracies = [row for row in rows if row.metric.endswith("accuracy") or row.status != "ok"]
+    accuracies = [row for row in rows if row.kind.accuracy or row.status != "ok"]
     return {
         "robbench.failed": _noted(row for row in accuracies if row.status == "failed"),
         "robbench.partial": _noted(row for row in accuracies if row.status == "partial"),

@@ -56,7 +56,7 @@ def write_tables(
 # -------------------------------------------------------------------------------------------------------- CSV
 def tidy_csv(rows: Sequence[TableRow]) -> str:
     """One row a number. Floats keep every digit, so that reading them back gives the same numbers."""
-    return csv_text([list(COLUMNS), *([getattr(row, name) for name in COLUMNS] for row in rows)])
+    return csv_text([list(COLUMNS), *([row.cell(name) for name in COLUMNS] for row in rows)])
 
 
 def wide_csv(table: Wide) -> str:

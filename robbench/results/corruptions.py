@@ -5,10 +5,12 @@ given only where all 75 cells are planned.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from robbench.data.corruption_names import SEVERITIES, Corruption, Headline
+from robbench.metrics.accuracy import CORRUPTION_ACCURACY
+from robbench.metrics.verdicts import right_under_attack
 from robbench.results.rows import (
     ModelResults,
     TableRow,
@@ -16,7 +18,6 @@ from robbench.results.rows import (
     cell_status,
     complete,
     models,
-    right_under_attack,
     with_estimate,
     without_value,
 )
@@ -27,7 +28,6 @@ SPACE = "corruption"
 THREAT_MODEL = MEAN = (
     "corruptions"  # of the shipped threat model; label of the mean, as its group of attacks is called
 )
-METRIC = "corruption_accuracy"
 HEADER = ("corruption", *(f"severity {severity}" for severity in range(1, SEVERITIES + 1)), "mean")
 CAPTION = (
     "Accuracy under attack in percent: on corrupted images, also of samples whose clean image is misclassified. Mean: "
@@ -72,7 +72,7 @@ def mean_rows(run: Run, model: ModelResults) -> list[TableRow]:
         results[0],
         attack=MEAN,
         threat_model=THREAT_MODEL,
-        metric=METRIC,
+        metric=CORRUPTION_ACCURACY.name,
         measure="accuracy under attack",
         unit="%",
         of_attack=False,
@@ -80,7 +80,8 @@ def mean_rows(run: Run, model: ModelResults) -> list[TableRow]:
     if len(complete(run, results)) < len(results):
         return [without_value(blank, run, results)]
     estimate = accuracy.average([right_under_attack(result.rows) for result in results], run.seed)
-    return [with_estimate(blank, estimate, ["over 15 corruptions x 5 severities with equal weights"])]
+    scope = "over 15 corruptions x 5 severities with equal weights"
+    return [replace(with_estimate(blank, estimate), scope=scope)]
 
 
 def corruption_tables(run: Run) -> list[CorruptionTable]:

@@ -12,28 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
+from robbench.metrics.likelihood import attacks_noise, estimate_of, outliers_note, settings
+from robbench.metrics.verdicts import Floats, floats
 from robbench.results.rows import (
     CellStatus,
-    Floats,
     ModelResults,
-    TableRow,
-    blank_row,
     cell_status,
     complete,
-    floats,
     of_kind,
-    with_value,
 )
 from robbench.specs import ResolvedAttack
-from robbench.statistics.likelihood import BitsEstimate, bits_per_dim
-from robbench.store.records import CellRecord, CellResult, Run
+from robbench.statistics.likelihood import bits_per_dim
+from robbench.store.records import CellResult, Run
 
-BITS = "bits/dim"
-OUTLIER = 100  # times the median: samples beyond it are counted beside the mean that they rule
 NOTABLE = 0.1  # relative difference of mean and median that a narrow table must show
-WEIGHTED = "importance_weighted_"  # what begins the metric names of the tighter bound
 Role = Literal["in", "noise", "out"]
 ROLES: dict[Role, str] = {
     "in": "Raises the NLL of test images; it works where the number is higher.",
@@ -71,10 +63,9 @@ class Nll:
 def summarized(values: Floats) -> Nll:
     """Summary of per-sample bits/dim [n], n >= 1."""
     found = bits_per_dim(values)
-    finite = values[np.isfinite(values)]
     return Nll(
         status="ok",
-        note="; ".join(note for note in (found.note, _outliers(finite, found.median)) if note),
+        note="; ".join(note for note in (found.note, outliers_note(values, found.median)) if note),
         mean=found.mean,
         lower=found.lower,
         upper=found.upper,
@@ -84,74 +75,11 @@ def summarized(values: Floats) -> Nll:
     )
 
 
-def _outliers(finite: Floats, median: float | None) -> str:
-    if median is None or not math.isfinite(median):
-        return ""
-    count = int((finite > OUTLIER * abs(median)).sum()) if median else 0
-    return f"{count} of {len(finite)} above {OUTLIER} times the median rule the mean" if count else ""
-
-
-# -------------------------------------------------------------------------------------------------- tidy rows
-def likelihood_rows(run: Run, result: CellResult) -> list[TableRow]:
-    """bits_per_dim (after the attack), its median, and bits_per_dim_before of a cell on a flow, all with another prefix
-    where they are importance-weighted. A cell that failed or is incomplete has the first only, without a value."""
-    metric = bits_metric(result.cell.attack)
-    blank = replace(blank_row(run, result, metric=metric, unit=BITS), flow=result.cell.model_name)
-    if blank.status != "ok":
-        return [blank]
-    after, before = (summarized(floats(result.rows[f"nll_{name}"])) for name in ("after", "before"))
-    setting = settings(result.cell)
-    median = with_value(replace(blank, metric=f"{metric}_median"), after.median, [setting, after.median_note])
-    rows = [_with_nll(blank, after, setting), median]
-    about = "; ".join([images(result.cell), draws_text(result.cell.attack)])
-    return [*rows, _with_nll(replace(blank, metric=f"{metric}_before"), before, about)]
-
-
-def estimate_of(attack: ResolvedAttack) -> tuple[BitsEstimate, int]:
-    """How an attack on a flow scores images: the estimate and the number of noise draws."""
-    draws = int(attack.parameters.get("noise_draws", 1))
-    weighted = attack.parameters.get("estimate") == "importance" and draws > 1
-    return ("importance" if weighted else "mean"), draws
-
-
-def bits_metric(attack: ResolvedAttack) -> str:
-    """ "bits_per_dim", or "importance_weighted_bits_per_dim"."""
-    return f"{WEIGHTED if estimate_of(attack)[0] == 'importance' else ''}bits_per_dim"
-
-
-def draws_text(attack: ResolvedAttack) -> str:
-    """ "one noise draw", "mean of 4 noise draws", "importance-weighted over 8 noise draws"."""
-    estimate, draws = estimate_of(attack)
-    if draws == 1:
-        return "one noise draw"
-    return f"{'mean of' if estimate == 'mean' else 'importance-weighted over'} {draws} noise draws"
-
-
-def _with_nll(blank: TableRow, nll: Nll, about: str) -> TableRow:
-    return replace(with_value(blank, nll.mean, [about, nll.note]), lower=nll.lower, upper=nll.upper)
-
-
-def settings(cell: CellRecord, with_steps: bool = True) -> str:
-    """What a label leaves unsaid: "epsilon of 255; 32 steps; one noise draw", restarts, rounding and precision."""
-    p = cell.attack.parameters
-    parts = [f"epsilon of {cell.attack.pixel_range}"]
-    parts += [f"{p['steps']} steps"] if with_steps and "steps" in p else []
-    parts += [f"{p['restarts']} restarts"] if p.get("restarts", 1) > 1 else []
-    parts += [draws_text(cell.attack)]
-    parts += ["rounded to grey levels"] if p.get("quantize") else []
-    return "; ".join([*parts, *(["scored in float64"] if cell.precision == "fp64" else [])])
-
-
-def images(cell: CellRecord) -> str:
-    """What is attacked: "test images" or "uniform-noise images"."""
-    return "uniform-noise images" if cell.attack.parameters.get("images") == "noise" else "test images"
-
-
 def role(attack: ResolvedAttack) -> Role:
     """What an attack on a flow is for."""
     if attack.algorithm == "uniform-noise":
         return "noise"
-    return "out" if attack.parameters.get("images") == "noise" else "in"
+    return "out" if attacks_noise(attack) else "in"
 
 
 def steps_of(attack: ResolvedAttack) -> int | None:

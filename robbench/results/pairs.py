@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robbench.results.rows import ModelResults, adversaries, clean_correct, complete, of_kind, robust, shown
+from robbench.metrics.verdicts import clean_correct, robust, shown
+from robbench.results.rows import ModelResults, adversaries, complete, of_kind
 from robbench.results.tables import ALL_THREATS
 from robbench.specs import ResolvedAttack
 from robbench.statistics import accuracy

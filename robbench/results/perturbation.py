@@ -7,19 +7,9 @@ those it gets right before the attack). "Broken": only the successful adversaria
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
-from robbench.results.rows import (
-    PIXEL_RANGE,
-    TableRow,
-    blank_row,
-    cell_status,
-    clean_correct,
-    floats,
-    is_broken,
-    with_value,
-)
-from robbench.statistics.perturbation import PerturbationSize, perturbation_size
+from robbench.metrics.distance import Measured, attacked_size, broken_size
+from robbench.results.rows import TableRow, blank_row, cell_status
+from robbench.statistics.perturbation import PerturbationSize
 from robbench.store.frechet_records import CLEAN, FRECHET_FOLDER, FrechetRecord, load_frechet
 from robbench.store.records import CellResult, Run
 
@@ -27,55 +17,11 @@ NOT_SCORED = "no images were scored yet; robbench fid RUN scores a run made with
 NOT_RUN = "not run"
 
 
-# -------------------------------------------------------------------------------------------------- tidy rows
-@dataclass(frozen=True)
-class Measured:
-    """Distances over one set of samples. suffix: of the metric's name in leaderboard.csv."""
-
-    samples: str
-    suffix: str
-    note: str
-    size: PerturbationSize
-
-
 def measured_sizes(run: Run, result: CellResult) -> list[Measured]:
-    """The distances of a finished cell: broken and attacked of a classifier, all of a flow; no entry for no samples."""
+    """The distances of a complete cell: attacked, then broken; no entry for no samples."""
     if cell_status(run, result)[0] != "ok":
         return []
-    rows = result.rows
-    if result.cell.attack.target == "flow":
-        sets = [(np.ones(len(rows), np.bool_), "all", "", "mean over all {n} samples")]
-    else:
-        searched, which = clean_correct(rows), "the {n} samples that were right before the attack"
-        if result.cell.attack.semantics == "perturbation":
-            searched, which = np.ones(len(rows), np.bool_), "all {n} samples"
-        sets = [
-            (is_broken(rows), "broken", "", "over the {n} samples that the attack broke"),
-            (searched, "attacked", "_all", f"mean over {which}"),
-        ]
-    l2, linf = floats(rows["l2"]), floats(rows["linf"])
-    found = [
-        (samples, suffix, note, perturbation_size(l2[part], linf[part]))
-        for part, samples, suffix, note in sets
-    ]
-    return [Measured(name, suffix, note.format(n=s.n), s) for name, suffix, note, s in found if s]
-
-
-def distance_rows(run: Run, result: CellResult) -> list[TableRow]:
-    """Mean and standard deviation of the image distances: l2, l2_std, linf, linf_std; for classifiers over the
-    samples that the attack broke, and with `_all` (l2_all, l2_all_std) over those it attacked."""
-    rows: list[TableRow] = []
-    for m in measured_sizes(run, result):
-        values = {
-            f"l2{m.suffix}": m.size.l2_mean,
-            f"l2{m.suffix}_std": m.size.l2_std,
-            f"linf{m.suffix}": m.size.linf_mean,
-            f"linf{m.suffix}_std": m.size.linf_std,
-        }
-        for metric, value in values.items():
-            blank = blank_row(run, result, metric=metric, unit=PIXEL_RANGE)
-            rows.append(with_value(blank, value, [m.note]))
-    return rows
+    return [found for found in (attacked_size(result), broken_size(result)) if found]
 
 
 def frechet_rows(run: Run) -> list[TableRow]:
@@ -88,8 +34,8 @@ def frechet_rows(run: Run) -> list[TableRow]:
         blank = _frechet_blank(run, by_hash.get(record.cell or ""))
         metric = table.label(record)
         metric = "fid" + metric.removeprefix("FID") if metric.startswith("FID") else metric
-        note = record.reason or "; ".join(record.notes)
-        rows.append(replace(blank, metric=metric, value=record.value, status=record.status, note=note))
+        row = replace(blank, metric=metric, value=record.value, status=record.status, reason=record.reason)
+        rows.append(row if record.reason else replace(row, remarks=record.notes))
     return rows
 
 
@@ -182,7 +128,6 @@ def size_table(run: Run) -> SizeTable:
 def _size_lines(run: Run, result: CellResult, scores: Sequence[str]) -> list[tuple[str, ...]]:
     """All samples and their Fréchet distances, then the broken ones."""
     cell, sizes = result.cell, measured_sizes(run, result)
-    sizes.sort(key=lambda m: m.samples)  # attacked, then broken
     if not sizes:
         status = cell_status(run, result)[0]
         words = ["-" if status == "ok" else status] * 2

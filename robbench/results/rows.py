@@ -4,35 +4,45 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
-import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-
+from robbench.core.foreign import foreign_code
+from robbench.metrics.accuracy import NEAR_TIE
+from robbench.metrics.registry import Metric, Number, metric_of
 from robbench.specs import Measure, ModelKind
-from robbench.statistics.accuracy import Estimate, Verdicts
+from robbench.statistics.accuracy import Estimate
 from robbench.store.records import CellResult, Run
 
 CellStatus = Literal["ok", "failed", "not run"]
 RowStatus = Literal["ok", "partial", "failed", "not run"]
-Floats = NDArray[np.float64]
 
 CLEAN, WORST_CASE, AVERAGE = "clean", "worst-case", "average"
-PIXEL_RANGE = "pixel range"  # unit of distances: pixels in [0, 1]
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One number; the fields are the columns of leaderboard.csv, in this order.
+    """One number. `COLUMNS` are the columns of leaderboard.csv, in this order.
 
-    attack: label of an attack, or "clean", "worst-case", "average". epsilon, eta: budgets, None where there
-    is none. measure: what an accuracy counts (`specs.Measure`), "" for other numbers and averages over both
-    kinds. value, lower, upper: in `unit`, None unless status is "ok" or "partial" (a failed cell is never a 0). n:
-    samples asked for. status "partial": a worst case or average that leaves out attacks under which other models of
-    the same table were run, and so is no number to compare them by. note: what a reader must know besides (samples
-    left out, attacks missing, near ties).
-
-    Two fields are no columns: combined, the columns that a worst case or average is made of, and missing, the attacks
-    that it leaves out.
+    Attributes:
+        dataset, model, defense, threat_model: names.
+        attack: label of an attack, or "clean", "worst-case", "average".
+        epsilon, eta: budgets; None where there is none.
+        metric: name of a metric (`metrics.registry`).
+        value, lower, upper: in `unit`; None unless status is "ok" or "partial" (a failed cell is never a 0).
+        unit: of the metric.
+        n: samples requested.
+        seed: of the run.
+        status: "partial" is a worst case or average that leaves out attacks under which other models of the same table
+            were run, and so is no number to compare them by.
+        model_sha256, flow: of the weights; name of the flow searched through, or that scored the images.
+        measure: what an accuracy counts (`specs.Measure`); "" for other numbers and averages over both kinds.
+        combined: the columns that a worst case or average is made of.
+        scope: the samples that a mean speaks of; "" for all.
+        near_ties: samples whose verdict may depend on batch size or machine: |margin| below NEAR_TIE.
+        reason: why there is no value.
+        missing: the attacks that a worst case or average leaves out.
+        left_out: samples of the scope that the value leaves out because they are not finite.
+        differing: samples whose clean verdict differs between the cells of a model.
+        remarks: what else a reader must know, each a phrase.
+        suspicions: why the number may overstate robustness, each a sentence.
     """
 
     dataset: str
@@ -52,19 +62,55 @@ class TableRow:
     status: RowStatus
     model_sha256: str
     flow: str
-    note: str
     measure: Measure | Literal[""] = ""
     combined: tuple[str, ...] = ()
+    scope: str = ""
+    near_ties: int = 0
+    reason: str = ""
     missing: tuple[str, ...] = ()
+    left_out: int = 0
+    differing: int = 0
+    remarks: tuple[str, ...] = ()
+    suspicions: tuple[str, ...] = ()
 
     @property
     def measured(self) -> bool:
         """Whether the row holds a number, of all that it speaks of or of a part."""
         return self.status in ("ok", "partial")
 
+    @property
+    def kind(self) -> Metric:
+        """The metric whose name the row has."""
+        return metric_of(self.metric)
 
-NO_COLUMNS = ("combined", "missing")
-COLUMNS = tuple(field.name for field in fields(TableRow) if field.name not in NO_COLUMNS)
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What a reader must know of the number, each a phrase; its suspicions come on top."""
+        found = (
+            self.reason,
+            f"over {', '.join(self.combined)}" if self.combined else "",
+            f"not run: {', '.join(self.missing)}" if self.missing else "",
+            self.scope,
+            f"clean verdicts differ between cells on {self.differing} samples" if self.differing else "",
+            *self.remarks,
+            f"{self.near_ties} of {self.n} samples with |margin| < {NEAR_TIE:g}" if self.near_ties else "",
+        )
+        return tuple(fact for fact in found if fact)
+
+    @property
+    def note(self) -> str:
+        """The facts and suspicions as one text, for people: nothing is read out of it."""
+        return "; ".join([*self.facts, *(f"suspicious: {text}" for text in self.suspicions)])
+
+    def cell(self, column: str) -> str | float | int | None:
+        """What a file holds in one of `COLUMNS`."""
+        return ", ".join(self.combined) if column == "combined" else getattr(self, column)
+
+
+_FIELDS = tuple(field.name for field in fields(TableRow))
+COLUMNS = (
+    *_FIELDS[: _FIELDS.index("measure")], "note", "measure", "combined", "scope", "near_ties",
+)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------ cells
@@ -123,53 +169,10 @@ def complete(run: Run, results: Iterable[CellResult]) -> list[CellResult]:
     return [result for result in results if cell_status(run, result)[0] == "ok"]
 
 
-# ------------------------------------------------------------------------------------- columns of classifiers
-def attacked(rows: pd.DataFrame) -> pd.DataFrame:
-    """Samples right before the attack: for the others most attacks search nothing."""
-    return rows[clean_correct(rows)]
-
-
-def broken(rows: pd.DataFrame) -> pd.DataFrame:
-    """Samples right before the attack and not after it: where the adversarial image is a successful one."""
-    return rows[is_broken(rows)]
-
-
-def is_broken(rows: pd.DataFrame) -> Verdicts:
-    """Whether each sample is right before the attack and not after it."""
-    return clean_correct(rows) & ~robust(rows)
-
-
-def robust(rows: pd.DataFrame) -> Verdicts:
-    """Whether each sample is right before the attack and under it."""
-    return rows["robust"].to_numpy(dtype=np.bool_)
-
-
-def right_under_attack(rows: pd.DataFrame) -> Verdicts:
-    """Whether each sample is right on its attacked image, whatever the model says of the clean one."""
-    held: Verdicts = rows["margin"].to_numpy() > 0  # a tie is not a right answer
-    return held
-
-
-def shown(result: CellResult) -> Verdicts:
-    """The verdicts that tables show of an attack: `measure` of its cell says which."""
-    perturbed = result.cell.attack.semantics == "perturbation"
-    return right_under_attack(result.rows) if perturbed else robust(result.rows)
-
-
 def adversaries(results: Iterable[CellResult]) -> list[CellResult]:
     """What a worst case combines: the attacks with worst-case semantics. Whoever may leave an image as it is would not
     apply a perturbation that helps the model."""
     return [result for result in results if result.cell.attack.semantics == "worst-case"]
-
-
-def clean_correct(rows: pd.DataFrame) -> Verdicts:
-    """Whether each sample is right before the attack: by its margin, as after it, so that a tie is wrong in both."""
-    return np.asarray(rows["clean_margin"].to_numpy(dtype=np.float64) > 0)
-
-
-def floats(column: "pd.Series[float]") -> Floats:
-    """A column in float64, before any sum."""
-    return np.asarray(column, dtype=np.float64)
 
 
 # ------------------------------------------------------------------------------------------------------- rows
@@ -208,24 +211,54 @@ def blank_row(
         status=status,
         model_sha256=cell.model_sha256,
         flow=(cell.flow or "") if of_attack else "",
-        note=reason,
+        reason=reason,
     )
 
 
-def with_estimate(blank: TableRow, estimate: Estimate, notes: Sequence[str]) -> TableRow:
-    """The row with a value and its interval."""
-    noted = with_value(blank, estimate.value, notes)
-    return replace(noted, lower=estimate.lower, upper=estimate.upper)
+def with_estimate(blank: TableRow, estimate: Estimate) -> TableRow:
+    """The row with a percentage and its interval."""
+    return replace(blank, value=estimate.value, lower=estimate.lower, upper=estimate.upper)
 
 
-def with_value(blank: TableRow, value: float | None, notes: Sequence[str]) -> TableRow:
-    """The row with a value; the notes that are not empty are joined."""
-    return replace(blank, value=value, note="; ".join(note for note in notes if note))
+def with_number(blank: TableRow, number: Number) -> TableRow:
+    """The row with what a metric computed."""
+    return replace(
+        blank,
+        value=number.value,
+        lower=number.lower,
+        upper=number.upper,
+        scope=number.scope,
+        left_out=number.left_out,
+        near_ties=number.near_ties,
+        remarks=tuple(remark for remark in number.remarks if remark),
+        flow=blank.flow if number.flow is None else number.flow,
+    )
+
+
+def cell_rows(run: Run, result: CellResult, metrics: Iterable[Metric]) -> list[TableRow]:
+    """A row for each of `metrics` that applies to a cell, in their order. A cell that failed or is not complete has
+    rows without a value for its accuracies and headline numbers only."""
+    status, _ = cell_status(run, result)
+    rows = []
+    for metric in metrics:
+        if metric.compute is None or not metric.fits(result.cell):
+            continue
+        measure = metric.measure_of(result.cell)
+        blank = blank_row(run, result, metric=metric.name, unit=metric.unit, measure=measure)
+        if status == "ok":
+            with foreign_code(
+                f"computing the metric {metric.name!r}", "repair or uninstall the package it is from"
+            ):
+                number = metric.compute(result)
+            rows += [] if number is None else [with_number(blank, number)]
+        elif metric.accuracy or metric.headline:
+            rows.append(blank)
+    return rows
 
 
 def without_value(blank: TableRow, run: Run, results: Sequence[CellResult]) -> TableRow:
-    """A combined number some of whose cells are missing: no value, and the note says which cells."""
+    """A combined number some of whose cells are missing: no value, and the reason says which cells."""
     missing = {r.cell.attack.label: cell_status(run, r)[0] for r in results if cell_status(run, r)[0] != "ok"}
     status: RowStatus = "failed" if "failed" in missing.values() else "not run"
-    note = "; ".join(f"{label} {reason}" for label, reason in missing.items())
-    return replace(blank, status=status, note=note)
+    reason = "; ".join(f"{label} {state}" for label, state in missing.items())
+    return replace(blank, status=status, reason=reason)

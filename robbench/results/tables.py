@@ -6,10 +6,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from robbench.metrics import all_metrics
+from robbench.metrics.accuracy import (
+    ACCURACY,
+    AVERAGE_ACCURACY,
+    CORRUPTION_ACCURACY,
+    ROBUST_ACCURACY,
+    WORST_CASE_ACCURACY,
+    count_near_ties,
+)
+from robbench.metrics.verdicts import clean_correct, right_under_attack, robust, shown
 from robbench.results import corruptions
-from robbench.results.likelihood import likelihood_rows
 from robbench.results.parity import parity_note
-from robbench.results.perturbation import distance_rows, frechet_rows
+from robbench.results.perturbation import frechet_rows
 from robbench.results.rows import (
     AVERAGE,
     CLEAN,
@@ -19,31 +28,18 @@ from robbench.results.rows import (
     TableRow,
     adversaries,
     blank_row,
-    cell_status,
-    clean_correct,
+    cell_rows,
     complete,
-    floats,
-    is_broken,
     models,
-    right_under_attack,
-    robust,
-    shown,
     with_estimate,
-    with_value,
     without_value,
 )
-from robbench.results.wording import suspicious_note
 from robbench.statistics import accuracy
-from robbench.statistics.likelihood import bits_per_dim
 from robbench.store.records import CellResult, Run
 
-__all__ = ["COLUMNS", "NEAR_TIE", "TableRow", "Wide", "combined_attacks", "leaderboard", "models", "wide"]
+__all__ = ["COLUMNS", "TableRow", "Wide", "leaderboard", "models", "wide"]
 
 ALL_THREATS = "all"
-ROBUST_ACCURACY = "robust_accuracy"  # metric of the robust accuracy of attacks whose column shows another one
-NEAR_TIE = 1e-4
-ONE_DRAW = "one noise draw"
-WITHOUT = "not run: "  # what begins the list of missing attacks in the note of a partial number
 
 Threat = tuple[str, float | None, float | None]  # threat model, epsilon, eta
 
@@ -67,10 +63,14 @@ def wide(rows: Sequence[TableRow], per_threat_model: bool = True) -> Wide:
     The worst case under one threat model and budget has a column only where it says something: it combines
     several attacks but not all of them, and `per_threat_model` is asked for.
     """
-    accuracies = _without_corruptions([row for row in rows if row.metric.endswith("accuracy")])
+    accuracies = _without_corruptions([row for row in rows if row.kind.accuracy])
     threats: dict[Threat, set[str]] = {}
     for row in accuracies:
-        if row.metric == "accuracy" and row.attack != CLEAN and row.threat_model != corruptions.THREAT_MODEL:
+        if (
+            row.metric == ACCURACY.name
+            and row.attack != CLEAN
+            and row.threat_model != corruptions.THREAT_MODEL
+        ):
             threats.setdefault(_threat(row), set()).add(row.attack)
     names = [name for name, _, _ in threats]
     cells: dict[tuple[str, str], TableRow] = {}
@@ -100,12 +100,12 @@ def partly_attacked(rows: Sequence[TableRow]) -> set[str]:
 
 def _without_corruptions(rows: Sequence[TableRow]) -> list[TableRow]:
     """`rows` without the single corruptions where their mean is there; these have tables of their own."""
-    if not any(row.metric == corruptions.METRIC for row in rows):
+    if not any(row.metric == CORRUPTION_ACCURACY.name for row in rows):
         return list(rows)
     return [
         row
         for row in rows
-        if row.threat_model != corruptions.THREAT_MODEL or row.metric == corruptions.METRIC
+        if row.threat_model != corruptions.THREAT_MODEL or row.metric == CORRUPTION_ACCURACY.name
     ]
 
 
@@ -123,7 +123,7 @@ def robust_column(label: str) -> str:
 
 
 def _column(row: TableRow, with_budget: bool) -> str:
-    if row.metric == ROBUST_ACCURACY:
+    if row.metric == ROBUST_ACCURACY.name:
         return robust_column(row.attack)
     if not _is_of_one_threat(row):
         return "worst case" if row.attack == WORST_CASE else row.attack
@@ -162,10 +162,10 @@ def rows_under_attack(run: Run) -> list[TableRow]:
     rows = []
     for row in leaderboard(run):
         result = cells.get((row.model, row.attack))
-        if result is not None and row.metric == "accuracy" and row.measure == "robust accuracy":
+        if result is not None and row.metric == ACCURACY.name and row.measure == "robust accuracy":
             row = replace(row, measure="accuracy under attack")
             if row.status == "ok":
-                row = with_estimate(row, accuracy.accuracy(right_under_attack(result.rows)), [row.note])
+                row = with_estimate(row, accuracy.accuracy(right_under_attack(result.rows)))
         rows.append(row)
     return rows
 
@@ -181,16 +181,14 @@ def searched_attacks(classifiers: Sequence[ModelResults]) -> tuple[CellResult, .
 
 
 def _flow_rows(run: Run, model: ModelResults) -> list[TableRow]:
-    return [
-        row for result in model.cells for row in likelihood_rows(run, result) + distance_rows(run, result)
-    ]
+    metrics = list(all_metrics())
+    return [row for result in model.cells for row in cell_rows(run, result, metrics)]
 
 
 def _classifier_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
+    others = [metric for metric in all_metrics() if not metric.accuracy]
     rows = accuracy_rows(run, model, attacks)
-    for result in model.cells:
-        rows += _scored_rows(run, result) + distance_rows(run, result)
-    return rows
+    return rows + [row for result in model.cells for row in cell_rows(run, result, others)]
 
 
 def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
@@ -201,7 +199,7 @@ def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) 
     """
     rows = [_clean_row(run, model)]
     for result in model.cells:
-        rows += [_accuracy_row(run, result), *_other_accuracy(run, result)]
+        rows += _attack_rows(run, result)
     rows += corruptions.mean_rows(run, model)
     if (own := corruptions.searched(model)).cells:
         rows += _worst_case_rows(run, adversaries(own.cells), adversaries(attacks))
@@ -217,7 +215,7 @@ def _clean_row(run: Run, model: ModelResults) -> TableRow:
         model.first,
         attack=CLEAN,
         threat_model=CLEAN,
-        metric="accuracy",
+        metric=ACCURACY.name,
         measure="accuracy",
         unit="%",
         of_attack=False,
@@ -227,35 +225,24 @@ def _clean_row(run: Run, model: ModelResults) -> TableRow:
         if not scores:
             return without_value(blank, run, model.cells)
         estimate = accuracy.wilson(scores[0].right, scores[0].samples)
-        return with_estimate(
-            blank, estimate, ["scored without an attack: no attack on this model was finished"]
-        )
+        remark = "scored without an attack: no attack on this model was finished"
+        return replace(with_estimate(blank, estimate), remarks=(remark,))
     clean = [clean_correct(result.rows) for result in done]
     differing = int(np.any([column != clean[0] for column in clean], axis=0).sum())
-    notes = [f"clean verdicts differ between cells on {differing} samples"] if differing else []
-    notes.append(_near_ties(done[0].rows["clean_margin"]))
-    return with_estimate(blank, accuracy.accuracy(clean[0]), notes)
+    row = with_estimate(blank, accuracy.accuracy(clean[0]))
+    return replace(row, differing=differing, near_ties=count_near_ties(done[0], "clean_margin"))
 
 
-def _accuracy_row(run: Run, result: CellResult) -> TableRow:
-    blank = blank_row(run, result, metric="accuracy", measure=result.cell.attack.measure, unit="%")
-    if blank.status != "ok":
-        return blank
-    notes = [parity_note(result.cell), _near_ties(result.rows["margin"])]
-    notes += map(suspicious_note, result.cell.doubts)
-    return with_estimate(blank, accuracy.accuracy(shown(result)), notes)
-
-
-def _other_accuracy(run: Run, result: CellResult) -> list[TableRow]:
-    """Of a perturbation, whose accuracy is that under attack, the robust accuracy too. Corruptions have tables of their
-    own, and 75 columns more would say little."""
-    attack = result.cell.attack
-    if attack.semantics != "perturbation" or attack.space == corruptions.SPACE:
-        return []
-    blank = blank_row(run, result, metric=ROBUST_ACCURACY, measure="robust accuracy", unit="%")
-    if blank.status != "ok":
-        return [blank]
-    return [with_estimate(blank, accuracy.accuracy(robust(result.rows)), [])]
+def _attack_rows(run: Run, result: CellResult) -> list[TableRow]:
+    """The accuracies of one attack. What it is held to, and what is suspicious of it, stands with the first."""
+    rows = cell_rows(run, result, [metric for metric in all_metrics() if metric.accuracy])
+    parity = parity_note(result.cell)
+    return [
+        replace(row, remarks=(parity,) if parity else (), suspicions=result.cell.doubts)
+        if row.metric == ACCURACY.name and row.status == "ok"
+        else row
+        for row in rows
+    ]
 
 
 def _worst_case_rows(
@@ -295,7 +282,7 @@ def _worst_case_row(
         threat_model=threat_model,
         epsilon=epsilon,
         eta=eta,
-        metric="worst_case_accuracy",
+        metric=WORST_CASE_ACCURACY.name,
         measure="robust accuracy",
         unit="%",
         of_attack=False,
@@ -312,7 +299,7 @@ def _average_row(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -
         model.first,
         attack=AVERAGE,
         threat_model=ALL_THREATS,
-        metric="average_accuracy",
+        metric=AVERAGE_ACCURACY.name,
         unit="%",
         of_attack=False,
     )
@@ -329,7 +316,7 @@ def _combining(
 ) -> TableRow:
     """The row of a number that combines `parts`, partial where one of `attacks` is not among them."""
     missing = tuple(label for label in _labels(attacks) if label not in parts)
-    row = with_estimate(blank, estimate, [_over(parts), f"{WITHOUT}{', '.join(missing)}" if missing else ""])
+    row = with_estimate(blank, estimate)
     return replace(row, status="partial" if missing else "ok", combined=tuple(parts), missing=missing)
 
 
@@ -337,58 +324,9 @@ def _same_samples(results: Sequence[CellResult]) -> None:
     accuracy.worst_case([_ids(r.rows) for r in results], [robust(r.rows) for r in results])
 
 
-# ------------------------------------------------------------------------------------------------ likelihoods
-def _scored_rows(run: Run, result: CellResult) -> list[TableRow]:
-    """Mean (with its normal 95 % interval over samples) and median bits/dim before (all samples) and after (samples the
-    attack broke), from one draw of the dequantisation noise a sample; no row where no flow scored the images or nothing
-    broke.
-
-    Unbroken samples are left out because a search may stop anywhere, or hand back the clean image, once it has
-    failed. An infinite or missing summary keeps status "ok" with what was measured in the note.
-    """
-    rows: list[TableRow] = []
-    if cell_status(run, result)[0] != "ok":
-        return rows
-    flow = result.cell.nll_flow.name if result.cell.nll_flow else ""
-    for name in ("before", "after") if result.cell.nll_flow else ():
-        values = floats(result.rows[f"nll_{name}"])
-        scored = values if name == "before" else values[is_broken(result.rows)]
-        if not len(scored):
-            continue
-        summary = bits_per_dim(scored)
-        blank = replace(
-            blank_row(run, result, metric=f"bits_per_dim_{name}", unit="bits/dim"),
-            flow=flow,
-            lower=summary.lower,
-            upper=summary.upper,
-        )
-        scope = f"over the {len(scored)} samples that the attack broke" if name == "after" else ""
-        rows.append(with_value(blank, summary.mean, [scope, ONE_DRAW, summary.note]))
-        median = replace(blank, metric=f"{blank.metric}_median", lower=None, upper=None)
-        rows.append(with_value(median, summary.median, [scope, ONE_DRAW, summary.median_note]))
-    return rows
-
-
-# ------------------------------------------------------------------------------------------------------ notes
 def _ids(rows: pd.DataFrame) -> accuracy.SampleIds:
     return rows["sample_id"].to_numpy(dtype=np.int64)
 
 
-def _near_ties(margin: "pd.Series[float]") -> str:
-    """Samples whose verdict may depend on batch size or machine: |margin| below NEAR_TIE."""
-    count = int((np.abs(margin.to_numpy()) < NEAR_TIE).sum())
-    return f"{count} of {len(margin)} samples with |margin| < {NEAR_TIE:g}" if count else ""
-
-
 def _labels(results: Sequence[CellResult]) -> list[str]:
     return [result.cell.attack.label for result in results]
-
-
-def _over(parts: Sequence[str]) -> str:
-    return f"over {', '.join(parts)}"
-
-
-def combined_attacks(note: str) -> frozenset[str]:
-    """What a worst case or average combines, from its note in a CSV file; empty for the note of any other row."""
-    over = note.partition("; ")[0]
-    return frozenset(over.removeprefix("over ").split(", ")) if over.startswith("over ") else frozenset()

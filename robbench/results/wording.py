@@ -21,7 +21,6 @@ ANY_ITERATE = (
     "under attack are 0 to 0.8 points lower here for it."
 )
 NAMED = 5  # attacks that a note on a partial number names; leaderboard.csv names all
-SUSPICIOUS = "suspicious: "  # what begins each suspicion in a row's note
 
 
 def measures(rows: Iterable[TableRow]) -> str:
@@ -39,11 +38,11 @@ def measures(rows: Iterable[TableRow]) -> str:
 
 
 def number_text(row: TableRow | None) -> str:
-    """Three decimals, or a dash where nothing was measured; a star where samples were left out."""
+    """The decimals of its metric, or a dash where nothing was measured; a star where samples were left out."""
     if row is None or row.value is None:
         return "-" if row is None or not row.note else "none finite"
-    digits = f"{row.value:.3f}" if abs(row.value) < 1e4 else f"{row.value:.3e}"
-    return digits + ("*" if "left out" in row.note else "")
+    digits = f"{row.value:.{row.kind.decimals}f}" if abs(row.value) < 1e4 else f"{row.value:.3e}"
+    return digits + ("*" if row.left_out else "")
 
 
 def summary(run: Run, kind: ModelKind | None = None) -> str:
@@ -105,34 +104,24 @@ def partial_note(row: TableRow) -> str:
 
 def has_problem(row: TableRow) -> bool:
     """Whether `problems` has something to say of a row."""
-    return _is_problem(row) or SUSPICIOUS in row.note
+    return _is_problem(row) or bool(row.suspicions)
 
 
 def _is_problem(row: TableRow) -> bool:
-    words = ("left out", "|margin|", "differ")
-    return row.status != "ok" or any(word in _without_suspicions(row.note) for word in words)
+    return row.status != "ok" or bool(row.left_out or row.near_ties or row.differing)
 
 
 def _reason(row: TableRow) -> str:
+    facts = "; ".join(row.facts)
     if row.status == "ok":
-        return _without_suspicions(row.note)
-    return f"{row.status} ({row.note})" if row.note else row.status
-
-
-def suspicious_note(text: str) -> str:
-    """A suspicion about a cell as a part of its row's note."""
-    return f"{SUSPICIOUS}{text}"
-
-
-def _without_suspicions(note: str) -> str:
-    return note.partition(SUSPICIOUS)[0].removesuffix("; ")
+        return facts
+    return f"{row.status} ({facts})" if facts else row.status
 
 
 def _suspicions(rows: Sequence[TableRow]) -> list[str]:
-    """The suspicions in the notes of rows, one line a model and text."""
+    """The suspicions of rows, one line per model and text."""
     attacks: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        for text in row.note.partition(SUSPICIOUS)[2].split(f"; {SUSPICIOUS}"):
-            if text and row.status == "ok":
-                attacks.setdefault((row.model, text), []).append(row.attack)
+        for text in row.suspicions:
+            attacks.setdefault((row.model, text), []).append(row.attack)
     return [f"{model}, {', '.join(labels)}: {text}" for (model, text), labels in attacks.items()]

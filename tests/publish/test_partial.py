@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from publish_runs import JSA, attack, cell, frame, make_run
 from rich.console import Console
 
+from robbench.compare.reference import read_reference
 from robbench.compare.tables import CheckResult, check
+from robbench.core.spreadsheet import csv_text
 from robbench.experiments.comparison import Known, compare, measured_rows
 from robbench.experiments.published import published_index, published_table, table_rows
 from robbench.report.badge import badge_json, badge_of, badge_svg
@@ -28,7 +30,7 @@ from robbench.report.site.downloads import tables_by_page
 from robbench.report.site.groups import Group
 from robbench.report.writers import TerminalLeaderboard, markdown, tidy_csv, wide_csv
 from robbench.results.rows import COLUMNS, TableRow
-from robbench.results.tables import combined_attacks, leaderboard, wide
+from robbench.results.tables import leaderboard, wide
 from robbench.store.records import Run
 
 FGSM, PGD = attack("fgsm"), attack("pgd20")
@@ -90,11 +92,24 @@ def test_partial_is_exactly_what_lacks_an_attack_of_another_model(chosen: list[s
     assert whole == sorted(whole, reverse=True), "partial models stand below complete ones"
 
 
-def test_a_note_in_a_file_still_says_what_is_combined(mixed: Run) -> None:
-    rows = [row for row in leaderboard(mixed) if row.attack in ("worst-case", "average")]
-    assert rows
-    for row in rows:
-        assert combined_attacks(row.note) == frozenset(row.combined) != frozenset()
+def test_a_file_says_what_is_combined(mixed: Run, tmp_path: Path) -> None:
+    rows = leaderboard(mixed)
+    (tmp_path / "table.csv").write_text(tidy_csv(rows))
+    read = read_reference(tmp_path / "table.csv")
+    assert [reference.combined for reference in read] == [frozenset(row.combined) for row in rows]
+    assert any(reference.combined for reference in read)
+
+
+def test_combined_numbers_of_a_table_without_the_column_are_not_compared(mixed: Run, tmp_path: Path) -> None:
+    """Tables of before the column: what a number combines stood in its note, in words."""
+    (tmp_path / "table.csv").write_text(tidy_csv(leaderboard(mixed)))
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text())))
+    for line in lines:
+        del line["combined"]
+    (tmp_path / "table.csv").write_text(csv_text([list(lines[0]), *(list(line.values()) for line in lines)]))
+    for result in check(mixed, tmp_path / "table.csv"):
+        if result.reference.attack in ("worst-case", "average") and result.reference.value is not None:
+            assert (result.verdict, "does not say which attacks" in result.reason) == ("not run", True)
 
 
 # --------------------------------------------------------------------------------------------------- outputs
@@ -303,11 +318,11 @@ def test_a_perturbation_is_missing_from_averages_only() -> None:
 def test_check_compares_a_mean_with_one_over_as_many_samples_only(tmp_path: Path) -> None:
     run = run_of({"a-part": (FGSM,)})
     text, reference = tidy_csv(leaderboard(run)), tmp_path / "reference.csv"
-    (broken,) = {r.note.partition("; ")[0] for r in leaderboard(run) if "attack broke" in r.note}
+    (broken,) = {r.scope for r in leaderboard(run) if "attack broke" in r.scope}
 
-    def verdicts(note: str) -> set[str]:
-        reference.write_text(text.replace(broken, note), encoding="utf-8")
-        return {r.verdict for r in check(run, reference) if "attack broke" in r.reference.note}
+    def verdicts(scope: str) -> set[str]:
+        reference.write_text(text.replace(broken, scope), encoding="utf-8")
+        return {r.verdict for r in check(run, reference) if "attack broke" in r.reference.scope}
 
     assert verdicts(broken) == {"pass"}
     assert verdicts("over the 59 samples that the attack broke") == {"not run"}

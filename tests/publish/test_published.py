@@ -84,7 +84,6 @@ def measured(
         "status": "ok",
         "model_sha256": "0" * 64,
         "flow": "",
-        "note": "",
         **numbers,
         **(row or {}),
     }
@@ -323,7 +322,7 @@ def test_not_run_says_what_it_needs(table: str, label: str, column: str, reason:
 
 
 def test_a_failed_cell_is_not_run_and_says_why() -> None:
-    found = judged(published(), measured(None, row={"status": "failed", "note": "attack left its set"}))
+    found = judged(published(), measured(None, row={"status": "failed", "reason": "attack left its set"}))
     assert (found.verdict, found.reason) == ("not run", "failed: attack left its set")
     assert judged(published(), measured(None, row={"status": "not run"})).reason == "not run"
 

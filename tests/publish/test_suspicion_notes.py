@@ -58,7 +58,7 @@ def test_a_search_since_withdrawn_is_said_in_every_table(run: Run) -> None:
 
 
 def test_numbers_are_as_without_it(run: Run) -> None:
-    strip = [[replace(row, note="") for row in leaderboard(one)] for one in (run, suspected(run))]
+    strip = [[replace(row, suspicions=()) for row in leaderboard(one)] for one in (run, suspected(run))]
     assert strip[0] == strip[1]
 
 

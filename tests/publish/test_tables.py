@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from publish_runs import JSA, attack, cell, frame, make_run
 
-from robbench.results.tables import TableRow, combined_attacks, leaderboard, wide
+from robbench.results.tables import TableRow, leaderboard, wide
 from robbench.store.records import CellResult, Run
 
 
@@ -148,10 +148,13 @@ def test_a_worst_case_over_one_attack_or_over_all_has_no_column(run: Run) -> Non
     assert wide(leaderboard(one)).columns == ("clean", "jsa50", "worst case", "average")
 
 
-def test_combined_attacks_reads_the_notes(run: Run) -> None:
+def test_a_note_is_written_from_the_facts(run: Run) -> None:
     row = find(leaderboard(run), "digits-ijsat", "average", "average_accuracy")
-    assert combined_attacks(row.note) == {"clean", "pgd20", "aa", "jsa50"}
-    assert combined_attacks("mean over the 9 samples") == frozenset()
+    assert row.combined == ("clean", "pgd20", "aa", "jsa50")
+    assert row.note == "over clean, pgd20, aa, jsa50"
+    noted = replace(row, missing=("fgsm",), near_ties=2, suspicions=("it is odd",), remarks=("a", "b"))
+    expected = "over clean, pgd20, aa, jsa50; not run: fgsm; a; b; 2 of 120 samples with |margin| < 0.0001"
+    assert noted.note == f"{expected}; suspicious: it is odd"
 
 
 def test_values_are_plain_floats(run: Run) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from dataclasses import MISSING, fields
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,7 +24,7 @@ from robbench.core.spreadsheet import csv_text, plain_cell
 from robbench.experiments.published import read_rows
 from robbench.experiments.table import Line, Value, write_comparison
 from robbench.report.writers import tidy_csv
-from robbench.results.rows import COLUMNS, TableRow
+from robbench.results.rows import TableRow
 
 ANY = st.text(st.characters(exclude_categories=()), max_size=60)
 # Texts of what means something somewhere, which random characters seldom hit.
@@ -183,17 +184,23 @@ def test_another_list_separator_finds_no_formula(line: list[str]) -> None:
 
 
 def row(**changes: object) -> TableRow:
-    values = dict.fromkeys(COLUMNS, "") | {"n": 100, "seed": 0, "epsilon": 0.1, "eta": None, "status": "ok"}
+    values = {f.name: "" for f in fields(TableRow) if f.default is MISSING} | {
+        "n": 100,
+        "seed": 0,
+        "epsilon": 0.1,
+        "eta": None,
+        "status": "ok",
+    }
     values |= {"dataset": "digits", "model": "m", "attack": "pgd20", "metric": "bits_per_dim_after"}
     return TableRow(**values | {"value": -0.5, "lower": -1.0, "upper": 0.25} | changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "-x", "+x", "'=1", hostile.ALL.replace("\r", "")])
 def test_a_table_that_check_reads_says_what_was_measured(text: str, tmp_path: Path) -> None:
-    written = row(dataset=text, model=text, defense=text, note=text)
+    written = row(dataset=text, model=text, defense=text, scope=text)
     write_text_atomically(tmp_path / "table.csv", tidy_csv([written]))
     [read] = read_reference(tmp_path / "table.csv")
-    assert (read.dataset, read.model, read.note) == (text.strip(), text.strip(), text.strip())
+    assert (read.dataset, read.model, read.scope) == (text.strip(), text.strip(), text.strip())
     assert (read.value, read.lower, read.upper, read.n) == (-0.5, -1.0, 0.25, 100)
     header, lines = read_csv(tmp_path / "table.csv")
     write_text_atomically(tmp_path / "again.csv", csv_text([header, *(cells for _, cells in lines)]))

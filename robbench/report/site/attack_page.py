@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from robbench.metrics.accuracy import CORRUPTION_ACCURACY
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_text
 from robbench.report.flow_page import FlowLine, flow_lines
 from robbench.report.gallery import Strip, Triple, strips, triples
@@ -74,7 +75,9 @@ class _Results:
     def worst(self, model: str, attack: ResolvedAttack) -> TableRow | None:
         """The worst case of a model under the threat model and budget of `attack`."""
         if attack.space == corruptions.SPACE:  # they have a mean instead
-            return next((r for r in self.rows_of.get(model, []) if r.metric == corruptions.METRIC), None)
+            return next(
+                (r for r in self.rows_of.get(model, []) if r.metric == CORRUPTION_ACCURACY.name), None
+            )
         wanted = (WORST_CASE, attack.threat_model, attack.epsilon, attack.eta)
         rows = self.rows_of.get(model, [])
         return next((r for r in rows if (r.attack, r.threat_model, r.epsilon, r.eta) == wanted), None)

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from robbench.metrics.accuracy import CORRUPTION_ACCURACY
+from robbench.metrics.frechet import FRECHET_PART
+from robbench.metrics.likelihood import NLL_PART
 from robbench.report.attack_lines import budget_text
 from robbench.report.site.groups import Group
 from robbench.report.site.page import slugs
@@ -23,8 +26,6 @@ MANY = (
     12  # single attacks beside worst cases that a reader must ask for, so that a first look fits on a screen
 )
 SUMMARY, BY_THREAT = "Summary", "Worst case by threat model"
-NLL = "NLL after the attack, bits/dim"
-FRECHET = "Fréchet distance of the adversarial images"
 
 
 # ------------------------------------------------------------------------------------------------- cells, columns
@@ -53,7 +54,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """key: its name in a permalink. part: its part of the column chooser. shown: before a reader chooses."""
+    """key: its name in a permalink. part: its part of the column chooser. shown: before a reader chooses. attack: of a
+    column of numbers other than accuracies."""
 
     key: str
     label: str
@@ -63,6 +65,7 @@ class Column:
     shown: bool = True
     fixed: bool = False
     facet: bool = False
+    attack: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _threat_board(group: Group, path: str, title: str, results: tuple[CellResult
     for model in _classifiers(group):
         cells = tuple(r for r in model.cells if r.cell.attack.label in labels)
         rows += accuracy_rows(group.run, ModelResults(model.name, cells), attacks) if cells else []
-    rows += [row for row in group.rows if row.attack in labels and not row.metric.endswith("accuracy")]
+    rows += [row for row in group.rows if row.attack in labels and not row.kind.accuracy]
     tables = tuple(table for table in [_accuracies(group, rows, results, title)] if table is not None)
     return Board(path, title, tables, results, _corruption_tables(group.run, results))
 
@@ -220,8 +223,8 @@ def _wide(rows: Sequence[TableRow], has_attacks: bool) -> Wide:
     """Accuracies as a matrix; a board of corruptions alone shows each of them."""
     if has_attacks:
         return wide(rows)
-    singles = wide([row for row in rows if row.metric != corruptions.METRIC])
-    means = {(row.model, row.attack): row for row in rows if row.metric == corruptions.METRIC}
+    singles = wide([row for row in rows if row.metric != CORRUPTION_ACCURACY.name])
+    means = {(row.model, row.attack): row for row in rows if row.metric == CORRUPTION_ACCURACY.name}
     mean = (corruptions.MEAN,) if means else ()
     return replace(
         singles,
@@ -243,7 +246,7 @@ def _columns(
     single = [c for c in matrix.columns if c in attacks]
     few = len(single) <= MANY
     ranked = [Column(RANK, "rank", first="asc")] if WORST in summary and len(matrix.models) > 1 else []
-    scores = list(dict.fromkeys(key for _, key in _scored(rows)))
+    scores = _score_columns(rows)
     with_scores = len(single) + len(scores) <= MANY
     return [
         NAME,
@@ -252,25 +255,27 @@ def _columns(
         *(Column(c, c) for c in summary),
         *(Column(c, c, BY_THREAT) for c in partial),
         *(Column(c, c, attacks[c], shown=few) for c in single),
-        *(Column(key, key, _part(key), first="asc", shown=with_scores) for key in scores),
+        *(replace(column, shown=with_scores) for column in scores),
     ]
 
 
-def _part(key: str) -> str:
-    return NLL if key.startswith("NLL ") else FRECHET
+def _score_key(row: TableRow) -> str:
+    return f"{row.kind.column_of(row.metric)} {row.attack}"
 
 
 def _scored(rows: Iterable[TableRow]) -> dict[tuple[str, str], TableRow]:
-    """Likelihoods and Fréchet distances by (model, column)."""
-    found: dict[tuple[str, str], TableRow] = {}
+    """The numbers that metrics show in columns of their own (likelihoods, Fréchet distances), by (model, column)."""
+    return {(row.model, _score_key(row)): row for row in rows if row.model and row.kind.part}
+
+
+def _score_columns(rows: Iterable[TableRow]) -> list[Column]:
+    found: dict[str, tuple[int, Column]] = {}
     for row in rows:
-        if row.metric == "bits_per_dim_after":
-            found[row.model, f"NLL {row.attack}"] = row
-        elif row.model and row.metric.startswith(("fid", "frechet[")):
-            name = row.metric if row.metric.startswith("frechet") else row.metric.replace("fid", "FID")
-            found[row.model, f"{name} {row.attack}"] = row
-    nll_first = sorted(found.items(), key=lambda item: not item[0][1].startswith("NLL "))
-    return dict(nll_first)
+        if row.model and (metric := row.kind).part:
+            key, first = _score_key(row), "desc" if metric.better == "higher" else "asc"
+            column = Column(key, key, metric.part, first=first, attack=row.attack)  # type: ignore[arg-type]
+            found.setdefault(key, (metric.place, column))
+    return [column for _, column in sorted(found.values(), key=lambda item: item[0])]
 
 
 def _cell(
@@ -284,10 +289,8 @@ def _cell(
     """attacks: how many of the board a worst case combines."""
     if column.key == RANK:
         return _rank_cell(found.get(model), attacks)
-    if column.part in (NLL, FRECHET):
-        return _number_cell(
-            scored.get((model, column.key)), matrix.cells.get((model, column.key.split(" ", 1)[1]))
-        )
+    if column.attack:
+        return _number_cell(scored.get((model, column.key)), matrix.cells.get((model, column.attack)))
     return _score_cell(matrix.cells.get((model, column.key)))
 
 
@@ -357,12 +360,12 @@ def _signed(cell: Cell, sign: int) -> float:
 def _explanation(run: Run, columns: Sequence[Column], ranked: bool) -> str:
     parts = {column.part for column in columns}
     texts = [wording.INTERVALS, "A star: see the notes on single numbers."]
-    if NLL in parts:
+    if NLL_PART in parts:
         texts.append(
             "NLL: mean bits/dim by the flow of each model's cells, from one draw of the dequantisation noise an image, "
             "of the images with which the attack succeeded."
         )
-    if FRECHET in parts:
+    if FRECHET_PART in parts:
         texts += ["Fréchet distances: all images of the cell to the training images.", *distances(run).floor]
     if not ranked and any(column.key == RANK for column in columns):
         texts.append("No model has a rank: fewer than two are complete under every attack of this board.")

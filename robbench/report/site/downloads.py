@@ -111,7 +111,7 @@ def _all_tables(group: Group) -> dict[str, list[Table]]:
 def _tidy(
     group: Group, name: str, title: str, rows: Sequence[TableRow], formats: tuple[str, ...] = ALL
 ) -> Table:
-    lines = tuple(tuple(getattr(row, column) for column in COLUMNS) for row in rows)
+    lines = tuple(tuple(row.cell(column) for column in COLUMNS) for row in rows)
     kept = [k for k, column in enumerate(COLUMNS) if column not in CONSTANT]
     read = tuple(COLUMNS[k] for k in kept), tuple(tuple(_text(line[k]) for k in kept) for line in lines)
     return Table(

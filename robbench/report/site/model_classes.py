@@ -7,16 +7,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robbench.results.rows import (
-    CLEAN,
-    adversaries,
-    cell_status,
-    clean_correct,
-    complete,
-    right_under_attack,
-    robust,
-    shown,
-)
+from robbench.metrics.verdicts import clean_correct, right_under_attack, robust, shown
+from robbench.results.rows import CLEAN, adversaries, cell_status, complete
 from robbench.statistics.accuracy import Estimate, Verdicts, wilson
 from robbench.store.records import CellResult, Run
 

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from robbench.metrics.verdicts import clean_correct, shown
 from robbench.report.attack_lines import budget_text
 from robbench.report.plots import Curve, CurveFigure, dress, legend, look, svg
 from robbench.report.site.model_families import same_but
 from robbench.results.likelihood import steps_of
 from robbench.results.reproduce import command
-from robbench.results.rows import clean_correct, complete, shown
+from robbench.results.rows import complete
 from robbench.specs import ResolvedAttack, exact_text
 from robbench.statistics.accuracy import Estimate, accuracy
 from robbench.store.records import CellResult, Run

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from robbench.metrics.verdicts import clean_correct
 from robbench.report.gallery import Originals, Triple, shown, triples
 from robbench.report.site.model_families import same_but
 from robbench.results.likelihood import steps_of
-from robbench.results.rows import clean_correct, complete
+from robbench.results.rows import complete
 from robbench.store.records import CellResult, Run
 
 EXAMPLES = 24

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from robbench.results.rows import broken, clean_correct, robust
+from robbench.metrics.verdicts import broken, clean_correct, robust
 from robbench.store.records import CellResult
 
 INTERSECTIONS = 12  # sets of attacks shown, the largest first

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
+from robbench.metrics.accuracy import NEAR_TIE, ROBUST_ACCURACY
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_words, nll_flows
 from robbench.report.flow_page import NO_SHOTS, flow_section, nll_parts
 from robbench.report.gallery import Triple
@@ -32,7 +33,7 @@ from robbench.results.rows import (
     cell_status,
     complete,
 )
-from robbench.results.tables import ALL_THREATS, NEAR_TIE, ROBUST_ACCURACY
+from robbench.results.tables import ALL_THREATS
 from robbench.store.records import CellResult, Run
 
 FIGURED = 1_000  # models of a group up to which their pages have figures and images
@@ -238,7 +239,7 @@ def accuracy_lines(
                 row.attack, engines[row.attack], path, row, by_label[row.attack], _missing(row)
             )
             found.append(line)
-        elif row.metric.endswith("accuracy") and _tells(row, members) and not _mixes(group, row):
+        elif row.kind.accuracy and _tells(row, members) and not _mixes(group, row):
             found.append(AccuracyLine(_title(row), "", "", row, None, _missing(row)))
     return found
 
@@ -266,7 +267,7 @@ def _mixes(group: Group, row: TableRow) -> bool:
 
 
 def _title(row: TableRow) -> str:
-    if row.metric == ROBUST_ACCURACY:
+    if row.metric == ROBUST_ACCURACY.name:
         return f"{row.attack}, robust accuracy"
     if row.attack == WORST_CASE and row.threat_model != ALL_THREATS:
         budget = budget_words(row.epsilon, row.eta)
@@ -292,9 +293,7 @@ def _headline(rows: Sequence[TableRow], combined: bool) -> list[tuple[str, Table
     return [
         (wanted[row.attack], row)
         for row in rows
-        if row.attack in wanted
-        and row.metric.endswith("accuracy")
-        and row.threat_model in (CLEAN, ALL_THREATS)
+        if row.attack in wanted and row.kind.accuracy and row.threat_model in (CLEAN, ALL_THREATS)
     ]
 
 
@@ -325,9 +324,7 @@ def signs(results: Sequence[CellResult]) -> list[Sign]:
 def notes(rows: Sequence[TableRow]) -> list[str]:
     """What must be known of single numbers, as near ties; without failures and suspicions, which stand apart."""
     measured = [row for row in rows if row.measured]
-    plain = [
-        replace(row, note=row.note.partition(wording.SUSPICIOUS)[0].removesuffix("; ")) for row in measured
-    ]
+    plain = [replace(row, suspicions=()) for row in measured]
     return [line.partition(", ")[2] for line in wording.problems(plain)]
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from robbench.results.rows import ModelResults, complete, robust
+from robbench.metrics.verdicts import robust
+from robbench.results.rows import ModelResults, complete
 from robbench.statistics.accuracy import Verdicts, worst_case
 from robbench.statistics.paired import ALPHA, rank_ranges
 from robbench.store.records import CellResult, Run

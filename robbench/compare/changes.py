@@ -38,11 +38,21 @@ class Side:
 class Change:
     """One number in runs A and B, over the `n` samples that both have.
 
-    difference, lower, upper: B - A with its paired interval, in `unit`. p: exact, two-sided, of the samples in `fell`
-    against those in `rose` (`metrics.paired.sign_test`); None where there is no pairing. p_adjusted: over all numbers
-    compared. fell, rose: ids of the samples that are worse (better) in B: broken now, less likely now. lower_is_better:
-    of bits/dim, unless an attack lowers them. near_ties: of fell and rose, those whose margins are both < 1e-4.
-    measure: what an accuracy counts, as in tables.
+    Attributes:
+        model, attack, threat_model, metric, unit: as in tables; they name the number.
+        a, b: the number in each run.
+        n: samples that both runs have.
+        difference, lower, upper: B - A with its paired interval, in `unit`.
+        p: exact and two-sided, of the samples in `fell` against those in `rose` (`statistics.paired.sign_test`); None
+            where there is no pairing.
+        p_adjusted: for all numbers compared.
+        fell, rose: ids of the samples that are worse (better) in B: broken now, less likely now.
+        near_ties: of fell and rose, those whose margins are both below 1e-4.
+        lower_is_better: of bits/dim, unless an attack lowers them.
+        measure: what an accuracy counts, as in tables.
+        verdict: what `judged` says of it.
+        combined: the attacks that a worst case or average is made of.
+        notes: what a reader must know besides.
     """
 
     model: str
@@ -64,6 +74,7 @@ class Change:
     lower_is_better: bool = False
     measure: Measure | Literal[""] = ""
     verdict: Verdict = "not compared"
+    combined: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property

@@ -9,6 +9,7 @@ import numpy as np
 from robbench.compare.changes import Change, Side
 from robbench.compare.pairing import CellPair, Ids, PairedRuns
 from robbench.compare.pairs import same
+from robbench.metrics import all_metrics
 from robbench.metrics.accuracy import NEAR_TIE
 from robbench.metrics.likelihood import BITS, bits_metric
 from robbench.metrics.verdicts import Floats, clean_correct, floats, right_under_attack, robust
@@ -45,6 +46,7 @@ class Numbers:
         for pairs in self.runs.models():
             target = pairs[0].a.cell.attack.target
             found += self._classifier(pairs) if target == "classifier" else self._flow(pairs)
+            found += [change for pair in pairs for change in _columns(pair)]
         return found + _frechet(self.runs)
 
     # ------------------------------------------------------------------------------------------- classifiers
@@ -224,9 +226,8 @@ def _side(status: tuple[str, str]) -> Side:
 
 def _combined(pairs: Sequence[CellPair], attack: str, threat_model: str, metric: str) -> Change:
     """A number that combines the attacks that are whole in both runs; without any it is not run in either."""
-    names = {True: [p.label for p in pairs if p.ok], False: [p.label for p in pairs if not p.ok]}
-    notes = [f"over {', '.join(names[True])}"] if names[True] else []
-    notes += [f"without {', '.join(names[False])}, not whole in both runs"] if names[False] else []
+    whole, others = [p.label for p in pairs if p.ok], [p.label for p in pairs if not p.ok]
+    notes = (f"without {', '.join(others)}, not whole in both runs",) if others else ()
     absent = Side("not run", note="no attack is whole in both runs")
     return Change(
         model=pairs[0].model,
@@ -234,9 +235,10 @@ def _combined(pairs: Sequence[CellPair], attack: str, threat_model: str, metric:
         threat_model=threat_model,
         metric=metric,
         unit=PERCENT,
-        a=absent if not names[True] else Side("ok"),
-        b=absent if not names[True] else Side("ok"),
-        notes=tuple(notes),
+        a=absent if not whole else Side("ok"),
+        b=absent if not whole else Side("ok"),
+        combined=tuple(whole),
+        notes=notes,
     )
 
 
@@ -252,6 +254,28 @@ def _listed(ids: Ids, mask: Verdicts) -> tuple[int, ...]:
 
 def _near_ties(a: Floats, b: Floats, flipped: Verdicts) -> int:
     return int((flipped & (np.maximum(np.abs(a), np.abs(b)) < NEAR_TIE)).sum())
+
+
+def _columns(pair: CellPair) -> list[Change]:
+    """The numbers that metrics show in columns of their own, over the samples of both runs; they are not judged."""
+    if not pair.ok:
+        return []
+    changes = []
+    for metric in all_metrics():
+        if not metric.part or metric.compute is None or not metric.fits(pair.a.cell):
+            continue
+        sides = [replace(pair.a, rows=pair.rows_a), replace(pair.b, rows=pair.rows_b)]
+        a, b = (metric.compute(side) for side in sides)
+        if a is None or b is None or a.value is None or b.value is None:
+            continue
+        change = replace(
+            _blank(pair, metric.name, metric.unit),
+            n=len(pair.rows_a),
+            lower_is_better=metric.better == "lower",
+        )
+        sided = replace(change, a=Side("ok", a.value), b=Side("ok", b.value), difference=b.value - a.value)
+        changes.append(sided)
+    return changes
 
 
 # --------------------------------------------------------------------------------------------------- Fréchet

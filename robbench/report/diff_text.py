@@ -199,9 +199,8 @@ def _print_notes(diff: RunDiff, console: "Console") -> None:
     lines: dict[str, None] = {}
     for change in diff.changes:
         reasons = [f"{side} {found.status}: {found.note}" for side, found in _sides(change) if found.note]
-        loud = [note for note in change.notes if not note.startswith("over ")]
         ties = [f"{change.near_ties} of the samples that changed are near ties"] if change.near_ties else []
-        for text in [*reasons, *loud, *ties]:
+        for text in [*reasons, *change.notes, *ties]:
             lines[" ".join(f"* {name_of(change)}: {text}".split())] = None
     for line in list(lines)[:LISTED_DIFFERENCES]:
         print_line(console, line, "yellow")

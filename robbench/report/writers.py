@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from robbench.core.markdown import bullets, escaped, markdown_table, paragraph
 from robbench.core.resources import write_text_atomically
 from robbench.core.spreadsheet import csv_text
+from robbench.metrics import all_metrics
 from robbench.report.html import write_html
 from robbench.results import corruptions
 from robbench.results.likelihood import NllTable, caption, mean_text, median_text, nll_tables
@@ -120,6 +121,7 @@ def markdown(run: Run, rows: Sequence[TableRow]) -> str:
         *_corruption_parts(run),
         *_nll_parts(run),
         *_detail_parts(rows_of(run, rows, "classifier")),
+        *_column_parts(rows),
         *_size_parts(run),
     ]
     notes = problems(rows_of(run, rows, "classifier"))
@@ -176,6 +178,23 @@ def _detail_parts(rows: Sequence[TableRow]) -> list[str]:
         "interval, normal over images] of all images before the attack, of those it broke after."
     )
     return [text, markdown_table(DETAIL_HEADER, lines)] if lines else []
+
+
+def _column_parts(rows: Sequence[TableRow]) -> list[str]:
+    """A table for every other metric that has columns of its own: models down, attacks across."""
+    parts: list[str] = []
+    for metric in all_metrics():
+        if not metric.part or metric.compute is None or metric.name in _DETAIL_METRICS:
+            continue
+        found = {(row.model, row.attack): row for row in rows if row.metric == metric.name}
+        attacks = list(dict.fromkeys(attack for _, attack in found))
+        lines = [
+            [model, *(_interval_text(found.get((model, attack))) for attack in attacks)]
+            for model in dict.fromkeys(model for model, _ in found)
+        ]
+        title = paragraph(f"{metric.title[0].upper()}{metric.title[1:]}, in {metric.unit}.")
+        parts += [title, markdown_table(["model", *attacks], lines)] if lines else []
+    return parts
 
 
 def _detail_lines(rows: Sequence[TableRow]) -> list[list[str]]:

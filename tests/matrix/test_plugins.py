@@ -1,4 +1,4 @@
-"""A real package, installed beside robbench, adds an attack, a defense, a model and a data set."""
+"""A real package, installed beside robbench, adds an attack, a defense, a model, a data set and a metric."""
 
 import os
 import subprocess
@@ -73,6 +73,34 @@ def test_train_by_its_defense_and_attack_by_its_attack(site: Path, tmp_path: Pat
     assert value["clean"] > 60
     assert value["clean"] >= value["corner5@0.1"] > value["pgd20@0.1"]
     assert set(table["dataset"]) == {"digits-inverted"}
+    _its_metric_is_in_every_output(site, tmp_path, table)
+
+
+def _its_metric_is_in_every_output(site: Path, folder: Path, table: pd.DataFrame) -> None:
+    """Its only file is robbench_example/metric.py."""
+    rows = table[table["metric"] == "l1"].set_index("attack")
+    assert rows.loc["pgd20@0.1", "value"] > 0
+    assert rows.loc["pgd20@0.1", "scope"].startswith("over ")
+    assert (folder / "run" / "leaderboard.md").read_text().count(
+        "L1 pgd20@0.1"
+    ) == 0  # a line per attack there
+    assert "mean L1 distance" in (folder / "run" / "leaderboard.md").read_text()
+    checked = robbench(site, folder, "check", "run", "--against", "run/leaderboard.csv")
+    assert checked.returncode == 0, checked.stdout
+    wrong = (
+        (folder / "run" / "leaderboard.csv").read_text().replace(str(rows.loc["pgd20@0.1", "value"]), "9.5")
+    )
+    (folder / "wrong.csv").write_text(wrong)
+    assert robbench(site, folder, "check", "run", "--against", "wrong.csv").returncode == 1
+    differs = robbench(site, folder, "diff", "run", "run")
+    assert differs.returncode == 0, differs.stderr
+    page = robbench(site, folder, "report", "run", "--out", "site")
+    assert page.returncode == 0, page.stderr
+    board = next((folder / "site").glob("*/index.html")).read_text()
+    assert "L1 pgd20@0.1" in board
+    alone = robbench(folder, folder, "report", "run", "--out", "plain")  # without the package
+    assert alone.returncode == 0, alone.stderr
+    assert "L1 pgd20@0.1" not in next((folder / "plain").glob("*/index.html")).read_text()
 
 
 def test_without_the_package_its_names_are_unknown(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def _columns(pair: CellPair) -> list[Change]:
         return []
     changes = []
     for metric in all_metrics():
-        if not metric.part or metric.compute is None or not metric.fits(pair.a.cell):
+        if not (metric.part and metric.compared) or metric.compute is None or not metric.fits(pair.a.cell):
             continue
         sides = [replace(pair.a, rows=pair.rows_a), replace(pair.b, rows=pair.rows_b)]
         a, b = (metric.compute(side) for side in sides)

@@ -170,7 +170,7 @@ BEFORE_MEDIAN = _bits(
     compute=_median("before"),
 )  # fmt: skip
 AFTER = _bits(
-    "bits_per_dim_after", "bits/dim after the attack", column="NLL", part=NLL_PART, applies=_has_scores,
+    "bits_per_dim_after", "bits/dim after the attack", column="NLL", part=NLL_PART, compared=False, applies=_has_scores,
     compute=_mean("after"),
 )  # fmt: skip
 AFTER_MEDIAN = _bits(

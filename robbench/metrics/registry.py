@@ -60,6 +60,7 @@ class Metric:
         column, part: name of its column of a leaderboard, before the attack's, and heading in the column chooser; a
             metric without `part` has no column there.
         decimals: of a number on a page.
+        compared: whether `diff` lists it besides accuracies and the likelihoods of flows.
         place: of its rows among those of a cell: accuracies 0, likelihoods 10, distances 20, Fréchet distances 30.
         targets: the kinds of models whose cells have it.
         applies: whether a cell on such a model has it; all have, where it is None.
@@ -80,6 +81,7 @@ class Metric:
     column: str = ""
     part: str = ""
     decimals: int = 3
+    compared: bool = True
     place: int = 90
     targets: tuple[ModelKind, ...] = ("classifier",)
     applies: Callable[[CellRecord], bool] | None = None

@@ -171,7 +171,8 @@ def test_a_cell_that_fails_falls(run: Run, damaged: Run) -> None:
     assert (half.verdict, half.b.status, half.b.note) == ("not compared", "not run", "50 of 120 samples done")
     assert [change.attack for change in diff.fell] == ["aa"]
     worst = change_of(diff, "digits-ijsat", "worst-case", "all")
-    assert worst.notes == ("over pgd20, jsa50", "without aa, not whole in both runs")
+    assert worst.combined == ("pgd20", "jsa50")
+    assert worst.notes == ("without aa, not whole in both runs",)
     text = printed(diff)
     assert "left its set" in text
     assert "1 number fell." in text

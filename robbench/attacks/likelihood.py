@@ -225,7 +225,7 @@ class NllAttack(LikelihoodAttack):
             u = KeyedNumbers.uniform(keys, torch.full_like(keys, next(taken)), flow.dimensions)
             return -self.sign * flow.log_prob(image, task.y, u.reshape(image.shape))
 
-        return space.finish(ascend(space, loss, space.start(task.x, task.y, noise), p.steps))
+        return space.finish(ascend(space, loss, space.start(task.x, task.y, noise), p.steps))[0]
 
     def _reached(self, flow: FrozenFlow, task: LikelihoodTask, images: Tensor) -> Tensor:
         """What the attacker wants large, [n]; NaN counts as nothing reached."""

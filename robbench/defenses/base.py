@@ -135,7 +135,7 @@ def perturb(
     """
     with searching(model, mode):
         state = space.start(x, y, GeneratorNoise(len(x), generator, x.device))
-        return space.finish(ascend(space, loss, state, steps)).detach()
+        return space.finish(ascend(space, loss, state, steps))[0]
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class GradientSearch(Search):
         broken = state["broken"]
         if bool(broken.all()):  # rendering a latent image costs a decode
             return state
-        last = self.space.finish(state)
+        last, state = self.space.finish(state)
         state["adversarial"] = torch.where(per_sample(broken, last), state["adversarial"], last)
         for name in self.witnesses:
             kept = state[f"witness/{name}"]

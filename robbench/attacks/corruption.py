@@ -7,7 +7,6 @@ of samples whose clean image is misclassified.
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from robbench.attacks.base import Attack, Candidates, Task
@@ -53,6 +52,7 @@ class CorruptedImages(Attack):
         return "perturbation"
 
     def search(self, victim: Victim, task: Task) -> Candidates:
-        p, nothing = self.parameters, torch.zeros(len(task.x), dtype=torch.int64)
-        images = corrupted_images(p.folder, p.corruption, p.severity, task.ids)
-        return Candidates(images, nothing, nothing.clone(), nothing.clone(), [self.spec.name] * len(task.x))
+        p, found = self.parameters, Candidates.unsearched(task.x, self.spec.name)
+        found.adversarial = corrupted_images(p.folder, p.corruption, p.severity, task.ids)
+        found.step.zero_()
+        return found

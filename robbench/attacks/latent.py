@@ -57,12 +57,11 @@ class RandomLatentAttack(Attack):
 
     def search(self, victim: Victim, task: Task) -> Candidates:
         assert self.flow is not None
-        n = len(task.x)
-        zeros = torch.zeros(n, dtype=torch.int64)
-        shift = torch.zeros_like(self.flow.encode_flat(task.x[:1], task.y[:1])).expand(n, -1).clone()
-        found = Candidates(task.x.clone(), zeros + 1, zeros.clone(), zeros.clone(), [self.spec.name] * n)
+        rows = torch.arange(len(task.x))
+        shift = torch.zeros_like(self.flow.encode_flat(task.x[:1], task.y[:1])).expand(len(rows), -1).clone()
+        found = Candidates.unsearched(task.x, self.spec.name)
+        found.step.fill_(1)
         found.witness = {"lambda": shift}
-        rows = torch.arange(n)
         for draw in range(self.parameters.draws):
             for part in chunks(rows, task.batch_size):
                 noise = SampleNoise(task.seed, self.spec.name, task.ids[part], draw, victim.device)

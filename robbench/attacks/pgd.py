@@ -67,6 +67,10 @@ class GradientAttack(Attack):
                 f"true label; give early_stop: false and restarts: 1"
             )
 
+    @property
+    def raises_cross_entropy(self) -> bool:
+        return True
+
     @abstractmethod
     def space(self) -> SearchSpace:
         """The space with the budgets and step sizes of this attack's spec."""

@@ -196,7 +196,9 @@ def test_ascend_equals_the_engine_without_early_stop(classifier, flow, images):
         state = ascend(
             space, lambda image: error_log_odds(tempered(classifier(image), y), y), state, 3
         )  # what the engine climbs in place of the cross-entropy
-    assert ((space.finish(state)[0] - outcome.adversarial).abs().flatten(1).amax(1) < 1e-5).float().mean() > 0.95
+    assert (
+        (space.finish(state)[0] - outcome.adversarial).abs().flatten(1).amax(1) < 1e-5
+    ).float().mean() > 0.95
 
 
 class TestTheBaseClassDoesNotTrustAttacks:

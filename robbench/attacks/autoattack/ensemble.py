@@ -63,6 +63,11 @@ class AutoAttack(Attack):
     Parameters = AutoAttackParameters
 
     @property
+    def raises_cross_entropy(self) -> bool:
+        """Of several components the last one hands its image back, and only APGD-CE climbs the cross-entropy."""
+        return list(self.parameters.components) == ["apgd-ce"]
+
+    @property
     def verdict_forwards(self) -> int:
         p: AutoAttackParameters = self.parameters
         return p.eot_iterations
@@ -101,10 +106,8 @@ class AutoAttack(Attack):
         return Cost(e * (scored + sum(forwards[c] for c in chosen)), e * sum(backwards[c] for c in chosen))
 
     def search(self, victim: Victim, task: Task) -> Candidates:
-        n = len(task.x)
-        zeros = torch.zeros(n, dtype=torch.int64)
-        found = Candidates(task.x.clone(), zeros - 1, zeros.clone(), zeros.clone(), [self.spec.name] * n)
-        rows, climbed = torch.arange(n), Diagnostics()
+        found = Candidates.unsearched(task.x, self.spec.name)
+        rows, climbed = torch.arange(len(task.x)), Diagnostics()
         for component, search in self.searches(self._classes(victim, task)):
             if not len(rows):
                 break

@@ -16,18 +16,19 @@ import math
 import torch
 from torch import Tensor
 
-from robbench.attacks.search.active import Batch, Search, fresh_state, note
+from robbench.attacks.search.active import Search, fresh_state, note
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import (
     finite_part,
-    looking_is_free,
     norm_of,
     per_sample,
     rescaled,
     stands_still,
+    surely_none,
 )
 from robbench.attacks.search.geometry_box import steps_to_hyperplane
 from robbench.attacks.search.spaces import State
+from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
 from robbench.core.random import KeyedNumbers
@@ -73,13 +74,13 @@ class TargetedFab(Search):
         self.target, self.iterations = target, budget
         self.alpha_max, self.overshoot, self.pull_back = alpha_max, overshoot, pull_back
 
-    def begin(self, victim: Victim, batch: Batch) -> State:
-        target = torch.zeros_like(batch.y)  # chosen by the first step, which scores the clean image anyway
-        state = {**fresh_state(batch.x), "x": batch.x, "y": batch.y, "target": target, "point": batch.x}
+    def begin(self, victim: Victim, task: Task) -> State:
+        target = torch.zeros_like(task.y)  # chosen by the first step, which scores the clean image anyway
+        state = {**fresh_state(task.x), "x": task.x, "y": task.y, "target": target, "point": task.x}
         if self.restart:
             # The starting point is not the clean image, whose logits choose the target.
-            state["point"] = self._random_point(batch)
-            state["target"] = self._ranked(victim.logits(batch.x), batch.y)
+            state["point"] = self._random_point(task)
+            state["target"] = self._ranked(victim.logits(task.x), task.y)
             state["forwards"] += 1
         return state
 
@@ -101,7 +102,7 @@ class TargetedFab(Search):
 
     def _note(self, state: State, live: Tensor, images: Tensor, margin: Tensor) -> None:
         """`note` what counts: points within epsilon, of samples that still search."""
-        if looking_is_free(margin) and not bool((margin <= 0).any()):
+        if surely_none(margin <= 0):
             return
         counts = live & (norm_of(images - state["x"], self.norm) <= self.epsilon)
         note(state, images, margin.masked_fill(~counts, float("inf")), self.iterations)
@@ -147,12 +148,12 @@ class TargetedFab(Search):
         ends = points.add_(steps, alpha=self.overshoot)
         return torch.lerp(ends[0], ends[1], alpha[:, None]).clamp_(0.0, 1.0).reshape(state["point"].shape)
 
-    def _random_point(self, batch: Batch) -> Tensor:
+    def _random_point(self, task: Task) -> Tensor:
         """A point at half the radius from x in a random direction (Linf: its largest coordinate), in the box."""
-        keys = KeyedNumbers(batch.seed, self.stream, batch.ids, self.restart, batch.x.device).keys
-        count = batch.x.shape[1:].numel()
+        keys = KeyedNumbers(task.seed, self.stream, task.ids, self.restart, task.x.device).keys
+        count = task.x.shape[1:].numel()
         first, second = (
-            KeyedNumbers.uniform(keys, torch.full_like(keys, draw), count).reshape(batch.x.shape)
+            KeyedNumbers.uniform(keys, torch.full_like(keys, draw), count).reshape(task.x.shape)
             for draw in (0, 1)
         )
         if self.norm == "linf":
@@ -160,4 +161,4 @@ class TargetedFab(Search):
         else:  # normal numbers by Box and Muller
             ray = (-2.0 * (1.0 - first).log()).sqrt() * (2.0 * math.pi * second).cos()
         length = per_sample(norm_of(ray, self.norm).clamp(min=LEAST_STEP), ray)
-        return (batch.x + ray * (0.5 * self.epsilon / length)).clamp_(0.0, 1.0)
+        return (task.x + ray * (0.5 * self.epsilon / length)).clamp_(0.0, 1.0)

@@ -86,13 +86,11 @@ class AutoAttackReference(Attack):
                 f"attack {self.spec.name!r} needs at least 4 classes (its DLR loss ranks four logits), the model has "
                 f"{classes}; use components [apgd-ce, fab-t, square] in a threat-model YAML of your own"
             )
-        n = len(task.x)
-        zeros = torch.zeros(n, dtype=torch.int64)
-        found = Candidates(task.x.clone(), zeros - 1, zeros.clone(), zeros.clone(), [self.spec.name] * n)
+        found = Candidates.unsearched(task.x, self.spec.name)
         found.counts_exact = False
         model = _CountingModel(victim)
         package = self._package(model, victim.device, classes)
-        rows = torch.arange(n)
+        rows = torch.arange(len(task.x))
         for component in self.parameters.components:
             if not len(rows):
                 break

@@ -19,11 +19,12 @@ from robbench.attacks.autoattack.square_windows import (
     window_sizes,
     window_spans,
 )
-from robbench.attacks.search.active import Batch, Search, fresh_state
+from robbench.attacks.search.active import Search, fresh_state
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import TINY, norm_of, per_sample, put
 from robbench.attacks.search.geometry_l1 import project_l1_box, rounding_allowance
 from robbench.attacks.search.spaces import State
+from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
 from robbench.core.random import KeyedNumbers
@@ -298,12 +299,12 @@ class Square(Search):
         self.p_init, self.rescale, self.ahead = p_init, rescale, ahead
         self._moves: tuple[tuple[int, ...], torch.device, Moves] | None = None
 
-    def begin(self, victim: Victim, batch: Batch) -> State:
-        moves = self._moves_for(batch.x)
-        keys = KeyedNumbers(batch.seed, self.name, batch.ids, self.restart, batch.x.device).keys
-        state = fresh_state(batch.x) | {"x": batch.x, "y": batch.y, "keys": keys}
-        state |= moves.start(keys, batch.x)
-        state["margin"] = margins(victim.logits(state["adversarial"]), batch.y)
+    def begin(self, victim: Victim, task: Task) -> State:
+        moves = self._moves_for(task.x)
+        keys = KeyedNumbers(task.seed, self.name, task.ids, self.restart, task.x.device).keys
+        state = fresh_state(task.x) | {"x": task.x, "y": task.y, "keys": keys}
+        state |= moves.start(keys, task.x)
+        state["margin"] = margins(victim.logits(state["adversarial"]), task.y)
         state["broken"] = state["margin"] <= 0
         state["forwards"] += 1
         return state

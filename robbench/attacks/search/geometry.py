@@ -75,6 +75,11 @@ def looking_is_free(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def surely_none(where: Tensor) -> bool:
+    """Whether no entry of `where` [n] bool is True, as far as that can be said without waiting for the device."""
+    return looking_is_free(where) and not bool(where.any())
+
+
 def put(into: Tensor, values: Tensor, where: Tensor) -> None:
     """Copy the rows `where` [n] bool of `values` [n, ...] in place. On the CPU, where looking at `where` is free, the
     other rows cost nothing."""

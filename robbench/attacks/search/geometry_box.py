@@ -8,7 +8,7 @@ corner nearest to it is the answer: every coordinate with a normal moves as far 
 import torch
 from torch import Tensor
 
-from robbench.attacks.search.geometry import looking_is_free
+from robbench.attacks.search.geometry import looking_is_free, surely_none
 from robbench.specs import Norm
 
 NEWTON_STEPS = 16  # each makes (gap left) * (slope left) at least 4 times smaller; 2 to 6 are usually exact
@@ -69,7 +69,7 @@ def _levelled(weight: Tensor, pace: Tensor | None, room: Tensor, closing: Tensor
 
 def _cornered(moved: Tensor, room: Tensor, out_of_reach: Tensor) -> Tensor:
     """`moved`, with `room` where out_of_reach [m,n,1]."""
-    if looking_is_free(out_of_reach) and not bool(out_of_reach.any()):
+    if surely_none(out_of_reach):
         return moved
     return torch.where(out_of_reach, room, moved)
 

@@ -192,7 +192,9 @@ class JointSpace(SearchSpace):
         if self.in_loop == "project":
             centre = decoded.detach().clamp(0.0, 1.0)
             inside = (centre + delta.detach()).clamp(0.0, 1.0) - centre
-            delta = inside + (delta - delta.detach())  # the value of `inside`, to the bit, with the gradient of delta
+            delta = inside + (
+                delta - delta.detach()
+            )  # the value of `inside`, to the bit, with the gradient of delta
         return decoded + delta, {**state, "delta": delta}
 
     def advance(self, state: State, gradients: State) -> State:

@@ -43,7 +43,6 @@ SAME_FLOOR = 0.01  # standard deviation of the rows' smallest outputs, as a shar
 WEAK_SHARE = 0.2  # of the samples that APGD-CE left; more that APGD-T breaks are suspicious
 WEAK_OF_ALL = 0.1  # and more than this share of all samples
 PROBED = 64  # samples of a call whose gradient at the clean image is looked at
-ASCENDING = frozenset({"pgd", "latent-pgd", "jsa"})  # algorithms that climb the cross-entropy
 
 
 class RobbenchWarning(UserWarning):
@@ -312,18 +311,21 @@ def _counted(samples: int) -> str:
 
 def diagnose(
     spec: ResolvedAttack,
-    labels: Tensor,
+    raises_cross_entropy: bool,
     clean: Tensor,
     attacked: Tensor,
+    labels: Tensor,
     robust: Tensor,
     broken_by: Sequence[str | None],
     searched: Tensor,
 ) -> Diagnostics:
-    """Counts of an attack's outcome, without gradients and batches. labels: [N]; clean, attacked: logits [N,K] of clean
-    and attacked images; robust, searched: [N] bool, right after the attack, and handed to the search; broken_by: as in
-    the ledger."""
+    """Counts of an attack's outcome, without gradients and batches.
+
+    raises_cross_entropy: see `Attack`. clean, attacked: logits [N,K] of clean and attacked images; labels: [N]; robust,
+    searched: [N] bool, right after the attack, and handed to the search; broken_by: as in the ledger.
+    """
     before, after = margins(clean, labels), margins(attacked, labels)
-    held = robust & searched if climbs_cross_entropy(spec) else torch.zeros_like(robust)
+    climbed = robust & searched if raises_cross_entropy else torch.zeros_like(robust)
     by_square = sum(name == "square" for name in broken_by) if square_follows_gradients(spec) else 0
     by_ce, by_t = (sum(name == part for name in broken_by) for part in ("apgd-ce", "apgd-t"))
     compared = targeted_follows_cross_entropy(spec)
@@ -333,21 +335,15 @@ def diagnose(
         weak_broke=by_t if compared else 0,
         square_given=by_square + int((robust & searched).sum()) if square_follows_gradients(spec) else 0,
         square_broke=by_square,
-        held=int(held.sum()),
-        loss_before=float(cross_entropy(clean[held], labels[held]).sum()),
-        loss_after=float(cross_entropy(attacked[held], labels[held]).sum()),
+        held=int(climbed.sum()),
+        loss_before=float(cross_entropy(clean[climbed], labels[climbed]).sum()),
+        loss_after=float(cross_entropy(attacked[climbed], labels[climbed]).sum()),
         clean_right=int((before > 0).sum()),
         classes=clean.shape[1],
         clean_ties=int((before == 0).sum()),
         attacked_ties=int((after == 0).sum()),
         not_finite=int((~attacked.isfinite().all(1)).sum()),
     )
-
-
-def climbs_cross_entropy(spec: ResolvedAttack) -> bool:
-    """Whether who stays robust is handed back as an iterate of ascent on the cross-entropy. Ensembles hand back what
-    their last component did, which climbs another loss unless it is APGD-CE."""
-    return spec.algorithm in ASCENDING or list(spec.parameters.get("components") or ()) == ["apgd-ce"]
 
 
 def square_follows_gradients(spec: ResolvedAttack) -> bool:

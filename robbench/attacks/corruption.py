@@ -4,16 +4,18 @@ Nothing is searched: the images are read by sample id. A perturbation: what coun
 of samples whose clean image is misclassified.
 """
 
+# ruff: noqa: RUF001 - the letters of formulas are meant
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from robbench.attacks.base import Attack, Candidates, Task
-from robbench.attacks.named import ATTACKS, Cost
+from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search.spaces import Codec
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
+from robbench.core.mathml import math
 from robbench.core.schema import Strict
 from robbench.data.corruption_names import SEVERITIES, Corruption
 from robbench.data.corruptions import corrupted_images
@@ -42,6 +44,10 @@ class CorruptedImages(Attack):
                 f"attack {spec.name!r} reads the corrupted images of a data set by sample id; run it with "
                 f"robbench run --dataset cifar10 --attacks {spec.name}"
             )
+
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        return (math("x′ = c(x)"),), "Given, not searched."
 
     @property
     def cost(self) -> Cost:

@@ -5,6 +5,7 @@ that a clean fp32 forward still finds right after the ones before. What differs,
 robustness, is in docs/autoattack.md; parity with the reference is measured in reports/autoattack/.
 """
 
+# ruff: noqa: RUF001 - the letters of formulas are meant
 from collections.abc import Iterator
 from typing import Literal
 
@@ -16,12 +17,14 @@ from robbench.attacks.autoattack.apgd import APGD, LEAST_CLASSES, Loss
 from robbench.attacks.autoattack.fab import TargetedFab
 from robbench.attacks.autoattack.square import Square
 from robbench.attacks.base import Attack, Candidates, Task
-from robbench.attacks.named import ATTACKS, Cost
+from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search.active import Search, run_search, still_robust
 from robbench.attacks.trust.suspicions import PROBED, Diagnostics, cross_entropy
 from robbench.attacks.victim import RANDOMISED_VERDICTS, Victim
 from robbench.core.errors import UserError
+from robbench.core.mathml import math, sub, under
 from robbench.core.schema import Strict
+from robbench.specs import ResolvedAttack
 
 Component = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -51,6 +54,14 @@ class AutoAttackParameters(StandardBudgets):
     eot_iterations: int = Field(default=1, gt=0)
 
 
+def margin_objective(spec: ResolvedAttack) -> Objective:
+    """Any misclassified image of the set, by the components of an ensemble."""
+    rival = under("max", "k ≠ y")
+    goal = math("x′ ∈ 𝒜(x) :", sub("f", "y"), "(x′) ≤", rival, sub("f", "k"), "(x′)")
+    parts = ", ".join(spec.parameters.get("components") or STANDARD)
+    return (goal,), f"Searched by {parts}, each on the samples that are robust to those before it."
+
+
 @ATTACKS.register("autoattack")
 class AutoAttack(Attack):
     """AutoAttack with an active set: a broken sample leaves at once, a robust one gets every budget in full.
@@ -61,6 +72,10 @@ class AutoAttack(Attack):
     """
 
     Parameters = AutoAttackParameters
+
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        return margin_objective(spec)
 
     @property
     def raises_cross_entropy(self) -> bool:

@@ -15,12 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.autoattack.ensemble import StandardBudgets
+from robbench.attacks.autoattack.ensemble import StandardBudgets, margin_objective
 from robbench.attacks.base import Attack, Candidates, Task
-from robbench.attacks.named import ATTACKS, Cost
+from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.victim import Victim, chunks
 from robbench.core.errors import UserError
 from robbench.core.random import derive_seed
+from robbench.specs import ResolvedAttack
 
 Component = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -59,6 +60,10 @@ class AutoAttackReference(Attack):
 
     Parameters = ReferenceParameters
     batch_dependent = True
+
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        return margin_objective(spec)
 
     @property
     def engine(self) -> str:

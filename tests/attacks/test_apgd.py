@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scaled_models import Scaled
 from scipy import stats
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -181,17 +182,6 @@ def reference(norm, loss, model, epsilon, budget, large=False, seed=0):
     if loss == "dlr-targeted":
         return APGDAttack_targeted(model, **options)
     return APGDAttack(model, loss=loss, **options)
-
-
-class Scaled(nn.Module):
-    """A model whose logits are multiplied by a factor."""
-
-    def __init__(self, model, factor):
-        super().__init__()
-        self.model, self.factor = model, factor
-
-    def forward(self, x):
-        return self.factor * self.model(x)
 
 
 CASES = [(norm, loss, False) for norm in ("linf", "l2", "l1") for loss in ("ce", "dlr", "dlr-targeted")]

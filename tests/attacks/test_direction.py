@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scaled_models import Scaled
 from torch import nn
 
 from robbench.attacks import Victim, build_attack
@@ -133,15 +134,6 @@ def test_dlr_is_invariant_to_powers_of_two(power):
 
 
 # ------------------------------------------------------------------------------------------------- whole attacks
-class Scaled(nn.Module):
-    def __init__(self, model, factor):
-        super().__init__()
-        self.model, self.factor = model, factor
-
-    def forward(self, x):
-        return self.factor * self.model(x)
-
-
 class OneNaN(nn.Module):
     """The same function; the gradient of the top left pixel is NaN (0 times infinity)."""
 

@@ -19,7 +19,8 @@ from robbench.attacks.autoattack.square import Square
 from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search.active import Search, run_search, still_robust
-from robbench.attacks.trust.suspicions import PROBED, Diagnostics, cross_entropy
+from robbench.attacks.trust.diagnosis import PROBED, cross_entropy
+from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.attacks.victim import RANDOMISED_VERDICTS, Victim
 from robbench.core.errors import UserError
 from robbench.core.mathml import math, sub, under

@@ -37,12 +37,12 @@ from robbench.attacks.trust.audit import SearchAudit, Searched, check_afterwards
 from robbench.attacks.trust.context import own_context, refuse_inference_tensors
 from robbench.attacks.trust.diagnosis import PROBED, diagnose, zero_gradients
 from robbench.attacks.trust.model_call import out_of_memory
-from robbench.attacks.trust.model_state import ModelState
 from robbench.attacks.trust.preflight import check_model
 from robbench.attacks.trust.suspicions import Diagnostics, Suspicion
 from robbench.attacks.victim import Victim, full_precision
 from robbench.core.errors import AttackViolation, UserError
 from robbench.models.flows.base import Flow, FrozenFlow
+from robbench.models.state import ModelState
 from robbench.specs import ModelKind, ResolvedAttack
 
 __all__ = ["Attack", "Candidates", "Outcome", "Task", "build_attack"]

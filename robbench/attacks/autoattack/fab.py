@@ -87,13 +87,13 @@ class TargetedFab(Search):
     def step(self, victim: Victim, state: State) -> State:
         state = {**state}
         live = ~state["broken"] & (state["iteration"] < self.iterations)
-        logits, lead, slope = self._linearised(victim, state)
+        logits, lead, gradient = self._linearised(victim, state)
         # A point pulled back may still be misclassified, now inside the ball; its logits are at hand.
         self._note(state, live, state["point"], margins(logits, state["y"]))
-        candidate = self._moved(state, lead, slope)
+        candidate = self._moved(state, lead, gradient)
         margin = margins(victim.logits(candidate), state["y"])
         state["iteration"] = state["iteration"] + live
-        state["zero_gradients"] = state["zero_gradients"] + live * stands_still(slope)
+        state["zero_gradients"] = state["zero_gradients"] + live * stands_still(gradient)
         self._note(state, live, candidate, margin)
         # A mean of two points of the box is in it.
         share = torch.where(margin <= 0, self.pull_back, 1.0)
@@ -120,8 +120,8 @@ class TargetedFab(Search):
                 state["target"] = torch.where(state["iteration"] == 0, ranked, state["target"])
             pair = logits.gather(1, torch.stack([state["target"], state["y"]], 1))
             lead = pair[:, 0] - pair[:, 1]
-            (slope,) = torch.autograd.grad(lead.sum(), point)
-        return logits.detach(), lead.detach(), slope
+            (gradient,) = torch.autograd.grad(lead.sum(), point)
+        return logits.detach(), lead.detach(), gradient
 
     def _ranked(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The target-th most likely class other than the label, [n]."""
@@ -133,16 +133,16 @@ class TargetedFab(Search):
         wrong = logits.scatter(1, labels[:, None], float("-inf"))
         return wrong.topk(self.target, dim=1).indices[:, -1]
 
-    def _moved(self, state: State, lead: Tensor, slope: Tensor) -> Tensor:
+    def _moved(self, state: State, lead: Tensor, gradient: Tensor) -> Tensor:
         """Mean of the overshot projections of point and clean image on {lead = 0}, linearised; in the box."""
         points = torch.stack([state["point"].flatten(1), state["x"].flatten(1)])
-        # Lead and slope in units of the slope's largest entry: sums of the slopes themselves may overflow.
-        largest = norm_of(finite_part(slope), "linf")
-        slope = rescaled(slope).flatten(1)
-        farthest = 2.0 * slope.shape[1]  # more than the box can close
+        # Lead and gradient in units of the gradient's largest entry: sums of the gradients themselves may overflow.
+        largest = norm_of(finite_part(gradient), "linf")
+        gradient = rescaled(gradient).flatten(1)
+        farthest = 2.0 * gradient.shape[1]  # more than the box can close
         lead = (lead.nan_to_num(0.0, 0.0, 0.0) / largest).clamp(-farthest, farthest)
-        at_clean = lead + (slope * (points[1] - points[0])).sum(1)
-        steps = steps_to_hyperplane(points, slope, torch.stack([lead, at_clean]), self.norm)
+        at_clean = lead + (gradient * (points[1] - points[0])).sum(1)
+        steps = steps_to_hyperplane(points, gradient, torch.stack([lead, at_clean]), self.norm)
         size = norm_of(steps.flatten(0, 1), self.norm).reshape(2, -1).clamp_(min=LEAST_STEP)
         alpha = (size[0] / (size[0] + size[1])).clamp_(max=self.alpha_max)
         ends = points.add_(steps, alpha=self.overshoot)

@@ -264,8 +264,8 @@ class Attack(NamedAttack):
         full.claimed = torch.zeros_like(alive)
         rows = alive.nonzero().squeeze(1)
         if len(rows):
-            on_device = (t[rows].to(victim.device) for t in (samples.x, samples.y, clean_predictions))
-            task = Task(samples.ids[rows], *on_device, settings.seed, settings.batch_size)
+            x, y, clean = (t[rows].to(victim.device) for t in (samples.x, samples.y, clean_predictions))
+            task = Task(samples.ids[rows], x, y, clean, settings.seed, settings.batch_size)
             part = self.search(victim, task)
             check_tensor(self.spec, part.adversarial, task.x, task.ids)
             full.forwards[rows] += victim.draws * victim.verdicts

@@ -1,4 +1,4 @@
-"""A flow as the attacks see it: one flat latent vector a sample, and what is checked of it while they use it."""
+"""A flow as the attacks see it: one flat latent vector per sample, and what is checked of it while they use it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -41,7 +41,7 @@ class LikelihoodParameters(Strict):
     """images: what is attacked: "test" images (raise their NLL) or "noise" (uniform grey levels; lower it).
 
     quantize: round the adversarial images to the flow's grey levels, towards the original. noise_draws: draws of the
-    dequantisation noise an image that its score is made of. estimate: "mean" of the draws' bits/dim, or "importance":
+    dequantisation noise per image that its score is made of. estimate: "mean" of the draws' bits/dim, or "importance":
     the bits/dim of their mean density, a tighter bound on the image's own (Burda et al. 2016).
     """
 
@@ -203,7 +203,7 @@ class NllAttack(LikelihoodAttack):
 
     @property
     def cost(self) -> Cost:
-        """Steps times restarts, a scoring forward a restart when there are several, and the two final ones."""
+        """Steps times restarts, a scoring forward per restart when there are several, and the two final ones."""
         p: NllParameters = self.parameters
         extra = p.restarts if p.restarts > 1 else 0
         return Cost(

@@ -48,10 +48,19 @@ CHECK_EVERY = 8  # batches: how often training looks whether the flow gets its i
 class TrainRequest:
     """What the user asked for. None means the default of data set and defense.
 
-    overrides: `--set key=value`: parameters of the defense; "recipe.KEY" and "architecture.KEY" reach those.
-    Values may be text (read as YAML). zoo, threat_models: extra folders. device: "auto", "cpu", "cuda",
-    "cuda:1". validation_samples: keep only so many validation images, drawn once for all trainings. note: for the card.
-    data: folder of a data set of one's own, whose card has the name `dataset`.
+    Attributes:
+        defense, dataset, recipe, architecture, flow: names.
+        architecture_arguments: arguments of the architecture.
+        seed, epochs, train_samples: of the training.
+        name, out: the zoo folder that is written is `out`/`name`.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        data_dir: folder of downloaded data sets.
+        data: folder of a data set of one's own, whose card has the name `dataset`.
+        zoo, threat_models: extra folders.
+        overrides: `--set key=value`: parameters of the defense; "recipe.KEY" and "architecture.KEY" reach those. Values
+            may be text, read as YAML.
+        validation_samples: keep only so many validation images, drawn once for all trainings.
+        note: for the card.
     """
 
     defense: str
@@ -110,7 +119,14 @@ class TrainRequest:
 class Plan:
     """A checked request: what is trained, on what, how, and where it goes.
 
-    scored: validation images that select the epoch. flow: the zoo flow the defense uses.
+    Attributes:
+        request: what the user asked for.
+        name, kind: of the model that is trained.
+        recipe, architecture, dataset: what `request` leaves to defaults is filled in.
+        train, validation: images to train on, and validation images.
+        scored: validation images that select the epoch.
+        flow: the zoo flow that the defense uses.
+        setting, defense, device: what trains, and where.
     """
 
     request: TrainRequest

@@ -34,7 +34,7 @@ STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 class StandardBudgets(Strict):
     """Budgets of the standard version for Linf and L2. A model with fewer classes has fewer targets.
 
-    iterations: of APGD (a restart) and FAB (a target). apgd_restarts: of APGD-CE and APGD-DLR. target_classes,
+    iterations: of APGD (per restart) and FAB (per target). apgd_restarts: of APGD-CE and APGD-DLR. target_classes,
     fab_target_classes: the most likely wrong classes that are tried. square_queries: of Square. large_radii: L1's
     schedule of APGD (3 and 2 epsilon first).
     """
@@ -150,7 +150,7 @@ class AutoAttack(Attack):
         return Diagnostics(held=len(few), loss_before=float(before), loss_after=float(after))
 
     def searches(self, classes: int) -> Iterator[tuple[Component, Search]]:
-        """The searches of every component in order, one a restart or target."""
+        """The searches of every component in order, one per restart or target."""
         for component in self.parameters.components:
             for search in self._component(component, classes):
                 yield component, search

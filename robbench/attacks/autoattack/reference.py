@@ -2,7 +2,7 @@
 
 The components and their budgets are the package's own (APGD-CE, targeted APGD-DLR, targeted FAB, Square); robbench
 drives them one after another on the samples that are still robust, checks and re-scores what they return, and notes
-which component broke which sample. The package draws random numbers a batch, so that a verdict can depend on which
+which component broke which sample. The package draws random numbers per batch, so that a verdict can depend on which
 samples share a batch: the seed is derived from (seed, component, sample ids of the batch), hence a shard repeated is
 a shard reproduced.
 """
@@ -56,7 +56,7 @@ class _CountingModel(nn.Module):
 
 @ATTACKS.register("autoattack-reference")
 class AutoAttackReference(Attack):
-    """AutoAttack standard by `pyautoattack`. Counts a sample are means over its batch (counts_exact is false)."""
+    """AutoAttack standard by `pyautoattack`. Counts per sample are means over its batch (counts_exact is false)."""
 
     Parameters = ReferenceParameters
     batch_dependent = True
@@ -71,7 +71,7 @@ class AutoAttackReference(Attack):
 
     @property
     def cost(self) -> Cost:
-        """Figures of the reference implementation for a sample that stays robust (one restart a component)."""
+        """Figures of the reference implementation for a sample that stays robust (one restart per component)."""
         p: ReferenceParameters = self.parameters
         k, t, f = p.iterations, p.target_classes, p.fab_target_classes
         forwards = {

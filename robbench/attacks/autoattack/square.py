@@ -30,7 +30,7 @@ from robbench.core.errors import UserError
 from robbench.core.random import KeyedNumbers
 from robbench.specs import Norm
 
-MOST_REMEMBERED = 2**16  # windows a sample; with more of them, repeats within 5,000 queries are rare
+MOST_REMEMBERED = 2**16  # windows per sample; with more of them, repeats within 5,000 queries are rare
 
 
 class Moves(ABC):
@@ -57,11 +57,11 @@ class Moves(ABC):
 
 
 class SignWindows(Moves):
-    """Linf: every pixel at x - eps or x + eps (clipped to the box); a window gets one sign a channel.
+    """Linf: every pixel at x - eps or x + eps (clipped to the box); a window gets one sign per channel.
 
     Such a search asks often what it knows: a window that has this sign already is the best image itself, and since
     the best image last changed the same window may have been refused. Both are refused without a forward, at most
-    `ahead` - 1 queries a step; the search, its queries and what it finds stay those of a forward a query.
+    `ahead` - 1 queries a step; the search, its queries and what it finds stay those of one forward per query.
     What a sample's queries are is worked out before the first one. State: "signs" [n,C,H,W] of -1 and 1; "place" [n],
     of the sample's queries in `plans` [places, queries, 3 + C] int32, see `_plan`; "refused" [n, 2^C H W], `_stamp` of
     the last refusals; "changes" [n].
@@ -110,7 +110,7 @@ class SignWindows(Moves):
 
     def _plan(self, keys: Tensor) -> Tensor:
         """Of every query: the window's rows in `lines` and columns in `bands`, its place in state["refused"], and its
-        sign a channel."""
+        sign per channel."""
         channels, height, width = self.shape
         queries = torch.arange(len(self.kind), device=keys.device).expand(len(keys), -1)
         count = -(-(POSITION_BITS + channels) // 64)  # a position and a coin a channel

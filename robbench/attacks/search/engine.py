@@ -23,7 +23,7 @@ from robbench.attacks.victim import Victim
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """steps: gradient steps a restart. restarts: random starts tried until one succeeds. momentum: decay of the
+    """steps: gradient steps per restart. restarts: random starts tried until one succeeds. momentum: decay of the
     accumulated L1-normalised gradient (Dong et al. 2018), None for none. early_stop: see the module."""
 
     space: SearchSpace

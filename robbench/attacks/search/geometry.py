@@ -1,4 +1,4 @@
-"""Norm balls: projection, steepest ascent and random starts, one row a sample.
+"""Norm balls: projection, steepest ascent and random starts, one row per sample.
 
 Every attack and every training uses these and only these, so that two attacks in one ball mean the same ball. All
 tensors have the sample as first dimension; norms run over all other dimensions together and are accumulated in
@@ -138,7 +138,7 @@ def finite_part(gradient: Tensor) -> Tensor:
 
 
 def rescaled(gradient: Tensor) -> Tensor:
-    """`finite_part` divided by its largest absolute entry a sample, 0 where that is 0: a new tensor of entries in
+    """`finite_part` divided by its largest absolute entry per sample, 0 where that is 0: a new tensor of entries in
     [-1, 1] whose sums and squares neither underflow nor overflow, whatever the scale of the model's logits."""
     finite = finite_part(gradient)
     largest = finite.flatten(1).abs().amax(1)

@@ -1,4 +1,4 @@
-"""Shortest steps onto a hyperplane inside the pixel box [0,1]^D, one row a sample; what FAB needs beside `geometry`.
+"""Shortest steps onto a hyperplane inside the pixel box [0,1]^D, one row per sample; what FAB needs beside `geometry`.
 
 By symmetry each problem is a continuous knapsack: coordinate i may move by 0 <= e_i <= room_i against the sign of
 normal_i * gap, and moving by e_i closes |normal_i| e_i of the gap. Where the box holds no point of the hyperplane, the
@@ -19,7 +19,7 @@ FARTHEST = 1e30  # of a level; infinity times a pace of 0 is no number
 def steps_to_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, norm: Norm) -> Tensor:
     """Steps d [m,n,D] of least `norm` with normal . d = -gap and 0 <= points + d <= 1 (to rounding).
 
-    points: [m,n,D] in [0,1], m points a sample. normal: [n,D]. gap: [m,n], normal . point minus the hyperplane's
+    points: [m,n,D] in [0,1], m points per sample. normal: [n,D]. gap: [m,n], normal . point minus the hyperplane's
     offset. norm: linf, l2 or l1; where several steps are shortest, one of them. A coordinate whose normal is 0 or not
     finite does not move; a point whose gap is not finite does not move. `ValueError` for another norm.
     """

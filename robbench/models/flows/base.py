@@ -42,7 +42,7 @@ Recolour = Callable[[Tensor, Tensor, Tensor], Tensor]  # (z or eps, mu, log sigm
 
 @dataclass(frozen=True)
 class Latents:
-    """Latent variables of a batch: one tensor [N, ...] a level, fine (first factored out) to coarse."""
+    """Latent variables of a batch: one tensor [N, ...] per level, fine (first factored out) to coarse."""
 
     levels: tuple[Tensor, ...]
 
@@ -52,7 +52,7 @@ class Latents:
         return tuple(tuple(level.shape[1:]) for level in self.levels)
 
     def flat(self) -> Tensor:
-        """All levels as one vector a sample, [N,D], fine to coarse."""
+        """All levels as one vector per sample, [N,D], fine to coarse."""
         return torch.cat([level.flatten(1) for level in self.levels], dim=1)
 
     @classmethod

@@ -212,7 +212,7 @@ def _require_same_function(kind: str, flow: Flow, frozen: FrozenFlow, x: Tensor,
 
 
 def _outputs(flow: FlowModel, x: Tensor, y: Tensor | None, z: Tensor, exact: Tensor) -> dict[str, Tensor]:
-    """What two flows must agree in, by the names of `COMPARED`, a row a sample. z: latents [n,D] to decode where
+    """What two flows must agree in, by the names of `COMPARED`, a row per sample. z: latents [n,D] to decode where
     `exact` [n]."""
     latents, log_det = flow.encode(x, y)
     bits = flow.bits_per_dim(x, y, seed=0, sample_ids=range(len(x)))

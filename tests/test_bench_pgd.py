@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from torch import nn
+from scaled_models import Scaled
 
 from robbench.attacks.search.inner import attacked
 from robbench.benchmarks import latent, pgd
@@ -29,21 +29,10 @@ libraries = pytest.mark.filterwarnings(
 )
 
 
-class Scaled(nn.Module):
-    """A model whose margins are small, so that no float32 cross-entropy loses its gradient to rounding."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        return 0.3 * self.model(x)
-
-
 @pytest.fixture
 def subject(classifier, images):
     _ids, x, y = images
-    return pgd.Subject("small", Scaled(classifier).eval(), x, y, 0.15, CPU)
+    return pgd.Subject("small", Scaled(classifier, 0.3).eval(), x, y, 0.15, CPU)
 
 
 @libraries

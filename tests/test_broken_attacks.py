@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +119,8 @@ def wrong_labels(patch: pytest.MonkeyPatch) -> None:
     """The search believes in the class after the right one; the judge does not."""
     original = base.Attack._searched
 
-    def searched(self: Any, victim: Any, alive: Any, ids: Any, x: Any, y: Any, *rest: Any) -> Any:
-        return original(self, victim, alive, ids, x, (y + 1) % 10, *rest)
+    def searched(self: Any, victim: Any, samples: Any, *rest: Any) -> Any:
+        return original(self, victim, replace(samples, y=(samples.y + 1) % 10), *rest)
 
     patch.setattr(base.Attack, "_searched", searched)
 
@@ -140,10 +141,9 @@ def leaning_judge(patch: pytest.MonkeyPatch) -> None:
     """The true label leaks into verdicts after the attack: its logit is a little larger than the model's."""
     original = base.Attack._outcome
 
-    def outcome(self: Any, ids: Any, x: Any, y: Any, clean: Any, logits: Any, *rest: Any) -> Any:
-        return original(
-            self, ids, x, y, clean, logits.scatter_add(1, y[:, None], torch.full((len(y), 1), 0.2)), *rest
-        )
+    def outcome(self: Any, samples: Any, clean: Any, logits: Any, *rest: Any) -> Any:
+        y = samples.y[:, None]
+        return original(self, samples, clean, logits.scatter_add(1, y, torch.full(y.shape, 0.2)), *rest)
 
     patch.setattr(base.Attack, "_outcome", outcome)
 

@@ -1,4 +1,4 @@
-"""Checks of budgets, and of what a search returns. Beyond rounding they raise; rounding itself is removed."""
+"""Checks of samples, budgets, and what a search returns. Beyond rounding they raise; rounding itself is removed."""
 
 import math
 
@@ -55,6 +55,59 @@ def require_latent_budget(spec: ResolvedAttack, flow: Codec | None, x: Tensor, y
             f"is beyond {what}, {most:.4g}; print has 0.02 to 0.25 a coordinate, and no scale of 255: give at most "
             f"{most:.4g}"
         )
+
+
+def checked_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """CPU float32 images and int64 labels; `UserError` when images leave [0,1], labels are no integers, or shapes
+    disagree. Excess over [0,1] within `BOX_TOLERANCE` is rounding and is clipped."""
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise UserError(
+            f"labels are {y.dtype}; give integer class numbers 0, 1, ... as torch.int64 (y.long(), once they are whole "
+            f"numbers)"
+        )
+    if not x.is_floating_point():
+        raise UserError(
+            f"images are {x.dtype}; give floating point pixels in [0,1] (of 8-bit images: x.float() / 255)"
+        )
+    if x.ndim != 4 or y.shape != (len(x),):
+        raise UserError(
+            f"images {tuple(x.shape)} with labels {tuple(y.shape)}: give [N,C,H,W] images and [N] labels"
+        )
+    # Tensors made in inference mode cannot be saved for a backward pass; copies made outside of it can.
+    x, y = (values.clone() if values.is_inference() else values.detach() for values in (x, y))
+    x, y = x.to("cpu", torch.float32).contiguous(), y.to("cpu", torch.int64)
+    if not len(x):
+        return x, y
+    low, high = float(x.min()), float(x.max())
+    if not (low >= -BOX_TOLERANCE and high <= 1.0 + BOX_TOLERANCE):
+        raise UserError(
+            f"images span [{low:.9g}, {high:.9g}], beyond [0,1] by {max(-low, high - 1.0):.3g}; give pixels in [0,1] "
+            f"and put the normalisation inside the model"
+        )
+    return (x if low >= 0.0 and high <= 1.0 else x.clamp(0.0, 1.0)), y
+
+
+def checked_ids(ids: Tensor, n: int) -> Tensor:
+    """Sample ids [n] on the CPU, which key every random number; `UserError` for any but n different int64 ids."""
+    if ids.dtype != torch.int64 or ids.shape != (n,) or len(set(ids.tolist())) != n:
+        raise UserError(
+            f"sample_ids are {ids.dtype} {tuple(ids.shape)} for {n} images; give one int64 id per image, all different"
+        )
+    return ids.cpu()
+
+
+def checked_seed(seed: int) -> int:
+    """`seed`; `UserError` for what is no integer of at least 0."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed={seed!r}; give an integer of at least 0")
+    return seed
+
+
+def require_labels(y: Tensor, classes: int) -> None:
+    """`UserError` for labels y [N] outside a model's `classes`."""
+    outside = y[(y < 0) | (y >= classes)]
+    if len(outside):
+        raise UserError(f"label {int(outside[0])} is outside the model's {classes} classes; check --dataset")
 
 
 def check_tensor(spec: ResolvedAttack, adversarial: Tensor, x: Tensor, ids: Tensor) -> None:

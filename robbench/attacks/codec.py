@@ -1,11 +1,11 @@
-"""A flow as the attacks see it: one flat latent vector a sample, and what is checked of it while they use it."""
+"""A flow as the attacks see it: one flat latent vector per sample, and what is checked of it while they use it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robbench.attacks.search.spaces import Codec
 from robbench.core.errors import UserError
@@ -15,16 +15,15 @@ from robbench.models.flows.checks import (
     IMAGE_TOLERANCE,
     LATENT_TOLERANCE,
     PROBED,
-    Fingerprint,
-    fingerprint,
     frozen_like,
     largest_gap,
     require_same_state,
     require_steady,
 )
+from robbench.models.state import ModelState
 
 STEP = 1e-2  # length of the step in the latents that the gradient is checked by
-SLOPE_TOLERANCE = 0.25  # of the slope along the gradient; 0.05 among the flows of the zoo
+GRADIENT_TOLERANCE = 0.25  # of the rise along the gradient; 0.05 among the flows of the zoo
 
 
 class FlowCodec:
@@ -92,7 +91,7 @@ class FlowProbe:
     y: Tensor
     z: Tensor
     image: Tensor
-    state: Fingerprint
+    state: ModelState
 
     def repeat(self) -> None:
         """`UserError` where the flow gives other values now, in another order, or has changed its state."""
@@ -106,7 +105,7 @@ class FlowProbe:
                 f"the flow changed during the attack: its {name} gives the same samples other values than before; let "
                 f"it keep no state between calls ({CONTRACT})"
             )
-        require_same_state("the flow", self.state, _state(self.codec))
+        require_same_state("the flow", self.state, _module(self.codec))
 
 
 def probe_flow(
@@ -120,19 +119,19 @@ def probe_flow(
     """
     if codec is None or not len(x):
         return None
-    x, y, state = x[:PROBED].to(device), y[:PROBED].to(device), _state(codec)
+    x, y, state = x[:PROBED].to(device), y[:PROBED].to(device), ModelState.of(_module(codec))
     z = require_steady("the flow's encode", partial(_latents, codec), x, y, LATENT_TOLERANCE)
     image = require_steady("the flow's decode", codec.decode_flat, z, y, IMAGE_TOLERANCE)
     gap = (image - x).abs().flatten(1).amax(1)
     if not bool((gap <= IMAGE_TOLERANCE).all()):
         raise not_inverse(gap)
     if gradient:
-        _require_slope(codec, z, y)
-    require_same_state("the flow", state, _state(codec))
+        _require_gradient(codec, z, y)
+    require_same_state("the flow", state, _module(codec))
     return FlowProbe(codec, x, y, z, image, state)
 
 
-def _require_slope(codec: Codec, z: Tensor, y: Tensor) -> None:
+def _require_gradient(codec: Codec, z: Tensor, y: Tensor) -> None:
     """Images must rise along the gradient of `decode` as fast as it says, or a search goes astray and finds nothing."""
 
     def heights(point: Tensor) -> Tensor:
@@ -142,18 +141,18 @@ def _require_slope(codec: Codec, z: Tensor, y: Tensor) -> None:
     point = z.detach().clone().requires_grad_(True)
     with torch.enable_grad():
         value = heights(point).sum()
-        slope = torch.autograd.grad(value, point, allow_unused=True)[0] if value.requires_grad else None
-    size = torch.zeros(len(z), device=z.device) if slope is None else slope.norm(dim=1)
-    if slope is None or not bool(torch.isfinite(size).all()) or not float(size.min()) > 0:
+        gradient = torch.autograd.grad(value, point, allow_unused=True)[0] if value.requires_grad else None
+    size = torch.zeros(len(z), device=z.device) if gradient is None else gradient.norm(dim=1)
+    if gradient is None or not bool(torch.isfinite(size).all()) or not float(size.min()) > 0:
         raise UserError(
             f"the flow's decode has no gradient with respect to its latents, or none that is finite, and the attack "
             f"follows it; compute decode without torch.no_grad or detach ({CONTRACT})"
         )
-    along = slope / size[:, None]
+    along = gradient / size[:, None]
     with torch.no_grad():
         rise = (heights(z + STEP * along) - heights(z - STEP * along)) / (2.0 * STEP)
     ratio = float((rise / size).mean())
-    if not abs(ratio - 1.0) <= SLOPE_TOLERANCE:
+    if not abs(ratio - 1.0) <= GRADIENT_TOLERANCE:
         raise UserError(
             f"the gradient of the flow's decode is wrong: along it images change {ratio:.3g} times as fast as it says; "
             f"correct its backward pass, or leave no part of decode out of it ({CONTRACT})"
@@ -165,8 +164,9 @@ def _latents(codec: Codec, x: Tensor, y: Tensor | None) -> Tensor:
     return codec.latents(x, y) if isinstance(codec, FlowCodec) else codec.encode_flat(x, y)
 
 
-def _state(codec: Codec) -> Fingerprint:
-    return fingerprint(codec.flow) if isinstance(codec, FlowCodec) else {}
+def _module(codec: Codec) -> nn.Module:
+    """The flow behind a codec; a module without state where a codec has none."""
+    return codec.flow if isinstance(codec, FlowCodec) else nn.Identity()
 
 
 def regrouped(rows: Tensor, batch_size: int) -> tuple[Tensor, ...]:

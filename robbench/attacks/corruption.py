@@ -4,17 +4,18 @@ Nothing is searched: the images are read by sample id. A perturbation: what coun
 of samples whose clean image is misclassified.
 """
 
+# ruff: noqa: RUF001 - the letters of formulas are meant
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 
 from robbench.attacks.base import Attack, Candidates, Task
-from robbench.attacks.named import ATTACKS, Cost
+from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search.spaces import Codec
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
+from robbench.core.mathml import math
 from robbench.core.schema import Strict
 from robbench.data.corruption_names import SEVERITIES, Corruption
 from robbench.data.corruptions import corrupted_images
@@ -44,6 +45,10 @@ class CorruptedImages(Attack):
                 f"robbench run --dataset cifar10 --attacks {spec.name}"
             )
 
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        return (math("x′ = c(x)"),), "Given, not searched."
+
     @property
     def cost(self) -> Cost:
         return Cost(forwards=2, backwards=0)
@@ -53,6 +58,7 @@ class CorruptedImages(Attack):
         return "perturbation"
 
     def search(self, victim: Victim, task: Task) -> Candidates:
-        p, nothing = self.parameters, torch.zeros(len(task.x), dtype=torch.int64)
-        images = corrupted_images(p.folder, p.corruption, p.severity, task.ids)
-        return Candidates(images, nothing, nothing.clone(), nothing.clone(), [self.spec.name] * len(task.x))
+        p, found = self.parameters, Candidates.unsearched(task.x, self.spec.name)
+        found.adversarial = corrupted_images(p.folder, p.corruption, p.severity, task.ids)
+        found.step.zero_()
+        return found

@@ -4,22 +4,25 @@ Latent vectors are raw z, all levels flattened into one vector: norm, sign and c
 The flow is frozen and exact (decode inverts encode), so that a zero perturbation returns the image itself.
 """
 
+# ruff: noqa: RUF001 - the letters of formulas are meant
 from typing import Any, Literal
 
 import torch
+from markupsafe import Markup
 from pydantic import Field
 from torch import Tensor
 
 from robbench.attacks.base import Attack, Candidates, Task
-from robbench.attacks.named import ATTACKS, Cost
-from robbench.attacks.pgd import GradientAttack, GradientParameters
+from robbench.attacks.named import ATTACKS, Cost, Objective
+from robbench.attacks.pgd import GradientAttack, GradientParameters, attacked_label, search_words, steepest
 from robbench.attacks.search.active import still_robust
 from robbench.attacks.search.geometry import Noise, SampleNoise, project
 from robbench.attacks.search.spaces import Codec, InLoop, JointSpace, LatentSpace
 from robbench.attacks.victim import Victim, chunks
 from robbench.core.errors import UserError
+from robbench.core.mathml import length, math, row, sub, under
 from robbench.core.schema import Strict
-from robbench.specs import Norm, Semantics
+from robbench.specs import Norm, ResolvedAttack, Semantics
 
 
 def random_latent(
@@ -51,18 +54,24 @@ class RandomLatentAttack(Attack):
     def declared_semantics(cls, parameters: Any) -> Semantics:
         return "perturbation"
 
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        noise = row("η ξ") if spec.norm == "none" else row(sub("Π", "η"), "(η ξ)")
+        draws = spec.parameters.get("draws", 1)
+        formula = math("x′ = clip(G(F(x) +", noise, ")), ξ ∼ 𝒩(0, I)")
+        return (formula,), f"Drawn, not searched; {draws} draw{'s' if draws != 1 else ''} per image."
+
     @property
     def cost(self) -> Cost:
         return Cost(forwards=self.parameters.draws - 1 + 2, backwards=0)
 
     def search(self, victim: Victim, task: Task) -> Candidates:
         assert self.flow is not None
-        n = len(task.x)
-        zeros = torch.zeros(n, dtype=torch.int64)
-        shift = torch.zeros_like(self.flow.encode_flat(task.x[:1], task.y[:1])).expand(n, -1).clone()
-        found = Candidates(task.x.clone(), zeros + 1, zeros.clone(), zeros.clone(), [self.spec.name] * n)
+        rows = torch.arange(len(task.x))
+        shift = torch.zeros_like(self.flow.encode_flat(task.x[:1], task.y[:1])).expand(len(rows), -1).clone()
+        found = Candidates.unsearched(task.x, self.spec.name)
+        found.step.fill_(1)
         found.witness = {"lambda": shift}
-        rows = torch.arange(n)
         for draw in range(self.parameters.draws):
             for part in chunks(rows, task.batch_size):
                 noise = SampleNoise(task.seed, self.spec.name, task.ids[part], draw, victim.device)
@@ -92,6 +101,16 @@ class LatentAttack(GradientAttack):
     Parameters = LatentParameters
     witnesses = ("lambda",)
 
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        ball = row(length("λ", {"linf": "∞", "l2": "2", "l1": "1"}.get(spec.norm, "")), "≤ η")
+        lines = [math(under("max", ball), f"ℓ(f(clip(G(F(x) + λ))), {attacked_label(spec)})")]
+        step = steepest(row(sub("∇", "λ"), "ℓ"), spec.norm)
+        if step is not None:
+            update = row("(", sub("λ", "t"), "+ α", step, ")")
+            lines.append(math(sub("λ", "t + 1"), "=", sub("Π", "η"), update))
+        return tuple(lines), search_words(spec, "η", _level_words(spec))
+
     def space(self) -> LatentSpace:
         assert self.flow is not None
         p: LatentParameters = self.parameters
@@ -114,12 +133,30 @@ class JointSpaceAttack(GradientAttack):
     Parameters = JointParameters
     witnesses = ("lambda", "delta")
 
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        goal = math(under("max", "λ, δ"), f"ℓ(f(clip(G(F(x) + λ) + δ)), {attacked_label(spec)})")
+        literal = spec.parameters.get("in_loop") == "paper_literal"
+        box = "The box is met in the final image only." if literal else "The box is met at every step."
+        words = search_words(spec, "each budget", box, _level_words(spec))
+        return (goal, _joint_step("λ", "η"), _joint_step("δ", "ε")), words
+
     def space(self) -> JointSpace:
         assert self.flow is not None
         p: JointParameters = self.parameters
         epsilon, eta = float(self.spec.epsilon or 0.0), float(self.spec.eta or 0.0)
         _check_levels(self.flow, p.levels, self.spec.name)
         return JointSpace(self.flow, epsilon, p.step(epsilon), eta, p.step(eta), p.start, p.in_loop, p.levels)
+
+
+def _joint_step(letter: str, budget: str) -> Markup:
+    update = row("(", sub(letter, "t"), "+", sub("α", budget), "sign", sub("∇", letter), "ℓ)")
+    return math(sub(letter, "t + 1"), "=", sub("Π", budget), update)
+
+
+def _level_words(spec: ResolvedAttack) -> str:
+    levels = spec.parameters.get("levels")
+    return f"Only level {', '.join(map(str, levels))} of the flow moves." if levels else ""
 
 
 def _check_levels(flow: Codec, levels: tuple[int, ...] | None, attack: str) -> None:

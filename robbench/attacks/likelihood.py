@@ -7,6 +7,7 @@ An attack only searches. The base class checks every image (box, ball, NaN) and 
 noise that is a function of (seed, sample id) and the same before and after; a search sees fresh noise at every step.
 """
 
+# ruff: noqa: RUF001 - the letters of formulas are meant
 from abc import abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,12 +19,13 @@ from pydantic import Field
 from torch import Tensor
 
 from robbench.attacks.checks import check_tensor, inside_ball, inside_box, require_image_budget
-from robbench.attacks.named import ATTACKS, Cost, NamedAttack
+from robbench.attacks.named import ATTACKS, Cost, NamedAttack, Objective
 from robbench.attacks.search.geometry import SampleNoise, Start, norm_of
 from robbench.attacks.search.inner import ascend
 from robbench.attacks.search.spaces import ImageSpace
 from robbench.attacks.victim import chunks, full_precision
 from robbench.core.errors import UserError
+from robbench.core.mathml import math, row, sub, sup, under
 from robbench.core.random import KeyedNumbers, SampleRandom
 from robbench.core.schema import Strict
 from robbench.models.flows.base import FlowModel, FrozenFlow
@@ -39,7 +41,7 @@ class LikelihoodParameters(Strict):
     """images: what is attacked: "test" images (raise their NLL) or "noise" (uniform grey levels; lower it).
 
     quantize: round the adversarial images to the flow's grey levels, towards the original. noise_draws: draws of the
-    dequantisation noise an image that its score is made of. estimate: "mean" of the draws' bits/dim, or "importance":
+    dequantisation noise per image that its score is made of. estimate: "mean" of the draws' bits/dim, or "importance":
     the bits/dim of their mean density, a tighter bound on the image's own (Burda et al. 2016).
     """
 
@@ -188,9 +190,20 @@ class NllAttack(LikelihoodAttack):
 
     Parameters = NllParameters
 
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        lowers = spec.parameters.get("images") == "noise"
+        extreme, sign = ("min", "-") if lowers else ("max", "+")
+        bits = row("-", sub("log", "2"), "p(")
+        goal = math(under(extreme, "x′ ∈ 𝒜(x)"), bits, "x′) / d")
+        update = row("(", sub("x", "t"), f"{sign} α sign ∇(", bits, sub("x", "t"), ")))")
+        what = "uniform-noise images, whose NLL is lowered" if lowers else "test images, whose NLL is raised"
+        words = f"x: {what}. {spec.parameters.get('steps')} steps; p: the flow's density, d: pixels."
+        return (goal, math(sub("x", "t + 1"), "=", sub("Π", "𝒜(x)"), update)), words
+
     @property
     def cost(self) -> Cost:
-        """Steps times restarts, a scoring forward a restart when there are several, and the two final ones."""
+        """Steps times restarts, a scoring forward per restart when there are several, and the two final ones."""
         p: NllParameters = self.parameters
         extra = p.restarts if p.restarts > 1 else 0
         return Cost(
@@ -225,7 +238,7 @@ class NllAttack(LikelihoodAttack):
             u = KeyedNumbers.uniform(keys, torch.full_like(keys, next(taken)), flow.dimensions)
             return -self.sign * flow.log_prob(image, task.y, u.reshape(image.shape))
 
-        return space.finish(ascend(space, loss, space.start(task.x, task.y, noise), p.steps))
+        return space.finish(ascend(space, loss, space.start(task.x, task.y, noise), p.steps))[0]
 
     def _reached(self, flow: FrozenFlow, task: LikelihoodTask, images: Tensor) -> Tensor:
         """What the attacker wants large, [n]; NaN counts as nothing reached."""
@@ -235,6 +248,10 @@ class NllAttack(LikelihoodAttack):
 @ATTACKS.register("uniform-noise")
 class UniformNoise(LikelihoodAttack):
     """x + U[-epsilon, epsilon] in every pixel, clipped to [0,255]: what an attack of that size must beat."""
+
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        return (math("x′ = clip(x + u), u ∼ 𝒰", sup("[-ε, ε]", "d")),), "Drawn, not searched."
 
     @property
     def cost(self) -> Cost:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import packages_distributions, version
 from typing import Any, ClassVar
 
+from markupsafe import Markup
 from pydantic import BaseModel
 
 from robbench.core.errors import UserError
@@ -12,6 +13,7 @@ from robbench.core.registry import Registry
 from robbench.core.schema import Strict, validate
 from robbench.specs import ModelKind, ResolvedAttack, Semantics
 
+Objective = tuple[tuple[Markup, ...], str]
 # Part of a cell's address. 2: searches climb log-odds along one float64 direction, and norms are float64.
 ENGINE_VERSION = 2
 
@@ -54,6 +56,11 @@ class NamedAttack(ABC):
     def declared_semantics(cls, parameters: Any) -> Semantics:
         """What the images of the attack with `parameters` (of `Parameters`) stand for: see `specs.Semantics`."""
         return "worst-case"
+
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        """What an attack of this class looks for and how: formulas (`robbench.core.mathml`), a line each, and words."""
+        return (), f"The algorithm {spec.algorithm!r} belongs to another package."
 
     @property
     @abstractmethod

@@ -1,19 +1,22 @@
 """Gradient attacks on the image: FGSM, PGD and MIM in Linf, L2 and L1 balls."""
 
+# ruff: noqa: RUF001 - the letters of formulas are meant
 from abc import abstractmethod
 from typing import Any, ClassVar, Literal
 
+from markupsafe import Markup
 from pydantic import BaseModel, Field, model_validator
 
 from robbench.attacks.base import Attack, Candidates, Task
-from robbench.attacks.named import ATTACKS, Cost
+from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search import engine
 from robbench.attacks.search.geometry import Start
 from robbench.attacks.search.spaces import Codec, ImageSpace, SearchSpace
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
+from robbench.core.mathml import length, math, row, sub, under
 from robbench.core.schema import Strict
-from robbench.specs import ResolvedAttack, Semantics
+from robbench.specs import Norm, ResolvedAttack, Semantics
 
 LabelSource = Literal["true", "predicted"]
 
@@ -48,6 +51,34 @@ class GradientParameters(Strict):
         return self.relative_step_size * budget if self.step_size is None else self.step_size
 
 
+def steepest(gradient: str, norm: Norm) -> Markup | None:
+    """The formula of the direction of a step; None where it takes words."""
+    if norm == "linf":
+        return row("sign(", gradient, ")")
+    return row(gradient, "/", length(gradient, "2")) if norm == "l2" else None
+
+
+def attacked_label(spec: ResolvedAttack) -> str:
+    """The letter of the label that the loss uses."""
+    return "k" if spec.parameters.get("label_source") == "predicted" else "y"
+
+
+def search_words(spec: ResolvedAttack, budget: str, *more: str) -> str:
+    """Steps, step size, start and label of a gradient search. budget: what a relative step size is relative to."""
+    p = spec.parameters
+    given, relative, restarts = p.get("step_size"), p.get("relative_step_size"), p.get("restarts", 1)
+    parts = [
+        f"{p['steps']} step{'s' if p['steps'] != 1 else ''}" if "steps" in p else "",
+        f"α = {given:g}" if given is not None else f"α = {relative:g} of {budget}" if relative else "",
+        f"start: {p['start']}" if "start" in p else "",
+        f"{restarts} starts" if restarts > 1 else "",
+    ]
+    settings = ", ".join(filter(None, parts)) + ". ℓ: cross-entropy; Π: projection onto the set."
+    predicted = attacked_label(spec) == "k"
+    label = "k: the model's own clean prediction in the place of the true label." if predicted else ""
+    return " ".join(filter(None, [settings, *more, label]))
+
+
 class GradientAttack(Attack):
     """Base of all gradient attacks: a subclass says in which space it searches, the engine does the rest.
 
@@ -66,6 +97,10 @@ class GradientAttack(Attack):
                 f"attack {spec.name!r}: label_source predicted with {given} would choose among images by the "
                 f"true label; give early_stop: false and restarts: 1"
             )
+
+    @property
+    def raises_cross_entropy(self) -> bool:
+        return True
 
     @abstractmethod
     def space(self) -> SearchSpace:
@@ -100,6 +135,24 @@ class ProjectedGradientDescent(GradientAttack):
     et al. 2015). Deviation from the libraries' habit: a sample stops at its first misclassified iterate
     (early_stop); with early_stop off the last iterate is returned, as foolbox and torchattacks do.
     """
+
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        label, momentum = attacked_label(spec), spec.parameters.get("momentum")
+        lines = [math(under("max", "x′ ∈ 𝒜(x)"), f"ℓ(f(x′), {label})")]
+        gradient = row("∇ ℓ(f(", sub("x", "t"), f"), {label})")
+        words = search_words(spec, "ε")
+        if momentum is not None:
+            inertia = row("μ", sub("g", "t - 1"))
+            lines.append(math(sub("g", "t"), "=", inertia, "+", gradient, "/", length(gradient, "1")))
+            words += f" μ = {momentum:g}: momentum."
+            gradient = sub("g", "t")
+        step = steepest(gradient, spec.norm)
+        if step is None:
+            moved = "the 5 % of pixels with the largest gradient, by its sign, and is then projected."
+            return tuple(lines), f"{words} A step moves {moved}"
+        update = row("(", sub("x", "t"), "+ α", step, ")")
+        return (*lines, math(sub("x", "t + 1"), "=", sub("Π", "𝒜(x)"), update)), words
 
     def space(self) -> ImageSpace:
         p: GradientParameters = self.parameters

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from robbench.attacks.search.spaces import Codec
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-# Multiply-adds an image from which a network is computed in all threads. Time of two threads over time of one, forward
+# Multiply-adds per image from which a network is computed in all threads. Time of two threads over time of one, forward
 # and input gradient, on two cores beside six busy processes: digits-cnn (0.26 M) 9.7, a Glow on digits (0.25 M) 15,
 # conv3 (0.8 M) 3.3, TRADES' MNIST network (10 M) 1.8, a Glow on CIFAR-10 (35 M in many operations) 10, ResNet-18
 # (555 M) 1.8. On idle cores the first gains 1.17; one of the size of the last keeps many cores busy.
@@ -64,7 +64,7 @@ def thread_rule(wanted: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def threads_for(multiply_adds: Callable[[], float]) -> Iterator[None]:
-    """Inside, the threads that the rule in force has for a network of so many `multiply_adds` an image. Without a rule,
+    """Inside, the threads that the rule in force has for a network of so many `multiply_adds` per image. Without one,
     and where other code has called torch.set_num_threads since the rule began, nothing changes."""
     import torch
 

@@ -1,15 +1,14 @@
 """The model as attacks see it, and the small things everybody needs to score it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.search.batches import batch_in_cache, largest_output
 from robbench.attacks.search.decision import margins
-from robbench.attacks.search.lean import searchable
+from robbench.attacks.search.forward import SearchForward
 from robbench.attacks.trust.model_call import call_model
 from robbench.core.errors import UserError
 from robbench.core.precision import SearchPrecision, checked_precision
@@ -43,11 +42,15 @@ class Listener(Protocol):
 class Victim:
     """A frozen model as an attack sees it. Counts nothing by itself: engines count per sample.
 
-    module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside. precision, compiled: how `logits` and
-    `differentiable` compute, which a search may be told in order to be faster; `margins` and `clean_logits`, on which
-    verdicts stand, are fp32 forwards of the unmodified module always, means of `draws` of them where the module is
-    randomised. fits: a batch size that memory holds, once a larger one was found not to fit. exact: whether a search
-    sees the module itself, to the last bit; what it finds elsewhere is to be confirmed.
+    `margins` and `clean_logits`, on which verdicts stand, are fp32 forwards of the unmodified module always.
+
+    Attributes:
+        module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside.
+        device, batch_size: where and in which batches images are scored.
+        precision: of the search; with `compiled` it may be told to be faster.
+        forward: what `logits` and `differentiable`, the forwards of a search, call.
+        draws: forwards of a randomised module that are averaged for a verdict; 1 for others.
+        fits: a batch size that memory holds, once a larger one was found not to fit.
     """
 
     def __init__(
@@ -60,20 +63,17 @@ class Victim:
     ) -> None:
         self.module, self.device, self.batch_size = module.to(device), torch.device(device), batch_size
         self.precision: SearchPrecision = checked_precision(precision)
-        self.exact = precision == "fp32" and not compiled
+        network = torch.compile(self.module, dynamic=True) if compiled else self.module
+        self.forward = SearchForward(network, exact=precision == "fp32" and not compiled)
         self.draws = 1
         self.fits: int | None = None
-        self._largest = 0  # bytes of a layer's output, an image; 0 for any batch
-        self._searched: Callable[[Tensor], Tensor] = (
-            torch.compile(self.module, dynamic=True) if compiled else self.module
-        )
         self._listener: Listener | None = None
 
     @property
-    def only_claims(self) -> bool:
-        """Whether a search that sees a misclassified image can be mistaken: its forward was another one than that of
-        the module, or the module is randomised."""
-        return not self.exact or self.draws > 1
+    def must_confirm(self) -> bool:
+        """Whether a candidate that a search saw misclassified must be confirmed by `margins`: the search's forward is
+        not the module's own, or the module is randomised."""
+        return not self.forward.exact or self.draws > 1
 
     @property
     def verdicts(self) -> int:
@@ -93,22 +93,15 @@ class Victim:
 
     @contextmanager
     def searched_leanly(self, images: Tensor) -> Iterator[None]:
-        """Inside, and on the CPU, a search sees a lean network that computes what the module does, whose weights must
+        """Inside, and on the CPU, a search calls an accelerated forward, see `SearchForward`; the module's weights must
         not change meanwhile. images [n,C,H,W]: some of those to attack."""
-        before = (self._searched, self.exact, self._largest)
+        before = self.forward
         if self.device.type == "cpu":
-            self._largest = largest_output(self.module, self.scored, images[:2])
-            if self._searched is self.module:
-                self._searched = searchable(self.module, images)
-                self.exact &= self._searched is self.module
+            self.forward = before.accelerated(self.module, self.scored, images)
         try:
             yield
         finally:
-            self._searched, self.exact, self._largest = before
-
-    def searched_batch(self, asked: int) -> int:
-        """The batch for a search, at most `asked`: inside `searched_leanly`, on the CPU, what its cache holds."""
-        return batch_in_cache(self._largest, asked)
+            self.forward = before
 
     @contextmanager
     def audited(self, listener: Listener) -> Iterator[None]:
@@ -130,7 +123,7 @@ class Victim:
 
     def differentiable(self, x: Tensor) -> Tensor:
         """float32 logits [n,K] with a graph to x, as a search sees them."""
-        out = call_model(self._searched, x)
+        out = call_model(self.forward.network, x)
         if self._listener is not None:
             self._listener.note(x, out)
         return out
@@ -146,8 +139,8 @@ class Victim:
         point = x.detach().requires_grad_(True)
         with torch.enable_grad():
             loss = nn.functional.cross_entropy(self.differentiable(point), labels, reduction="sum")
-            (slope,) = torch.autograd.grad(loss, point)
-        return slope
+            (gradient,) = torch.autograd.grad(loss, point)
+        return gradient
 
     def use_batches_of(self, size: int) -> None:
         """From now on no batch is larger than `size`."""

@@ -78,7 +78,7 @@ class TRADES(ImageDefense):
     CE(f(x), y) + beta KL(p(x) || p(x')) with gradients through both distributions.
 
     Deviations from the published code: its third forward (the clean batch once more, for the KL) is shared
-    with the first, so batch-norm statistics move twice a step instead of three times; budgets are the data
+    with the first, so batch-norm statistics move twice per step instead of three times; budgets are the data
     set's (8/255 for CIFAR), its epsilon .031 and step .007 come with recipe trades-cifar.
     """
 

@@ -36,7 +36,7 @@ class Mixup(Defense):
 class CutoutParameters(Strict):
     """length: side of the square in pixels, None for half of the image's height (16 of 32, as for CIFAR-10).
 
-    fill: "mean" is the batch's mean a channel, "zero" is black. probability: share of images that get a hole.
+    fill: "mean" is the batch's mean per channel, "zero" is black. probability: share of images that get a hole.
     """
 
     length: int | None = Field(default=None, gt=0)
@@ -61,7 +61,7 @@ def cutout_mask(n: int, height: int, width: int, length: int, generator: torch.G
 
 @DEFENSES.register("cutout")
 class Cutout(Defense):
-    """Cutout (DeVries & Taylor 2017, section 3): one square hole an image.
+    """Cutout (DeVries & Taylor 2017, section 3): one square hole per image.
 
     Deviation: the authors zero the hole after normalisation, which is the mean colour of the data set; images
     here are not normalised outside the model, so the hole takes the batch's mean colour (fill "zero": black).

@@ -135,12 +135,12 @@ def perturb(
     """
     with searching(model, mode):
         state = space.start(x, y, GeneratorNoise(len(x), generator, x.device))
-        return space.finish(ascend(space, loss, state, steps)).detach()
+        return space.finish(ascend(space, loss, state, steps))[0]
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixed batch: images `weight` x_i + (1 - weight) x_j, labels y_i and partners y_j, one weight a
+    """A mixed batch: images `weight` x_i + (1 - weight) x_j, labels y_i and partners y_j, one weight per
     batch."""
 
     x: Tensor
@@ -150,7 +150,7 @@ class Mixture:
 
 
 def mix(x: Tensor, y: Tensor, tau: float, generator: torch.Generator) -> Mixture:
-    """Mixup with one weight ~ Beta(tau, tau) and one permutation a batch (Zhang et al. 2018, section 2)."""
+    """Mixup with one weight ~ Beta(tau, tau) and one permutation per batch (Zhang et al. 2018, section 2)."""
     weight = beta_draw(tau, generator)
     partner = torch.randperm(len(x), generator=generator).to(x.device)
     return Mixture(weight * x + (1.0 - weight) * x[partner], y, y[partner], weight)

@@ -1,4 +1,4 @@
-"""One file an epoch with all that training needs to go on, replaced atomically.
+"""One file per epoch with all that training needs to go on, replaced atomically.
 
 Its first line holds a name and version of the format and the sha256 of the rest, which is what torch.save writes.
 """
@@ -26,7 +26,7 @@ class Progress:
     """Where a training stands after `epoch` whole epochs.
 
     best: state of the best epoch so far (score: higher is better; bits/dim are stored negated). seconds:
-    computing time over all sittings. history: one record an epoch.
+    computing time over all sittings. history: one record per epoch.
     """
 
     model: State

@@ -107,7 +107,7 @@ class HybridAdversarialTraining(AttackedFlowDefense):
 
 
 def _bits_per_dim(flow: FlowModel, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """Bits/dim a image [B] with fresh noise of the generator (on the CPU)."""
+    """Bits/dim per image [B] with fresh noise of the generator (on the CPU)."""
     noise = torch.rand(x.shape, generator=generator).to(x.device)
     return -flow.log_prob(x, y, u=noise) / (flow.dimensions * math.log(2.0))
 

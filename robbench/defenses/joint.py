@@ -64,7 +64,7 @@ class IJSAT(JointDefense):
     the mixed IMAGE, attack the mixed loss in the joint space, train on the adversarial term alone.
 
     Corrections to the print: line 5 mixes x_i with itself; eq. 6 has y_i twice; eqs. 8 and 10 neither
-    accumulate nor project. Choice where the paper is silent: one mixing weight a batch.
+    accumulate nor project. Choice where the paper is silent: one mixing weight per batch.
     """
 
     Parameters = IjsatParameters

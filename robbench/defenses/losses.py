@@ -9,7 +9,7 @@ MART_MARGIN, MART_LOG_GUARD, MART_WEIGHT = 1.0001, 1e-12, 1.0000001
 
 
 def kl_divergence(reference: Tensor, other: Tensor) -> Tensor:
-    """KL(softmax(reference) || softmax(other)) a sample, [B], in nats; gradients flow through both."""
+    """KL(softmax(reference) || softmax(other)) per sample, [B], in nats; gradients flow through both."""
     log_p, log_q = functional.log_softmax(reference, 1), functional.log_softmax(other, 1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
@@ -36,7 +36,7 @@ def mart_loss(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float) -
 
 
 def mixed_cross_entropy(logits: Tensor, labels: Tensor, partners: Tensor, weight: float) -> Tensor:
-    """weight CE(., y_i) + (1 - weight) CE(., y_j) a sample, [B]. labels, partners: [B]; weight in [0,1]."""
+    """weight CE(., y_i) + (1 - weight) CE(., y_j) per sample, [B]. labels, partners: [B]; weight in [0,1]."""
     own = functional.cross_entropy(logits, labels, reduction="none")
     other = functional.cross_entropy(logits, partners, reduction="none")
     return weight * own + (1.0 - weight) * other

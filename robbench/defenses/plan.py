@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from robbench.attacks.codec import FlowCodec
 from robbench.cards import Architecture, FlowReference
@@ -18,7 +17,7 @@ from robbench.core.device import resolve_device
 from robbench.core.errors import UserError
 from robbench.core.foreign import foreign_code
 from robbench.core.places import check_output_folder
-from robbench.core.schema import canonical_hash, parse_yaml, validate
+from robbench.core.schema import canonical_hash, validate
 from robbench.data import Dataset, Split, load_dataset
 from robbench.data.card import family
 from robbench.defenses.base import Defense, Setting, build_defense, defense_kinds, find_defense
@@ -31,6 +30,7 @@ from robbench.defenses.schedule import (
     training_splits,
 )
 from robbench.defenses.selection import SplitWords
+from robbench.defenses.settings import grouped_settings, yaml_value
 from robbench.models.classifiers import ARCHITECTURES
 from robbench.models.entry import ZooEntry
 from robbench.models.loading import is_flow, load_flow
@@ -48,10 +48,19 @@ CHECK_EVERY = 8  # batches: how often training looks whether the flow gets its i
 class TrainRequest:
     """What the user asked for. None means the default of data set and defense.
 
-    overrides: `--set key=value`: parameters of the defense; "recipe.KEY" and "architecture.KEY" reach those.
-    Values may be text (read as YAML). zoo, threat_models: extra folders. device: "auto", "cpu", "cuda",
-    "cuda:1". validation_samples: keep only so many validation images, drawn once for all trainings. note: for the card.
-    data: folder of a data set of one's own, whose card has the name `dataset`.
+    Attributes:
+        defense, dataset, recipe, architecture, flow: names.
+        architecture_arguments: arguments of the architecture.
+        seed, epochs, train_samples: of the training.
+        name, out: the zoo folder that is written is `out`/`name`.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        data_dir: folder of downloaded data sets.
+        data: folder of a data set of one's own, whose card has the name `dataset`.
+        zoo, threat_models: extra folders.
+        overrides: `--set key=value`: parameters of the defense; "recipe.KEY" and "architecture.KEY" reach those. Values
+            may be text, read as YAML.
+        validation_samples: keep only so many validation images, drawn once for all trainings.
+        note: for the card.
     """
 
     defense: str
@@ -110,7 +119,14 @@ class TrainRequest:
 class Plan:
     """A checked request: what is trained, on what, how, and where it goes.
 
-    scored: validation images that select the epoch. flow: the zoo flow the defense uses.
+    Attributes:
+        request: what the user asked for.
+        name, kind: of the model that is trained.
+        recipe, architecture, dataset: what `request` leaves to defaults is filled in.
+        train, validation: images to train on, and validation images.
+        scored: validation images that select the epoch.
+        flow: the zoo flow that the defense uses.
+        setting, defense, device: what trains, and where.
     """
 
     request: TrainRequest
@@ -195,7 +211,7 @@ class Outline:
 
 def outline(request: TrainRequest) -> Outline:
     """The outline of a request; `UserError` for an unknown or malformed part."""
-    settings = _grouped(request.overrides)
+    settings = grouped_settings(request.overrides)
     kind = _kind(request)
     recipe = _overridden(
         find_recipe(request.recipe, request.family, kind), request.epochs, settings["recipe"]
@@ -247,45 +263,6 @@ def make_plan(request: TrainRequest) -> Plan:
         defense=defense,
         device=device,
     )
-
-
-# --------------------------------------------------------------------------------------------------- settings
-def parse_settings(pairs: list[str] | tuple[str, ...]) -> dict[str, str]:
-    """("beta=5", ...) of `--set` as a dictionary; `UserError` for one without "=" or given twice."""
-    found: dict[str, str] = {}
-    for pair in pairs:
-        key, separator, value = pair.partition("=")
-        if not separator or not key.strip():
-            raise UserError(f"--set {pair!r} is not KEY=VALUE; write for example --set beta=5")
-        if key.strip() in found:
-            raise UserError(f"--set {key.strip()} is given twice; give it once")
-        found[key.strip()] = value
-    return found
-
-
-def _grouped(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """`--set` entries by what they change: "recipe", "architecture" or "defense" (no prefix)."""
-    groups: dict[str, dict[str, Any]] = {"recipe": {}, "architecture": {}, "defense": {}}
-    for key, value in overrides.items():
-        prefix, dot, rest = key.partition(".")
-        group, name = (prefix, rest) if dot and prefix in groups else ("defense", key)
-        groups[group][name] = _read_value(key, value)
-    return groups
-
-
-def _read_value(key: str, value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    read = parse_yaml(value, f"--set {key}={value[:200]}")
-    try:
-        return float(read) if isinstance(read, str) else read  # YAML 1.1 reads 1e-3 as text
-    except ValueError:
-        return read
-
-
-def yaml_value(value: Any) -> str:
-    """A value as one line of YAML, to be read back by `--set`."""
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
 
 
 # ------------------------------------------------------------------------------------------ parts of the plan

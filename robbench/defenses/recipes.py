@@ -13,21 +13,33 @@ from robbench.specs import ModelKind
 class Recipe(Strict):
     """recipes/NAME.yaml: one training schedule (optimiser, epochs, augmentation), papers' or ours.
 
-    kind: what it trains. default_for: data sets whose default it is. architecture: what is trained unless the user
-    names another. parameters: settings a defense, for recipes of papers that fix them (`--set` wins).
-    schedule: learning-rate rule; `milestones` are epochs (0-based, from which on the factor `decay` applies once
-    more), or parts of all epochs with milestones_are_fractions; "exponential-steps" multiplies by `decay` every
-    decay_every_steps steps (continuously, or in stairs). warmup_samples: linear warm-up counted in samples.
-    augmentation: "crop-K" (pad K, random crop), "flip", "translate-F" (shift by at most a part F of the
-    side, new pixels black), "shift-F" (the same, new pixels those of the edge).
-    selection: keep the last epoch, or the best on validation_samples (None: all) validation images, scored every
-    validate_every epochs; patience: stop after so many epochs without a better one. subset: how --train-samples
-    draws ("flow-lp": the random split with seed 9999 of Yuksel et al., from the whole original training set; "first":
-    its first images, as Stutz et al. take them).
-    hold_out: keep the validation images out of the training; False trains on all original training images, which only a
-    schedule that selects nothing may do (--train-samples draws from the training split as ever).
-    budget_warmup_epochs: inner attacks start weak, their budgets and steps grow linearly to full over so many epochs
-    (small networks without batch norm otherwise stay at a constant prediction for ever).
+    Attributes:
+        name, description, reference: texts for people.
+        kind: what the recipe trains.
+        default_for: data sets whose default it is.
+        architecture: what is trained unless the user names another.
+        parameters: settings by defense, for recipes of papers that fix them (`--set` wins).
+        optimizer, learning_rate, momentum, nesterov, weight_decay: of the optimiser.
+        batch_size, epochs: length of a training.
+        schedule: rule of the learning rate.
+        milestones: epochs, 0-based, from each of which on the factor `decay` applies once more.
+        milestones_are_fractions: `milestones` are parts of all epochs instead.
+        decay, decay_every_steps, staircase: "exponential-steps" multiplies by `decay` every so many steps, continuously
+            or in stairs.
+        warmup_samples: length of a linear warm-up, counted in samples.
+        gradient_clip_norm: largest norm of a gradient; None clips nothing.
+        augmentation: "crop-K" (pad K, random crop), "flip", "translate-F" (shift by at most a part F of the side, new
+            pixels black), "shift-F" (the same, new pixels those of the edge).
+        selection: keep the last epoch, or the best on the validation images.
+        validate_every: epochs between two scorings of the validation images.
+        validation_samples: how many of them are scored; None for all.
+        patience: early stopping after so many epochs without a better one.
+        subset: how --train-samples draws: "flow-lp" is the random split with seed 9999 of Yuksel et al., from the whole
+            original training set; "first" its first images, as Stutz et al. take them.
+        hold_out: keep the validation images out of the training. False trains on all original training images, which
+            only a schedule that selects nothing may do; --train-samples draws from the training split all the same.
+        budget_warmup_epochs: budgets and steps of inner attacks grow linearly to full over so many epochs. Small
+            networks without batch norm otherwise keep predicting a constant.
     """
 
     name: str

@@ -73,7 +73,7 @@ def attacked_accuracy(model: nn.Module, split: Split, setting: Setting, device: 
 
 
 def bits_per_dim(flow: Flow, split: Split, draws: int, device: torch.device) -> np.ndarray:
-    """Bits/dim a image [N] with noise keyed by sample id, mean of `draws` draws."""
+    """Bits/dim per image [N] with noise keyed by sample id, mean of `draws` draws."""
     parts = []
     with attacked(flow), torch.no_grad():
         for part in torch.split(torch.arange(len(split)), EVALUATION_BATCH):
@@ -86,7 +86,7 @@ def bits_per_dim(flow: Flow, split: Split, draws: int, device: torch.device) -> 
 def attacked_bits_per_dim(
     flow: Flow, defense: Defense, split: Split, device: torch.device
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bits/dim a image before and after the defense's own inner attack, [N] each."""
+    """Bits/dim per image before and after the defense's own inner attack, [N] each."""
     p, setting = defense.parameters, defense.setting
     spec = resolve_attack(p.attack, setting.dataset, dict(setting.threat_models), p.epsilon, steps=p.steps)
     own = {**spec.parameters, "step_size": p.step_size or None, "start": p.start}

@@ -29,8 +29,9 @@ from robbench.core.random import derive_seed
 from robbench.core.stops import check_stop
 from robbench.defenses import checkpoint, selection
 from robbench.defenses.checkpoint import Progress
-from robbench.defenses.plan import Plan, TrainRequest, check_places, make_plan, parse_settings
+from robbench.defenses.plan import Plan, TrainRequest, check_places, make_plan
 from robbench.defenses.schedule import augment, build_optimizer, generator_for, learning_rate
+from robbench.defenses.settings import parse_settings
 from robbench.models.flows.base import Flow
 from robbench.models.loading import build_architecture, save_model_folder
 

@@ -14,7 +14,7 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std a channel; x: [N,C,H,W] in [0,1]."""
+    """(x - mean) / std per channel; x: [N,C,H,W] in [0,1]."""
 
     mean: Tensor
     std: Tensor

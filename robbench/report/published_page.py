@@ -33,24 +33,6 @@ from robbench.store.records import Run
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-# The names in the registries of `robbench.defenses`, which would load torch.
-SHIPPED_DEFENSES = (
-    "a-la",
-    "at",
-    "clean",
-    "cutout",
-    "hybrid",
-    "iat",
-    "ijsat",
-    "jsa-at",
-    "mart",
-    "mart-jsa",
-    "mixup",
-    "r-la",
-    "standard",
-    "trades",
-    "trades-jsa",
-)
 FOLDER, OVERVIEW, MARKDOWN = "published", "index.html", "comparison.md"
 _PRINTED = (
     *("source", "row", "column", "dataset", "architecture", "model", "defense", "attack", "threat_model"),
@@ -130,8 +112,11 @@ def known_names() -> Known:
     from robbench.specs import threat_models
 
     attacks = {name for model in threat_models(None).values() for name in (*model.attacks, *model.groups)}
-    weights = {name: entry.card.weights.sha256[:DIGITS] for name, entry in zoo_entries().items()}
-    return Known(attacks, {*SHIPPED_DEFENSES, *_installed_defenses()}, dataset_names(), weights)
+    zoo = zoo_entries()
+    weights = {name: entry.card.weights.sha256[:DIGITS] for name, entry in zoo.items()}
+    # Models of the zoo were trained by every shipped defense; the registries themselves would load torch.
+    trained = {entry.card.defense for entry in zoo.values()}
+    return Known(attacks, trained | _installed_defenses(), dataset_names(), weights)
 
 
 def _installed_defenses() -> set[str]:

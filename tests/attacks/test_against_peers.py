@@ -3,27 +3,16 @@
 import foolbox
 import pytest
 import torch
-from torch import nn
+from scaled_models import Scaled
 
 from robbench.attacks import Victim, build_attack
 from robbench.attacks.search.geometry import project
 from robbench.specs import ResolvedAttack
 
 
-class Scaled(nn.Module):
-    """A model whose margins are small, so that no float32 cross-entropy loses its gradient to rounding."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x):
-        return 0.3 * self.model(x)
-
-
 @pytest.fixture
 def classifier(classifier):
-    return Scaled(classifier).eval()
+    return Scaled(classifier, 0.3).eval()  # small margins: no cross-entropy loses its gradient
 
 
 def spec(norm: str, epsilon: float, algorithm: str = "pgd", **parameters: object) -> ResolvedAttack:

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scaled_models import Scaled
 from scipy import stats
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -16,7 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from robbench.attacks.autoattack.apgd import APGD, dlr, dlr_targeted
 from robbench.attacks.base import Candidates, Task
 from robbench.attacks.checks import inside_ball, inside_box
-from robbench.attacks.search.active import Batch, run_search, still_robust
+from robbench.attacks.search.active import run_search, still_robust
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import norm_of
 from robbench.attacks.search.inner import SURE
@@ -46,14 +48,13 @@ def attack(apgd, model, ids, x, y, batch_size=64, seed=0) -> Candidates:
 
 
 def begin(apgd, model, ids, x, y, seed=0):
-    return apgd.begin(Victim(model), Batch(ids, x, y, model(x).argmax(1), seed))
+    return apgd.begin(Victim(model), Task(ids, x, y, model(x).argmax(1), seed))
 
 
 @pytest.fixture
 def on_a_gpu(monkeypatch):
     """Steps as a GPU makes them: nobody looks at values, and who has finished stays for a while."""
-    for module in ("geometry", "active", "apgd"):
-        monkeypatch.setattr(f"robbench.attacks.{module}.looking_is_free", lambda tensor: False)
+    monkeypatch.setattr("robbench.attacks.search.geometry.looking_is_free", lambda tensor: False)
 
 
 def right(model, images):
@@ -181,17 +182,6 @@ def reference(norm, loss, model, epsilon, budget, large=False, seed=0):
     if loss == "dlr-targeted":
         return APGDAttack_targeted(model, **options)
     return APGDAttack(model, loss=loss, **options)
-
-
-class Scaled(nn.Module):
-    """A model whose logits are multiplied by a factor."""
-
-    def __init__(self, model, factor):
-        super().__init__()
-        self.model, self.factor = model, factor
-
-    def forward(self, x):
-        return self.factor * self.model(x)
 
 
 CASES = [(norm, loss, False) for norm in ("linf", "l2", "l1") for loss in ("ce", "dlr", "dlr-targeted")]
@@ -417,7 +407,7 @@ def test_a_break_that_is_not_confirmed_costs_the_search_nothing(norm, on_a_gpu, 
     """Low precision only claims breaks; until one is taken back, the sample waits for some steps."""
     ids, x, y = right(classifier, images)
     apgd, victim = search(norm, "ce", 14), Victim(classifier)
-    victim.exact = False
+    victim.forward = replace(victim.forward, exact=False)
     kept, waited = (begin(apgd, classifier, ids, x, y) for _ in range(2))
     wait = torch.arange(len(x)) % 2 == 0
     for t in range(apgd.iterations):

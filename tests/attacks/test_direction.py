@@ -6,12 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scaled_models import Scaled
 from torch import nn
 
 from robbench.attacks import Victim, build_attack
 from robbench.attacks.autoattack.apgd import dlr, dlr_targeted
+from robbench.attacks.base import Task
 from robbench.attacks.codec import FlowCodec
-from robbench.attacks.search.active import Batch
 from robbench.attacks.search.engine import GradientSearch, SearchPlan
 from robbench.attacks.search.geometry import direction, norm_of, normalised, project, stands_still
 from robbench.attacks.search.geometry_l1 import project_l1_box, sparse_direction
@@ -133,15 +134,6 @@ def test_dlr_is_invariant_to_powers_of_two(power):
 
 
 # ------------------------------------------------------------------------------------------------- whole attacks
-class Scaled(nn.Module):
-    def __init__(self, model, factor):
-        super().__init__()
-        self.model, self.factor = model, factor
-
-    def forward(self, x):
-        return self.factor * self.model(x)
-
-
 class OneNaN(nn.Module):
     """The same function; the gradient of the top left pixel is NaN (0 times infinity)."""
 
@@ -219,7 +211,7 @@ def test_momentum_survives_a_gradient_of_any_kind(spoilt):
     """After one spoilt step the accumulated gradient is finite and follows the next, ordinary one."""
     search = GradientSearch(SearchPlan(ImageSpace("linf", 0.3, 0.1, "zero"), 3, momentum=1.0), "mim", 0, ())
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    state = search.begin(Victim(nn.Identity()), Batch(torch.tensor([0]), x, y, y, 0))
+    state = search.begin(Victim(nn.Identity()), Task(torch.tensor([0]), x, y, y, 0))
     slope = torch.tensor([[[[1.0, -1.0], [1.0, 1.0]]]])
     bad = slope * spoilt if spoilt < 1e38 else slope.clone()
     bad[0, 0, 0, 0] = spoilt

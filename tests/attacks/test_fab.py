@@ -9,7 +9,7 @@ from torch import nn
 
 from robbench.attacks.autoattack.fab import TargetedFab
 from robbench.attacks.base import Candidates, Task
-from robbench.attacks.search.active import Batch, run_search
+from robbench.attacks.search.active import run_search
 from robbench.attacks.search.geometry import norm_of
 from robbench.attacks.victim import Victim, margins
 from robbench.core.errors import UserError
@@ -116,7 +116,7 @@ def pulled_back(model, ids, x, y, norm, target, iterations):
     # A radius nothing is found in: our samples must not leave before.
     search = TargetedFab(norm, 1e-6, name="fab-t", stream="test", target=target)
     victim = Victim(model)
-    state = search.begin(victim, Batch(ids, x, y, y, 0))
+    state = search.begin(victim, Task(ids, x, y, y, 0))
     wrong, tied = [], torch.zeros(len(x), dtype=torch.bool)
     for candidate in scored[1:]:
         state = search.step(victim, state)
@@ -230,7 +230,7 @@ def test_a_finished_sample_is_left_alone():
     ids, x, y = images_for(model)
     search = TargetedFab("l2", RADII["l2"], name="fab-t", stream="test", target=1, budget=5)
     victim = Victim(model)
-    state = search.begin(victim, Batch(ids, x, y, y, 0))
+    state = search.begin(victim, Task(ids, x, y, y, 0))
     for _ in range(5):
         state = search.step(victim, state)
     assert 0 < state["broken"].sum() < len(x)
@@ -250,7 +250,7 @@ def test_random_restarts_begin_half_a_radius_away(norm):
 
     def start(**numbers):
         search = TargetedFab(norm, 0.1, name="fab-t", stream="test", **{"target": 1, "restart": 1, **numbers})
-        return search.begin(Victim(model), Batch(ids, x, y, y, 0))
+        return search.begin(Victim(model), Task(ids, x, y, y, 0))
 
     torch.testing.assert_close(
         norm_of(start()["point"] - x, norm), torch.full((len(x),), 0.05), rtol=1e-3, atol=0

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robbench.attacks import Victim, build_attack, victim
+from robbench.attacks import Victim, build_attack
+from robbench.attacks.search import forward
 from robbench.attacks.search.inner import attacked
 from robbench.attacks.search.lean import FirstConvolution, lean, searchable
 from robbench.attacks.victim import margins
@@ -200,15 +201,15 @@ def test_a_network_that_lies_changes_no_verdict(classifier, images, monkeypatch)
     ids, x, y = images
     spec = resolve_attack("apgd-ce", "digits", threat_models(), 0.1)
     truth = build_attack(spec).evaluate(Victim(classifier), ids, x, y, 0, 64)
-    monkeypatch.setattr(victim, "searchable", lambda module, images: Liar(module))
+    monkeypatch.setattr(forward, "searchable", lambda module, images: Liar(module))
     seen = Victim(classifier)
     outcome = build_attack(spec).evaluate(seen, ids, x, y, 0, 64)
     right = margins(classifier(outcome.adversarial), y) > 0
     assert torch.equal(outcome.robust, right & (truth.clean_margins > 0))
     assert (outcome.backwards[outcome.robust] == build_attack(spec).cost.backwards).all()
     assert outcome.robust.any()
-    assert seen.exact
-    assert seen._searched is classifier
+    assert seen.forward.exact
+    assert seen.forward.network is classifier
 
 
 def test_a_randomised_model_is_right_only_where_it_is_each_time():

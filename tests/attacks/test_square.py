@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robbench.attacks.autoattack.square import PatternWindows, Schedule, Square, pattern, window_sizes
 from robbench.attacks.base import Candidates, Task
-from robbench.attacks.search.active import Batch, run_search
+from robbench.attacks.search.active import run_search
 from robbench.attacks.search.geometry import norm_of
 from robbench.attacks.victim import Victim, margins
 from robbench.core.errors import UserError
@@ -130,7 +130,7 @@ def test_every_query_is_admissible_and_windows_stay_inside(
             return model(images) + 1e4 * nn.functional.one_hot(y, classes)
 
     search, victim = Square(norm, RADIUS[norm], iterations=80), Victim(Sure())
-    state = search.begin(victim, Batch(torch.arange(9), x, y, y, 0))
+    state = search.begin(victim, Task(torch.arange(9), x, y, y, 0))
     for _ in range(80):
         state = search.step(victim, state)
     for images in [*queried, state["adversarial"]]:
@@ -242,7 +242,7 @@ def test_window_moves_are_those_of_the_paper(
 def test_l2_and_l1_start_with_patterns_all_over_the_image(norm: Norm, shape: tuple[int, int, int]):
     x = torch.full((5, *shape), 0.5)
     search = Square(norm, 0.3, iterations=5)
-    state = search.begin(Victim(linear(shape)), Batch(torch.arange(5), x, torch.zeros(5).long(), x, 0))
+    state = search.begin(Victim(linear(shape)), Task(torch.arange(5), x, torch.zeros(5).long(), x, 0))
     delta = state["adversarial"] - x
     side = max(min(shape[1:]) // 5, 1)
     whole = (shape[1] // side * side) * (shape[2] // side * side)
@@ -279,7 +279,7 @@ def test_broken_is_broken_and_the_best_margin_never_rises(norm: Norm, classifier
     ids, x, y = images
     search, victim = Square(norm, RADIUS[norm], iterations=200), Victim(classifier)
     with torch.inference_mode():
-        state = search.begin(victim, Batch(ids, x, y, y, 0))
+        state = search.begin(victim, Task(ids, x, y, y, 0))
         for _ in range(200):
             before = state["margin"].clone()
             kept, was = state["adversarial"].clone(), state["broken"].clone()

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from robbench.attacks import Victim, build_attack
-from robbench.attacks.trust.suspicions import Diagnostics, shape_of_outputs
+from robbench.attacks.trust.diagnosis import shape_of_outputs
+from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.specs import resolve_attack, threat_models
 
 MODELS = threat_models()

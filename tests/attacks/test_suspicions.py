@@ -13,14 +13,8 @@ from torch.nn.functional import one_hot
 
 import robbench
 from robbench.attacks import Victim, build_attack
-from robbench.attacks.trust.suspicions import (
-    Diagnostics,
-    RobbenchWarning,
-    cross_entropy,
-    exact_interval,
-    probability_rows,
-    zero_gradients,
-)
+from robbench.attacks.trust.diagnosis import cross_entropy, probability_rows, zero_gradients
+from robbench.attacks.trust.suspicions import Diagnostics, RobbenchWarning, exact_interval
 from robbench.core.errors import UserError
 from robbench.specs import resolve_attack, threat_models
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scaled_models import Scaled
 from torch import nn
 from torch.nn import functional
 
@@ -186,15 +187,6 @@ def test_an_attack_that_writes_into_its_task_changes_nothing_of_the_callers(clas
 
 
 # ------------------------------------------------------------------------------------------- honest models pass
-class Scaled(nn.Module):
-    def __init__(self, model, factor, shift=0.0):
-        super().__init__()
-        self.model, self.factor, self.shift = model, factor, shift
-
-    def forward(self, x):
-        return self.factor * self.model(x) + self.shift
-
-
 @pytest.mark.parametrize(("factor", "shift"), [(1e-6, 0.0), (1.0, 0.0), (1e6, 0.0), (1.0, 1e4)])
 def test_scale_and_shift_of_logits_are_nothing_to_complain_about(factor, shift, classifier, images):
     passed = check_model(Victim(Scaled(classifier, factor, shift)), images[1])

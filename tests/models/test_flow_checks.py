@@ -33,12 +33,12 @@ from robbench.models.flows import (
 from robbench.models.flows.base import Encoded, Transform
 from robbench.models.flows.checks import (
     calm_images,
-    fingerprint,
     frozen_like,
     largest_gap,
     require_sound,
 )
 from robbench.models.loading import load_flow, load_flow_model
+from robbench.models.state import ModelState
 from robbench.models.zoo import read_entry
 
 SHAPE = (1, 8, 8)
@@ -209,10 +209,10 @@ def test_a_frozen_copy_lives_where_the_flow_does(kind):
 def test_a_fingerprint_changes_with_any_entry(entry, dtype):
     module = nn.Module()
     module.register_buffer("kept", torch.linspace(0, 9, 11).to(dtype))
-    before = fingerprint(module)
-    assert fingerprint(module) == before
+    before = ModelState.of(module)
+    assert not list(before.changed_tensors(module))
     module.kept[entry] = 1 - module.kept[entry].to(torch.int64) % 2
-    assert fingerprint(module) != before
+    assert list(before.changed_tensors(module)) == ["kept"]
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

@@ -52,7 +52,7 @@ def test_pgd_reaches_the_closed_form(seed: int, spread: float, steps: int) -> No
         before = flow.log_prob(x)
         start = space.start(x, torch.zeros(len(x), dtype=torch.long), noise)
         state = ascend(space, lambda image: -flow.log_prob(image), start, steps)
-        rise = (before - flow.log_prob(space.finish(state))).reshape(-1, RESTARTS)
+        rise = (before - flow.log_prob(space.finish(state)[0])).reshape(-1, RESTARTS)
     assert np.asarray(before.reshape(-1, RESTARTS)[:, 0]) == pytest.approx(
         model.log_density(points), rel=1e-10
     )

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from robbench.attacks.autoattack.apgd_rules import HalvingRule, Rule, Timetable, rule_of
-from robbench.attacks.search.active import RESERVED, Batch, Search, fresh_state, note
+from robbench.attacks.search.active import RESERVED, Search, fresh_state, note
 from robbench.attacks.search.decision import margins
-from robbench.attacks.search.geometry import TINY, finite_part, looking_is_free, per_sample, put, stands_still
+from robbench.attacks.search.geometry import TINY, finite_part, per_sample, put, stands_still, surely_none
 from robbench.attacks.search.inner import error_log_odds, tempered
 from robbench.attacks.search.spaces import State
+from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
 from robbench.core.random import KeyedNumbers
@@ -109,15 +110,15 @@ class APGD(Search):
         self.timetable = _timetable(_phases(name, epsilon, budget, large_radii), self.rule)
         self.iterations = len(self.timetable.first) - 1
 
-    def begin(self, victim: Victim, batch: Batch) -> State:
-        self.timetable = self.timetable.to(batch.x.device)
-        radius = self.timetable.radius[:1].expand(len(batch.x))
-        state = {**fresh_state(batch.x), "x": batch.x, "y": batch.y}
+    def begin(self, victim: Victim, task: Task) -> State:
+        self.timetable = self.timetable.to(task.x.device)
+        radius = self.timetable.radius[:1].expand(len(task.x))
+        state = {**fresh_state(task.x), "x": task.x, "y": task.y}
         if self.target is not None:
-            state["target"] = self._targets(victim, batch)
+            state["target"] = self._targets(victim, task)
             state["forwards"] += self.eot_iterations
-        state |= self.rule.begin(batch.x, radius)
-        point = self.rule.admit(state, batch.x + self._noise(batch), radius)
+        state |= self.rule.begin(task.x, radius)
+        point = self.rule.admit(state, task.x + self._noise(task), radius)
         state |= {"point": point, "best": point.clone(), "best_gradient": torch.zeros_like(point)}
         if isinstance(self.rule, HalvingRule):
             state["old"] = point
@@ -130,19 +131,15 @@ class APGD(Search):
         point, live = state["point"], ~state["broken"] & (state["iteration"] < self.iterations)
         margin = margins(logits, state["y"]).masked_fill(~now.counts, float("inf"))
         note(state, point, margin, self.iterations)
-        # Where looking is free the active set looks after every step, and everybody here is live.
-        waits = not looking_is_free(point)
         loss = self._keep_best(state, loss, gradient, now, live)
         back = self.rule.adapt(state, loss, now) & live
         put(point, state["best"], back)
         put(gradient, state["best_gradient"], back)
-        moved = self.rule.move(state, point, gradient, now)
-        if waits:
-            put(moved, point, ~live)
-        state["point"] = moved
+        state["point"] = self.rule.move(state, point, gradient, now)
+        put(state["point"], point, ~live)
         if "old" in state:
             state["old"] = point
-        if waits and victim.only_claims:
+        if victim.must_confirm:
             _wait(state, before, live)
         calls = live * self.eot_iterations
         state["zero_gradients"] = state["zero_gradients"] + calls * still
@@ -208,18 +205,18 @@ class APGD(Search):
                 f"{least} classes, the model has {logits.shape[1]}; use fewer targets, or the loss 'ce'"
             )
 
-    def _targets(self, victim: Victim, batch: Batch) -> Tensor:
+    def _targets(self, victim: Victim, task: Task) -> Tensor:
         """The target-th most likely wrong class of the clean images, [n]."""
-        logits = victim.logits(batch.x)
+        logits = victim.logits(task.x)
         for _ in range(self.eot_iterations - 1):
-            logits = logits + victim.logits(batch.x)
+            logits = logits + victim.logits(task.x)
         self._require_classes(logits)
-        wrong = logits.scatter(1, batch.y[:, None], float("-inf"))
+        wrong = logits.scatter(1, task.y[:, None], float("-inf"))
         return wrong.argsort(dim=1, descending=True, stable=True)[:, (self.target or 1) - 1]
 
-    def _noise(self, batch: Batch) -> Tensor:
-        device, shape = batch.x.device, batch.x.shape
-        keys = KeyedNumbers(batch.seed, self.stream, batch.ids, self.restart, device).keys
+    def _noise(self, task: Task) -> Tensor:
+        device, shape = task.x.device, task.x.shape
+        keys = KeyedNumbers(task.seed, self.stream, task.ids, self.restart, device).keys
         draws = [
             KeyedNumbers.uniform(keys, torch.full_like(keys, counter), shape[1:].numel()).reshape(shape)
             for counter in (0, 1)
@@ -230,7 +227,9 @@ class APGD(Search):
 
 
 def _wait(state: State, before: State, live: Tensor) -> None:
-    """Undo what a step did to samples that are not `live`: who turns out not to be broken goes on as if nothing was."""
+    """Undo what a step did to samples that are not `live`: one that turns out not to be broken goes on as before."""
+    if surely_none(~live):
+        return
     for name, value in before.items():
         if name not in (*RESERVED, "point") and state[name] is not value:
             state[name] = torch.where(per_sample(live, value), state[name], value)

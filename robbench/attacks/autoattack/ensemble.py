@@ -5,6 +5,7 @@ that a clean fp32 forward still finds right after the ones before. What differs,
 robustness, is in docs/autoattack.md; parity with the reference is measured in reports/autoattack/.
 """
 
+# ruff: noqa: RUF001 - the letters of formulas are meant
 from collections.abc import Iterator
 from typing import Literal
 
@@ -16,12 +17,15 @@ from robbench.attacks.autoattack.apgd import APGD, LEAST_CLASSES, Loss
 from robbench.attacks.autoattack.fab import TargetedFab
 from robbench.attacks.autoattack.square import Square
 from robbench.attacks.base import Attack, Candidates, Task
-from robbench.attacks.named import ATTACKS, Cost
+from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search.active import Search, run_search, still_robust
-from robbench.attacks.trust.suspicions import PROBED, Diagnostics, cross_entropy
+from robbench.attacks.trust.diagnosis import PROBED, cross_entropy
+from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.attacks.victim import RANDOMISED_VERDICTS, Victim
 from robbench.core.errors import UserError
+from robbench.core.mathml import math, sub, under
 from robbench.core.schema import Strict
+from robbench.specs import ResolvedAttack
 
 Component = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -30,7 +34,7 @@ STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 class StandardBudgets(Strict):
     """Budgets of the standard version for Linf and L2. A model with fewer classes has fewer targets.
 
-    iterations: of APGD (a restart) and FAB (a target). apgd_restarts: of APGD-CE and APGD-DLR. target_classes,
+    iterations: of APGD (per restart) and FAB (per target). apgd_restarts: of APGD-CE and APGD-DLR. target_classes,
     fab_target_classes: the most likely wrong classes that are tried. square_queries: of Square. large_radii: L1's
     schedule of APGD (3 and 2 epsilon first).
     """
@@ -51,6 +55,14 @@ class AutoAttackParameters(StandardBudgets):
     eot_iterations: int = Field(default=1, gt=0)
 
 
+def margin_objective(spec: ResolvedAttack) -> Objective:
+    """Any misclassified image of the set, by the components of an ensemble."""
+    rival = under("max", "k ≠ y")
+    goal = math("x′ ∈ 𝒜(x) :", sub("f", "y"), "(x′) ≤", rival, sub("f", "k"), "(x′)")
+    parts = ", ".join(spec.parameters.get("components") or STANDARD)
+    return (goal,), f"Searched by {parts}, each on the samples that are robust to those before it."
+
+
 @ATTACKS.register("autoattack")
 class AutoAttack(Attack):
     """AutoAttack with an active set: a broken sample leaves at once, a robust one gets every budget in full.
@@ -61,6 +73,15 @@ class AutoAttack(Attack):
     """
 
     Parameters = AutoAttackParameters
+
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        return margin_objective(spec)
+
+    @property
+    def raises_cross_entropy(self) -> bool:
+        """Of several components the last one hands its image back, and only APGD-CE climbs the cross-entropy."""
+        return list(self.parameters.components) == ["apgd-ce"]
 
     @property
     def verdict_forwards(self) -> int:
@@ -101,10 +122,8 @@ class AutoAttack(Attack):
         return Cost(e * (scored + sum(forwards[c] for c in chosen)), e * sum(backwards[c] for c in chosen))
 
     def search(self, victim: Victim, task: Task) -> Candidates:
-        n = len(task.x)
-        zeros = torch.zeros(n, dtype=torch.int64)
-        found = Candidates(task.x.clone(), zeros - 1, zeros.clone(), zeros.clone(), [self.spec.name] * n)
-        rows, climbed = torch.arange(n), Diagnostics()
+        found = Candidates.unsearched(task.x, self.spec.name)
+        rows, climbed = torch.arange(len(task.x)), Diagnostics()
         for component, search in self.searches(self._classes(victim, task)):
             if not len(rows):
                 break
@@ -131,7 +150,7 @@ class AutoAttack(Attack):
         return Diagnostics(held=len(few), loss_before=float(before), loss_after=float(after))
 
     def searches(self, classes: int) -> Iterator[tuple[Component, Search]]:
-        """The searches of every component in order, one a restart or target."""
+        """The searches of every component in order, one per restart or target."""
         for component in self.parameters.components:
             for search in self._component(component, classes):
                 yield component, search

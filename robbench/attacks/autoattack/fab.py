@@ -16,18 +16,19 @@ import math
 import torch
 from torch import Tensor
 
-from robbench.attacks.search.active import Batch, Search, fresh_state, note
+from robbench.attacks.search.active import Search, fresh_state, note
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import (
     finite_part,
-    looking_is_free,
     norm_of,
     per_sample,
     rescaled,
     stands_still,
+    surely_none,
 )
 from robbench.attacks.search.geometry_box import steps_to_hyperplane
 from robbench.attacks.search.spaces import State
+from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
 from robbench.core.random import KeyedNumbers
@@ -73,26 +74,26 @@ class TargetedFab(Search):
         self.target, self.iterations = target, budget
         self.alpha_max, self.overshoot, self.pull_back = alpha_max, overshoot, pull_back
 
-    def begin(self, victim: Victim, batch: Batch) -> State:
-        target = torch.zeros_like(batch.y)  # chosen by the first step, which scores the clean image anyway
-        state = {**fresh_state(batch.x), "x": batch.x, "y": batch.y, "target": target, "point": batch.x}
+    def begin(self, victim: Victim, task: Task) -> State:
+        target = torch.zeros_like(task.y)  # chosen by the first step, which scores the clean image anyway
+        state = {**fresh_state(task.x), "x": task.x, "y": task.y, "target": target, "point": task.x}
         if self.restart:
             # The starting point is not the clean image, whose logits choose the target.
-            state["point"] = self._random_point(batch)
-            state["target"] = self._ranked(victim.logits(batch.x), batch.y)
+            state["point"] = self._random_point(task)
+            state["target"] = self._ranked(victim.logits(task.x), task.y)
             state["forwards"] += 1
         return state
 
     def step(self, victim: Victim, state: State) -> State:
         state = {**state}
         live = ~state["broken"] & (state["iteration"] < self.iterations)
-        logits, lead, slope = self._linearised(victim, state)
+        logits, lead, gradient = self._linearised(victim, state)
         # A point pulled back may still be misclassified, now inside the ball; its logits are at hand.
         self._note(state, live, state["point"], margins(logits, state["y"]))
-        candidate = self._moved(state, lead, slope)
+        candidate = self._moved(state, lead, gradient)
         margin = margins(victim.logits(candidate), state["y"])
         state["iteration"] = state["iteration"] + live
-        state["zero_gradients"] = state["zero_gradients"] + live * stands_still(slope)
+        state["zero_gradients"] = state["zero_gradients"] + live * stands_still(gradient)
         self._note(state, live, candidate, margin)
         # A mean of two points of the box is in it.
         share = torch.where(margin <= 0, self.pull_back, 1.0)
@@ -101,7 +102,7 @@ class TargetedFab(Search):
 
     def _note(self, state: State, live: Tensor, images: Tensor, margin: Tensor) -> None:
         """`note` what counts: points within epsilon, of samples that still search."""
-        if looking_is_free(margin) and not bool((margin <= 0).any()):
+        if surely_none(margin <= 0):
             return
         counts = live & (norm_of(images - state["x"], self.norm) <= self.epsilon)
         note(state, images, margin.masked_fill(~counts, float("inf")), self.iterations)
@@ -119,8 +120,8 @@ class TargetedFab(Search):
                 state["target"] = torch.where(state["iteration"] == 0, ranked, state["target"])
             pair = logits.gather(1, torch.stack([state["target"], state["y"]], 1))
             lead = pair[:, 0] - pair[:, 1]
-            (slope,) = torch.autograd.grad(lead.sum(), point)
-        return logits.detach(), lead.detach(), slope
+            (gradient,) = torch.autograd.grad(lead.sum(), point)
+        return logits.detach(), lead.detach(), gradient
 
     def _ranked(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The target-th most likely class other than the label, [n]."""
@@ -132,27 +133,27 @@ class TargetedFab(Search):
         wrong = logits.scatter(1, labels[:, None], float("-inf"))
         return wrong.topk(self.target, dim=1).indices[:, -1]
 
-    def _moved(self, state: State, lead: Tensor, slope: Tensor) -> Tensor:
+    def _moved(self, state: State, lead: Tensor, gradient: Tensor) -> Tensor:
         """Mean of the overshot projections of point and clean image on {lead = 0}, linearised; in the box."""
         points = torch.stack([state["point"].flatten(1), state["x"].flatten(1)])
-        # Lead and slope in units of the slope's largest entry: sums of the slopes themselves may overflow.
-        largest = norm_of(finite_part(slope), "linf")
-        slope = rescaled(slope).flatten(1)
-        farthest = 2.0 * slope.shape[1]  # more than the box can close
+        # Lead and gradient in units of the gradient's largest entry: sums of the gradients themselves may overflow.
+        largest = norm_of(finite_part(gradient), "linf")
+        gradient = rescaled(gradient).flatten(1)
+        farthest = 2.0 * gradient.shape[1]  # more than the box can close
         lead = (lead.nan_to_num(0.0, 0.0, 0.0) / largest).clamp(-farthest, farthest)
-        at_clean = lead + (slope * (points[1] - points[0])).sum(1)
-        steps = steps_to_hyperplane(points, slope, torch.stack([lead, at_clean]), self.norm)
+        at_clean = lead + (gradient * (points[1] - points[0])).sum(1)
+        steps = steps_to_hyperplane(points, gradient, torch.stack([lead, at_clean]), self.norm)
         size = norm_of(steps.flatten(0, 1), self.norm).reshape(2, -1).clamp_(min=LEAST_STEP)
         alpha = (size[0] / (size[0] + size[1])).clamp_(max=self.alpha_max)
         ends = points.add_(steps, alpha=self.overshoot)
         return torch.lerp(ends[0], ends[1], alpha[:, None]).clamp_(0.0, 1.0).reshape(state["point"].shape)
 
-    def _random_point(self, batch: Batch) -> Tensor:
+    def _random_point(self, task: Task) -> Tensor:
         """A point at half the radius from x in a random direction (Linf: its largest coordinate), in the box."""
-        keys = KeyedNumbers(batch.seed, self.stream, batch.ids, self.restart, batch.x.device).keys
-        count = batch.x.shape[1:].numel()
+        keys = KeyedNumbers(task.seed, self.stream, task.ids, self.restart, task.x.device).keys
+        count = task.x.shape[1:].numel()
         first, second = (
-            KeyedNumbers.uniform(keys, torch.full_like(keys, draw), count).reshape(batch.x.shape)
+            KeyedNumbers.uniform(keys, torch.full_like(keys, draw), count).reshape(task.x.shape)
             for draw in (0, 1)
         )
         if self.norm == "linf":
@@ -160,4 +161,4 @@ class TargetedFab(Search):
         else:  # normal numbers by Box and Muller
             ray = (-2.0 * (1.0 - first).log()).sqrt() * (2.0 * math.pi * second).cos()
         length = per_sample(norm_of(ray, self.norm).clamp(min=LEAST_STEP), ray)
-        return (batch.x + ray * (0.5 * self.epsilon / length)).clamp_(0.0, 1.0)
+        return (task.x + ray * (0.5 * self.epsilon / length)).clamp_(0.0, 1.0)

@@ -2,7 +2,7 @@
 
 The components and their budgets are the package's own (APGD-CE, targeted APGD-DLR, targeted FAB, Square); robbench
 drives them one after another on the samples that are still robust, checks and re-scores what they return, and notes
-which component broke which sample. The package draws random numbers a batch, so that a verdict can depend on which
+which component broke which sample. The package draws random numbers per batch, so that a verdict can depend on which
 samples share a batch: the seed is derived from (seed, component, sample ids of the batch), hence a shard repeated is
 a shard reproduced.
 """
@@ -15,12 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks.autoattack.ensemble import StandardBudgets
+from robbench.attacks.autoattack.ensemble import StandardBudgets, margin_objective
 from robbench.attacks.base import Attack, Candidates, Task
-from robbench.attacks.named import ATTACKS, Cost
+from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.victim import Victim, chunks
 from robbench.core.errors import UserError
 from robbench.core.random import derive_seed
+from robbench.specs import ResolvedAttack
 
 Component = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -55,10 +56,14 @@ class _CountingModel(nn.Module):
 
 @ATTACKS.register("autoattack-reference")
 class AutoAttackReference(Attack):
-    """AutoAttack standard by `pyautoattack`. Counts a sample are means over its batch (counts_exact is false)."""
+    """AutoAttack standard by `pyautoattack`. Counts per sample are means over its batch (counts_exact is false)."""
 
     Parameters = ReferenceParameters
     batch_dependent = True
+
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        return margin_objective(spec)
 
     @property
     def engine(self) -> str:
@@ -66,7 +71,7 @@ class AutoAttackReference(Attack):
 
     @property
     def cost(self) -> Cost:
-        """Figures of the reference implementation for a sample that stays robust (one restart a component)."""
+        """Figures of the reference implementation for a sample that stays robust (one restart per component)."""
         p: ReferenceParameters = self.parameters
         k, t, f = p.iterations, p.target_classes, p.fab_target_classes
         forwards = {
@@ -86,13 +91,11 @@ class AutoAttackReference(Attack):
                 f"attack {self.spec.name!r} needs at least 4 classes (its DLR loss ranks four logits), the model has "
                 f"{classes}; use components [apgd-ce, fab-t, square] in a threat-model YAML of your own"
             )
-        n = len(task.x)
-        zeros = torch.zeros(n, dtype=torch.int64)
-        found = Candidates(task.x.clone(), zeros - 1, zeros.clone(), zeros.clone(), [self.spec.name] * n)
+        found = Candidates.unsearched(task.x, self.spec.name)
         found.counts_exact = False
         model = _CountingModel(victim)
         package = self._package(model, victim.device, classes)
-        rows = torch.arange(n)
+        rows = torch.arange(len(task.x))
         for component in self.parameters.components:
             if not len(rows):
                 break

@@ -19,17 +19,18 @@ from robbench.attacks.autoattack.square_windows import (
     window_sizes,
     window_spans,
 )
-from robbench.attacks.search.active import Batch, Search, fresh_state
+from robbench.attacks.search.active import Search, fresh_state
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import TINY, norm_of, per_sample, put
 from robbench.attacks.search.geometry_l1 import project_l1_box, rounding_allowance
 from robbench.attacks.search.spaces import State
+from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
 from robbench.core.random import KeyedNumbers
 from robbench.specs import Norm
 
-MOST_REMEMBERED = 2**16  # windows a sample; with more of them, repeats within 5,000 queries are rare
+MOST_REMEMBERED = 2**16  # windows per sample; with more of them, repeats within 5,000 queries are rare
 
 
 class Moves(ABC):
@@ -56,11 +57,11 @@ class Moves(ABC):
 
 
 class SignWindows(Moves):
-    """Linf: every pixel at x - eps or x + eps (clipped to the box); a window gets one sign a channel.
+    """Linf: every pixel at x - eps or x + eps (clipped to the box); a window gets one sign per channel.
 
     Such a search asks often what it knows: a window that has this sign already is the best image itself, and since
     the best image last changed the same window may have been refused. Both are refused without a forward, at most
-    `ahead` - 1 queries a step; the search, its queries and what it finds stay those of a forward a query.
+    `ahead` - 1 queries a step; the search, its queries and what it finds stay those of one forward per query.
     What a sample's queries are is worked out before the first one. State: "signs" [n,C,H,W] of -1 and 1; "place" [n],
     of the sample's queries in `plans` [places, queries, 3 + C] int32, see `_plan`; "refused" [n, 2^C H W], `_stamp` of
     the last refusals; "changes" [n].
@@ -109,7 +110,7 @@ class SignWindows(Moves):
 
     def _plan(self, keys: Tensor) -> Tensor:
         """Of every query: the window's rows in `lines` and columns in `bands`, its place in state["refused"], and its
-        sign a channel."""
+        sign per channel."""
         channels, height, width = self.shape
         queries = torch.arange(len(self.kind), device=keys.device).expand(len(keys), -1)
         count = -(-(POSITION_BITS + channels) // 64)  # a position and a coin a channel
@@ -298,12 +299,12 @@ class Square(Search):
         self.p_init, self.rescale, self.ahead = p_init, rescale, ahead
         self._moves: tuple[tuple[int, ...], torch.device, Moves] | None = None
 
-    def begin(self, victim: Victim, batch: Batch) -> State:
-        moves = self._moves_for(batch.x)
-        keys = KeyedNumbers(batch.seed, self.name, batch.ids, self.restart, batch.x.device).keys
-        state = fresh_state(batch.x) | {"x": batch.x, "y": batch.y, "keys": keys}
-        state |= moves.start(keys, batch.x)
-        state["margin"] = margins(victim.logits(state["adversarial"]), batch.y)
+    def begin(self, victim: Victim, task: Task) -> State:
+        moves = self._moves_for(task.x)
+        keys = KeyedNumbers(task.seed, self.name, task.ids, self.restart, task.x.device).keys
+        state = fresh_state(task.x) | {"x": task.x, "y": task.y, "keys": keys}
+        state |= moves.start(keys, task.x)
+        state["margin"] = margins(victim.logits(state["adversarial"]), task.y)
         state["broken"] = state["margin"] <= 0
         state["forwards"] += 1
         return state

@@ -6,31 +6,18 @@ robust sample gets its full budget. Nothing here depends on order or batch size 
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from robbench.attacks.base import Candidates, Task
-from robbench.attacks.search.geometry import looking_is_free, put
+from robbench.attacks.search.geometry import put, surely_none
 from robbench.attacks.search.spaces import State
+from robbench.attacks.search.task import Candidates, Task
 from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.attacks.victim import Victim, chunks
 
 CHECK_EVERY = 4  # steps between looks at who has finished, where looking makes the device wait
 RESERVED = ("adversarial", "broken", "broken_at", "iteration", "forwards", "backwards", "zero_gradients")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples that begin a search. ids: [n] on the CPU, the rest on the victim's device. predictions: of the clean
-    images. x: [n,C,H,W] in [0,1]; y: [n]."""
-
-    ids: Tensor
-    x: Tensor
-    y: Tensor
-    predictions: Tensor
-    seed: int
 
 
 class Search(ABC):
@@ -52,7 +39,7 @@ class Search(ABC):
     claims_only: bool = False
 
     @abstractmethod
-    def begin(self, victim: Victim, batch: Batch) -> State:
+    def begin(self, victim: Victim, task: Task) -> State:
         """State of fresh samples, all `RESERVED` entries included (see `fresh_state`)."""
 
     @abstractmethod
@@ -82,7 +69,7 @@ def note(state: State, images: Tensor, margin: Tensor, iterations: int) -> None:
     """Write down, in place, who was broken by admissible `images` [n,C,H,W] with margins [n] of a forward of exactly
     these. A sample broken before, or past its last iteration, keeps what it has."""
     misclassified = margin <= 0
-    if looking_is_free(margin) and not bool(misclassified.any()):
+    if surely_none(misclassified):
         return
     fresh = misclassified & ~state["broken"] & (state["iteration"] <= iterations)
     put(state["adversarial"], images, fresh)
@@ -95,7 +82,7 @@ def run_search(victim: Victim, search: Search, task: Task, found: Candidates, ro
 
     `found.step` becomes the iteration at which a sample was broken, `search.iterations` for the others.
     """
-    size = victim.searched_batch(task.batch_size)
+    size = victim.forward.batch(task.batch_size)
     state, places = _begin(victim, search, task, rows[:size])
     waiting = rows[size:]
     period = 1 if victim.device.type == "cpu" else CHECK_EVERY
@@ -117,7 +104,7 @@ def _without_finished(
     victim: Victim, search: Search, found: Candidates, state: State, places: Tensor
 ) -> tuple[State, Tensor]:
     """The samples that go on; the others are recorded."""
-    if search.claims_only or victim.only_claims:
+    if search.claims_only or victim.must_confirm:
         _confirm(victim, state)
     done = state["broken"] | (state["iteration"] >= search.iterations)
     leaving = done.cpu()
@@ -138,9 +125,7 @@ def _confirm(victim: Victim, state: State) -> None:
 
 
 def _begin(victim: Victim, search: Search, task: Task, rows: Tensor) -> tuple[State, Tensor]:
-    where = rows.to(task.x.device)
-    batch = Batch(task.ids[rows], task.x[where], task.y[where], task.clean_predictions[where], task.seed)
-    return search.begin(victim, batch), rows
+    return search.begin(victim, task.part(rows)), rows
 
 
 def _record(search: Search, found: Candidates, state: State, rows: Tensor) -> None:

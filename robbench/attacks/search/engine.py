@@ -12,18 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robbench.attacks.base import Candidates, Task
-from robbench.attacks.search.active import Batch, Search, fresh_state, note, run_search, still_robust
+from robbench.attacks.search.active import Search, fresh_state, note, run_search, still_robust
 from robbench.attacks.search.decision import margins
-from robbench.attacks.search.geometry import SampleNoise, normalised, per_sample, stands_still
+from robbench.attacks.search.geometry import SampleNoise, normalised, per_sample, put, stands_still
 from robbench.attacks.search.inner import error_log_odds, gradients, tempered
 from robbench.attacks.search.spaces import SearchSpace, State
+from robbench.attacks.search.task import Candidates, Task
 from robbench.attacks.victim import Victim
 
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """steps: gradient steps a restart. restarts: random starts tried until one succeeds. momentum: decay of the
+    """steps: gradient steps per restart. restarts: random starts tried until one succeeds. momentum: decay of the
     accumulated L1-normalised gradient (Dong et al. 2018), None for none. early_stop: see the module."""
 
     space: SearchSpace
@@ -46,11 +46,11 @@ class GradientSearch(Search):
         self.iterations, self.witnesses = plan.steps, witnesses
         self.claims_only = not plan.space.admissible
 
-    def begin(self, victim: Victim, batch: Batch) -> State:
-        noise = SampleNoise(batch.seed, self.name, batch.ids, self.restart, victim.device)
-        state = self.space.start(batch.x, batch.y, noise)
-        target = batch.predictions if self.plan.label_source == "predicted" else batch.y
-        state |= {"target": target, **fresh_state(batch.x)}
+    def begin(self, victim: Victim, task: Task) -> State:
+        noise = SampleNoise(task.seed, self.name, task.ids, self.restart, victim.device)
+        state = self.space.start(task.x, task.y, noise)
+        target = task.clean_predictions if self.plan.label_source == "predicted" else task.y
+        state |= {"target": target, **fresh_state(task.x)}
         if self.plan.momentum is not None:
             state |= {f"momentum/{name}": torch.zeros_like(state[name]) for name in self.space.perturbations}
         return state | {f"witness/{name}": torch.zeros_like(state[name]) for name in self.witnesses}
@@ -63,19 +63,16 @@ class GradientSearch(Search):
             found.append((image.detach(), out.detach()))
             return error_log_odds(tempered(out, state["target"]), state["target"])
 
-        slopes, state = gradients(self.space, state, loss)
-        # On the CPU the active set looks after every step, so that nobody who has finished is here.
-        live = None if victim.device.type == "cpu" else self._live(state)
+        ascent, state = gradients(self.space, state, loss)
+        live = self._live(state)
         if self.plan.early_stop:
             self._note(state, *found[0])
-        still = torch.stack([stands_still(slope) for slope in slopes.values()]).all(0)
-        moved = self.space.advance(*self._with_momentum(state, slopes))
-        if live is not None:
-            for name in self.space.perturbations:
-                moved[name] = torch.where(per_sample(live, moved[name]), moved[name], state[name])
-        step = 1 if live is None else live
-        moved["zero_gradients"] = state["zero_gradients"] + step * still
-        return moved | {name: state[name] + step for name in ("iteration", "forwards", "backwards")}
+        still = torch.stack([stands_still(part) for part in ascent.values()]).all(0)
+        moved = self.space.advance(*self._with_momentum(state, ascent))
+        for name in self.space.perturbations:
+            put(moved[name], state[name], ~live)
+        moved["zero_gradients"] = state["zero_gradients"] + live * still
+        return moved | {name: state[name] + live for name in ("iteration", "forwards", "backwards")}
 
     def _logits(self, victim: Victim, image: Tensor) -> Tensor:
         """Logits [n,K] of the rendered images. Where a latent image leaves the box and the model is not finite there,
@@ -105,19 +102,19 @@ class GradientSearch(Search):
         broken = state["broken"]
         if bool(broken.all()):  # rendering a latent image costs a decode
             return state
-        last = self.space.finish(state)
+        last, state = self.space.finish(state)
         state["adversarial"] = torch.where(per_sample(broken, last), state["adversarial"], last)
         for name in self.witnesses:
             kept = state[f"witness/{name}"]
             state[f"witness/{name}"] = torch.where(per_sample(broken, kept), kept, state[name])
         return state
 
-    def _with_momentum(self, state: State, slopes: State) -> tuple[State, State]:
+    def _with_momentum(self, state: State, ascent: State) -> tuple[State, State]:
         if self.plan.momentum is None:
-            return state, slopes
+            return state, ascent
         moved: State = {}
-        for name, slope in slopes.items():
-            moved[name] = self.plan.momentum * state[f"momentum/{name}"] + normalised(slope, "l1")
+        for name, gradient in ascent.items():
+            moved[name] = self.plan.momentum * state[f"momentum/{name}"] + normalised(gradient, "l1")
         return {**state, **{f"momentum/{name}": value for name, value in moved.items()}}, moved
 
 
@@ -128,11 +125,9 @@ def search(
 
     The noise stream is (seed, attack name, restart, sample id). Returned tensors are on the victim's device.
     """
-    n = len(task.x)
-    zeros = torch.zeros(n, dtype=torch.int64)
-    found = Candidates(task.x.clone(), zeros - 1, zeros.clone(), zeros.clone(), [name] * n)
+    found = Candidates.unsearched(task.x, name)
     found.witness = _empty_witness(plan, task, witnesses)
-    rows = torch.arange(n)
+    rows = torch.arange(len(task.x))
     for restart in range(plan.restarts):
         if not len(rows):
             break

@@ -1,4 +1,4 @@
-"""Norm balls: projection, steepest ascent and random starts, one row a sample.
+"""Norm balls: projection, steepest ascent and random starts, one row per sample.
 
 Every attack and every training uses these and only these, so that two attacks in one ball mean the same ball. All
 tensors have the sample as first dimension; norms run over all other dimensions together and are accumulated in
@@ -75,6 +75,11 @@ def looking_is_free(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
+def surely_none(where: Tensor) -> bool:
+    """Whether no entry of `where` [n] bool is True, as far as that can be said without waiting for the device."""
+    return looking_is_free(where) and not bool(where.any())
+
+
 def put(into: Tensor, values: Tensor, where: Tensor) -> None:
     """Copy the rows `where` [n] bool of `values` [n, ...] in place. On the CPU, where looking at `where` is free, the
     other rows cost nothing."""
@@ -133,7 +138,7 @@ def finite_part(gradient: Tensor) -> Tensor:
 
 
 def rescaled(gradient: Tensor) -> Tensor:
-    """`finite_part` divided by its largest absolute entry a sample, 0 where that is 0: a new tensor of entries in
+    """`finite_part` divided by its largest absolute entry per sample, 0 where that is 0: a new tensor of entries in
     [-1, 1] whose sums and squares neither underflow nor overflow, whatever the scale of the model's logits."""
     finite = finite_part(gradient)
     largest = finite.flatten(1).abs().amax(1)

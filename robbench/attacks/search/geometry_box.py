@@ -1,4 +1,4 @@
-"""Shortest steps onto a hyperplane inside the pixel box [0,1]^D, one row a sample; what FAB needs beside `geometry`.
+"""Shortest steps onto a hyperplane inside the pixel box [0,1]^D, one row per sample; what FAB needs beside `geometry`.
 
 By symmetry each problem is a continuous knapsack: coordinate i may move by 0 <= e_i <= room_i against the sign of
 normal_i * gap, and moving by e_i closes |normal_i| e_i of the gap. Where the box holds no point of the hyperplane, the
@@ -8,7 +8,7 @@ corner nearest to it is the answer: every coordinate with a normal moves as far 
 import torch
 from torch import Tensor
 
-from robbench.attacks.search.geometry import looking_is_free
+from robbench.attacks.search.geometry import looking_is_free, surely_none
 from robbench.specs import Norm
 
 NEWTON_STEPS = 16  # each makes (gap left) * (slope left) at least 4 times smaller; 2 to 6 are usually exact
@@ -19,7 +19,7 @@ FARTHEST = 1e30  # of a level; infinity times a pace of 0 is no number
 def steps_to_hyperplane(points: Tensor, normal: Tensor, gap: Tensor, norm: Norm) -> Tensor:
     """Steps d [m,n,D] of least `norm` with normal . d = -gap and 0 <= points + d <= 1 (to rounding).
 
-    points: [m,n,D] in [0,1], m points a sample. normal: [n,D]. gap: [m,n], normal . point minus the hyperplane's
+    points: [m,n,D] in [0,1], m points per sample. normal: [n,D]. gap: [m,n], normal . point minus the hyperplane's
     offset. norm: linf, l2 or l1; where several steps are shortest, one of them. A coordinate whose normal is 0 or not
     finite does not move; a point whose gap is not finite does not move. `ValueError` for another norm.
     """
@@ -69,7 +69,7 @@ def _levelled(weight: Tensor, pace: Tensor | None, room: Tensor, closing: Tensor
 
 def _cornered(moved: Tensor, room: Tensor, out_of_reach: Tensor) -> Tensor:
     """`moved`, with `room` where out_of_reach [m,n,1]."""
-    if looking_is_free(out_of_reach) and not bool(out_of_reach.any()):
+    if surely_none(out_of_reach):
         return moved
     return torch.where(out_of_reach, room, moved)
 

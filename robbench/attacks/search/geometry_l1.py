@@ -1,4 +1,4 @@
-"""Geometry of the L1 ball cut by the pixel box, one row a sample; what L1-APGD needs beside `geometry`.
+"""Geometry of the L1 ball cut by the pixel box, one row per sample; what L1-APGD needs beside `geometry`.
 
 The L1 ball and [0,1]^D together are no ball: projecting on one after the other ends inside, at most half used where
 many pixels stand near 0 or 1 (Croce & Hein 2021, section 3). Projection and steps here know both.
@@ -17,7 +17,7 @@ def project_l1_box(delta: Tensor, x: Tensor, radius: Tensor) -> Tensor:
 
     delta, x: [n, ...], x in [0,1], delta finite; radius: [n], at least 0. A coordinate that the projection removes is
     exactly 0. Exact by sorting, O(D log D) (Croce & Hein 2021, proposition 3.1): |z_i| is |delta_i| less one
-    threshold a sample, at least 0 and at most the room that is left to the box.
+    threshold per sample, at least 0 and at most the room that is left to the box.
     """
     size = delta.flatten(1).abs()
     room = torch.where(delta > 0, 1.0 - x, x).flatten(1)

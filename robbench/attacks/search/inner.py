@@ -34,8 +34,9 @@ def error_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     """log((1 - p_y) / p_y) [n] of logits [n,K]: log-sum-exp of the other logits minus the label's.
 
     It rises with the cross-entropy L = -log p_y, and its gradient is that of L divided by 1 - p_y: a search that
-    normalises gradients a sample takes the same steps on both. But in float32 the cross-entropy loses the label's part
-    of its gradient at margins above 17 and all of it above 104, where 1 - p_y and p rounds to 0; this one never does.
+    normalises gradients per sample takes the same steps on both. But in float32 the cross-entropy loses the label's
+    part of its gradient at margins above 17 and all of it above 104, where 1 - p_y and p rounds to 0; this one never
+    does.
     """
     others = logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1)
     return others - logits.gather(1, labels[:, None]).squeeze(1)
@@ -61,23 +62,22 @@ def tempered(logits: Tensor, labels: Tensor) -> Tensor:
 def gradients(space: SearchSpace, state: State, loss: Callable[[Tensor], Tensor]) -> tuple[State, State]:
     """(gradients of the summed loss by perturbation, the detached state they belong to).
 
-    loss maps an image [n,C,H,W] to one value a sample [n]. What is not finite in its gradient to the image counts as 0:
-    behind a decoder one NaN pixel would be NaN in every latent.
+    loss maps an image [n,C,H,W] to one value per sample [n]. What is not finite in its gradient to the image counts as
+    0: behind a decoder one NaN pixel would be NaN in every latent.
     """
     leaves = {name: state[name].detach().requires_grad_(True) for name in space.perturbations}
-    live = {**state, **leaves}
     with torch.enable_grad():
-        image = space.render(live)
+        image, live = space.render({**state, **leaves})
         image.register_hook(finite_part)  # type: ignore[no-untyped-call]
         values = loss(image).sum()
         found = torch.autograd.grad(values, list(leaves.values()))
-    detached = {**live, **{name: leaf.detach() for name, leaf in leaves.items()}}
+    detached = {**live, **{name: live[name].detach() for name in leaves}}
     return dict(zip(leaves, found, strict=True)), detached
 
 
 def ascend(space: SearchSpace, loss: Callable[[Tensor], Tensor], state: State, steps: int) -> State:
     """`steps` ascent steps on `loss` from `state`; call it inside `attacked(model)`."""
     for _ in range(steps):
-        slopes, state = gradients(space, state, loss)
-        state = space.advance(state, slopes)
+        found, state = gradients(space, state, loss)
+        state = space.advance(state, found)
     return state

@@ -21,7 +21,7 @@ LEAST_PIXELS = (
     400  # smaller images gain nothing: 8x8 digits take 24.8 us forward and back, on a lean network 25.8
 )
 PROBED = 4  # images on which the two networks are compared
-ALIKE = 1e-3  # largest difference, of the largest logit or slope; rounding makes about 1e-6
+ALIKE = 1e-3  # largest difference, of the largest logit or gradient; rounding makes about 1e-6
 IMAGE_CHANNELS = 4  # a convolution with at most so many inputs is taken for the first one
 Leaf = nn.Conv2d | nn.Linear | nn.BatchNorm2d
 
@@ -41,19 +41,19 @@ def searchable(module: nn.Module, images: Tensor) -> nn.Module:
 
 def _alike(module: nn.Module, quick: nn.Module, images: Tensor) -> bool:
     try:
-        logits, slope = logits_and_slope(module, images)
-        other_logits, other_slope = logits_and_slope(quick, images)
+        logits, gradient = logits_and_gradient(module, images)
+        other_logits, other_gradient = logits_and_gradient(quick, images)
     # Somebody's forward or backward, on layers it was not written for or without a gradient at all, can fail in any
     # way. A speed-up that cannot be checked is not used, and the attack itself says what the module lacks.
     except Exception:
         return False
     return all(
         one.shape == other.shape and bool(((one - other).abs() <= ALIKE * one.abs().amax()).all())
-        for one, other in ((logits, other_logits), (slope, other_slope))
+        for one, other in ((logits, other_logits), (gradient, other_gradient))
     )
 
 
-def logits_and_slope(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def logits_and_gradient(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Logits [n,K] at images [n,C,H,W] and the gradient of a fixed combination of them, 0 where there is none."""
     leaf = images.detach().clone().requires_grad_(True)
     with torch.enable_grad():
@@ -61,8 +61,8 @@ def logits_and_slope(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]
         if not logits.requires_grad:  # no way back to the image: nothing to save
             return logits.detach(), torch.zeros_like(leaf)
         weights = torch.linspace(-1.0, 2.0, logits[0].numel(), device=logits.device)
-        (slope,) = torch.autograd.grad((logits * weights).sum(), leaf)
-    return logits.detach(), slope
+        (gradient,) = torch.autograd.grad((logits * weights).sum(), leaf)
+    return logits.detach(), gradient
 
 
 def lean(module: nn.Module) -> nn.Module:
@@ -228,7 +228,7 @@ class _Convolve(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None, None, None]:
-        columns = ctx.weight.flatten(1).T @ slope.flatten(2)  # [n, C k k, positions]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        columns = ctx.weight.flatten(1).T @ gradient.flatten(2)  # [n, C k k, positions]
         back = fold(columns, ctx.extent, ctx.weight.shape[2:], padding=ctx.padding, stride=ctx.stride)
         return back, None, None, None, None

@@ -2,8 +2,8 @@
 
 A space is a stateless policy; the state of a batch is a dictionary of tensors with the sample as first dimension, so
 that the engine can drop finished samples and refill the batch. Per step: `render` -> loss -> gradients with respect
-to `perturbations` -> `advance` (accumulate, then project, also where a paper's printed update
-lost it). `finish` gives the admissible image.
+to `perturbations` -> `advance` (accumulate, then project, also where a paper's printed update lost it). `finish` gives
+the admissible image. No method changes the state that it is given.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ Box = Literal["each-step", "end"]
 
 
 class Codec(Protocol):
-    """What an attack needs of a flow: latents as one flat vector a sample, z [n,D], and back."""
+    """What an attack needs of a flow: latents as one flat vector per sample, z [n,D], and back."""
 
     def encode_flat(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Latents z [n,D] of images x [n,C,H,W] in [0,1], dequantised at the fixed point u = 1/2."""
@@ -52,17 +52,19 @@ class SearchSpace(ABC):
         """State of a batch before the first step. x: [n,C,H,W] in [0,1]; y: [n]."""
 
     @abstractmethod
-    def render(self, state: State) -> Tensor:
-        """Image [n,C,H,W], differentiable in the perturbations; may leave [0,1] in latent spaces."""
+    def render(self, state: State) -> tuple[Tensor, State]:
+        """Image [n,C,H,W], differentiable in the perturbations, and the state that it is the image of: `state` itself,
+        or a copy with a perturbation moved into the box. The image may leave [0,1] in latent spaces."""
 
     @abstractmethod
     def advance(self, state: State, gradients: State) -> State:
-        """One ascent step: accumulate, then project. `gradients` has an entry a perturbation."""
+        """One ascent step: accumulate, then project. `gradients` has an entry per perturbation."""
 
-    def finish(self, state: State) -> Tensor:
-        """The admissible adversarial image: rendered without a graph, clipped to [0,1]."""
+    def finish(self, state: State) -> tuple[Tensor, State]:
+        """`render` without a graph, the image clipped to [0,1]: the admissible adversarial example."""
         with torch.no_grad():
-            return self.render(state).clamp(0.0, 1.0)
+            image, state = self.render(state)
+            return image.clamp(0.0, 1.0), state
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class ImageSpace(SearchSpace):
         delta = project(delta, self.norm, self.epsilon)
         return {"x": x, "y": y, "delta": self._in_box(x, delta)}
 
-    def render(self, state: State) -> Tensor:
-        return state["x"] + state["delta"]
+    def render(self, state: State) -> tuple[Tensor, State]:
+        return state["x"] + state["delta"], state
 
     def advance(self, state: State, gradients: State) -> State:
         gradient = gradients["delta"]
@@ -145,8 +147,8 @@ class LatentSpace(SearchSpace):
             "lambda": project(_on_levels(self.flow, self.levels, shift), self.norm, self.eta),
         }
 
-    def render(self, state: State) -> Tensor:
-        return self.flow.decode_flat(state["z"] + state["lambda"], state["y"])
+    def render(self, state: State) -> tuple[Tensor, State]:
+        return self.flow.decode_flat(state["z"] + state["lambda"], state["y"]), state
 
     def advance(self, state: State, gradients: State) -> State:
         step = self.step_size * direction(_on_levels(self.flow, self.levels, gradients["lambda"]), self.norm)
@@ -182,19 +184,22 @@ class JointSpace(SearchSpace):
         delta = random_start(self.start_kind, "linf", self.epsilon, tuple(x.shape[1:]), noise)
         return {**state, "delta": project(delta, "linf", self.epsilon)}
 
-    def render(self, state: State) -> Tensor:
-        """Also projects state["delta"] in place (mode "project"): the box constraint needs G(z + lambda), and
-        decoding it here, once, serves the constraint and the forward pass."""
+    def render(self, state: State) -> tuple[Tensor, State]:
+        """In mode "project" delta is brought into the box here: that needs G(z + lambda), and one decode, the dearest
+        part of a step, serves the constraint and the image."""
         decoded = self.flow.decode_flat(state["z"] + state["lambda"], state["y"])
+        delta = state["delta"]
         if self.in_loop == "project":
-            with torch.no_grad():
-                centre = decoded.detach().clamp(0.0, 1.0)
-                state["delta"].copy_((centre + state["delta"]).clamp(0.0, 1.0) - centre)
-        return decoded + state["delta"]
+            centre = decoded.detach().clamp(0.0, 1.0)
+            inside = (centre + delta.detach()).clamp(0.0, 1.0) - centre
+            delta = inside + (
+                delta - delta.detach()
+            )  # the value of `inside`, to the bit, with the gradient of delta
+        return decoded + delta, {**state, "delta": delta}
 
     def advance(self, state: State, gradients: State) -> State:
-        slope = _on_levels(self.flow, self.levels, gradients["lambda"])
-        shift = state["lambda"] + self.eta_step * direction(slope, "linf")
+        gradient = _on_levels(self.flow, self.levels, gradients["lambda"])
+        shift = state["lambda"] + self.eta_step * direction(gradient, "linf")
         delta = state["delta"] + self.epsilon_step * direction(gradients["delta"], "linf")
         return {
             **state,

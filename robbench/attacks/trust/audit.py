@@ -14,10 +14,10 @@ from torch import Tensor
 
 from robbench.attacks.search.decision import margins
 from robbench.attacks.trust.agreement import ROUNDING, largest_explained_gap, relative_gaps, spread_gaps
-from robbench.attacks.trust.model_state import ModelState
 from robbench.attacks.trust.preflight import STANDARD_ERRORS, Passed
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
+from robbench.models.state import ModelState
 
 CHANGED = (
     "no accuracy of such a model means anything: make its logits a function of the image alone, without counters, "

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from robbench.attacks.trust.agreement import ROUNDING, largest_explained_gap, relative_gaps, spread_gaps
 from robbench.attacks.trust.model_call import out_of_memory
-from robbench.attacks.trust.model_state import ModelState
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
+from robbench.models.state import ModelState
 
 PROBED = 32  # images, at most
 FEWEST = 8  # fewer images get transformed copies of themselves for company

@@ -5,17 +5,12 @@ reference AutoAttack (Croce & Hein 2020), as counts: `Diagnostics` of shards add
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from scipy.special import betaincinv
-from torch import Tensor
 
-from robbench.attacks.search.decision import margins
 from robbench.core.schema import Strict
-from robbench.specs import ResolvedAttack
 from robbench.statistics.accuracy import wilson
 
 Kind = Literal[
@@ -32,7 +27,6 @@ Kind = Literal[
     "batch-gap",
     "batch",
 ]
-SUM_TOLERANCE = 1e-4  # how far from 1 the sum of a row of probabilities may be
 SQUARE_SHARE = (
     0.002  # of all samples that only Square breaks: the reference's threshold, here what chance may bring
 )
@@ -42,8 +36,6 @@ LEAST_ROWS = 10  # outputs below which their range says nothing
 SAME_FLOOR = 0.01  # standard deviation of the rows' smallest outputs, as a share of the rows' mean range
 WEAK_SHARE = 0.2  # of the samples that APGD-CE left; more that APGD-T breaks are suspicious
 WEAK_OF_ALL = 0.1  # and more than this share of all samples
-PROBED = 64  # samples of a call whose gradient at the clean image is looked at
-ASCENDING = frozenset({"pgd", "latent-pgd", "jsa"})  # algorithms that climb the cross-entropy
 
 
 class RobbenchWarning(UserWarning):
@@ -62,20 +54,28 @@ class Suspicion:
 class Diagnostics(Strict):
     """Counts of one call of an attack, or with `+` of several on other samples of the same model.
 
-    samples: scored clean. probability_rows: those whose output is non-negative and sums to 1. shaped: those whose
-    range was looked at; unit_rows, signed_rows: those of them in [0,1] and in [-1,1]; unit_reached, signed_reached:
-    those of them with an output of size 0.5 and 0.75 at least. floor_sum, floor_squares, range_sum: sums over the
-    samples of the smallest output, of its square, and of the largest minus the smallest. probed, zero_gradients: clean
-    images whose input gradient of the cross-entropy was looked at, and those where it is exactly 0 or not finite.
-    gradients, zero_steps: gradients that searches followed, and those without an entry that is finite and not 0.
-    weak_given, weak_broke: samples that APGD-CE left to APGD-T, and those of them that APGD-T broke. square_given,
-    square_broke: samples that no gradient component of an ensemble broke, and those of them that Square broke. held,
-    loss_before, loss_after: samples that stayed robust under an attack that climbs the cross-entropy, and the sums of
-    it. batch_asked, batch_fits: batch sizes before and after halving, 0 for not halved. clean_right: samples right
-    before the attack; classes: of the model, 0 where unknown. clean_ties, attacked_ties: images whose label's logit
-    equals the largest other one, before the attack and after it. not_finite: attacked images with a logit that is NaN
-    or infinite. batch_gap: largest relative difference of an image's logits between two batches, beyond rounding;
-    batch_flips: verdicts that it changed.
+    Attributes:
+        samples: scored clean.
+        probability_rows: samples whose clean output is non-negative and sums to 1.
+        shaped: samples whose range of outputs was looked at.
+        unit_rows, signed_rows: of these, with outputs in [0,1] and in [-1,1].
+        unit_reached, signed_reached: of those, with an output of size 0.5 and 0.75 at least.
+        floor_sum, floor_squares, range_sum: sums over samples of the smallest output, of its square, and of the
+            largest minus the smallest.
+        probed, zero_gradients: clean images whose input gradient of the cross-entropy was looked at, and those where
+            it is exactly 0 or not finite.
+        gradients, zero_steps: gradients that searches followed, and those without an entry that is finite and not 0.
+        weak_given, weak_broke: samples that APGD-CE left to APGD-T, and of them those that APGD-T broke.
+        square_given, square_broke: samples that no gradient component of an ensemble broke, and of them those that
+            Square broke.
+        held, loss_before, loss_after: samples that stayed robust under an attack that raises the cross-entropy, and
+            the sums of it before and after.
+        batch_asked, batch_fits: batch sizes before and after halving, 0 for not halved.
+        clean_right, classes: samples right before the attack; classes of the model, 0 where unknown.
+        clean_ties, attacked_ties: clean and attacked images whose label's logit equals the largest other one.
+        not_finite: attacked images whose logits are not finite.
+        batch_gap, batch_flips: largest relative gap of logits between two batches, 0 for rounding; samples whose
+            verdict differed between two scorings.
     """
 
     samples: int = 0
@@ -308,98 +308,3 @@ def exact_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tu
 
 def _counted(samples: int) -> str:
     return f"{samples} sample" + ("" if samples == 1 else "s")
-
-
-def diagnose(
-    spec: ResolvedAttack,
-    labels: Tensor,
-    clean: Tensor,
-    attacked: Tensor,
-    robust: Tensor,
-    broken_by: Sequence[str | None],
-    searched: Tensor,
-) -> Diagnostics:
-    """Counts of an attack's outcome, without gradients and batches. labels: [N]; clean, attacked: logits [N,K] of clean
-    and attacked images; robust, searched: [N] bool, right after the attack, and handed to the search; broken_by: as in
-    the ledger."""
-    before, after = margins(clean, labels), margins(attacked, labels)
-    held = robust & searched if climbs_cross_entropy(spec) else torch.zeros_like(robust)
-    by_square = sum(name == "square" for name in broken_by) if square_follows_gradients(spec) else 0
-    by_ce, by_t = (sum(name == part for name in broken_by) for part in ("apgd-ce", "apgd-t"))
-    compared = targeted_follows_cross_entropy(spec)
-    return shape_of_outputs(clean) + Diagnostics(
-        samples=len(labels),
-        weak_given=int(searched.sum()) - by_ce if compared else 0,
-        weak_broke=by_t if compared else 0,
-        square_given=by_square + int((robust & searched).sum()) if square_follows_gradients(spec) else 0,
-        square_broke=by_square,
-        held=int(held.sum()),
-        loss_before=float(cross_entropy(clean[held], labels[held]).sum()),
-        loss_after=float(cross_entropy(attacked[held], labels[held]).sum()),
-        clean_right=int((before > 0).sum()),
-        classes=clean.shape[1],
-        clean_ties=int((before == 0).sum()),
-        attacked_ties=int((after == 0).sum()),
-        not_finite=int((~attacked.isfinite().all(1)).sum()),
-    )
-
-
-def climbs_cross_entropy(spec: ResolvedAttack) -> bool:
-    """Whether who stays robust is handed back as an iterate of ascent on the cross-entropy. Ensembles hand back what
-    their last component did, which climbs another loss unless it is APGD-CE."""
-    return spec.algorithm in ASCENDING or list(spec.parameters.get("components") or ()) == ["apgd-ce"]
-
-
-def square_follows_gradients(spec: ResolvedAttack) -> bool:
-    """Whether Square is the last of several components: what it breaks, no gradient component broke."""
-    components = list(spec.parameters.get("components") or ())
-    return len(components) > 1 and components[-1] == "square"
-
-
-def targeted_follows_cross_entropy(spec: ResolvedAttack) -> bool:
-    """Whether APGD-T comes right after APGD-CE: what it breaks, the cross-entropy did not lead to."""
-    components = list(spec.parameters.get("components") or ())
-    return components[:2] == ["apgd-ce", "apgd-t"]
-
-
-def shape_of_outputs(outputs: Tensor) -> Diagnostics:
-    """Counts of the range and the shape of finite outputs [N,K], K at least 2, without `samples`."""
-    outputs = outputs.double()
-    low, high = outputs.amin(1), outputs.amax(1)
-    size = torch.maximum(high, -low)
-    unit, signed = (low >= 0) & (high <= 1), size <= 1
-    return Diagnostics(
-        probability_rows=int(probability_rows(outputs).sum()),
-        shaped=len(outputs),
-        unit_rows=int(unit.sum()),
-        unit_reached=int((unit & (size >= 0.5)).sum()),
-        signed_rows=int(signed.sum()),
-        signed_reached=int((signed & (size >= 0.75)).sum()),
-        floor_sum=float(low.sum()),
-        floor_squares=float(low.square().sum()),
-        range_sum=float((high - low).sum()),
-    )
-
-
-def probability_rows(outputs: Tensor) -> Tensor:
-    """True [N] for rows of outputs [N,K] that are non-negative and sum to 1 within `SUM_TOLERANCE`.
-
-    Log-probabilities are logits like any other and not meant here.
-    """
-    return (outputs >= 0).all(1) & ((outputs.double().sum(1) - 1).abs() <= SUM_TOLERANCE)
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy [N] in float64 of logits [N,K], exact also where the label's share rounds to 1: a loss of 1e-20 and
-    one of 1e-30 differ, where log_softmax gives 0 for both."""
-    logits = logits.double()
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1)
-    lead = others - own
-    return torch.logaddexp(torch.zeros_like(lead), lead)
-
-
-def zero_gradients(gradients: Tensor) -> Tensor:
-    """True [N] where the gradient [N,...] of a sample is exactly 0 or has an entry that is not finite."""
-    rows = gradients.flatten(1)
-    return (rows == 0).all(1) | ~rows.isfinite().all(1)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from robbench.core.errors import UserError
 from robbench.core.random import SampleRandom
+from robbench.models.flows.gaussian import coloured, gaussian_log_density, whitened
 from robbench.models.flows.preprocessing import (
     DecodeMode,
     PreprocessingKind,
@@ -41,7 +42,7 @@ Recolour = Callable[[Tensor, Tensor, Tensor], Tensor]  # (z or eps, mu, log sigm
 
 @dataclass(frozen=True)
 class Latents:
-    """Latent variables of a batch: one tensor [N, ...] a level, fine (first factored out) to coarse."""
+    """Latent variables of a batch: one tensor [N, ...] per level, fine (first factored out) to coarse."""
 
     levels: tuple[Tensor, ...]
 
@@ -51,7 +52,7 @@ class Latents:
         return tuple(tuple(level.shape[1:]) for level in self.levels)
 
     def flat(self) -> Tensor:
-        """All levels as one vector a sample, [N,D], fine to coarse."""
+        """All levels as one vector per sample, [N,D], fine to coarse."""
         return torch.cat([level.flatten(1) for level in self.levels], dim=1)
 
     @classmethod
@@ -236,11 +237,11 @@ class FlowModel(nn.Module):
 
     def whiten(self, latents: Latents, y: Tensor | None = None) -> Latents:
         """eps = (z - mu) / sigma: standard normal under the model, comparable across levels."""
-        return Latents(self.transform.recolour(latents.levels, y, _whitened, whitened=False))
+        return Latents(self.transform.recolour(latents.levels, y, whitened, whitened=False))
 
     def unwhiten(self, latents: Latents, y: Tensor | None = None) -> Latents:
         """Raw z = mu + sigma eps, inverse of `whiten`."""
-        return Latents(self.transform.recolour(latents.levels, y, _coloured, whitened=True))
+        return Latents(self.transform.recolour(latents.levels, y, coloured, whitened=True))
 
     @torch.no_grad()
     def sample(
@@ -381,21 +382,6 @@ def overridden(flow: Flow) -> tuple[str, ...]:
         and (callable(value) or isinstance(value, property))
         and (inspect.getattr_static(type(flow), name) is not value or name in vars(flow))
     )
-
-
-def gaussian_log_density(z: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
-    """ln N(z; mean, exp(log_sigma)^2) summed over all but the first dimension, [N]."""
-    epsilon = _whitened(z, mean, log_sigma)
-    density = -0.5 * (epsilon.square() + math.log(2.0 * math.pi)) - log_sigma
-    return density.flatten(1).sum(1)
-
-
-def _whitened(z: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
-    return (z - mean) * torch.exp(-log_sigma)
-
-
-def _coloured(epsilon: Tensor, mean: Tensor, log_sigma: Tensor) -> Tensor:
-    return mean + torch.exp(log_sigma) * epsilon
 
 
 def unit_interval(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

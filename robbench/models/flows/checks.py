@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robbench.core.errors import UserError
 from robbench.models.flows.base import Flow, FlowModel, FrozenFlow, Latents
+from robbench.models.state import ModelState
 
 # Differences that rounding may make. Among the flows of the zoo the largest are 2e-5 of the latents, 6e-6 bits/dim and
 # 4e-4 of an image in [0,1].
@@ -63,11 +64,11 @@ def require_sound(flow: FlowModel, images: Tensor | None = None) -> None:
     leaves inputs and state as they were. images: [n,C,H,W] in [0,1], instead of made-up ones."""
     kind = type(flow).__name__
     x = _trial(flow, images)
-    y, before = labels_for(flow, len(x)), fingerprint(flow)
+    y, before = labels_for(flow, len(x)), ModelState.of(flow)
     z = require_steady(f"flow {kind}: encode", partial(_flat, flow), x, y, LATENT_TOLERANCE)
     require_steady(f"flow {kind}: decode", partial(_image, flow), z, y, IMAGE_TOLERANCE)
     require_steady(f"flow {kind}: log_prob", partial(_bits, flow), x, y, BITS_TOLERANCE)
-    require_same_state(f"flow {kind}", before, fingerprint(flow))
+    require_same_state(f"flow {kind}", before, flow)
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def same_density(flow: FlowModel, images: Tensor, y: Tensor) -> Iterator[None]:
     `UserError` where densities depend on batch, order or call, or have changed since, with the state of the flow.
     """
     what, few = f"flow {type(flow).__name__}", slice(PROBED)
-    x, labels, before = images[few].to(flow.device), y[few].to(flow.device), fingerprint(flow)
+    x, labels, before = images[few].to(flow.device), y[few].to(flow.device), ModelState.of(flow)
     first = require_steady(f"{what}: log_prob", partial(_bits, flow), x, labels, BITS_TOLERANCE)
     yield
     with torch.no_grad():
@@ -87,7 +88,7 @@ def same_density(flow: FlowModel, images: Tensor, y: Tensor) -> Iterator[None]:
             f"{what} changed during the attack: log_prob gives the same images {_shown(last)} bits/dim, before it was "
             f"{_shown(first)}; let it keep no state between calls ({CONTRACT})"
         )
-    require_same_state(what, before, fingerprint(flow))
+    require_same_state(what, before, flow)
 
 
 def require_steady(what: str, method: Method, inputs: Tensor, y: Tensor | None, tolerance: float) -> Tensor:
@@ -154,22 +155,9 @@ def largest_gap(one: Tensor, other: Tensor, tolerance: float) -> float:
     return float(((first - second).abs() / allowed).max())
 
 
-Fingerprint = dict[str, tuple[int, ...]]
-
-
-def fingerprint(module: nn.Module) -> Fingerprint:
-    """Of every parameter and buffer, by name: sums of its bits that a change of any entry changes."""
-    found = {}
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        flat = tensor.detach().contiguous().view(-1)
-        words = flat.view(torch.int32) if flat.element_size() % 4 == 0 else flat.view(torch.uint8)
-        found[name] = tuple(int(words[::stride].sum(dtype=torch.int64)) for stride in (1, 2, 3))
-    return found
-
-
-def require_same_state(what: str, before: Fingerprint, after: Fingerprint) -> None:
-    """`UserError` when a parameter or buffer has changed, appeared or gone."""
-    moved = [name for name in before | after if before.get(name) != after.get(name)]
+def require_same_state(what: str, before: ModelState, module: nn.Module) -> None:
+    """`UserError` when a parameter or buffer of `module` has changed since `before`, appeared or gone."""
+    moved = list(before.changed_tensors(module))
     if moved:
         raise UserError(
             f"{what} changed its own state ({', '.join(moved[:3])}) while it was only asked for values; leave "
@@ -224,7 +212,7 @@ def _require_same_function(kind: str, flow: Flow, frozen: FrozenFlow, x: Tensor,
 
 
 def _outputs(flow: FlowModel, x: Tensor, y: Tensor | None, z: Tensor, exact: Tensor) -> dict[str, Tensor]:
-    """What two flows must agree in, by the names of `COMPARED`, a row a sample. z: latents [n,D] to decode where
+    """What two flows must agree in, by the names of `COMPARED`, a row per sample. z: latents [n,D] to decode where
     `exact` [n]."""
     latents, log_det = flow.encode(x, y)
     bits = flow.bits_per_dim(x, y, seed=0, sample_ids=range(len(x)))

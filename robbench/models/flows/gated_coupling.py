@@ -2,7 +2,7 @@
 
 A coupling keeps one colour of a checkerboard of pixels and transforms the other one, h':
 
-    h' <- (h' + t) exp(s),   s = f tanh(raw / f),   (raw, t) = net(kept),   f = exp(scaling_factor) a channel
+    h' <- (h' + t) exp(s),   s = f tanh(raw / f),   (raw, t) = net(kept),   f = exp(scaling_factor) per channel
 
 so that |s| < f and every coupling is invertible anywhere. The net is a 3x3 convolution, gated residual blocks, each
 followed by a layer norm over channels, and a 3x3 convolution that starts at zero. All couplings work at full

@@ -202,7 +202,7 @@ class ConditionalPrior(Prior):
 
 
 class TopPrior(Prior):
-    """Prior of the coarsest level: a learned mean and width a coordinate (Glow's: a channel)."""
+    """Prior of the coarsest level: a learned mean and width per coordinate (Glow's: per channel)."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         super().__init__()

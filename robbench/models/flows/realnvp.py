@@ -27,7 +27,7 @@ class _Coupling(Step):
 
         h' <- (h' + t) exp(s),   s = scale * tanh(raw),   (raw, t) = net(kept)
 
-    scale: a learned bound a channel, [C,1,1]; a buffer in the frozen copy.
+    scale: a learned bound per channel, [C,1,1]; a buffer in the frozen copy.
     """
 
     scale: Tensor

@@ -5,7 +5,7 @@
     BN - ReLU - 1x1.
 Every convolution has weight normalisation. In training mode batch norm reads the statistics of the batch, as usual;
 everything exact (densities, inverses, attacks) needs eval mode. The frozen net has neither: weight norm is multiplied
-out, a batch norm after convolutions alone is folded into them, the other ones become one scale and shift a channel.
+out, a batch norm after convolutions alone is folded into them, the other ones become one scale and shift per channel.
 """
 
 from typing import Any, cast

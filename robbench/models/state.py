@@ -1,4 +1,4 @@
-"""What must not change while a model is attacked: its parameters, its buffers, its modules and their hooks."""
+"""What must not change while a model is used: its parameters, its buffers, its modules and their hooks."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,28 +30,35 @@ class ModelState:
     def of(cls, module: nn.Module) -> "ModelState":
         """The state of `module` now."""
         tensors = {
-            name: (tensor, None if (held := _bytes(tensor)) is None else held.clone(), tensor._version)
+            name: (tensor, None if (content := _bytes(tensor)) is None else content.clone(), tensor._version)
             for name, tensor in _named_tensors(module)
         }
         return cls(tensors, _parts(module), _global_hooks())
 
     def change(self, module: nn.Module) -> str | None:
         """The first difference of `module` from this state in words, None where there is none."""
-        now = dict(_named_tensors(module))
-        if now.keys() != self.tensors.keys():
-            names = sorted(now.keys() ^ self.tensors.keys())
-            return f"parameters or buffers were added or removed ({', '.join(names[:3])})"
-        for name, (before, content, version) in self.tensors.items():
-            held = _bytes(now[name])
-            if content is None or held is None:
-                same = now[name] is before and before._version == version
-            else:
-                same = held.shape == content.shape and torch.equal(held, content.to(held.device))
-            if not same:
-                return f"the values of {name!r} changed"
+        moved = dict(_named_tensors(module)).keys() ^ self.tensors.keys()
+        if moved:
+            return f"parameters or buffers were added or removed ({', '.join(sorted(moved)[:3])})"
+        for name in self.changed_tensors(module):
+            return f"the values of {name!r} changed"
         if _parts(module) != self.parts or _global_hooks() != self.global_hooks:
             return "submodules, their training modes or their hooks changed"
         return None
+
+    def changed_tensors(self, module: nn.Module) -> Iterator[str]:
+        """Names of the parameters and buffers of `module` that have other values now, were added or removed."""
+        now = dict(_named_tensors(module))
+        for name in self.tensors | now:
+            if name not in now or name not in self.tensors or not self._same(name, now[name]):
+                yield name
+
+    def _same(self, name: str, now: Tensor) -> bool:
+        before, content, version = self.tensors[name]
+        found = _bytes(now)
+        if content is None or found is None:
+            return now is before and before._version == version
+        return found.shape == content.shape and torch.equal(found, content.to(found.device))
 
 
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

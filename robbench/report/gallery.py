@@ -27,6 +27,11 @@ _GROUPS: tuple[tuple[str, tuple[Role, ...]], ...] = (
 )
 SHOWN_SIDE = 128  # pixels of the longer side of a shown image, at least
 FACTORS = (1, 2, 5, 10, 20, 50, 100)
+NO_ORIGINALS = (
+    "No images: the ledger stores adversarial images only, and this page was written without the clean "
+    "images of the data set. Write the report again where the data set is at hand."
+)
+NO_EXAMPLES = "No images: the run stored no adversarial examples of this model."
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,10 @@
-"""Tables as files and on the terminal. Files are written atomically; the same run gives the same bytes."""
+"""Tables of a run as CSV, as Markdown and on the terminal; the same run gives the same text."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robbench.core.markdown import bullets, escaped, markdown_table, paragraph
-from robbench.core.resources import write_text_atomically
 from robbench.core.spreadsheet import csv_text
-from robbench.report.html import write_html
 from robbench.results import corruptions
 from robbench.results.likelihood import NllTable, caption, mean_text, median_text, nll_tables
 from robbench.results.perturbation import SIZE_CAPTION, size_table
@@ -17,40 +14,8 @@ from robbench.results.wording import INTERVALS, measures, number_text, problems,
 from robbench.store.records import Run
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
-
-
-def write_tables(
-    run: Run,
-    folder: Path,
-    originals: "Callable[[Sequence[int]], np.ndarray] | None" = None,
-    published: str = "",
-) -> dict[str, Path]:
-    """Write every table of `run` into `folder`; returns the paths by kind: csv, wide (with classifiers), likelihood
-    (with flows), markdown, html. A table that the run no longer has is removed.
-
-    originals: clean images by sample id for the gallery of the HTML page; published: see `html.write_html`.
-    """
-    rows, likelihoods = leaderboard(run), nll_tables(run)
-    accuracies = wide(rows)
-    texts = {
-        "csv": ("leaderboard.csv", tidy_csv(rows)),
-        "wide": ("leaderboard-wide.csv", wide_csv(accuracies) if accuracies.models else None),
-        "likelihood": ("likelihood.csv", likelihood_csv(likelihoods) if likelihoods else None),
-        "markdown": ("leaderboard.md", markdown(run, rows)),
-    }
-    paths = {}
-    for kind, (name, text) in texts.items():
-        if text is None:
-            (folder / name).unlink(missing_ok=True)
-            continue
-        paths[kind] = folder / name
-        write_text_atomically(paths[kind], text)
-    paths["html"] = folder / "leaderboard.html"
-    write_html(run, paths["html"], originals, published)
-    return paths
 
 
 # -------------------------------------------------------------------------------------------------------- CSV

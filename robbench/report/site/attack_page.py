@@ -6,8 +6,7 @@ from functools import cached_property
 
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_text
 from robbench.report.flow_page import FlowLine, flow_lines
-from robbench.report.gallery import Strip, Triple, strips, triples
-from robbench.report.html import NO_ORIGINALS
+from robbench.report.gallery import NO_ORIGINALS, Strip, Triple, strips, triples
 from robbench.report.site import definitions, formulas
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site

@@ -147,10 +147,13 @@ def _lookup(stored: dict[int, np.ndarray]) -> Callable[[Sequence[int]], np.ndarr
 
 @dataclass(frozen=True)
 class Site(Remembers):
-    """Everything the pages are made from. runs: as given; groups: in order of their first run."""
+    """Everything the pages are made from. runs: as given; groups: in order of their first run. published: where the
+    published tables stand, None in pages of the site itself, otherwise the address of files beside it or "" for none.
+    """
 
     runs: tuple[Run, ...]
     groups: tuple[Group, ...]
+    published: str | None = None
 
 
 def site_of(runs: Sequence[Run]) -> Site:

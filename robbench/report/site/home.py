@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from robbench import __version__
-from robbench.report.published_page import TableComparison
 from robbench.report.site import boards, published
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
@@ -94,9 +93,8 @@ def parts(site: Site) -> Iterator[Part]:
         "home.html.j2",
         sections=[_section(group) for group in site.groups],
         runs=[_run_line(run) for run in site.runs],
-        tables=_measured(site),
-        others=sum(not table.measured for table in published.comparisons(site)),
-        overview=published.OVERVIEW,
+        published=site.published,
+        **(_published(site) if site.published is None else {}),
         engines=_engines(site),
     )
     yield Page("index.html", TITLE, "home", content, provenance=_provenance(site))
@@ -194,9 +192,11 @@ def _engines(site: Site) -> list[str]:
     return list(dict.fromkeys(parity_note(r.cell) for r in cells if r.cell.attack.algorithm == ALGORITHM))
 
 
-def _measured(site: Site) -> list[tuple[TableComparison, str]]:
-    """(table, path) of the published tables of which something was measured."""
-    return [(found, published.page_path(found)) for found in published.comparisons(site) if found.measured]
+def _published(site: Site) -> dict[str, object]:
+    """tables: (table, path) of the published tables of which something was measured; others: how many further ones."""
+    found = published.comparisons(site)
+    tables = [(table, published.page_path(table)) for table in found if table.measured]
+    return {"tables": tables, "others": len(found) - len(tables), "overview": published.OVERVIEW}
 
 
 def _provenance(site: Site) -> Provenance:

@@ -7,8 +7,7 @@ from markupsafe import Markup
 
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_words, nll_flows
 from robbench.report.flow_page import NO_SHOTS, flow_section, nll_parts
-from robbench.report.gallery import Triple
-from robbench.report.html import NO_EXAMPLES, NO_ORIGINALS
+from robbench.report.gallery import NO_EXAMPLES, NO_ORIGINALS, Triple
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
 from robbench.report.site.model_classes import LARGEST_MATRIX, class_names, class_table, confusions
@@ -181,7 +180,7 @@ class Pages:
             **self._common(model),
             parts=nll_parts(run),
             nll_caption=caption(run),
-            section=flow_section(run, 1, model, self._scored),
+            section=flow_section(run, model, self._scored),
             no_shots=NO_SHOTS,
         )
         return self._page(model, content)

@@ -36,12 +36,12 @@ from robbench.cli.bundle import export, merge, verify
 from robbench.cli.check import check
 from robbench.cli.completion import (
     attack_completion,
+    completion,
     defense_completion,
     model_completion,
     schedule_completion,
     shown_completion,
 )
-from robbench.cli.completion_script import completion
 from robbench.cli.diff import diff
 from robbench.cli.experiment import (
     check_recipe_options,
@@ -51,9 +51,9 @@ from robbench.cli.experiment import (
     scale_option,
 )
 from robbench.cli.fid import fid
-from robbench.cli.flow import samples
 from robbench.cli.gc import gc
 from robbench.cli.report import report
+from robbench.cli.samples import samples
 from robbench.cli.theory import theory
 from robbench.cli.watch import watch
 from robbench.core.errors import UserError

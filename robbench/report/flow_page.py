@@ -73,7 +73,7 @@ class FlowSection:
 
 
 def nll_parts(run: Run) -> list[NllPart]:
-    """One part an attack on flows, in plan order."""
+    """One part per attack on flows, in plan order."""
     return [
         NllPart(
             table,

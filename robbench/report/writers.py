@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 # -------------------------------------------------------------------------------------------------------- CSV
 def tidy_csv(rows: Sequence[TableRow]) -> str:
-    """One row a number. Floats keep every digit, so that reading them back gives the same numbers."""
+    """One row per number. Floats keep every digit, so that reading them back gives the same numbers."""
     return csv_text([list(COLUMNS), *([getattr(row, name) for name in COLUMNS] for row in rows)])
 
 
 def wide_csv(table: Wide) -> str:
-    """One row a model; a column has a value, its interval, its status, and what accuracy it shows. Models whose worst
+    """One row per model; a column has a value, its interval, its status, and what accuracy it shows. Models whose worst
     case or average is "partial" come last."""
     header = ["dataset", "model", "defense", "n", "seed"]
     parts = ("", "_lower", "_upper", "_status", "_measure")
@@ -45,7 +45,7 @@ def wide_csv(table: Wide) -> str:
 
 
 def likelihood_csv(tables: Sequence[NllTable]) -> str:
-    """One row an attack and budget, in units of the attack; six columns a flow. Line epsilon 0 has no steps: nothing
+    """One row per attack and budget, in units of the attack; six columns per flow. Line epsilon 0 has no steps: nothing
     was searched."""
     return csv_text(likelihood_lines(tables))
 
@@ -104,7 +104,7 @@ def _accuracy_parts(rows: Sequence[TableRow]) -> list[str]:
 
 
 def _corruption_parts(run: Run) -> list[str]:
-    """Accuracies by corruption and severity, a table a model."""
+    """Accuracies by corruption and severity, one table per model."""
     parts = [f"Corruptions. {corruptions.CAPTION}"] if (tables := corruptions.corruption_tables(run)) else []
     for table in tables:
         parts += [paragraph(table.model), markdown_table(corruptions.HEADER, table.lines)]
@@ -112,7 +112,7 @@ def _corruption_parts(run: Run) -> list[str]:
 
 
 def _nll_parts(run: Run) -> list[str]:
-    """One table an attack: budgets down, flows with their defenses across, means with medians behind them."""
+    """One table per attack: budgets down, flows with their defenses across, means with medians behind them."""
     tables = nll_tables(run)
     parts = [f"{paragraph(caption(run))} In brackets: the median."] if tables else []
     for table in tables:
@@ -137,7 +137,7 @@ def _detail_parts(rows: Sequence[TableRow]) -> list[str]:
     """Likelihoods of adversarial images of classifiers under the run's flow."""
     lines = _detail_lines(rows)
     text = (
-        "Bits per dimension under the named flow, from one draw of the dequantisation noise an image: mean [95 % "
+        "Bits per dimension under the named flow, from one draw of the dequantisation noise per image: mean [95 % "
         "interval, normal over images] of all images before the attack, of those it broke after."
     )
     return [text, markdown_table(DETAIL_HEADER, lines)] if lines else []
@@ -179,7 +179,7 @@ def cell_text(row: TableRow | None) -> str:
 
 # --------------------------------------------------------------------------------------------------- terminal
 class TerminalLeaderboard:
-    """The accuracy matrix for a rich console: one line a model where it fits, else intervals below the
+    """The accuracy matrix for a rich console: one line per model where it fits, else intervals below the
     values, else columns spread over several tables."""
 
     def __init__(self, run: Run) -> None:

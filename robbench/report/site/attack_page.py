@@ -1,4 +1,4 @@
-"""A page a threat model and a page an attack: what they are, and how strong they were on every model."""
+"""A page per threat model and a page per attack: what they are, and how strong they were on every model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,7 +85,16 @@ class _Results:
 # ---------------------------------------------------------------------------------------------------------- attack
 @dataclass(frozen=True)
 class Strength:
-    """An attack on one classifier. share: broken samples in percent of those right before; None where unknown."""
+    """An attack on one classifier.
+
+    Attributes:
+        model: its name.
+        path: of its page.
+        defense: its training method.
+        clean: row of its accuracy before attacks.
+        line: the attack.
+        share: broken samples in percent of those right before; None where unknown.
+    """
 
     model: str
     path: str
@@ -207,8 +216,17 @@ def _failed(group: Group, results: Sequence[CellResult]) -> list[tuple[str, str,
 # ---------------------------------------------------------------------------------------------------- threat model
 @dataclass(frozen=True)
 class AttackSummary:
-    """One attack under a threat model, over the models it was run on. mean: accuracy, mean over models with a number;
-    strongest: models on which no other attack of the page left a lower accuracy; models: with a number."""
+    """One attack under a threat model, over the models it was run on.
+
+    Attributes:
+        label: of the attack.
+        path: of its page.
+        description: what it is.
+        mean: accuracy in percent, mean over models with a number.
+        strongest: models on which no other attack of the page left a lower accuracy.
+        models: those with a number.
+        planned: those it was to be run on.
+    """
 
     label: str
     path: str
@@ -221,8 +239,18 @@ class AttackSummary:
 
 @dataclass(frozen=True)
 class ThreatLine:
-    """One classifier under a threat model and budget. strongest: (label, path) of the attacks that left the lowest
-    accuracy alone: several where they left the same; alone: that accuracy."""
+    """One classifier under a threat model and budget.
+
+    Attributes:
+        model: its name.
+        path: of its page.
+        defense: its training method.
+        clean: row of its accuracy before attacks.
+        worst: row of the worst case over the attacks.
+        strongest: (label, path) of the attacks that left the lowest accuracy alone, several where they left the same.
+        alone: row of that accuracy.
+        attacks: how many were run.
+    """
 
     model: str
     path: str

@@ -38,9 +38,17 @@ class Remembers:
 
 @dataclass(frozen=True)
 class Group(Remembers):
-    """Runs whose numbers may stand in one table. slug: its folder. run: their union, which is what pages show. sweep:
-    further cells of the same models, on attacks of this group with another budget or number of steps; they have a group
-    of their own (is_sweep), for a worst case or an average over them would say nothing."""
+    """Runs whose numbers may stand in one table.
+
+    Attributes:
+        slug: its folder.
+        title: as pages call it.
+        run: union of the runs, which is what pages show.
+        sources: the runs.
+        sweep: further cells of the same models, on attacks of this group with another budget or number of steps. They
+            have a group of their own, for a worst case or an average over them would say nothing.
+        is_sweep: whether this is such a group.
+    """
 
     slug: str
     title: str

@@ -1,4 +1,4 @@
-"""A page a model: what it is, what it withstands, what breaks it and how, and where the numbers come from."""
+"""A page per model: what it is, what it withstands, what breaks it and how, and where the numbers come from."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,8 +53,16 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class AccuracyLine:
-    """A line of the accuracy table. path: of the attack's page, empty without one; attack: None for what combines
-    attacks. missing: why there is no number."""
+    """A line of the accuracy table.
+
+    Attributes:
+        title: what was measured.
+        about: which implementation of it.
+        path: of the attack's page, empty without one.
+        row: of the leaderboard.
+        attack: None for what combines attacks.
+        missing: why there is no number.
+    """
 
     title: str
     about: str
@@ -212,7 +220,15 @@ class Pages:
 
 @dataclass(frozen=True)
 class _Details:
-    """What attack_details.html.j2 shows."""
+    """What attack_details.html.j2 shows.
+
+    Attributes:
+        name: of the model.
+        lines: its attacks.
+        nll_flows: names of the flows that scored its images.
+        scores: names of its Fréchet distances.
+        footnotes: on those.
+    """
 
     name: str
     lines: tuple[AttackLine, ...]

@@ -24,9 +24,9 @@ from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import SampleNoise
 from robbench.attacks.search.inner import attacked, gradients
 from robbench.attacks.victim import full_precision
-from robbench.benchmarks.flow_peers import GLOW
+from robbench.benchmarks.flow_peers import GLOW, Decode
 from robbench.benchmarks.flow_report import REFERENCE
-from robbench.benchmarks.flows import CASES, Bench, Case, Decode, Disagreement, deviations, prepare
+from robbench.benchmarks.flows import CASES, Bench, Case, Disagreement, deviations, prepare
 from robbench.benchmarks.models import random_classifier
 from robbench.benchmarks.pages import Verdicts, head, missing, page, plain, spread, table
 from robbench.benchmarks.pgd import disagreement

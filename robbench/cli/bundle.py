@@ -35,7 +35,7 @@ from robbench.core.counting import counted
     default="all",
     show_default=True,
     metavar="SHARE|N|all|none",
-    help="Stored adversarial examples to include: a share (0.1), a number a cell (4), all or none.",
+    help="Stored adversarial examples to include: a share (0.1), a number per cell (4), all or none.",
 )
 @click.option(
     "--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of the choice of examples."

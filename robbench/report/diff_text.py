@@ -90,14 +90,14 @@ def _print_identity(diff: RunDiff, console: "Console") -> None:
 def _print_alarms(diff: RunDiff, console: "Console") -> None:
     """What should not be: other labels of the same samples, other rows under the same hash."""
     if diff.other_labels:
-        text = f"{counted(diff.other_labels, 'common sample')} have other labels in B: these are not the same data."
-        _heading(console, f"{text}", "bold red")
+        samples = counted(diff.other_labels, "common sample")
+        _heading(console, f"B has other labels for {samples}: these are not the same data.", "bold red")
     loud = [found for found in diff.other_rows if found.beyond]
     if loud:
-        text = (
-            f"SAME CELL HASH, OTHER ROWS in {counted(len(loud), 'cell')}: one computation gave two results."
+        cells = counted(len(loud), "cell")
+        _heading(
+            console, f"SAME CELL HASH, OTHER ROWS in {cells}: one computation gave two results.", "bold red"
         )
-        _heading(console, f"{text}", "bold red")
     for found in loud[:LISTED_CELLS]:
         line = (
             f"  {found.model} x {found.attack}: {found.rows} of {found.n} rows, {found.beyond} beyond rounding, "
@@ -108,7 +108,7 @@ def _print_alarms(diff: RunDiff, console: "Console") -> None:
     if rounding := len(diff.other_rows) - len(loud):
         _heading(
             console,
-            f"{counted(rounding, 'cell')} of the same hash differ by rounding (another machine or batch size).",
+            f"Rows differ by rounding in {counted(rounding, 'cell')} of the same hash (another machine or batch size).",
             "yellow",
         )
 

@@ -34,7 +34,8 @@ from robbench.benchmarks.autoattack import floor
 from robbench.benchmarks.flow_report import REFERENCE
 from robbench.benchmarks.flows import CASES, Case, prepare
 from robbench.benchmarks.models import random_classifier
-from robbench.benchmarks.timing import interleaved, processor, quartiles, quotient, spread
+from robbench.benchmarks.pages import spread
+from robbench.benchmarks.timing import interleaved, processor, quartiles, quotient
 from robbench.core.device import versions
 from robbench.core.resources import write_text_atomically
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models

@@ -91,7 +91,7 @@ def test_a_stronger_peer_refuses_the_second_comparison():
     """Equal last iterates, but an image that only the peer's judgement breaks."""
     judged = {pgd.OURS: torch.tensor([True, True, False]), "p": torch.tensor([True, False, False])}
     clear = {"p": torch.tensor([1.0, -0.5, -1.0]), pgd.OURS: torch.tensor([1.0, 0.5, -1.0])}
-    assert "p breaks 1 images that robbench does not (image 1)" in pgd._weaker(judged, clear)
+    assert "p breaks 1 image that robbench does not (image 1)" in pgd._weaker(judged, clear)
     assert pgd._weaker(judged, clear | {"p": torch.tensor([1.0, -5e-5, -1.0])}) == ""
     assert pgd._weaker(dict.fromkeys(judged, judged["p"]), clear) == ""
 
@@ -191,7 +191,7 @@ def test_a_loop_that_is_another_attack_gets_no_ratio(monkeypatch):
     assert found.robust["same frozen"] == 6 > found.robust["robbench none"]
     assert "same frozen and robbench none differ" in found.refused
     assert found.ratio == found.seconds == {}
-    assert latent._table(found) == [f"Refused: {found.refused}."]
+    assert found.table(2) == [f"Refused: {found.refused}."]
 
 
 def test_absent_flow_libraries_are_named():

@@ -208,7 +208,7 @@ def test_places_are_tried_before_the_work(impossible: Path, monkeypatch: pytest.
         "robbench.bundle.runs.opened_runs",
         "robbench.defenses.plan.load_dataset",
         "robbench.benchmarks.theory_report.random_gaussian",
-        "robbench.cli.flow_samples.load_flow",
+        "robbench.models.loading.load_flow",
         "robbench.benchmarks.models.loaded",
         "robbench.bundle.merge.opened_bundle",
     ):

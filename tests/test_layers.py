@@ -79,5 +79,5 @@ def test_relative_imports_cannot_hide_an_arrow() -> None:
 
 
 def test_arrows_are_found_where_they_hide() -> None:
-    hidden = "def f():\n    from robbench.report.html import render\n    import robbench.cli.app\n"
-    assert _imports(ast.parse(hidden)) == {"robbench.report.html", "robbench.cli.app"}
+    hidden = "def f():\n    from robbench.report.badge import render\n    import robbench.cli.app\n"
+    assert _imports(ast.parse(hidden)) == {"robbench.report.badge", "robbench.cli.app"}

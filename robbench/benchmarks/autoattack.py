@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks import Attack, Outcome, Victim, build_attack
+from robbench.attacks import Outcome, Victim, build_attack
 from robbench.attacks.search.inner import attacked
 from robbench.attacks.victim import full_precision
-from robbench.core.device import now, versions
+from robbench.benchmarks.pages import head, page, plain, spread, table
+from robbench.benchmarks.timing import Tell, timed
 from robbench.data import Dataset, sample_ids
 from robbench.models.loading import LoadedModel
 from robbench.specs import resolve_attack, threat_models
@@ -23,10 +25,15 @@ OURS, REFERENCE = "robbench", "pyautoattack"
 
 @dataclass(frozen=True)
 class Contest:
-    """What is compared. attack: of robbench; its reference is "aa-reference" with the same ending.
+    """What is compared; both engines compute in fp32.
 
-    seeds: each engine attacks the same samples once a seed; the order of the two alternates. sample_seed: draws them.
-    epsilon: None for the data set's. Both compute in fp32.
+    Attributes:
+        attack: of robbench; its reference is "aa-reference" with the same ending.
+        n: test images.
+        seeds: each engine attacks the same images once per seed; the order of the two alternates.
+        sample_seed: draws the images.
+        batch_size: images at once.
+        epsilon: None for the data set's.
     """
 
     attack: str
@@ -43,12 +50,22 @@ class Contest:
 
 @dataclass(frozen=True)
 class Parity:
-    """Result for one model. robust: samples found robust a seed; ever_*: ids that any (no) seed broke and the other
-    engine's did not. seconds: a seed. floor_seconds, least_seconds: `floor` of calls of the model itself in fp32, and
-    of the cheapest calls a search may make.
+    """Result for one model.
 
-    excess: how far our robust accuracy (worst over seeds) lies above the reference's largest, in samples; at most 0
-    means never above.
+    Attributes:
+        model: its name.
+        attack: of robbench.
+        n: how many images were attacked.
+        clean: images that are classified correctly before the attack.
+        robust: images found robust, per seed, by engine.
+        only_ours_breaks: ids of images that every seed of robbench broke and none of the reference.
+        only_reference_breaks: the converse.
+        seconds: per seed, by engine.
+        floor_seconds: `floor` of calls of the model itself in fp32.
+        least_seconds: `floor` of the cheapest calls that a search may make.
+        forwards: of robbench's first seed, over all images; those that a backward needs are included.
+        backwards: of the same.
+        threads: CPU threads.
     """
 
     model: str
@@ -67,6 +84,7 @@ class Parity:
 
     @property
     def excess(self) -> int:
+        """Images by which robbench's robust accuracy (largest over seeds) exceeds the reference's; at most 0: never."""
         return max(self.robust[OURS]) - max(self.robust[REFERENCE])
 
     @property
@@ -84,9 +102,9 @@ class Parity:
 
 
 def compare(
-    model: LoadedModel, dataset: Dataset, contest: Contest, device: torch.device, tell: Callable[[str], None]
+    model: LoadedModel, dataset: Dataset, contest: Contest, device: torch.device, tell: Tell
 ) -> Parity:
-    """Both engines on the same seeded samples of the test split, once a seed each."""
+    """Both engines on the same seeded samples of the test split, once per seed each."""
     ids = sample_ids(dataset.test, min(contest.n, len(dataset.test)), contest.sample_seed)
     x, y = dataset.test.by_ids(ids)
     known = threat_models()
@@ -101,21 +119,15 @@ def compare(
         order = list(attacks)
         for engine in order[::-1] if number % 2 else order:
             victim = Victim(model.module, device, contest.batch_size)
-            outcome, spent = _timed(attacks[engine], victim, ids, x, y, seed, contest.batch_size)
+            evaluate = partial(
+                attacks[engine].evaluate, victim, torch.tensor(ids), x, y, seed, contest.batch_size
+            )
+            outcome, spent = timed(evaluate, device)
             outcomes[engine].append(outcome)
             seconds[engine].append(spent)
-            tell(
-                f"{model.card.name}, {engine}, seed {seed}: {int(outcome.robust.sum())} robust, {spent:.1f} s"
-            )
+            robust = int(outcome.robust.sum())
+            tell(f"{model.card.name}, {engine}, seed {seed}: {robust} robust, {spent:.1f} s")
     return _parity(model, contest, ids, x, outcomes, seconds, device)
-
-
-def _timed(
-    attack: Attack, victim: Victim, ids: Sequence[int], x: Tensor, y: Tensor, seed: int, batch_size: int
-) -> tuple[Outcome, float]:
-    begun = now(victim.device)
-    outcome = attack.evaluate(victim, torch.tensor(ids), x, y, seed, batch_size)
-    return outcome, now(victim.device) - begun
 
 
 def _parity(
@@ -196,72 +208,69 @@ def _cost(
     call()
     times: list[float] = []
     while sum(times) < least_seconds or len(times) < 3:
-        begun = now(x.device)
-        call()
-        times.append(now(x.device) - begun)
+        times.append(timed(call, x.device)[1])
     return min(times) / len(x)
 
 
 def report(found: Sequence[Parity], contest: Contest, command: str) -> dict[str, Any]:
     """Everything as plain values, for JSON."""
-    rows = [
-        asdict(one) | {name: getattr(one, name) for name in ("excess", "speedup", "over_floor", "over_least")}
-        for one in found
-    ]
-    return {"command": command, "contest": asdict(contest), "versions": versions(), "models": rows}
+    content = plain(command, contest, {}, "models", found)
+    for row, one in zip(content["models"], found, strict=True):
+        row |= {name: getattr(one, name) for name in ("excess", "speedup", "over_floor", "over_least")}
+    return content
+
+
+PARITY = (
+    *(
+        "model",
+        "n",
+        "clean",
+        "robbench, by seed",
+        "reference, by seed",
+        "above the reference's largest (samples)",
+    ),
+    *("broken by every robbench run and no reference run", "the other way round"),
+)
+SPEED = (
+    *("model", "threads", "fp32 floor", "search floor", "robbench", "reference"),
+    *("robbench / fp32 floor", "robbench / search floor", "reference / robbench"),
+)
 
 
 def markdown(found: Sequence[Parity], contest: Contest, command: str) -> str:
     """The parity table and the speed table."""
-    lines = [
-        f"# {contest.attack} against the reference package" + _at_epsilon(contest),
-        "",
-        f"    {command}",
-        "",
-        f"Test images drawn by seed {contest.sample_seed}, each engine once a seed "
-        f"({', '.join(map(str, contest.seeds))}), the order of the two alternating, in one process. "
-        "Both search in fp32; verdicts are fp32 forwards of the model. "
-        "Robust accuracy in percent.",
-        "",
-        "| model | n | clean | robbench, by seed | reference, by seed | above the reference's largest (samples) "
-        "| broken by every robbench run and no reference run | the other way round |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for p in found:
-        cells = [p.model, str(p.n), _percent(p.clean, p.n)]
-        cells += [" / ".join(_percent(k, p.n) for k in p.robust[name]) for name in (OURS, REFERENCE)]
-        cells += [str(p.excess), _listed(p.only_ours_breaks), _listed(p.only_reference_breaks)]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Seconds (of one CPU thread: spent computing), median over seeds [least, most]. Floor: this run's own forwards "
-        "and backwards, each at the cost it has alone at its best batch size and weight format; of the model itself in "
-        "fp32, and of the cheapest call a search may make: the model itself or robbench's lean network, on which no "
-        "verdict rests.",
-        "",
-        "| model | threads | fp32 floor | search floor | robbench | reference | robbench / fp32 floor "
-        "| robbench / search floor | reference / robbench |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for p in found:
-        cells = [p.model, str(p.threads), f"{p.floor_seconds:.1f}", f"{p.least_seconds:.1f}"]
-        cells += [_spread(p.seconds[name]) for name in (OURS, REFERENCE)]
-        cells += [f"{p.over_floor:.2f}", f"{p.over_least:.2f}", f"{p.speedup:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    at = "" if contest.epsilon is None else f", epsilon {contest.epsilon:g}"
+    return page(
+        [
+            *head(f"{contest.attack} against the reference package{at}", command),
+            f"Test images drawn by seed {contest.sample_seed}, each engine once per seed "
+            f"({', '.join(map(str, contest.seeds))}), the order of the two alternating, in one process. "
+            "Both search in fp32; verdicts are fp32 forwards of the model. "
+            "Robust accuracy in percent.",
+            "",
+            *table(PARITY, map(_parity_row, found)),
+            "",
+            "Seconds (of one CPU thread: spent computing), median over seeds [least, most]. Floor: this run's own "
+            "forwards and backwards, each at the cost it has alone at its best batch size and weight format; of the "
+            "model itself in fp32, and of the cheapest call a search may make: the model itself or robbench's lean "
+            "network, on which no verdict rests.",
+            "",
+            *table(SPEED, map(_speed_row, found)),
+        ]
+    )
 
 
-def _at_epsilon(contest: Contest) -> str:
-    return "" if contest.epsilon is None else f", epsilon {contest.epsilon:g}"
+def _parity_row(p: Parity) -> list[str]:
+    def percent(count: int) -> str:
+        return f"{100 * count / p.n:.2f}"
+
+    robust = [" / ".join(map(percent, p.robust[name])) for name in (OURS, REFERENCE)]
+    broken = [", ".join(map(str, ids)) or "none" for ids in (p.only_ours_breaks, p.only_reference_breaks)]
+    return [p.model, str(p.n), percent(p.clean), *robust, str(p.excess), *broken]
 
 
-def _percent(count: int, n: int) -> str:
-    return f"{100 * count / n:.2f}"
-
-
-def _listed(ids: Sequence[int]) -> str:
-    return ", ".join(map(str, ids)) or "none"
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{median(values):.1f} [{min(values):.1f}, {max(values):.1f}]"
+def _speed_row(p: Parity) -> list[str]:
+    floors = [f"{p.floor_seconds:.1f}", f"{p.least_seconds:.1f}"]
+    spent = [spread([min(s), median(s), max(s)], 1) for s in (p.seconds[OURS], p.seconds[REFERENCE])]
+    ratios = [f"{p.over_floor:.2f}", f"{p.over_least:.2f}", f"{p.speedup:.2f}"]
+    return [p.model, str(p.threads), *floors, *spent, *ratios]

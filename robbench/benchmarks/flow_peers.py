@@ -23,16 +23,19 @@ from robbench.models.flows.conditional import ATAN_SLOPE, CouplingBlock, Labelle
 from robbench.models.flows.layers import GlowStep
 
 Levels = tuple[Tensor, ...]
+Decode = Callable[[Levels, Tensor | None], Tensor]
 Build = Callable[
     [Flow, bool], "Peer"
 ]  # (flow, frozen): frozen asks for the library's cache where there is one
 
 
 class Peer(nn.Module):
-    """A library's decoder. `shapes` of the latents, fine to coarse, are those of robbench."""
+    """A library's decoder. layers: what holds the weights; decode(levels, y): latents, fine to coarse with robbench's
+    shapes, and labels [n] to dequantised images [n,C,H,W]."""
 
-    def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
-        raise NotImplementedError
+    def __init__(self, layers: nn.Module, decode: Decode) -> None:
+        super().__init__()
+        self.layers, self.decode = layers, decode
 
 
 def coupling_net(step: GlowStep, order: Tensor, flip: bool, leaky: bool = False) -> nn.Sequential:
@@ -70,6 +73,17 @@ def _stacks(flow: Flow) -> list[list[GlowStep]]:
     return [list(stack) for stack in stacks]
 
 
+def _coarse_to_fine(
+    levels: Levels, stacks: nn.ModuleList, undo: Callable[[nn.Module, Tensor], Tensor]
+) -> Tensor:
+    """Images, from the inverse of every stack: the coarsest first, each with the latents of its level."""
+    h: Tensor | None = None
+    for z, stack in zip(reversed(levels), reversed(stacks), strict=True):
+        h = undo(stack, z if h is None else torch.cat([h, z], dim=1))
+    assert h is not None
+    return h
+
+
 # ------------------------------------------------------------------------------------------ Glow
 def freia_glow(flow: Flow, frozen: bool) -> Peer:
     """One AllInOneBlock a step, in its forward direction: coupling, scale and offset, 1x1 convolution."""
@@ -95,24 +109,13 @@ def freia_glow(flow: Flow, frozen: bool) -> Peer:
         _set(made.global_offset, torch.linalg.solve(inverse, -step.actnorm.bias.double()))
         return cast(nn.Module, made)
 
-    class FreiaGlow(Peer):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stacks = nn.ModuleList(
-                nn.ModuleList(block(step) for step in stack) for stack in _stacks(flow)
-            )
+    def undo(stack: nn.Module, h: Tensor) -> Tensor:
+        for step in reversed(cast(nn.ModuleList, stack)):
+            (h,), _ = step((h,))
+        return F.pixel_shuffle(h, 2)
 
-        def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
-            h: Tensor | None = None
-            for z, stack in zip(reversed(levels), reversed(self.stacks), strict=True):
-                h = z if h is None else torch.cat([h, z], dim=1)
-                for step in reversed(cast(nn.ModuleList, stack)):
-                    (h,), _ = step((h,))
-                h = F.pixel_shuffle(h, 2)
-            assert h is not None
-            return h
-
-    return FreiaGlow()
+    stacks = nn.ModuleList(nn.ModuleList(map(block, stack)) for stack in _stacks(flow))
+    return Peer(stacks, lambda levels, _: _coarse_to_fine(levels, stacks, undo))
 
 
 def normflows_glow(flow: Flow, frozen: bool) -> Peer:
@@ -139,23 +142,13 @@ def normflows_glow(flow: Flow, frozen: bool) -> Peer:
             _set(target, value)
         return cast(nn.Module, made)
 
-    class NormflowsGlow(Peer):
-        def __init__(self) -> None:
-            super().__init__()
-            coarse_to_fine = list(reversed(_stacks(flow)))
-            self.flow = normflows.MultiscaleFlow(
-                [normflows.distributions.DiagGaussian(shape) for shape in reversed(flow.level_shapes)],
-                [
-                    [*(block(step) for step in reversed(stack)), normflows.flows.Squeeze()]
-                    for stack in coarse_to_fine
-                ],
-                [normflows.flows.Merge() for _ in coarse_to_fine[1:]],
-            )
-
-        def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
-            return cast(Tensor, self.flow.forward_and_log_det(list(reversed(levels)))[0])
-
-    return NormflowsGlow()
+    coarse_to_fine = list(reversed(_stacks(flow)))
+    made = normflows.MultiscaleFlow(
+        [normflows.distributions.DiagGaussian(shape) for shape in reversed(flow.level_shapes)],
+        [[*map(block, reversed(stack)), normflows.flows.Squeeze()] for stack in coarse_to_fine],
+        [normflows.flows.Merge() for _ in coarse_to_fine[1:]],
+    )
+    return Peer(made, lambda levels, _: cast(Tensor, made.forward_and_log_det(list(reversed(levels)))[0]))
 
 
 def nflows_glow(flow: Flow, frozen: bool) -> Peer:
@@ -174,17 +167,9 @@ def nflows_glow(flow: Flow, frozen: bool) -> Peer:
             log_det = -torch.log(scale).flatten(1).sum(1)
             return inputs / scale - shift, log_det
 
-    class Net(nn.Module):
-        def __init__(self, net: nn.Module) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
-            return cast(Tensor, self.net(h))
-
     def layers(step: GlowStep) -> list[nn.Module]:
         channels = len(step.mixing.sign)
-        net = Net(coupling_net(step, torch.arange(channels), flip=False))
+        net = _WithContext(coupling_net(step, torch.arange(channels), flip=False))
         actnorm, mixing = (
             transforms.ActNorm(channels),
             transforms.OneByOneConvolution(channels, using_cache=frozen),
@@ -200,27 +185,29 @@ def nflows_glow(flow: Flow, frozen: bool) -> Peer:
         mask = (torch.arange(channels) >= channels - channels // 2).int()
         return [actnorm, mixing, Coupling(mask, lambda _inputs, _outputs: net)]
 
-    class NflowsGlow(Peer):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stacks = nn.ModuleList(
-                transforms.CompositeTransform(
-                    [transforms.SqueezeTransform(), *(layer for step in stack for layer in layers(step))]
-                )
-                for stack in _stacks(flow)
-            )
+    def undo(stack: nn.Module, h: Tensor) -> Tensor:
+        with warnings.catch_warnings():  # nflows 0.14 solves with a function that PyTorch deprecates
+            warnings.filterwarnings("ignore", "torch.triangular_solve is deprecated", UserWarning)
+            return cast(Tensor, cast(Any, stack).inverse(h)[0])
 
-        def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
-            h: Tensor | None = None
-            for z, stack in zip(reversed(levels), reversed(self.stacks), strict=True):
-                h = z if h is None else torch.cat([h, z], dim=1)
-                with warnings.catch_warnings():  # nflows 0.14 solves with a function that PyTorch deprecates
-                    warnings.filterwarnings("ignore", "torch.triangular_solve is deprecated", UserWarning)
-                    h, _ = cast(Any, stack).inverse(h)
-            assert h is not None
-            return h
+    stacks = nn.ModuleList(
+        transforms.CompositeTransform(
+            [transforms.SqueezeTransform(), *(layer for step in stack for layer in layers(step))]
+        )
+        for stack in _stacks(flow)
+    )
+    return Peer(stacks, lambda levels, _: _coarse_to_fine(levels, stacks, undo))
 
-    return NflowsGlow()
+
+class _WithContext(nn.Module):
+    """A net as nflows calls it; the context, where there is one, is joined to the input."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, h: Tensor, context: Tensor | None) -> Tensor:
+        return cast(Tensor, self.net(h if context is None else torch.cat([h, context], dim=1)))
 
 
 # ------------------------------------------------------------------------------------------ conditional flow
@@ -239,81 +226,64 @@ def _sequential(net: LabelledNet) -> nn.Sequential:
     return made
 
 
+def _labels(flow: Flow, levels: Levels, y: Tensor | None) -> Tensor:
+    """One-hot labels [n,classes] in the latents' dtype."""
+    assert y is not None
+    assert flow.label_classes is not None
+    return F.one_hot(y, flow.label_classes).to(levels[0])
+
+
 def freia_conditional(flow: Flow, frozen: bool) -> Peer:
     """GLOWCouplingBlocks and PermuteRandom in a SequenceINN, all the library's."""
     from FrEIA.framework import SequenceINN
     from FrEIA.modules import GLOWCouplingBlock, PermuteRandom
 
-    classes = flow.label_classes
-    assert classes is not None
+    inn = SequenceINN(flow.dimensions)
+    for block in _blocks(flow):
+        nets = iter(_sequential(cast(LabelledNet, net)) for net in (block.net1, block.net2))
+        inn.append(
+            GLOWCouplingBlock,
+            cond=0,
+            cond_shape=(flow.label_classes,),
+            subnet_constructor=lambda _inputs, _outputs, nets=nets: next(nets),
+            clamp=block.clamp,
+            clamp_activation="ATAN",
+        )
+        inn.append(PermuteRandom, seed=block.number)
 
-    class FreiaConditional(Peer):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inn = SequenceINN(flow.dimensions)
-            for block in _blocks(flow):
-                nets = iter(_sequential(cast(LabelledNet, net)) for net in (block.net1, block.net2))
-                self.inn.append(
-                    GLOWCouplingBlock,
-                    cond=0,
-                    cond_shape=(classes,),
-                    subnet_constructor=lambda _inputs, _outputs, nets=nets: next(nets),
-                    clamp=block.clamp,
-                    clamp_activation="ATAN",
-                )
-                self.inn.append(PermuteRandom, seed=block.number)
+    def decode(levels: Levels, y: Tensor | None) -> Tensor:
+        v, _ = inn(levels[0], c=[_labels(flow, levels, y)], rev=True)
+        return cast(Tensor, v).reshape(-1, *flow.input_shape)
 
-        def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
-            assert y is not None
-            assert classes is not None
-            label = F.one_hot(y, classes).to(levels[0])
-            v, _ = self.inn(levels[0], c=[label], rev=True)
-            return cast(Tensor, v).reshape(-1, *flow.input_shape)
-
-    return FreiaConditional()
+    return Peer(inn, decode)
 
 
 def nflows_conditional(flow: Flow, frozen: bool) -> Peer:
     """Two AffineCouplingTransforms and a Permutation a block; the clamp is put into `_scale_and_shift`."""
     from nflows import transforms
 
-    classes = flow.label_classes
-    assert classes is not None
-
-    class Net(nn.Module):
-        def __init__(self, net: LabelledNet) -> None:
-            super().__init__()
-            self.net = _sequential(net)
-
-        def forward(self, h: Tensor, context: Tensor) -> Tensor:
-            return cast(Tensor, self.net(torch.cat([h, context], dim=1)))
-
-    def coupling(net: LabelledNet, changed: Tensor, clamp: float) -> nn.Module:
+    def coupling(net: nn.Module, changed: Tensor, clamp: float) -> nn.Module:
         class Coupling(transforms.AffineCouplingTransform):  # type: ignore[misc]
             def _scale_and_shift(self, transform_params: Tensor) -> tuple[Tensor, Tensor]:
                 raw, shift = transform_params.chunk(2, dim=1)
                 return torch.exp(clamp * ATAN_SLOPE * torch.atan(raw)), shift
 
-        return cast(nn.Module, Coupling(changed.int(), lambda _inputs, _outputs: Net(net)))
+        inner = _WithContext(_sequential(cast(LabelledNet, net)))
+        return cast(nn.Module, Coupling(changed.int(), lambda _inputs, _outputs: inner))
 
-    class NflowsConditional(Peer):
-        def __init__(self) -> None:
-            super().__init__()
-            first_half = torch.arange(flow.dimensions) < flow.dimensions // 2
-            layers: list[nn.Module] = []
-            for block in _blocks(flow):
-                layers.append(coupling(cast(LabelledNet, block.net2), first_half, block.clamp))
-                layers.append(coupling(cast(LabelledNet, block.net1), ~first_half, block.clamp))
-                layers.append(transforms.Permutation(block.permutation))
-            self.transform = transforms.CompositeTransform(layers)
+    first_half = torch.arange(flow.dimensions) < flow.dimensions // 2
+    layers: list[nn.Module] = []
+    for block in _blocks(flow):
+        layers.append(coupling(block.net2, first_half, block.clamp))
+        layers.append(coupling(block.net1, ~first_half, block.clamp))
+        layers.append(transforms.Permutation(block.permutation))
+    made = transforms.CompositeTransform(layers)
 
-        def decode(self, levels: Levels, y: Tensor | None) -> Tensor:
-            assert y is not None
-            assert classes is not None
-            v, _ = self.transform.inverse(levels[0], F.one_hot(y, classes).to(levels[0]))
-            return cast(Tensor, v).reshape(-1, *flow.input_shape)
+    def decode(levels: Levels, y: Tensor | None) -> Tensor:
+        v, _ = made.inverse(levels[0], _labels(flow, levels, y))
+        return cast(Tensor, v).reshape(-1, *flow.input_shape)
 
-    return NflowsConditional()
+    return Peer(made, decode)
 
 
 GLOW: dict[str, Build] = {"FrEIA": freia_glow, "normflows": normflows_glow, "nflows": nflows_glow}

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from robbench.benchmarks.timing import spread
+from robbench.benchmarks.pages import head, missing, page, spread, table
 
 REFERENCE = "robbench none"
 
@@ -40,42 +40,52 @@ def goals(result: dict[str, Any]) -> list[Goal]:
 
 def markdown(report: dict[str, Any]) -> str:
     """The tables for people."""
-    lines = ["# Decode + backward to the latents of a frozen flow", "", f"    {report['command']}", ""]
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    lines += [f"{report['cpu']}, {report['threads']} thread(s); {versions}.", ""]
-    lines += [
+    lines = [
+        *head("Decode + backward to the latents of a frozen flow", report["command"]),
+        f"{report['cpu']}, {report['threads']} thread(s); {versions}.",
+        "",
         f'Ratios to `{REFERENCE}` of the same round: median [quartiles]; above 1 is slower than robbench. "tuned" and',
         '"default": both with that malloc; "default to tuned": against robbench under tuned malloc, which its commands',
         "use. `robbench/benchmarks/flows.py` says what the kinds are and how the functions are checked to be the same.",
     ]
     for name, result in report["cases"].items():
         lines += ["", f"## {name}: {result['flow']}, batch {result['batch']}, {result['rounds']} rounds", ""]
-        lines += _table(result)
-        lines += [f"* {library} is missing: {reason}" for library, reason in result["absent"].items()]
+        lines += [*_table(result), *missing(result["absent"])]
         if name == "small":
-            lines += ["", "| goal: robbench's ... | reached | at most | |", "|---|---|---|---|"]
-            for goal in goals(result):
-                verdict = (
-                    "met" if goal.value <= goal.limit else f"missed by {goal.value / goal.limit - 1:.0%}"
-                )
-                lines.append(f"| {goal.what} | {goal.value:.3f} | {goal.limit} | {verdict} |")
-    return "\n".join(lines) + "\n"
+            lines += [
+                "",
+                *table(("goal: robbench's ...", "reached", "at most", ""), map(_goal_row, goals(result))),
+            ]
+    return page(lines)
+
+
+def _goal_row(goal: Goal) -> list[str]:
+    verdict = "met" if goal.value <= goal.limit else f"missed by {goal.value / goal.limit - 1:.0%}"
+    return [goal.what, f"{goal.value:.3f}", str(goal.limit), verdict]
 
 
 def _table(result: dict[str, Any]) -> list[str]:
-    lines = [
-        "| | tuned, ms | ratio, tuned | default to tuned robbench | ratio, default | kept, MB | kept, ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    memory = result["memory_bytes"]
-    for name in memory:
-        cells = [
+    header = (
+        "",
+        "tuned, ms",
+        "ratio, tuned",
+        "default to tuned robbench",
+        "ratio, default",
+        "kept, MB",
+        "kept, ratio",
+    )
+    memory, ratio = result["memory_bytes"], result["ratio"]
+    rows = [
+        [
+            name,
             spread([1000 * second for second in result["seconds"]["tuned"][name]], 1),
-            spread(result["ratio"]["tuned"][name], 2),
+            spread(ratio["tuned"][name], 2),
             spread(result["ratio_default_to_tuned_reference"].get(name), 2),
-            spread(result["ratio"].get("default", {}).get(name), 2),
-            f"{memory[name] / 1e6:.2f}",
-            f"{memory[name] / memory[REFERENCE]:.3f}",
+            spread(ratio.get("default", {}).get(name), 2),
+            f"{kept / 1e6:.2f}",
+            f"{kept / memory[REFERENCE]:.3f}",
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+        for name, kept in memory.items()
+    ]
+    return table(header, rows)

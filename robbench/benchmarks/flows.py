@@ -21,13 +21,12 @@ decode and backward, each storage once, weights left out.
 import copy
 import json
 import os
-import random
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -37,20 +36,23 @@ from robbench.benchmarks.flow_peers import (
     CONDITIONAL,
     GLOW,
     Build,
+    Decode,
     Levels,
+    Peer,
     benchmark_conditional,
     benchmark_glow,
 )
 from robbench.benchmarks.flow_report import REFERENCE
-from robbench.benchmarks.timing import processor, quartiles, quotient
+from robbench.benchmarks.peers import available
+from robbench.benchmarks.timing import Tell, Times, in_turns, processor, quartiles, quotient, timed
 from robbench.core.allocator import tune_allocator
-from robbench.core.device import installed_version, now
+from robbench.core.device import installed_version
 from robbench.core.errors import UserError, unknown_name
 from robbench.models.flows import Flow
 from robbench.models.flows.base import Memory
 
+CPU = torch.device("cpu")
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
-Decode = Callable[[Levels, Tensor | None], Tensor]
 
 
 class Disagreement(Exception):
@@ -59,7 +61,16 @@ class Disagreement(Exception):
 
 @dataclass(frozen=True)
 class Case:
-    """A flow, a batch, how many rounds, the libraries that can express the flow, and the mallocs to show."""
+    """What is compared.
+
+    Attributes:
+        what: the flow in words.
+        build: makes it.
+        batch: images at once.
+        rounds: how many are measured.
+        peers: the libraries that can express the flow.
+        allocators: settings of malloc to show.
+    """
 
     what: str
     build: Callable[[], Flow]
@@ -104,7 +115,17 @@ def case_named(name: str) -> Case:
 
 @dataclass
 class Bench:
-    """Implementations of one function, ready to run. absent: libraries that are not, and why."""
+    """Implementations of one function, ready to run.
+
+    Attributes:
+        levels: latents, fine to coarse, that everybody decodes.
+        y: labels [n] of a conditional flow.
+        cotangent: what is propagated back from the images.
+        decoders: from latents and labels to images, by name.
+        modules: what holds their weights, by name.
+        reference: images and gradient of robbench's trainable flow in float64.
+        absent: libraries that are not installed, and why.
+    """
 
     levels: Levels
     y: Tensor | None
@@ -160,8 +181,10 @@ def prepare(case: Case, dtype: torch.dtype = torch.float32, only: str | None = N
         bench.decoders[f"robbench {memory}"] = frozen.transform.decode
         bench.modules[f"robbench {memory}"] = frozen
     with default_dtype(dtype):
-        for library, build in case.peers.items():
-            _add_library(bench, library, build, flow, only)
+        builds = {name: partial(_kinds, build, flow, name, only) for name, build in case.peers.items()}
+        found, bench.absent = available(builds, {})
+    for name, peer in (item for kinds in found.values() for item in kinds.items()):
+        bench.decoders[name], bench.modules[name] = peer.decode, peer
     return bench
 
 
@@ -176,23 +199,18 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _add_library(bench: Bench, library: str, build: Build, flow: Flow, only: str | None) -> None:
+def _kinds(build: Build, flow: Flow, library: str, only: str | None) -> dict[str, Peer]:
+    """The library's decoder as each kind that is asked for, by name."""
     possible = ("frozen", "naive") if flow.label_classes else ("frozen", "channels_last", "naive")
-    kinds = [kind for kind in possible if only in (None, f"{library} {kind}")]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the libraries call functions that PyTorch deprecates
-            peers = {kind: build(flow, kind != "naive").eval() for kind in kinds}
-    except ImportError as error:
-        bench.absent[library] = f"not installed or does not import ({error}); pip install {library}"
-        return
-    for kind, peer in peers.items():
+    found: dict[str, Peer] = {}
+    for kind in (kind for kind in possible if only in (None, f"{library} {kind}")):
+        peer = build(flow, kind != "naive").eval()
         if kind != "naive":
             peer.requires_grad_(False)
         if kind == "channels_last":
             peer.to(memory_format=torch.channels_last)
-        bench.decoders[f"{library} {kind}"] = peer.decode
-        bench.modules[f"{library} {kind}"] = peer
+        found[f"{library} {kind}"] = peer
+    return found
 
 
 def deviations(bench: Bench) -> dict[str, float]:
@@ -245,9 +263,7 @@ def serve(case: Case, threads: int, only: str | None = None) -> None:
     print(json.dumps(report | {"absent": bench.absent, "allocator": state}), flush=True)
     for line in sys.stdin:
         bench.run(line.strip())
-        begun = now(torch.device("cpu"))
-        bench.run(line.strip())
-        print(now(torch.device("cpu")) - begun, flush=True)
+        print(timed(partial(bench.run, line.strip()), CPU)[1], flush=True)
 
 
 class Worker:
@@ -285,40 +301,30 @@ class Worker:
         return line
 
 
-def measure(case: str, rounds: int, threads: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure(case: str, rounds: int, threads: int, tell: Tell) -> dict[str, Any]:
     """Times of every implementation under each malloc, interleaved, and everything the report needs."""
     shared = Worker(case, "tuned", threads)
     names = list(shared.about["memory"])
     workers = {("tuned", name): shared for name in names}
+
+    def told(line: str) -> None:
+        tell(f"{case}: {line}")
+
     try:
         for name in names if "default" in CASES[case].allocators else []:
             workers["default", name] = Worker(case, "default", threads, only=name)
-        times = _interleaved(case, workers, rounds, tell)
+        seconds = in_turns(list(workers), lambda key: workers[key].time(key[1]), rounds, told)
     finally:
         for worker in set(workers.values()):
             worker.close()
+    times: dict[str, Times] = {}
+    for (allocator, name), found in seconds.items():
+        times.setdefault(allocator, {})[name] = found
     used = {allocator: worker.about["allocator"] for (allocator, _), worker in workers.items()}
     return _summary(case, rounds, times, shared.about) | {"allocators": used}
 
 
-def _interleaved(
-    case: str, workers: dict[tuple[str, str], Worker], rounds: int, tell: Callable[[str], None]
-) -> dict[str, dict[str, list[float]]]:
-    """Times by malloc and name, one a round."""
-    times: dict[str, dict[str, list[float]]] = {}
-    order, turns = random.Random(0), list(workers)
-    for done in range(rounds):
-        order.shuffle(turns)
-        for allocator, name in turns:
-            found = workers[allocator, name].time(name)
-            times.setdefault(allocator, {}).setdefault(name, []).append(found)
-        tell(f"{case}: round {done + 1} of {rounds}")
-    return times
-
-
-def _summary(
-    case: str, rounds: int, times: dict[str, dict[str, list[float]]], about: dict[str, Any]
-) -> dict[str, Any]:
+def _summary(case: str, rounds: int, times: dict[str, Times], about: dict[str, Any]) -> dict[str, Any]:
     reference = times["tuned"][REFERENCE]
     return {
         "flow": CASES[case].what,
@@ -356,7 +362,7 @@ def profile_reference(case: Case, threads: int) -> str:
 
 
 def report(
-    cases: Sequence[str], rounds: int | None, threads: int, command: str, tell: Callable[[str], None]
+    cases: Sequence[str], rounds: int | None, threads: int, command: str, tell: Tell
 ) -> dict[str, Any]:
     """Every case measured; `UserError` when two implementations are not the same function.
 
@@ -369,7 +375,7 @@ def report(
     packages = ("torch", "FrEIA", "normflows", "nflows", "robbench")
     return {
         "command": command,
-        "cpu": processor(torch.device("cpu")),
+        "cpu": processor(CPU),
         "threads": threads,
         "tolerance": {str(dtype): limit for dtype, limit in TOLERANCE.items()},
         "versions": {package: installed_version(package) or "absent" for package in packages},

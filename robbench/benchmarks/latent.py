@@ -10,7 +10,7 @@ batch whose step stays below the peak that memory "none" has at the batch of the
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -24,13 +24,13 @@ from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import SampleNoise
 from robbench.attacks.search.inner import attacked, gradients
 from robbench.attacks.victim import full_precision
-from robbench.benchmarks.flow_peers import GLOW
+from robbench.benchmarks.flow_peers import GLOW, Decode
 from robbench.benchmarks.flow_report import REFERENCE
-from robbench.benchmarks.flows import CASES, Bench, Case, Decode, Disagreement, deviations, prepare
+from robbench.benchmarks.flows import CASES, Bench, Case, Disagreement, deviations, prepare
 from robbench.benchmarks.models import random_classifier
+from robbench.benchmarks.pages import Verdicts, head, missing, page, plain, spread, table
 from robbench.benchmarks.pgd import disagreement
-from robbench.benchmarks.timing import interleaved, peak_bytes, processor, quartiles, quotient, spread
-from robbench.core.device import installed_version, versions
+from robbench.benchmarks.timing import Tell, interleaved, peak_bytes, processor, silent
 from robbench.core.errors import UserError, unknown_name
 from robbench.models.flows.base import Flow, Latents, Memory
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
@@ -43,8 +43,15 @@ ETA = 0.02  # IJSAT's; the larger one of A-LA drives a Glow with random weights 
 
 @dataclass(frozen=True)
 class Contest:
-    """attacks: names under the joint or a latent threat model, with CIFAR-10's epsilon and `eta`. steps: instead of the
-    attacks' own. classifier: a registered architecture."""
+    """What is compared.
+
+    Attributes:
+        attacks: names under the joint or a latent threat model, with CIFAR-10's epsilon.
+        steps: instead of the attacks' own.
+        rounds: measured runs of each implementation.
+        eta: latent budget.
+        classifier: a registered architecture.
+    """
 
     attacks: tuple[str, ...] = ATTACKS
     steps: int | None = None
@@ -69,17 +76,12 @@ class Contest:
         )
 
 
-@dataclass
-class AttackTimes:
-    """robust: verdicts by implementation. refused: why there are no times. seconds, ratio: quartiles, the ratio to
-    "robbench none" of the same round."""
+@dataclass(kw_only=True)
+class AttackTimes(Verdicts):
+    """Verdicts and times of one attack; ratios are those to "robbench none". steps: of the attack."""
 
     attack: str
     steps: int
-    robust: dict[str, int]
-    refused: str = ""
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    ratio: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,17 @@ class MemoryUse:
 
 @dataclass
 class Result:
-    """Everything about one flow."""
+    """Everything about one flow.
+
+    Attributes:
+        flow: what it is.
+        batch: images at once.
+        device: name of the processor.
+        threads: CPU threads.
+        attacks: verdicts and times, one per attack.
+        memory: peak and largest batch by memory mode.
+        absent: libraries that are not installed, and how to get them.
+    """
 
     flow: str
     batch: int
@@ -115,7 +127,7 @@ def glow_case(name: str) -> Case:
 def compare(
     case: Case,
     contest: Contest,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Tell = silent,
     device: torch.device = CPU,
 ) -> Result:
     """Parity and times of every attack, and the memory of every mode; `UserError` when a library's flow is another
@@ -161,15 +173,18 @@ class Arena:
         }
         return {**ours, **{name: self._plain(decode, spec) for name, decode in self.decoders.items()}}
 
-    def timed(self, spec: ResolvedAttack, rounds: int, tell: Callable[[str], None]) -> AttackTimes:
+    def timed(self, spec: ResolvedAttack, rounds: int, tell: Tell) -> AttackTimes:
         runs = self.runs(spec)
         scores = {name: margins(self.victim.logits(run()), self.y) for name, run in runs.items()}
-        robust = {name: int((found > 0).sum()) for name, found in scores.items()}
-        found = AttackTimes(spec.name, spec.parameters["steps"], robust, disagreement(scores, REFERENCE))
+        found = AttackTimes(
+            attack=spec.name,
+            steps=spec.parameters["steps"],
+            robust={name: int((m > 0).sum()) for name, m in scores.items()},
+            refused=disagreement(scores, REFERENCE),
+        )
         if not found.refused:
             times = interleaved(runs, rounds, self.device, lambda line: tell(f"{spec.name}: {line}"))
-            found.seconds = {name: quartiles(values) for name, values in times.items()}
-            found.ratio = {name: quotient(values, times[REFERENCE]) for name, values in times.items()}
+            found.add_times(times, REFERENCE)
         return found
 
     def memory(self, spec: ResolvedAttack) -> dict[str, MemoryUse]:
@@ -267,18 +282,12 @@ def plain_latent(
 
 def report(found: Sequence[Result], contest: Contest, command: str) -> dict[str, Any]:
     """Everything as plain values, for JSON."""
-    peers = {name: installed_version(name) or "absent" for name in ("FrEIA", "normflows", "nflows")}
-    return {
-        "command": command,
-        "contest": asdict(contest),
-        "versions": {**versions(), **peers},
-        "flows": [asdict(one) for one in found],
-    }
+    return plain(command, contest, {name: name for name in GLOW}, "flows", found)
 
 
 def markdown(found: Sequence[Result], contest: Contest, command: str) -> str:
-    """One section a flow, one table an attack, one of memory."""
-    lines = ["# Attacks through a flow against a plain loop over other libraries", "", f"    {command}", ""]
+    """One section per flow, one table per attack, one of memory."""
+    lines = head("Attacks through a flow against a plain loop over other libraries", command)
     lines += [
         f"The same weights, images, start and steps; {contest.rounds} interleaved rounds in one process; median",
         f"[quartiles]. Budgets of CIFAR-10 (epsilon 8/255), eta {contest.eta:g}.",
@@ -289,38 +298,19 @@ def markdown(found: Sequence[Result], contest: Contest, command: str) -> str:
     for one in found:
         lines += ["", f"## {one.flow}, batch {one.batch}", "", f"{one.device}, {one.threads} thread(s)."]
         for times in one.attacks:
-            lines += ["", f"### {times.attack}, {times.steps} steps", "", *_table(times)]
+            lines += ["", f"### {times.attack}, {times.steps} steps", "", *times.table(2)]
         lines += ["", "### Memory of a gradient step", "", *_memory_table(one)]
-        lines += ["", *(f"* {name} is missing: {why}" for name, why in one.absent.items())]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _table(found: AttackTimes) -> list[str]:
-    if found.refused:
-        return [f"Refused: {found.refused}."]
-    lines = ["| | robust | seconds | ratio |", "|---|---|---|---|"]
-    for name, robust in found.robust.items():
-        cells = [name, str(robust), spread(found.seconds[name], 2), spread(found.ratio[name], 2)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines += ["", *missing(one.absent)]
+    return page(lines)
 
 
 def _memory_table(one: Result) -> list[str]:
     """Peaks, batches that fit, and what the mode costs in time."""
     costs = [times for times in one.attacks if times.ratio]
-    lines = [
-        "| memory | peak, MB | largest batch within the peak of `none` | batch grows by | "
-        + " | ".join(f"time, {times.attack}" for times in costs)
-        + (" |" if costs else ""),
-        "|" + "---|" * (4 + len(costs)),
+    header = ["memory", "peak, MB", "largest batch within the peak of `none`", "batch grows by"]
+    rows = [
+        [mode, f"{use.peak / 1e6:.1f}", str(use.largest_batch), f"{use.largest_batch / one.batch:.1f}"]
+        + [spread(times.ratio[f"robbench {mode}"], 2) for times in costs]
+        for mode, use in one.memory.items()
     ]
-    for mode, use in one.memory.items():
-        cells = [
-            mode,
-            f"{use.peak / 1e6:.1f}",
-            str(use.largest_batch),
-            f"{use.largest_batch / one.batch:.1f}",
-        ]
-        cells += [spread(times.ratio[f"robbench {mode}"], 2) for times in costs]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    return table([*header, *(f"time, {times.attack}" for times in costs)], rows)

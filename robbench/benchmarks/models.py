@@ -1,4 +1,4 @@
-"""Models and data of a comparison."""
+"""What comparisons run on: classifiers of the zoo with their data, random networks with random images."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -12,7 +12,7 @@ Where either is violated no ratio is given, for any peer.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,9 +23,13 @@ from robbench.attacks.base import Task
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.inner import attacked
 from robbench.attacks.victim import chunks, full_precision
+from robbench.benchmarks.models import loaded, random_classifier
+from robbench.benchmarks.pages import Verdicts, head, missing, page, plain
 from robbench.benchmarks.pgd_peers import DISTRIBUTIONS, Build, Pgd, Search, build_peers
-from robbench.benchmarks.timing import Times, interleaved, processor, quartiles, quotient, spread
-from robbench.core.device import installed_version, versions
+from robbench.benchmarks.timing import Tell, interleaved, processor, silent
+from robbench.core.counting import counted
+from robbench.core.device import resolve_device
+from robbench.data import sample_ids
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
 
 OURS = "robbench"
@@ -35,7 +39,16 @@ ROUNDING = 1e-5  # by which an image may leave box or ball
 
 @dataclass(frozen=True)
 class Subject:
-    """A model with images x [n,C,H,W] in [0,1] and labels y [n], on the CPU. epsilon: in pixels."""
+    """A model and what is attacked.
+
+    Attributes:
+        name: as shown.
+        module: from images to logits, on `device`.
+        x: images [n,C,H,W] in [0,1], on the CPU.
+        y: labels [n], on the CPU.
+        epsilon: radius of the Linf ball, of pixels in [0, 1].
+        device: where everybody computes.
+    """
 
     name: str
     module: nn.Module
@@ -43,6 +56,28 @@ class Subject:
     y: Tensor
     epsilon: float
     device: torch.device
+
+
+RANDOM_EPSILON = 1 / 255  # more leaves no random network a robust image, and so no verdict to compare
+
+
+def zoo_subjects(names: Sequence[str], n: int, **places: Any) -> list[Subject]:
+    """Zoo classifiers with n test images drawn by seed 0 and the data set's own epsilon; places: as for `loaded`."""
+    known, found = threat_models(), []
+    for model, dataset, device in loaded(names, **places):
+        x, y = dataset.test.by_ids(sample_ids(dataset.test, min(n, len(dataset.test)), 0))
+        epsilon = float(resolve_attack("pgd50", model.card.dataset, known).epsilon or 0.0)
+        found.append(Subject(model.card.name, model.module, x, y, epsilon, device))
+    return found
+
+
+def random_subjects(architectures: Sequence[str], n: int, device: str = "auto") -> list[Subject]:
+    """Networks with random weights on n random 3x32x32 images, labels their own predictions."""
+    target = resolve_device(device)
+    return [
+        Subject(f"{name} (random weights)", *random_classifier(name, n), RANDOM_EPSILON, target)
+        for name in architectures
+    ]
 
 
 @dataclass(frozen=True)
@@ -61,29 +96,27 @@ class Contest:
 
 
 @dataclass
-class Comparison:
-    """One of the two comparisons. robust: images found robust, by implementation. refused: why there are no times.
-
-    seconds: quartiles. ratio: quartiles of the quotients to robbench's time of the same round.
-    """
-
-    robust: dict[str, int]
-    refused: str = ""
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    ratio: dict[str, list[float]] = field(default_factory=dict)
-
-
-@dataclass
 class Result:
-    """Both comparisons of one model. absent: peers that are not installed, and how to get them."""
+    """Both comparisons of one model.
+
+    Attributes:
+        model: its name.
+        n: how many images were attacked.
+        epsilon: radius of the Linf ball, of pixels in [0, 1].
+        device: name of the processor.
+        threads: CPU threads.
+        work: the attack alone, all steps for every image.
+        verdict: from images to the robust ones.
+        absent: peers that are not installed, and how to get them.
+    """
 
     model: str
     n: int
     epsilon: float
     device: str
     threads: int
-    work: Comparison
-    verdict: Comparison
+    work: Verdicts
+    verdict: Verdicts
     absent: dict[str, str]
 
 
@@ -148,7 +181,7 @@ def _bound(search: Search, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
 def compare(
     subject: Subject,
     contest: Contest,
-    tell: Callable[[str], None] = lambda line: None,
+    tell: Tell = silent,
     peers: dict[str, Build] | None = None,
 ) -> Result:
     """Parity of everybody, then both comparisons. peers: all of `PEERS` unless others are named."""
@@ -157,13 +190,13 @@ def compare(
         images = {name: run().detach() for name, run in arena.searches().items()}
         scores = {name: arena.margins(found).cpu() for name, found in images.items()}
         judged = {name: run().cpu() for name, run in arena.judgements().items()}
-        work = Comparison({name: int((m > 0).sum()) for name, m in scores.items()})
-        verdict = Comparison({name: int(robust.sum()) for name, robust in judged.items()})
+        work = Verdicts({name: int((m > 0).sum()) for name, m in scores.items()})
+        verdict = Verdicts({name: int(robust.sum()) for name, robust in judged.items()})
         work.refused = _inadmissible(arena, images) or disagreement(scores)
         verdict.refused = work.refused or _weaker(judged, scores)
         for found, runs in ((work, arena.searches()), (verdict, arena.judgements())):
             if not found.refused:
-                _fill(found, interleaved(runs, contest.rounds, subject.device, tell))
+                found.add_times(interleaved(runs, contest.rounds, subject.device, tell), OURS)
     return Result(
         subject.name,
         len(subject.x),
@@ -174,11 +207,6 @@ def compare(
         verdict,
         arena.absent,
     )
-
-
-def _fill(found: Comparison, times: Times) -> None:
-    found.seconds = {name: quartiles(values) for name, values in times.items()}
-    found.ratio = {name: quotient(values, times[OURS]) for name, values in times.items()}
 
 
 def _inadmissible(arena: Arena, images: dict[str, Tensor]) -> str:
@@ -200,7 +228,8 @@ def disagreement(scores: dict[str, Tensor], reference: str = OURS) -> str:
         differs = (found > 0) != (scores[reference] > 0)
         tie = (found.abs() < NEAR_TIE) & (scores[reference].abs() < NEAR_TIE)
         if wrong := (differs & ~tie).nonzero().flatten().tolist():
-            return f"{name} and {reference} differ on {len(wrong)} verdicts ({_some(wrong)}): no ratio is printed"
+            verdicts = f"{counted(len(wrong), 'verdict')} ({_some(wrong)})"
+            return f"{name} and {reference} differ on {verdicts}: no ratio is printed"
     return ""
 
 
@@ -208,7 +237,8 @@ def _weaker(judged: dict[str, Tensor], scores: dict[str, Tensor]) -> str:
     """Who breaks an image that robbench, stopping early, calls robust."""
     for name, robust in judged.items():
         if wrong := (judged[OURS] & ~robust & (scores[name].abs() >= NEAR_TIE)).nonzero().flatten().tolist():
-            return f"{name} breaks {len(wrong)} images that robbench does not ({_some(wrong)}): no ratio is printed"
+            images = counted(len(wrong), "image")
+            return f"{name} breaks {images} that robbench does not ({_some(wrong)}): no ratio is printed"
     return ""
 
 
@@ -219,18 +249,12 @@ def _some(numbers: Sequence[int]) -> str:
 
 def report(found: Sequence[Result], contest: Contest, command: str) -> dict[str, Any]:
     """Everything as plain values, for JSON."""
-    peers = {name: installed_version(package) or "absent" for name, package in DISTRIBUTIONS.items()}
-    return {
-        "command": command,
-        "contest": asdict(contest),
-        "versions": {**versions(), **peers},
-        "models": [asdict(one) for one in found],
-    }
+    return plain(command, contest, DISTRIBUTIONS, "models", found)
 
 
 def markdown(found: Sequence[Result], contest: Contest, command: str) -> str:
-    """One section a model, one table a comparison."""
-    lines = [f"# PGD-{contest.steps} in Linf against other libraries", "", f"    {command}", ""]
+    """One section per model, one table per comparison."""
+    lines = head(f"PGD-{contest.steps} in Linf against other libraries", command)
     lines += [
         f"Batch {contest.batch_size}, steps of epsilon/4 from the clean image, {contest.rounds} interleaved rounds in",
         "one process; median [quartiles]. Seconds (of one CPU thread: spent computing). Ratio: to robbench's time of",
@@ -240,17 +264,7 @@ def markdown(found: Sequence[Result], contest: Contest, command: str) -> str:
     for one in found:
         lines += ["", f"## {one.model}: {one.n} images, epsilon {one.epsilon:g}", ""]
         lines += [f"{one.device}, {one.threads} thread(s)."]
-        lines += ["", "Equal work: the attack alone, all steps for every image.", "", *_table(one.work)]
-        lines += ["", "Equal verdict: from images to who is robust.", "", *_table(one.verdict)]
-        lines += ["", *(f"* {name} is missing: {why}" for name, why in one.absent.items())]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _table(found: Comparison) -> list[str]:
-    if found.refused:
-        return [f"Refused: {found.refused}."]
-    lines = ["| | robust | seconds | ratio |", "|---|---|---|---|"]
-    for name, robust in found.robust.items():
-        cells = [name, str(robust), spread(found.seconds[name], 3), spread(found.ratio[name], 2)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        lines += ["", "Equal work: the attack alone, all steps for every image.", "", *one.work.table(3)]
+        lines += ["", "Equal verdict: from images to who is robust.", "", *one.verdict.table(3)]
+        lines += ["", *missing(one.absent)]
+    return page(lines)

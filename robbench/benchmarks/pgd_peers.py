@@ -4,15 +4,16 @@ size, number of steps and batch as robbench's, on the same frozen model in evalu
 No library is needed by robbench; `INSTALL` says how to get them for this comparison.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from robbench.attacks.victim import chunks
+from robbench.benchmarks.peers import available
 
 Search = Callable[[Tensor, Tensor], Tensor]  # images [n,C,H,W] in [0,1], labels [n] -> adversarial images
 
@@ -30,7 +31,15 @@ DISTRIBUTIONS = {
 
 @dataclass(frozen=True)
 class Pgd:
-    """What everybody runs. epsilon, step_size: [0,1] pixels. classes: of the model, which ART asks for."""
+    """What everybody runs.
+
+    Attributes:
+        epsilon: radius of the Linf ball, of pixels in [0, 1].
+        step_size: of a signed gradient step, in the same unit.
+        steps: how many of them.
+        batch_size: images at once.
+        classes: of the model, which ART asks for.
+    """
 
     epsilon: float
     step_size: float
@@ -129,13 +138,8 @@ def build_peers(
     module: nn.Module, pgd: Pgd, device: torch.device, peers: dict[str, Build] | None = None
 ) -> tuple[dict[str, Search], dict[str, str]]:
     """(searches of the peers that are installed, reasons of those that are not)."""
-    found: dict[str, Search] = {}
-    absent: dict[str, str] = {}
-    for name, build in (PEERS if peers is None else peers).items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the libraries import what others deprecate
-                found[name] = build(module, pgd, device)
-        except ImportError as error:
-            absent[name] = f"not installed or does not import ({error}); {INSTALL.get(name, 'install it')}"
-    return found, absent
+    builds = {
+        name: partial(build, module, pgd, device)
+        for name, build in (PEERS if peers is None else peers).items()
+    }
+    return available(builds, INSTALL)

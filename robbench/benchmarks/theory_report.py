@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from robbench.core.counting import counted
 from robbench.core.errors import UserError
 from robbench.core.places import check_output_folder
 from robbench.core.random import derive_seed
@@ -37,8 +38,19 @@ Curves = Mapping[Recursion, TradeOff]
 
 @dataclass(frozen=True)
 class LinearRequest:
-    """What to compute. n dimensions, radius epsilon, data N(0, sigma^2 I), `steps` of training by each of `recursions`;
-    drop (nats) and gamma of the robustness guarantee; `samples` draws for every simulation."""
+    """What to compute, of data N(0, sigma^2 I).
+
+    Attributes:
+        n: dimensions.
+        epsilon: L2 radius of the attack, in units of the data.
+        sigma: standard deviation of the data.
+        steps: of adversarial training.
+        seed: of all simulations.
+        recursions: what a step of training does, one curve each.
+        drop: of the likelihood in nats, which the guarantee bounds.
+        gamma: probability that the guarantee fails.
+        samples: draws of every simulation.
+    """
 
     n: int
     epsilon: float
@@ -53,7 +65,16 @@ class LinearRequest:
 
 @dataclass(frozen=True)
 class BoundRow:
-    """One bound on the model variance with its check: share of draws (percent) that keep the promise there."""
+    """One bound on the model variance with its check.
+
+    Attributes:
+        bound: its name.
+        required_variance: variance of the model that guarantees the drop.
+        steps: of training that reach it, by recursion; None where none does.
+        kept: percent of draws whose drop is smaller at that variance.
+        kept_lower: lower end of its 95 % interval.
+        kept_upper: upper end.
+    """
 
     bound: str
     required_variance: float
@@ -141,77 +162,89 @@ def _bound_row(request: LinearRequest, guarantee: Guarantee, sharp: bool) -> Bou
 
 
 # ------------------------------------------------------------------------------------------------------- tables
-def _table(title: str, headers: Sequence[str], caption: str | None = None) -> Table:
+def _table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> Table:
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for position, header in enumerate(headers):
         table.add_column(header, justify="left" if position == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def _perturbation_table(points: Floats, found: Perturbation, request: LinearRequest) -> Table:
-    table = _table(
+    columns = (points, found.delta, found.multiplier, found.rise, found.hard)
+    rows = [
+        [_pair(x), f"{'+-' if hard else ''}{_pair(delta)}", f"{nu:.4f}", f"{rise:.4f}", _case(hard)]
+        for x, delta, nu, rise, hard in zip(*columns, strict=True)
+    ]
+    return _table(
         f"Optimal L2 perturbations of a 2-dimensional Gaussian, epsilon = {request.epsilon:g}",
         ("x", "delta", "nu", "NLL rise", "case"),
+        rows,
         "nu: multiplier of the secular equation (2 eta in the paper). hard: two perturbations are equally good.",
     )
-    for x, delta, nu, rise, hard in zip(
-        points, found.delta, found.multiplier, found.rise, found.hard, strict=True
-    ):
-        sign = "+-" if hard else ""
-        case = "hard" if hard else "easy"
-        table.add_row(_pair(x), f"{sign}{_pair(delta)}", f"{nu:.4f}", f"{rise:.4f}", case)
-    return table
 
 
 def _training_table(theory: Curves, request: LinearRequest) -> Table:
     growth = alpha(request.n, request.epsilon, request.sigma)
     printed = alpha(request.n, request.epsilon, 1.0)
-    table = _table(
+    return _table(
         f"Variance after steps of adversarial training, n = {request.n}, sigma = {request.sigma:g}",
         ("steps", *theory),
+        [
+            [str(step), *(f"{curve.variance[step]:.4g}" for curve in theory.values())]
+            for step in _shown(request.steps)
+        ],
         f"alpha = {growth:.4f} (the paper's formula, which lacks sigma: {printed:.4f})",
     )
-    for step in _shown(request.steps):
-        table.add_row(str(step), *(f"{curve.variance[step]:.4g}" for curve in theory.values()))
-    return table
 
 
 def _simulation_table(theory: Curves, simulation: Curves, request: LinearRequest) -> Table:
-    table = _table(
-        f"Likelihood in nats after {request.steps} steps",
+    rows = [
+        [name, covariance, *_last(curves[name])]
+        for name in theory
+        for covariance, curves in (("spherical", theory), ("random", simulation))
+    ]
+    return _table(
+        f"Likelihood in nats after {counted(request.steps, 'step')}",
         ("training", "covariance", "variance", "natural drop", "sensitivity"),
-        f"spherical: closed form. random: of the same trace, {request.samples} samples a step, with standard error.",
+        rows,
+        f"spherical: closed form. random: of the same trace, {counted(request.samples, 'sample')} per step, with "
+        "standard error.",
     )
-    for name in theory:
-        for covariance, curve in (("spherical", theory[name]), ("random", simulation[name])):
-            error = float(curve.sensitivity_error[-1])
-            table.add_row(
-                name,
-                covariance,
-                f"{curve.variance[-1]:.4g}",
-                f"{curve.natural_drop[-1]:.3g}",
-                f"{curve.sensitivity[-1]:.3g}" + (f" +- {error:.1g}" if error else ""),
-            )
-    return table
+
+
+def _last(curve: TradeOff) -> list[str]:
+    """Variance, natural drop and sensitivity after the last step."""
+    error = float(curve.sensitivity_error[-1])
+    sensitivity = f"{curve.sensitivity[-1]:.3g}" + (f" +- {error:.1g}" if error else "")
+    return [f"{curve.variance[-1]:.4g}", f"{curve.natural_drop[-1]:.3g}", sensitivity]
 
 
 def _bound_table(bounds: Sequence[BoundRow], request: LinearRequest) -> Table:
-    table = _table(
+    steps = [
+        [f"steps, {name}", *("never" if row.steps[name] is None else str(row.steps[name]) for row in bounds)]
+        for name in bounds[0].steps
+    ]
+    return _table(
         f"Drop below {request.drop:g} nats with probability {100 * (1 - request.gamma):g} %",
         ("", *(row.bound for row in bounds)),
+        [
+            ["variance needed", *(f"{row.required_variance:.4g}" for row in bounds)],
+            *steps,
+            ["kept, %", *(f"{row.kept:.2f}" for row in bounds)],
+            ["95 % interval", *(f"{row.kept_lower:.2f} to {row.kept_upper:.2f}" for row in bounds)],
+        ],
         f"kept: share of {request.samples} attacked samples with a smaller drop, at the variance needed",
     )
-    table.add_row("variance needed", *(f"{row.required_variance:.4g}" for row in bounds))
-    for name in bounds[0].steps:
-        steps = (row.steps[name] for row in bounds)
-        table.add_row(f"steps, {name}", *("never" if step is None else str(step) for step in steps))
-    table.add_row("kept, %", *(f"{row.kept:.2f}" for row in bounds))
-    table.add_row("95 % interval", *(f"{row.kept_lower:.2f} to {row.kept_upper:.2f}" for row in bounds))
-    return table
 
 
 def _pair(vector: Floats) -> str:
     return "(" + ", ".join(f"{value:.3f}" for value in vector) + ")"
+
+
+def _case(hard: bool) -> str:
+    return "hard" if hard else "easy"
 
 
 def _shown(steps: int) -> list[int]:
@@ -225,33 +258,18 @@ Row = Sequence[object]
 
 def _perturbation_rows(points: Floats, found: Perturbation) -> Iterable[Row]:
     yield ("x1", "x2", "delta1", "delta2", "mirror1", "mirror2", "multiplier", "nll_rise", "case")
-    for position, point in enumerate(points):
-        yield (
-            *point.tolist(),
-            *found.delta[position].tolist(),
-            *found.mirror[position].tolist(),
-            float(found.multiplier[position]),
-            float(found.rise[position]),
-            "hard" if found.hard[position] else "easy",
-        )
+    columns = np.column_stack([points, found.delta, found.mirror, found.multiplier, found.rise])
+    for values, hard in zip(columns.tolist(), found.hard, strict=True):
+        yield (*values, _case(hard))
 
 
 def _trade_off_rows(theory: Curves, simulation: Curves) -> Iterable[Row]:
-    yield (
-        "covariance",
-        "recursion",
-        "step",
-        "variance",
-        "natural_drop",
-        "sensitivity",
-        "sensitivity_standard_error",
-    )
+    numbers = ("variance", "natural_drop", "sensitivity")
+    yield ("covariance", "recursion", "step", *numbers, "sensitivity_standard_error")
     for covariance, curves in (("spherical", theory), ("random", simulation)):
         for name, curve in curves.items():
-            columns = np.stack(
-                [curve.variance, curve.natural_drop, curve.sensitivity, curve.sensitivity_error], axis=1
-            )
-            for step, values in enumerate(columns.tolist()):
+            columns = [getattr(curve, number) for number in (*numbers, "sensitivity_error")]
+            for step, values in enumerate(np.stack(columns, axis=1).tolist()):
                 yield (covariance, name, step, *values)
 
 
@@ -259,15 +277,7 @@ def _bound_rows(bounds: Sequence[BoundRow]) -> Iterable[Row]:
     yield ("bound", "recursion", "required_variance", "steps", "kept", "kept_lower", "kept_upper")
     for row in bounds:
         for name, step in row.steps.items():
-            yield (
-                row.bound,
-                name,
-                row.required_variance,
-                step,
-                row.kept,
-                row.kept_lower,
-                row.kept_upper,
-            )
+            yield (row.bound, name, row.required_variance, step, row.kept, row.kept_lower, row.kept_upper)
 
 
 def _csv(path: Path, rows: Iterable[Row]) -> Path:

@@ -6,50 +6,62 @@ import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from robbench.core.device import now
 
+Key = TypeVar("Key")
+Found = TypeVar("Found")
 Times = dict[str, list[float]]
+Quartiles = list[float]  # lower quartile, median, upper quartile
+Tell = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Tell nobody."""
+
+
+def timed(call: Callable[[], Found], device: torch.device) -> tuple[Found, float]:
+    """What `call` returns, and its seconds."""
+    begun = now(device)
+    found = call()
+    return found, now(device) - begun
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, tell: Callable[[str], None]
-) -> Times:
-    """Seconds of every run, one a round, in an order drawn anew each round. The runs have been warmed up before."""
-    times: Times = {name: [] for name in runs}
-    order, turns = random.Random(0), list(runs)
+    runs: Mapping[Key, Callable[[], Any]], rounds: int, device: torch.device, tell: Tell
+) -> dict[Key, list[float]]:
+    """Seconds of every run, one per round, in an order drawn anew each round. The runs have been warmed up before."""
+    return in_turns(list(runs), lambda name: timed(runs[name], device)[1], rounds, tell)
+
+
+def in_turns(
+    keys: Sequence[Key], seconds: Callable[[Key], float], rounds: int, tell: Tell
+) -> dict[Key, list[float]]:
+    """`seconds` of every key, one per round, in an order drawn anew each round."""
+    times: dict[Key, list[float]] = {key: [] for key in keys}
+    order, turns = random.Random(0), list(keys)
     for done in range(rounds):
         order.shuffle(turns)
-        for name in turns:
-            begun = now(device)
-            runs[name]()
-            times[name].append(now(device) - begun)
+        for key in turns:
+            times[key].append(seconds(key))
         tell(f"round {done + 1} of {rounds}")
     return times
 
 
-def quartiles(values: Sequence[float]) -> list[float]:
+def quartiles(values: Sequence[float]) -> Quartiles:
     """Lower quartile, median, upper quartile."""
     if len(values) == 1:
         return [values[0]] * 3
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
-def quotient(above: Sequence[float], below: Sequence[float]) -> list[float]:
+def quotient(above: Sequence[float], below: Sequence[float]) -> Quartiles:
     """Quartiles of the quotients of times of the same round."""
     return quartiles([a / b for a, b in zip(above, below, strict=True)])
-
-
-def spread(values: Sequence[float] | None, digits: int) -> str:
-    """Quartiles as "median [lower, upper]"."""
-    if values is None:
-        return "not measured"
-    low, middle, high = (f"{value:.{digits}f}" for value in values)
-    return f"{middle} [{low}, {high}]"
 
 
 def processor(device: torch.device) -> str:
@@ -64,8 +76,8 @@ def processor(device: torch.device) -> str:
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
-    """Peak of the bytes PyTorch holds on `device` while `call` runs, beyond those held before. The first call, which
-    may fill caches, is not measured."""
+    """Peak of the bytes that PyTorch holds on `device` while `call` runs, beyond those held before. The first call,
+    which may fill caches, is not measured."""
     call()
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell stderr when it starts and stops
     if device.type == "cuda":

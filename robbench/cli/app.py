@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from robbench import __version__
-from robbench.attacks.threads import thread_rule
 from robbench.cli.badge import badge
 from robbench.cli.base import (
     FiniteNumber,
@@ -36,12 +35,12 @@ from robbench.cli.bundle import export, merge, verify
 from robbench.cli.check import check
 from robbench.cli.completion import (
     attack_completion,
+    completion,
     defense_completion,
     model_completion,
     schedule_completion,
     shown_completion,
 )
-from robbench.cli.completion_script import completion
 from robbench.cli.diff import diff
 from robbench.cli.experiment import (
     check_recipe_options,
@@ -51,9 +50,9 @@ from robbench.cli.experiment import (
     scale_option,
 )
 from robbench.cli.fid import fid
-from robbench.cli.flow import samples
 from robbench.cli.gc import gc
 from robbench.cli.report import report
+from robbench.cli.samples import samples
 from robbench.cli.theory import theory
 from robbench.cli.watch import watch
 from robbench.core.errors import UserError
@@ -193,7 +192,7 @@ def run(
         from robbench.run.plan import RunRequest
 
         tune_allocator()
-        context.with_resource(thread_rule(threads))
+        _compute_in(context, threads)
         request = RunRequest(
             **{
                 **options,
@@ -234,7 +233,7 @@ def _of_recipe(
 
     try:
         tune_allocator()
-        context.with_resource(thread_rule(threads))
+        _compute_in(context, threads)
         return 3 if run_recipe(options, out, resume, dry_run) else 0
     except KeyboardInterrupt as error:
         stop = as_stop(error)
@@ -297,7 +296,7 @@ def train(context: click.Context, /, threads: int | None, **options: Any) -> Non
     options["dataset"] = chosen_dataset(options["dataset"], options["data"])
     try:
         tune_allocator()
-        context.with_resource(thread_rule(threads))
+        _compute_in(context, threads)
         train_model(options)
     except KeyboardInterrupt as error:
         stop = as_stop(error)
@@ -351,6 +350,13 @@ def doctor(
     from robbench.cli.doctor import examine
 
     context.exit(0 if examine(zoo, data_dir, checkpoints, as_json) else 1)
+
+
+def _compute_in(context: click.Context, threads: int | None) -> None:
+    """Compute in so many CPU threads until the command ends. The rule is imported here because torch comes with it."""
+    from robbench.attacks.threads import thread_rule
+
+    context.with_resource(thread_rule(threads))
 
 
 for command in (

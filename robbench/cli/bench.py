@@ -34,6 +34,7 @@ threads_option = click.option(
     show_default=True,
     help="CPU threads; with 1, times are those spent computing.",
 )
+out_option = click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
 
 
 @click.group()
@@ -68,7 +69,7 @@ def bench() -> None:
     "--precision", type=PrecisionOfSearch(), default="fp32", hidden=True
 )  # only to say why others are gone
 @threads_option
-@click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+@out_option
 @device_option
 @zoo_option
 @data_option
@@ -92,8 +93,7 @@ def autoattack(
     from robbench.benchmarks import autoattack as contest_of
     from robbench.benchmarks.models import loaded
 
-    _place(out)
-    _settle(threads)
+    _prepare(out, threads)
     wanted = budgets("--epsilon", epsilons) or (None,)
     if len(wanted) > 1:
         raise UserError(f"--epsilon {','.join(map(str, wanted))}: bench aa compares at one budget; give one")
@@ -104,9 +104,7 @@ def autoattack(
     found = [contest_of.compare(model, data, contest, device, echo_line) for model, data, device in entries]
     stem = f"{attack}-{'-'.join(dict.fromkeys(data.name for _, data, _ in entries))}"
     stem += f"-epsilon{wanted[0]:g}" if wanted[0] is not None else ""
-    command = _command()
-    report = contest_of.report(found, contest, command)
-    _write(out / f"{stem}.json", report, contest_of.markdown(found, contest, command))
+    _write(out / f"{stem}.json", contest_of, found, contest)
 
 
 @bench.command("pgd")
@@ -123,7 +121,7 @@ def autoattack(
 @click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True)
 @click.option("--rounds", type=WholeNumber(1), default=9, show_default=True)
 @threads_option
-@click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+@out_option
 @device_option
 @zoo_option
 @data_option
@@ -132,13 +130,12 @@ def pgd(
     models: tuple[str, ...],
     architectures: tuple[str, ...],
     n: int,
+    steps: int,
+    batch_size: int,
+    rounds: int,
     threads: int,
     out: Path,
-    device: str,
-    zoo: Path | None,
-    data_dir: Path | None,
-    data: Path | None,
-    **numbers: int,
+    **places: Any,
 ) -> None:
     """PGD against foolbox, torchattacks and ART: equal images first, then times.
 
@@ -147,22 +144,18 @@ def pgd(
     Example: robbench bench pgd --model digits-at,digits-trades --rounds 21
     """
     from robbench.benchmarks import pgd as contest_of
-    from robbench.benchmarks.subjects import random_subjects, zoo_subjects
 
-    _place(out)
-    _settle(threads)
-    contest = contest_of.Contest(**numbers)
+    _prepare(out, threads)
+    contest = contest_of.Contest(steps, batch_size, rounds)
     chosen = names("--model", models) if models else ()
     built = names("--architecture", architectures) if architectures else ()
     if not chosen and not built:
-        chosen = ("digits-at", "fashionmnist-at") if data_dir else ("digits-at",)
-    subjects = zoo_subjects(chosen, n, device, zoo, data_dir, data) if chosen else []
-    subjects += random_subjects(built, n, device)
+        chosen = ("digits-at", "fashionmnist-at") if places["data_dir"] else ("digits-at",)
+    subjects = contest_of.zoo_subjects(chosen, n, **places) if chosen else []
+    subjects += contest_of.random_subjects(built, n, places["device"])
     found = [contest_of.compare(subject, contest, _tell(subject.name)) for subject in subjects]
-    command = _command()
     stem = f"pgd{contest.steps}-{'-'.join((*chosen, *built))}"
-    report = contest_of.report(found, contest, command)
-    _write(out / f"{stem}.json", report, contest_of.markdown(found, contest, command))
+    _write(out / f"{stem}.json", contest_of, found, contest)
 
 
 @bench.command("latent")
@@ -173,7 +166,7 @@ def pgd(
 @click.option("--steps", type=WholeNumber(1), help="Instead of the attacks' own.")
 @click.option("--rounds", type=WholeNumber(1), default=5, show_default=True)
 @threads_option
-@click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+@out_option
 def latent(
     cases: tuple[str, ...],
     attacks: tuple[str, ...],
@@ -188,21 +181,18 @@ def latent(
     """
     from robbench.benchmarks import latent as contest_of
 
-    _place(out)
-    _settle(threads)
+    _prepare(out, threads)
     contest = contest_of.Contest(names("--attack", attacks), steps, rounds)
     chosen = names("--case", cases)
     found = [contest_of.compare(contest_of.glow_case(case), contest, _tell(case)) for case in chosen]
-    command = _command()
-    report = contest_of.report(found, contest, command)
-    _write(out / f"latent-{'-'.join(chosen)}.json", report, contest_of.markdown(found, contest, command))
+    _write(out / f"latent-{'-'.join(chosen)}.json", contest_of, found, contest)
 
 
 @bench.command("flows")
 @click.option("--case", "cases", multiple=True, help="small, mlp, paper; all by default.")
 @click.option("--rounds", type=WholeNumber(1), help="Instead of each case's own number.")
 @threads_option
-@click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+@out_option
 @click.option("--profile", is_flag=True, help="Also print where robbench's time goes.")
 def flows(cases: tuple[str, ...], rounds: int | None, threads: int, out: Path, profile: bool) -> None:
     """Decode and backward to the latents against FrEIA, normflows and nflows at the same weights. On the CPU.
@@ -212,22 +202,22 @@ def flows(cases: tuple[str, ...], rounds: int | None, threads: int, out: Path, p
     from robbench.benchmarks import flows as contest_of
     from robbench.benchmarks.flow_report import markdown
 
-    _place(out)
+    _prepare(out)
     chosen = names("--case", cases) if cases else tuple(contest_of.CASES)
     known = [contest_of.case_named(name) for name in chosen]
     found = contest_of.report(chosen, rounds, threads, _command(), lambda line: echo_line(line, err=True))
     if profile:
         echo_text(contest_of.profile_reference(known[0], threads))
-    _write(out / "flows.json", found, markdown(found))
+    _write_report(out / "flows.json", found, markdown(found))
 
 
-def _place(out: Path) -> None:
+def _prepare(out: Path, threads: int | None = None) -> None:
+    """Refuse a place that cannot be written to; tune malloc and set the threads of this process, where it computes."""
     from robbench.core.places import check_output_folder
 
     check_output_folder(out)
-
-
-def _settle(threads: int) -> None:
+    if threads is None:
+        return
     import torch
 
     from robbench.core.allocator import tune_allocator
@@ -244,7 +234,14 @@ def _command() -> str:
     return shlex.join(["robbench", *sys.argv[1:]])
 
 
-def _write(path: Path, report: dict[str, Any], text: str) -> None:
+def _write(path: Path, benchmark: Any, found: Any, contest: Any) -> None:
+    """Write the report of a benchmark's module on what it `found`."""
+    command = _command()
+    report, text = (make(found, contest, command) for make in (benchmark.report, benchmark.markdown))
+    _write_report(path, report, text)
+
+
+def _write_report(path: Path, report: dict[str, Any], text: str) -> None:
     """JSON and, beside it, Markdown, which is printed too."""
     from robbench.core.resources import write_text_atomically
 

@@ -22,6 +22,7 @@ from robbench.cli.base import (
     threat_models_option,
     zoo_option,
 )
+from robbench.core.counting import counted
 
 
 @click.command()
@@ -34,7 +35,7 @@ from robbench.cli.base import (
     default="all",
     show_default=True,
     metavar="SHARE|N|all|none",
-    help="Stored adversarial examples to include: a share (0.1), a number a cell (4), all or none.",
+    help="Stored adversarial examples to include: a share (0.1), a number per cell (4), all or none.",
 )
 @click.option(
     "--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of the choice of examples."
@@ -67,7 +68,8 @@ def export(
     rows, unpacked = sum(cell.rows for cell in manifest.cells), sum(f.size for f in manifest.files.values())
     chosen, size = manifest.examples, out.stat().st_size
     echo_line(
-        f"{len(manifest.cells)} cells, {rows:,} rows, {chosen.exported:,} of {chosen.stored:,} stored examples "
+        f"{counted(len(manifest.cells), 'cell')}, {counted(rows, 'row')}, {chosen.exported:,} of "
+        f"{counted(chosen.stored, 'stored example')} "
         f"({chosen.witnesses:,} with a witness); {size:,} bytes, {unpacked:,} unpacked"
     )
     if manifest.partial:

@@ -1,4 +1,4 @@
-"""Completion of names in the shell: attacks, models, defenses, data sets; of comma lists the last item.
+"""`robbench completion`, and what a shell completes: attacks, models, defenses, data sets; the last item of a list.
 
 A shell waits for the answer after every TAB, so that nothing here imports torch, and nobody could read an error: where
 the files behind the names are wrong there are no suggestions, and the command itself says why.
@@ -14,6 +14,7 @@ from click.shell_completion import CompletionItem
 from robbench.core.errors import UserError
 
 Names = Callable[[click.Context], Iterable[str]]
+SHELLS = ("bash", "zsh", "fish")
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
@@ -108,3 +109,22 @@ dataset_completion = _completer(_dataset_names, lists=False)
 shown_completion = _completer(_shown_names, lists=False, paths=True)
 recipe_completion = _completer(_recipe_names, lists=False)
 schedule_completion = _completer(_schedule_names, lists=False)
+
+
+# ----------------------------------------------------------------------------------------------------- command
+@click.command()
+@click.argument("shell", type=click.Choice(SHELLS))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the script that completes commands, options and names in a shell.
+
+    Example: eval "$(robbench completion bash)" in ~/.bashrc (docs/living.md: zsh, fish)
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None  # click has all three
+    program = context.find_root().command
+    script = found(program, {}, "robbench", "_ROBBENCH_COMPLETE")
+    # `source()` would first ask the bash on this machine for its version, and the script may be for another.
+    click.echo(script.source_template % script.source_vars())

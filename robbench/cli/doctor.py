@@ -31,7 +31,6 @@ REQUIRED = (
     ("pydantic", "pydantic"),
     ("rich", "rich"),
     ("jinja2", "jinja2"),
-    ("itables", "itables"),
     ("pillow", "PIL"),
 )
 

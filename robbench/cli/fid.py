@@ -16,6 +16,7 @@ from robbench.cli.base import (
     echo_line,
     zoo_option,
 )
+from robbench.core.counting import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,7 +95,7 @@ def _table(records: "Sequence[FrechetRecord]") -> "tuple[Table, list[str]]":
 
 
 class _Progress:
-    """A bar an image set on a terminal; elsewhere one line when a set is done."""
+    """A bar per set of images on a terminal; elsewhere one line when a set is done."""
 
     def __init__(self, console: Any) -> None:
         from rich.progress import (
@@ -128,4 +129,4 @@ class _Progress:
             self._tasks[what] = self._bars.add_task(what, total=total)
         self._bars.update(self._tasks[what], completed=done)
         if done == total and not self._console.is_terminal:
-            self.message(f"{what}: features of {total} images")
+            self.message(f"{what}: features of {counted(total, 'image')}")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robbench.cli.base import FolderOrFile, echo_line, print_paths
-from robbench.cli.mlflow import mlflow_option
+from robbench.cli.base import FolderOrFile, Text, echo_line, print_paths
+from robbench.core.counting import counted
 from robbench.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,9 +23,15 @@ if TYPE_CHECKING:
 @click.option("--single-file", is_flag=True, help="Write the site as one page, --out FILE.html.")
 @click.option("--sizes", is_flag=True, help="Print perturbation sizes and Frechet distances too.")
 @click.option(
-    "--published", is_flag=True, help="Hold the runs against published tables (robbench list published)."
+    "--published", is_flag=True, help="Compare the runs with published tables (robbench list published)."
 )
-@mlflow_option
+@click.option(
+    "--mlflow",
+    "mlflow_uri",
+    type=Text(),
+    metavar="URI",
+    help="Also write the runs to an MLflow store: sqlite:///mlflow.db, http://... (docs/living.md).",
+)
 def report(
     paths: tuple[Path, ...],
     out: Path | None,
@@ -94,7 +100,7 @@ def _write_site(paths: Sequence[Path], runs: Sequence["Run"], out: Path, single_
     files = [page] if single_file else [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 1e6
     print_paths([page])
-    echo_line(f"     {size:.1f} MB" + ("" if single_file else f" in {len(files)} files"))
+    echo_line(f"     {size:.1f} MB" + ("" if single_file else f" in {counted(len(files), 'file')}"))
 
 
 def _export(runs: Sequence["Run"], uri: str) -> None:

@@ -20,7 +20,17 @@ DISTANCES = ("l2", "linf", "l2_all", "linf_all")
 
 @dataclass(frozen=True)
 class AttackLine:
-    """One attack on one model, as its section's table shows it. `numbers`: texts by column key."""
+    """One attack on one model, as its section's table shows it.
+
+    Attributes:
+        attack: as it was run.
+        budget: in words, as "ε = 8/255".
+        accuracy: row of the leaderboard.
+        attacked: samples that were right before the attack.
+        broken: those of them that it broke.
+        components: of an ensemble, each with how many it broke, the most first.
+        numbers: cells by column key.
+    """
 
     attack: ResolvedAttack
     budget: str

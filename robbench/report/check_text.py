@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from robbench.compare.reference import Reference
 from robbench.compare.tables import CheckResult, passed
+from robbench.core.counting import counted
 from robbench.core.terminal import print_line
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ def print_results(results: Sequence[CheckResult], console: "Console") -> bool:
     if not few:
         counts = Counter(result.reference.model for result in absent)
         listed = ", ".join(f"{model or 'no model named'} {count}" for model, count in counts.items())
-        print_line(console, f"not run, not in this run: {len(absent)} numbers of the reference ({listed})")
+        print_line(
+            console, f"not run, not in this run: {counted(len(absent), 'number')} of the reference ({listed})"
+        )
     if not any(result.verdict != "not run" for result in results):
         print_line(
             console, "Nothing of the reference was measured by this run, so nothing was checked.", "red"

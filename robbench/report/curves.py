@@ -16,7 +16,7 @@ LARGEST = 1e100  # beyond it, and without any finite sample, a point is not draw
 
 
 def curve_figure(table: NllTable, number: int = 1) -> CurveFigure | None:
-    """Mean NLL against epsilon, or against steps where one epsilon was swept over them; a line a flow (and number of
+    """Mean NLL against epsilon, or against steps where one epsilon was swept over them; a line per flow (and number of
     steps, where both were swept). None when no line has two points. number: of the figure on its page."""
     by_steps = table.sweeps_steps and len({line.epsilon for line in table.lines if line.epsilon > 0}) == 1
     curves = [curve for curve in _curves(table, by_steps) if curve.points]

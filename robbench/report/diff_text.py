@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from robbench.compare.changes import Change, Side, Verdict
 from robbench.compare.runs import RunDiff
+from robbench.core.counting import counted
 from robbench.core.terminal import print_line
 from robbench.report.check_text import blank_table
 from robbench.results.likelihood import bits_text
@@ -51,7 +52,7 @@ def print_diff(diff: RunDiff, console: "Console") -> None:
     _print_notes(diff, console)
     counts = Counter(change.verdict for change in diff.changes)
     quiet = ", ".join(f"{counts[verdict]} {verdict}" for verdict in QUIET)
-    _heading(console, f"{len(diff.changes)} numbers compared: {quiet}.")
+    _heading(console, f"{counted(len(diff.changes), 'number')} compared: {quiet}.")
     console.print(_method(diff), markup=False, highlight=False)
     _print_verdict(diff, console)
 
@@ -63,7 +64,7 @@ def _heading(console: "Console", text: str, style: str = "") -> None:
 
 def _print_verdict(diff: RunDiff, console: "Console") -> None:
     if diff.fell:
-        print_line(console, f"{_counted(len(diff.fell), 'number')} fell.", "bold red")
+        print_line(console, f"{counted(len(diff.fell), 'number')} fell.", "bold red")
     else:
         print_line(console, "Nothing fell beyond its interval.", "green")
 
@@ -73,7 +74,7 @@ def _print_identity(diff: RunDiff, console: "Console") -> None:
     runs = diff.runs
     for side, name, run in zip("AB", diff.names, (runs.a, runs.b), strict=True):
         print_line(console, f"{side}: {name} ({run.dataset}, n = {run.n}, seed {run.seed})")
-    shared = f"{_counted(len(runs.ids), 'sample')} and {_counted(len(runs.cells), 'cell')} in both."
+    shared = f"{counted(len(runs.ids), 'sample')} and {counted(len(runs.cells), 'cell')} in both."
     print_line(console, shared if diff.differences else f"{shared} Their settings are the same.")
     if diff.differences:
         _heading(console, "Different settings, A -> B", "yellow")
@@ -89,14 +90,14 @@ def _print_identity(diff: RunDiff, console: "Console") -> None:
 def _print_alarms(diff: RunDiff, console: "Console") -> None:
     """What should not be: other labels of the same samples, other rows under the same hash."""
     if diff.other_labels:
-        text = f"{_counted(diff.other_labels, 'common sample')} have other labels in B: these are not the same data."
-        _heading(console, f"{text}", "bold red")
+        samples = counted(diff.other_labels, "common sample")
+        _heading(console, f"B has other labels for {samples}: these are not the same data.", "bold red")
     loud = [found for found in diff.other_rows if found.beyond]
     if loud:
-        text = (
-            f"SAME CELL HASH, OTHER ROWS in {_counted(len(loud), 'cell')}: one computation gave two results."
+        cells = counted(len(loud), "cell")
+        _heading(
+            console, f"SAME CELL HASH, OTHER ROWS in {cells}: one computation gave two results.", "bold red"
         )
-        _heading(console, f"{text}", "bold red")
     for found in loud[:LISTED_CELLS]:
         line = (
             f"  {found.model} x {found.attack}: {found.rows} of {found.n} rows, {found.beyond} beyond rounding, "
@@ -107,7 +108,7 @@ def _print_alarms(diff: RunDiff, console: "Console") -> None:
     if rounding := len(diff.other_rows) - len(loud):
         _heading(
             console,
-            f"{_counted(rounding, 'cell')} of the same hash differ by rounding (another machine or batch size).",
+            f"Rows differ by rounding in {counted(rounding, 'cell')} of the same hash (another machine or batch size).",
             "yellow",
         )
 
@@ -213,16 +214,13 @@ def _sides(change: Change) -> list[tuple[str, Side]]:
 
 def _method(diff: RunDiff) -> str:
     percent = f"{100 * (1 - diff.alpha):.12g} %"
+    numbers = counted(diff.tested, "number")
     adjusted = (
-        f"adjusted by Holm over {diff.tested} numbers, and a fall needs p <= {diff.alpha:g}, too"
+        f"adjusted by Holm over {numbers}, and a fall needs p <= {diff.alpha:g}, too"
         if diff.correction == "holm"
-        else f"not adjusted for {diff.tested} numbers: of unchanged ones about {100 * diff.alpha / 2:g} in 100 fall"
+        else f"not adjusted for {numbers}: of unchanged ones about {100 * diff.alpha / 2:g} in 100 fall"
     )
     return (
         f"B - A with its paired {percent} interval (accuracies: Newcombe 1998, method 10; means: normal). -/+: samples "
         f"worse and better in B. p: exact test of the two, {adjusted}."
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")

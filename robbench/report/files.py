@@ -6,10 +6,10 @@ No torch here: a report needs neither model nor data.
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
 from robbench.core.errors import UserError
+from robbench.core.resources import write_text_atomically
 from robbench.store.ledger import ORIGINALS_FILE, Ledger
 from robbench.store.records import Run
 
@@ -31,23 +31,46 @@ def write_report(runs: Sequence[Run], console: Console, published: bool = False)
 def publish(run: Run, console: Console, published: str = "") -> list[Path]:
     """Write the tables of a run into its folder and print accuracies and likelihoods; paths of CSV and HTML.
 
-    published: as in `write_html`.
+    published: see `write_run_page`.
     """
-    from robbench.report.writers import write_tables
-
-    stored = Ledger(run.folder).originals()
-    if any(image.shape != run.shape for image in stored.values()):
+    if any(image.shape != run.shape for image in Ledger(run.folder).originals().values()):
         raise UserError(
             f"{run.folder / ORIGINALS_FILE} holds images of another shape than {run.shape}; "
             f"run the same `robbench run` again to restore it"
         )
-
-    def originals(ids: Sequence[int]) -> np.ndarray:
-        return np.stack([stored[int(i)] for i in ids])
-
-    paths = write_tables(run, run.folder, originals if stored else None, published)
+    paths = write_tables(run, run.folder, published)
     print_tables(run, console)
     return [paths["csv"], paths["html"]]
+
+
+def write_tables(run: Run, folder: Path, published: str = "") -> dict[str, Path]:
+    """Write every table of `run` into `folder`; returns the paths by kind: csv, wide (with classifiers), likelihood
+    (with flows), markdown, html. Files are written atomically; a table that the run no longer has is removed.
+
+    published: see `write_run_page`.
+    """
+    from robbench.report.site.build import write_run_page
+    from robbench.report.writers import likelihood_csv, markdown, tidy_csv, wide_csv
+    from robbench.results.likelihood import nll_tables
+    from robbench.results.tables import leaderboard, wide
+
+    rows, likelihoods = leaderboard(run), nll_tables(run)
+    accuracies = wide(rows)
+    texts = {
+        "csv": ("leaderboard.csv", tidy_csv(rows)),
+        "wide": ("leaderboard-wide.csv", wide_csv(accuracies) if accuracies.models else None),
+        "likelihood": ("likelihood.csv", likelihood_csv(likelihoods) if likelihoods else None),
+        "markdown": ("leaderboard.md", markdown(run, rows)),
+    }
+    paths = {}
+    for kind, (name, text) in texts.items():
+        if text is None:
+            (folder / name).unlink(missing_ok=True)
+            continue
+        paths[kind] = folder / name
+        write_text_atomically(paths[kind], text)
+    paths["html"] = write_run_page(run, folder / "leaderboard.html", published)
+    return paths
 
 
 def print_tables(run: Run, console: Console) -> None:

@@ -1,9 +1,8 @@
-"""What the HTML page says about flows: NLL tables with curves, and a section a flow."""
+"""What the pages say about flows: NLL tables with curves, and a section per flow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from robbench.cards import ModelCard
 from robbench.metrics.verdicts import floats
 from robbench.report.curves import curve_figure
 from robbench.report.gallery import Strip, strips
@@ -55,21 +54,27 @@ class FlowLine:
 
 @dataclass(frozen=True)
 class FlowSection:
-    """Everything the page says about one flow."""
+    """What flow.html.j2 shows of one flow.
 
-    anchor: str
+    Attributes:
+        name: of the flow.
+        defense: its training method.
+        lines: its attacks, one line per cell.
+        strips: images with their bits/dim.
+        scores: names of its Fréchet distances.
+        footnotes: what they are measured against.
+    """
+
     name: str
     defense: str
-    card: ModelCard | None
     lines: tuple[FlowLine, ...]
     strips: tuple[Strip, ...]
     scores: tuple[str, ...]
     footnotes: tuple[str, ...]
-    kind: str = "flow"
 
 
 def nll_parts(run: Run) -> list[NllPart]:
-    """One part an attack on flows, in plan order."""
+    """One part per attack on flows, in plan order."""
     return [
         NllPart(
             table,
@@ -80,8 +85,8 @@ def nll_parts(run: Run) -> list[NllPart]:
     ]
 
 
-def flow_section(run: Run, number: int, model: ModelResults, scored: Distances) -> FlowSection:
-    """The section of one flow; number: of the section on the page."""
+def flow_section(run: Run, model: ModelResults, scored: Distances) -> FlowSection:
+    """The section of one flow."""
     notes = Footnotes()
     lines = []
     for result in model.cells:
@@ -89,10 +94,8 @@ def flow_section(run: Run, number: int, model: ModelResults, scored: Distances) 
         scores = dict(zip(scored.columns, map(score_number, texts), strict=True))
         lines.append(FlowLine(result.cell.attack, budget_of(result)[1], {**_numbers(run, result), **scores}))
     return FlowSection(
-        anchor=f"model-{number}",
         name=model.name,
         defense=model.first.cell.defense,
-        card=run.cards.get(model.name),
         lines=tuple(lines),
         strips=tuple(strips(run, model.cells)),
         scores=scored.columns,

@@ -28,11 +28,33 @@ _GROUPS: tuple[tuple[str, tuple[Role, ...]], ...] = (
 )
 SHOWN_SIDE = 128  # pixels of the longer side of a shown image, at least
 FACTORS = (1, 2, 5, 10, 20, 50, 100)
+NO_ORIGINALS = (
+    "No images: the ledger stores adversarial images only, and this page was written without the clean "
+    "images of the data set. Write the report again where the data set is at hand."
+)
+NO_EXAMPLES = "No images: the run stored no adversarial examples of this model."
 
 
 @dataclass(frozen=True)
 class Triple:
-    """One adversarial example as a page shows it; images are data URIs, `factor` magnifies the difference."""
+    """One adversarial example as a page shows it.
+
+    Attributes:
+        sample_id: of the test image.
+        attack: label of the attack.
+        label: name of the true class.
+        clean_prediction: name of the class predicted before the attack.
+        prediction: name of the class predicted after it.
+        robust: whether the model is right after it.
+        clean_margin: logit of the label minus the largest other, before.
+        margin: the same, after.
+        l2: size of the perturbation, pixels in [0, 1].
+        linf: the same in the Linf norm.
+        factor: magnifies the difference.
+        original: image before the attack, a data URI as the next two.
+        adversarial: image after it.
+        difference: of the two, around grey.
+    """
 
     sample_id: int
     attack: str

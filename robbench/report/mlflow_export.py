@@ -39,8 +39,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Export:
-    """What one model's MLflow run holds. texts: artifacts by file name. status: FAILED when a cell failed, RUNNING when
-    samples are missing."""
+    """What one model's MLflow run holds.
+
+    Attributes:
+        name: of the MLflow run.
+        key: tells it from those of other models and runs.
+        parameters: by name.
+        metrics: by name.
+        tags: by name.
+        texts: artifacts by file name.
+        status: FAILED when a cell failed, RUNNING when samples are missing.
+    """
 
     name: str
     key: str

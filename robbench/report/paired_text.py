@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from robbench.compare.findings import Finding, Value
 from robbench.compare.paired import ALL_MODELS, IDENTITY, PairedResult
 from robbench.compare.pairs import Shift
+from robbench.core.counting import counted
 from robbench.core.terminal import print_line
 from robbench.report.check_text import blank_table, verdict_text
 
@@ -20,7 +21,7 @@ LISTED_FAILS = 60
 
 
 def print_paired(results: Sequence[PairedResult], reference: Path, console: "Console") -> bool:
-    """Print a line an attack and component (over all models where there are several) and every fail; whether the check
+    """Print a line per attack and component (over all models where there are several) and every fail; whether the check
     passed: no fail, and something compared."""
     pooled = {(r.attack, r.component) for r in results if r.model == ALL_MODELS}
     compared = [r for r in results if r.component != IDENTITY]
@@ -58,7 +59,7 @@ def of_paired(result: PairedResult, reference: Path) -> Finding:
 def _absent(results: Sequence[PairedResult]) -> list[str]:
     counts = Counter(result.model for result in results if result.verdict == "not run")
     listed = ", ".join(f"{model} {count}" for model, count in counts.items())
-    return [f"not run: {sum(counts.values())} cells of the reference ({listed})"] if counts else []
+    return [f"not run: {counted(sum(counts.values()), 'cell')} of the reference ({listed})"] if counts else []
 
 
 def _caption(results: Sequence[PairedResult], reference: Path) -> str:

@@ -3,19 +3,23 @@
 from functools import cache
 from typing import TYPE_CHECKING
 
+from robbench.core.counting import counted
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 
 @cache
 def environment() -> "Environment":
-    """Templates of `robbench.report`, escaping on, undefined names are errors."""
+    """Templates of `robbench.report`, escaping on, undefined names are errors; `n | counted("cell")` is "1 cell"."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    made = Environment(
         loader=PackageLoader("robbench.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["counted"] = counted
+    return made

@@ -18,7 +18,7 @@ NAME_WIDTH = 19  # of the widest number, "2.00e+06 ± 1.2e+05*": three flows fit
 
 
 class TerminalLikelihood:
-    """One table an attack on flows: budgets down, flows across, spread over several tables where they do not fit."""
+    """One table per attack on flows: budgets down, flows across, spread over several tables where they do not fit."""
 
     def __init__(self, run: Run) -> None:
         self.tables = nll_tables(run)
@@ -123,7 +123,7 @@ def terminal_sizes(run: Run) -> TerminalSizes:
 
 
 class TerminalCorruptions:
-    """Accuracy by corruption and severity, a table a model."""
+    """Accuracy by corruption and severity, one table per model."""
 
     def __init__(self, run: Run) -> None:
         self.tables = corruption_tables(run)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robbench.bundle.findings import AGREES, DIFFERS, WHOLE, Finding, Verdict, Verification, models_of
+from robbench.core.counting import counted
 from robbench.core.terminal import print_line
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ LISTED = 40  # reasons printed; all are in the JSON
 
 
 def print_verification(result: Verification, console: "Console") -> None:
-    """A table a model, what differs and what could not be checked with its reason, and the verdict."""
+    """A table per model, what differs and what could not be checked with its reason, and the verdict."""
     console.print(_table(result))
     for verdict in ("differs", "unchecked", "weaker"):
         for line in _reasons(result.of(verdict)):
@@ -44,7 +45,7 @@ def _table(result: Verification) -> "Table":
     from rich.text import Text
 
     about = result.about
-    title = f"{about['bundle']}: {about['dataset']}, n = {about['n']}, {about['cells']} cells"
+    title = f"{about['bundle']}: {about['dataset']}, n = {about['n']}, {counted(about['cells'], 'cell')}"
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=Text(title))
     table.add_column("model", overflow="fold")
     table.add_column("check", no_wrap=True)

@@ -1,14 +1,11 @@
-"""Tables as files and on the terminal. Files are written atomically; the same run gives the same bytes."""
+"""Tables of a run as CSV, as Markdown and on the terminal; the same run gives the same text."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robbench.core.markdown import bullets, escaped, markdown_table, paragraph
-from robbench.core.resources import write_text_atomically
 from robbench.core.spreadsheet import csv_text
 from robbench.metrics import all_metrics
-from robbench.report.html import write_html
 from robbench.results import corruptions
 from robbench.results.likelihood import NllTable, caption, mean_text, median_text, nll_tables
 from robbench.results.perturbation import SIZE_CAPTION, size_table
@@ -18,50 +15,18 @@ from robbench.results.wording import INTERVALS, measures, number_text, problems,
 from robbench.store.records import Run
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
 
-def write_tables(
-    run: Run,
-    folder: Path,
-    originals: "Callable[[Sequence[int]], np.ndarray] | None" = None,
-    published: str = "",
-) -> dict[str, Path]:
-    """Write every table of `run` into `folder`; returns the paths by kind: csv, wide (with classifiers), likelihood
-    (with flows), markdown, html. A table that the run no longer has is removed.
-
-    originals: clean images by sample id for the gallery of the HTML page; published: see `html.write_html`.
-    """
-    rows, likelihoods = leaderboard(run), nll_tables(run)
-    accuracies = wide(rows)
-    texts = {
-        "csv": ("leaderboard.csv", tidy_csv(rows)),
-        "wide": ("leaderboard-wide.csv", wide_csv(accuracies) if accuracies.models else None),
-        "likelihood": ("likelihood.csv", likelihood_csv(likelihoods) if likelihoods else None),
-        "markdown": ("leaderboard.md", markdown(run, rows)),
-    }
-    paths = {}
-    for kind, (name, text) in texts.items():
-        if text is None:
-            (folder / name).unlink(missing_ok=True)
-            continue
-        paths[kind] = folder / name
-        write_text_atomically(paths[kind], text)
-    paths["html"] = folder / "leaderboard.html"
-    write_html(run, paths["html"], originals, published)
-    return paths
-
-
 # -------------------------------------------------------------------------------------------------------- CSV
 def tidy_csv(rows: Sequence[TableRow]) -> str:
-    """One row a number. Floats keep every digit, so that reading them back gives the same numbers."""
+    """One row per number. Floats keep every digit, so that reading them back gives the same numbers."""
     return csv_text([list(COLUMNS), *([row.cell(name) for name in COLUMNS] for row in rows)])
 
 
 def wide_csv(table: Wide) -> str:
-    """One row a model; a column has a value, its interval, its status, and what accuracy it shows. Models whose worst
+    """One row per model; a column has a value, its interval, its status, and what accuracy it shows. Models whose worst
     case or average is "partial" come last."""
     header = ["dataset", "model", "defense", "n", "seed"]
     parts = ("", "_lower", "_upper", "_status", "_measure")
@@ -81,7 +46,7 @@ def wide_csv(table: Wide) -> str:
 
 
 def likelihood_csv(tables: Sequence[NllTable]) -> str:
-    """One row an attack and budget, in units of the attack; six columns a flow. Line epsilon 0 has no steps: nothing
+    """One row per attack and budget, in units of the attack; six columns per flow. Line epsilon 0 has no steps: nothing
     was searched."""
     return csv_text(likelihood_lines(tables))
 
@@ -141,7 +106,7 @@ def _accuracy_parts(rows: Sequence[TableRow]) -> list[str]:
 
 
 def _corruption_parts(run: Run) -> list[str]:
-    """Accuracies by corruption and severity, a table a model."""
+    """Accuracies by corruption and severity, one table per model."""
     parts = [f"Corruptions. {corruptions.CAPTION}"] if (tables := corruptions.corruption_tables(run)) else []
     for table in tables:
         parts += [paragraph(table.model), markdown_table(corruptions.HEADER, table.lines)]
@@ -149,7 +114,7 @@ def _corruption_parts(run: Run) -> list[str]:
 
 
 def _nll_parts(run: Run) -> list[str]:
-    """One table an attack: budgets down, flows with their defenses across, means with medians behind them."""
+    """One table per attack: budgets down, flows with their defenses across, means with medians behind them."""
     tables = nll_tables(run)
     parts = [f"{paragraph(caption(run))} In brackets: the median."] if tables else []
     for table in tables:
@@ -174,7 +139,7 @@ def _detail_parts(rows: Sequence[TableRow]) -> list[str]:
     """Likelihoods of adversarial images of classifiers under the run's flow."""
     lines = _detail_lines(rows)
     text = (
-        "Bits per dimension under the named flow, from one draw of the dequantisation noise an image: mean [95 % "
+        "Bits per dimension under the named flow, from one draw of the dequantisation noise per image: mean [95 % "
         "interval, normal over images] of all images before the attack, of those it broke after."
     )
     return [text, markdown_table(DETAIL_HEADER, lines)] if lines else []
@@ -233,7 +198,7 @@ def cell_text(row: TableRow | None) -> str:
 
 # --------------------------------------------------------------------------------------------------- terminal
 class TerminalLeaderboard:
-    """The accuracy matrix for a rich console: one line a model where it fits, else intervals below the
+    """The accuracy matrix for a rich console: one line per model where it fits, else intervals below the
     values, else columns spread over several tables."""
 
     def __init__(self, run: Run) -> None:

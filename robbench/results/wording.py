@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from robbench.core.counting import counted
 from robbench.results.parity import parity_note
 from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE, TableRow
 from robbench.specs import Measure, ModelKind
@@ -50,9 +51,9 @@ def summary(run: Run, kind: ModelKind | None = None) -> str:
     cells = [result.cell for result in run.cells if kind in (None, result.cell.attack.target)]
     models = len({cell.model for cell in cells})
     attacks = len({cell.attack.label for cell in cells})
-    counted = [_counted(models, "model"), _counted(attacks, "attack"), f"n = {run.n} test images"]
+    counts = [counted(models, "model"), counted(attacks, "attack"), f"n = {run.n} test images"]
     noted = [f"{note}." for note in run.notes]
-    return " ".join([*noted, f"{', '.join(counted)}, seed {run.seed}.", *_engines(cells)])
+    return " ".join([*noted, f"{', '.join(counts)}, seed {run.seed}.", *_engines(cells)])
 
 
 def _engines(cells: Sequence[CellRecord]) -> list[str]:
@@ -62,10 +63,6 @@ def _engines(cells: Sequence[CellRecord]) -> list[str]:
         if note := parity_note(cell):
             labels.setdefault(note, {})[cell.attack.label] = None
     return [f"{', '.join(attacks)}: {note}." for note, attacks in labels.items()]
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
 def versions(run: Run) -> str:

@@ -23,7 +23,14 @@ MAX_STEPS = 1_000_000
 class Guarantee:
     """P[L(x) - L(x + delta) < drop for all ||delta||_2 <= epsilon] >= 1 - gamma, x ~ N(mu, sigma^2 I) in n dimensions.
 
-    drop > 0 in nats; 0 < gamma < 1; epsilon >= 0. `UserError` otherwise.
+    `UserError` for other values.
+
+    Attributes:
+        n: dimensions.
+        epsilon: L2 radius, at least 0.
+        sigma: standard deviation, positive.
+        drop: of the log-likelihood in nats, positive.
+        gamma: probability that the guarantee fails, 0 < gamma < 1.
     """
 
     n: int

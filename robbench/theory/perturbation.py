@@ -137,9 +137,13 @@ class Gaussian:
 class Perturbation:
     """Optimal perturbations of N points.
 
-    delta: [N,n]. mirror: another maximiser where `hard`, else equal to `delta`, [N,n]. multiplier: nu (2 eta in the
-    paper), [N]; inf for epsilon 0. excess: t = nu l_min - 1 >= 0, more digits of nu, [N]. rise: increase of the
-    negative log-likelihood in nats, [N]. hard: bool [N], t < 1e-12: `mirror` is as good, up to 4e-12 of the rise.
+    Attributes:
+        delta: [N,n].
+        mirror: another maximiser where `hard`, else equal to `delta`, [N,n].
+        multiplier: nu (2 eta in the paper), [N]; inf for epsilon 0.
+        excess: t = nu l_min - 1 >= 0, more digits of nu, [N].
+        rise: increase of the negative log-likelihood in nats, [N].
+        hard: bool [N], t < 1e-12: `mirror` is as good, up to 4e-12 of the rise.
     """
 
     delta: Floats

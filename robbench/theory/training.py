@@ -132,7 +132,7 @@ def spherical_trade_off(n: int, epsilon: float, sigma: float, steps: int, recurs
 def simulated_trade_off(
     truth: Gaussian, epsilon: float, steps: int, recursion: Recursion, samples: int, seed: int
 ) -> TradeOff:
-    """Train on `samples` attacked draws a step, for any covariance; step 0 is the true Gaussian itself.
+    """Train on `samples` attacked draws per step, for any covariance; step 0 is the true Gaussian itself.
 
     The natural drop is exact given the fitted models (the Kullback-Leibler divergence from the truth); the
     sensitivity is a mean over the same `samples` clean draws at every step. paper_geometric is refit with a radius

@@ -196,7 +196,8 @@ def test_report_needs_no_model_and_no_data(tiny_zoo: Path, tmp_path: Path) -> No
     shutil.rmtree(zoo)
     for name in (*TABLES, "leaderboard.html"):
         (tmp_path / "run" / name).unlink()
-    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "moved").mkdir()
+    moved = (tmp_path / "run").rename(tmp_path / "moved" / "run")  # pages name the folder, not where it lies
     assert [path.name for path in write_report([load_run(moved)], Terminal())] == [
         "leaderboard.csv",
         "leaderboard.html",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from robbench.cli.flow_samples import SamplesRequest, samples_report
+from robbench.cli.samples import SamplesRequest, samples_report
 from robbench.core.errors import UserError
 from robbench.metrics.flow_samples import scored_images, scored_samples
 from robbench.models.flows.glow import Glow

@@ -18,6 +18,7 @@ import pytest
 
 from robbench.report import published_page
 from robbench.report.site import build, write_single_file, write_site
+from robbench.report.site.build import write_run_page
 from robbench.report.site.groups import Site
 from robbench.report.site.page import Page, Part
 from robbench.store.records import Run
@@ -114,6 +115,15 @@ class Reader:
             else:
                 self._start = write_site(runs, self.folder)
         return self._start
+
+    def write_run(self, run: Run) -> None:
+        """Write the page that a run folder holds; `open("")` shows what a reader sees first."""
+        self._start = write_run_page(run, self.folder.with_name("leaderboard.html"))
+
+    def open_run(self, run: Run, **how: Any) -> Any:
+        """Write the page of a run and open it as a reader does; how: as for `open`."""
+        self.write_run(run)
+        return self.open("", **how)
 
     def address(self, path: str = START, state: str = "") -> str:
         """file:// address of a page by its path from the root. state: what follows "#?", as "sort=clean"."""

@@ -9,7 +9,7 @@ import pytest
 from publish_runs import attack, cell, frame, make_run
 
 from robbench.data.corruption_names import Extra, Headline
-from robbench.report.html import render
+from robbench.report.site.build import run_page
 from robbench.report.writers import markdown, wide_csv
 from robbench.results import corruptions
 from robbench.results.reproduce import commands
@@ -96,7 +96,7 @@ def test_the_table_has_severities_across_and_extras_below_the_mean() -> None:
     np.testing.assert_allclose(printed[15], [*rates.mean(0), rates.mean()], atol=0.051)
     text = markdown(run, leaderboard(run))
     assert f"| mean | {' | '.join(table.lines[15][1:])} |" in text
-    page = render(run)
+    page = run_page(run)
     assert "Corruptions: resnet" in page
     assert f'<th scope="row">fog</th><td class="number">{table.lines[9][1]}</td>' in page
     names = ",".join(f"c-{name}-1" for name in get_args(Extra))

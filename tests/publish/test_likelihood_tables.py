@@ -19,8 +19,9 @@ from rich.console import Console
 
 from robbench.compare.policy import default_tolerance
 from robbench.compare.tables import check, passed, without_reference
+from robbench.report.files import write_tables
 from robbench.report.terminal import terminal_likelihood, terminal_sizes
-from robbench.report.writers import likelihood_csv, markdown, terminal_table, tidy_csv, write_tables
+from robbench.report.writers import likelihood_csv, markdown, terminal_table, tidy_csv
 from robbench.results.likelihood import bits_text, mean_text, nll_tables, summarized
 from robbench.results.reproduce import commands
 from robbench.results.rows import TableRow

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from robbench.core.resources import data_root
 from robbench.core.schema import load_yaml
-from robbench.report.html import render
+from robbench.report.site.build import run_page
 from robbench.report.writers import markdown, terminal_table
 from robbench.results import parity
 from robbench.results.tables import leaderboard
@@ -42,7 +42,7 @@ def test_every_form_of_a_report_names_it(run: Run, engine: str, said: str) -> No
     assert not any("parity" in row.note for row in rows if row.attack == "pgd20")
     console = Console(width=400, record=True, file=io.StringIO())
     console.print(terminal_table(one))
-    for text in (markdown(one, rows), render(one), console.export_text()):
+    for text in (markdown(one, rows), run_page(one), console.export_text()):
         assert f"aa: {said}." in " ".join(text.split())  # a caption is wrapped
 
 

@@ -255,5 +255,5 @@ def test_the_single_file_holds_its_downloads(site: Reader, run: Run) -> None:
     page = site.open(group.board_path(), downloads=True)
     for ending in ("csv", "parquet"):
         with page.expect_download() as caught:
-            page.click(f'section.downloads a[aria-label="Every number, one a line, {CALLED[ending]}"]')
+            page.click(f'section.downloads a[aria-label="Every number, one per line, {CALLED[ending]}"]')
         assert Path(caught.value.path()).read_bytes() == written(run)[f"leaderboard.{ending}"]

@@ -8,7 +8,7 @@ from publish_runs import make_run
 from rich.console import Console
 
 from robbench.report.badge import badge_of
-from robbench.report.html import render
+from robbench.report.site.build import run_page
 from robbench.report.writers import markdown, terminal_table, tidy_csv
 from robbench.results import wording
 from robbench.results.parity import parity_note
@@ -50,7 +50,7 @@ def test_a_search_since_withdrawn_is_said_in_every_table(run: Run) -> None:
     said = "searched in bf16, which was withdrawn because it overstates robustness"
     assert wording.problems(leaderboard(old))[-1] == f"digits-ijsat, aa: {said}"
     assert said in markdown(old, leaderboard(old))
-    assert said in render(old)
+    assert said in run_page(old)
     assert parity_note(cells[4].cell) == "robbench aa: no parity table"
     assert badge_of(old, "digits-ijsat", "aa").suspicious
     assert not badge_of(old, "digits-ijsat", "pgd20").suspicious
@@ -76,7 +76,7 @@ def test_pages_and_terminal_show_it(run: Run) -> None:
     one = suspected(run)
     console = Console(width=400, record=True, file=io.StringIO())
     console.print(terminal_table(one))
-    for text in (markdown(one, leaderboard(one)), render(one), console.export_text()):
+    for text in (markdown(one, leaderboard(one)), run_page(one), console.export_text()):
         assert "digits-ijsat, pgd20, aa: the model returns probabilities, not logits" in text
         assert "Square broke 7 of the 12" in text
 

@@ -12,7 +12,8 @@ from markdown_it import MarkdownIt
 from publish_runs import attack, cell, frame, make_run
 from rich.console import Console
 
-from robbench.report.writers import markdown, terminal_table, tidy_csv, wide_csv, write_tables
+from robbench.report.files import write_tables
+from robbench.report.writers import markdown, terminal_table, tidy_csv, wide_csv
 from robbench.results.tables import COLUMNS, leaderboard, wide
 from robbench.store.records import Run
 
@@ -92,9 +93,9 @@ def test_markdown_keeps_names_in_their_cells(evil: Run) -> None:
     assert board[1][0] == EVIL
 
 
-def test_same_run_same_bytes(run: Run, originals: object, tmp_path: Path) -> None:
-    first = write_tables(run, tmp_path / "a", originals)  # type: ignore[arg-type]
-    second = write_tables(run, tmp_path / "b", originals)  # type: ignore[arg-type]
+def test_same_run_same_bytes(run: Run, tmp_path: Path) -> None:
+    first = write_tables(run, tmp_path / "a")
+    second = write_tables(run, tmp_path / "b")
     assert list(first) == ["csv", "wide", "markdown", "html"]
     for kind in first:
         assert first[kind].read_bytes() == second[kind].read_bytes()

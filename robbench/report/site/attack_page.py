@@ -1,4 +1,4 @@
-"""A page a threat model and a page an attack: what they are, and how strong they were on every model."""
+"""A page per threat model and a page per attack: what they are, and how strong they were on every model."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,7 @@ from functools import cached_property
 from robbench.metrics.accuracy import CORRUPTION_ACCURACY
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_text
 from robbench.report.flow_page import FlowLine, flow_lines
-from robbench.report.gallery import Strip, Triple, strips, triples
-from robbench.report.html import NO_ORIGINALS
+from robbench.report.gallery import NO_ORIGINALS, Strip, Triple, strips, triples
 from robbench.report.site import definitions, formulas
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
@@ -89,7 +88,16 @@ class _Results:
 # ---------------------------------------------------------------------------------------------------------- attack
 @dataclass(frozen=True)
 class Strength:
-    """An attack on one classifier. share: broken samples in percent of those right before; None where unknown."""
+    """An attack on one classifier.
+
+    Attributes:
+        model: its name.
+        path: of its page.
+        defense: its training method.
+        clean: row of its accuracy before attacks.
+        line: the attack.
+        share: broken samples in percent of those right before; None where unknown.
+    """
 
     model: str
     path: str
@@ -211,8 +219,17 @@ def _failed(group: Group, results: Sequence[CellResult]) -> list[tuple[str, str,
 # ---------------------------------------------------------------------------------------------------- threat model
 @dataclass(frozen=True)
 class AttackSummary:
-    """One attack under a threat model, over the models it was run on. mean: accuracy, mean over models with a number;
-    strongest: models on which no other attack of the page left a lower accuracy; models: with a number."""
+    """One attack under a threat model, over the models it was run on.
+
+    Attributes:
+        label: of the attack.
+        path: of its page.
+        description: what it is.
+        mean: accuracy in percent, mean over models with a number.
+        strongest: models on which no other attack of the page left a lower accuracy.
+        models: those with a number.
+        planned: those it was to be run on.
+    """
 
     label: str
     path: str
@@ -225,8 +242,18 @@ class AttackSummary:
 
 @dataclass(frozen=True)
 class ThreatLine:
-    """One classifier under a threat model and budget. strongest: (label, path) of the attacks that left the lowest
-    accuracy alone: several where they left the same; alone: that accuracy."""
+    """One classifier under a threat model and budget.
+
+    Attributes:
+        model: its name.
+        path: of its page.
+        defense: its training method.
+        clean: row of its accuracy before attacks.
+        worst: row of the worst case over the attacks.
+        strongest: (label, path) of the attacks that left the lowest accuracy alone, several where they left the same.
+        alone: row of that accuracy.
+        attacks: how many were run.
+    """
 
     model: str
     path: str

@@ -27,8 +27,16 @@ NOTES = 200  # notes on single numbers that a page prints; all are in leaderboar
 
 @dataclass(frozen=True)
 class Rendered:
-    """A table as HTML. rows: cells of the rows in the document; island: all rows as JSON, "" where these are all.
-    hidden: (first, last) of each span of columns that is not shown at first, counted from 1."""
+    """A table as HTML.
+
+    Attributes:
+        number: of the table on its page, from 1.
+        table: what is shown.
+        rows: cells of the rows in the document.
+        island: all rows as JSON, "" where these are all.
+        notes: on single numbers, as far as the page prints them.
+        more_notes: how many it leaves out.
+    """
 
     number: int
     table: Table

@@ -43,7 +43,10 @@ def parts(site: Site) -> Iterator[Part]:
     )
 
     more = _endings(site)
-    for module in (home, board_page, model_page, attack_page, compare_page, published, downloads):
+    modules = [home, board_page, model_page, attack_page, compare_page, published, downloads]
+    if site.published is not None:
+        modules.remove(published)
+    for module in modules:
         for part in module.parts(site):
             if isinstance(part, Page) and part.path in more:
                 yield replace(part, body=part.body + more[part.path])
@@ -151,13 +154,33 @@ def write_single_file(runs: Sequence[Run], path: Path, inputs: Sequence[Path] = 
     Of the downloads it holds the small ones, up to 3 MB; a page names those that only the folder has.
     """
     check_out(path, [*inputs, *(run.folder for run in runs)], single_file=True)
-    found = list(parts(_site(runs)))
+    write_text_atomically(path, _together(_site(runs)))
+    return path
+
+
+def write_run_page(run: Run, path: Path, published: str = "") -> Path:
+    """Write `run_page` atomically; returns the path."""
+    write_text_atomically(path, run_page(run, published))
+    return path
+
+
+def run_page(run: Run, published: str = "") -> str:
+    """The site of one run as one HTML page that opens on its leaderboard.
+
+    published: relative address of the pages of published tables, where they were written beside it.
+    """
+    site = replace(site_of([run]), published=published)
+    return _together(site, start=site.groups[0].board_path())
+
+
+def _together(site: Site, start: str = "index.html") -> str:
+    """The site as one page, which shows the page `start` first."""
+    found = list(parts(site))
     files, left = _inlined([part for part in found if isinstance(part, Download)])
     pages = [
         replace(part, body=Markup(without_links(part.body, left))) for part in found if isinstance(part, Page)
     ]
-    write_text_atomically(path, framed_together(pages, files))
-    return path
+    return framed_together(pages, files, start)
 
 
 def _inlined(files: Sequence[Download]) -> tuple[dict[str, str], frozenset[str]]:

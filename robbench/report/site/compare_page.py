@@ -30,7 +30,7 @@ CLEAN = "clean"
 
 
 def parts(site: Site) -> Iterator[Part]:
-    """One page a group with two classifiers or more to compare."""
+    """One page per group with two classifiers or more to compare."""
     for group in site.groups:
         found = _Comparison(group, _siblings(site, group))
         if len(found.models) > 1:

@@ -44,8 +44,17 @@ CONSTANT = ("dataset", "n", "seed", "model_sha256")
 
 @dataclass(frozen=True)
 class Table:
-    """A table of values. path: of its files, without their ending. read: header and texts of its LaTeX and Markdown,
-    default the values themselves. caption: of the LaTeX. formats: the files it has."""
+    """A table of values.
+
+    Attributes:
+        path: of its files, without their ending.
+        title: as pages call it.
+        columns: their names.
+        lines: values, one per column.
+        read: header and texts of its LaTeX and Markdown, default the values themselves.
+        caption: of the LaTeX.
+        formats: the files it has.
+    """
 
     path: str
     title: str
@@ -93,7 +102,7 @@ def _all_tables(group: Group) -> dict[str, list[Table]]:
     found = {board.path: _board_tables(group, board) for board in boards.boards(group)}
     first = found.setdefault(group.board_path(), [])
     first += _likelihood(group)
-    first.append(_tidy(group, "leaderboard", "Every number, one a line", group.rows))
+    first.append(_tidy(group, "leaderboard", "Every number, one per line", group.rows))
     models = group.models
     if len(models) <= CSV_MODELS:
         rows: dict[str, list[TableRow]] = {}
@@ -104,7 +113,7 @@ def _all_tables(group: Group) -> dict[str, list[Table]]:
             path = group.model_path(model.name)
             stem = path.rpartition("/")[2].removesuffix(".html")
             mine = rows.get(model.name, [])
-            found[path] = [_tidy(group, stem, "Every number of this model, one a line", mine, formats)]
+            found[path] = [_tidy(group, stem, "Every number of this model, one per line", mine, formats)]
     return found
 
 

@@ -51,8 +51,8 @@ def framed(page: Page) -> str:
     return linked(text, lambda target, rest: relative(page.path, target) + _hash(rest))
 
 
-def framed_together(pages: list[Page], files: dict[str, str]) -> str:
-    """All pages in one file. files: downloads as data URIs, by path."""
+def framed_together(pages: list[Page], files: dict[str, str], start: str) -> str:
+    """All pages in one file. files: downloads as data URIs, by path. start: path of the page that it shows first."""
     text = script()
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
@@ -66,6 +66,7 @@ def framed_together(pages: list[Page], files: dict[str, str]) -> str:
         .get_template("site/single.html.j2")
         .render(
             pages=inner,
+            start=start,
             version=__version__,
             style=Markup(style()),
             script=Markup(text),

@@ -38,9 +38,17 @@ class Remembers:
 
 @dataclass(frozen=True)
 class Group(Remembers):
-    """Runs whose numbers may stand in one table. slug: its folder. run: their union, which is what pages show. sweep:
-    further cells of the same models, on attacks of this group with another budget or number of steps; they have a group
-    of their own (is_sweep), for a worst case or an average over them would say nothing."""
+    """Runs whose numbers may stand in one table.
+
+    Attributes:
+        slug: its folder.
+        title: as pages call it.
+        run: union of the runs, which is what pages show.
+        sources: the runs.
+        sweep: further cells of the same models, on attacks of this group with another budget or number of steps. They
+            have a group of their own, for a worst case or an average over them would say nothing.
+        is_sweep: whether this is such a group.
+    """
 
     slug: str
     title: str
@@ -147,10 +155,13 @@ def _lookup(stored: dict[int, np.ndarray]) -> Callable[[Sequence[int]], np.ndarr
 
 @dataclass(frozen=True)
 class Site(Remembers):
-    """Everything the pages are made from. runs: as given; groups: in order of their first run."""
+    """Everything the pages are made from. runs: as given; groups: in order of their first run. published: where the
+    published tables stand, None in pages of the site itself, otherwise the address of files beside it or "" for none.
+    """
 
     runs: tuple[Run, ...]
     groups: tuple[Group, ...]
+    published: str | None = None
 
 
 def site_of(runs: Sequence[Run]) -> Site:

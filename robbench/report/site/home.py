@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from robbench import __version__
-from robbench.report.published_page import TableComparison
+from robbench.core.counting import counted
 from robbench.report.site import boards, published
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
@@ -33,7 +33,18 @@ class Leader:
 
 @dataclass(frozen=True)
 class BoardLine:
-    """A leaderboard as the start page lists it. ranked: of accuracies; more: leaders beyond those named."""
+    """A leaderboard as the start page lists it.
+
+    Attributes:
+        title: of the leaderboard.
+        path: of its page.
+        models: how many it has.
+        attacks: how many it has.
+        ranked: whether it is of accuracies.
+        leaders: models that may be the first.
+        more: leaders beyond those named.
+        is_sweep: whether its columns are budgets or steps of the same attacks.
+    """
 
     title: str
     path: str
@@ -54,7 +65,18 @@ class BoardLine:
 
 @dataclass(frozen=True)
 class Section:
-    """A group. states: (count, what) of its cells; broken: (model, attack, status, reason) of those without numbers."""
+    """A group of runs.
+
+    Attributes:
+        group: the group.
+        summary: what was measured, in words.
+        boards: its leaderboards.
+        states: (count, what) of its cells.
+        broken: (model, attack, status, reason) of the cells without numbers.
+        models: (name, path) of each.
+        attacks: (label, path) of each, by threat model.
+        comparable: whether it has two classifiers to compare.
+    """
 
     group: Group
     summary: str
@@ -63,7 +85,6 @@ class Section:
     broken: tuple[tuple[str, str, str, str], ...]
     models: tuple[tuple[str, str], ...]
     attacks: dict[str, list[tuple[str, str]]]
-    flows: int
     comparable: bool
 
     @property
@@ -74,7 +95,20 @@ class Section:
 
 @dataclass(frozen=True)
 class RunLine:
-    """A run that the site was made from. state: "complete", "3 failed", "in progress, 5 of 12 cells"."""
+    """A run that the site was made from.
+
+    Attributes:
+        name: of its folder.
+        dataset: that was attacked.
+        seed: of test images and attacks.
+        n: how many test images.
+        cells: how many were planned.
+        state: "complete", "3 failed", "partial: 5 of 12 cells done".
+        is_whole: whether every cell has its number.
+        time: computing time of all cells, in words.
+        device: where they were computed.
+        version: of robbench.
+    """
 
     name: str
     dataset: str
@@ -94,9 +128,8 @@ def parts(site: Site) -> Iterator[Part]:
         "home.html.j2",
         sections=[_section(group) for group in site.groups],
         runs=[_run_line(run) for run in site.runs],
-        tables=_measured(site),
-        others=sum(not table.measured for table in published.comparisons(site)),
-        overview=published.OVERVIEW,
+        published=site.published,
+        **(_published(site) if site.published is None else {}),
         engines=_engines(site),
     )
     yield Page("index.html", TITLE, "home", content, provenance=_provenance(site))
@@ -123,7 +156,6 @@ def _section(group: Group) -> Section:
         ),
         models=tuple((model.name, group.model_path(model.name)) for model in group.models),
         attacks=_attacks(group),
-        flows=sum(model.kind == "flow" for model in group.models),
         comparable=sum(model.kind == "classifier" for model in group.models) > 1,
     )
 
@@ -173,7 +205,7 @@ def _run_line(run: Run) -> RunLine:
     states = Counter(cell_status(run, result)[0] for result in run.cells)
     parts = [f"{states['failed']} failed"] if states["failed"] else []
     if states["not run"]:
-        parts.append(f"partial: {states['ok']} of {len(run.cells)} cells done")
+        parts.append(f"partial: {states['ok']} of {counted(len(run.cells), 'cell')} done")
     return RunLine(
         name=run.folder.name,
         dataset=run.dataset,
@@ -194,9 +226,11 @@ def _engines(site: Site) -> list[str]:
     return list(dict.fromkeys(parity_note(r.cell) for r in cells if r.cell.attack.algorithm == ALGORITHM))
 
 
-def _measured(site: Site) -> list[tuple[TableComparison, str]]:
-    """(table, path) of the published tables of which something was measured."""
-    return [(found, published.page_path(found)) for found in published.comparisons(site) if found.measured]
+def _published(site: Site) -> dict[str, object]:
+    """tables: (table, path) of the published tables of which something was measured; others: how many further ones."""
+    found = published.comparisons(site)
+    tables = [(table, published.page_path(table)) for table in found if table.measured]
+    return {"tables": tables, "others": len(found) - len(tables), "overview": published.OVERVIEW}
 
 
 def _provenance(site: Site) -> Provenance:

@@ -1,4 +1,4 @@
-"""Accuracy a class, clean, under each attack and in the worst case, and what is taken for what."""
+"""Accuracy per class, clean, under each attack and in the worst case, and what is taken for what."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class ClassLine:
-    """Accuracy a class under one attack. estimates: None for a class without samples. missing: why there are none."""
+    """Accuracy per class under one attack. estimates: None for a class without samples. missing: why there are none."""
 
     label: str
     estimates: tuple[Estimate | None, ...]

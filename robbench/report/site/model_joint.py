@@ -15,9 +15,16 @@ INTERSECTIONS = 12  # sets of attacks shown, the largest first
 
 @dataclass(frozen=True)
 class Share:
-    """One attack. broken: samples right before it and wrong after it; only: those that no other attack broke. rank:
-    place in greedy order, from 1; None where it adds nothing to those before it. added: samples it adds there;
-    together: broken by it or any before it in that order."""
+    """One attack among others.
+
+    Attributes:
+        label: of the attack.
+        broken: samples right before it and wrong after it.
+        only: those that no other attack broke.
+        rank: place in greedy order, from 1; None where it adds nothing to those before it.
+        added: samples that it adds there.
+        together: samples broken by it or any before it in that order.
+    """
 
     label: str
     broken: int
@@ -37,11 +44,18 @@ class Intersection:
 
 @dataclass(frozen=True)
 class Joint:
-    """What the attacks on a model broke, alone and together.
+    """What the attacks on a model broke, alone and together; n = wrong + held + broken.
 
-    n = wrong + held + broken: samples wrong before the attacks, robust under all of them, and broken by at least one.
-    shares: in plan order. intersections: the largest; further, further_samples: the sets left out, and their samples.
-    differing: samples that are right before the attack in some cells only (near ties); they count as wrong.
+    Attributes:
+        n: samples.
+        wrong: samples that are wrong before the attacks.
+        held: samples that are robust under all of them.
+        broken: samples broken by at least one.
+        shares: the attacks, in plan order.
+        intersections: the largest sets of samples that exactly the same attacks broke.
+        further: how many sets are left out.
+        further_samples: samples in those.
+        differing: samples that are right before the attack in some cells only (near ties); they count as wrong.
     """
 
     n: int

@@ -1,4 +1,4 @@
-"""A page a model: what it is, what it withstands, what breaks it and how, and where the numbers come from."""
+"""A page per model: what it is, what it withstands, what breaks it and how, and where the numbers come from."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,8 +8,7 @@ from markupsafe import Markup
 from robbench.metrics.accuracy import NEAR_TIE, ROBUST_ACCURACY
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_words, nll_flows
 from robbench.report.flow_page import NO_SHOTS, flow_section, nll_parts
-from robbench.report.gallery import Triple
-from robbench.report.html import NO_EXAMPLES, NO_ORIGINALS
+from robbench.report.gallery import NO_EXAMPLES, NO_ORIGINALS, Triple
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
 from robbench.report.site.model_classes import LARGEST_MATRIX, class_names, class_table, confusions
@@ -55,8 +54,16 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class AccuracyLine:
-    """A line of the accuracy table. path: of the attack's page, empty without one; attack: None for what combines
-    attacks. missing: why there is no number."""
+    """A line of the accuracy table.
+
+    Attributes:
+        title: what was measured.
+        about: which implementation of it.
+        path: of the attack's page, empty without one.
+        row: of the leaderboard.
+        attack: None for what combines attacks.
+        missing: why there is no number.
+    """
 
     title: str
     about: str
@@ -182,7 +189,7 @@ class Pages:
             **self._common(model),
             parts=nll_parts(run),
             nll_caption=caption(run),
-            section=flow_section(run, 1, model, self._scored),
+            section=flow_section(run, model, self._scored),
             no_shots=NO_SHOTS,
         )
         return self._page(model, content)
@@ -214,7 +221,15 @@ class Pages:
 
 @dataclass(frozen=True)
 class _Details:
-    """What attack_details.html.j2 shows."""
+    """What attack_details.html.j2 shows.
+
+    Attributes:
+        name: of the model.
+        lines: its attacks.
+        nll_flows: names of the flows that scored its images.
+        scores: names of its Fréchet distances.
+        footnotes: on those.
+    """
 
     name: str
     lines: tuple[AttackLine, ...]

@@ -26,9 +26,16 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Page:
-    """One page. path: "digits-seed0-n360/model-digits-at.html". kind: the name that its script registers with
-    `robbench.page(kind, main => ...)`. body: the content of <main>. crumbs: (title, path) of the pages above it,
-    outermost first, without the start page."""
+    """One page.
+
+    Attributes:
+        path: from the root of the site: "digits-seed0-n360/model-digits-at.html".
+        title: its heading.
+        kind: the name that its script registers with `robbench.page(kind, main => ...)`.
+        body: the content of <main>.
+        crumbs: (title, path) of the pages above it, outermost first, without the start page.
+        provenance: where its numbers come from.
+    """
 
     path: str
     title: str

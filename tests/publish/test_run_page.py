@@ -1,10 +1,8 @@
-"""The page in a real browser: it works offline, sorts, filters, shows images; and what it says is escaped."""
+"""A run's leaderboard.html in a real browser: it works offline, sorts, filters, shows images; names are escaped."""
 
 import base64
 import io
 import re
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,64 +12,40 @@ import numpy as np
 import pytest
 from flow_runs import N, flow_attack, flow_cell, flow_frame, flow_run, three_flows
 from PIL import Image
-from publish_runs import attack, cell, frame, images, make_run
-from site_pages import EVIL
+from publish_runs import SHAPE, attack, cell, frame, images, make_run
+from site_pages import DESK, EVIL, PHONE, Reader
 
 from robbench.report.attack_lines import budget_text
 from robbench.report.curves import curve_figure
-from robbench.report.gallery import FACTORS, data_uri, magnification, strips, triples
-from robbench.report.html import NO_ORIGINALS, render, write_html
+from robbench.report.gallery import FACTORS, NO_ORIGINALS, data_uri, magnification, strips, triples
+from robbench.report.site.build import run_page, write_run_page
+from robbench.report.site.groups import Group, site_of
 from robbench.results.likelihood import bits_text, mean_text, nll_tables
 from robbench.results.reproduce import commands
 from robbench.results.tables import leaderboard, models
 from robbench.store.records import Run
 
+START = ""  # what the page shows when it is opened
+
 
 @pytest.fixture
-def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Opens the page of a run; afterwards nothing may have gone wrong and nothing have been fetched."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
-    troubles: list[str] = []
-    requests: list[str] = []
-
-    def open_page(run: Run, originals: object = None, width: int = 1280, scheme: str = "light") -> Any:
-        path = tmp_path / "leaderboard.html"
-        write_html(run, path, originals)  # type: ignore[arg-type]
-        page = context.new_page()
-        page.set_viewport_size({"width": width, "height": 900})
-        page.emulate_media(color_scheme=scheme)
-        page.on("console", lambda message: troubles.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("dialog", lambda dialog: troubles.append(f"dialog {dialog.message}"))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(path.as_uri(), timeout=60_000)
-        page.wait_for_selector("html[data-tables=ready]", timeout=60_000)
-        return page
-
-    yield open_page
-    context.close()
-    assert troubles == []
-    outside = [url for url in requests if not url.startswith(("file://", "data:", "blob:"))]
-    assert outside == []
-    assert sum(url.startswith("file://") for url in requests) == 1
+def with_originals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in memory that kept the clean images of their examples."""
+    monkeypatch.setattr(Group, "originals", staticmethod(images))
 
 
-def column(page: Any, index: int) -> list[str]:
+def model_path(run: Run, position: int = 0) -> str:
+    return site_of([run]).groups[0].model_path(models(run)[position].name)
+
+
+def column(page: Any, title: str) -> list[str]:
+    """First words of the cells of a column of the leaderboard."""
+    titles = [text.strip() for text in page.locator("table.board thead th").all_inner_texts()]
+    place = titles.index(title) + 1
     return [
-        text.split()[0] for text in page.locator(f"#board tbody tr > :nth-child({index})").all_inner_texts()
+        text.split()[0]
+        for text in page.locator(f"table.board tbody tr > :nth-child({place})").all_inner_texts()
     ]
-
-
-def eventually(page: Any, condition: Callable[[], bool]) -> bool:
-    """Whether a condition holds within five seconds: the table component may redraw after the click or key."""
-    deadline = time.monotonic() + 5
-    while not condition() and time.monotonic() < deadline:
-        page.wait_for_timeout(20)
-    return condition()
-
-
-def shows(page: Any, index: int, expected: list[str]) -> bool:
-    return eventually(page, lambda: column(page, index) == expected)
 
 
 def many(values: list[float]) -> Run:
@@ -85,83 +59,108 @@ def many(values: list[float]) -> Run:
     return make_run(cells, n)
 
 
-def test_clicking_a_header_sorts_by_number(opened: Callable[..., Any]) -> None:
-    page = opened(many([9, 100, 52, 0]))
-    assert shows(page, 4, ["9.0", "100.0", "52.0", "0.0"])
-    header = page.locator("#board thead th", has_text="pgd20")
+def test_clicking_a_header_sorts_by_number(site: Reader) -> None:
+    page = site.open_run(many([9, 100, 52, 0]))
+    header = page.locator("table.board thead button", has_text=re.compile("^pgd20"))
     header.click()
-    assert shows(page, 4, ["100.0", "52.0", "9.0", "0.0"])
-    assert shows(page, 1, ["m1", "m2", "m0", "m3"])
+    first = column(page, "pgd20")
+    assert first == ["100.0", "52.0", "9.0", "0.0"]
+    assert column(page, "model") == ["m1", "m2", "m0", "m3"]
     header.click()
-    assert shows(page, 4, ["0.0", "9.0", "52.0", "100.0"])
+    assert column(page, "pgd20") == ["0.0", "9.0", "52.0", "100.0"]
 
 
-def test_failed_and_missing_cells_sort_below_zero(opened: Callable[..., Any], damaged: Run) -> None:
-    page = opened(damaged)
-    page.locator("#board thead th", has_text="jsa50").click()
-    cells = page.locator("#board tbody tr td:nth-child(6)")
-    assert eventually(page, lambda: cells.all_inner_texts()[-1] == "not run")
-    assert "failed" in page.locator("#board").inner_text()
+def test_failed_and_missing_cells_sort_below_zero(site: Reader, damaged: Run) -> None:
+    page = site.open_run(damaged)
+    page.locator("table.board thead button", has_text=re.compile("^jsa50")).click()
+    assert column(page, "jsa50")[-1] == "not"  # not run
+    assert "failed" in page.locator("table.board").inner_text()
     assert page.get_by_text("left its set").first.is_visible()
 
 
-def test_typing_filters(opened: Callable[..., Any], run: Run) -> None:
-    page = opened(run)
-    assert page.locator("#board tbody tr").count() == 2
-    page.locator("input[type=search]").fill("ijsat")
-    assert shows(page, 1, ["digits-ijsat"])
-    page.locator("input[type=search]").fill("")
-    assert eventually(page, lambda: page.locator("#board tbody tr").count() == 2)
+def test_typing_filters(site: Reader, run: Run) -> None:
+    page = site.open_run(run)
+    assert page.locator("table.board tbody tr").count() == 2
+    page.locator("input[type=search]").first.fill("ijsat")
+    page.wait_for_function("document.querySelectorAll('table.board tbody tr').length === 1")
+    assert column(page, "model") == ["digits-ijsat"]
+    page.locator("input[type=search]").first.fill("")
+    page.wait_for_function("document.querySelectorAll('table.board tbody tr').length === 2")
 
 
-def test_every_image_loads_and_is_described(opened: Callable[..., Any], run: Run) -> None:
-    page = opened(run, images)
-    pictures = page.locator("figure img")
-    assert pictures.count() == 2 * 6 * 3
-    assert pictures.evaluate_all(
-        "list => list.every(i => i.complete && i.naturalWidth >= 100 && i.alt.length > 10)"
-    )
-    assert pictures.first.evaluate("i => getComputedStyle(i).imageRendering") == "pixelated"
+@pytest.mark.usefixtures("with_originals")
+def test_every_image_loads_and_is_described(site: Reader, run: Run) -> None:
+    site.write_run(run)
+    for position in range(2):
+        pictures = site.open(model_path(run, position)).locator("figure .trio img")
+        assert pictures.count() == 24 * 3
+        assert pictures.evaluate_all(
+            f"list => list.every(i => i.complete && i.naturalWidth === {SHAPE[2]} && i.alt.length > 10)"
+        )
+        assert pictures.first.evaluate("i => getComputedStyle(i).imageRendering") == "pixelated"
 
 
-def test_the_page_names_its_language_and_captions_its_tables(opened: Callable[..., Any], run: Run) -> None:
-    page = opened(run)
+def test_the_page_names_its_language_and_captions_its_tables(site: Reader, run: Run) -> None:
+    page = site.open_run(run)
     assert page.evaluate("document.documentElement.lang") == "en"
     assert page.evaluate("document.characterSet") == "UTF-8"
-    assert page.locator("table").count() == page.locator("table > caption").count() == 1 + 2 * 3
+    for path in (START, model_path(run), model_path(run, 1)):
+        page = site.open(path)
+        assert page.locator("table").count() == page.locator("table > caption").count() > 0
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_itself_never_scrolls_sideways(opened: Callable[..., Any], run: Run, width: int) -> None:
-    page = opened(run, images, width=width)
-    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.usefixtures("with_originals")
+def test_the_page_itself_never_scrolls_sideways(site: Reader, run: Run, width: int) -> None:
+    site.write_run(run)
+    for path in (START, model_path(run)):
+        page = site.open(path, width=width)
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.usefixtures("with_originals")
+def test_the_page_is_accessible(site: Reader, damaged: Run) -> None:
+    site.write_run(damaged)
+    site.assert_accessible(START, looks=[(DESK, "light")])
+    site.assert_accessible(model_path(damaged), looks=[(PHONE, "dark")])
 
 
 @pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
-def test_colours_follow_the_reader(opened: Callable[..., Any], run: Run, scheme: str, is_dark: bool) -> None:
-    page = opened(run, scheme=scheme)
+def test_colours_follow_the_reader(site: Reader, run: Run, scheme: str, is_dark: bool) -> None:
+    page = site.open_run(run, scheme=scheme)
 
-    def brightness(selector: str, name: str) -> float:
+    def brightness(name: str) -> float:
         read_style = f"e => getComputedStyle(e).{name}.match(/\\d+/g).slice(0, 3).map(Number)"
-        return float(np.mean(page.locator(selector).first.evaluate(read_style)))
+        return float(np.mean(page.locator("body").evaluate(read_style)))
 
-    for selector in ("body", "div.dt-container"):
-        background, text = brightness(selector, "backgroundColor"), brightness(selector, "color")
-        assert (background < 60 < 180 < text) if is_dark else (text < 80 < 200 < background)
+    background, text = brightness("backgroundColor"), brightness("color")
+    assert (background < 60 < 180 < text) if is_dark else (text < 80 < 200 < background)
 
 
-def test_names_are_text(opened: Callable[..., Any]) -> None:
-    run = make_run([cell(EVIL, attack(), frame(30, 0.9, 0.5, 1))], 30)
-    page = opened(run, images)
-    assert page.locator("#board tbody th").inner_text() == EVIL
+@pytest.mark.usefixtures("with_originals")
+def test_names_are_text(site: Reader) -> None:
+    page = site.open_run(make_run([cell(EVIL, attack(), frame(30, 0.9, 0.5, 1))], 30))
+    assert page.locator("table.board tbody th").inner_text() == EVIL
     assert page.locator("img[src=x]").count() == 0
+
+
+def test_the_page_is_one_file_that_leads_back_to_its_start(site: Reader, run: Run) -> None:
+    page = site.open_run(run)
+    assert page.locator("main").get_attribute("data-page") == "board"
+    page.locator("table.board tbody th a").first.click()
+    page.wait_for_selector('main[data-page="model"]')
+    page.locator(".crumbs a").first.click()
+    page.wait_for_selector('main[data-page="home"]')
+    assert "ublished" not in page.locator("main").inner_text()
+    page.locator("main h2 a").first.click()
+    page.wait_for_selector('main[data-page="board"]')
+    assert sum(url.startswith("file://") for url in site.requests) == 1
 
 
 def test_the_policy_stops_remote_loads(chromium: Any, tmp_path: Path, run: Run) -> None:
     """Not by trust in the page: an image and a script put in by force are refused by the browser."""
-    path = tmp_path / "page.html"
-    write_html(run, path)
+    path = write_run_page(run, tmp_path / "page.html")
     page = chromium.new_page()
     refused: list[str] = []
     page.on("console", lambda message: refused.append(message.text))
@@ -198,8 +197,9 @@ def read(page: str) -> Visible:
     return parser
 
 
+@pytest.mark.usefixtures("with_originals")
 def test_page_shows_every_accuracy_and_the_cards(run: Run) -> None:
-    text = read(render(run, images)).text
+    text = read(run_page(run)).text
     for row in leaderboard(run):
         if row.metric.endswith("accuracy"):
             assert f"[{row.lower:.1f}, {row.upper:.1f}]" in text
@@ -214,18 +214,20 @@ def test_page_shows_every_accuracy_and_the_cards(run: Run) -> None:
     assert f"apgd-t {broken}" in text
 
 
+@pytest.mark.usefixtures("with_originals")
 def test_page_refers_to_nothing_outside(run: Run) -> None:
-    addresses = read(render(run, images)).addresses
+    addresses = read(run_page(run)).addresses
     assert addresses
     assert all(address.startswith(("data:", "#")) for address in addresses)
 
 
-def test_page_says_why_there_are_no_images(run: Run) -> None:
-    assert NO_ORIGINALS in " ".join(read(render(run)).text.split())
+def test_page_says_why_there_are_no_images(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert NO_ORIGINALS in " ".join(read(run_page(run)).text.split())
+    monkeypatch.setattr(Group, "originals", staticmethod(images))
     bare = replace(
         run, cells=[cell(r.cell.model, r.cell.attack, r.rows.assign(example=None)) for r in run.cells]
     )
-    assert "the run stored no adversarial examples" in read(render(bare, images)).text
+    assert "the run stored no adversarial examples" in read(run_page(bare)).text
 
 
 def test_page_states_the_command_with_overridden_budgets() -> None:
@@ -303,35 +305,37 @@ def evil_flow() -> Run:
     return flow_run([flow_cell(EVIL, flow_attack("nll-in"), rows), failed])
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_a_page_of_flows_and_classifiers_works(opened: Callable[..., Any], width: int) -> None:
+@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.usefixtures("with_originals")
+def test_a_page_of_flows_and_classifiers_works(site: Reader, width: int) -> None:
     run = flow_run([cell("digits-standard", attack(), frame(N, 0.9, 0.4, 1)), *three_flows().cells])
-    page = opened(run, images, width=width)
+    page = site.open_run(run, width=width)
+    assert page.locator("table.board").first.locator("tbody tr").count() == 1
+    page = site.open(model_path(run, 1), width=width)
     page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.locator("#board tbody tr").count() == 1
     assert page.locator("table.nll").count() == page.locator("svg.curves").count() == 3
-    assert page.locator(".legend li").count() == 3 * 3
     pictures = page.locator(".strips img")
-    assert pictures.count() == 3 * 5 * 4
+    assert pictures.count() == 5 * 4
     assert pictures.evaluate_all("list => list.every(i => i.complete && i.naturalWidth >= 100)")
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(ids) == len(set(ids))
 
 
-def test_a_page_of_flows_alone_has_no_leaderboard(opened: Callable[..., Any]) -> None:
-    page = opened(three_flows())
-    assert page.locator("#board").count() == 0
-    assert "Accuracy" not in page.locator("body").inner_text()
-    assert page.locator("table").count() == page.locator("table > caption").count() == 3 + 2 * 3
+def test_a_page_of_flows_alone_has_no_accuracies(site: Reader) -> None:
+    page = site.open_run(three_flows())
+    assert "Accuracy" not in page.locator("main").inner_text()
+    assert page.locator("table").count() == page.locator("table > caption").count() > 0
 
 
 @pytest.mark.parametrize(("scheme", "is_dark"), [("light", False), ("dark", True)])
-def test_curves_stand_out_from_the_page(opened: Callable[..., Any], scheme: str, is_dark: bool) -> None:
-    page = opened(three_flows(), scheme=scheme)
+def test_curves_stand_out_from_the_page(site: Reader, scheme: str, is_dark: bool) -> None:
+    run = three_flows()
+    site.write_run(run)
+    page = site.open(model_path(run), scheme=scheme)
     paths = page.locator("svg.curves path[style*='var(--curve']")
     read_style = "e => getComputedStyle(e).stroke.match(/\\d+/g).slice(0, 3).map(Number)"
-    colours = [np.mean(paths.nth(k).evaluate(read_style)) for k in range(0, paths.count(), 7)]
+    colours = [np.mean(paths.nth(k).evaluate(read_style)) for k in range(0, paths.count(), 3)]
     text = page.locator("svg.curves").first.evaluate(
         "e => getComputedStyle(e).color.match(/\\d+/g).map(Number)"
     )
@@ -340,8 +344,10 @@ def test_curves_stand_out_from_the_page(opened: Callable[..., Any], scheme: str,
     assert (np.mean(text[:3]) > 180) == is_dark
 
 
-def test_names_of_flows_are_text(opened: Callable[..., Any]) -> None:
-    page = opened(evil_flow())
+def test_names_of_flows_are_text(site: Reader) -> None:
+    run = evil_flow()
+    site.write_run(run)
+    page = site.open(model_path(run))
     assert page.locator("img[src=x]").count() == 0
     assert EVIL in page.locator("table.nll th").nth(1).inner_text()
     assert EVIL in page.locator(".notes").last.inner_text()
@@ -349,15 +355,15 @@ def test_names_of_flows_are_text(opened: Callable[..., Any]) -> None:
 
 def test_the_page_shows_every_mean_of_a_flow_and_refers_to_nothing_outside() -> None:
     run = three_flows()
-    page = render(run)
+    page = run_page(run)
     parsed = read(page)
     for table in nll_tables(run):
         for line in table.lines:
             for nll in line.cells:
                 assert mean_text(nll) in parsed.text
     assert all(address.startswith(("data:", "#")) for address in parsed.addresses)
-    assert re.findall(r'(?:xlink:href|url\()="?(?!#|")[^)"]{3}', page.partition("<body>")[2]) == []
-    assert page == render(three_flows())
+    assert re.findall(r'(?:xlink:href|url\()="?(?!#|")[^)"]{3}', page.partition("<body")[2]) == []
+    assert page == run_page(three_flows())
 
 
 def test_curves_tell_their_numbers_in_words() -> None:
@@ -415,4 +421,4 @@ def test_a_flow_shows_each_image_with_its_own_score() -> None:
 
 def test_a_flow_without_stored_images_says_so() -> None:
     run = flow_run([flow_cell("toy-glow", flow_attack("nll-in"), flow_frame(1, kept=0))])
-    assert "the run stored none of this flow" in read(render(run)).text
+    assert "the run stored none of this flow" in read(run_page(run)).text

@@ -12,7 +12,6 @@ from robbench.attacks.search.decision import margins
 from robbench.attacks.search.lean import searchable
 from robbench.attacks.trust.model_call import call_model
 from robbench.core.errors import UserError
-from robbench.core.precision import SearchPrecision, checked_precision
 
 RANDOMISED_VERDICTS = 3  # means of forwards an attacked image is scored by where the model is randomised
 
@@ -43,8 +42,8 @@ class Listener(Protocol):
 class Victim:
     """A frozen model as an attack sees it. Counts nothing by itself: engines count per sample.
 
-    module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside. precision, compiled: how `logits` and
-    `differentiable` compute, which a search may be told in order to be faster; `margins` and `clean_logits`, on which
+    module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside. compiled: whether `logits` and
+    `differentiable` compute with torch.compile, for a faster search; `margins` and `clean_logits`, on which
     verdicts stand, are fp32 forwards of the unmodified module always, means of `draws` of them where the module is
     randomised. fits: a batch size that memory holds, once a larger one was found not to fit. exact: whether a search
     sees the module itself, to the last bit; what it finds elsewhere is to be confirmed.
@@ -55,12 +54,10 @@ class Victim:
         module: nn.Module,
         device: torch.device | str = "cpu",
         batch_size: int = 256,
-        precision: SearchPrecision = "fp32",
         compiled: bool = False,
     ) -> None:
         self.module, self.device, self.batch_size = module.to(device), torch.device(device), batch_size
-        self.precision: SearchPrecision = checked_precision(precision)
-        self.exact = precision == "fp32" and not compiled
+        self.exact = not compiled
         self.draws = 1
         self.fits: int | None = None
         self._largest = 0  # bytes of a layer's output, an image; 0 for any batch

@@ -20,7 +20,7 @@ from robbench.compare.paired import RULES, Rules, compare_samples, largest_count
 from robbench.compare.pairs import NEAR_TIE, Pair, Shift, same
 from robbench.compare.samples import CellSamples, Samples, of_run
 from robbench.core.errors import UserError
-from robbench.core.precision import checked_precision, read_record, withdrawal
+from robbench.core.precision import check_precision, read_record, withdrawal
 from robbench.data import Dataset
 from robbench.data.corruptions import located
 from robbench.models.entry import ZooEntry
@@ -133,12 +133,13 @@ class Reruns:
 
     def _built(self, result: CellResult, ids: Sequence[int]) -> Cell:
         cell, entry = result.cell, self._flow_entry(result)
-        checked_precision(read_record(cell.search_precision)[0])
+        precision, compiled = read_record(cell.search_precision)
+        check_precision(precision)
         builder = CellBuilder(
             seed=self.run.seed,
             batch_size=cell.batch_size or self.batch_size,
             likelihood_dtype=torch.float64 if cell.precision == "fp64" else torch.float32,
-            search_precision=cell.search_precision,
+            compiled=compiled,
             dataset=self.dataset,
             samples=tuple(ids),
             device=self.device,
@@ -157,15 +158,13 @@ class Reruns:
         return self.flows(entry.card.weights.sha256) if entry else None
 
     def _rows(self, built: Cell, result: CellResult, ids: Sequence[int]) -> pd.DataFrame | ShardFailure:
-        precision, compiled = read_record(result.cell.search_precision)
         batch_size = result.cell.batch_size or self.batch_size
         work = ShardWork(
             split=self.dataset.test,
             seed=self.run.seed,
             device=self.device,
             batch_size=batch_size,
-            precision=checked_precision(precision),
-            compiled=compiled,
+            compiled=read_record(result.cell.search_precision)[1],
             kept=frozenset(),
             likelihood=CleanLikelihood(self._flow(result), self.device, self.run.seed, batch_size),
         )

@@ -1,11 +1,13 @@
 """What the command `run` does, from a request to files and lines on the terminal."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from robbench.cli.base import print_paths
+from robbench.cli.base import budgets, counts, example_count, names, print_paths
 from robbench.core.places import check_output_folder
 from robbench.core.terminal import Terminal, print_line
 from robbench.report.files import publish
@@ -16,6 +18,37 @@ from robbench.run.progress import run_progress
 from robbench.run.rates import PlanRates, hours_text
 from robbench.store.folder import check_folder, check_not_foreign, opened
 from robbench.store.ledger import Ledger, load_run
+
+
+def requested_run(options: Mapping[str, Any]) -> RunRequest:
+    """The request behind the options of `robbench run`, which click has checked one by one; `UserError` for a list of
+    names or numbers that cannot be read."""
+    return RunRequest(
+        attacks=names("--attacks", options["attacks"]),
+        defenses=names("--defense", options["defenses"]),
+        models=names("--model", options["models"]),
+        epsilons=budgets("--epsilon", options["epsilons"]),
+        etas=budgets("--eta", options["etas"]),
+        steps=counts("--steps", options["steps"]),
+        keep_examples=example_count(options["keep_examples"]),
+        dataset=options["dataset"],
+        n=options["n"],
+        seed=options["seed"],
+        device=options["device"],
+        batch_size=options["batch_size"],
+        flow=options["flow"],
+        likelihood_dtype=options["likelihood_dtype"],
+        likelihood_draws=options["likelihood_draws"],
+        compiled=options["compiled"],
+        threat_models=options["threat_models"],
+        zoo=options["zoo"],
+        checkpoints=options["checkpoints"],
+        data_dir=options["data_dir"],
+        data=options["data"],
+        backend=options["backend"],
+        ray_address=options["ray_address"],
+        gpus_per_cell=options["gpus_per_cell"],
+    )
 
 
 def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:

@@ -154,7 +154,7 @@ class ExperimentCosts:
         key = ("search", job.outlined.architecture, job.dataset)
         if job.outlined.kind == "flow":
             return self._once(key, lambda: likelihood_rate(self._frozen(job), shape, largest, self.device))
-        victim = Victim(self._network(job), self.device, largest, request.precision)
+        victim = Victim(self._network(job), self.device, largest)
         if attack is None or not attack.needs_flow:
             return self._once(key, lambda: classifier_rate(victim, shape, largest))
         flow = self._experiment_flow(job)

@@ -77,7 +77,6 @@ def shard_work(plan: Plan) -> ShardWork:
         seed=seed,
         device=device,
         batch_size=batch_size,
-        precision=plan.precision,
         compiled=plan.compiled,
         kept=frozenset(plan.samples[: plan.keep_examples]),
         likelihood=CleanLikelihood(plan.nll_flow, device, seed, batch_size),

@@ -12,7 +12,6 @@ from robbench.attacks.threads import multiply_adds, threads_for
 from robbench.attacks.trust.model_call import out_of_memory
 from robbench.attacks.victim import Victim
 from robbench.core.device import now
-from robbench.core.precision import SearchPrecision
 from robbench.models.flows.base import FlowModel
 from robbench.run.cells import SHARD_SIZE, Cell, ClassifierCell, FlowCell
 from robbench.run.plan import Plan
@@ -169,8 +168,7 @@ class PlanRates:
             return self._once(flow, None, lambda: likelihood_rate(flow, shape, largest, plan.device))
         assert isinstance(cell, ClassifierCell)
         codec = cell.attack.flow
-        precision: SearchPrecision = plan.precision  # compiled searches are measured as they are uncompiled
-        victim = Victim(cell.model.module, plan.device, largest, precision)
+        victim = Victim(cell.model.module, plan.device, largest)  # compiled searches are measured uncompiled
         if codec is None:
             return self._once(cell.model.module, None, lambda: classifier_rate(victim, shape, largest))
         return self._once(

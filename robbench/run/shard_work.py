@@ -24,7 +24,6 @@ from robbench.attacks.witness import witnesses
 from robbench.core.device import device_text
 from robbench.core.errors import AttackViolation, UserError
 from robbench.core.foreign import message_of
-from robbench.core.precision import SearchPrecision
 from robbench.core.stops import reraise_stop
 from robbench.data import Split
 from robbench.models.flows.base import FrozenFlow
@@ -115,7 +114,6 @@ class ShardWork:
     seed: int
     device: torch.device
     batch_size: int
-    precision: SearchPrecision
     compiled: bool
     kept: frozenset[int]
     likelihood: CleanLikelihood
@@ -148,7 +146,7 @@ class ShardWork:
 
     def _attacked_classifier(self, cell: ClassifierCell, ids: list[int]) -> tuple[pa.Table, Diagnostics]:
         x, y = self.split.by_ids(ids)
-        victim = Victim(cell.model.module, self.device, self.batch_size, self.precision, self.compiled)
+        victim = Victim(cell.model.module, self.device, self.batch_size, self.compiled)
         if cell.record.hash in self.fits:
             victim.use_batches_of(self.fits[cell.record.hash])
         outcome = cell.attack.evaluate(

@@ -28,13 +28,12 @@ from robbench.core.schema import canonical_hash, dump_yaml, validate_json
 from robbench.results.rows import COLUMNS
 from robbench.results.tables import leaderboard
 from robbench.specs import threat_models
+from robbench.store.columns import column_names
 from robbench.store.folder import lock_is_held
 from robbench.store.frechet_records import FRECHET_FOLDER, read_record, write_record
 from robbench.store.ledger import ORIGINALS_FILE, Images, Ledger, load_run
 from robbench.store.records import CellResult, Run, RunFile
 from robbench.store.shards import Shard
-
-_PIXELS = ("example", "witness", "original")  # columns that only kept examples fill
 
 
 @dataclass(frozen=True)
@@ -181,7 +180,7 @@ def _wanted_rows(tables: list[pa.Table], wanted: Iterable[int]) -> pa.Table | No
 def _with_pixels_of(table: pa.Table, chosen: frozenset[int]) -> pa.Table:
     """`table` with images and witnesses of the chosen samples only."""
     mask = pc.is_in(table["sample_id"], value_set=pa.array(sorted(chosen), pa.int64()))
-    for name in _PIXELS:
+    for name in column_names("image"):
         if name in table.column_names:
             place, field = table.schema.get_field_index(name), table.schema.field(name)
             table = table.set_column(

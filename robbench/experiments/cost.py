@@ -25,7 +25,7 @@ from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.loading import build_architecture, load_flow
 from robbench.models.zoo import find_model, zoo_entries
 from robbench.run.cells import SHARD_SIZE
-from robbench.run.rates import Rate, classifier_rate, latent_rate, likelihood_rate, training_rate
+from robbench.run.rates import Rate, classifier_rate, latent_rate, likelihood_rate, training_rate, zero_labels
 from robbench.specs import ResolvedAttack, threat_models
 
 T = TypeVar("T")
@@ -114,8 +114,8 @@ class ExperimentCosts:
     def _loss(self, job: Job, module: nn.Module) -> Callable[[Tensor], Tensor]:
         if job.outlined.kind == "flow":
             flow = cast(Flow, module)
-            return lambda x: -flow.log_prob(x, _labels(x)).sum()
-        return lambda x: nn.functional.cross_entropy(module(x), _labels(x))
+            return lambda x: -flow.log_prob(x, zero_labels(x)).sum()
+        return lambda x: nn.functional.cross_entropy(module(x), zero_labels(x))
 
     def _codec_rates(self, flow: FrozenFlow, job: Job) -> tuple[float, Rate]:
         """Seconds an image of encoding; of decoding, with and without the gradient to the latents."""
@@ -208,10 +208,6 @@ def _plain(part: object) -> object:
     if isinstance(part, Architecture):
         return part.model_dump(mode="json")
     return [part.name, part.shape] if isinstance(part, Dataset) else part
-
-
-def _labels(x: Tensor) -> Tensor:
-    return torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
 
 def _built(architecture: Architecture, dataset: Dataset, device: torch.device) -> nn.Module:

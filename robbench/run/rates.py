@@ -1,8 +1,9 @@
-"""What model calls cost on this device: seconds an image of a forward and of a forward with its backward, each measured
-for a moment at the batch where it is cheapest. What `--dry-run` turns counts into hours with."""
+"""What model calls cost on this device: seconds per image of a forward and of a forward with its backward, each
+measured on one batch. What `--dry-run` turns counts into hours with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +13,17 @@ from robbench.attacks.threads import multiply_adds, threads_for
 from robbench.attacks.trust.model_call import out_of_memory
 from robbench.attacks.victim import Victim
 from robbench.core.device import now
-from robbench.models.flows.base import FlowModel
+from robbench.models.flows.base import FlowModel, FrozenFlow
 from robbench.run.cells import SHARD_SIZE, Cell, ClassifierCell, FlowCell
 from robbench.run.plan import Plan
 
-LIMIT = 0.4  # seconds after which a measurement tries no larger batch
-BATCHES = (1, 4, 16, 32, 64, 128, 256, 512, 1024)
+LIMIT = 0.4  # seconds that the measured batch may take, judged by those of a single image
 Call = Callable[[int], object]  # one model call on a batch of that many images
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Seconds an image. forward: without a graph. both: a forward and its backward."""
+    """Seconds per image. forward: without a graph. both: a forward and its backward."""
 
     forward: float
     both: float
@@ -33,91 +33,60 @@ class Rate:
         return max(forwards - backwards, 0.0) * self.forward + backwards * self.both
 
 
-def seconds_an_image(call: Call, largest: int, device: torch.device, limit: float = LIMIT) -> float:
-    """Lowest seconds an image of `call` over growing batches of at most `largest`; stops where batches no longer help,
-    memory is full, or `limit` seconds have passed."""
+def seconds_per_image(call: Call, largest: int, device: torch.device) -> float:
+    """Seconds per image of `call` on a batch of at most `largest` images that takes about `LIMIT` seconds at most;
+    half as many where memory does not hold them."""
     call(1)  # whatever only the first call costs
     with threads_for(lambda: multiply_adds(lambda: call(1))):
-        return _lowest(call, largest, device, limit)
+        size = min(largest, max(1, int(LIMIT / max(_quickest(call, 1, device), 1e-6))))
+        while True:
+            try:
+                return _quickest(call, size, device) / size
+            except (RuntimeError, MemoryError) as error:
+                if size == 1 or not out_of_memory(error):
+                    raise
+            size //= 2
 
 
-def _lowest(call: Call, largest: int, device: torch.device, limit: float) -> float:
-    best, worse, began = float("inf"), 0, now(device)
-    for size in [*(batch for batch in BATCHES if batch < largest), largest]:
-        try:
-            spent = _quickest(lambda size=size: call(size), device) / size  # type: ignore[misc]
-        except (RuntimeError, MemoryError) as error:
-            if size == 1 or not out_of_memory(error):
-                raise
-            return best
-        worse = worse + 1 if spent > best else 0
-        best = min(best, spent)
-        if worse == 2 or (size > 1 and now(device) - began > limit):
-            return best
-    return best
-
-
-def _quickest(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the quickest of up to five calls; of one that takes long, a single one."""
+def _quickest(call: Call, size: int, device: torch.device) -> float:
+    """Seconds of the quickest of up to five calls on `size` images; of one that takes long, a single one."""
     times: list[float] = []
     while len(times) < 5 and sum(times) < 0.02:
         started = now(device)
-        call()
+        call(size)
         times.append(now(device) - started)
     return min(times)
 
 
-def measured(forward: Call, both: Call, largest: int, device: torch.device) -> Rate:
-    """The rate of a pair of calls."""
-    return Rate(*(seconds_an_image(call, largest, device) for call in (forward, both)))
+def _measured(value: Callable[[Tensor], Tensor], points: Tensor) -> Rate:
+    """The rate of `value`, points [n,...] -> [n] or their sum, and of its gradient to the points."""
+
+    def forward(n: int) -> Tensor:
+        with torch.no_grad():
+            return value(points[:n])
+
+    def both(n: int) -> object:
+        point = points[:n].detach().requires_grad_(True)
+        return torch.autograd.grad(value(point).sum(), point)
+
+    return Rate(*(seconds_per_image(call, len(points), points.device) for call in (forward, both)))
 
 
 # ---------------------------------------------------------------------------------------------------- searches
 def classifier_rate(victim: Victim, shape: Sequence[int], largest: int) -> Rate:
-    """Of logits and of the gradient to the image, in the search's precision. shape: (C,H,W)."""
-    images = _images(shape, largest, victim.device)
-    labels = torch.zeros(largest, dtype=torch.int64, device=victim.device)
-    return measured(
-        lambda n: victim.logits(images[:n]),
-        lambda n: victim.loss_gradient(images[:n], labels[:n]),
-        largest,
-        victim.device,
-    )
+    """Of logits and of the gradient to the image. shape: (C,H,W)."""
+    return _measured(lambda x: _loss(victim, x), torch.rand(largest, *shape, device=victim.device))
 
 
 def latent_rate(victim: Victim, codec: Codec, shape: Sequence[int], largest: int) -> Rate:
     """Of decoding latents and classifying the image, and of the gradient to the latents."""
-    z = 0.1 * torch.randn(largest, _size(shape), device=victim.device)
-    labels = torch.zeros(largest, dtype=torch.int64, device=victim.device)
-
-    def forward(n: int) -> Tensor:
-        with torch.no_grad():
-            return victim.differentiable(codec.decode_flat(z[:n], labels[:n]))
-
-    def both(n: int) -> object:
-        point = z[:n].detach().requires_grad_(True)
-        loss = nn.functional.cross_entropy(
-            victim.differentiable(codec.decode_flat(point, labels[:n])), labels[:n], reduction="sum"
-        )
-        return torch.autograd.grad(loss, point)
-
-    return measured(forward, both, largest, victim.device)
+    latents = 0.1 * torch.randn(largest, prod(shape), device=victim.device)
+    return _measured(lambda z: _loss(victim, codec.decode_flat(z, zero_labels(z))), latents)
 
 
 def likelihood_rate(flow: FlowModel, shape: Sequence[int], largest: int, device: torch.device) -> Rate:
     """Of a flow's log-density and of its gradient to the image."""
-    images = _images(shape, largest, device)
-    labels = torch.zeros(largest, dtype=torch.int64, device=device)
-
-    def forward(n: int) -> Tensor:
-        with torch.no_grad():
-            return flow.log_prob(images[:n], labels[:n])
-
-    def both(n: int) -> object:
-        point = images[:n].detach().requires_grad_(True)
-        return torch.autograd.grad(flow.log_prob(point, labels[:n]).sum(), point)
-
-    return measured(forward, both, largest, device)
+    return _measured(lambda x: flow.log_prob(x, zero_labels(x)), torch.rand(largest, *shape, device=device))
 
 
 def training_rate(
@@ -127,22 +96,23 @@ def training_rate(
     largest: int,
     device: torch.device,
 ) -> float:
-    """Seconds an image of a forward and the gradients of all parameters. loss: images [n,C,H,W] -> scalar. `module`
+    """Seconds per image of a forward and the gradients of all parameters. loss: images [n,C,H,W] -> scalar. `module`
     must be in train mode; at least two images a batch, for batch norm."""
-    images = _images(shape, max(largest, 2), device)
+    images = torch.rand(max(largest, 2), *shape, device=device)
 
     def both(n: int) -> object:
         return torch.autograd.grad(loss(images[: max(n, 2)]), list(module.parameters()), allow_unused=True)
 
-    return seconds_an_image(both, max(largest, 2), device)
+    return seconds_per_image(both, len(images), device)
 
 
-def _images(shape: Sequence[int], n: int, device: torch.device) -> Tensor:
-    return torch.rand(n, *shape, device=device)
+def zero_labels(x: Tensor) -> Tensor:
+    """Label 0 for every row of x, [n]: what is timed does not depend on the class."""
+    return torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
 
-def _size(shape: Sequence[int]) -> int:
-    return int(torch.tensor(shape).prod())
+def _loss(victim: Victim, x: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(victim.differentiable(x), zero_labels(x), reduction="sum")
 
 
 # ------------------------------------------------------------------------------------------------ cells of a plan
@@ -158,31 +128,31 @@ class PlanRates:
         if not samples:
             return 0.0
         seconds = self._rate(cell).seconds(cell.cost.forwards, cell.cost.backwards)
-        return samples * (seconds + self._scoring(cell)) / 3600
+        flow = self.plan.nll_flow
+        if flow is not None and isinstance(cell, ClassifierCell):
+            # The adversarial image; cells of a run share the bits/dim of the clean one.
+            seconds += self._likelihood(flow).forward
+        return samples * seconds / 3600
+
+    @property
+    def _largest(self) -> int:
+        return min(self.plan.batch_size, SHARD_SIZE, len(self.plan.samples))
 
     def _rate(self, cell: Cell) -> Rate:
-        plan = self.plan
-        shape, largest = plan.dataset.shape, min(plan.batch_size, SHARD_SIZE, len(plan.samples))
         if isinstance(cell, FlowCell):
-            flow = cell.model.flow
-            return self._once(flow, None, lambda: likelihood_rate(flow, shape, largest, plan.device))
+            return self._likelihood(cell.model.flow)
         assert isinstance(cell, ClassifierCell)
-        codec = cell.attack.flow
-        victim = Victim(cell.model.module, plan.device, largest)  # compiled searches are measured uncompiled
+        shape, codec, module = self.plan.dataset.shape, cell.attack.flow, cell.model.module
+        victim = Victim(module, self.plan.device, self._largest)  # compiled searches are measured uncompiled
         if codec is None:
-            return self._once(cell.model.module, None, lambda: classifier_rate(victim, shape, largest))
+            return self._once(module, None, lambda: classifier_rate(victim, shape, self._largest))
         return self._once(
-            cell.model.module, plan.nll_flow, lambda: latent_rate(victim, codec, shape, largest)
+            module, self.plan.nll_flow, lambda: latent_rate(victim, codec, shape, self._largest)
         )
 
-    def _scoring(self, cell: Cell) -> float:
-        """Bits/dim of a sample's adversarial image and its clean one, which the cells of a run share."""
-        flow, plan = self.plan.nll_flow, self.plan
-        if flow is None or not isinstance(cell, ClassifierCell):
-            return 0.0
-        largest = min(plan.batch_size, SHARD_SIZE, len(plan.samples))
-        shape = plan.dataset.shape
-        return self._once(flow, None, lambda: likelihood_rate(flow, shape, largest, plan.device)).forward
+    def _likelihood(self, flow: FrozenFlow) -> Rate:
+        shape, device = self.plan.dataset.shape, self.plan.device
+        return self._once(flow, None, lambda: likelihood_rate(flow, shape, self._largest, device))
 
     def _once(self, module: nn.Module, flow: nn.Module | None, measure: Callable[[], Rate]) -> Rate:
         key = (id(module), id(flow))

@@ -5,7 +5,7 @@ What the local backend calls in process and the Ray backend in its workers; noth
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -28,8 +28,10 @@ from robbench.core.stops import reraise_stop
 from robbench.data import Split
 from robbench.models.flows.base import FrozenFlow
 from robbench.run.cells import Cell, ClassifierCell, FlowCell
+from robbench.specs import ModelKind
+from robbench.store.columns import LEDGER_COLUMNS, Column
 from robbench.store.records import CleanScore
-from robbench.store.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
+from robbench.store.shards import SCHEMAS
 
 LONGEST_TRACEBACK = 100_000  # characters that a record keeps, the end of it
 
@@ -140,7 +142,7 @@ class ShardWork:
         names = list(ids)
         with full_precision():
             if isinstance(cell, FlowCell):
-                return likelihood_rows(self._attacked_flow(cell, names), self.kept), Diagnostics()
+                return outcome_rows("flow", self._attacked_flow(cell, names), self.kept, {}), Diagnostics()
             assert isinstance(cell, ClassifierCell)
             return self._attacked_classifier(cell, names)
 
@@ -153,13 +155,15 @@ class ShardWork:
             victim, torch.tensor(ids), x, y, seed=self.seed, batch_size=self.batch_size
         )
         scored = self.likelihood if cell.record.nll_flow is not None else self.likelihood.without_flow
-        before = scored.clean(ids, x, y)
-        after = scored.adversarial(ids, outcome.adversarial, y)
+        flow = cell.record.attack_flow
+        beside = {
+            "nll_before": scored.clean(ids, x, y),
+            "nll_after": scored.adversarial(ids, outcome.adversarial, y),
+            "witness": witnesses(outcome, flow.sha256 if flow else None, self.kept),
+        }
         if victim.fits is not None:
             self.fits[cell.record.hash] = victim.fits
-        flow = cell.record.attack_flow
-        rows = ledger_rows(outcome, before, after, self.kept, flow.sha256 if flow else None)
-        return rows, outcome.diagnostics
+        return outcome_rows("classifier", outcome, self.kept, beside), outcome.diagnostics
 
     def _attacked_flow(self, cell: FlowCell, ids: list[int]) -> LikelihoodOutcome:
         x, y = self.split.by_ids(ids)
@@ -191,60 +195,29 @@ def _reason(error: BaseException) -> str:
     return text if isinstance(error, AttackViolation | UserError) else f"{type(error).__name__}: {text[:300]}"
 
 
-def ledger_rows(
-    outcome: Outcome,
-    before: Sequence[float | None],
-    after: Sequence[float | None],
+def outcome_rows(
+    target: ModelKind,
+    outcome: Outcome | LikelihoodOutcome,
     kept: frozenset[int],
-    flow: str | None = None,
+    beside: Mapping[str, Sequence[object]],
 ) -> pa.Table:
-    """An outcome as ledger rows. before, after: bits/dim of clean and adversarial images. kept: ids that keep
-    their adversarial image, and its witness where the attack searched through a flow (sha256 of its weights)."""
-    ids: list[int] = outcome.sample_ids.tolist()
-    examples = [
-        _pixels(image) if i in kept else None for i, image in zip(ids, outcome.adversarial, strict=True)
-    ]
-    columns = {
-        "sample_id": ids,
-        "label": outcome.labels.tolist(),
-        "clean_prediction": outcome.clean_predictions.tolist(),
-        "prediction": outcome.predictions.tolist(),
-        "clean_margin": outcome.clean_margins.tolist(),
-        "margin": outcome.margins.tolist(),
-        "robust": outcome.robust.tolist(),
-        "broken_by": outcome.broken_by,
-        "broken_at": outcome.broken_at.tolist(),
-        "l1": outcome.l1.tolist(),
-        "l2": outcome.l2.tolist(),
-        "linf": outcome.linf.tolist(),
-        "cross_entropy": outcome.cross_entropy.tolist(),
-        "nll_before": list(before),
-        "nll_after": list(after),
-        "forwards": outcome.forwards.tolist(),
-        "backwards": outcome.backwards.tolist(),
-        "counts_exact": [outcome.counts_exact] * len(ids),
-        "example": examples,
-        "witness": witnesses(outcome, flow, kept),
-    }
-    return pa.table(columns, schema=LEDGER_SCHEMA)
-
-
-def likelihood_rows(outcome: LikelihoodOutcome, kept: frozenset[int]) -> pa.Table:
-    """An outcome on a flow as ledger rows. kept: ids that keep the attacked image and the adversarial one."""
+    """An outcome on a model of kind `target` as ledger rows, in the outcome's order. kept: ids that keep their images.
+    beside: values of the columns that are computed beside the outcome, by name."""
     ids: list[int] = outcome.sample_ids.tolist()
 
-    def stored(images: Tensor) -> list[bytes | None]:
-        return [_pixels(image) if i in kept else None for i, image in zip(ids, images, strict=True)]
+    def values(column: Column) -> Sequence[object]:
+        if not column.source:
+            return beside[column.name]
+        found = getattr(outcome, column.source)
+        if column.kind == "image":
+            return [_pixels(image) if i in kept else None for i, image in zip(ids, found, strict=True)]
+        if isinstance(found, Tensor):
+            found = found.tolist()
+        return found if isinstance(found, list) else [found] * len(ids)
 
-    names = ("nll_before", "nll_after", "l1", "l2", "linf", "forwards", "backwards")
-    columns = {
-        "sample_id": ids,
-        "label": outcome.labels.tolist(),
-        **{name: getattr(outcome, name).tolist() for name in names},
-        "original": stored(outcome.originals),
-        "example": stored(outcome.adversarial),
-    }
-    return pa.table(columns, schema=LIKELIHOOD_SCHEMA)
+    return pa.table(
+        {column.name: values(column) for column in LEDGER_COLUMNS[target]}, schema=SCHEMAS[target]
+    )
 
 
 def _pixels(image: Tensor) -> bytes:

@@ -25,6 +25,7 @@ from robbench.core.errors import UserError
 from robbench.core.npz import read_npz
 from robbench.core.resources import write_atomically, write_text_atomically
 from robbench.core.schema import dump_yaml, load_json, load_yaml, read_yaml, validate, yaml_text
+from robbench.specs import ResolvedAttack
 from robbench.store.record_files import RECORD_VERSION, EditedRecordError, with_checksum, without_checksum
 from robbench.store.records import CellRecord, CellResult, Run, RunFile
 from robbench.store.shards import (
@@ -287,20 +288,24 @@ def _load_cell(
         "status": status,
         "seconds": sum(shard.seconds for shard in shards),
     }
-    return CellResult(record.model_copy(update=changes), one_meaning(record, table.to_pandas()))
+    return CellResult(record.model_copy(update=changes), one_meaning(record.attack, table.to_pandas()))
 
 
-def one_meaning(record: CellRecord, rows: "pd.DataFrame") -> "pd.DataFrame":
+def one_meaning(
+    attack: ResolvedAttack, rows: "pd.DataFrame", margin: str = "clean_margin", step: str = "broken_at"
+) -> "pd.DataFrame":
     """The rows with `robust` as right before and after the attack, also of cells on corrupted images from before it had
-    that meaning there: those called every image robust that is right after it."""
-    if record.attack.space != "corruption":
+    that meaning there: those called every image robust that is right after it. margin, step: names of the columns of
+    the clean margin and of the step of the break."""
+    if attack.space != "corruption":
         return rows
-    wrong_before = rows["robust"] & ~(rows["clean_margin"] > 0)
-    return rows.assign(
-        robust=rows["robust"] & ~wrong_before,
-        broken_by=rows["broken_by"].mask(wrong_before, "clean"),
-        broken_at=rows["broken_at"].mask(wrong_before, 0),
-    )
+    wrong_before = rows["robust"] & ~(rows[margin] > 0)
+    changes = {
+        "robust": rows["robust"] & ~wrong_before,
+        "broken_by": rows["broken_by"].mask(wrong_before, "clean"),
+        step: rows[step].mask(wrong_before, 0),
+    }
+    return rows.assign(**changes)
 
 
 def _refuse(path: Path, reason: str) -> None:

@@ -4,13 +4,14 @@ One leaderboard stands on one set of samples, one seed and one engine. What woul
 a conflict, and conflicts are named, never resolved by a choice.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from robbench.core.errors import UserError
+from robbench.store.columns import column_names
 from robbench.store.records import CellRecord, CellResult, Run
 
 if TYPE_CHECKING:
@@ -18,16 +19,15 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-3  # of margins, bits/dim and sizes, relative above 1: what another processor does to equal rows
 MAJOR = ("robbench", "torch")  # whose major versions must agree
-_EXACT = ("label", "clean_prediction", "prediction", "robust", "broken_by")
-_ROUNDED = ("clean_margin", "margin", "l1", "l2", "linf", "nll_before", "nll_after")
+_EXACT, _ROUNDED = column_names("class", "verdict"), column_names("score", "distance")
 Named = Sequence[tuple[str, Run]]
 
 
 def merge_runs(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: bool = False) -> Run:
     """The union of runs on the same samples: every cell once, models outermost, in order of first appearance.
 
-    A cell of several runs is taken where it has most rows, then most examples. folder: that of the first run. names:
-    what errors call the runs (default: their folders). `UserError` for the first of their `conflicts`.
+    Cells of several runs are chosen by `best_cells`. folder: that of the first run. names: what errors call the runs
+    (default: their folders). `UserError` for the first of their `conflicts`.
     """
     if not runs:
         raise UserError("nothing to merge; give at least one run")
@@ -38,7 +38,7 @@ def merge_runs(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: 
     notes = dict.fromkeys(run.note for run in runs if run.note)
     return replace(
         runs[0],
-        cells=_ordered(_cells(runs).values()),
+        cells=_ordered(best_cells(runs)),
         cards={name: card for run in reversed(runs) for name, card in run.cards.items()},
         versions=_versions(runs),
         data=next((run.data for run in runs if run.data is not None), None),
@@ -52,27 +52,28 @@ def source_of(runs: Sequence[Run], result: CellResult) -> Run:
     return next(run for run in runs if any(other is result for other in run.cells))
 
 
-def _cells(runs: Sequence[Run]) -> dict[tuple[str, str], CellResult]:
+def best_cells(runs: Sequence[Run]) -> list[CellResult]:
+    """Every cell of the runs once, in order of first appearance. A cell of several runs is taken where it is complete,
+    else where it has most rows; of equals, where it keeps most examples, else from the first."""
     cells: dict[tuple[str, str], CellResult] = {}
     for result in (result for run in runs for result in run.cells):
         best = cells.setdefault(_key(result.cell), result)
-        if _weight(result) > _weight(best):
+        if _progress(result) > _progress(best):
             cells[_key(result.cell)] = result
-    return cells
+    return list(cells.values())
 
 
 def _key(cell: CellRecord) -> tuple[str, str]:
     return cell.model_name, cell.attack.label
 
 
-def _weight(result: CellResult) -> tuple[int, int]:
-    return len(result.rows), int(result.rows["example"].notna().sum())
+def _progress(result: CellResult) -> tuple[bool, int, int]:
+    return result.cell.status == "ok", len(result.rows), int(result.rows["example"].notna().sum())
 
 
-def _ordered(cells: Iterable[CellResult]) -> list[CellResult]:
-    listed = list(cells)
-    models = list(dict.fromkeys(result.cell.model_name for result in listed))
-    return sorted(listed, key=lambda result: models.index(result.cell.model_name))
+def _ordered(cells: Sequence[CellResult]) -> list[CellResult]:
+    models = list(dict.fromkeys(result.cell.model_name for result in cells))
+    return sorted(cells, key=lambda result: models.index(result.cell.model_name))
 
 
 def _versions(runs: Sequence[Run]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from robbench.attacks.checks import BALL_TOLERANCE
 from robbench.bundle.findings import Finding, judged
 from robbench.results.rows import models
 from robbench.specs import ResolvedAttack
-from robbench.store.columns import LEDGER_COLUMNS, column_names
+from robbench.store.columns import LEDGER_COLUMNS, select_names
 from robbench.store.records import CellRecord, CellResult, Run
 
 Mask = NDArray[np.bool_]
@@ -25,7 +25,7 @@ CHECK = "rows"
 
 
 def consistency_findings(run: Run) -> Iterator[Finding]:
-    """One finding a cell, then one a model on what its cells must share."""
+    """One finding per cell, then one per model on what its cells must share."""
     for result in run.cells:
         cell, rows = result.cell, result.rows
         problems = [*_samples(run, cell, rows), *_identity(run, cell)]
@@ -131,7 +131,7 @@ def _classifier_rules(run: Run, result: CellResult) -> Rules:
 
 
 def _label_rules(rows: pd.DataFrame, classes: int) -> Rules:
-    for name in column_names("class"):
+    for name in select_names("class"):
         if name in rows:
             least = np.where(_not_finite(rows), -1, 0) if name == "prediction" else 0
             values = rows[name].to_numpy()
@@ -211,7 +211,7 @@ def _flow_rules(run: Run, result: CellResult) -> Rules:
 
 def _size_rules(cell: CellRecord, rows: pd.DataFrame, run: Run) -> Rules:
     """Norms are finite, ordered (linf <= l2 <= l1 <= D linf) and, of an image attack, within the budget."""
-    sizes = {name: _floats(rows, name) for name in column_names("distance", target=cell.attack.target)}
+    sizes = {name: _floats(rows, name) for name in select_names("distance", target=cell.attack.target)}
     l1, l2, linf = (sizes[name] for name in ("l1", "l2", "linf"))
     dimensions = int(np.prod(run.shape))
     finite = np.logical_and.reduce([np.isfinite(size) for size in sizes.values()])
@@ -230,7 +230,7 @@ def _size_rules(cell: CellRecord, rows: pd.DataFrame, run: Run) -> Rules:
 
 
 def _count_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
-    for name in column_names("count", target=cell.attack.target):
+    for name in select_names("count", target=cell.attack.target):
         yield f"{name} is negative", rows[name].to_numpy() < 0
 
 

@@ -20,7 +20,7 @@ from robbench.cards import ModelCard
 from robbench.core.errors import UserError
 from robbench.core.schema import load_yaml
 from robbench.specs import ThreatModel
-from robbench.store.columns import every_column
+from robbench.store.columns import list_columns
 from robbench.store.frechet_records import FRECHET_FOLDER, read_record, samples_hash
 from robbench.store.ledger import CELL_FILE, ORIGINALS_FILE, Ledger
 from robbench.store.records import CellRecord, RunFile
@@ -30,7 +30,7 @@ _SLACK, _RATIO = (
     1000,
 )  # of a Parquet file's pages: bytes that are fine in any case; else unpacked over packed
 _WORDS = tuple(  # columns of values of any length
-    dict.fromkeys(c.name for c in every_column() if pa.types.is_string(c.type) or pa.types.is_binary(c.type))
+    dict.fromkeys(c.name for c in list_columns() if pa.types.is_string(c.type) or pa.types.is_binary(c.type))
 )
 _NPZ_MEMBERS = {"ids.npy", "images.npy"}
 _BAD_NPZ = (

@@ -61,8 +61,8 @@ class RerunChoice:
         if not _batch_dependent(result):
             return tuple(ids[place] for place in sorted(rng.sample(range(len(ids)), self.samples)))
         blocks = [ids[start : start + SHARD_SIZE] for start in range(0, len(ids), SHARD_SIZE)]
-        wanted = math.ceil(self.samples / SHARD_SIZE)
-        places = sorted(rng.sample(range(len(blocks)), min(wanted, len(blocks))))
+        count = math.ceil(self.samples / SHARD_SIZE)
+        places = sorted(rng.sample(range(len(blocks)), min(count, len(blocks))))
         return tuple(i for place in places for i in blocks[place])
 
 
@@ -72,8 +72,16 @@ def _batch_dependent(result: CellResult) -> bool:
 
 @dataclass(frozen=True)
 class Reruns:
-    """Runs cells of `run` again with the verifier's models and data. flows: a flow at hand, by the sha256 of its
-    weights. batch_size: images at once."""
+    """Runs cells again with the verifier's models and data.
+
+    Attributes:
+        run: the bundle's run.
+        subjects: the verifier's models.
+        flows: a flow by the sha256 of its weights; None for one that is not at hand.
+        dataset: the verifier's data set.
+        device: where to compute.
+        batch_size: images at once.
+    """
 
     run: Run
     subjects: Subjects

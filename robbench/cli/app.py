@@ -177,12 +177,12 @@ def run(
     options["dataset"] = chosen_dataset(options["dataset"], options["data"])
     folder = out or Path("robbench-runs") / f"{options['dataset']}-seed{options['seed']}"
     try:
-        from robbench.cli.run import dry_run_table, requested_run, run_matrix
+        from robbench.cli.run import build_request, dry_run_table, run_matrix
         from robbench.core.allocator import tune_allocator
 
         tune_allocator()
         context.with_resource(thread_rule(threads))
-        request = requested_run(options)
+        request = build_request(options)
         if dry_run:
             dry_run_table(request, folder, fresh=not resume)
             return

@@ -15,12 +15,12 @@ from robbench.run.cells import Cell
 from robbench.run.executor import execute, opened_backend
 from robbench.run.plan import Plan, RunRequest, build_plan
 from robbench.run.progress import run_progress
-from robbench.run.rates import PlanRates, hours_text
+from robbench.run.rates import PlanRates, format_hours
 from robbench.store.folder import check_folder, check_not_foreign, opened
 from robbench.store.ledger import Ledger, load_run
 
 
-def requested_run(options: Mapping[str, Any]) -> RunRequest:
+def build_request(options: Mapping[str, Any]) -> RunRequest:
     """The request behind the options of `robbench run`, which click has checked one by one; `UserError` for a list of
     names or numbers that cannot be read."""
     return RunRequest(
@@ -101,8 +101,8 @@ def dry_run_table(request: RunRequest, folder: Path, fresh: bool = False) -> Non
         table.add_column(name, overflow="fold")
     for name in (
         "in\nledger",
-        "forwards\na sample",
-        "backwards\na sample",
+        "forwards\nper sample",
+        "backwards\nper sample",
         "forwards\nto do",
         "backwards\nto do",
         "hours",
@@ -118,12 +118,12 @@ def dry_run_table(request: RunRequest, folder: Path, fresh: bool = False) -> Non
         of_cell = rates.hours(cell, missing)
         hours += of_cell
         names = (cell.record.model, cell.record.attack.label)
-        table.add_row(*names, *(f"{number:,}" for number in numbers), hours_text(of_cell))
+        table.add_row(*names, *(f"{number:,}" for number in numbers), format_hours(of_cell))
     console = Terminal()
     console.print(table)
     console.print(
         f"{len(plan.cells)} cells; at most {totals[0]:,} forwards and {totals[1]:,} backwards to compute "
-        f"(a sample that breaks early needs fewer), {hours_text(hours)} hours at the rates measured on {plan.device} "
+        f"(a sample that breaks early needs fewer), {format_hours(hours)} hours at the rates measured on {plan.device} "
         f"just now. Nothing was computed.",
         highlight=False,
         soft_wrap=True,
@@ -131,6 +131,6 @@ def dry_run_table(request: RunRequest, folder: Path, fresh: bool = False) -> Non
 
 
 def _present(ledger: Ledger, plan: Plan, cell: Cell) -> int:
-    """Wanted samples the ledger has; a bad shard counts as absent, and stays where it is."""
+    """Requested samples that the ledger has; a bad shard counts as absent, and stays where it is."""
     shards = ledger.shards(cell.record.hash, lambda _path, _reason: None)
     return len(set(plan.samples).intersection(*[[i for shard in shards for i in shard.ids]]))

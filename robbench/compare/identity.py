@@ -10,14 +10,14 @@ from robbench.compare.paired import spec_changes
 from robbench.compare.pairing import CellPair, PairedRuns
 from robbench.compare.pairs import same
 from robbench.results.rows import floats
-from robbench.store.columns import column_names
+from robbench.store.columns import select_names
 from robbench.store.records import CellRecord, Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_NOT_COMPARED = column_names("image")  # the numbers of their rows are compared
-_DISCRETE, _SCORES = column_names("class", "verdict", "step"), column_names("score")
+_NOT_COMPARED = select_names("image")  # the numbers of their rows are compared
+_DISCRETE, _SCORES = select_names("class", "verdict", "step"), select_names("score")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from robbench.core.errors import UserError
 from robbench.core.resources import write_atomically
 from robbench.core.schema import Strict, canonical_hash, parse_json, validate
 from robbench.specs import SHA256, ResolvedAttack
-from robbench.store.columns import LEDGER_COLUMNS, every_column
+from robbench.store.columns import LEDGER_COLUMNS, list_columns
 from robbench.store.ledger import one_meaning
 from robbench.store.records import CellResult, Run
 
@@ -41,7 +41,7 @@ def _reference_schema() -> pa.Schema:
             column.type if column.kind == "key" else _NARROW.get(column.type, column.type),
             nullable=column.since > 1,
         )
-        for column in every_column()
+        for column in list_columns()
         if column.reference
     }
     first, last = pa.field("cell", pa.int32(), nullable=False), pa.field("size", pa.float32(), nullable=False)

@@ -25,7 +25,14 @@ from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.loading import build_architecture, load_flow
 from robbench.models.zoo import find_model, zoo_entries
 from robbench.run.cells import SHARD_SIZE
-from robbench.run.rates import Rate, classifier_rate, latent_rate, likelihood_rate, training_rate, zero_labels
+from robbench.run.rates import (
+    Rate,
+    make_labels,
+    measure_classifier,
+    measure_latents,
+    measure_likelihood,
+    measure_training,
+)
 from robbench.specs import ResolvedAttack, threat_models
 
 T = TypeVar("T")
@@ -54,7 +61,7 @@ class CellCost:
 
 @dataclass
 class ExperimentCosts:
-    """The costs of a plan. Networks are built and measured once an architecture."""
+    """The costs of a plan. Networks are built and measured once per architecture."""
 
     plan: ExperimentPlan
     _kept: dict[str, object] = field(default_factory=dict)
@@ -64,11 +71,11 @@ class ExperimentCosts:
         return resolve_device(self.plan.request.device)
 
     def trainings(self) -> list[TrainingCost]:
-        """One entry a job, in training order."""
+        """One entry per job, in training order."""
         return [self._training(job) for job in self.plan.jobs]
 
     def cells(self) -> list[CellCost]:
-        """One entry a (model, attack), models outermost. What the run folder has already is not subtracted."""
+        """One entry per (model, attack), models outermost. What the run folder has already is not subtracted."""
         return [
             self._cell(job, attack)
             for job in self.plan.attacked
@@ -103,7 +110,7 @@ class ExperimentCosts:
             module, largest = self._network(job), job.outlined.recipe.batch_size
             largest = min(largest, job.train_samples)
             try:
-                return training_rate(
+                return measure_training(
                     module.train(), self._loss(job, module), job.dataset.shape, largest, self.device
                 )
             finally:
@@ -114,17 +121,17 @@ class ExperimentCosts:
     def _loss(self, job: Job, module: nn.Module) -> Callable[[Tensor], Tensor]:
         if job.outlined.kind == "flow":
             flow = cast(Flow, module)
-            return lambda x: -flow.log_prob(x, zero_labels(x)).sum()
-        return lambda x: nn.functional.cross_entropy(module(x), zero_labels(x))
+            return lambda x: -flow.log_prob(x, make_labels(x)).sum()
+        return lambda x: nn.functional.cross_entropy(module(x), make_labels(x))
 
     def _codec_rates(self, flow: FrozenFlow, job: Job) -> tuple[float, Rate]:
-        """Seconds an image of encoding; of decoding, with and without the gradient to the latents."""
+        """Seconds per image of encoding; of decoding, with and without the gradient to the latents."""
         largest = min(job.outlined.recipe.batch_size, job.train_samples)
         shape, device = job.dataset.shape, self.device
         pixels = Victim(nn.Flatten(), device, largest)
-        encode = self._once(("encode", id(flow)), lambda: likelihood_rate(flow, shape, largest, device))
+        encode = self._once(("encode", id(flow)), lambda: measure_likelihood(flow, shape, largest, device))
         decode = self._once(
-            ("decode", id(flow)), lambda: latent_rate(pixels, FlowCodec(flow), shape, largest)
+            ("decode", id(flow)), lambda: measure_latents(pixels, FlowCodec(flow), shape, largest)
         )
         return encode.forward, decode
 
@@ -153,13 +160,13 @@ class ExperimentCosts:
         largest = min(request.batch_size, SHARD_SIZE, max(self.plan.n, 1))
         key = ("search", job.outlined.architecture, job.dataset)
         if job.outlined.kind == "flow":
-            return self._once(key, lambda: likelihood_rate(self._frozen(job), shape, largest, self.device))
+            return self._once(key, lambda: measure_likelihood(self._frozen(job), shape, largest, self.device))
         victim = Victim(self._network(job), self.device, largest)
         if attack is None or not attack.needs_flow:
-            return self._once(key, lambda: classifier_rate(victim, shape, largest))
+            return self._once(key, lambda: measure_classifier(victim, shape, largest))
         flow = self._experiment_flow(job)
         assert flow is not None
-        return self._once((*key, id(flow)), lambda: latent_rate(victim, FlowCodec(flow), shape, largest))
+        return self._once((*key, id(flow)), lambda: measure_latents(victim, FlowCodec(flow), shape, largest))
 
     # -------------------------------------------------------------------------------------------------- networks
     def _network(self, job: Job) -> nn.Module:

@@ -50,7 +50,7 @@ class Cell(ABC):
 
     @property
     def cost(self) -> Cost:
-        """Most model calls a sample can need."""
+        """The most model calls that a sample can need."""
         return self.attack.cost
 
     @abstractmethod
@@ -222,7 +222,7 @@ def _asked(attack: AnyAttack) -> AnyAttack:
 def _require_classes(name: str, logits: Tensor, dataset: Dataset) -> None:
     if logits.shape[1] != dataset.classes:
         raise UserError(
-            f"model {name!r} returns {logits.shape[1]} logits an image, {dataset.name} has {dataset.classes} "
+            f"model {name!r} returns {logits.shape[1]} logits per image, {dataset.name} has {dataset.classes} "
             f"classes; give a model of this data set"
         )
 

@@ -32,7 +32,7 @@ from robbench.specs import (
     threat_models,
     ungrouped,
 )
-from robbench.store.records import PlanEntry, RunFile, join_ids
+from robbench.store.records import RunFile
 
 DEFAULT_N = 1000
 
@@ -184,7 +184,18 @@ def build_plan(request: RunRequest) -> Plan:
     return Plan(
         dataset=dataset,
         samples=samples,
-        run=_run_file(dataset, request.seed, samples, cells).model_copy(update={"note": request.note}),
+        run=RunFile.of(
+            [cell.record for cell in cells],
+            samples,
+            dataset=dataset.name,
+            dataset_revision=dataset.revision,
+            seed=request.seed,
+            shape=dataset.shape,
+            class_names=dataset.class_names,
+            data=dataset.card,
+            versions=versions(),
+            note=request.note,
+        ),
         cells=cells,
         cards={entry.card.name: entry.card for entry in chosen},
         nll_flow=frozen,
@@ -352,23 +363,3 @@ def _require_fitting_flow(flow: ZooEntry | None, dataset: Dataset) -> None:
             f"flow {flow.card.name!r} models {levels} grey levels and {dataset.name!r} has {dataset.grey_levels}; name "
             f"another --flow, or correct `like` or grey_levels in the card of the data"
         )
-
-
-def _run_file(dataset: Dataset, seed: int, samples: Sequence[int], cells: Sequence[Cell]) -> RunFile:
-    records = [cell.record for cell in cells]
-    return RunFile(
-        dataset=dataset.name,
-        dataset_revision=dataset.revision,
-        seed=seed,
-        shape=dataset.shape,
-        class_names=dataset.class_names,
-        data=dataset.card,
-        n=len(samples),
-        models=tuple(dict.fromkeys(record.model for record in records)),
-        attacks=tuple(dict.fromkeys(record.attack.label for record in records)),
-        cells=tuple(
-            PlanEntry(hash=r.hash, model=r.model, defense=r.defense, attack=r.attack.label) for r in records
-        ),
-        versions=versions(),
-        samples=join_ids(samples),
-    )

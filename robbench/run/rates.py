@@ -33,7 +33,7 @@ class Rate:
         return max(forwards - backwards, 0.0) * self.forward + backwards * self.both
 
 
-def seconds_per_image(call: Call, largest: int, device: torch.device) -> float:
+def measure_seconds(call: Call, largest: int, device: torch.device) -> float:
     """Seconds per image of `call` on a batch of at most `largest` images that takes about `LIMIT` seconds at most;
     half as many where memory does not hold them."""
     call(1)  # whatever only the first call costs
@@ -69,27 +69,27 @@ def _measured(value: Callable[[Tensor], Tensor], points: Tensor) -> Rate:
         point = points[:n].detach().requires_grad_(True)
         return torch.autograd.grad(value(point).sum(), point)
 
-    return Rate(*(seconds_per_image(call, len(points), points.device) for call in (forward, both)))
+    return Rate(*(measure_seconds(call, len(points), points.device) for call in (forward, both)))
 
 
 # ---------------------------------------------------------------------------------------------------- searches
-def classifier_rate(victim: Victim, shape: Sequence[int], largest: int) -> Rate:
+def measure_classifier(victim: Victim, shape: Sequence[int], largest: int) -> Rate:
     """Of logits and of the gradient to the image. shape: (C,H,W)."""
     return _measured(lambda x: _loss(victim, x), torch.rand(largest, *shape, device=victim.device))
 
 
-def latent_rate(victim: Victim, codec: Codec, shape: Sequence[int], largest: int) -> Rate:
+def measure_latents(victim: Victim, codec: Codec, shape: Sequence[int], largest: int) -> Rate:
     """Of decoding latents and classifying the image, and of the gradient to the latents."""
     latents = 0.1 * torch.randn(largest, prod(shape), device=victim.device)
-    return _measured(lambda z: _loss(victim, codec.decode_flat(z, zero_labels(z))), latents)
+    return _measured(lambda z: _loss(victim, codec.decode_flat(z, make_labels(z))), latents)
 
 
-def likelihood_rate(flow: FlowModel, shape: Sequence[int], largest: int, device: torch.device) -> Rate:
+def measure_likelihood(flow: FlowModel, shape: Sequence[int], largest: int, device: torch.device) -> Rate:
     """Of a flow's log-density and of its gradient to the image."""
-    return _measured(lambda x: flow.log_prob(x, zero_labels(x)), torch.rand(largest, *shape, device=device))
+    return _measured(lambda x: flow.log_prob(x, make_labels(x)), torch.rand(largest, *shape, device=device))
 
 
-def training_rate(
+def measure_training(
     module: nn.Module,
     loss: Callable[[Tensor], Tensor],
     shape: Sequence[int],
@@ -103,16 +103,16 @@ def training_rate(
     def both(n: int) -> object:
         return torch.autograd.grad(loss(images[: max(n, 2)]), list(module.parameters()), allow_unused=True)
 
-    return seconds_per_image(both, len(images), device)
+    return measure_seconds(both, len(images), device)
 
 
-def zero_labels(x: Tensor) -> Tensor:
+def make_labels(x: Tensor) -> Tensor:
     """Label 0 for every row of x, [n]: what is timed does not depend on the class."""
     return torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
 
 def _loss(victim: Victim, x: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(victim.differentiable(x), zero_labels(x), reduction="sum")
+    return nn.functional.cross_entropy(victim.differentiable(x), make_labels(x), reduction="sum")
 
 
 # ------------------------------------------------------------------------------------------------ cells of a plan
@@ -145,14 +145,14 @@ class PlanRates:
         shape, codec, module = self.plan.dataset.shape, cell.attack.flow, cell.model.module
         victim = Victim(module, self.plan.device, self._largest)  # compiled searches are measured uncompiled
         if codec is None:
-            return self._once(module, None, lambda: classifier_rate(victim, shape, self._largest))
+            return self._once(module, None, lambda: measure_classifier(victim, shape, self._largest))
         return self._once(
-            module, self.plan.nll_flow, lambda: latent_rate(victim, codec, shape, self._largest)
+            module, self.plan.nll_flow, lambda: measure_latents(victim, codec, shape, self._largest)
         )
 
     def _likelihood(self, flow: FrozenFlow) -> Rate:
         shape, device = self.plan.dataset.shape, self.plan.device
-        return self._once(flow, None, lambda: likelihood_rate(flow, shape, self._largest, device))
+        return self._once(flow, None, lambda: measure_likelihood(flow, shape, self._largest, device))
 
     def _once(self, module: nn.Module, flow: nn.Module | None, measure: Callable[[], Rate]) -> Rate:
         key = (id(module), id(flow))
@@ -161,7 +161,7 @@ class PlanRates:
         return self._rates[key]
 
 
-def hours_text(hours: float) -> str:
+def format_hours(hours: float) -> str:
     """ "<0.01", "0.25", "3.1", "1,204" hours."""
     if hours < 0.01:
         return "0" if hours == 0 else "<0.01"

@@ -5,7 +5,7 @@ What the local backend calls in process and the Ray backend in its workers; noth
 
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -24,14 +24,15 @@ from robbench.attacks.witness import witnesses
 from robbench.core.device import device_text
 from robbench.core.errors import AttackViolation, UserError
 from robbench.core.foreign import message_of
+from robbench.core.schema import validate_json
 from robbench.core.stops import reraise_stop
 from robbench.data import Split
 from robbench.models.flows.base import FrozenFlow
 from robbench.run.cells import Cell, ClassifierCell, FlowCell
 from robbench.specs import ModelKind
-from robbench.store.columns import LEDGER_COLUMNS, Column
+from robbench.store.columns import LEDGER_COLUMNS, Column, encode_image
 from robbench.store.records import CleanScore
-from robbench.store.shards import SCHEMAS
+from robbench.store.shards import SCHEMAS, Shard
 
 LONGEST_TRACEBACK = 100_000  # characters that a record keeps, the end of it
 
@@ -66,7 +67,14 @@ class ShardFailure:
 
 @dataclass
 class CleanLikelihood:
-    """Bits/dim under the run's flow; clean images are scored once a process, not once a cell."""
+    """Bits/dim under the run's flow; clean images are scored once per process, not once per cell.
+
+    Attributes:
+        flow: what scores; None for no scores.
+        device: where it is.
+        seed: seed of the dequantisation noise.
+        batch_size: images at once.
+    """
 
     flow: FrozenFlow | None
     device: torch.device
@@ -105,11 +113,17 @@ class CleanLikelihood:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """Everything a shard needs beside its cell. split: holds the samples; kept: ids that keep their images.
+    """Everything a shard needs beside its cell. Picklable; the cells' modules and `likelihood.flow` are on `device`.
 
-    fits: by cell, batch sizes that memory holds, where `batch_size` was found too large.
-
-    Picklable; `likelihood.flow` and the cells' modules must be on `device`.
+    Attributes:
+        split: holds the samples.
+        seed: seed of the run.
+        device: where modules are.
+        batch_size: images at once.
+        compiled: whether attacks search classifiers with torch.compile.
+        kept: ids of the samples that keep their images.
+        likelihood: scores images in bits/dim.
+        fits: batch sizes that memory holds, by hash of the cell, where `batch_size` was too large.
     """
 
     split: Split
@@ -142,7 +156,7 @@ class ShardWork:
         names = list(ids)
         with full_precision():
             if isinstance(cell, FlowCell):
-                return outcome_rows("flow", self._attacked_flow(cell, names), self.kept, {}), Diagnostics()
+                return tabulate("flow", self._attacked_flow(cell, names), self.kept, {}), Diagnostics()
             assert isinstance(cell, ClassifierCell)
             return self._attacked_classifier(cell, names)
 
@@ -156,14 +170,14 @@ class ShardWork:
         )
         scored = self.likelihood if cell.record.nll_flow is not None else self.likelihood.without_flow
         flow = cell.record.attack_flow
-        beside = {
+        beside: dict[str, Sequence[object]] = {
             "nll_before": scored.clean(ids, x, y),
             "nll_after": scored.adversarial(ids, outcome.adversarial, y),
             "witness": witnesses(outcome, flow.sha256 if flow else None, self.kept),
         }
         if victim.fits is not None:
             self.fits[cell.record.hash] = victim.fits
-        return outcome_rows("classifier", outcome, self.kept, beside), outcome.diagnostics
+        return tabulate("classifier", outcome, self.kept, beside), outcome.diagnostics
 
     def _attacked_flow(self, cell: FlowCell, ids: list[int]) -> LikelihoodOutcome:
         x, y = self.split.by_ids(ids)
@@ -178,6 +192,12 @@ def clean_score(module: nn.Module, x: Tensor, y: Tensor, device: torch.device, b
     with own_context(), attacked(module), full_precision():
         logits = Victim(module, device, batch_size).clean_logits(x)
     return CleanScore(right=int((margins(logits, y) > 0).sum()), samples=len(x))
+
+
+def sum_diagnostics(shards: Iterable[Shard]) -> Diagnostics:
+    """What attacks noticed in all these shards together; `UserError` for counts that robbench does not write."""
+    found = (validate_json(shard.diagnostics, Diagnostics, f"{shard.path}, metadata") for shard in shards)
+    return sum(found, Diagnostics())
 
 
 def failed(error: BaseException) -> ShardFailure:
@@ -195,7 +215,7 @@ def _reason(error: BaseException) -> str:
     return text if isinstance(error, AttackViolation | UserError) else f"{type(error).__name__}: {text[:300]}"
 
 
-def outcome_rows(
+def tabulate(
     target: ModelKind,
     outcome: Outcome | LikelihoodOutcome,
     kept: frozenset[int],
@@ -210,7 +230,10 @@ def outcome_rows(
             return beside[column.name]
         found = getattr(outcome, column.source)
         if column.kind == "image":
-            return [_pixels(image) if i in kept else None for i, image in zip(ids, found, strict=True)]
+            return [
+                encode_image(image.numpy()) if i in kept else None
+                for i, image in zip(ids, found, strict=True)
+            ]
         if isinstance(found, Tensor):
             found = found.tolist()
         return found if isinstance(found, list) else [found] * len(ids)
@@ -218,7 +241,3 @@ def outcome_rows(
     return pa.table(
         {column.name: values(column) for column in LEDGER_COLUMNS[target]}, schema=SCHEMAS[target]
     )
-
-
-def _pixels(image: Tensor) -> bytes:
-    return image.numpy().astype("<f4").tobytes()

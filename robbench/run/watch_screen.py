@@ -187,7 +187,7 @@ def duration(seconds: float | None) -> str:
 
 # ------------------------------------------------------------------------------------------------------- screen
 def screen(now: Snapshot, height: int = 40, width: int = 120, at: float | None = None) -> Group:
-    """The live view: totals, a line a cell around the running ones where not all fit, failures, the end."""
+    """The live view: totals, one line per cell around the running ones where not all fit, failures, the end."""
     if not now.begun:
         return Group(Text(waiting_text(now)))
     rows = max(height - FIRST_LINES, 1)
@@ -215,7 +215,7 @@ def _first_row(cells: Sequence[CellView], rows: int) -> int:
 
 
 def _cell_table(cells: Sequence[CellView], width: int) -> Table:
-    """A line a cell. A narrow terminal has no room for seconds, a narrower one none for intervals, then none for
+    """One line per cell. A narrow terminal has no room for seconds, a narrower one none for intervals, then none for
     samples; names are cut, a score never: a part of it would be another number."""
     columns: dict[str, list[str]] = {"state": [cell.state for cell in cells]}
     columns["samples"] = [f"{cell.done}/{cell.n}" for cell in cells]

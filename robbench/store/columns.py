@@ -4,14 +4,17 @@ A new column is one entry of `LEDGER_COLUMNS`, nullable and with the next schema
 the attribute of an attack's outcome that the entry names as `source`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 
 from robbench.specs import ModelKind
 
+Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 Kind = Literal["key", "class", "verdict", "step", "score", "loss", "distance", "count", "flag", "image"]
 
 
@@ -98,28 +101,38 @@ LEDGER_COLUMNS: dict[ModelKind, tuple[Column, ...]] = {
 }
 
 
-def every_column() -> tuple[Column, ...]:
+def list_columns() -> tuple[Column, ...]:
     """Columns of classifiers, then those of flows; a name may be there twice."""
     return tuple(chain.from_iterable(LEDGER_COLUMNS.values()))
 
 
-def column_names(*kinds: Kind, target: ModelKind | None = None) -> tuple[str, ...]:
+def select_names(*kinds: Kind, target: ModelKind | None = None) -> tuple[str, ...]:
     """Names of the columns of these kinds, each once, in the order of the ledger. target: only of cells on such
     models."""
-    columns = every_column() if target is None else LEDGER_COLUMNS[target]
+    columns = list_columns() if target is None else LEDGER_COLUMNS[target]
     return tuple(dict.fromkeys(column.name for column in columns if column.kind in kinds))
 
 
-def schema_version() -> int:
+def find_version() -> int:
     """The version of the schema in which shards are written: that of the newest column."""
-    return max(column.since for column in every_column())
+    return max(column.since for column in list_columns())
 
 
-def ledger_schema(target: ModelKind, version: int | None = None) -> pa.Schema:
+def build_schema(target: ModelKind, version: int | None = None) -> pa.Schema:
     """Schema of the shards of cells on such models, as of `version` (None: as they are written)."""
-    newest = schema_version() if version is None else version
+    newest = find_version() if version is None else version
     return pa.schema(
         pa.field(column.name, column.type, column.nullable)
         for column in LEDGER_COLUMNS[target]
         if column.since <= newest
     )
+
+
+def encode_image(image: Images) -> bytes:
+    """An image [C,H,W] in [0,1] as a value of an image column."""
+    return image.astype("<f4").tobytes()
+
+
+def decode_images(values: Sequence[bytes], shape: tuple[int, int, int]) -> Images:
+    """Images [n,C,H,W] of the values of an image column."""
+    return np.frombuffer(b"".join(values), "<f4").reshape(len(values), *shape).astype(np.float32)

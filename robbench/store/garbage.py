@@ -13,10 +13,10 @@ from typing import Literal
 
 from robbench.cards import ModelCard
 from robbench.core.errors import UserError
-from robbench.core.schema import load_json, load_yaml, validate
+from robbench.core.schema import load_yaml
 from robbench.store.frechet_records import FRECHET_FOLDER, read_record
-from robbench.store.ledger import CELL_FILE, ORIGINALS_FILE, RUN_FILE, Ledger
-from robbench.store.record_files import without_checksum
+from robbench.store.ledger import CELL_FILE, ORIGINALS_FILE, Ledger, refuse_shard
+from robbench.store.record_files import read_json_record
 from robbench.store.records import CellRecord, RunFile
 from robbench.store.shards import BadShardError, read_shard
 
@@ -45,9 +45,15 @@ TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.tmp")
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something nothing needs. path: the file, or the folder around `files`, which are removed. what: in words.
+    """Something nothing needs.
 
-    ids: of an "original" the sample ids whose images stay in the file, which is written anew.
+    Attributes:
+        kind: what sort of thing it is.
+        path: the file, or the folder around `files`.
+        bytes: how many are freed.
+        what: what it is, in words.
+        files: what is removed.
+        ids: of an "original" the sample ids whose images stay in the file, which is written anew.
     """
 
     kind: Kind
@@ -119,11 +125,7 @@ def files_below(folder: Path) -> list[Path]:
 # ------------------------------------------------------------------------------------------------- a run folder
 def garbage_of_run(folder: Path) -> Collection:
     """What the last plan of a run folder does not need. `UserError` for a folder that is no run."""
-    run = Ledger(folder).read_run() if folder.is_dir() else None
-    if run is None:
-        raise UserError(
-            f"{str(folder)!r} is not a run folder (no {RUN_FILE}); give the --out of a `robbench run`"
-        )
+    run = Ledger(folder).require_run()
     found = Collection(folder)
     _cells(found, run)
     _distances(found, run)
@@ -172,11 +174,7 @@ def _orphan(cell: Path) -> tuple[CellRecord, list[Path]]:
         raise UserError(f"holds {strange[0].relative_to(cell)}, which robbench did not write")
     if not (cell / CELL_FILE).is_file():
         raise UserError(f"has no {CELL_FILE}")
-    try:
-        path = cell / CELL_FILE
-        record = validate(without_checksum(path, load_json(path), "look at it first"), CellRecord, str(path))
-    except ValueError as error:
-        raise UserError(f"has a {CELL_FILE} that cannot be read ({error})") from error
+    record = read_json_record(cell / CELL_FILE, CellRecord, "look at it first")
     if record.hash[:16] != cell.name:
         raise UserError(f"has the {CELL_FILE} of another cell")
     for path in files:
@@ -234,7 +232,7 @@ def _originals(found: Collection, run: RunFile) -> None:
     try:
         stored = frozenset(ledger.originals())
         needed = _referenced(ledger, run) if stored else frozenset()
-    except (UserError, BadShardError) as error:
+    except UserError as error:
         found.leave(path, str(error))
         return
     if idle := stored - needed:
@@ -247,20 +245,16 @@ def _originals(found: Collection, run: RunFile) -> None:
 
 def _referenced(ledger: Ledger, run: RunFile) -> frozenset[int]:
     """Samples whose adversarial image a planned cell keeps; all of the plan's as long as a cell is incomplete."""
-    wanted, ids = frozenset(run.sample_ids), set[int]()
+    requested, ids = frozenset(run.sample_ids), set[int]()
     for entry in run.cells:
         done: set[int] = set()
-        for shard in ledger.shards(entry.hash, _refuse):
+        for shard in ledger.shards(entry.hash, refuse_shard):
             done.update(shard.ids)
             kept = shard.table["example"].is_valid().to_pylist()
             ids.update(i for i, is_kept in zip(shard.ids, kept, strict=True) if is_kept)
-        if not wanted <= done:
-            ids |= wanted
+        if not requested <= done:
+            ids |= requested
     return frozenset(ids)
-
-
-def _refuse(path: Path, reason: str) -> None:
-    raise BadShardError(f"{path} {reason}; run the same `robbench run` again first")
 
 
 def _put_aside(found: Collection) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from robbench.core.errors import UserError
-from robbench.store.columns import column_names
+from robbench.store.columns import select_names
 from robbench.store.records import CellRecord, CellResult, Run
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-3  # of margins, bits/dim and sizes, relative above 1: what another processor does to equal rows
 MAJOR = ("robbench", "torch")  # whose major versions must agree
-_EXACT, _ROUNDED = column_names("class", "verdict"), column_names("score", "distance")
+_EXACT, _ROUNDED = select_names("class", "verdict"), select_names("score", "distance")
 Named = Sequence[tuple[str, Run]]
 
 
 def merge_runs(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: bool = False) -> Run:
     """The union of runs on the same samples: every cell once, models outermost, in order of first appearance.
 
-    Cells of several runs are chosen by `best_cells`. folder: that of the first run. names: what errors call the runs
+    Cells of several runs are chosen by `choose_cells`. folder: that of the first run. names: what errors call the runs
     (default: their folders). `UserError` for the first of their `conflicts`.
     """
     if not runs:
@@ -38,7 +38,7 @@ def merge_runs(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: 
     notes = dict.fromkeys(run.note for run in runs if run.note)
     return replace(
         runs[0],
-        cells=_ordered(best_cells(runs)),
+        cells=_ordered(choose_cells(runs)),
         cards={name: card for run in reversed(runs) for name, card in run.cards.items()},
         versions=_versions(runs),
         data=next((run.data for run in runs if run.data is not None), None),
@@ -52,7 +52,7 @@ def source_of(runs: Sequence[Run], result: CellResult) -> Run:
     return next(run for run in runs if any(other is result for other in run.cells))
 
 
-def best_cells(runs: Sequence[Run]) -> list[CellResult]:
+def choose_cells(runs: Sequence[Run]) -> list[CellResult]:
     """Every cell of the runs once, in order of first appearance. A cell of several runs is taken where it is complete,
     else where it has most rows; of equals, where it keeps most examples, else from the first."""
     cells: dict[tuple[str, str], CellResult] = {}

@@ -13,7 +13,7 @@ from robbench.report.site.page import slug, slugs
 from robbench.results.rows import ModelResults, TableRow, models
 from robbench.results.tables import leaderboard
 from robbench.store.ledger import Ledger
-from robbench.store.merged import best_cells, conflicts
+from robbench.store.merged import choose_cells, conflicts
 from robbench.store.records import CellResult, Run
 
 T = TypeVar("T")
@@ -248,7 +248,7 @@ def _union(runs: Sequence[Run]) -> Run:
     notes = dict.fromkeys(run.note for run in runs if run.note)
     return replace(
         runs[0],
-        cells=best_cells(runs),
+        cells=choose_cells(runs),
         cards={name: card for run in reversed(runs) for name, card in run.cards.items()},
         note=" ".join(notes),
         frechet_folders=tuple(run.folder for run in runs),

@@ -13,7 +13,7 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from robbench import __version__
-from robbench.bundle.contents import check_contents
+from robbench.bundle.contents import check_contents, reworded
 from robbench.bundle.manifest import LAYOUT, MANIFEST_FILE, MANIFEST_VERSION, FileEntry, Manifest
 from robbench.bundle.zipcheck import Limits, copied, opened_zip, refused
 from robbench.core.errors import UserError
@@ -184,7 +184,7 @@ def _run(path: Path, folder: Path, manifest: Manifest) -> Run:
     try:
         run = load_run(folder)
     except UserError as error:
-        raise refused(path, str(error).replace(f"{folder}{os.sep}", "").split("; run the same")[0]) from error
+        raise reworded(path, folder, error) from error
     for cell, result in zip(manifest.cells, run.cells, strict=True):
         found = {
             "rows": len(result.rows),

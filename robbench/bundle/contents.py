@@ -1,5 +1,6 @@
 """Whether the unpacked files of a bundle are one run: the one its manifest names, with the weights it names."""
 
+import os
 import struct
 import unicodedata
 import zipfile
@@ -78,7 +79,7 @@ def check_contents(path: Path, folder: Path, manifest: Manifest) -> None:
             _check_text(path, f"{FRECHET_FOLDER}/{file.name}", read_record(file))
         _check_originals(path, folder, run)
     except UserError as error:
-        raise _in_words(path, folder, error) from error
+        raise reworded(path, folder, error) from error
     _check_strangers(path, manifest)
 
 
@@ -123,12 +124,12 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _in_words(path: Path, folder: Path, error: UserError) -> UserError:
+def reworded(path: Path, folder: Path, error: UserError) -> UserError:
     """Errors of the ledger name a temporary folder and advise to run again; here only the reason counts."""
     text = str(error)
     if text.startswith("bundle "):
         return error
-    return refused(path, text.replace(f"{folder}/", "").split("; run the same")[0])
+    return refused(path, text.replace(f"{folder}{os.sep}", "").split("; run the same")[0])
 
 
 def _check_run(path: Path, run: RunFile, manifest: Manifest) -> None:

@@ -177,7 +177,7 @@ def _with_pixels_of(table: pa.Table, chosen: frozenset[int]) -> pa.Table:
     """`table` with images and witnesses of the chosen samples only."""
     mask = pc.is_in(table["sample_id"], value_set=pa.array(sorted(chosen), pa.int64()))
     for name in select_names("image"):
-        if name in table.select_names:
+        if name in table.column_names:
             place, field = table.schema.get_field_index(name), table.schema.field(name)
             table = table.set_column(
                 place, field, pc.if_else(mask, table[name], pa.scalar(None, pa.binary()))

@@ -1,6 +1,6 @@
 """`robbench merge`: verified bundles as one run folder, or as one bundle.
 
-What is merged is what `matrix.merged` calls one leaderboard; everything else is refused with its reason. The shards are
+What is merged is what `store.merged` calls one leaderboard; everything else is refused with its reason. The shards are
 copied as they are: a merged run can be exported, verified and merged again.
 """
 

@@ -1,6 +1,6 @@
 """A random share of the cells attacked again from their seeds, and held to the bundle's rows sample by sample.
 
-Judged by `check.paired`: rounding may flip a verdict now and then, a different attack or model flips many.
+Judged by `compare.paired`: rounding may flip a verdict now and then, a different attack or model flips many.
 """
 
 import math
@@ -30,13 +30,13 @@ from robbench.run.shard_work import CleanLikelihood, ShardFailure, ShardWork
 from robbench.store.records import CellResult, Run
 
 CHECK = "re-run"
-FLIP_RATE = 0.005  # of `check.paired.Rules`: how many verdicts another processor may turn
+FLIP_RATE = 0.005  # of `compare.paired.Rules`: how many verdicts another processor may turn
 
 
 @dataclass(frozen=True)
 class RerunChoice:
     """share: of the cells that can be run again, rounded up. samples: of each, None for all. seed: of the choice; drawn
-    after the bundle was written, so that nobody could know it. flip_rate: see `check.paired.Rules`."""
+    after the bundle was written, so that nobody could know it. flip_rate: see `compare.paired.Rules`."""
 
     share: float
     samples: int | None

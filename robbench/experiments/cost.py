@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from robbench.attacks import ATTACKS
 from robbench.attacks.codec import FlowCodec
 from robbench.attacks.named import Cost
-from robbench.attacks.victim import Victim
 from robbench.cards import Architecture
 from robbench.core.device import resolve_device
-from robbench.core.schema import canonical_hash
 from robbench.data import Dataset
 from robbench.experiments.runs import ExperimentPlan, Job
 from robbench.experiments.training_cost import CountingCodec, StepCost, step_cost
@@ -25,14 +23,7 @@ from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.loading import build_architecture, load_flow
 from robbench.models.zoo import find_model, zoo_entries
 from robbench.run.cells import SHARD_SIZE
-from robbench.run.rates import (
-    Rate,
-    make_labels,
-    measure_classifier,
-    measure_latents,
-    measure_likelihood,
-    measure_training,
-)
+from robbench.run.rates import Rate, make_labels, measure_calls, measure_training
 from robbench.specs import ResolvedAttack, threat_models
 
 T = TypeVar("T")
@@ -64,7 +55,7 @@ class ExperimentCosts:
     """The costs of a plan. Networks are built and measured once per architecture."""
 
     plan: ExperimentPlan
-    _kept: dict[str, object] = field(default_factory=dict)
+    _kept: dict[tuple[object, ...], object] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +107,7 @@ class ExperimentCosts:
             finally:
                 module.eval()
 
-        return self._once(("training", job.outlined.architecture, job.dataset), measure)
+        return self._once(_key("training", job), measure)
 
     def _loss(self, job: Job, module: nn.Module) -> Callable[[Tensor], Tensor]:
         if job.outlined.kind == "flow":
@@ -127,13 +118,15 @@ class ExperimentCosts:
     def _codec_rates(self, flow: FrozenFlow, job: Job) -> tuple[float, Rate]:
         """Seconds per image of encoding; of decoding, with and without the gradient to the latents."""
         largest = min(job.outlined.recipe.batch_size, job.train_samples)
-        shape, device = job.dataset.shape, self.device
-        pixels = Victim(nn.Flatten(), device, largest)
-        encode = self._once(("encode", id(flow)), lambda: measure_likelihood(flow, shape, largest, device))
-        decode = self._once(
-            ("decode", id(flow)), lambda: measure_latents(pixels, FlowCodec(flow), shape, largest)
-        )
-        return encode.forward, decode
+        encode = self._calls(("encode", id(flow)), flow, None, job, largest)
+        return encode.forward, self._calls(("decode", id(flow)), nn.Flatten(), flow, job, largest)
+
+    def _calls(
+        self, key: tuple[object, ...], model: nn.Module, flow: FrozenFlow | None, job: Job, largest: int
+    ) -> Rate:
+        """The rate of `measure_calls` on images of a job's data set. flow: whose latents are decoded, None for none."""
+        codec = FlowCodec(flow) if flow is not None else None
+        return self._once(key, lambda: measure_calls(model, codec, job.dataset.shape, largest, self.device))
 
     # ----------------------------------------------------------------------------------------------------- cells
     def _cell(self, job: Job, attack: ResolvedAttack) -> CellCost:
@@ -156,30 +149,20 @@ class ExperimentCosts:
 
     def _search_rate(self, job: Job, attack: ResolvedAttack | None) -> Rate:
         """Of one forward, and forward with backward, as a search makes them; attack None: in image space."""
-        shape, request = job.dataset.shape, self.plan.request
-        largest = min(request.batch_size, SHARD_SIZE, max(self.plan.n, 1))
-        key = ("search", job.outlined.architecture, job.dataset)
-        if job.outlined.kind == "flow":
-            return self._once(key, lambda: measure_likelihood(self._frozen(job), shape, largest, self.device))
-        victim = Victim(self._network(job), self.device, largest)
-        if attack is None or not attack.needs_flow:
-            return self._once(key, lambda: measure_classifier(victim, shape, largest))
-        flow = self._experiment_flow(job)
-        assert flow is not None
-        return self._once((*key, id(flow)), lambda: measure_latents(victim, FlowCodec(flow), shape, largest))
+        largest = min(self.plan.request.batch_size, SHARD_SIZE, max(self.plan.n, 1))
+        model = self._frozen(job) if job.outlined.kind == "flow" else self._network(job)
+        flow = self._experiment_flow(job) if attack is not None and attack.needs_flow else None
+        return self._calls((*_key("search", job), id(flow)), model, flow, job, largest)
 
     # -------------------------------------------------------------------------------------------------- networks
     def _network(self, job: Job) -> nn.Module:
-        dataset = job.dataset
         return self._once(
-            ("network", job.outlined.architecture, dataset),
-            lambda: _built(job.outlined.architecture, dataset, self.device),
+            _key("network", job), lambda: _built(job.outlined.architecture, job.dataset, self.device)
         )
 
     def _frozen(self, job: Job) -> FrozenFlow:
         return self._once(
-            ("frozen", job.outlined.architecture, job.dataset),
-            lambda: cast(Flow, self._network(job)).freeze().to(self.device),
+            _key("frozen", job), lambda: cast(Flow, self._network(job)).freeze().to(self.device)
         )
 
     def _flow_of(self, job: Job) -> FrozenFlow:
@@ -205,16 +188,14 @@ class ExperimentCosts:
         return self._once(("zoo", name), load)
 
     def _once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
-        text = canonical_hash([_plain(part) for part in key])
-        if text not in self._kept:
-            self._kept[text] = make()
-        return cast(T, self._kept[text])
+        if key not in self._kept:
+            self._kept[key] = make()
+        return cast(T, self._kept[key])
 
 
-def _plain(part: object) -> object:
-    if isinstance(part, Architecture):
-        return part.model_dump(mode="json")
-    return [part.name, part.shape] if isinstance(part, Dataset) else part
+def _key(what: str, job: Job) -> tuple[object, ...]:
+    """What is the same for all jobs of one architecture on one data set."""
+    return what, job.outlined.architecture.model_dump_json(), job.dataset.name, job.dataset.shape
 
 
 def _built(architecture: Architecture, dataset: Dataset, device: torch.device) -> nn.Module:

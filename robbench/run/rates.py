@@ -13,7 +13,7 @@ from robbench.attacks.threads import multiply_adds, threads_for
 from robbench.attacks.trust.model_call import out_of_memory
 from robbench.attacks.victim import Victim
 from robbench.core.device import now
-from robbench.models.flows.base import FlowModel, FrozenFlow
+from robbench.models.flows.base import FrozenFlow
 from robbench.run.cells import SHARD_SIZE, Cell, ClassifierCell, FlowCell
 from robbench.run.plan import Plan
 
@@ -73,20 +73,19 @@ def _measured(value: Callable[[Tensor], Tensor], points: Tensor) -> Rate:
 
 
 # ---------------------------------------------------------------------------------------------------- searches
-def measure_classifier(victim: Victim, shape: Sequence[int], largest: int) -> Rate:
-    """Of logits and of the gradient to the image. shape: (C,H,W)."""
-    return _measured(lambda x: _loss(victim, x), torch.rand(largest, *shape, device=victim.device))
-
-
-def measure_latents(victim: Victim, codec: Codec, shape: Sequence[int], largest: int) -> Rate:
-    """Of decoding latents and classifying the image, and of the gradient to the latents."""
-    latents = 0.1 * torch.randn(largest, prod(shape), device=victim.device)
+def measure_calls(
+    model: nn.Module, codec: Codec | None, shape: Sequence[int], largest: int, device: torch.device
+) -> Rate:
+    """The rate of a model's calls in a search over at most `largest` images of `shape` (C,H,W) at once: log-densities
+    of a flow; logits of a classifier, with `codec` of the images that latents are decoded to."""
+    images = torch.rand(largest, *shape, device=device)
+    if isinstance(model, FrozenFlow):
+        return _measured(lambda x: model.log_prob(x, make_labels(x)), images)
+    victim = Victim(model, device, largest)
+    if codec is None:
+        return _measured(lambda x: _loss(victim, x), images)
+    latents = 0.1 * torch.randn(largest, prod(shape), device=device)
     return _measured(lambda z: _loss(victim, codec.decode_flat(z, make_labels(z))), latents)
-
-
-def measure_likelihood(flow: FlowModel, shape: Sequence[int], largest: int, device: torch.device) -> Rate:
-    """Of a flow's log-density and of its gradient to the image."""
-    return _measured(lambda x: flow.log_prob(x, make_labels(x)), torch.rand(largest, *shape, device=device))
 
 
 def measure_training(
@@ -121,43 +120,31 @@ class PlanRates:
     """Hours of a plan's cells. A model is measured once for each kind of call that its attacks make."""
 
     plan: Plan
-    _rates: dict[tuple[int, int], Rate] = field(default_factory=dict)
+    _rates: dict[tuple[int, bool], Rate] = field(default_factory=dict)
 
     def hours(self, cell: Cell, samples: int) -> float:
         """Of `samples` samples that stay robust to the end, bits/dim of their images included."""
         if not samples:
             return 0.0
-        seconds = self._rate(cell).seconds(cell.cost.forwards, cell.cost.backwards)
-        flow = self.plan.nll_flow
+        rate, flow = self._rate(cell), self.plan.nll_flow
+        seconds = rate.seconds(cell.cost.forwards, cell.cost.backwards)
         if flow is not None and isinstance(cell, ClassifierCell):
-            # The adversarial image; cells of a run share the bits/dim of the clean one.
-            seconds += self._likelihood(flow).forward
+            seconds += self._measured(flow).forward  # of the adversarial image; cells share the clean one
         return samples * seconds / 3600
-
-    @property
-    def _largest(self) -> int:
-        return min(self.plan.batch_size, SHARD_SIZE, len(self.plan.samples))
 
     def _rate(self, cell: Cell) -> Rate:
         if isinstance(cell, FlowCell):
-            return self._likelihood(cell.model.flow)
+            return self._measured(cell.model.flow)
         assert isinstance(cell, ClassifierCell)
-        shape, codec, module = self.plan.dataset.shape, cell.attack.flow, cell.model.module
-        victim = Victim(module, self.plan.device, self._largest)  # compiled searches are measured uncompiled
-        if codec is None:
-            return self._once(module, None, lambda: measure_classifier(victim, shape, self._largest))
-        return self._once(
-            module, self.plan.nll_flow, lambda: measure_latents(victim, codec, shape, self._largest)
-        )
+        return self._measured(
+            cell.model.module, cell.attack.flow
+        )  # compiled searches are measured uncompiled
 
-    def _likelihood(self, flow: FrozenFlow) -> Rate:
-        shape, device = self.plan.dataset.shape, self.plan.device
-        return self._once(flow, None, lambda: measure_likelihood(flow, shape, self._largest, device))
-
-    def _once(self, module: nn.Module, flow: nn.Module | None, measure: Callable[[], Rate]) -> Rate:
-        key = (id(module), id(flow))
+    def _measured(self, model: nn.Module, codec: Codec | None = None) -> Rate:
+        key, plan = (id(model), codec is not None), self.plan  # all latent attacks of a run search one flow
         if key not in self._rates:
-            self._rates[key] = measure()
+            largest = min(plan.batch_size, SHARD_SIZE, len(plan.samples))
+            self._rates[key] = measure_calls(model, codec, plan.dataset.shape, largest, plan.device)
         return self._rates[key]
 
 

@@ -6,7 +6,8 @@ whatever else lies there is named and left alone.
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -150,18 +151,22 @@ def _entries(found: Collection, name: str, pattern: str) -> list[Path]:
 def _cells(found: Collection, run: RunFile) -> None:
     """Cells that the plan does not name, with their shards."""
     planned = {entry.hash[:16] for entry in run.cells}
-    for cell in _entries(found, "cells", "*"):
-        if cell.name in planned:
-            continue
-        try:
+    for cell in (cell for cell in _entries(found, "cells", "*") if cell.name not in planned):
+        with _left_alone(found, cell):
             record, files = _orphan(cell)
-        except UserError as error:
-            found.leave(cell, str(error))
-            continue
-        shards, name = len(files) - 1, f"{record.model} x {record.attack.label}"
-        noun = "shard" if shards == 1 else "shards"
-        what = f"{name}, {shards} {noun}, {record.seconds:.1f} s of computing; the last plan does not name it"
-        found.add("cell", cell, files, what)
+            shards, name = len(files) - 1, f"{record.model} x {record.attack.label}"
+            noun = "shard" if shards == 1 else "shards"
+            what = f"{name}, {shards} {noun}, {record.seconds:.1f} s of computing; the last plan does not name it"
+            found.add("cell", cell, files, what)
+
+
+@contextmanager
+def _left_alone(found: Collection, path: Path) -> Iterator[None]:
+    """Inside, a `UserError` is the reason why `path` stays."""
+    try:
+        yield
+    except UserError as error:
+        found.leave(path, str(error))
 
 
 def _orphan(cell: Path) -> tuple[CellRecord, list[Path]]:
@@ -197,31 +202,22 @@ def _refuse_newer(path: Path, cell: str) -> None:
 
 def _distances(found: Collection, run: RunFile) -> None:
     """Fréchet distances of cells that the plan does not name."""
-    planned = {entry.hash for entry in run.cells}
+    planned = {None, *(entry.hash for entry in run.cells)}
     for path in _entries(found, FRECHET_FOLDER, "*.json"):
-        try:
+        with _left_alone(found, path):
             record = read_record(path)
-        except UserError as error:
-            found.leave(path, str(error))
-            continue
-        if record.cell is not None and record.cell not in planned and not path.is_symlink():
-            what = (
-                f"{record.extractor} of {record.model} x {record.attack}, which the last plan does not name"
-            )
-            found.add("distance", path, [path], what)
+            if record.cell not in planned and not path.is_symlink():
+                name = f"{record.extractor} of {record.model} x {record.attack}"
+                found.add("distance", path, [path], f"{name}, which the last plan does not name")
 
 
 def _cards(found: Collection, run: RunFile) -> None:
     """Cards of models that the plan does not name."""
     for path in _entries(found, "cards", "*.yaml"):
-        if path.stem in run.models or path.is_symlink():
-            continue
-        try:
-            card = load_yaml(path, ModelCard)
-        except UserError as error:
-            found.leave(path, str(error))
-            continue
-        found.add("card", path, [path], f"card of {card.name}, which the last plan does not name")
+        if path.stem not in run.models and not path.is_symlink():
+            with _left_alone(found, path):
+                name = load_yaml(path, ModelCard).name
+                found.add("card", path, [path], f"card of {name}, which the last plan does not name")
 
 
 def _originals(found: Collection, run: RunFile) -> None:
@@ -229,18 +225,13 @@ def _originals(found: Collection, run: RunFile) -> None:
     ledger, path = Ledger(found.place), found.place / ORIGINALS_FILE
     if path.is_symlink():
         return
-    try:
+    with _left_alone(found, path):
         stored = frozenset(ledger.originals())
-        needed = _referenced(ledger, run) if stored else frozenset()
-    except UserError as error:
-        found.leave(path, str(error))
-        return
-    if idle := stored - needed:
-        share = _size(path) * len(idle) // len(stored)
-        what = (
-            f"{len(idle)} of {len(stored)} clean images whose adversarial ones are gone or of no planned cell"
-        )
-        found.garbage.append(Garbage("original", path, share, what, ids=stored & needed))
+        needed = _referenced(ledger, run) if stored else stored
+        if idle := stored - needed:
+            share = _size(path) * len(idle) // len(stored)
+            what = f"{len(idle)} of {len(stored)} clean images whose adversarial ones are gone or of no planned cell"
+            found.garbage.append(Garbage("original", path, share, what, ids=stored & needed))
 
 
 def _referenced(ledger: Ledger, run: RunFile) -> frozenset[int]:

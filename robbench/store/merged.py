@@ -188,9 +188,22 @@ def _attacks(named: Named) -> Iterator[str]:
 
 def _attack_differences(known: CellRecord, cell: CellRecord) -> list[str]:
     """ "parameters.steps 10 and 20"."""
-    one, other = (dict(_flat(_attack_parts(record))) for record in (known, cell))
-    keys = dict.fromkeys([*one, *other])
-    return [f"{key} {one.get(key)} and {other.get(key)}" for key in keys if one.get(key) != other.get(key)]
+    changes = changed_entries(_attack_parts(known), _attack_parts(cell))
+    return [f"{key} {one} and {other}" for key, one, other in changes]
+
+
+def changed_entries(
+    before: Mapping[str, object], now: Mapping[str, object], at: str = ""
+) -> list[tuple[str, object, object]]:
+    """Entries in which two nested mappings differ, "parameters.steps" with both values (None for an absent one)."""
+    found: list[tuple[str, object, object]] = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += changed_entries(old, new, f"{at}{key}.")
+        elif old != new:
+            found.append((f"{at}{key}", old, new))
+    return found
 
 
 def _attack_parts(cell: CellRecord) -> dict[str, object]:
@@ -202,14 +215,6 @@ def _attack_parts(cell: CellRecord) -> dict[str, object]:
         "search precision": cell.search_precision,
         "batch size": cell.batch_size,
     }
-
-
-def _flat(parts: Mapping[str, object], at: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in parts.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{at}{key}.")
-        else:
-            yield f"{at}{key}", value
 
 
 def _results(named: Named) -> Iterator[str]:

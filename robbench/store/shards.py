@@ -47,8 +47,8 @@ class NewerLedgerError(UserError):
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows of one shard file (one of `SCHEMAS`), the seconds they took, and `attacks.suspicions.Diagnostics` of the
-    attack as JSON ("{}" where there are none)."""
+    """Rows of one shard file (one of `SCHEMAS`), the seconds they took, and the attack's `Diagnostics` as JSON ("{}"
+    where there are none)."""
 
     path: Path
     table: pa.Table
@@ -63,7 +63,7 @@ class Shard:
 def shown_values(table: pa.Table, semantics: Semantics) -> dict[int, float]:
     """By sample id what progress shows the mean of: of a classifier the verdicts (0 or 1) that tables show of an attack
     of these semantics, of a flow bits/dim of the attacked image."""
-    if "robust" not in table.select_names:
+    if "robust" not in table.column_names:
         column = table["nll_after"]
     else:
         column = pc.greater(table["margin"], 0) if semantics == "perturbation" else table["robust"]
@@ -81,7 +81,7 @@ def write_shard(
 ) -> None:
     """Write `table` (one of `SCHEMAS`) atomically, every page with its checksum; schema version, cell hash,
     seconds, diagnostics and a digest of the rows become metadata. smallest: spend time to save bytes."""
-    stamped = table.cast(next(schema for schema in SCHEMAS.values() if schema.names == table.select_names))
+    stamped = table.cast(next(schema for schema in SCHEMAS.values() if schema.names == table.column_names))
     metadata = {
         _KEY_VERSION: str(SCHEMA_VERSION),
         _KEY_WRITER: __version__,
@@ -142,7 +142,7 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
 
 def _check_distances(shard: Shard) -> None:
     """No attack stores another: the base class has measured them on checked images."""
-    for name in (name for name in select_names("distance") if name in shard.table.select_names):
+    for name in (name for name in select_names("distance") if name in shard.table.column_names):
         distances = shard.table[name].to_numpy()
         if not ((distances >= 0) & (distances < float("inf"))).all():
             raise BadShardError(f"holds a negative or non-finite distance ({name})")
@@ -180,7 +180,7 @@ def _full_schema(table: pa.Table, version: int) -> pa.Schema:
 def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The rows with every column of `schema`; those that they lack hold nulls."""
     for place, field in enumerate(schema):
-        if field.name not in table.select_names:
+        if field.name not in table.column_names:
             table = table.add_column(place, field, pa.nulls(len(table), field.type))
     return table
 

@@ -115,10 +115,9 @@ def cell_hash(
 ) -> str:
     """Address of a cell: sha256 over all that its rows depend on.
 
-    attack: as built, every default of its parameters filled in. Its label is left out: it is only how a table calls
-    it ("pgd20@0.2" may be plain "pgd20"). engine: code and version that searches. batch_size: only for attacks whose
-    results depend on it. precision: of the scores;
-    search_precision: of the search ("bf16", "fp32, compiled").
+    card, attack_flow, nll_flow: of the model, of the flow that the attack searches through, and of the one that scores
+    images (None for none). attack: as built, every default of its parameters filled in. Its label is left out: it is
+    only how a table calls it ("pgd20@0.2" may be plain "pgd20"). The other arguments are those of `CellRecord`.
     """
     return canonical_hash(
         {

@@ -11,7 +11,6 @@ from robbench.attacks.search.decision import margins
 from robbench.attacks.search.forward import SearchForward
 from robbench.attacks.trust.model_call import call_model
 from robbench.core.errors import UserError
-from robbench.core.precision import SearchPrecision, checked_precision
 
 RANDOMISED_VERDICTS = 3  # means of forwards an attacked image is scored by where the model is randomised
 
@@ -47,7 +46,6 @@ class Victim:
     Attributes:
         module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside.
         device, batch_size: where and in which batches images are scored.
-        precision: of the search; with `compiled` it may be told to be faster.
         forward: what `logits` and `differentiable`, the forwards of a search, call.
         draws: forwards of a randomised module that are averaged for a verdict; 1 for others.
         fits: a batch size that memory holds, once a larger one was found not to fit.
@@ -58,13 +56,11 @@ class Victim:
         module: nn.Module,
         device: torch.device | str = "cpu",
         batch_size: int = 256,
-        precision: SearchPrecision = "fp32",
         compiled: bool = False,
     ) -> None:
         self.module, self.device, self.batch_size = module.to(device), torch.device(device), batch_size
-        self.precision: SearchPrecision = checked_precision(precision)
         network = torch.compile(self.module, dynamic=True) if compiled else self.module
-        self.forward = SearchForward(network, exact=precision == "fp32" and not compiled)
+        self.forward = SearchForward(network, exact=not compiled)
         self.draws = 1
         self.fits: int | None = None
         self._listener: Listener | None = None

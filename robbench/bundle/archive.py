@@ -13,7 +13,7 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from robbench import __version__
-from robbench.bundle.contents import check_contents
+from robbench.bundle.contents import check_contents, reworded
 from robbench.bundle.manifest import LAYOUT, MANIFEST_FILE, MANIFEST_VERSION, FileEntry, Manifest
 from robbench.bundle.zipcheck import Limits, copied, opened_zip, refused
 from robbench.core.errors import UserError
@@ -27,8 +27,15 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip file can state
 
 @dataclass(frozen=True)
 class OpenBundle:
-    """A bundle whose contents are checked and unpacked. folder: a run folder, removed with the context; sha256: of the
-    bundle file."""
+    """A bundle whose contents are checked and unpacked.
+
+    Attributes:
+        path: the bundle file.
+        sha256: of the bundle file.
+        manifest: its manifest.
+        folder: the unpacked run folder, removed with the context.
+        run: the run in it.
+    """
 
     path: Path
     sha256: str
@@ -38,6 +45,16 @@ class OpenBundle:
 
 
 # ------------------------------------------------------------------------------------------------------- writing
+def check_parent(out: Path) -> None:
+    """`UserError` unless the folder around `out` is there and can be written to."""
+    parent = out.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        problem = "cannot be written" if parent.is_dir() else "is no folder"
+        raise UserError(
+            f"-o {str(out)!r}: {str(parent)!r} {problem}; give a name in a folder you may write to"
+        )
+
+
 def file_entries(folder: Path) -> dict[str, FileEntry]:
     """Every file below `folder` but the manifest, by its name in the bundle, sorted."""
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -163,11 +180,11 @@ def _extract(path: Path, archive: ZipFile, entry: ZipInfo, manifest: Manifest, f
 
 
 def _run(path: Path, folder: Path, manifest: Manifest) -> Run:
-    """The run inside, with as many rows and examples a cell as the manifest counts."""
+    """The run inside, with as many rows and examples per cell as the manifest counts."""
     try:
         run = load_run(folder)
     except UserError as error:
-        raise refused(path, str(error).replace(f"{folder}{os.sep}", "").split("; run the same")[0]) from error
+        raise reworded(path, folder, error) from error
     for cell, result in zip(manifest.cells, run.cells, strict=True):
         found = {
             "rows": len(result.rows),

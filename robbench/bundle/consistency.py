@@ -14,6 +14,7 @@ from robbench.attacks.checks import BALL_TOLERANCE
 from robbench.bundle.findings import Finding, judged
 from robbench.results.rows import models
 from robbench.specs import ResolvedAttack
+from robbench.store.columns import LEDGER_COLUMNS, select_names
 from robbench.store.records import CellRecord, CellResult, Run
 
 Mask = NDArray[np.bool_]
@@ -24,7 +25,7 @@ CHECK = "rows"
 
 
 def consistency_findings(run: Run) -> Iterator[Finding]:
-    """One finding a cell, then one a model on what its cells must share."""
+    """One finding per cell, then one per model on what its cells must share."""
     for result in run.cells:
         cell, rows = result.cell, result.rows
         problems = [*_samples(run, cell, rows), *_identity(run, cell)]
@@ -95,7 +96,7 @@ def _identity(run: Run, cell: CellRecord) -> list[str]:
 
 def _shared(cells: tuple[CellResult, ...]) -> list[str]:
     """What a model's cells say of the same clean samples must be the same."""
-    names = [name for name in ("label", "clean_prediction", "clean_margin") if name in cells[0].rows]
+    names = [name for name in ("label", "clean_margin") if name in cells[0].rows]
     together = pd.concat([result.rows[["sample_id", *names]] for result in cells])
     groups = together.groupby("sample_id")
     problems = []
@@ -125,12 +126,12 @@ def _classifier_rules(run: Run, result: CellResult) -> Rules:
     yield "robust contradicts the margins", robust != (clean_right & held)
     yield from _break_rules(cell, rows, robust, clean_right)
     yield from _size_rules(cell, rows, run)
-    yield from _count_rules(rows)
+    yield from _count_rules(cell, rows)
     yield from _likelihood_rules(cell, rows)
 
 
 def _label_rules(rows: pd.DataFrame, classes: int) -> Rules:
-    for name in ("label", "clean_prediction", "prediction"):
+    for name in select_names("class"):
         if name in rows:
             least = np.where(_not_finite(rows), -1, 0) if name == "prediction" else 0
             values = rows[name].to_numpy()
@@ -192,9 +193,9 @@ def _last_step(attack: ResolvedAttack, component: str) -> float:
 
 
 def _likelihood_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
-    for name in ("nll_before", "nll_after"):
-        if cell.nll_flow is None:
-            yield f"{name} is there without a flow", rows[name].notna().to_numpy(dtype=np.bool_)
+    scores = [column.name for column in LEDGER_COLUMNS["classifier"] if column.unit == "bits/dim"]
+    for name in scores if cell.nll_flow is None else ():
+        yield f"{name} is there without a flow", rows[name].notna().to_numpy(dtype=np.bool_)
 
 
 # --------------------------------------------------------------------------------------------------- all cells
@@ -202,7 +203,7 @@ def _flow_rules(run: Run, result: CellResult) -> Rules:
     rows = result.rows
     yield from _label_rules(rows, len(run.class_names))
     yield from _size_rules(result.cell, rows, run)
-    yield from _count_rules(rows)
+    yield from _count_rules(result.cell, rows)
     before, after = _floats(rows, "nll_before"), _floats(rows, "nll_after")
     same = np.isclose(before, after, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
     yield "nll_after differs although nothing moved", (_floats(rows, "linf") == 0) & ~same
@@ -210,9 +211,10 @@ def _flow_rules(run: Run, result: CellResult) -> Rules:
 
 def _size_rules(cell: CellRecord, rows: pd.DataFrame, run: Run) -> Rules:
     """Norms are finite, ordered (linf <= l2 <= l1 <= D linf) and, of an image attack, within the budget."""
-    l1, l2, linf = (_floats(rows, name) for name in ("l1", "l2", "linf"))
+    sizes = {name: _floats(rows, name) for name in select_names("distance", target=cell.attack.target)}
+    l1, l2, linf = (sizes[name] for name in ("l1", "l2", "linf"))
     dimensions = int(np.prod(run.shape))
-    finite = np.isfinite(l1) & np.isfinite(l2) & np.isfinite(linf)
+    finite = np.logical_and.reduce([np.isfinite(size) for size in sizes.values()])
     yield "a distance is not finite", ~finite
     slack = 1 + ROUNDING
     ordered = (linf >= 0) & (linf <= l2 * slack + 1e-6) & (l2 <= l1 * slack + 1e-6)
@@ -221,12 +223,14 @@ def _size_rules(cell: CellRecord, rows: pd.DataFrame, run: Run) -> Rules:
     attack = cell.attack
     if attack.space == "image" and attack.norm != "none":
         allowed = attack.radius + BALL_TOLERANCE * max(1.0, attack.radius)
-        size = {"l1": l1, "l2": l2, "linf": linf}[attack.norm]
-        yield f"{attack.norm} is beyond the budget {attack.radius:g}", finite & ~(size <= allowed)
+        yield (
+            f"{attack.norm} is beyond the budget {attack.radius:g}",
+            finite & ~(sizes[attack.norm] <= allowed),
+        )
 
 
-def _count_rules(rows: pd.DataFrame) -> Rules:
-    for name in ("forwards", "backwards"):
+def _count_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
+    for name in select_names("count", target=cell.attack.target):
         yield f"{name} is negative", rows[name].to_numpy() < 0
 
 

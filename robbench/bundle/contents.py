@@ -1,5 +1,6 @@
 """Whether the unpacked files of a bundle are one run: the one its manifest names, with the weights it names."""
 
+import os
 import struct
 import unicodedata
 import zipfile
@@ -20,6 +21,7 @@ from robbench.cards import ModelCard
 from robbench.core.errors import UserError
 from robbench.core.schema import load_yaml
 from robbench.specs import ThreatModel
+from robbench.store.columns import list_columns
 from robbench.store.frechet_records import FRECHET_FOLDER, read_record, samples_hash
 from robbench.store.ledger import CELL_FILE, ORIGINALS_FILE, Ledger
 from robbench.store.records import CellRecord, RunFile
@@ -28,7 +30,9 @@ _SLACK, _RATIO = (
     1 << 24,
     1000,
 )  # of a Parquet file's pages: bytes that are fine in any case; else unpacked over packed
-_WORDS = ("broken_by", "original", "example", "witness")  # columns of values of any length
+_WORDS = tuple(  # columns of values of any length
+    dict.fromkeys(c.name for c in list_columns() if pa.types.is_string(c.type) or pa.types.is_binary(c.type))
+)
 _NPZ_MEMBERS = {"ids.npy", "images.npy"}
 _BAD_NPZ = (
     zipfile.BadZipFile,
@@ -75,7 +79,7 @@ def check_contents(path: Path, folder: Path, manifest: Manifest) -> None:
             _check_text(path, f"{FRECHET_FOLDER}/{file.name}", read_record(file))
         _check_originals(path, folder, run)
     except UserError as error:
-        raise _in_words(path, folder, error) from error
+        raise reworded(path, folder, error) from error
     _check_strangers(path, manifest)
 
 
@@ -120,12 +124,12 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(part)
 
 
-def _in_words(path: Path, folder: Path, error: UserError) -> UserError:
+def reworded(path: Path, folder: Path, error: UserError) -> UserError:
     """Errors of the ledger name a temporary folder and advise to run again; here only the reason counts."""
     text = str(error)
     if text.startswith("bundle "):
         return error
-    return refused(path, text.replace(f"{folder}/", "").split("; run the same")[0])
+    return refused(path, text.replace(f"{folder}{os.sep}", "").split("; run the same")[0])
 
 
 def _check_run(path: Path, run: RunFile, manifest: Manifest) -> None:

@@ -41,8 +41,8 @@ class ExampleChoice:
 
     def chosen(self, stored: Sequence[int]) -> frozenset[int]:
         """Those of the sample ids with a stored example that go into the bundle."""
-        wanted = self.count if self.share is None else math.ceil(self.share * len(stored))
-        return frozenset(sorted(stored, key=self._place)[:wanted])
+        count = self.count if self.share is None else math.ceil(self.share * len(stored))
+        return frozenset(sorted(stored, key=self._place)[:count])
 
     def _place(self, sample: int) -> bytes:
         return hashlib.sha256(f"{self.seed} {sample}".encode()).digest()

@@ -1,10 +1,9 @@
 """`robbench export`: a run folder as a bundle, compact and without loss.
 
-The run is staged as a run folder of its own (the last plan only, one shard a cell, the chosen examples), read back,
+The run is staged as a run folder of its own (the last plan only, one shard per cell, the chosen examples), read back,
 and packed; what the manifest says is what was read back.
 """
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -16,24 +15,22 @@ from zipfile import is_zipfile
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from robbench.attacks.trust.suspicions import Diagnostics
-from robbench.bundle.archive import pack
+from robbench.bundle.archive import check_parent, pack
 from robbench.bundle.contents import run_identity
 from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.manifest import BundleCell, ExampleShare, Manifest
 from robbench.core.device import versions
 from robbench.core.errors import UserError
 from robbench.core.resources import write_text_atomically
-from robbench.core.schema import canonical_hash, dump_yaml, validate_json
+from robbench.core.schema import canonical_hash, dump_yaml
 from robbench.results.tables import leaderboard
+from robbench.run.shard_work import sum_diagnostics
 from robbench.specs import threat_models
+from robbench.store.columns import Images, select_names
 from robbench.store.folder import lock_is_held
 from robbench.store.frechet_records import FRECHET_FOLDER, read_record, write_record
-from robbench.store.ledger import ORIGINALS_FILE, Images, Ledger, load_run
+from robbench.store.ledger import ORIGINALS_FILE, Ledger, load_run, refuse_shard
 from robbench.store.records import CellResult, Run, RunFile
-from robbench.store.shards import Shard
-
-_PIXELS = ("example", "witness", "original")  # columns that only kept examples fill
 
 # What the digest of a table is over, in every version: a column or metric added later must not change old digests.
 DIGESTED_COLUMNS = (
@@ -53,8 +50,16 @@ DIGESTED_METRICS = {
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """folder: the run. out: the bundle to write. partial: also a run that is unfinished, being written or has failed
-    cells. overwrite: replace `out`. threat_models: folder of further threat models, where attacks came from one."""
+    """Options of `robbench export`.
+
+    Attributes:
+        folder: the run folder.
+        out: the bundle to write.
+        examples: which of the stored adversarial examples go into it.
+        partial: also export a run that is unfinished, being written or has failed cells.
+        overwrite: replace `out`.
+        threat_models: folder of further threat models, where attacks came from one.
+    """
 
     folder: Path
     out: Path
@@ -92,12 +97,7 @@ def _check_target(request: ExportRequest) -> None:
         raise UserError(
             f"-o {str(out)!r} is no bundle, and --overwrite replaces only those; give another name"
         )
-    parent = out.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        problem = "cannot be written" if parent.is_dir() else "is no folder"
-        raise UserError(
-            f"-o {str(out)!r}: {str(parent)!r} {problem}; give a file in a folder you may write to"
-        )
+    check_parent(out)
 
 
 def _check_complete(request: ExportRequest, run: Run) -> bool:
@@ -144,8 +144,7 @@ def _unfinished(run: Run) -> Iterable[str]:
 def _stage(request: ExportRequest, run: Run, staged: Ledger) -> int:
     """Fill `staged` with what goes into the bundle; the number of examples that the run stores in all."""
     source = Ledger(request.folder)
-    plan = source.read_run()
-    assert plan is not None
+    plan = source.require_run()
     staged.write_run(plan, run.cards)
     stored, exported = 0, set[int]()
     for cell in dict.fromkeys(entry.hash for entry in plan.cells):  # one cell may have two names in a plan
@@ -168,45 +167,36 @@ def _stage_cell(
     # Without `clean`, which no stored row stands for.
     changes = {"status": result.cell.status, "seconds": seconds, "clean": None}
     staged.write_cell(record.model_copy(update=changes))
-    shards = source.shards(cell, _refuse)
-    table = _wanted_rows([shard.table for shard in shards], run.sample_ids)
+    shards = source.shards(cell, refuse_shard)
+    table = _requested_rows([shard.table for shard in shards], run.sample_ids)
     if table is None:
         return 0, frozenset()
     kept = table.filter(pc.is_valid(table["example"]))["sample_id"].to_pylist()
     chosen = choice.chosen(kept)
-    noticed = _diagnostics(shards).model_dump_json(exclude_defaults=True)
+    noticed = sum_diagnostics(shards).model_dump_json(exclude_defaults=True)
     staged.write_shard(cell, 0, _with_pixels_of(table, chosen), seconds, noticed, smallest=True)
     return len(kept), chosen
 
 
-def _refuse(path: Path, reason: str) -> None:
-    raise UserError(f"{path} {reason}; run the same `robbench run` again to quarantine and recompute it")
-
-
-def _wanted_rows(tables: list[pa.Table], wanted: Iterable[int]) -> pa.Table | None:
-    """Rows of the wanted samples by id, or None without any."""
+def _requested_rows(tables: list[pa.Table], requested: Iterable[int]) -> pa.Table | None:
+    """Rows of the requested samples by id, or None without any."""
     if not tables:
         return None
     table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
-    table = table.filter(pc.is_in(table["sample_id"], value_set=pa.array(list(wanted), pa.int64())))
+    table = table.filter(pc.is_in(table["sample_id"], value_set=pa.array(list(requested), pa.int64())))
     return table.sort_by("sample_id").combine_chunks() if len(table) else None
 
 
 def _with_pixels_of(table: pa.Table, chosen: frozenset[int]) -> pa.Table:
     """`table` with images and witnesses of the chosen samples only."""
     mask = pc.is_in(table["sample_id"], value_set=pa.array(sorted(chosen), pa.int64()))
-    for name in _PIXELS:
+    for name in select_names("image"):
         if name in table.column_names:
             place, field = table.schema.get_field_index(name), table.schema.field(name)
             table = table.set_column(
                 place, field, pc.if_else(mask, table[name], pa.scalar(None, pa.binary()))
             )
     return table
-
-
-def _diagnostics(shards: Iterable[Shard]) -> Diagnostics:
-    found = (validate_json(s.diagnostics, Diagnostics, f"{s.path}, metadata") for s in shards)
-    return sum(found, Diagnostics())
 
 
 def _stage_originals(source: Ledger, staged: Ledger, exported: set[int]) -> None:
@@ -219,7 +209,7 @@ def _stage_originals(source: Ledger, staged: Ledger, exported: set[int]) -> None
             f"same `robbench run` again to restore it, or give --examples none"
         )
     if stored:
-        staged.add_originals(stored, _refuse)
+        staged.add_originals(stored, refuse_shard)
 
 
 def _stage_frechet(folder: Path, staged: Path, cells: set[str]) -> None:
@@ -246,14 +236,12 @@ def _stage_threat_models(request: ExportRequest, run: Run, staged: Path) -> None
 
 # -------------------------------------------------------------------------------------------------------- manifest
 def _manifest(request: ExportRequest, run: Run, stored: int, partial: bool) -> Manifest:
-    plan = Ledger(run.folder).read_run()
-    assert plan is not None
     unique = {result.cell.hash: result for result in run.cells}.values()
     counts = sum((_counts(result) for result in unique), Counter[str]())
     choice = request.examples
     return Manifest(
         versions=versions(),
-        run=run_identity(plan),
+        run=run_identity(Ledger(run.folder).require_run()),
         partial=partial,
         examples=ExampleShare(
             asked=choice.asked,

@@ -1,4 +1,4 @@
-"""What verifying found: one finding a check and cell, and what all of them amount to. No torch here."""
+"""What verifying found: one finding per check and cell, and what all of them amount to. No torch here."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,8 +12,17 @@ AGREES, DIFFERS, UNCHECKED = 0, 1, 3  # exit codes; 2 is a bundle or command tha
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of one cell, model or bundle. count: things compared; near_ties: those of them whose verdict rounding
-    decides, which are counted and not judged. reason: what differs or is missing, or worth knowing."""
+    """One check of one cell, model or bundle.
+
+    Attributes:
+        model: name of the model; `WHOLE` for a finding about the whole bundle.
+        attack: label of the attack; "" for a finding about no single attack.
+        check: what was checked.
+        verdict: what came of it.
+        count: number of things compared.
+        reason: what differs or is missing, or is worth knowing.
+        near_ties: how many of those compared have a verdict that rounding decides; they are not judged.
+    """
 
     model: str
     attack: str

@@ -69,7 +69,7 @@ def _address(card: ModelCard, cell: CellRecord, flows: Mapping[str, ModelCard]) 
 def settings_findings(
     run: Run, known: Mapping[str, ThreatModel], dataset: Dataset | None = None
 ) -> Iterator[Finding]:
-    """Whether the attacks are those that robbench (and --threat-models) calls so, a finding an attack and setting.
+    """Whether the attacks are those that robbench (and --threat-models) calls so, one finding per attack and setting.
 
     A bundle's "pgd20" with one step has an address of its own and consistent rows; only its name is false. dataset: the
     verifier's, which alone says whose budgets apply where it is at hand.
@@ -160,13 +160,13 @@ def _candidates(
             yield importance_weighted(found, int(attack.parameters.get("noise_draws", 1)))
 
 
-def _differences(wanted: ResolvedAttack, attack: ResolvedAttack, stated: str) -> list[str]:
+def _differences(defined: ResolvedAttack, attack: ResolvedAttack, stated: str) -> list[str]:
     """Settings in which the bundle's attack is another one, defaults of the algorithm filled in, but those `stated` in
     its label. A parameter that the bundle does not have is newer than it."""
     left_out = {"label", "parameters", "semantics"}  # the last follows from the parameters
-    mine, its = (spec.model_dump(mode="json", exclude=left_out) for spec in (wanted, attack))
+    mine, its = (spec.model_dump(mode="json", exclude=left_out) for spec in (defined, attack))
     pairs = [(key, mine[key], its[key]) for key in mine]
-    here = _parameters(wanted)
+    here = _parameters(defined)
     said = _stated(stated)
     pairs += [
         (f"parameters.{key}", said.get(key, here.get(key)), value)

@@ -20,7 +20,8 @@ from robbench.core.errors import AttackViolation, UserError
 from robbench.data import Dataset, sample_ids
 from robbench.models.flows.base import FrozenFlow
 from robbench.specs import Norm
-from robbench.store.ledger import Images, Ledger
+from robbench.store.columns import Images, decode_images
+from robbench.store.ledger import Ledger
 from robbench.store.records import CellRecord, CellResult, Run
 
 BALL, SAMPLES, ORIGINALS = "ball", "samples", "originals"
@@ -157,8 +158,7 @@ def stored_examples(run: Run, result: CellResult, source: CleanImages) -> Stored
 
 def pixels(column: "pd.Series[bytes]", shape: tuple[int, int, int]) -> Tensor:
     """Images [n,C,H,W] from ledger bytes."""
-    arrays = [np.frombuffer(content, "<f4").reshape(shape) for content in column]
-    return torch.from_numpy(np.stack(arrays).astype(np.float32)) if arrays else torch.zeros((0, *shape))
+    return torch.from_numpy(decode_images(list(column), shape))
 
 
 def _clean(run: Run, cell: CellRecord, rows: pd.DataFrame, source: CleanImages) -> Tensor:
@@ -178,7 +178,7 @@ def _grey_levels(run: Run, source: CleanImages) -> int:
 
 
 def image_findings(run: Run, source: CleanImages, flows: Flows) -> Iterator[Finding]:
-    """A finding a cell with stored examples. flows: the flow an attack searched through, None where it is not here."""
+    """One finding per cell with stored examples. flows: the flow of a cell's attack; None if it is absent."""
     for result in run.cells:
         stored = stored_examples(run, result, source)
         if not len(stored.rows) and not stored.problems:

@@ -30,7 +30,14 @@ class FileEntry(Strict):
 class RunIdentity(Strict):
     """Which run it is: two bundles are parts of one leaderboard when all of it agrees.
 
-    samples_sha256: `frechet_records.samples_hash` of the wanted sample ids. versions: of the libraries that ran.
+    Attributes:
+        dataset: name of the data set.
+        dataset_revision: its revision.
+        split: the split that is attacked.
+        seed: seed of the run.
+        n: number of samples requested.
+        samples_sha256: `frechet_records.samples_hash` of the requested sample ids.
+        versions: of the libraries that ran.
     """
 
     dataset: str
@@ -45,8 +52,12 @@ class RunIdentity(Strict):
 class ExampleShare(Strict):
     """Which of the stored adversarial examples are in the bundle.
 
-    asked: `--examples` as given ("0.1" a share, "5" a count a cell, "all", "none"). seed: of the choice, which is made
-    for every cell on its own. stored, exported: in all cells together; witnesses: exported examples with a witness.
+    Attributes:
+        asked: `--examples` as given: "0.1" for a share, "5" for a number per cell, "all", "none".
+        seed: seed of the choice, which is made for every cell on its own.
+        stored: number of examples that the run stores in all cells together.
+        exported: number of those in the bundle.
+        witnesses: number of exported examples that have a witness.
     """
 
     asked: str
@@ -57,7 +68,16 @@ class ExampleShare(Strict):
 
 
 class BundleCell(Strict):
-    """A cell of the plan and what the bundle holds of it. rows, examples: of the wanted samples."""
+    """A cell of the plan and what the bundle holds of it.
+
+    Attributes:
+        hash: its address.
+        model: name of the model.
+        attack: label of the attack.
+        status: how it ended.
+        rows: number of rows of requested samples.
+        examples: number of those with an adversarial example.
+    """
 
     hash: SHA256
     model: Name
@@ -75,9 +95,18 @@ class BundleCell(Strict):
 class Manifest(Strict):
     """manifest.json.
 
-    versions: robbench and the libraries that exported. partial: exported although cells failed or lack rows (those
-    have another status than "ok"). models: sha256 of the weights a model; flows: of those that attacks or likelihoods
-    used. tables: digests of the derived tables (`export.table_digests`). files: everything but manifest.json.
+    Attributes:
+        schema_version: of the manifest.
+        kind: what sort of file this is.
+        versions: of robbench and the libraries that exported.
+        run: which run it is.
+        partial: exported although cells failed or lack rows (those have another status than "ok").
+        examples: which adversarial examples are in it.
+        models: sha256 of the weights, by name of the model.
+        flows: sha256 of the weights of the flows that attacks or likelihoods used, by name.
+        cells: the cells, in plan order.
+        tables: digests of the derived tables (`export.table_digests`), by name.
+        files: every file but manifest.json, by its name in the bundle.
     """
 
     schema_version: Literal[1] = 1

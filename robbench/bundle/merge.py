@@ -1,11 +1,10 @@
 """`robbench merge`: verified bundles as one run folder, or as one bundle.
 
-What is merged is what `matrix.merged` calls one leaderboard; everything else is refused with its reason. The shards are
+What is merged is what `store.merged` calls one leaderboard; everything else is refused with its reason. The shards are
 copied as they are: a merged run can be exported, verified and merged again.
 """
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,17 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from robbench.bundle.archive import OpenBundle, opened_bundle
+from robbench.bundle.archive import OpenBundle, check_parent, opened_bundle
 from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run
 from robbench.bundle.findings import AGREES, Verification
 from robbench.bundle.verify import Say, VerifyRequest, check_options, verified
 from robbench.core.errors import UserError
 from robbench.core.resources import new_folder
+from robbench.store.columns import Images
 from robbench.store.frechet_records import FRECHET_FOLDER, read_record
-from robbench.store.ledger import Images, Ledger, load_run
+from robbench.store.ledger import Ledger, load_run
 from robbench.store.merged import ROUNDING, merge_runs, source_of, version_conflicts
-from robbench.store.records import PlanEntry, Run, RunFile, join_ids
+from robbench.store.records import Run, RunFile
 
 BUNDLE_SUFFIX = ".zip"
 
@@ -77,12 +77,7 @@ def _check(request: MergeRequest) -> None:
     if out.is_symlink() or (out.exists() and out.samefile(Path())):
         what = "is a link" if out.is_symlink() else "is the folder you are in"
         raise UserError(f"-o {str(out)!r} {what}, which cannot be replaced; give the name of a new folder")
-    parent = out.absolute().parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        problem = "cannot be written" if parent.is_dir() else "is no folder"
-        raise UserError(
-            f"-o {str(out)!r}: {str(parent)!r} {problem}; give a file or folder in one you may write to"
-        )
+    check_parent(out)
 
 
 def _check_different(bundles: Sequence[OpenBundle]) -> None:
@@ -167,23 +162,16 @@ def _fill(folder: Path, merged: Run, runs: Sequence[Run]) -> None:
 
 
 def _run_file(merged: Run) -> RunFile:
-    cells = [result.cell for result in merged.cells]
-    return RunFile(
+    return RunFile.of(
+        [result.cell for result in merged.cells],
+        merged.sample_ids,
         dataset=merged.dataset,
         dataset_revision=merged.dataset_revision,
         seed=merged.seed,
         shape=merged.shape,
         class_names=merged.class_names,
         data=merged.data,
-        n=merged.n,
-        models=tuple(dict.fromkeys(cell.model for cell in cells)),
-        attacks=tuple(dict.fromkeys(cell.attack.label for cell in cells)),
-        cells=tuple(
-            PlanEntry(hash=cell.hash, model=cell.model, defense=cell.defense, attack=cell.attack.label)
-            for cell in cells
-        ),
         versions=merged.versions,
-        samples=join_ids(merged.sample_ids),
         note=merged.note,
     )
 

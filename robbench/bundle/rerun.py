@@ -1,6 +1,6 @@
 """A random share of the cells attacked again from their seeds, and held to the bundle's rows sample by sample.
 
-Judged by `check.paired`: rounding may flip a verdict now and then, a different attack or model flips many.
+Judged by `compare.paired`: rounding may flip a verdict now and then, a different attack or model flips many.
 """
 
 import math
@@ -20,7 +20,7 @@ from robbench.compare.paired import RULES, Rules, compare_samples, largest_count
 from robbench.compare.pairs import NEAR_TIE, Pair, Shift, same
 from robbench.compare.samples import CellSamples, Samples, of_run
 from robbench.core.errors import UserError
-from robbench.core.precision import checked_precision, read_record, withdrawal
+from robbench.core.precision import check_precision, read_record, withdrawal
 from robbench.data import Dataset
 from robbench.data.corruptions import located
 from robbench.models.entry import ZooEntry
@@ -30,13 +30,13 @@ from robbench.run.shard_work import CleanLikelihood, ShardFailure, ShardWork
 from robbench.store.records import CellResult, Run
 
 CHECK = "re-run"
-FLIP_RATE = 0.005  # of `check.paired.Rules`: how many verdicts another processor may turn
+FLIP_RATE = 0.005  # of `compare.paired.Rules`: how many verdicts another processor may turn
 
 
 @dataclass(frozen=True)
 class RerunChoice:
     """share: of the cells that can be run again, rounded up. samples: of each, None for all. seed: of the choice; drawn
-    after the bundle was written, so that nobody could know it. flip_rate: see `check.paired.Rules`."""
+    after the bundle was written, so that nobody could know it. flip_rate: see `compare.paired.Rules`."""
 
     share: float
     samples: int | None
@@ -61,8 +61,8 @@ class RerunChoice:
         if not _batch_dependent(result):
             return tuple(ids[place] for place in sorted(rng.sample(range(len(ids)), self.samples)))
         blocks = [ids[start : start + SHARD_SIZE] for start in range(0, len(ids), SHARD_SIZE)]
-        wanted = math.ceil(self.samples / SHARD_SIZE)
-        places = sorted(rng.sample(range(len(blocks)), min(wanted, len(blocks))))
+        count = math.ceil(self.samples / SHARD_SIZE)
+        places = sorted(rng.sample(range(len(blocks)), min(count, len(blocks))))
         return tuple(i for place in places for i in blocks[place])
 
 
@@ -72,8 +72,16 @@ def _batch_dependent(result: CellResult) -> bool:
 
 @dataclass(frozen=True)
 class Reruns:
-    """Runs cells of `run` again with the verifier's models and data. flows: a flow at hand, by the sha256 of its
-    weights. batch_size: images at once."""
+    """Runs cells again with the verifier's models and data.
+
+    Attributes:
+        run: the bundle's run.
+        subjects: the verifier's models.
+        flows: a flow by the sha256 of its weights; None for one that is not at hand.
+        dataset: the verifier's data set.
+        device: where to compute.
+        batch_size: images at once.
+    """
 
     run: Run
     subjects: Subjects
@@ -133,12 +141,13 @@ class Reruns:
 
     def _built(self, result: CellResult, ids: Sequence[int]) -> Cell:
         cell, entry = result.cell, self._flow_entry(result)
-        checked_precision(read_record(cell.search_precision)[0])
+        precision, compiled = read_record(cell.search_precision)
+        check_precision(precision)
         builder = CellBuilder(
             seed=self.run.seed,
             batch_size=cell.batch_size or self.batch_size,
             likelihood_dtype=torch.float64 if cell.precision == "fp64" else torch.float32,
-            search_precision=cell.search_precision,
+            compiled=compiled,
             dataset=self.dataset,
             samples=tuple(ids),
             device=self.device,
@@ -157,15 +166,13 @@ class Reruns:
         return self.flows(entry.card.weights.sha256) if entry else None
 
     def _rows(self, built: Cell, result: CellResult, ids: Sequence[int]) -> pd.DataFrame | ShardFailure:
-        precision, compiled = read_record(result.cell.search_precision)
         batch_size = result.cell.batch_size or self.batch_size
         work = ShardWork(
             split=self.dataset.test,
             seed=self.run.seed,
             device=self.device,
             batch_size=batch_size,
-            precision=checked_precision(precision),
-            compiled=compiled,
+            compiled=read_record(result.cell.search_precision)[1],
             kept=frozenset(),
             likelihood=CleanLikelihood(self._flow(result), self.device, self.run.seed, batch_size),
         )

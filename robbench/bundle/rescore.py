@@ -4,7 +4,7 @@ A stored example proves a break, never that a sample holds: only `rerun` speaks 
 is judged: a difference counts only if two logits that disagree lie further apart than `NEAR_TIE`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,7 +41,7 @@ Draws = tuple[BitsEstimate, int]  # how an image is scored, and from how many dr
 
 @dataclass(frozen=True)
 class Scored:
-    """Logits [n,K] of the same images, once a batch size; labels [n]."""
+    """Logits [n,K] of the same images, once per batch size; labels [n]."""
 
     labels: Tensor
     logits: tuple[Tensor, ...]
@@ -58,6 +58,9 @@ class Scored:
 
     def margins(self) -> list[Tensor]:
         return [margins(logits, self.labels) for logits in self.logits]
+
+    def cross_entropies(self) -> list[Tensor]:
+        return [nn.functional.cross_entropy(each, self.labels, reduction="none") for each in self.logits]
 
     def allowed(self) -> Tensor:
         """What rounding may do to a margin, [n]: what golden outputs are allowed."""
@@ -85,7 +88,7 @@ def classifier_findings(
     device: torch.device,
     batch_size: int,
 ) -> Iterator[Finding]:
-    """Clean verdicts of every sample whose image is at hand, then every stored example, a finding a cell and check.
+    """Clean verdicts of every sample whose image is at hand, then every stored example, one finding per cell and check.
 
     model: called as in the bundle. results: its cells.
     """
@@ -157,9 +160,9 @@ def _clean_findings(
         if randomised:
             yield _randomised(name, result.cell.attack.label, CLEAN, part, own, "clean_prediction")
             continue
-        excused = max(excused, _excused(part, own, "clean_prediction", "clean_margin"))
-        wrong = _verdict_differs(part, own, "clean_prediction", "clean_margin")
-        far = _margin_differs(part, own, "clean_margin")
+        wrong, near = _other_verdicts(part, own, "clean_prediction", "clean_margin")
+        excused = max(excused, near)
+        far = _other_numbers(part, own, "clean_margin", part.margins())
         ties = max(ties, part.near_ties(_column(own, "clean_prediction")))
         problems += [
             f"{result.cell.attack.label}: {_counted(own, mask, what)}"
@@ -209,14 +212,15 @@ def _example_findings(scorer: _Scorer, cell: CellRecord, stored: Stored) -> Iter
     draws = verdict_forwards(cell)
     scored = scorer.scored(stored.adversarial, stored.labels, draws, attacked=True)
     near = scored.near_ties(_column(rows, "prediction"))
-    wrong = _verdict_differs(scored, rows, "prediction", "margin")
+    wrong, excused = _other_verdicts(scored, rows, "prediction", "margin")
     if draws > 1 and scorer.is_randomised(stored.clean):
         yield _randomised(name, label, VERDICTS, scored, rows, "prediction", near)
         return
     problems = [_counted(rows, wrong, "verdicts")] if wrong.any() else []
     verdict = judged(name, label, VERDICTS, len(rows), problems, near)
-    yield _decided(verdict, _excused(scored, rows, "prediction", "margin"))
-    far, entropy = _margin_differs(scored, rows, "margin"), _entropy_differs(scored, rows)
+    yield _decided(verdict, excused)
+    far = _other_numbers(scored, rows, "margin", scored.margins())
+    entropy = _other_numbers(scored, rows, "cross_entropy", scored.cross_entropies())
     problems = [
         _counted(rows, mask, what)
         for mask, what in ((far, "margins"), (entropy & ~far, "cross-entropies"))
@@ -235,39 +239,24 @@ def verdict_forwards(cell: CellRecord) -> int:
     return attack.verdict_forwards
 
 
-def _verdict_differs(scored: Scored, rows: pd.DataFrame, prediction: str, margin: str) -> Mask:
-    """Rows whose prediction, or side of the margin, is another one in some batch size, by more than a near tie."""
-    predictions = _column(rows, prediction)
-    held = torch.tensor(rows[margin].to_numpy() > 0)
-    wrong = torch.zeros(len(rows), dtype=torch.bool)
-    for logits, own in zip(scored.logits, scored.margins(), strict=True):
-        wrong |= (predicted(logits) != predictions) & (_lead(logits, predictions) >= NEAR_TIE)
-        wrong |= ((own > 0) != held) & (own.abs() >= NEAR_TIE)
-    return np.asarray(wrong.numpy(), dtype=np.bool_)
-
-
-def _excused(scored: Scored, rows: pd.DataFrame, prediction: str, margin: str) -> int:
-    """How many verdicts are others in some batch size, and only by a near tie."""
+def _other_verdicts(scored: Scored, rows: pd.DataFrame, prediction: str, margin: str) -> tuple[Mask, int]:
+    """Rows whose prediction, or side of the margin, is another one in some batch size by more than a near tie; and how
+    many are others only by a near tie."""
     predictions, held = _column(rows, prediction), torch.tensor(rows[margin].to_numpy() > 0)
-    other = torch.zeros(len(rows), dtype=torch.bool)
+    wrong = other = torch.zeros(len(rows), dtype=torch.bool)
     for logits, own in zip(scored.logits, scored.margins(), strict=True):
-        other |= (predicted(logits) != predictions) | ((own > 0) != held)
-    return int((other.numpy() & ~_verdict_differs(scored, rows, prediction, margin)).sum())
+        renamed, turned = predicted(logits) != predictions, (own > 0) != held
+        other = other | renamed | turned
+        wrong = wrong | (renamed & (_lead(logits, predictions) >= NEAR_TIE))
+        wrong = wrong | (turned & (own.abs() >= NEAR_TIE))
+    return np.asarray(wrong.numpy(), dtype=np.bool_), int((other & ~wrong).sum())
 
 
-def _margin_differs(scored: Scored, rows: pd.DataFrame, margin: str) -> Mask:
-    said = torch.tensor(rows[margin].to_numpy(dtype=np.float64))
+def _other_numbers(scored: Scored, rows: pd.DataFrame, column: str, measured: Iterable[Tensor]) -> Mask:
+    """Rows whose number in `column` is another one in some batch size, by more than rounding. measured: [n] each."""
+    said = torch.tensor(rows[column].to_numpy(dtype=np.float64))
     wrong = torch.zeros(len(rows), dtype=torch.bool)
-    for own in scored.margins():
-        wrong |= ~((own == said) | ((own.double() - said).abs() <= scored.allowed()))
-    return np.asarray(wrong.numpy(), dtype=np.bool_)
-
-
-def _entropy_differs(scored: Scored, rows: pd.DataFrame) -> Mask:
-    said = torch.tensor(rows["cross_entropy"].to_numpy(dtype=np.float64))
-    wrong = torch.zeros(len(rows), dtype=torch.bool)
-    for logits in scored.logits:
-        own = nn.functional.cross_entropy(logits, scored.labels, reduction="none")
+    for own in measured:
         wrong |= ~((own == said) | ((own.double() - said).abs() <= scored.allowed()))
     return np.asarray(wrong.numpy(), dtype=np.bool_)
 

@@ -16,8 +16,15 @@ CHECK = "model"
 
 @dataclass(frozen=True)
 class Subjects:
-    """models: entries by the bundle's name of the model; flows: by sha256 of their weights. missing: why a model of the
-    bundle has no entry. given: what the user named, by that name: its weights must be there."""
+    """The verifier's models for a bundle.
+
+    Attributes:
+        models: entries by the bundle's name of the model.
+        flows: entries by the sha256 of their weights.
+        missing: why a model of the bundle has no entry, by its name.
+        findings: what came of comparing the models with the bundle's cards.
+        given: entries that the user named, by that name: their weights must be there.
+    """
 
     models: dict[str, ZooEntry]
     flows: dict[str, ZooEntry]

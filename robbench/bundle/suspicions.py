@@ -1,22 +1,20 @@
 """Whether a bundle states what its own counts make suspicious. No model, no data."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from robbench.attacks.named import ENGINE_VERSION
-from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.bundle.findings import Finding, judged
 from robbench.core.errors import UserError
-from robbench.core.schema import validate
-from robbench.store.ledger import Ledger
+from robbench.run.shard_work import sum_diagnostics
+from robbench.store.ledger import Ledger, refuse_shard
 from robbench.store.records import CellResult, Run
 
 CHECK = "suspicions"
 
 
 def suspicion_findings(folder: Path, run: Run) -> Iterator[Finding]:
-    """One finding a cell of a classifier: whether it states the suspicions that follow from the counts in its shards.
+    """One finding per cell of a classifier: whether it states the suspicions that follow from the counts in its shards.
 
     folder: the unpacked bundle.
     """
@@ -28,7 +26,7 @@ def suspicion_findings(folder: Path, run: Run) -> Iterator[Finding]:
 def _finding(folder: Path, result: CellResult) -> Finding:
     cell, rows = result.cell, len(result.rows)
     try:
-        counted = _counted(folder, result)
+        counted = sum_diagnostics(Ledger(folder).shards(cell.hash, refuse_shard))
         found = {one.text for one in counted.suspicions}
     except (UserError, ValueError, ArithmeticError, RecursionError) as error:
         problem = f"its shards hold no counts that robbench writes ({' '.join(str(error).split())[:100]})"
@@ -49,14 +47,3 @@ def _finding(folder: Path, result: CellResult) -> Finding:
     problems = [f"it leaves out: {text[:100]}" for text in sorted(found - stated)]
     problems += [f"its counts do not give: {text[:100]}" for text in sorted(stated - found)]
     return judged(cell.model, cell.attack.label, CHECK, counted.samples, problems)
-
-
-def _counted(folder: Path, result: CellResult) -> Diagnostics:
-    shards = Ledger(folder).shards(result.cell.hash, _unexpected)
-    noticed = (validate(json.loads(s.diagnostics), Diagnostics, f"{s.path}, metadata") for s in shards)
-    return sum(noticed, Diagnostics())
-
-
-def _unexpected(path: Path, reason: str) -> None:
-    """Of a bundle that was opened, every shard has been read."""
-    raise AssertionError(f"{path} {reason}")

@@ -44,9 +44,25 @@ _CHECKED = ("schema_version", "name", "defense", "dataset", "weights", "golden")
 
 @dataclass(frozen=True)
 class VerifyRequest:
-    """Options of `robbench verify`. models: zoo names, folders or cards; those of the bundle are looked for in the zoo
-    in any case. share, rerun_samples, seed, flip_tolerance: see `RerunChoice`; seed None draws a fresh one. files_only:
-    ask no model and run nothing again. several: the models are for several bundles, and this one may lack some."""
+    """Options of `robbench verify`.
+
+    Attributes:
+        bundle: the bundle file.
+        models: zoo names, folders or cards; the models of the bundle are looked for in the zoo in any case.
+        share: see `RerunChoice.share`.
+        rerun_samples: see `RerunChoice.samples`.
+        seed: see `RerunChoice.seed`; None draws a fresh one.
+        flip_tolerance: see `RerunChoice.flip_rate`.
+        files_only: ask no model and run nothing again.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        batch_size: images at once.
+        zoo: folder of further models.
+        checkpoints: folder of weights that cards name.
+        threat_models: folder of further threat models.
+        data_dir: folder of data sets in torchvision's layout.
+        data: folder of the bundle's data set, where that is one of the user's own.
+        several: the models are for several bundles, and this one may lack some of them.
+    """
 
     bundle: Path
     models: tuple[str, ...] = ()

@@ -11,21 +11,17 @@ from robbench.cli.base import (
     FiniteNumber,
     FolderOrFile,
     OneLineErrors,
-    PrecisionOfSearch,
     Text,
     WholeNumber,
-    budgets,
     checkpoints_option,
     chosen_dataset,
-    counts,
     data_dir_option,
     data_option,
     dataset_option,
     device_option,
     echo_text,
-    example_count,
     json_option,
-    names,
+    precision_option,
     threads_option,
     threat_models_option,
     zoo_option,
@@ -125,12 +121,7 @@ def main(debug: bool) -> None:
     type=click.IntRange(1),
     help="Score attacked images of flows by importance-weighted bits/dim over so many noise draws.  [default: 1]",
 )
-@click.option(
-    "--precision",
-    type=PrecisionOfSearch(),
-    default="fp32",
-    hidden=True,  # only to say why others are gone
-)
+@precision_option
 @click.option("--compile", "compiled", is_flag=True, help="Search with torch.compile.")
 @click.option(
     "--backend",
@@ -182,29 +173,15 @@ def run(
         )
     if options["recipe"] is not None:
         context.exit(_of_recipe(context, options, out, resume, dry_run, threads))
-    for option in ("recipe", "scale", "fid_weights"):
-        del options[option]
     options["dataset"] = chosen_dataset(options["dataset"], options["data"])
     folder = out or Path("robbench-runs") / f"{options['dataset']}-seed{options['seed']}"
     try:
-        from robbench.cli.run import dry_run_table, run_matrix
+        from robbench.cli.run import build_request, dry_run_table, run_matrix
         from robbench.core.allocator import tune_allocator
-        from robbench.run.plan import RunRequest
 
         tune_allocator()
         _compute_in(context, threads)
-        request = RunRequest(
-            **{
-                **options,
-                "attacks": names("--attacks", options["attacks"]),
-                "defenses": names("--defense", options["defenses"]),
-                "models": names("--model", options["models"]),
-                "epsilons": budgets("--epsilon", options["epsilons"]),
-                "etas": budgets("--eta", options["etas"]),
-                "steps": counts("--steps", options["steps"]),
-                "keep_examples": example_count(options["keep_examples"]),
-            }
-        )
+        request = build_request(options)
         if dry_run:
             dry_run_table(request, folder, fresh=not resume)
             return

@@ -18,7 +18,7 @@ from robbench.cli.completion import dataset_completion
 from robbench.core.errors import UserError, printable, printable_text
 from robbench.core.foreign import cause
 from robbench.core.numerals import number, whole_number
-from robbench.core.precision import PRECISIONS, WITHDRAWN, checked_precision
+from robbench.core.precision import PRECISION, WITHDRAWN, check_precision
 from robbench.core.stops import Stopped, listening
 
 _EXAMPLES = {
@@ -291,10 +291,12 @@ class PrecisionOfSearch(click.Choice[str]):
     """A precision to search in; of one that was withdrawn it is said why."""
 
     def __init__(self) -> None:
-        super().__init__(PRECISIONS)
+        super().__init__((PRECISION,))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return checked_precision(value) if value in WITHDRAWN else super().convert(value, param, ctx)
+        if value in WITHDRAWN:
+            check_precision(value)
+        return super().convert(value, param, ctx)
 
 
 class WholeNumber(click.IntRange):
@@ -328,6 +330,9 @@ class Text(click.types.StringParamType):
         return value
 
 
+precision_option = click.option(  # only to say why other precisions are gone: there is one
+    "--precision", type=PrecisionOfSearch(), default=PRECISION, hidden=True, expose_value=False
+)
 threads_option = click.option(
     "--threads",
     type=click.IntRange(1, 1024),

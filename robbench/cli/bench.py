@@ -11,7 +11,6 @@ import click
 
 from robbench.cli.base import (
     FolderOrFile,
-    PrecisionOfSearch,
     WholeNumber,
     budgets,
     data_dir_option,
@@ -20,6 +19,7 @@ from robbench.cli.base import (
     echo_line,
     echo_text,
     names,
+    precision_option,
     print_paths,
     seeds,
     zoo_option,
@@ -65,9 +65,7 @@ def bench() -> None:
     help="Seeds of the attacks.",
 )
 @click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True)
-@click.option(
-    "--precision", type=PrecisionOfSearch(), default="fp32", hidden=True
-)  # only to say why others are gone
+@precision_option
 @threads_option
 @out_option
 @device_option
@@ -83,7 +81,6 @@ def autoattack(
     batch_size: int,
     threads: int,
     out: Path,
-    precision: str,
     **options: Any,
 ) -> None:
     """AutoAttack against the reference package: parity of verdicts, times, distance to the floor.

@@ -74,12 +74,25 @@ def run_recipe(options: dict[str, Any], out: Path | None, resume: bool, dry_run:
     from robbench.experiments.runs import ExperimentRequest
     from robbench.experiments.schema import Scale, find_experiment
 
-    kept = {name: value for name, value in options.items() if name not in OF_THE_RECIPE}
     request = ExperimentRequest(
-        experiment=find_experiment(kept["recipe"]),
-        scale=Scale(kept.pop("scale")),
-        keep_examples=example_count(kept.pop("keep_examples")),
-        **kept,
+        experiment=find_experiment(options["recipe"]),
+        scale=Scale(options["scale"]),
+        n=options["n"],
+        seed=options["seed"],
+        device=options["device"],
+        batch_size=options["batch_size"],
+        compiled=options["compiled"],
+        backend=options["backend"],
+        ray_address=options["ray_address"],
+        gpus_per_cell=options["gpus_per_cell"],
+        keep_examples=example_count(options["keep_examples"]),
+        threat_models=options["threat_models"],
+        zoo=options["zoo"],
+        checkpoints=options["checkpoints"],
+        data_dir=options["data_dir"],
+        data=options["data"],
+        fid_weights=options["fid_weights"],
+        recipe=options["recipe"],
     )
     folder = out or Path("robbench-runs") / request.folder_name
     if dry_run:

@@ -39,7 +39,7 @@ from robbench.experiments.table import (
 from robbench.results.rows import CLEAN
 from robbench.results.wording import ANY_ITERATE
 from robbench.run.frechet import FrechetRequest, score_run
-from robbench.run.rates import hours_text
+from robbench.run.rates import format_hours
 from robbench.specs import ResolvedAttack, threat_models
 from robbench.store.ledger import load_run
 from robbench.store.records import Run
@@ -172,18 +172,18 @@ def dry_run_experiment(request: ExperimentRequest, folder: Path) -> None:
             job = one.job
             name = job.name if job.finished is None else f"{job.name} (trained already)"
             sizes = (job.outlined.recipe.epochs, job.train_samples, one.forwards, one.backwards)
-            table.add_row(name, *(f"{size:,}" for size in sizes), hours_text(one.hours))
+            table.add_row(name, *(f"{size:,}" for size in sizes), format_hours(one.hours))
         console.print(table)
     if cells:
         table = _table("model", ("attack", "forwards", "backwards", "hours"))
         for cell in cells:
             table.add_row(
-                cell.model, cell.attack, f"{cell.forwards:,}", f"{cell.backwards:,}", hours_text(cell.hours)
+                cell.model, cell.attack, f"{cell.forwards:,}", f"{cell.backwards:,}", format_hours(cell.hours)
             )
         console.print(table)
     for line in compare_missing(plan):
         print_line(console, line)
-    hours = [hours_text(sum(one.hours for one in some)) for some in (trainings, cells)]
+    hours = [format_hours(sum(one.hours for one in some)) for some in (trainings, cells)]
     forwards = sum(t.forwards for t in trainings) + sum(c.forwards for c in cells)
     backwards = sum(t.backwards for t in trainings) + sum(c.backwards for c in cells)
     console.print(

@@ -1,11 +1,13 @@
 """What the command `run` does, from a request to files and lines on the terminal."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from robbench.cli.base import print_paths
+from robbench.cli.base import budgets, counts, example_count, names, print_paths
 from robbench.core.places import check_output_folder
 from robbench.core.terminal import Terminal, print_line
 from robbench.report.files import publish
@@ -13,9 +15,40 @@ from robbench.run.cells import Cell
 from robbench.run.executor import execute, opened_backend
 from robbench.run.plan import Plan, RunRequest, build_plan
 from robbench.run.progress import run_progress
-from robbench.run.rates import PlanRates, hours_text
+from robbench.run.rates import PlanRates, format_hours
 from robbench.store.folder import check_folder, check_not_foreign, opened
 from robbench.store.ledger import Ledger, load_run
+
+
+def build_request(options: Mapping[str, Any]) -> RunRequest:
+    """The request behind the options of `robbench run`, which click has checked one by one; `UserError` for a list of
+    names or numbers that cannot be read."""
+    return RunRequest(
+        attacks=names("--attacks", options["attacks"]),
+        defenses=names("--defense", options["defenses"]),
+        models=names("--model", options["models"]),
+        epsilons=budgets("--epsilon", options["epsilons"]),
+        etas=budgets("--eta", options["etas"]),
+        steps=counts("--steps", options["steps"]),
+        keep_examples=example_count(options["keep_examples"]),
+        dataset=options["dataset"],
+        n=options["n"],
+        seed=options["seed"],
+        device=options["device"],
+        batch_size=options["batch_size"],
+        flow=options["flow"],
+        likelihood_dtype=options["likelihood_dtype"],
+        likelihood_draws=options["likelihood_draws"],
+        compiled=options["compiled"],
+        threat_models=options["threat_models"],
+        zoo=options["zoo"],
+        checkpoints=options["checkpoints"],
+        data_dir=options["data_dir"],
+        data=options["data"],
+        backend=options["backend"],
+        ray_address=options["ray_address"],
+        gpus_per_cell=options["gpus_per_cell"],
+    )
 
 
 def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
@@ -68,8 +101,8 @@ def dry_run_table(request: RunRequest, folder: Path, fresh: bool = False) -> Non
         table.add_column(name, overflow="fold")
     for name in (
         "in\nledger",
-        "forwards\na sample",
-        "backwards\na sample",
+        "forwards\nper sample",
+        "backwards\nper sample",
         "forwards\nto do",
         "backwards\nto do",
         "hours",
@@ -85,12 +118,12 @@ def dry_run_table(request: RunRequest, folder: Path, fresh: bool = False) -> Non
         of_cell = rates.hours(cell, missing)
         hours += of_cell
         names = (cell.record.model, cell.record.attack.label)
-        table.add_row(*names, *(f"{number:,}" for number in numbers), hours_text(of_cell))
+        table.add_row(*names, *(f"{number:,}" for number in numbers), format_hours(of_cell))
     console = Terminal()
     console.print(table)
     console.print(
         f"{len(plan.cells)} cells; at most {totals[0]:,} forwards and {totals[1]:,} backwards to compute "
-        f"(a sample that breaks early needs fewer), {hours_text(hours)} hours at the rates measured on {plan.device} "
+        f"(a sample that breaks early needs fewer), {format_hours(hours)} hours at the rates measured on {plan.device} "
         f"just now. Nothing was computed.",
         highlight=False,
         soft_wrap=True,
@@ -98,6 +131,6 @@ def dry_run_table(request: RunRequest, folder: Path, fresh: bool = False) -> Non
 
 
 def _present(ledger: Ledger, plan: Plan, cell: Cell) -> int:
-    """Wanted samples the ledger has; a bad shard counts as absent, and stays where it is."""
+    """Requested samples that the ledger has; a bad shard counts as absent, and stays where it is."""
     shards = ledger.shards(cell.record.hash, lambda _path, _reason: None)
     return len(set(plan.samples).intersection(*[[i for shard in shards for i in shard.ids]]))

@@ -10,14 +10,14 @@ from robbench.compare.paired import spec_changes
 from robbench.compare.pairing import CellPair, PairedRuns
 from robbench.compare.pairs import same
 from robbench.metrics.verdicts import floats
+from robbench.store.columns import select_names
 from robbench.store.records import CellRecord, Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NOT_COMPARED = {"example", "original", "witness"}  # images: the numbers of their rows are compared
-_DISCRETE = ("label", "clean_prediction", "prediction", "robust", "broken_by", "broken_at")
-_SCORES = ("clean_margin", "margin", "nll_before", "nll_after")
+_NOT_COMPARED = select_names("image")  # the numbers of their rows are compared
+_DISCRETE, _SCORES = select_names("class", "verdict", "step"), select_names("score")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def other_rows(runs: PairedRuns) -> list[OtherRows]:
 
 def _rows(pair: CellPair) -> "tuple[pd.DataFrame, pd.DataFrame]":
     """The columns of both that are compared."""
-    shared = [n for n in pair.rows_a.columns if n in pair.rows_b.columns and n not in NOT_COMPARED]
+    shared = [n for n in pair.rows_a.columns if n in pair.rows_b.columns and n not in _NOT_COMPARED]
     return pair.rows_a[shared], pair.rows_b[shared]
 
 

@@ -23,6 +23,7 @@ from robbench.compare.policy import PolicyName
 from robbench.compare.samples import CellSamples, Samples
 from robbench.compare.tables import Verdict
 from robbench.statistics.paired import sign_test
+from robbench.store.merged import changed_entries
 
 ALL_MODELS = "all models"
 IDENTITY = "identity"
@@ -131,18 +132,9 @@ def _differences(reference: Samples, measured: Samples, cell: CellSamples, ours:
     return [f"{name} {new}, reference {old}" for name, old, new in pairs if old != new]
 
 
-def spec_changes(
-    before: Mapping[str, object], now: Mapping[str, object], at: str = ""
-) -> list[tuple[str, object, object]]:
-    """Differing entries of two attack specs, "parameters.iterations" with both values."""
-    found: list[tuple[str, object, object]] = []
-    for key in dict.fromkeys([*before, *now]):
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += spec_changes(old, new, f"{at}{key}.")
-        elif old != new:
-            found.append((f"attack spec {at}{key}", old, new))
-    return found
+def spec_changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[tuple[str, object, object]]:
+    """Differing entries of two attack specs, "attack spec parameters.iterations" with both values."""
+    return [(f"attack spec {key}", old, new) for key, old, new in changed_entries(before, now)]
 
 
 # ---------------------------------------------------------------------------------------------------- verdict

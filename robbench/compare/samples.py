@@ -19,6 +19,8 @@ from robbench.core.errors import UserError
 from robbench.core.resources import write_atomically
 from robbench.core.schema import Strict, canonical_hash, parse_json, validate
 from robbench.specs import SHA256, ResolvedAttack
+from robbench.store.columns import LEDGER_COLUMNS, list_columns
+from robbench.store.ledger import one_meaning
 from robbench.store.records import CellResult, Run
 
 if TYPE_CHECKING:
@@ -26,21 +28,27 @@ if TYPE_CHECKING:
 
 KEY = b"robbench.reference"
 SUFFIX = ".parquet"
-SAMPLES = pa.schema(
-    [
-        pa.field("cell", pa.int32(), nullable=False),
-        pa.field("sample_id", pa.int64(), nullable=False),
-        pa.field("label", pa.int32(), nullable=False),
-        pa.field("before", pa.float32(), nullable=False),
-        pa.field("after", pa.float32(), nullable=False),
-        pa.field("robust", pa.bool_(), nullable=False),
-        pa.field("broken_by", pa.string(), nullable=False),
-        pa.field("step", pa.int32(), nullable=False),
-        pa.field("forwards", pa.int32(), nullable=False),
-        pa.field("backwards", pa.int32(), nullable=False),
-        pa.field("size", pa.float32(), nullable=False),
-    ]
-)
+_NARROW = {pa.int64(): pa.int32(), pa.float64(): pa.float32()}
+_OF_FLOWS = {"robust": True, "broken_by": "", "step": -1}  # what attacks on flows have no column for
+
+
+def _reference_schema() -> pa.Schema:
+    """The columns of the ledger that reference runs keep, between the cell's number and the size of the perturbation
+    in the attack's norm. No null may be in those that reference runs always had."""
+    fields = {
+        column.reference: pa.field(
+            column.reference,
+            column.type if column.kind == "key" else _NARROW.get(column.type, column.type),
+            nullable=column.since > 1,
+        )
+        for column in list_columns()
+        if column.reference
+    }
+    first, last = pa.field("cell", pa.int32(), nullable=False), pa.field("size", pa.float32(), nullable=False)
+    return pa.schema([first, *fields.values(), last])
+
+
+SAMPLES = _reference_schema()
 COLUMNS = tuple(SAMPLES.names[1:])
 
 
@@ -147,34 +155,16 @@ def _of_cell(run: Run, result: CellResult) -> CellSamples:
 def _rows(identity: CellIdentity, rows: "pd.DataFrame") -> "pd.DataFrame":
     import pandas as pd
 
-    flow = identity.attack.target == "flow"
     norm = identity.attack.norm if identity.attack.norm != "none" else "l2"
-    return pd.DataFrame(
-        {
-            "sample_id": rows["sample_id"].astype("int64"),
-            "label": rows["label"].astype("int32"),
-            "before": rows["nll_before" if flow else "clean_margin"].astype("float32"),
-            "after": rows["nll_after" if flow else "margin"].astype("float32"),
-            "robust": True if flow else rows["robust"].astype(bool),
-            "broken_by": "" if flow else rows["broken_by"].fillna("").astype(str),
-            "step": -1 if flow else rows["broken_at"].astype("int32"),
-            "forwards": rows["forwards"].astype("int32"),
-            "backwards": rows["backwards"].astype("int32"),
-            "size": rows[norm].astype("float32"),
-        }
-    ).reset_index(drop=True)
-
-
-def _one_meaning(cell: CellIdentity, rows: "pd.DataFrame") -> "pd.DataFrame":
-    """The rows of a file with the one meaning of `robust`: see `matrix.ledger.one_meaning`."""
-    if cell.attack.space != "corruption":
-        return rows
-    wrong_before = rows["robust"] & ~(rows["before"] > 0)
-    return rows.assign(
-        robust=rows["robust"] & ~wrong_before,
-        broken_by=rows["broken_by"].mask(wrong_before, "clean"),
-        step=rows["step"].mask(wrong_before, 0),
-    )
+    kept = {c.reference: rows[c.name] for c in LEDGER_COLUMNS[identity.attack.target] if c.reference}
+    values = {**_OF_FLOWS, **kept, "size": rows[norm]}
+    frame = pd.DataFrame({name: values.get(name) for name in COLUMNS}, index=rows.index)
+    for field in (SAMPLES.field(name) for name in COLUMNS):
+        if pa.types.is_string(field.type):
+            frame[field.name] = frame[field.name].fillna("").astype(str)
+        elif not field.nullable:
+            frame[field.name] = frame[field.name].astype(field.type.to_pandas_dtype())
+    return frame.reset_index(drop=True)
 
 
 # ---------------------------------------------------------------------------------------------------- the file
@@ -246,7 +236,7 @@ def read_samples(path: Path) -> Samples:
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())[:120]
         raise UserError(f"--against {str(path)!r} cannot be read as Parquet ({why}); {again}") from error
-    stored = (table.schema.metadata or {}).get(KEY)
+    stored, table = (table.schema.metadata or {}).get(KEY), _completed(table)
     if stored is None or not table.schema.equals(SAMPLES, check_metadata=False):
         raise UserError(f"--against {str(path)!r} is Parquet, but no reference run; {again}")
     try:
@@ -261,7 +251,20 @@ def read_samples(path: Path) -> Samples:
     if frame.duplicated(["cell", "sample_id"]).any():
         raise UserError(f"--against {str(path)!r} has samples twice; {again}")
     cells = [
-        CellSamples(cell, _one_meaning(cell, parts[number][list(COLUMNS)].reset_index(drop=True)))
+        CellSamples(
+            cell,
+            one_meaning(
+                cell.attack, parts[number][list(COLUMNS)].reset_index(drop=True), margin="before", step="step"
+            ),
+        )
         for number, cell in enumerate(identity.cells)
     ]
     return Samples(path, identity, {cell.identity.key: cell for cell in cells})
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """The table with nulls in the columns that are newer than its file."""
+    for place, field in enumerate(SAMPLES):
+        if field.nullable and field.name not in table.column_names:
+            table = table.add_column(place, field, pa.nulls(len(table), field.type))
+    return table

@@ -1,11 +1,8 @@
 """The precision in which attacks search classifiers: fp32, which verdicts are in too. Lower ones were withdrawn."""
 
-from typing import Literal, TypeGuard, get_args
-
 from robbench.core.errors import UserError, unknown_name
 
-SearchPrecision = Literal["fp32"]
-PRECISIONS: tuple[SearchPrecision, ...] = get_args(SearchPrecision)
+PRECISION = "fp32"
 # Precisions of earlier versions, and why they are gone. Ledgers and bundles may still name them.
 WITHDRAWN = {
     "bf16": "on a model with masked gradients it left 165 of 200 images robust where fp32 leaves 162",
@@ -13,21 +10,20 @@ WITHDRAWN = {
 }
 
 
-def checked_precision(name: str) -> SearchPrecision:
-    """`name` as the precision of a search. `UserError` for one that was withdrawn or never existed."""
+def check_precision(name: str) -> None:
+    """`UserError` for a precision that no search can have any more, or never could."""
     if name in WITHDRAWN:
         raise UserError(
             f"--precision {name} was withdrawn because it overstates robustness ({WITHDRAWN[name]}); "
             f"search in fp32, the default"
         )
-    if not _is_known(name):
-        raise unknown_name("precision", name, PRECISIONS)
-    return name
+    if name != PRECISION:
+        raise unknown_name("precision", name, (PRECISION,))
 
 
-def recorded(precision: SearchPrecision, compiled: bool) -> str:
-    """How a cell records what its search computed in: "fp32", "fp32, compiled"."""
-    return precision + (", compiled" if compiled else "")
+def recorded(compiled: bool) -> str:
+    """How a cell records what its search computed in: "fp32", or "fp32, compiled" with torch.compile."""
+    return f"{PRECISION}, compiled" if compiled else PRECISION
 
 
 def read_record(search_precision: str) -> tuple[str, bool]:
@@ -45,7 +41,3 @@ def withdrawal(search_precision: str) -> str:
         if name in WITHDRAWN
         else ""
     )
-
-
-def _is_known(name: str) -> TypeGuard[SearchPrecision]:
-    return name in PRECISIONS

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from robbench.attacks import ATTACKS
 from robbench.attacks.codec import FlowCodec
 from robbench.attacks.named import Cost
-from robbench.attacks.victim import Victim
 from robbench.cards import Architecture
 from robbench.core.device import resolve_device
-from robbench.core.schema import canonical_hash
 from robbench.data import Dataset
 from robbench.experiments.runs import ExperimentPlan, Job
 from robbench.experiments.training_cost import CountingCodec, StepCost, step_cost
@@ -25,7 +23,7 @@ from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.loading import build_architecture, load_flow
 from robbench.models.zoo import find_model, zoo_entries
 from robbench.run.cells import SHARD_SIZE
-from robbench.run.rates import Rate, classifier_rate, latent_rate, likelihood_rate, training_rate
+from robbench.run.rates import Rate, make_labels, measure_calls, measure_training
 from robbench.specs import ResolvedAttack, threat_models
 
 T = TypeVar("T")
@@ -54,21 +52,21 @@ class CellCost:
 
 @dataclass
 class ExperimentCosts:
-    """The costs of a plan. Networks are built and measured once an architecture."""
+    """The costs of a plan. Networks are built and measured once per architecture."""
 
     plan: ExperimentPlan
-    _kept: dict[str, object] = field(default_factory=dict)
+    _kept: dict[tuple[object, ...], object] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
         return resolve_device(self.plan.request.device)
 
     def trainings(self) -> list[TrainingCost]:
-        """One entry a job, in training order."""
+        """One entry per job, in training order."""
         return [self._training(job) for job in self.plan.jobs]
 
     def cells(self) -> list[CellCost]:
-        """One entry a (model, attack), models outermost. What the run folder has already is not subtracted."""
+        """One entry per (model, attack), models outermost. What the run folder has already is not subtracted."""
         return [
             self._cell(job, attack)
             for job in self.plan.attacked
@@ -103,30 +101,32 @@ class ExperimentCosts:
             module, largest = self._network(job), job.outlined.recipe.batch_size
             largest = min(largest, job.train_samples)
             try:
-                return training_rate(
+                return measure_training(
                     module.train(), self._loss(job, module), job.dataset.shape, largest, self.device
                 )
             finally:
                 module.eval()
 
-        return self._once(("training", job.outlined.architecture, job.dataset), measure)
+        return self._once(_key("training", job), measure)
 
     def _loss(self, job: Job, module: nn.Module) -> Callable[[Tensor], Tensor]:
         if job.outlined.kind == "flow":
             flow = cast(Flow, module)
-            return lambda x: -flow.log_prob(x, _labels(x)).sum()
-        return lambda x: nn.functional.cross_entropy(module(x), _labels(x))
+            return lambda x: -flow.log_prob(x, make_labels(x)).sum()
+        return lambda x: nn.functional.cross_entropy(module(x), make_labels(x))
 
     def _codec_rates(self, flow: FrozenFlow, job: Job) -> tuple[float, Rate]:
-        """Seconds an image of encoding; of decoding, with and without the gradient to the latents."""
+        """Seconds per image of encoding; of decoding, with and without the gradient to the latents."""
         largest = min(job.outlined.recipe.batch_size, job.train_samples)
-        shape, device = job.dataset.shape, self.device
-        pixels = Victim(nn.Flatten(), device, largest)
-        encode = self._once(("encode", id(flow)), lambda: likelihood_rate(flow, shape, largest, device))
-        decode = self._once(
-            ("decode", id(flow)), lambda: latent_rate(pixels, FlowCodec(flow), shape, largest)
-        )
-        return encode.forward, decode
+        encode = self._calls(("encode", id(flow)), flow, None, job, largest)
+        return encode.forward, self._calls(("decode", id(flow)), nn.Flatten(), flow, job, largest)
+
+    def _calls(
+        self, key: tuple[object, ...], model: nn.Module, flow: FrozenFlow | None, job: Job, largest: int
+    ) -> Rate:
+        """The rate of `measure_calls` on images of a job's data set. flow: whose latents are decoded, None for none."""
+        codec = FlowCodec(flow) if flow is not None else None
+        return self._once(key, lambda: measure_calls(model, codec, job.dataset.shape, largest, self.device))
 
     # ----------------------------------------------------------------------------------------------------- cells
     def _cell(self, job: Job, attack: ResolvedAttack) -> CellCost:
@@ -149,30 +149,20 @@ class ExperimentCosts:
 
     def _search_rate(self, job: Job, attack: ResolvedAttack | None) -> Rate:
         """Of one forward, and forward with backward, as a search makes them; attack None: in image space."""
-        shape, request = job.dataset.shape, self.plan.request
-        largest = min(request.batch_size, SHARD_SIZE, max(self.plan.n, 1))
-        key = ("search", job.outlined.architecture, job.dataset)
-        if job.outlined.kind == "flow":
-            return self._once(key, lambda: likelihood_rate(self._frozen(job), shape, largest, self.device))
-        victim = Victim(self._network(job), self.device, largest, request.precision)
-        if attack is None or not attack.needs_flow:
-            return self._once(key, lambda: classifier_rate(victim, shape, largest))
-        flow = self._experiment_flow(job)
-        assert flow is not None
-        return self._once((*key, id(flow)), lambda: latent_rate(victim, FlowCodec(flow), shape, largest))
+        largest = min(self.plan.request.batch_size, SHARD_SIZE, max(self.plan.n, 1))
+        model = self._frozen(job) if job.outlined.kind == "flow" else self._network(job)
+        flow = self._experiment_flow(job) if attack is not None and attack.needs_flow else None
+        return self._calls((*_key("search", job), id(flow)), model, flow, job, largest)
 
     # -------------------------------------------------------------------------------------------------- networks
     def _network(self, job: Job) -> nn.Module:
-        dataset = job.dataset
         return self._once(
-            ("network", job.outlined.architecture, dataset),
-            lambda: _built(job.outlined.architecture, dataset, self.device),
+            _key("network", job), lambda: _built(job.outlined.architecture, job.dataset, self.device)
         )
 
     def _frozen(self, job: Job) -> FrozenFlow:
         return self._once(
-            ("frozen", job.outlined.architecture, job.dataset),
-            lambda: cast(Flow, self._network(job)).freeze().to(self.device),
+            _key("frozen", job), lambda: cast(Flow, self._network(job)).freeze().to(self.device)
         )
 
     def _flow_of(self, job: Job) -> FrozenFlow:
@@ -198,20 +188,14 @@ class ExperimentCosts:
         return self._once(("zoo", name), load)
 
     def _once(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
-        text = canonical_hash([_plain(part) for part in key])
-        if text not in self._kept:
-            self._kept[text] = make()
-        return cast(T, self._kept[text])
+        if key not in self._kept:
+            self._kept[key] = make()
+        return cast(T, self._kept[key])
 
 
-def _plain(part: object) -> object:
-    if isinstance(part, Architecture):
-        return part.model_dump(mode="json")
-    return [part.name, part.shape] if isinstance(part, Dataset) else part
-
-
-def _labels(x: Tensor) -> Tensor:
-    return torch.zeros(len(x), dtype=torch.int64, device=x.device)
+def _key(what: str, job: Job) -> tuple[object, ...]:
+    """What is the same for all jobs of one architecture on one data set."""
+    return what, job.outlined.architecture.model_dump_json(), job.dataset.name, job.dataset.shape
 
 
 def _built(architecture: Architecture, dataset: Dataset, device: torch.device) -> nn.Module:

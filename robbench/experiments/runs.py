@@ -10,7 +10,6 @@ from pathlib import Path
 
 from robbench.cards import ModelCard
 from robbench.core.errors import UserError
-from robbench.core.precision import SearchPrecision
 from robbench.core.resources import write_text_atomically
 from robbench.core.schema import Strict, dump_yaml, load_yaml
 from robbench.data import Dataset, dataset_names, load_dataset
@@ -39,7 +38,6 @@ class ExperimentRequest:
     seed: int = 0
     device: str = "auto"
     batch_size: int = 256
-    precision: SearchPrecision = "fp32"
     compiled: bool = False
     backend: BackendName = "local"
     ray_address: str | None = None
@@ -172,7 +170,6 @@ class ExperimentPlan:
             batch_size=request.batch_size,
             flow=flow if classifiers else None,
             likelihood_dtype=dtype,
-            precision=request.precision,
             compiled=request.compiled,
             threat_models=request.threat_models,
             zoo=request.zoo,

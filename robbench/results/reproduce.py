@@ -3,7 +3,7 @@
 import math
 import shlex
 
-from robbench.core.precision import WITHDRAWN, read_record
+from robbench.core.precision import PRECISION, WITHDRAWN, read_record
 from robbench.results import corruptions
 from robbench.specs import ResolvedAttack
 from robbench.store.records import CellRecord, Run
@@ -45,7 +45,7 @@ def _matrix(cells: list[CellRecord]) -> Matrix:
     if any(cell.precision == "fp64" for cell in cells):
         further += ["--likelihood-dtype", "float64"]
     for name, compiled in sorted({read_record(cell.search_precision) for cell in cells}):
-        further += ["--precision", name] if name != "fp32" and name not in WITHDRAWN else []
+        further += ["--precision", name] if name not in (PRECISION, *WITHDRAWN) else []
         further += ["--compile"] if compiled else []
     return models, attacks, tuple(further)
 

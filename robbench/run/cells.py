@@ -28,6 +28,7 @@ from robbench.attacks.victim import full_precision
 from robbench.cards import FlowReference, ModelCard
 from robbench.core.errors import UserError
 from robbench.core.foreign import cause, foreign_code
+from robbench.core.precision import recorded
 from robbench.core.stops import reraise_stop
 from robbench.data import Dataset
 from robbench.models.entry import ZooEntry
@@ -49,7 +50,7 @@ class Cell(ABC):
 
     @property
     def cost(self) -> Cost:
-        """Most model calls a sample can need."""
+        """The most model calls that a sample can need."""
         return self.attack.cost
 
     @abstractmethod
@@ -81,14 +82,25 @@ class FlowCell(Cell):
 
 @dataclass(frozen=True)
 class CellBuilder:
-    """Makes cells. flow: what latent attacks and bits/dim of classifier cells use. batch_size: images at once.
-    likelihood_dtype: in which flows score images. search_precision: in which attacks search classifiers. warn: hears
-    what is suspicious of a model before it is attacked."""
+    """Makes cells: loads and tries models, builds attacks.
+
+    Attributes:
+        seed: seed of the run.
+        batch_size: images at once.
+        likelihood_dtype: in which flows score images.
+        compiled: whether attacks search classifiers with torch.compile.
+        dataset: the data set.
+        samples: requested sample ids in the order drawn; models are tried on the first of them.
+        device: where models are loaded.
+        flow: what latent attacks search and what scores the images of classifier cells in bits/dim.
+        flow_card: the card of `flow`.
+        warn: is called with what is suspicious of a model before it is attacked.
+    """
 
     seed: int
     batch_size: int
     likelihood_dtype: torch.dtype
-    search_precision: str
+    compiled: bool
     dataset: Dataset
     samples: tuple[int, ...]
     device: torch.device
@@ -159,7 +171,7 @@ class CellBuilder:
         self, card: ModelCard, attack: NamedAttack, flow: ModelCard | None, precision: Precision
     ) -> CellRecord:
         spec, dataset = attack.spec, self.dataset
-        search = self.search_precision if attack.target == "classifier" else "fp32"
+        search = recorded(self.compiled and attack.target == "classifier")
         attack_flow = flow if spec.needs_flow else None
         batch = min(self.batch_size, SHARD_SIZE) if attack.batch_dependent else None
         return CellRecord(
@@ -210,7 +222,7 @@ def _asked(attack: AnyAttack) -> AnyAttack:
 def _require_classes(name: str, logits: Tensor, dataset: Dataset) -> None:
     if logits.shape[1] != dataset.classes:
         raise UserError(
-            f"model {name!r} returns {logits.shape[1]} logits an image, {dataset.name} has {dataset.classes} "
+            f"model {name!r} returns {logits.shape[1]} logits per image, {dataset.name} has {dataset.classes} "
             f"classes; give a model of this data set"
         )
 

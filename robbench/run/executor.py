@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.core.errors import UserError
 from robbench.core.places import Place
-from robbench.core.schema import validate_json
 from robbench.core.stops import check_stop, reraise_stop
 from robbench.run.cells import Cell, ClassifierCell
 from robbench.run.plan import Plan
@@ -27,6 +25,7 @@ from robbench.run.shard_work import (
     ShardTask,
     ShardWork,
     clean_score,
+    sum_diagnostics,
 )
 from robbench.statistics.likelihood import bits_per_dim
 from robbench.store.ledger import Ledger
@@ -77,7 +76,6 @@ def shard_work(plan: Plan) -> ShardWork:
         seed=seed,
         device=device,
         batch_size=batch_size,
-        precision=plan.precision,
         compiled=plan.compiled,
         kept=frozenset(plan.samples[: plan.keep_examples]),
         likelihood=CleanLikelihood(plan.nll_flow, device, seed, batch_size),
@@ -110,8 +108,17 @@ def _keep_originals(plan: Plan, ledger: Ledger, progress: RunProgress) -> None:
 
 @dataclass
 class _Open:
-    """A cell that the ledger was read for. values: `shown_values` of the wanted samples; waiting: (block, ids) still to
-    hand out; computing: blocks handed out; failure: that of the earliest block that failed; device: of `CellRecord`."""
+    """A cell that the ledger was read for.
+
+    Attributes:
+        number: its place in the plan, from 0.
+        cell: the cell.
+        values: `shown_values` of the requested samples that the ledger has.
+        waiting: (block, sample ids) still to hand out.
+        computing: blocks handed out.
+        failure: the earliest block that failed, and how; None without any.
+        device: see `CellRecord.device`.
+    """
 
     number: int
     cell: Cell
@@ -210,10 +217,10 @@ class _Driver:
     def _read(self, number: int, cell: Cell) -> _Open:
         values = self._present(cell)
         waiting: deque[tuple[int, tuple[int, ...]]] = deque()
-        for block, wanted in self.plan.blocks():
-            missing = tuple(i for i in wanted if i not in values)
+        for block, requested in self.plan.blocks():
+            missing = tuple(i for i in requested if i not in values)
             if missing:
-                waiting.append((block, wanted if cell.attack.batch_dependent else missing))
+                waiting.append((block, requested if cell.attack.batch_dependent else missing))
         return _Open(number, cell, values, waiting, device=self._device(cell) if values else "")
 
     def _device(self, cell: Cell) -> str:
@@ -225,13 +232,13 @@ class _Driver:
         return record.device if record is not None else ""
 
     def _present(self, cell: Cell) -> dict[int, float]:
-        """`shown_values` of the wanted samples the ledger has; bad shards go to quarantine, each with a line."""
+        """`shown_values` of the requested samples in the ledger; bad shards go to quarantine, each with a line."""
         known = frozenset(int(i) for i in self.plan.dataset.test.ids.tolist())
         values: dict[int, float] = {}
         for shard in self.ledger.shards(cell.record.hash, self._quarantine, known):
             values.update(shown_values(shard.table, cell.record.attack.semantics))
-        wanted = set(self.plan.samples)
-        return {i: value for i, value in values.items() if i in wanted}
+        requested = set(self.plan.samples)
+        return {i: value for i, value in values.items() if i in requested}
 
     def _quarantine(self, path: Path, reason: str) -> None:
         moved = self.ledger.quarantine(path)
@@ -308,9 +315,8 @@ class _Driver:
     def _of_shards(self, cell: str) -> tuple[float, tuple[str, ...]]:
         """Seconds of all shards of a cell, also of earlier runs, and what their counts together make suspicious."""
         shards = self.ledger.shards(cell, _ignore)
-        noticed = (validate_json(s.diagnostics, Diagnostics, f"{s.path}, metadata") for s in shards)
-        together = sum(noticed, Diagnostics())
-        return round(sum(shard.seconds for shard in shards), 3), tuple(s.text for s in together.suspicions)
+        found = sum_diagnostics(shards).suspicions
+        return round(sum(shard.seconds for shard in shards), 3), tuple(one.text for one in found)
 
 
 def _ignore(path: Path, reason: str) -> None:

@@ -30,6 +30,7 @@ from robbench.metrics.features import (
 from robbench.models.entry import ZooEntry
 from robbench.models.zoo import find_model, zoo_entries
 from robbench.statistics.frechet import GaussianStatistics, frechet_distance, frechet_notes
+from robbench.store.columns import decode_images, encode_image
 from robbench.store.frechet_records import (
     CLEAN,
     FrechetRecord,
@@ -58,7 +59,17 @@ class FrechetProgress(Protocol):
 
 @dataclass(frozen=True)
 class FrechetRequest:
-    """What `robbench fid` was asked for. features: "inception", or a classifier; None: the data set's default."""
+    """What `robbench fid` was asked for.
+
+    Attributes:
+        features: "inception", or the name of a classifier; None for the data set's default.
+        fid_weights: weights file of inception; None for the downloaded one.
+        data_dir: folder of data sets in torchvision's layout.
+        data: folder of the run's data set, where that is one of the user's own.
+        zoo: folder of further models.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        batch_size: images at once.
+    """
 
     features: str | None = None
     fid_weights: Path | None = None
@@ -156,7 +167,8 @@ class _Scorer:
         reason = _unusable(result, self.run.n)
         if reason:
             return self._stored(blank.without_value(reason))
-        return self._scored(blank, _examples(result, self.run.shape))
+        rows = result.rows.sort_values("sample_id")
+        return self._scored(blank, torch.from_numpy(decode_images(list(rows["example"]), self.run.shape)))
 
     def _blank(self, cell: str | None, model: str | None, attack: str) -> FrechetRecord:
         return FrechetRecord(
@@ -281,29 +293,22 @@ def _reference_splits(dataset: Dataset) -> tuple[Split, Split]:
 
 
 def _images_hash(images: Tensor) -> str:
-    return hashlib.sha256(images.numpy().astype("<f4").tobytes()).hexdigest()
+    return hashlib.sha256(encode_image(images.numpy())).hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------------- cells
-def _unusable(result: CellResult, wanted: int) -> str:
-    """Why the images of a cell cannot be scored, and the next step; empty when all `wanted` are there."""
+def _unusable(result: CellResult, requested: int) -> str:
+    """Why the images of a cell cannot be scored, and the next step; empty when all `requested` are there."""
     record, present = result.cell, len(result.rows)
     again = "run the same robbench run again, then robbench fid"
     if record.status == "failed":
         return f"the cell failed ({record.error}); remove the cause and {again}"
-    if present < wanted:
-        return f"the cell has {present} of {wanted} samples; {again}"
+    if present < requested:
+        return f"the cell has {present} of {requested} samples; {again}"
     kept = int(result.rows["example"].notna().sum())
-    if kept < wanted:
+    if kept < requested:
         return (
-            f"the cell keeps {kept} of {wanted} adversarial images; "
+            f"the cell keeps {kept} of {requested} adversarial images; "
             f"run it again with --keep-examples all --fresh, then robbench fid"
         )
     return ""
-
-
-def _examples(result: CellResult, shape: tuple[int, int, int]) -> Tensor:
-    """Adversarial images [n,C,H,W] of a cell, sorted by sample id; needs the columns sample_id and example alone."""
-    rows = result.rows.sort_values("sample_id")
-    stored = np.frombuffer(b"".join(rows["example"]), dtype="<f4").reshape(len(rows), *shape)
-    return torch.from_numpy(stored.astype(np.float32))

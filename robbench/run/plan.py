@@ -11,7 +11,6 @@ import torch
 from robbench.cards import ModelCard
 from robbench.core.device import resolve_device, versions
 from robbench.core.errors import UserError, unknown_name
-from robbench.core.precision import SearchPrecision, checked_precision, recorded
 from robbench.data import Dataset, load_dataset, sample_ids
 from robbench.data.card import family, require_dataset
 from robbench.data.corruptions import located
@@ -33,22 +32,43 @@ from robbench.specs import (
     threat_models,
     ungrouped,
 )
-from robbench.store.records import PlanEntry, RunFile, join_ids
+from robbench.store.records import RunFile
 
 DEFAULT_N = 1000
 
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What `robbench run` was asked for. n: None means all of digits, 1,000 of any other data set.
+    """What `robbench run` was asked for, each argument as the user gave it; `build_plan` checks them.
 
-    epsilons, etas, steps: budgets instead of the data set's and steps instead of the attack's; one cell each.
-    precision, compiled: how attacks search classifiers (verdicts are fp32 always).
-    likelihood_dtype: "float32" or "float64", in which flows score images (None: float32). likelihood_draws: noise draws
-    of the importance-weighted bits/dim by which attacks on flows are scored (None and 1: one draw). keep_examples:
-    adversarial images kept a cell. ray_address, gpus_per_cell: see `RayOptions`. resolved: attacks with every number
-    filled in, in place of names and budgets. note: what every table of the run says of it. data: folder of a data set
-    of one's own, whose card has the name `dataset`.
+    Attributes:
+        attacks: names or groups of attacks.
+        defenses: names of defenses, each for all its models in the zoo.
+        models: names in the zoo, model folders, or models of other libraries ("torchvision:NAME").
+        dataset: name of the data set.
+        n: number of test images; None for all of digits and 1,000 of any other data set.
+        seed: seed of the drawn images and of every random number of the attacks.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        batch_size: images at once.
+        flow: normalizing flow of latent attacks and of bits/dim; None for the data set's in the zoo.
+        epsilons: image budgets in place of the data set's, one cell each.
+        etas: latent budgets in place of the data set's, one cell each.
+        steps: numbers of steps in place of the attacks' own, one cell each.
+        likelihood_dtype: "float32" or "float64", in which flows score images; None for float32.
+        likelihood_draws: noise draws of the importance-weighted bits/dim by which attacks on flows are scored; None
+            and 1 for a single draw.
+        compiled: whether attacks search classifiers with torch.compile; verdicts never do.
+        threat_models: folder of further threat models.
+        zoo: folder of further models.
+        checkpoints: folder of weights that cards name.
+        data_dir: folder of data sets in torchvision's layout.
+        data: folder of a data set of one's own, whose card has the name `dataset`.
+        keep_examples: number of adversarial images kept of each cell.
+        backend: "local" or "ray".
+        ray_address: see `RayOptions.address`.
+        gpus_per_cell: see `RayOptions.gpus_per_cell`.
+        resolved: attacks with every number filled in, in place of `attacks` and budgets.
+        note: what every table of the run says of it.
     """
 
     attacks: tuple[str, ...]
@@ -65,7 +85,6 @@ class RunRequest:
     steps: tuple[int, ...] = ()
     likelihood_dtype: str | None = None
     likelihood_draws: int | None = None
-    precision: SearchPrecision = "fp32"
     compiled: bool = False
     threat_models: Path | None = None
     zoo: Path | None = None
@@ -87,8 +106,22 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a run, models outermost. samples: wanted ids in the order drawn. ray: None for the local backend.
-    warnings: what is suspicious of a model before it is attacked."""
+    """A run in which everything is loaded and nothing computed.
+
+    Attributes:
+        dataset: the data set.
+        samples: requested sample ids in the order drawn.
+        run: what run.yaml will say.
+        cells: models outermost.
+        cards: cards of the models, by name.
+        nll_flow: what scores the images of attacks on classifiers in bits/dim; None for no scores.
+        device: where models and flow are.
+        batch_size: images at once.
+        keep_examples: number of adversarial images kept of each cell.
+        compiled: whether attacks search classifiers with torch.compile.
+        ray: options of the Ray backend; None for the local one.
+        warnings: what is suspicious of a model before it is attacked, one line each.
+    """
 
     dataset: Dataset
     samples: tuple[int, ...]
@@ -99,7 +132,6 @@ class Plan:
     device: torch.device
     batch_size: int
     keep_examples: int
-    precision: SearchPrecision = "fp32"
     compiled: bool = False
     ray: RayOptions | None = None
     warnings: tuple[str, ...] = ()
@@ -139,7 +171,7 @@ def build_plan(request: RunRequest) -> Plan:
     builder = CellBuilder(
         seed=request.seed,
         batch_size=request.batch_size,
-        search_precision=recorded(checked_precision(request.precision), request.compiled),
+        compiled=request.compiled,
         likelihood_dtype=torch.float64 if request.likelihood_dtype == "float64" else torch.float32,
         dataset=dataset,
         samples=samples,
@@ -152,14 +184,24 @@ def build_plan(request: RunRequest) -> Plan:
     return Plan(
         dataset=dataset,
         samples=samples,
-        run=_run_file(dataset, request.seed, samples, cells).model_copy(update={"note": request.note}),
+        run=RunFile.of(
+            [cell.record for cell in cells],
+            samples,
+            dataset=dataset.name,
+            dataset_revision=dataset.revision,
+            seed=request.seed,
+            shape=dataset.shape,
+            class_names=dataset.class_names,
+            data=dataset.card,
+            versions=versions(),
+            note=request.note,
+        ),
         cells=cells,
         cards={entry.card.name: entry.card for entry in chosen},
         nll_flow=frozen,
         device=device,
         batch_size=request.batch_size,
         keep_examples=request.keep_examples,
-        precision=request.precision,
         compiled=request.compiled,
         ray=ray,
         warnings=tuple(warnings),
@@ -181,10 +223,8 @@ def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
     )
     attacks = [importance_weighted(attack, request.likelihood_draws or 1) for attack in resolved]
     refuse_unused_budgets(attacks, request.epsilons, request.etas, request.steps)
-    if (request.precision != "fp32" or request.compiled) and all(a.target == "flow" for a in attacks):
-        raise UserError(
-            "--precision and --compile are for searches on classifiers and none is asked for; leave them out"
-        )
+    if request.compiled and all(attack.target == "flow" for attack in attacks):
+        raise UserError("--compile is for searches on classifiers and none is asked for; leave it out")
     for option, given in (("dtype", request.likelihood_dtype), ("draws", request.likelihood_draws)):
         if given is not None and all(attack.target != "flow" for attack in attacks):
             raise UserError(
@@ -323,23 +363,3 @@ def _require_fitting_flow(flow: ZooEntry | None, dataset: Dataset) -> None:
             f"flow {flow.card.name!r} models {levels} grey levels and {dataset.name!r} has {dataset.grey_levels}; name "
             f"another --flow, or correct `like` or grey_levels in the card of the data"
         )
-
-
-def _run_file(dataset: Dataset, seed: int, samples: Sequence[int], cells: Sequence[Cell]) -> RunFile:
-    records = [cell.record for cell in cells]
-    return RunFile(
-        dataset=dataset.name,
-        dataset_revision=dataset.revision,
-        seed=seed,
-        shape=dataset.shape,
-        class_names=dataset.class_names,
-        data=dataset.card,
-        n=len(samples),
-        models=tuple(dict.fromkeys(record.model for record in records)),
-        attacks=tuple(dict.fromkeys(record.attack.label for record in records)),
-        cells=tuple(
-            PlanEntry(hash=r.hash, model=r.model, defense=r.defense, attack=r.attack.label) for r in records
-        ),
-        versions=versions(),
-        samples=join_ids(samples),
-    )

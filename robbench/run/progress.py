@@ -85,7 +85,7 @@ class _Score(ProgressColumn):
 
 
 class LiveProgress(AbstractContextManager["LiveProgress"]):
-    """A row a cell: model, attack, done/total, elapsed, remaining, score so far.
+    """One row per cell: model, attack, done/total, elapsed, remaining, score so far.
 
     Where the terminal has fewer lines than the run has cells, it shows those around the running one.
     """

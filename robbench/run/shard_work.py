@@ -5,7 +5,7 @@ What the local backend calls in process and the Ray backend in its workers; noth
 
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -24,13 +24,15 @@ from robbench.attacks.witness import witnesses
 from robbench.core.device import device_text
 from robbench.core.errors import AttackViolation, UserError
 from robbench.core.foreign import message_of
-from robbench.core.precision import SearchPrecision
+from robbench.core.schema import validate_json
 from robbench.core.stops import reraise_stop
 from robbench.data import Split
 from robbench.models.flows.base import FrozenFlow
 from robbench.run.cells import Cell, ClassifierCell, FlowCell
+from robbench.specs import ModelKind
+from robbench.store.columns import LEDGER_COLUMNS, Column, encode_image
 from robbench.store.records import CleanScore
-from robbench.store.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
+from robbench.store.shards import SCHEMAS, Shard
 
 LONGEST_TRACEBACK = 100_000  # characters that a record keeps, the end of it
 
@@ -65,7 +67,14 @@ class ShardFailure:
 
 @dataclass
 class CleanLikelihood:
-    """Bits/dim under the run's flow; clean images are scored once a process, not once a cell."""
+    """Bits/dim under the run's flow; clean images are scored once per process, not once per cell.
+
+    Attributes:
+        flow: what scores; None for no scores.
+        device: where it is.
+        seed: seed of the dequantisation noise.
+        batch_size: images at once.
+    """
 
     flow: FrozenFlow | None
     device: torch.device
@@ -104,18 +113,23 @@ class CleanLikelihood:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """Everything a shard needs beside its cell. split: holds the samples; kept: ids that keep their images.
+    """Everything a shard needs beside its cell. Picklable; the cells' modules and `likelihood.flow` are on `device`.
 
-    fits: by cell, batch sizes that memory holds, where `batch_size` was found too large.
-
-    Picklable; `likelihood.flow` and the cells' modules must be on `device`.
+    Attributes:
+        split: holds the samples.
+        seed: seed of the run.
+        device: where modules are.
+        batch_size: images at once.
+        compiled: whether attacks search classifiers with torch.compile.
+        kept: ids of the samples that keep their images.
+        likelihood: scores images in bits/dim.
+        fits: batch sizes that memory holds, by hash of the cell, where `batch_size` was too large.
     """
 
     split: Split
     seed: int
     device: torch.device
     batch_size: int
-    precision: SearchPrecision
     compiled: bool
     kept: frozenset[int]
     likelihood: CleanLikelihood
@@ -142,26 +156,28 @@ class ShardWork:
         names = list(ids)
         with full_precision():
             if isinstance(cell, FlowCell):
-                return likelihood_rows(self._attacked_flow(cell, names), self.kept), Diagnostics()
+                return tabulate("flow", self._attacked_flow(cell, names), self.kept, {}), Diagnostics()
             assert isinstance(cell, ClassifierCell)
             return self._attacked_classifier(cell, names)
 
     def _attacked_classifier(self, cell: ClassifierCell, ids: list[int]) -> tuple[pa.Table, Diagnostics]:
         x, y = self.split.by_ids(ids)
-        victim = Victim(cell.model.module, self.device, self.batch_size, self.precision, self.compiled)
+        victim = Victim(cell.model.module, self.device, self.batch_size, self.compiled)
         if cell.record.hash in self.fits:
             victim.use_batches_of(self.fits[cell.record.hash])
         outcome = cell.attack.evaluate(
             victim, torch.tensor(ids), x, y, seed=self.seed, batch_size=self.batch_size
         )
         scored = self.likelihood if cell.record.nll_flow is not None else self.likelihood.without_flow
-        before = scored.clean(ids, x, y)
-        after = scored.adversarial(ids, outcome.adversarial, y)
+        flow = cell.record.attack_flow
+        beside: dict[str, Sequence[object]] = {
+            "nll_before": scored.clean(ids, x, y),
+            "nll_after": scored.adversarial(ids, outcome.adversarial, y),
+            "witness": witnesses(outcome, flow.sha256 if flow else None, self.kept),
+        }
         if victim.fits is not None:
             self.fits[cell.record.hash] = victim.fits
-        flow = cell.record.attack_flow
-        rows = ledger_rows(outcome, before, after, self.kept, flow.sha256 if flow else None)
-        return rows, outcome.diagnostics
+        return tabulate("classifier", outcome, self.kept, beside), outcome.diagnostics
 
     def _attacked_flow(self, cell: FlowCell, ids: list[int]) -> LikelihoodOutcome:
         x, y = self.split.by_ids(ids)
@@ -176,6 +192,12 @@ def clean_score(module: nn.Module, x: Tensor, y: Tensor, device: torch.device, b
     with own_context(), attacked(module), full_precision():
         logits = Victim(module, device, batch_size).clean_logits(x)
     return CleanScore(right=int((margins(logits, y) > 0).sum()), samples=len(x))
+
+
+def sum_diagnostics(shards: Iterable[Shard]) -> Diagnostics:
+    """What attacks noticed in all these shards together; `UserError` for counts that robbench does not write."""
+    found = (validate_json(shard.diagnostics, Diagnostics, f"{shard.path}, metadata") for shard in shards)
+    return sum(found, Diagnostics())
 
 
 def failed(error: BaseException) -> ShardFailure:
@@ -193,61 +215,29 @@ def _reason(error: BaseException) -> str:
     return text if isinstance(error, AttackViolation | UserError) else f"{type(error).__name__}: {text[:300]}"
 
 
-def ledger_rows(
-    outcome: Outcome,
-    before: Sequence[float | None],
-    after: Sequence[float | None],
+def tabulate(
+    target: ModelKind,
+    outcome: Outcome | LikelihoodOutcome,
     kept: frozenset[int],
-    flow: str | None = None,
+    beside: Mapping[str, Sequence[object]],
 ) -> pa.Table:
-    """An outcome as ledger rows. before, after: bits/dim of clean and adversarial images. kept: ids that keep
-    their adversarial image, and its witness where the attack searched through a flow (sha256 of its weights)."""
-    ids: list[int] = outcome.sample_ids.tolist()
-    examples = [
-        _pixels(image) if i in kept else None for i, image in zip(ids, outcome.adversarial, strict=True)
-    ]
-    columns = {
-        "sample_id": ids,
-        "label": outcome.labels.tolist(),
-        "clean_prediction": outcome.clean_predictions.tolist(),
-        "prediction": outcome.predictions.tolist(),
-        "clean_margin": outcome.clean_margins.tolist(),
-        "margin": outcome.margins.tolist(),
-        "robust": outcome.robust.tolist(),
-        "broken_by": outcome.broken_by,
-        "broken_at": outcome.broken_at.tolist(),
-        "l1": outcome.l1.tolist(),
-        "l2": outcome.l2.tolist(),
-        "linf": outcome.linf.tolist(),
-        "cross_entropy": outcome.cross_entropy.tolist(),
-        "nll_before": list(before),
-        "nll_after": list(after),
-        "forwards": outcome.forwards.tolist(),
-        "backwards": outcome.backwards.tolist(),
-        "counts_exact": [outcome.counts_exact] * len(ids),
-        "example": examples,
-        "witness": witnesses(outcome, flow, kept),
-    }
-    return pa.table(columns, schema=LEDGER_SCHEMA)
-
-
-def likelihood_rows(outcome: LikelihoodOutcome, kept: frozenset[int]) -> pa.Table:
-    """An outcome on a flow as ledger rows. kept: ids that keep the attacked image and the adversarial one."""
+    """An outcome on a model of kind `target` as ledger rows, in the outcome's order. kept: ids that keep their images.
+    beside: values of the columns that are computed beside the outcome, by name."""
     ids: list[int] = outcome.sample_ids.tolist()
 
-    def stored(images: Tensor) -> list[bytes | None]:
-        return [_pixels(image) if i in kept else None for i, image in zip(ids, images, strict=True)]
+    def values(column: Column) -> Sequence[object]:
+        if not column.source:
+            return beside[column.name]
+        found = getattr(outcome, column.source)
+        if column.kind == "image":
+            return [
+                encode_image(image.numpy()) if i in kept else None
+                for i, image in zip(ids, found, strict=True)
+            ]
+        if isinstance(found, Tensor):
+            found = found.tolist()
+        return found if isinstance(found, list) else [found] * len(ids)
 
-    names = ("nll_before", "nll_after", "l1", "l2", "linf", "forwards", "backwards")
-    columns = {
-        "sample_id": ids,
-        "label": outcome.labels.tolist(),
-        **{name: getattr(outcome, name).tolist() for name in names},
-        "original": stored(outcome.originals),
-        "example": stored(outcome.adversarial),
-    }
-    return pa.table(columns, schema=LIKELIHOOD_SCHEMA)
-
-
-def _pixels(image: Tensor) -> bytes:
-    return image.numpy().astype("<f4").tobytes()
+    return pa.table(
+        {column.name: values(column) for column in LEDGER_COLUMNS[target]}, schema=SCHEMAS[target]
+    )

@@ -38,10 +38,21 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class CellView:
-    """A cell of the plan as it stands. done: wanted samples there are, of `n`. seconds: what its shards took.
+    """A cell of the plan as it stands.
 
-    score, lower, upper: accuracy in percent with its 95 % Wilson interval, or mean bits/dim with its normal one, over
-    the rows there are; None without any. measure: what the accuracy counts, "" where that is unknown and of flows.
+    Attributes:
+        model: name of the model.
+        attack: label of the attack.
+        target: kind of the model.
+        state: whether its rows are all there.
+        done: number of requested samples that have a row.
+        n: number of samples requested.
+        seconds: computing time of its shards.
+        score: accuracy in percent, or mean bits/dim, over the rows there are; None without any.
+        lower: lower end of its 95 % interval (Wilson's of an accuracy, a normal one of bits/dim).
+        upper: upper end of that interval.
+        measure: what the accuracy counts; "" where that is unknown, and of flows.
+        error: why the cell failed, or what is wrong with its record; "" for nothing.
     """
 
     model: str
@@ -69,12 +80,19 @@ class CellView:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A look at a run folder. dataset: empty before there is a run.yaml.
+    """A look at a run folder.
 
-    writing: whether a process of this machine holds the run's lock, None where that cannot be told. last_shard: unix
-    time of the newest shard. damaged: shards that could not be read. rate: samples a second over the latest session,
-    from its shards. remaining: seconds still to go at that speed, None when nothing tells; unknown: unfinished cells no
-    shard tells the speed of, which `remaining` leaves out.
+    Attributes:
+        folder: where it is.
+        dataset: name of the data set; "" before there is a run.yaml.
+        n: number of samples requested.
+        cells: the cells, in plan order.
+        writing: whether a process of this machine holds the run's lock; None where that cannot be told.
+        last_shard: unix time of the newest shard; None without any.
+        damaged: number of shards that could not be read.
+        rate: samples per second over the latest session, from its shards; None without any.
+        remaining: seconds still to go at that speed; None when nothing tells.
+        unknown: number of unfinished cells that no shard tells the speed of, which `remaining` leaves out.
     """
 
     folder: Path
@@ -130,10 +148,10 @@ class Watcher:
         writing = writing or lock_is_held(self.folder)  # a run that began in between
         if run is None:
             return Snapshot(self.folder, writing=writing)
-        wanted = frozenset(run.sample_ids)
+        requested = frozenset(run.sample_ids)
         shards = [self._read(ledger, entry.hash) for entry in run.cells]
         cells = tuple(
-            _view(ledger, entry, found, wanted, begun=writing is not False and _begun(ledger, entry.hash))
+            _view(ledger, entry, found, requested, begun=writing is not False and _begun(ledger, entry.hash))
             for entry, found in zip(run.cells, shards, strict=True)
         )
         return self._snapshot(run, cells, [shard for found in shards for shard in found], writing)
@@ -223,22 +241,22 @@ def _view(
     ledger: Ledger,
     entry: PlanEntry,
     shards: Sequence[ShardFile | None],
-    wanted: frozenset[int],
+    requested: frozenset[int],
     begun: bool,
 ) -> CellView:
     good = [shard for shard in shards if shard is not None]
     record, problem = _record(ledger, entry.hash)
     target: ModelKind = record.attack.target if record else "classifier"
     semantics: Semantics = record.attack.semantics if record else "worst-case"
-    values = {i: value for shard in good for i, value in shard.values[semantics].items() if i in wanted}
+    values = {i: value for shard in good for i, value in shard.values[semantics].items() if i in requested}
     score, lower, upper = _score(target, list(values.values()))
     return CellView(
         model=entry.model,
         attack=entry.attack,
         target=target,
-        state=_state(record, len(values), len(wanted), begun),
+        state=_state(record, len(values), len(requested), begun),
         done=len(values),
-        n=len(wanted),
+        n=len(requested),
         seconds=sum(shard.seconds for shard in good),
         score=score,
         lower=lower,
@@ -256,10 +274,10 @@ def _record(ledger: Ledger, cell: str) -> tuple[CellRecord | None, str]:
         return None, str(error)
 
 
-def _state(record: CellRecord | None, done: int, wanted: int, begun: bool) -> CellState:
+def _state(record: CellRecord | None, done: int, requested: int, begun: bool) -> CellState:
     if record is not None and record.status == "failed":
         return "failed"
-    if done == wanted and record is not None and record.status == "ok":
+    if done == requested and record is not None and record.status == "ok":
         return "done"
     return "running" if done or begun else "missing"
 
@@ -287,7 +305,7 @@ def _score(target: ModelKind, values: list[float]) -> tuple[float | None, float 
 # ------------------------------------------------------------------------------------------------------- speed
 @dataclass(frozen=True)
 class Speed:
-    """How fast the latest session computed. samples: a second; workers: shards computed at once, on average: their
+    """How fast the latest session computed. samples: per second; workers: shards computed at once, on average: their
     seconds over the time that passed (below 1 where models were loaded in between)."""
 
     samples: float
@@ -314,7 +332,7 @@ class Speed:
 def _remaining(cells: Sequence[CellView], speed: Speed | None) -> tuple[float | None, int]:
     """Seconds still to go, and how many unfinished cells they leave out because nothing tells their speed.
 
-    A cell takes a sample as long as its own shards did; without any as long as the same attack did on other models.
+    A cell takes as long per sample as its own shards did; without any as long as the same attack did on other models.
     """
     if speed is None:
         return None, 0
@@ -322,14 +340,14 @@ def _remaining(cells: Sequence[CellView], speed: Speed | None) -> tuple[float | 
     by_attack: dict[str, list[CellView]] = {}
     for cell in cells:
         by_attack.setdefault(cell.attack, []).append(cell)
-    rates = {attack: _seconds_a_sample(same) for attack, same in by_attack.items()}
-    known = [(cell, _seconds_a_sample([cell]) if cell.done else rates[cell.attack]) for cell in open_cells]
+    rates = {attack: _seconds_per_sample(same) for attack, same in by_attack.items()}
+    known = [(cell, _seconds_per_sample([cell]) if cell.done else rates[cell.attack]) for cell in open_cells]
     work = [each * (cell.n - cell.done) for cell, each in known if each is not None]
     unknown = len(known) - len(work)
     return (sum(work) / speed.workers if work or not unknown else None), unknown
 
 
-def _seconds_a_sample(cells: Sequence[CellView]) -> float | None:
-    """Of those that have a sample; None without any."""
+def _seconds_per_sample(cells: Sequence[CellView]) -> float | None:
+    """Of those that have computed a sample; None without any."""
     done = sum(cell.done for cell in cells)
     return sum(cell.seconds for cell in cells if cell.done) / done if done else None

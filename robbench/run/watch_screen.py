@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -22,18 +23,22 @@ NAMES_WIDTH = 22  # characters of model and attack together, below which other c
 
 def watch_run(watcher: Watcher, interval: float, console: Terminal) -> Snapshot:
     """Show a run until it has ended, a look every `interval` seconds; returns the last look."""
-    return _live(watcher, interval, console) if console.is_terminal else _lines(watcher, interval, console)
-
-
-def _live(watcher: Watcher, interval: float, console: Terminal) -> Snapshot:
-    snapshot = watcher.look()
-    with Live(console=console, auto_refresh=False) as live:
+    before, now = None, watcher.look()
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
-            live.update(screen(snapshot, console.height, console.width), refresh=True)
-            if snapshot.ended:
-                return snapshot
+            if live is not None:
+                live.update(screen(now, console.height, console.width), refresh=True)
+            else:
+                _print_changes(before, now, console)
+            if now.ended:
+                return now
             time.sleep(interval)
-            snapshot = watcher.look()
+            before, now = now, watcher.look()
+
+
+def _print_changes(before: Snapshot | None, now: Snapshot, console: Terminal) -> None:
+    for line in changes(before, now):
+        print_line(console, line)
 
 
 def show_once(now: Snapshot, console: Terminal) -> None:
@@ -41,20 +46,7 @@ def show_once(now: Snapshot, console: Terminal) -> None:
     if console.is_terminal:
         console.print(screen(now, height=len(now.cells) + FIRST_LINES, width=console.width))
         return
-    for line in changes(None, now):
-        print_line(console, line)
-
-
-def _lines(watcher: Watcher, interval: float, console: Terminal) -> Snapshot:
-    before: Snapshot | None = None
-    while True:
-        snapshot = watcher.look()
-        for line in changes(before, snapshot):
-            print_line(console, line)
-        if snapshot.ended:
-            return snapshot
-        before = snapshot
-        time.sleep(interval)
+    _print_changes(None, now, console)
 
 
 # -------------------------------------------------------------------------------------------------------- lines
@@ -159,15 +151,23 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def score_text(cell: CellView, with_interval: bool = True) -> str:
+def score_text(cell: CellView) -> str:
     """ "robust accuracy 57.2 [52.0, 62.3] %", with "so far" over a part of the samples; "" without any."""
+    what = (cell.measure or "accuracy") if cell.target == "classifier" else "mean"
+    return _number_text(cell) if cell.score is None else f"{what} {_number_text(cell)}"
+
+
+def _number_text(cell: CellView, with_interval: bool = True) -> str:
+    """The score without what it is. Without its interval also without what the state says ("so far") and the unit of a
+    flow."""
     if cell.score is None:
         return "no finite NLL" if cell.done else ""
     digits, unit = (".1f", " %") if cell.target == "classifier" else (".4g", " bits/dim")
-    known = with_interval and cell.lower is not None and cell.upper is not None
+    if not with_interval:
+        return f"{cell.score:{digits}}" + (unit if cell.target == "classifier" else "")
+    known = cell.lower is not None and cell.upper is not None
     interval = f" [{cell.lower:{digits}}, {cell.upper:{digits}}]" if known else ""
-    what = (cell.measure or "accuracy") if cell.target == "classifier" else "mean"
-    return f"{what} {cell.score:{digits}}{interval}{unit}" + (" so far" if cell.partial else "")
+    return f"{cell.score:{digits}}{interval}{unit}" + (" so far" if cell.partial else "")
 
 
 def counted(count: int, noun: str) -> str:
@@ -187,7 +187,7 @@ def duration(seconds: float | None) -> str:
 
 # ------------------------------------------------------------------------------------------------------- screen
 def screen(now: Snapshot, height: int = 40, width: int = 120, at: float | None = None) -> Group:
-    """The live view: totals, a line a cell around the running ones where not all fit, failures, the end."""
+    """The live view: totals, one line per cell around the running ones where not all fit, failures, the end."""
     if not now.begun:
         return Group(Text(waiting_text(now)))
     rows = max(height - FIRST_LINES, 1)
@@ -215,13 +215,13 @@ def _first_row(cells: Sequence[CellView], rows: int) -> int:
 
 
 def _cell_table(cells: Sequence[CellView], width: int) -> Table:
-    """A line a cell. A narrow terminal has no room for seconds, a narrower one none for intervals, then none for
+    """One line per cell. A narrow terminal has no room for seconds, a narrower one none for intervals, then none for
     samples; names are cut, a score never: a part of it would be another number."""
     columns: dict[str, list[str]] = {"state": [cell.state for cell in cells]}
     columns["samples"] = [f"{cell.done}/{cell.n}" for cell in cells]
     columns["seconds"] = [f"{cell.seconds:.1f}" for cell in cells]
-    columns["score"] = [_short_score(cell, with_interval=True) for cell in cells]
-    without = [_short_score(cell, with_interval=False) for cell in cells]
+    columns["score"] = [_number_text(cell) for cell in cells]
+    without = [_number_text(cell, with_interval=False) for cell in cells]
     if width < 100:
         del columns["seconds"]
     if _names_width(columns, width) < NAMES_WIDTH:
@@ -240,14 +240,6 @@ def _cell_table(cells: Sequence[CellView], width: int) -> Table:
         values = [Text(text, style=STYLES[cell.state] if k == 0 else "") for k, text in enumerate(rest)]
         table.add_row(Text(cell.model), Text(cell.attack), *values)
     return table
-
-
-def _short_score(cell: CellView, with_interval: bool) -> str:
-    """Without its interval also without what the state says ("so far") and the unit of a flow."""
-    text = (
-        score_text(cell, with_interval).removeprefix("mean ").removeprefix(f"{cell.measure or 'accuracy'} ")
-    )
-    return text if with_interval else text.removesuffix(" so far").removesuffix(" bits/dim")
 
 
 def _names_width(columns: dict[str, list[str]], width: int) -> int:

@@ -1,23 +1,15 @@
-"""RUN/frechet/*.json: one Fréchet distance a (cell, feature extractor), as typed records. No torch here."""
+"""RUN/frechet/*.json: one Fréchet distance per (cell, feature extractor), as typed records. No torch here."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from robbench.core.errors import UserError
-from robbench.core.resources import write_text_atomically
-from robbench.core.schema import Strict, canonical_hash, load_json, validate
+from robbench.core.schema import Strict, canonical_hash
 from robbench.specs import SHA256
-from robbench.store.ledger import RUN_FILE, Ledger
-from robbench.store.record_files import (
-    RECORD_VERSION,
-    EditedRecordError,
-    with_checksum,
-    without_checksum,
-)
+from robbench.store.ledger import Ledger
+from robbench.store.record_files import RECORD_VERSION, read_json_record, write_json_record
 from robbench.store.records import RunFile
 
 FRECHET_FOLDER, CLEAN = "frechet", "clean"
@@ -27,11 +19,26 @@ NEXT_STEP = "run robbench fid again"
 class FrechetRecord(Strict):
     """Fréchet distance between the images of a cell and the training images of its data set, or why there is none.
 
-    cell, model: None for the clean images of the same samples, the floor to compare with (attack is then "clean").
-    extractor: "FID", or "frechet[...]" for features that are not FID's; with the sha256 of its weights and the hash of
-    all its features depend on. n, reference_n: images on either side. samples_sha256: hash of the sample ids. key:
-    hash of everything the value depends on (None without a value). notes: what a reader must know. reason: why there
-    is no value, and what to do.
+    Attributes:
+        schema_version: of the record file.
+        status: "ok" with a value, "not run" without one.
+        cell: hash of the cell; None for the clean images of the same samples, the floor to compare with.
+        model: name of the attacked model; None for the clean images.
+        attack: label of the attack; "clean" for the clean images.
+        extractor: "FID", or "frechet[...]" for features that are not FID's.
+        extractor_sha256: sha256 of the extractor's weights.
+        extractor_hash: hash of everything that its features depend on.
+        dataset: name of the data set.
+        dataset_revision: its revision.
+        reference_split: the split that the reference images are from.
+        reference_n: number of reference images.
+        n: number of images scored.
+        samples_sha256: hash of the sample ids (`samples_hash`).
+        key: hash of everything that the value depends on; None without a value.
+        value: the distance; None without one.
+        notes: what a reader must know of the value, one line each.
+        reason: why there is no value, and what to do; "" with one.
+        versions: of the libraries that computed it.
     """
 
     schema_version: Literal[1, 2] = RECORD_VERSION
@@ -80,23 +87,12 @@ def record_path(folder: Path, cell: str | None, extractor_hash: str) -> Path:
 
 def write_record(folder: Path, record: FrechetRecord) -> None:
     """Store `record` in a run folder, atomically."""
-    path = record_path(folder, record.cell, record.extractor_hash)
-    write_text_atomically(path, json.dumps(with_checksum(record), indent=2, ensure_ascii=False) + "\n")
+    write_json_record(record_path(folder, record.cell, record.extractor_hash), record)
 
 
 def read_record(path: Path) -> FrechetRecord:
     """One stored record; `UserError` when the file is damaged."""
-    next_step = f"remove it and {NEXT_STEP}"
-    try:
-        content = load_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: is not JSON ({error}); {next_step}") from error
-    try:
-        return validate(without_checksum(path, content, next_step), FrechetRecord, str(path))
-    except EditedRecordError:
-        raise
-    except UserError as error:
-        raise UserError(f"{error}; {next_step}") from error
+    return read_json_record(path, FrechetRecord, f"remove it and {NEXT_STEP}")
 
 
 def load_frechet(run_folder: Path) -> list[FrechetRecord]:
@@ -106,11 +102,7 @@ def load_frechet(run_folder: Path) -> list[FrechetRecord]:
     A cell that was never scored, or scored for other samples than the plan's, is there as "not run" with the reason.
     Raises `UserError` for a folder that is no run and for a damaged record.
     """
-    run = Ledger(run_folder).read_run() if run_folder.is_dir() else None
-    if run is None:
-        raise UserError(
-            f"{str(run_folder)!r} is not a run folder (no {RUN_FILE}); give the --out of a `robbench run`"
-        )
+    run = Ledger(run_folder).require_run()
     stored = [read_record(path) for path in sorted((run_folder / FRECHET_FOLDER).glob("*.json"))]
     extractors: dict[str, list[FrechetRecord]] = {}
     for record in sorted(stored, key=lambda r: (r.extractor, r.extractor_hash)):
@@ -123,12 +115,12 @@ def _planned(run: RunFile, found: Sequence[FrechetRecord]) -> list[FrechetRecord
     by_cell = {record.cell: record for record in found}
     plan: list[tuple[str | None, str | None, str]] = [(None, None, CLEAN)]
     plan += [(entry.hash, entry.model, entry.attack) for entry in run.cells]
-    wanted = samples_hash(run.sample_ids)
+    requested = samples_hash(run.sample_ids)
     records = []
     for cell, model, attack in plan:
         record = by_cell.get(cell) or found[0].without_value(f"not scored yet; {NEXT_STEP}")
-        if record.samples_sha256 != wanted:
+        if record.samples_sha256 != requested:
             record = record.without_value(f"scored for other samples than the run's {run.n}; {NEXT_STEP}")
-        names = {"cell": cell, "model": model, "attack": attack, "n": run.n, "samples_sha256": wanted}
+        names = {"cell": cell, "model": model, "attack": attack, "n": run.n, "samples_sha256": requested}
         records.append(record.model_copy(update=names))
     return records

@@ -6,17 +6,18 @@ whatever else lies there is named and left alone.
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from robbench.cards import ModelCard
 from robbench.core.errors import UserError
-from robbench.core.schema import load_json, load_yaml, validate
+from robbench.core.schema import load_yaml
 from robbench.store.frechet_records import FRECHET_FOLDER, read_record
-from robbench.store.ledger import CELL_FILE, ORIGINALS_FILE, RUN_FILE, Ledger
-from robbench.store.record_files import without_checksum
+from robbench.store.ledger import CELL_FILE, ORIGINALS_FILE, Ledger, refuse_shard
+from robbench.store.record_files import read_json_record
 from robbench.store.records import CellRecord, RunFile
 from robbench.store.shards import BadShardError, read_shard
 
@@ -45,9 +46,15 @@ TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.tmp")
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something nothing needs. path: the file, or the folder around `files`, which are removed. what: in words.
+    """Something nothing needs.
 
-    ids: of an "original" the sample ids whose images stay in the file, which is written anew.
+    Attributes:
+        kind: what sort of thing it is.
+        path: the file, or the folder around `files`.
+        bytes: how many are freed.
+        what: what it is, in words.
+        files: what is removed.
+        ids: of an "original" the sample ids whose images stay in the file, which is written anew.
     """
 
     kind: Kind
@@ -119,11 +126,7 @@ def files_below(folder: Path) -> list[Path]:
 # ------------------------------------------------------------------------------------------------- a run folder
 def garbage_of_run(folder: Path) -> Collection:
     """What the last plan of a run folder does not need. `UserError` for a folder that is no run."""
-    run = Ledger(folder).read_run() if folder.is_dir() else None
-    if run is None:
-        raise UserError(
-            f"{str(folder)!r} is not a run folder (no {RUN_FILE}); give the --out of a `robbench run`"
-        )
+    run = Ledger(folder).require_run()
     found = Collection(folder)
     _cells(found, run)
     _distances(found, run)
@@ -148,18 +151,22 @@ def _entries(found: Collection, name: str, pattern: str) -> list[Path]:
 def _cells(found: Collection, run: RunFile) -> None:
     """Cells that the plan does not name, with their shards."""
     planned = {entry.hash[:16] for entry in run.cells}
-    for cell in _entries(found, "cells", "*"):
-        if cell.name in planned:
-            continue
-        try:
+    for cell in (cell for cell in _entries(found, "cells", "*") if cell.name not in planned):
+        with _left_alone(found, cell):
             record, files = _orphan(cell)
-        except UserError as error:
-            found.leave(cell, str(error))
-            continue
-        shards, name = len(files) - 1, f"{record.model} x {record.attack.label}"
-        noun = "shard" if shards == 1 else "shards"
-        what = f"{name}, {shards} {noun}, {record.seconds:.1f} s of computing; the last plan does not name it"
-        found.add("cell", cell, files, what)
+            shards, name = len(files) - 1, f"{record.model} x {record.attack.label}"
+            noun = "shard" if shards == 1 else "shards"
+            what = f"{name}, {shards} {noun}, {record.seconds:.1f} s of computing; the last plan does not name it"
+            found.add("cell", cell, files, what)
+
+
+@contextmanager
+def _left_alone(found: Collection, path: Path) -> Iterator[None]:
+    """Inside, a `UserError` is the reason why `path` stays."""
+    try:
+        yield
+    except UserError as error:
+        found.leave(path, str(error))
 
 
 def _orphan(cell: Path) -> tuple[CellRecord, list[Path]]:
@@ -172,11 +179,7 @@ def _orphan(cell: Path) -> tuple[CellRecord, list[Path]]:
         raise UserError(f"holds {strange[0].relative_to(cell)}, which robbench did not write")
     if not (cell / CELL_FILE).is_file():
         raise UserError(f"has no {CELL_FILE}")
-    try:
-        path = cell / CELL_FILE
-        record = validate(without_checksum(path, load_json(path), "look at it first"), CellRecord, str(path))
-    except ValueError as error:
-        raise UserError(f"has a {CELL_FILE} that cannot be read ({error})") from error
+    record = read_json_record(cell / CELL_FILE, CellRecord, "look at it first")
     if record.hash[:16] != cell.name:
         raise UserError(f"has the {CELL_FILE} of another cell")
     for path in files:
@@ -199,31 +202,22 @@ def _refuse_newer(path: Path, cell: str) -> None:
 
 def _distances(found: Collection, run: RunFile) -> None:
     """Fréchet distances of cells that the plan does not name."""
-    planned = {entry.hash for entry in run.cells}
+    planned = {None, *(entry.hash for entry in run.cells)}
     for path in _entries(found, FRECHET_FOLDER, "*.json"):
-        try:
+        with _left_alone(found, path):
             record = read_record(path)
-        except UserError as error:
-            found.leave(path, str(error))
-            continue
-        if record.cell is not None and record.cell not in planned and not path.is_symlink():
-            what = (
-                f"{record.extractor} of {record.model} x {record.attack}, which the last plan does not name"
-            )
-            found.add("distance", path, [path], what)
+            if record.cell not in planned and not path.is_symlink():
+                name = f"{record.extractor} of {record.model} x {record.attack}"
+                found.add("distance", path, [path], f"{name}, which the last plan does not name")
 
 
 def _cards(found: Collection, run: RunFile) -> None:
     """Cards of models that the plan does not name."""
     for path in _entries(found, "cards", "*.yaml"):
-        if path.stem in run.models or path.is_symlink():
-            continue
-        try:
-            card = load_yaml(path, ModelCard)
-        except UserError as error:
-            found.leave(path, str(error))
-            continue
-        found.add("card", path, [path], f"card of {card.name}, which the last plan does not name")
+        if path.stem not in run.models and not path.is_symlink():
+            with _left_alone(found, path):
+                name = load_yaml(path, ModelCard).name
+                found.add("card", path, [path], f"card of {name}, which the last plan does not name")
 
 
 def _originals(found: Collection, run: RunFile) -> None:
@@ -231,36 +225,27 @@ def _originals(found: Collection, run: RunFile) -> None:
     ledger, path = Ledger(found.place), found.place / ORIGINALS_FILE
     if path.is_symlink():
         return
-    try:
+    with _left_alone(found, path):
         stored = frozenset(ledger.originals())
-        needed = _referenced(ledger, run) if stored else frozenset()
-    except (UserError, BadShardError) as error:
-        found.leave(path, str(error))
-        return
-    if idle := stored - needed:
-        share = _size(path) * len(idle) // len(stored)
-        what = (
-            f"{len(idle)} of {len(stored)} clean images whose adversarial ones are gone or of no planned cell"
-        )
-        found.garbage.append(Garbage("original", path, share, what, ids=stored & needed))
+        needed = _referenced(ledger, run) if stored else stored
+        if idle := stored - needed:
+            share = _size(path) * len(idle) // len(stored)
+            what = f"{len(idle)} of {len(stored)} clean images whose adversarial ones are gone or of no planned cell"
+            found.garbage.append(Garbage("original", path, share, what, ids=stored & needed))
 
 
 def _referenced(ledger: Ledger, run: RunFile) -> frozenset[int]:
     """Samples whose adversarial image a planned cell keeps; all of the plan's as long as a cell is incomplete."""
-    wanted, ids = frozenset(run.sample_ids), set[int]()
+    requested, ids = frozenset(run.sample_ids), set[int]()
     for entry in run.cells:
         done: set[int] = set()
-        for shard in ledger.shards(entry.hash, _refuse):
+        for shard in ledger.shards(entry.hash, refuse_shard):
             done.update(shard.ids)
             kept = shard.table["example"].is_valid().to_pylist()
             ids.update(i for i, is_kept in zip(shard.ids, kept, strict=True) if is_kept)
-        if not wanted <= done:
-            ids |= wanted
+        if not requested <= done:
+            ids |= requested
     return frozenset(ids)
-
-
-def _refuse(path: Path, reason: str) -> None:
-    raise BadShardError(f"{path} {reason}; run the same `robbench run` again first")
 
 
 def _put_aside(found: Collection) -> None:

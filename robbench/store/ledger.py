@@ -1,4 +1,4 @@
-"""The ledger: one row a sample, one atomic Parquet file a shard (`matrix.shards`), cells addressed by hash.
+"""The ledger: one row per sample, one atomic Parquet file per shard (`store.shards`), cells addressed by hash.
 
 run.yaml                                identity and last plan (`records.RunFile`)
 cards/<model>.yaml                      the cards of the models of the plan
@@ -10,7 +10,6 @@ quarantine/                             shards that were not what they claimed t
 superseded-<k>/                         what `--fresh` put aside
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
@@ -24,8 +23,16 @@ from robbench.cards import ModelCard
 from robbench.core.errors import UserError
 from robbench.core.npz import read_npz
 from robbench.core.resources import write_atomically, write_text_atomically
-from robbench.core.schema import dump_yaml, load_json, load_yaml, read_yaml, validate, yaml_text
-from robbench.store.record_files import RECORD_VERSION, EditedRecordError, with_checksum, without_checksum
+from robbench.core.schema import dump_yaml, load_yaml, read_yaml, validate, yaml_text
+from robbench.specs import ResolvedAttack
+from robbench.store.columns import Images
+from robbench.store.record_files import (
+    RECORD_VERSION,
+    read_json_record,
+    with_checksum,
+    without_checksum,
+    write_json_record,
+)
 from robbench.store.records import CellRecord, CellResult, Run, RunFile
 from robbench.store.shards import (
     SCHEMAS,
@@ -44,7 +51,6 @@ if TYPE_CHECKING:
 _STATED_VERSION = re.compile(r'^ {0,2}"?schema_version"?: ([0-9]{1,9}),?$', re.MULTILINE)
 _STATED_WRITER = re.compile(r"^ {2}robbench: '?([0-9A-Za-z.+-]{1,40})'?$", re.MULTILINE)
 RUN_FILE, CELL_FILE, LOCK_FILE, ORIGINALS_FILE = "run.yaml", "cell.json", ".lock", "originals.npz"
-Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 _RESTORE = "run the same `robbench run` again to restore it"
 
 
@@ -80,6 +86,15 @@ class Ledger:
         content = without_checksum(path, read_yaml(path), _RESTORE, check=not edited)
         return validate(content, RunFile, str(path))
 
+    def require_run(self) -> RunFile:
+        """run.yaml; `UserError` for a folder that is no run, and as `read_run`."""
+        run = self.read_run() if self.folder.is_dir() else None
+        if run is None:
+            raise UserError(
+                f"{str(self.folder)!r} is not a run folder (no {RUN_FILE}); give the --out of a `robbench run`"
+            )
+        return run
+
     def write_run(
         self, run: RunFile, cards: dict[str, ModelCard], records: Sequence[CellRecord] = ()
     ) -> None:
@@ -98,24 +113,13 @@ class Ledger:
         if not path.exists():
             return None
         _check_record_version(path)
-        try:
-            content = load_json(path)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: is not JSON ({error}); {_RESTORE}") from error
-        try:
-            content = without_checksum(path, content, _RESTORE, check=not edited)
-            record = validate(content, CellRecord, str(path))
-        except EditedRecordError:
-            raise
-        except UserError as error:
-            raise UserError(f"{error}; {_RESTORE}") from error
+        record = read_json_record(path, CellRecord, _RESTORE, check=not edited)
         if record.hash != cell:
             raise UserError(f"{path}: is the record of another cell; {_RESTORE}")
         return record
 
     def write_cell(self, record: CellRecord) -> None:
-        path = self.cell_folder(record.hash) / CELL_FILE
-        write_text_atomically(path, json.dumps(with_checksum(record), indent=2, ensure_ascii=False) + "\n")
+        write_json_record(self.cell_folder(record.hash) / CELL_FILE, record)
 
     def originals(self) -> dict[int, Images]:
         """Clean images [C,H,W] in [0,1] by sample id, of the samples with kept examples; `UserError` when the
@@ -229,18 +233,14 @@ def _suffixes() -> Iterable[str]:
 def load_run(folder: Path) -> Run:
     """The last plan of a run folder with all rows it has so far. Reads only; needs no data set and no model.
 
-    A cell with fewer rows than the plan wants, or whose end nobody wrote down, has status "running". Raises
+    A cell with fewer rows than the plan requests, or whose end nobody wrote down, has status "running". Raises
     `UserError` for a folder that is no run and for a damaged shard.
     """
     ledger = Ledger(folder)
-    run = ledger.read_run() if folder.is_dir() else None
-    if run is None:
-        raise UserError(
-            f"{str(folder)!r} is not a run folder (no {RUN_FILE}); give the --out of a `robbench run`"
-        )
-    wanted = pa.array(sorted(run.sample_ids), pa.int64())
+    run = ledger.require_run()
+    requested = pa.array(sorted(run.sample_ids), pa.int64())
     cells = [
-        _load_cell(ledger, entry.hash, entry.model, entry.defense, entry.attack, wanted)
+        _load_cell(ledger, entry.hash, entry.model, entry.defense, entry.attack, requested)
         for entry in run.cells
     ]
     cards = {name: _load_card(folder / "cards" / f"{name}.yaml") for name in run.models}
@@ -269,17 +269,17 @@ def _load_card(path: Path) -> ModelCard:
 
 
 def _load_cell(
-    ledger: Ledger, cell: str, model: str, defense: str, label: str, wanted: pa.Array
+    ledger: Ledger, cell: str, model: str, defense: str, label: str, requested: pa.Array
 ) -> CellResult:
     record = ledger.read_cell(cell)
     if record is None:
         raise UserError(f"{ledger.cell_folder(cell) / CELL_FILE} of {model} x {label} is missing; {_RESTORE}")
-    shards = ledger.shards(cell, _refuse)
+    shards = ledger.shards(cell, refuse_shard)
     empty = SCHEMAS[record.attack.target].empty_table()
     table = pa.concat_tables([empty, *(s.table.replace_schema_metadata() for s in shards)])
-    table = table.filter(pc.is_in(table["sample_id"], value_set=wanted)).sort_by("sample_id")
+    table = table.filter(pc.is_in(table["sample_id"], value_set=requested)).sort_by("sample_id")
     # A process that ended before it wrote an end state (killed, os._exit) has not checked what it computed.
-    status = "running" if len(table) < len(wanted) and record.status == "ok" else record.status
+    status = "running" if len(table) < len(requested) and record.status == "ok" else record.status
     changes = {
         "model": model,
         "defense": defense,
@@ -287,21 +287,26 @@ def _load_cell(
         "status": status,
         "seconds": sum(shard.seconds for shard in shards),
     }
-    return CellResult(record.model_copy(update=changes), one_meaning(record, table.to_pandas()))
+    return CellResult(record.model_copy(update=changes), one_meaning(record.attack, table.to_pandas()))
 
 
-def one_meaning(record: CellRecord, rows: "pd.DataFrame") -> "pd.DataFrame":
+def one_meaning(
+    attack: ResolvedAttack, rows: "pd.DataFrame", margin: str = "clean_margin", step: str = "broken_at"
+) -> "pd.DataFrame":
     """The rows with `robust` as right before and after the attack, also of cells on corrupted images from before it had
-    that meaning there: those called every image robust that is right after it."""
-    if record.attack.space != "corruption":
+    that meaning there: those called every image robust that is right after it. margin, step: names of the columns of
+    the clean margin and of the step of the break."""
+    if attack.space != "corruption":
         return rows
-    wrong_before = rows["robust"] & ~(rows["clean_margin"] > 0)
-    return rows.assign(
-        robust=rows["robust"] & ~wrong_before,
-        broken_by=rows["broken_by"].mask(wrong_before, "clean"),
-        broken_at=rows["broken_at"].mask(wrong_before, 0),
-    )
+    wrong_before = rows["robust"] & ~(rows[margin] > 0)
+    changes = {
+        "robust": rows["robust"] & ~wrong_before,
+        "broken_by": rows["broken_by"].mask(wrong_before, "clean"),
+        step: rows[step].mask(wrong_before, 0),
+    }
+    return rows.assign(**changes)
 
 
-def _refuse(path: Path, reason: str) -> None:
+def refuse_shard(path: Path, reason: str) -> None:
+    """`UserError` for a damaged file: what reading a run hears of bad shards."""
     raise UserError(f"{path} {reason}; run the same `robbench run` again to quarantine and recompute it")

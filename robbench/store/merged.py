@@ -4,13 +4,14 @@ One leaderboard stands on one set of samples, one seed and one engine. What woul
 a conflict, and conflicts are named, never resolved by a choice.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from robbench.core.errors import UserError
+from robbench.store.columns import select_names
 from robbench.store.records import CellRecord, CellResult, Run
 
 if TYPE_CHECKING:
@@ -18,16 +19,15 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-3  # of margins, bits/dim and sizes, relative above 1: what another processor does to equal rows
 MAJOR = ("robbench", "torch")  # whose major versions must agree
-_EXACT = ("label", "clean_prediction", "prediction", "robust", "broken_by")
-_ROUNDED = ("clean_margin", "margin", "l1", "l2", "linf", "nll_before", "nll_after")
+_EXACT, _ROUNDED = select_names("class", "verdict"), select_names("score", "distance")
 Named = Sequence[tuple[str, Run]]
 
 
 def merge_runs(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: bool = False) -> Run:
     """The union of runs on the same samples: every cell once, models outermost, in order of first appearance.
 
-    A cell of several runs is taken where it has most rows, then most examples. folder: that of the first run. names:
-    what errors call the runs (default: their folders). `UserError` for the first of their `conflicts`.
+    Cells of several runs are chosen by `choose_cells`. folder: that of the first run. names: what errors call the runs
+    (default: their folders). `UserError` for the first of their `conflicts`.
     """
     if not runs:
         raise UserError("nothing to merge; give at least one run")
@@ -38,7 +38,7 @@ def merge_runs(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: 
     notes = dict.fromkeys(run.note for run in runs if run.note)
     return replace(
         runs[0],
-        cells=_ordered(_cells(runs).values()),
+        cells=_ordered(choose_cells(runs)),
         cards={name: card for run in reversed(runs) for name, card in run.cards.items()},
         versions=_versions(runs),
         data=next((run.data for run in runs if run.data is not None), None),
@@ -52,27 +52,28 @@ def source_of(runs: Sequence[Run], result: CellResult) -> Run:
     return next(run for run in runs if any(other is result for other in run.cells))
 
 
-def _cells(runs: Sequence[Run]) -> dict[tuple[str, str], CellResult]:
+def choose_cells(runs: Sequence[Run]) -> list[CellResult]:
+    """Every cell of the runs once, in order of first appearance. A cell of several runs is taken where it is complete,
+    else where it has most rows; of equals, where it keeps most examples, else from the first."""
     cells: dict[tuple[str, str], CellResult] = {}
     for result in (result for run in runs for result in run.cells):
         best = cells.setdefault(_key(result.cell), result)
-        if _weight(result) > _weight(best):
+        if _progress(result) > _progress(best):
             cells[_key(result.cell)] = result
-    return cells
+    return list(cells.values())
 
 
 def _key(cell: CellRecord) -> tuple[str, str]:
     return cell.model_name, cell.attack.label
 
 
-def _weight(result: CellResult) -> tuple[int, int]:
-    return len(result.rows), int(result.rows["example"].notna().sum())
+def _progress(result: CellResult) -> tuple[bool, int, int]:
+    return result.cell.status == "ok", len(result.rows), int(result.rows["example"].notna().sum())
 
 
-def _ordered(cells: Iterable[CellResult]) -> list[CellResult]:
-    listed = list(cells)
-    models = list(dict.fromkeys(result.cell.model_name for result in listed))
-    return sorted(listed, key=lambda result: models.index(result.cell.model_name))
+def _ordered(cells: Sequence[CellResult]) -> list[CellResult]:
+    models = list(dict.fromkeys(result.cell.model_name for result in cells))
+    return sorted(cells, key=lambda result: models.index(result.cell.model_name))
 
 
 def _versions(runs: Sequence[Run]) -> dict[str, str]:
@@ -187,9 +188,22 @@ def _attacks(named: Named) -> Iterator[str]:
 
 def _attack_differences(known: CellRecord, cell: CellRecord) -> list[str]:
     """ "parameters.steps 10 and 20"."""
-    one, other = (dict(_flat(_attack_parts(record))) for record in (known, cell))
-    keys = dict.fromkeys([*one, *other])
-    return [f"{key} {one.get(key)} and {other.get(key)}" for key in keys if one.get(key) != other.get(key)]
+    changes = changed_entries(_attack_parts(known), _attack_parts(cell))
+    return [f"{key} {one} and {other}" for key, one, other in changes]
+
+
+def changed_entries(
+    before: Mapping[str, object], now: Mapping[str, object], at: str = ""
+) -> list[tuple[str, object, object]]:
+    """Entries in which two nested mappings differ, "parameters.steps" with both values (None for an absent one)."""
+    found: list[tuple[str, object, object]] = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += changed_entries(old, new, f"{at}{key}.")
+        elif old != new:
+            found.append((f"{at}{key}", old, new))
+    return found
 
 
 def _attack_parts(cell: CellRecord) -> dict[str, object]:
@@ -201,14 +215,6 @@ def _attack_parts(cell: CellRecord) -> dict[str, object]:
         "search precision": cell.search_precision,
         "batch size": cell.batch_size,
     }
-
-
-def _flat(parts: Mapping[str, object], at: str = "") -> Iterator[tuple[str, object]]:
-    for key, value in parts.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{at}{key}.")
-        else:
-            yield f"{at}{key}", value
 
 
 def _results(named: Named) -> Iterator[str]:

@@ -4,17 +4,20 @@ It finds whatever changed after robbench wrote the file: an edited budget, a fli
 found by `robbench verify`, which believes no hash. Records of schema 1 have none and are read as they are.
 """
 
+import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
 from robbench.core.errors import UserError
-from robbench.core.schema import canonical_hash
+from robbench.core.resources import write_text_atomically
+from robbench.core.schema import canonical_hash, load_json, validate
 
 RECORD_VERSION: Literal[2] = 2
 WITHOUT_CHECKSUM = 1
 CHECKSUM = "sha256"
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class EditedRecordError(UserError):
@@ -38,6 +41,26 @@ def without_checksum(path: Path, content: object, next_step: str, check: bool = 
             f"{path}: was changed after robbench wrote it (its sha256 is not that of its content); {next_step}"
         )
     return rest
+
+
+def write_json_record(path: Path, record: BaseModel) -> None:
+    """Store `record` at `path` with its checksum, atomically."""
+    write_text_atomically(path, json.dumps(with_checksum(record), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json_record(path: Path, schema: type[Record], next_step: str, check: bool = True) -> Record:
+    """The record that `write_json_record` stored at `path`; `UserError` that ends in `next_step` when it is malformed,
+    or (with `check`) changed after robbench wrote it."""
+    try:
+        content = load_json(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: is not JSON ({error}); {next_step}") from error
+    try:
+        return validate(without_checksum(path, content, next_step, check), schema, str(path))
+    except EditedRecordError:
+        raise
+    except UserError as error:
+        raise UserError(f"{error}; {next_step}") from error
 
 
 def _hash(content: dict[Any, Any]) -> str | None:

@@ -34,10 +34,30 @@ class CleanScore(Strict):
 class CellRecord(Strict):
     """cell.json: one (model, attack) cell, everything its results depend on, and how it went.
 
-    hash: its address (`cell_hash`). seconds: computing time, summed over its shards. details: a failure's
-    traceback. suspicions: what a reader must know of the model (gradient masking, probabilities for logits). device:
-    what computed the shards, each kind once ("cpu", "NVIDIA H200"); "" in records of before it was written down. clean:
-    of a cell whose attack failed, what the model does without it.
+    Attributes:
+        schema_version: of the record file.
+        hash: address of the cell (`cell_hash`).
+        model: name of the model.
+        defense: what it was trained with.
+        dataset: name of the data set.
+        dataset_revision: its revision.
+        seed: seed of the run.
+        attack: the attack with every number filled in.
+        model_sha256: sha256 of the model's weights.
+        attack_flow: the flow that the attack searches through; None for an attack in image space.
+        nll_flow: the flow that scores the images in bits/dim; None where nothing does.
+        precision: of the scores.
+        search_precision: of the search: "fp32", "fp32, compiled"; in old records also a withdrawn one.
+        engine: code and version that searched.
+        batch_size: images at once, of attacks whose results depend on it; None for others.
+        status: "running" until its end was written down.
+        error: why it failed, in one line; None unless it did.
+        details: the traceback of a failure; "" without one.
+        seconds: computing time, summed over its shards.
+        suspicions: what a reader must know of the model (gradient masking, probabilities in place of logits).
+        device: what computed the shards, each kind once ("cpu", "NVIDIA H200"); "" in records of before it was written
+            down.
+        clean: of a cell whose attack failed, what the model does without it; None for others.
     """
 
     schema_version: Literal[1, 2] = RECORD_VERSION
@@ -95,10 +115,9 @@ def cell_hash(
 ) -> str:
     """Address of a cell: sha256 over all that its rows depend on.
 
-    attack: as built, every default of its parameters filled in. Its label is left out: it is only how a table calls
-    it ("pgd20@0.2" may be plain "pgd20"). engine: code and version that searches. batch_size: only for attacks whose
-    results depend on it. precision: of the scores;
-    search_precision: of the search ("bf16", "fp32, compiled").
+    card, attack_flow, nll_flow: of the model, of the flow that the attack searches through, and of the one that scores
+    images (None for none). attack: as built, every default of its parameters filled in. Its label is left out: it is
+    only how a table calls it ("pgd20@0.2" may be plain "pgd20"). The other arguments are those of `CellRecord`.
     """
     return canonical_hash(
         {
@@ -127,10 +146,24 @@ class PlanEntry(Strict):
 
 
 class RunFile(Strict):
-    """run.yaml: the identity of a run folder (first block) and its last plan.
+    """run.yaml: the identity of a run folder (data set, revision, split, seed) and its last plan.
 
-    samples: the wanted sample ids in the order drawn, as one string (YAML reads a list of 10,000 slowly). note: what
-    every table says of the run.
+    Attributes:
+        schema_version: of the record file.
+        dataset: name of the data set.
+        dataset_revision: its revision.
+        split: the split that is attacked.
+        seed: seed of the run.
+        shape: (C,H,W) of an image.
+        class_names: names of the classes.
+        data: the data set's card; None in files of before there were some.
+        n: number of samples.
+        models: names of the models, in plan order.
+        attacks: labels of the attacks, in plan order.
+        cells: the cells, in plan order.
+        versions: of the libraries that ran.
+        samples: the requested sample ids in the order drawn, as one string (YAML reads a list of 10,000 slowly).
+        note: what every table says of the run; "" for nothing.
     """
 
     schema_version: Literal[1, 2] = RECORD_VERSION
@@ -156,9 +189,43 @@ class RunFile(Strict):
             raise ValueError(f"n is {self.n}, and samples are {len(self.sample_ids)}, or not all different")
         return self
 
+    @classmethod
+    def of(
+        cls,
+        cells: Sequence[CellRecord],
+        sample_ids: Sequence[int],
+        dataset: str,
+        dataset_revision: str,
+        seed: int,
+        shape: tuple[int, int, int],
+        class_names: tuple[str, ...],
+        data: DatasetCard | None,
+        versions: dict[str, str],
+        note: str,
+    ) -> "RunFile":
+        """The run of these cells, in this order, on these samples in the order drawn."""
+        return cls(
+            dataset=dataset,
+            dataset_revision=dataset_revision,
+            seed=seed,
+            shape=shape,
+            class_names=class_names,
+            data=data,
+            n=len(sample_ids),
+            models=tuple(dict.fromkeys(cell.model for cell in cells)),
+            attacks=tuple(dict.fromkeys(cell.attack.label for cell in cells)),
+            cells=tuple(
+                PlanEntry(hash=cell.hash, model=cell.model, defense=cell.defense, attack=cell.attack.label)
+                for cell in cells
+            ),
+            versions=versions,
+            samples=join_ids(sample_ids),
+            note=note,
+        )
+
     @property
     def sample_ids(self) -> list[int]:
-        """The wanted sample ids in the order drawn."""
+        """The requested sample ids in the order drawn."""
         return [int(part) for part in self.samples.split()]
 
     def differences(self, other: "RunFile") -> list[str]:
@@ -179,7 +246,7 @@ def join_ids(ids: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class CellResult:
-    """A cell and its rows: columns of the ledger, restricted to the wanted samples, sorted by sample_id."""
+    """A cell and its rows: columns of the ledger, restricted to the requested samples, sorted by sample_id."""
 
     cell: CellRecord
     rows: "pd.DataFrame"
@@ -187,9 +254,24 @@ class CellResult:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder read back. cells: plan order. cards: by model name. shape: (C,H,W). n: samples wanted. data: the
-    data set's card; None in run folders of before there were some. frechet_folders: run folders that hold its Fréchet
-    distances, where they are others than `folder`."""
+    """A run folder read back.
+
+    Attributes:
+        folder: where it is.
+        dataset: name of the data set.
+        dataset_revision: its revision.
+        seed: seed of the run.
+        n: number of samples requested.
+        shape: (C,H,W) of an image.
+        class_names: names of the classes.
+        sample_ids: ids of the samples requested, in the order drawn.
+        cells: the cells with their rows, in plan order.
+        cards: cards of the models, by name.
+        versions: of the libraries that ran.
+        data: the data set's card; None in run folders of before there were some.
+        note: what every table says of the run; "" for nothing.
+        frechet_folders: run folders that hold its Fréchet distances, where they are others than `folder`.
+    """
 
     folder: Path
     dataset: str

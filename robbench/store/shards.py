@@ -1,8 +1,7 @@
 """Shards: the Parquet files of the ledger, each the rows of one block of samples of one cell.
 
-Cells on classifiers and on flows have different columns (`SCHEMAS`); nll_*: bits/dim, l1, l2, linf: [0,1] pixels.
-Schema 2 added the column `witness` (`attacks.witness`): from what a kept latent or joint example is decoded again.
-Shards of schema 1 are read as rows without witnesses; one run may hold both. Shards of a newer schema are left alone.
+Cells on classifiers and on flows have different columns (`store.columns`). A shard of an older schema is read with
+nulls in the columns that it lacks, so that one run may hold both; a shard of a newer schema is left alone.
 """
 
 import hashlib
@@ -20,51 +19,13 @@ from robbench import __version__
 from robbench.core.errors import UserError
 from robbench.core.resources import write_atomically
 from robbench.specs import ModelKind, Semantics
+from robbench.store.columns import LEDGER_COLUMNS, build_schema, find_version, select_names
 
-SCHEMA_VERSION = 2
-LEDGER_SCHEMA = pa.schema(
-    [
-        pa.field("sample_id", pa.int64(), nullable=False),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("clean_prediction", pa.int64(), nullable=False),
-        pa.field("prediction", pa.int64(), nullable=False),
-        pa.field("clean_margin", pa.float32(), nullable=False),
-        pa.field("margin", pa.float32(), nullable=False),
-        pa.field("robust", pa.bool_(), nullable=False),
-        pa.field("broken_by", pa.string()),
-        pa.field("broken_at", pa.int64(), nullable=False),
-        pa.field("l1", pa.float32(), nullable=False),
-        pa.field("l2", pa.float32(), nullable=False),
-        pa.field("linf", pa.float32(), nullable=False),
-        pa.field("cross_entropy", pa.float32(), nullable=False),
-        pa.field("nll_before", pa.float32()),
-        pa.field("nll_after", pa.float32()),
-        pa.field("forwards", pa.int64(), nullable=False),
-        pa.field("backwards", pa.int64(), nullable=False),
-        pa.field("counts_exact", pa.bool_(), nullable=False),
-        pa.field("example", pa.binary()),
-        pa.field("witness", pa.binary()),
-    ]
-)
-LIKELIHOOD_SCHEMA = pa.schema(
-    [
-        pa.field("sample_id", pa.int64(), nullable=False),
-        pa.field("label", pa.int64(), nullable=False),
-        pa.field("nll_before", pa.float64(), nullable=False),
-        pa.field("nll_after", pa.float64(), nullable=False),
-        pa.field("l1", pa.float32(), nullable=False),
-        pa.field("l2", pa.float32(), nullable=False),
-        pa.field("linf", pa.float32(), nullable=False),
-        pa.field("forwards", pa.int64(), nullable=False),
-        pa.field("backwards", pa.int64(), nullable=False),
-        pa.field("original", pa.binary()),
-        pa.field("example", pa.binary()),
-    ]
-)
-SCHEMAS: dict[ModelKind, pa.Schema] = {"classifier": LEDGER_SCHEMA, "flow": LIKELIHOOD_SCHEMA}
-_STORED: dict[int, tuple[pa.Schema, ...]] = {  # columns in files, by schema version
-    1: (LEDGER_SCHEMA.remove(LEDGER_SCHEMA.get_field_index("witness")), LIKELIHOOD_SCHEMA),
-    2: (LEDGER_SCHEMA, LIKELIHOOD_SCHEMA),
+SCHEMA_VERSION = find_version()
+SCHEMAS: dict[ModelKind, pa.Schema] = {target: build_schema(target) for target in LEDGER_COLUMNS}
+_STORED = {  # schemas in files and the one that each is completed to, by version
+    version: [(build_schema(target, version), schema) for target, schema in SCHEMAS.items()]
+    for version in range(1, SCHEMA_VERSION + 1)
 }
 _KEY_VERSION, _KEY_WRITER, _KEY_CELL, _KEY_SECONDS, _KEY_ROWS, _KEY_DIAGNOSTICS = (
     b"robbench.schema_version",
@@ -86,8 +47,8 @@ class NewerLedgerError(UserError):
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows of one shard file (one of `SCHEMAS`), the seconds they took, and `attacks.suspicions.Diagnostics` of the
-    attack as JSON ("{}" where there are none)."""
+    """Rows of one shard file (one of `SCHEMAS`), the seconds they took, and the attack's `Diagnostics` as JSON ("{}"
+    where there are none)."""
 
     path: Path
     table: pa.Table
@@ -169,12 +130,11 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
         raise BadShardError(f"cannot be read as Parquet ({' '.join(str(error).split())[:120]})") from error
     if metadata.get(_KEY_CELL, b"").decode(errors="replace") != cell:
         raise BadShardError("belongs to another cell")
-    if not any(table.schema.equals(schema, check_metadata=False) for schema in _STORED[version]):
-        raise BadShardError("has other columns than the ledger")
+    schema = _full_schema(table, version)
     if metadata.get(_KEY_ROWS, b"").decode(errors="replace") != _digest(table):
         raise BadShardError("holds other rows than were written")
     diagnostics = metadata.get(_KEY_DIAGNOSTICS, b"{}").decode(errors="replace")
-    shard = Shard(path, _completed(table), _seconds(metadata), diagnostics)
+    shard = Shard(path, _completed(table, schema), _seconds(metadata), diagnostics)
     _check_ids(shard, known)
     _check_distances(shard)
     return shard
@@ -182,7 +142,7 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
 
 def _check_distances(shard: Shard) -> None:
     """No attack stores another: the base class has measured them on checked images."""
-    for name in ("l1", "l2", "linf"):
+    for name in (name for name in select_names("distance") if name in shard.table.column_names):
         distances = shard.table[name].to_numpy()
         if not ((distances >= 0) & (distances < float("inf"))).all():
             raise BadShardError(f"holds a negative or non-finite distance ({name})")
@@ -209,12 +169,20 @@ def newer_ledger(path: Path, version: int, writer: str = "", known: int = SCHEMA
     )
 
 
-def _completed(table: pa.Table) -> pa.Table:
-    """Rows of schema 1 with the columns of today."""
-    if "witness" in table.column_names or table.column_names == LIKELIHOOD_SCHEMA.names:
-        return table
-    witness = pa.nulls(len(table), pa.binary())
-    return table.append_column(LEDGER_SCHEMA.field("witness"), witness)
+def _full_schema(table: pa.Table, version: int) -> pa.Schema:
+    """The schema of today for a table read from a shard of schema `version`."""
+    for stored, schema in _STORED[version]:
+        if table.schema.equals(stored, check_metadata=False):
+            return schema
+    raise BadShardError("has other columns than the ledger")
+
+
+def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows with every column of `schema`; those that they lack hold nulls."""
+    for place, field in enumerate(schema):
+        if field.name not in table.column_names:
+            table = table.add_column(place, field, pa.nulls(len(table), field.type))
+    return table
 
 
 def _digest(table: pa.Table) -> str:

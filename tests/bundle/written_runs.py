@@ -14,7 +14,7 @@ from robbench.cards import Architecture, FlowReference, ModelCard, Weights
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
 from robbench.store.ledger import Ledger
 from robbench.store.records import CellRecord, PlanEntry, RunFile, join_ids
-from robbench.store.shards import LEDGER_SCHEMA, LIKELIHOOD_SCHEMA
+from robbench.store.shards import SCHEMAS
 
 SHAPE = (1, 2, 2)
 FLOW = FlowReference(name="digits-glow", sha256="f" * 64)
@@ -83,7 +83,9 @@ def rows(ids: Sequence[int], kept: Iterable[int], seed: int, latent: bool = Fals
     columns |= {"counts_exact": [True] * n}
     columns |= {"example": [image(rng) if i in stored else None for i in ids]}
     columns |= {"witness": [witness(rng, i % 10) if latent and i in stored else None for i in ids]}
-    return pa.table({name: columns[name] for name in LEDGER_SCHEMA.names}, schema=LEDGER_SCHEMA)
+    return pa.table(
+        {name: columns[name] for name in SCHEMAS["classifier"].names}, schema=SCHEMAS["classifier"]
+    )
 
 
 def likelihood_rows(ids: Sequence[int], kept: Iterable[int], seed: int) -> pa.Table:
@@ -94,7 +96,7 @@ def likelihood_rows(ids: Sequence[int], kept: Iterable[int], seed: int) -> pa.Ta
     columns |= {"sample_id": list(ids), "label": [i % 10 for i in ids], "forwards": [2] * n}
     columns |= {"backwards": [1] * n}
     columns |= {name: [image(rng) if i in stored else None for i in ids] for name in ("original", "example")}
-    schema = LIKELIHOOD_SCHEMA
+    schema = SCHEMAS["flow"]
     return pa.table({name: columns[name] for name in schema.names}, schema=schema)
 
 

@@ -24,7 +24,7 @@ from robbench.experiments.schema import Experiment, Scale, find_experiment
 from robbench.experiments.table import Value, _verdict
 from robbench.experiments.training_cost import StepCost, step_cost
 from robbench.run import rates
-from robbench.run.rates import Rate, hours_text, seconds_an_image
+from robbench.run.rates import Rate, format_hours, measure_seconds
 from robbench.specs import threat_models
 from robbench.store.ledger import load_run
 
@@ -306,7 +306,7 @@ class Clock:
 @pytest.mark.parametrize(
     ("constant", "each", "largest"), [(1e-3, 1e-4, 120), (0.0, 0.05, 64), (0.1, 1e-5, 7)]
 )
-def test_the_rate_is_the_best_batch_s(
+def test_the_rate_is_that_of_the_largest_batch_tried(
     constant: float, each: float, largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
@@ -317,23 +317,23 @@ def test_the_rate_is_the_best_batch_s(
         tried.append(n)
         clock.time += constant + n * each
 
-    found = seconds_an_image(call, largest, torch.device("cpu"))
+    found = measure_seconds(call, largest, torch.device("cpu"))
     assert max(tried) <= largest
     assert found == pytest.approx(min(constant / n + each for n in tried))
     assert clock.time < 30
 
 
-def test_a_batch_that_memory_does_not_hold_ends_the_search() -> None:
+def test_a_batch_that_memory_does_not_hold_is_halved() -> None:
     def call(n: int) -> None:
         if n > 16:
             raise MemoryError
 
-    assert seconds_an_image(call, 512, torch.device("cpu")) < float("inf")
+    assert measure_seconds(call, 512, torch.device("cpu")) < float("inf")
 
 
 def test_backwards_come_with_their_forwards() -> None:
     assert Rate(1.0, 3.0).seconds(12, 10) == pytest.approx(2 * 1.0 + 10 * 3.0)
-    assert [hours_text(h) for h in (0, 1e-4, 0.25, 3.14, 1204.4)] == ["0", "<0.01", "0.25", "3.1", "1,204"]
+    assert [format_hours(h) for h in (0, 1e-4, 0.25, 3.14, 1204.4)] == ["0", "<0.01", "0.25", "3.1", "1,204"]
 
 
 # ----------------------------------------------------------------------------------------------------- verdicts

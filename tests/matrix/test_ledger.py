@@ -12,7 +12,7 @@ from robbench.core.errors import UserError
 from robbench.store.ledger import Ledger, load_run
 from robbench.store.records import CellRecord
 from robbench.store.shards import (
-    LEDGER_SCHEMA,
+    SCHEMAS,
     BadShardError,
     NewerLedgerError,
     read_shard,
@@ -21,6 +21,7 @@ from robbench.store.shards import (
 )
 
 CELL = "a" * 64
+LEDGER_SCHEMA = SCHEMAS["classifier"]
 CONTRACT = [
     "sample_id label clean_prediction prediction clean_margin margin robust broken_by broken_at l1 l2 linf",
     "cross_entropy nll_before nll_after forwards backwards counts_exact example witness",

@@ -13,7 +13,7 @@ from robbench.report.site.page import slug, slugs
 from robbench.results.rows import ModelResults, TableRow, models
 from robbench.results.tables import leaderboard
 from robbench.store.ledger import Ledger
-from robbench.store.merged import conflicts
+from robbench.store.merged import choose_cells, conflicts
 from robbench.store.records import CellResult, Run
 
 T = TypeVar("T")
@@ -255,22 +255,12 @@ def _fits(group: Sequence[Run], run: Run) -> bool:
 
 
 def _union(runs: Sequence[Run]) -> Run:
-    """The runs of a group as one: every cell once, in order of first appearance, from the run that got furthest with
-    it."""
-    cells: dict[tuple[str, str], CellResult] = {}
-    for result in (result for run in runs for result in run.cells):
-        key = (result.cell.model_name, result.cell.attack.label)
-        if _progress(result) > _progress(cells.setdefault(key, result)):
-            cells[key] = result
+    """The runs of a group as one, every cell once."""
     notes = dict.fromkeys(run.note for run in runs if run.note)
     return replace(
         runs[0],
-        cells=list(cells.values()),
+        cells=choose_cells(runs),
         cards={name: card for run in reversed(runs) for name, card in run.cards.items()},
         note=" ".join(notes),
         frechet_folders=tuple(run.folder for run in runs),
     )
-
-
-def _progress(result: CellResult) -> tuple[bool, int]:
-    return result.cell.status == "ok", len(result.rows)

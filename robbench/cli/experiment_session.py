@@ -29,13 +29,12 @@ from robbench.experiments.runs import (
 from robbench.experiments.table import (
     Line,
     Measurements,
-    Setting,
-    Verdict,
     comparison,
     printed_cells,
     texts,
     write_comparison,
 )
+from robbench.experiments.verdicts import Setting, Verdict
 from robbench.results.rows import CLEAN
 from robbench.results.wording import ANY_ITERATE
 from robbench.run.frechet import FrechetRequest, score_run

@@ -11,15 +11,13 @@ from typing import Literal
 from robbench.core.markdown import bullets, escaped, markdown_table
 from robbench.core.resources import write_text_atomically
 from robbench.core.spreadsheet import csv_text
-from robbench.experiments.comparison import apart_of
 from robbench.experiments.published import PublishedRow, published_index, published_table, table_rows
 from robbench.experiments.schema import Column, Experiment, Row
+from robbench.experiments.verdicts import Setting, Verdict, in_interval, sentence, widening
 from robbench.results.rows import CLEAN, cell_status, floats
 from robbench.results.tables import TableRow, rows_under_attack
 from robbench.statistics.likelihood import Z_95
 from robbench.store.records import Run
-
-Verdict = Literal["within", "outside", "not compared", "not comparable", "not run", "failed"]
 
 
 @dataclass(frozen=True)
@@ -32,22 +30,6 @@ class Value:
     status: Literal["ok", "not run", "failed"] = "ok"
     reason: str = ""
     n: int | None = None
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a cell was, or will be, measured on: only a printed number of the same is shown beside it. architecture: ""
-    without a model."""
-
-    dataset: str
-    architecture: str = ""
-    epsilon: float | None = None
-    eta: float | None = None
-
-    def apart_from(self, printed: PublishedRow) -> str:
-        """Where data set, architecture or budgets are not those of the print, as text; empty where they are."""
-        found = apart_of(printed, self.dataset, self.architecture, self.epsilon, self.eta)
-        return "; ".join(difference.text for difference in found if difference is not None)
 
 
 @dataclass(frozen=True)
@@ -259,17 +241,17 @@ def _line(
     differs: str,
     setting: Setting | None,
 ) -> Line:
-    apart = setting.apart_from(printed) if printed is not None and setting is not None else ""
+    apart = sentence(setting.apart_from(printed)) if printed is not None and setting is not None else ""
     if apart:
         printed, differs = None, "; ".join(filter(None, [differs, f"not comparable: {apart}"]))
     number = None if printed is None or printed.value is None else float(printed.value)
-    text = f"printed: {printed.note}" if printed is not None and number is None else ""
+    text = f"printed: {printed.printed_as}" if printed is not None and number is None else ""
     return Line(
         row=row.title,
         column=column.title,
         published=number,
         measured=value,
-        verdict=_verdict(number, printed.rounding if printed else 0.0, value, differs),
+        verdict=_verdict(number, widening(printed) if printed else 0.0, value, differs),
         unit=printed.unit if printed else "",
         note="; ".join(part for part in (differs, text, printed.doubt if printed else "") if part),
         printed="-" if printed is None or printed.value is None else f"{printed.value}",
@@ -277,16 +259,16 @@ def _line(
     )
 
 
-def _verdict(printed: float | None, rounding: float, value: Value, differs: str) -> Verdict:
-    """Within: the published number, give or take half of its last digit, lies in the measured interval. A scaled run is
-    another experiment, and a number without an interval (FID, means over columns) has nothing to lie in."""
+def _verdict(printed: float | None, widened: float, value: Value, differs: str) -> Verdict:
+    """A scaled run is another experiment, and a number without an interval (FID, means over columns) has nothing the
+    printed one could lie in."""
     if value.status != "ok":
         return value.status
     if differs:
         return "not comparable"
     if printed is None or value.lower is None or value.upper is None:
         return "not compared"
-    return "within" if value.lower - rounding <= printed <= value.upper + rounding else "outside"
+    return in_interval(printed, value.lower, value.upper, widened)
 
 
 def printed_cells(table: str) -> dict[tuple[str, str], PublishedRow]:

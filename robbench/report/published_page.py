@@ -20,12 +20,12 @@ from robbench.experiments.comparison import (
     Comparison,
     Known,
     Measured,
-    Verdict,
     compare,
     measured_rows,
 )
 from robbench.experiments.layout import PrintedTable, printed_table, value_text
 from robbench.experiments.published import Paper, PublishedRow, Table, published_index, table_rows
+from robbench.experiments.verdicts import Verdict
 from robbench.report.templating import environment
 from robbench.results.wording import ANY_ITERATE, summary, versions
 from robbench.store.records import Run

@@ -8,12 +8,12 @@ from robbench.experiments.schema import Experiment, experiments
 from robbench.experiments.table import (
     Line,
     Measurements,
-    Setting,
     Value,
     comparison,
     printed_cells,
     texts,
 )
+from robbench.experiments.verdicts import Setting, sentence
 
 CELL = ("AT [PGD-5]", "PGD-20")
 PAPER = Setting("cifar10", "resnet18", epsilon=8 / 255)
@@ -80,7 +80,7 @@ def test_every_shipped_experiment_runs_in_the_settings_that_are_printed(tmp_path
             if use := experiment.attack_of(row, column):
                 attack = resolve_use(use, experiment.dataset, known)
                 setting = Setting(setting.dataset, setting.architecture, attack.epsilon, attack.eta)
-            if text := setting.apart_from(found):
+            if text := sentence(setting.apart_from(found)):
                 apart.append(f"{experiment.name}, {row.title}, {column.title}: {text}")
     assert apart == []
 

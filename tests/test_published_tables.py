@@ -466,7 +466,7 @@ def test_show_prints_the_table_with_recomputed_averages_and_doubts() -> None:
 
 def test_every_table_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
     for table in INDEX.tables:
-        show_table(table, INDEX)
+        show_table(table.name)
         text = capsys.readouterr().out
         assert text.startswith(f"{table.source}: {table.what}\n")
         labels = {row.row for row in table_rows(table)} or {row.name for row in table_settings(table)}

@@ -98,14 +98,20 @@ class Known:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of a run's leaderboard and what it leaves unsaid of its setting.
+    """A row of a run's leaderboard, and the setting it was measured in as far as cards and cells say.
 
-    run: the folder's name. attack: without options ("pgd20" of "pgd20@0.1"). architecture: of the card, "" without one.
-    train_samples, epochs, steps, step_size: None where there are none, or the card does not say. held_out: images of
-    the training set kept for validation. draws: importance samples of bits/dim, None for any other number. trained:
-    parameters of defense and recipe that the card states, and the flow's name under "flow". weights: first digits of
-    their sha256. every_image: whether misclassified images were perturbed too; for R-LA only, which papers apply to all
-    (a search finds such images wrong already and leaves them).
+    Attributes:
+        row: the number.
+        run: name of the run's folder.
+        attack: without options ("pgd20" of "pgd20@0.1").
+        architecture: of the card; "" without one.
+        train_samples, epochs: of the training; None where the card does not say.
+        steps, step_size: of the attack; None where it has none.
+        held_out: training images kept for validation.
+        draws: importance samples of bits/dim; None for any other number.
+        trained: parameters of defense and recipe on the card, and the flow's name under "flow".
+        weights: first digits of their sha256.
+        every_image: whether misclassified images were perturbed too, as papers do with R-LA; searches leave them.
     """
 
     row: TableRow
@@ -125,8 +131,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One published number. recomputed: what it should be where it does not follow from its own table; then that is
-    what the measurement is compared with. measured: None where nothing comparable was. reason: of the verdict."""
+    """One published number beside what was measured of it.
+
+    Attributes:
+        published: the printed number.
+        recomputed: what it should be where it does not follow from its own table; the measurement is compared with it.
+        measured: None where nothing comparable was measured.
+        verdict: of the two.
+        reason: of the verdict.
+        differences: between the settings.
+    """
 
     published: PublishedRow
     recomputed: float | None
@@ -228,7 +242,7 @@ def _unattacked(rows: Sequence[Measured]) -> Iterator[Measured]:
 def compare(
     published: Sequence[PublishedRow], measured: Sequence[Measured], known: Known
 ) -> list[Comparison]:
-    """One comparison a published number of a table, in its order; recomputed numbers are part of their printed twins.
+    """One comparison per published number of a table, in its order; recomputed numbers are part of their printed twins.
 
     measured: rows of one or more runs. Of several that fit, the one with the fewest differences counts, then the one
     with the most test images, then the first.
@@ -308,7 +322,7 @@ def _distance(row: PublishedRow, m: Measured, known: Known) -> tuple[float, ...]
 
 
 def _weighed(row: PublishedRow, m: Measured, known: Known) -> list[Difference | None]:
-    """One entry a part of the setting, the weightiest first; None where the sides agree or the print does not say."""
+    """One entry per part of the setting, the weightiest first; None where the sides agree or the print does not say."""
     r = m.row
     weights = known.weights.get(row.model) if row.model and m.weights else None
     apart = Setting(r.dataset, m.architecture, r.epsilon, r.eta).apart_from(row)

@@ -54,7 +54,7 @@ class CellCost:
 
 @dataclass
 class ExperimentCosts:
-    """The costs of a plan. Networks are built and measured once an architecture."""
+    """The costs of a plan. Networks are built and measured once per architecture."""
 
     plan: ExperimentPlan
     _kept: dict[str, object] = field(default_factory=dict)
@@ -64,11 +64,11 @@ class ExperimentCosts:
         return resolve_device(self.plan.request.device)
 
     def trainings(self) -> list[TrainingCost]:
-        """One entry a job, in training order."""
+        """One entry per job, in training order."""
         return [self._training(job) for job in self.plan.jobs]
 
     def cells(self) -> list[CellCost]:
-        """One entry a (model, attack), models outermost. What the run folder has already is not subtracted."""
+        """One entry per (model, attack), models outermost. What the run folder has already is not subtracted."""
         return [
             self._cell(job, attack)
             for job in self.plan.attacked
@@ -118,7 +118,7 @@ class ExperimentCosts:
         return lambda x: nn.functional.cross_entropy(module(x), _labels(x))
 
     def _codec_rates(self, flow: FrozenFlow, job: Job) -> tuple[float, Rate]:
-        """Seconds an image of encoding; of decoding, with and without the gradient to the latents."""
+        """Seconds per image of encoding; of decoding, with and without the gradient to the latents."""
         largest = min(job.outlined.recipe.batch_size, job.train_samples)
         shape, device = job.dataset.shape, self.device
         pixels = Victim(nn.Flatten(), device, largest)

@@ -1,6 +1,6 @@
 """Published numbers: tables of papers, leaderboards and authors' checkpoints, as typed rows. No torch here.
 
-`reports/published/index.yaml` names the tables; a table is `NAME.csv` beside it, one number a row, the columns in the
+`reports/published/index.yaml` names the tables; a table is `NAME.csv` beside it, one number per row, the columns in the
 order of the fields of `PublishedRow`. Settings that papers state lie in `settings/`. docs/published.md says what the
 columns mean and how to add a table.
 """

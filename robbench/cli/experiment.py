@@ -1,5 +1,6 @@
 """`robbench run --experiment`: its options, and the way from them to an experiment. Only click is imported here."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,12 @@ from robbench.cli.base import FiniteNumber, FolderOrFile, Text, echo_line, examp
 from robbench.cli.completion import experiment_completion
 from robbench.core.errors import UserError
 
-# What an experiment says itself, and what only an experiment can use; by parameter name.
-OF_THE_EXPERIMENT = {
-    "attacks": "--attacks",
-    "defenses": "--defense",
-    "models": "--model",
-    "dataset": "--dataset",
-    "flow": "--flow",
-    "epsilons": "--epsilon",
-    "etas": "--eta",
-    "steps": "--steps",
-    "likelihood_dtype": "--likelihood-dtype",
-    "likelihood_draws": "--likelihood-draws",
-}
-ONLY_WITH_EXPERIMENT = {"scale": "--scale", "fid_weights": "--fid-weights"}
+# What an experiment says itself, and what only an experiment can use; names of parameters.
+OF_THE_EXPERIMENT = (
+    *("attacks", "defenses", "models", "dataset", "flow", "epsilons", "etas", "steps"),
+    *("likelihood_dtype", "likelihood_draws"),
+)
+ONLY_WITH_EXPERIMENT = ("scale", "fid_weights")
 
 experiment_option = click.option(
     "--experiment",
@@ -48,11 +41,8 @@ fid_weights_option = click.option(
 def experiment_options(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     """The options of `run`, --recipe of before as --experiment; `UserError` for options that exclude each other: an
     experiment names its attacks, models and data itself."""
-    given = {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) not in (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
-    }
+    unset = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
+    given = {name for name in context.params if context.get_parameter_source(name) not in unset}
     old = options.pop("recipe")
     if old is not None:
         if "experiment" in given:
@@ -61,19 +51,20 @@ def experiment_options(context: click.Context, options: dict[str, Any]) -> dict[
             f"--recipe is now --experiment, and goes with the next version: --experiment {old}", err=True
         )
         given, options["experiment"] = given | {"experiment"}, old
-    _check_options(given)
+    _check_options(given, {p.name or "": p.opts[0] for p in context.command.params})
     return options
 
 
-def _check_options(given: set[str]) -> None:
+def _check_options(given: set[str], option: Mapping[str, str]) -> None:
+    """given: names of parameters. option: how each is written."""
     if "experiment" in given:
-        if doubled := [option for name, option in OF_THE_EXPERIMENT.items() if name in given]:
+        if doubled := [option[name] for name in OF_THE_EXPERIMENT if name in given]:
             raise UserError(
                 f"--experiment says itself what {doubled[0]} is; leave {', '.join(doubled)} out, or copy the "
                 f"experiment's YAML file, change it, and give its path"
             )
         return
-    if alone := [option for name, option in ONLY_WITH_EXPERIMENT.items() if name in given]:
+    if alone := [option[name] for name in ONLY_WITH_EXPERIMENT if name in given]:
         raise UserError(
             f"{alone[0]} is for --experiment; leave it out, or name an experiment (robbench list experiments)"
         )

@@ -284,7 +284,7 @@ def _finished(job: Job, entries: Mapping[str, ZooEntry], jobs: Mapping[str, Job]
     if entry is None:
         return None
     wanted, found = _wanted(job, jobs), _recorded(entry.card)
-    if different := [key for key, value in wanted.items() if found[key] != value]:
+    if different := [key for key, value in wanted.items() if found.get(key) != value]:
         raise UserError(
             f"{entry.folder} is another model than the experiment's {job.name!r} (its {', '.join(different)} differ); "
             f"move it away, or give another --out or --zoo"
@@ -307,16 +307,10 @@ def _wanted(job: Job, jobs: Mapping[str, Job]) -> dict[str, object]:
     }
 
 
-class _Recorded(dict[str, object]):
-    """Entries of a card; one that it lacks is None."""
-
-    def __missing__(self, key: str) -> object:
-        return None
-
-
-def _recorded(card: ModelCard) -> _Recorded:
+def _recorded(card: ModelCard) -> dict[str, object]:
+    """What a card says of the entries of `_wanted`."""
     training = card.training
-    found = _Recorded({"defense": card.defense, "data set": card.dataset})
+    found: dict[str, object] = {"defense": card.defense, "data set": card.dataset}
     found["architecture"] = card.architecture.model_dump(mode="json")
     if training is not None:
         found |= {

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from robbench.cli.app import main
 from robbench.cli.published_show import show_table
 from robbench.core.errors import UserError
+from robbench.experiments.arithmetic import arithmetic
 from robbench.experiments.published import (
     Hyperparameter,
     PublishedRow,
-    arithmetic,
     find_table,
     published_folder,
     published_index,

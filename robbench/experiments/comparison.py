@@ -18,7 +18,8 @@ from dataclasses import dataclass, field, replace
 
 from robbench.cards import Training
 from robbench.core.numerals import number
-from robbench.experiments.published import PublishedRow, arithmetic
+from robbench.experiments.arithmetic import arithmetic
+from robbench.experiments.published import PublishedRow
 from robbench.experiments.verdicts import (
     FIXED,
     Difference,
@@ -72,11 +73,7 @@ CALLED = {
     "kd-detector": "KD detector",
     "lid-detector": "LID detector",
     "not-stated": "the paper to say whether the images were perturbed",
-    "elastic": "Elastic (unforeseen attack)",
-    "jpeg": "JPEG (unforeseen attack)",
-    "fog": "Fog (unforeseen attack)",
-    "snow": "Snow (unforeseen attack)",
-    "gabor": "Gabor (unforeseen attack)",
+    **{name.lower(): f"{name} (unforeseen attack)" for name in ("Elastic", "JPEG", "Fog", "Snow", "Gabor")},
     "unforeseen-l2": "L2 of the unforeseen attacks",
     "corruptions": "CIFAR-10-C",
     "samples": "GAN samples",
@@ -178,23 +175,18 @@ def measured_rows(run: Run) -> list[Measured]:
         card, attack = run.cards.get(row.model), cells.get((row.model, row.attack))
         training = card.training if card else None
         steps = attack.parameters.get("steps") if attack else None
-        rows.append(
-            Measured(
-                row=row,
-                run=run.folder.name,
-                attack=row.attack.partition("@")[0],
-                architecture=card.architecture.name if card else "",
-                train_samples=training.train_samples if training else None,
-                epochs=training.epochs if training else None,
-                steps=int(steps) if steps is not None else None,
-                step_size=_step_size(attack) if attack else None,
-                held_out=training.validation_samples if training else 0,
-                draws=_draws(row, attack),
-                trained=_trained(training),
-                weights=card.weights.sha256[:DIGITS] if card else "",
-                every_image=attack is not None and attack.semantics == "perturbation",
-            )
+        measured = Measured(
+            row=row,
+            run=run.folder.name,
+            attack=row.attack.partition("@")[0],
+            architecture=card.architecture.name if card else "",
+            steps=int(steps) if steps is not None else None,
+            step_size=_step_size(attack) if attack else None,
+            draws=_draws(row, attack),
+            weights=card.weights.sha256[:DIGITS] if card else "",
+            every_image=attack is not None and attack.semantics == "perturbation",
         )
+        rows.append(measured if training is None else _with_training(measured, training))
     of_noise = {place for place, attack in cells.items() if attack.parameters.get("images") == "noise"}
     return [*rows, *_unattacked([m for m in rows if (m.row.model, m.row.attack) not in of_noise])]
 
@@ -208,12 +200,16 @@ def _step_size(attack: ResolvedAttack) -> float | None:
     return None if relative is None or radius is None else float(relative) * radius
 
 
-def _trained(training: Training | None) -> dict[str, object]:
-    if training is None:
-        return {}
+def _with_training(measured: Measured, training: Training) -> Measured:
     parts = [training.parameters.get(part) for part in ("recipe", "defense")]
-    found = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
-    return {**found, **({"flow": training.flow.name} if training.flow else {})}
+    trained = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+    return replace(
+        measured,
+        train_samples=training.train_samples,
+        epochs=training.epochs,
+        held_out=training.validation_samples,
+        trained=trained | ({"flow": training.flow.name} if training.flow else {}),
+    )
 
 
 def _draws(row: TableRow, attack: ResolvedAttack | None) -> int | None:

@@ -4,7 +4,8 @@ footnotes. Neither torch nor pandas: `robbench show` stays fast."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robbench.experiments.published import PublishedRow, arithmetic
+from robbench.experiments.arithmetic import arithmetic
+from robbench.experiments.published import PublishedRow
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ columns mean and how to add a table.
 """
 
 import csv
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
@@ -160,7 +158,13 @@ class PublishedRow(Strict):
 
 
 class Hyperparameter(Strict):
-    """A setting as a paper states it."""
+    """A setting as a paper states it.
+
+    Attributes:
+        source: where it is stated.
+        name, parameter, value: of what it is a parameter, which, and its value, as printed.
+        note: remarks of the transcription.
+    """
 
     source: Annotated[str, Field(min_length=1)]
     name: str
@@ -170,7 +174,14 @@ class Hyperparameter(Strict):
 
 
 class Layer(Strict):
-    """A layer, or a whole part, of a network as a paper states it; layer: its number, None where none is itemised."""
+    """A layer, or a whole part, of a network as a paper states it.
+
+    Attributes:
+        source: where it is stated.
+        name, layer: of the network, and the number of the layer; None where none is itemised.
+        description: what it is, as printed.
+        note: remarks of the transcription.
+    """
 
     source: Annotated[str, Field(min_length=1)]
     name: str
@@ -193,9 +204,14 @@ class Paper(Strict):
 
 
 class Table(Strict):
-    """A table of the index. name: of its file; source: its name in print; paper: key of `Index.papers`.
+    """A table of the index.
 
-    kind: results are rows of `PublishedRow`, and so are sentences: numbers of the running text, which no run repeats.
+    Attributes:
+        name: of its file.
+        source: its name in print.
+        what: what it is about.
+        paper: key of `Index.papers`; empty for one collected from several.
+        kind: results are rows of `PublishedRow`, and so are sentences, numbers of the running text that no run repeats.
     """
 
     name: Name
@@ -336,63 +352,3 @@ def _row(path: Path, number: int, line: Sequence[str], schema: type[AnyRow]) -> 
         column = str(problem["loc"][0]) if problem["loc"] else message.split()[0]
         shown = "" if not problem["loc"] else f" {line[names.index(column)]!r}"
         raise UserError(f"{path}, line {number}, column {column}{shown}: {message}") from error
-
-
-# --------------------------------------------------------------------------------------------------- arithmetic
-@dataclass(frozen=True)
-class Arithmetic:
-    """A printed number that follows from others. recomputed: from what is printed. agrees: whether the printed number
-    lies within the rounding of all numbers involved."""
-
-    row: PublishedRow
-    recomputed: float
-    agrees: bool
-
-
-def arithmetic(rows: Sequence[PublishedRow]) -> list[Arithmetic]:
-    """Averages, differences and relative drops of a table beside what their rows give, in the table's order."""
-    stated = [row for row in rows if row.origin != "recomputed"]
-    return [_checked(row, stated) for row in stated if row.derived]
-
-
-def _checked(row: PublishedRow, rows: Sequence[PublishedRow]) -> Arithmetic:
-    recomputed, slack = _recomputed(row, rows)
-    gap = abs(float(row.value or 0) - recomputed)
-    return Arithmetic(row, recomputed, gap <= row.rounding + slack + 1e-9)
-
-
-def _recomputed(row: PublishedRow, rows: Sequence[PublishedRow]) -> tuple[float, float]:
-    """The number that follows from others, and how far the rounding of a ratio may move it.
-
-    The rounding of the columns is not allowed for in means and differences: printed averages of these papers are of
-    printed columns, and the findings of the transcription count them so.
-    """
-    if row.combines:
-        values = [_value(rows, row.row, attack=attack) for attack in row.combines]
-        return math.fsum(values) / len(values), 0.0
-    if row.difference_of:
-        first, second = (_value(rows, label, column=row.column) for label in row.difference_of)
-        return first - second, 0.0
-    accuracy = _value(rows, row.row, attack=row.attack, metric="accuracy")
-    clean, half = row.relative_to or 100.0, 0.05
-    drop = 100 * (1 - accuracy / clean)
-    return drop, 100 * (1 - (accuracy - half) / (clean + half)) - drop
-
-
-def _value(rows: Sequence[PublishedRow], name: str, **wanted: str) -> float:
-    """The one number of row `name` whose fields are `wanted`; averages and drops are no parts of others."""
-    metrics = {wanted["metric"]} if "metric" in wanted else {"accuracy", "average_accuracy"}
-    if "attack" in wanted:
-        metrics.discard("average_accuracy")
-    found = [
-        row.value
-        for row in rows
-        if row.row == name
-        and row.metric in metrics
-        and all(getattr(row, key) == wanted[key] for key in wanted)
-    ]
-    if len(found) != 1 or found[0] is None:
-        raise UserError(
-            f"published row {name!r} has {len(found)} numbers for {wanted}; one is needed to recompute"
-        )
-    return float(found[0])

@@ -112,6 +112,7 @@ assert not heavy, heavy
         ("robbench run --dataset dig", "digits"),
         ("robbench show jsa", "jsa50"),
         ("robbench train --recipe ijsat-ci", "ijsat-cifar"),
+        ("robbench run --experiment flow-lp-table12", "flow-lp-table12"),
     ],
 )
 def test_nothing_heavy_is_imported(words: str, one: str) -> None:

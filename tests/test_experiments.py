@@ -43,12 +43,12 @@ MINIMAL = {
 }
 
 
-def test_every_table_asked_for_is_a_recipe() -> None:
+def test_every_table_asked_for_is_an_experiment() -> None:
     assert sorted(ALL) == sorted(ASKED)
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_a_recipe_has_a_cell_for_every_number_printed(name: str) -> None:
+def test_an_experiment_has_a_cell_for_every_number_printed(name: str) -> None:
     """Against the transcribed tables; Figure 5 is a plot without numbers."""
     experiment = ALL[name]
     if experiment.published is None:
@@ -86,7 +86,7 @@ def test_budgets_and_subsets_are_those_of_the_published_rows(name: str) -> None:
 
 
 def test_what_is_needed_is_really_absent() -> None:
-    """The day a method is there its recipes must use it."""
+    """The day a method is there its experiments must use it."""
     from robbench.data.names import dataset_names
     from robbench.defenses import DEFENSES, FLOW_DEFENSES
 
@@ -158,7 +158,7 @@ def test_budgets_may_be_fractions_and_attacks_names() -> None:
     assert validate({"name": "pgd20", "epsilon": "8/255"}, AttackUse, "x").epsilon == 8 / 255
 
 
-def test_an_unknown_recipe_names_the_nearest() -> None:
+def test_an_unknown_experiment_names_the_nearest() -> None:
     with pytest.raises(UserError, match="did you mean 'ijsat-table1'"):
         find_experiment("ijsat-tabel1")
 

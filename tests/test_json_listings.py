@@ -8,6 +8,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from robbench.cli import catalog
 from robbench.cli.app import KINDS, main
 from robbench.core.resources import data_root
 
@@ -39,6 +40,7 @@ KEYS = {
     "datasets": {"name", "train", "test", "license", "source", "embedded", "path"},
     "defenses": {"name", "trains", "description"},
     "recipes": {"name", "of", "datasets", "description"},
+    "experiments": {"name", "source", "published", "dataset", "description"},
     "published": {"name", "source", "kind", "rows", "gated", "paper", "description"},
 }
 
@@ -55,11 +57,15 @@ def shown(name: str, *arguments: object) -> dict[str, dict[str, Any]]:
     return {thing["kind"]: thing["entry"] for thing in found["found"]}
 
 
+def test_every_kind_that_can_be_asked_for_is_known() -> None:
+    assert set(KINDS) == set(catalog.KINDS)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_list_has_its_keys_and_the_entries_of_the_plain_list(kind: str) -> None:
     found = parsed("list", kind)
     assert all(set(entry) == KEYS[kind] for entry in found)
-    lines = CliRunner().invoke(main, ["list", kind]).output.splitlines()
+    lines = CliRunner().invoke(main, ["list", kind]).stdout.splitlines()
     assert [entry["name"] for entry in found] == [line.split("\t")[0] for line in lines]
     assert found
 

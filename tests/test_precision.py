@@ -20,7 +20,7 @@ MATRIX = ["--model", "digits-at", "--n", "4"]
 COMMANDS = {
     "run": ["run", *MATRIX, "--attacks", "pgd20"],
     "dry run": ["run", *MATRIX, "--attacks", "pgd20", "--dry-run"],
-    "recipe": ["run", "--recipe", "ijsat-table1"],
+    "experiment": ["run", "--experiment", "ijsat-table1"],
     "bench": ["bench", "aa", *MATRIX],
 }
 

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from robbench.cli.app import main
 from robbench.cli.published_show import show_table
 from robbench.core.errors import UserError
+from robbench.experiments.arithmetic import arithmetic
 from robbench.experiments.published import (
     Hyperparameter,
     PublishedRow,
-    arithmetic,
     find_table,
     published_folder,
     published_index,
@@ -79,7 +79,7 @@ def test_every_transcribed_number_is_there_once_and_none_is_invented(
         for row, printed in zip(ours, source, strict=True):  # the order of the print is kept
             assert row.value == number(printed["value"])
             if row.value is None:
-                assert f"printed {printed['value']}" in row.note
+                assert row.printed_as == printed["value"]
             else:  # with its digits: 48.80 is not 48.8
                 assert row.value.as_tuple() == number(printed["value"]).as_tuple()  # type: ignore[union-attr]
 
@@ -253,7 +253,7 @@ def test_averages_agree_up_to_half_of_the_last_digit(hundredths: list[int], off:
         column="Avg",
         metric="average_accuracy",
         value=printed,
-        note=f"over {', '.join(attacks)}",
+        combines=attacks,
     )
     (found,) = arithmetic([*rows, average])
     assert found.recomputed == pytest.approx(float(mean), abs=1e-9)
@@ -346,6 +346,43 @@ def test_a_gate_has_grounds(tmp_path: Path, change: dict[str, str]) -> None:
         read_published(written(tmp_path / "t.csv", LINE | change))
 
 
+def test_a_table_whose_notes_alone_say_what_a_number_follows_from_is_refused(tmp_path: Path) -> None:
+    old = [name for name in PublishedRow.model_fields if name not in TYPED]
+    (tmp_path / "t.csv").write_text(",".join(old) + "\n", encoding="utf-8")
+    with pytest.raises(
+        UserError, match="'note' stands where 'combines' belongs; the columns are source,"
+    ) as e:
+        read_published(tmp_path / "t.csv")
+    assert "\n" not in str(e.value)
+
+
+TYPED = ("combines", "difference_of", "relative_to", "printed_as")
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        ({"metric": "average_accuracy", "note": "over clean, pgd20"}, "combines is empty"),
+        ({"difference_of": "AT"}, "difference_of names the two rows"),
+        ({"value": "", "note": "printed 10-25"}, "value or printed_as is needed"),
+        ({"printed_as": "98.1"}, "value or printed_as is needed"),
+        ({"relative_to": "high"}, "column relative_to 'high'"),
+    ],
+    ids=str,
+)
+def test_what_a_number_follows_from_is_typed(tmp_path: Path, change: dict[str, str], column: str) -> None:
+    row = LINE | {"gate": "false", "doubt": "follows from others"} | change
+    with pytest.raises(UserError, match=re.escape(column)):
+        read_published(written(tmp_path / "t.csv", row))
+
+
+def test_lists_of_a_cell_and_the_row_of_a_difference(tmp_path: Path) -> None:
+    row = LINE | {"gate": "false", "doubt": "d", "combines": "clean; pgd20", "note": "one; two"}
+    (read,) = read_published(written(tmp_path / "t.csv", row))
+    assert (read.combines, read.note, read.derived) == (("clean", "pgd20"), ("one", "two"), True)
+    assert read.model_dump()["note"] == "one; two"
+
+
 def test_two_numbers_in_one_place_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "t.csv", LINE, LINE | {"value": "98.2"})
     with pytest.raises(
@@ -429,7 +466,7 @@ def test_show_prints_the_table_with_recomputed_averages_and_doubts() -> None:
 
 def test_every_table_can_be_shown(capsys: pytest.CaptureFixture[str]) -> None:
     for table in INDEX.tables:
-        show_table(table, INDEX)
+        show_table(table.name)
         text = capsys.readouterr().out
         assert text.startswith(f"{table.source}: {table.what}\n")
         labels = {row.row for row in table_rows(table)} or {row.name for row in table_settings(table)}

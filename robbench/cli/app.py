@@ -39,10 +39,11 @@ from robbench.cli.completion import (
 )
 from robbench.cli.diff import diff
 from robbench.cli.experiment import (
-    check_recipe_options,
+    experiment_option,
+    experiment_options,
     fid_weights_option,
     recipe_option,
-    run_recipe,
+    run_experiment,
     scale_option,
 )
 from robbench.cli.fid import fid
@@ -54,7 +55,16 @@ from robbench.cli.watch import watch
 from robbench.core.errors import UserError
 from robbench.core.stops import as_stop
 
-KINDS = ("attacks", "defenses", "models", "datasets", "threat-models", "recipes", "published")
+KINDS = (
+    "attacks",
+    "defenses",
+    "models",
+    "datasets",
+    "threat-models",
+    "recipes",
+    "experiments",
+    "published",
+)
 
 
 @click.group(
@@ -146,6 +156,7 @@ def main(debug: bool) -> None:
 @zoo_option
 @checkpoints_option
 @data_dir_option
+@experiment_option
 @recipe_option
 @scale_option
 @fid_weights_option
@@ -160,19 +171,21 @@ def run(
     threads: int | None,
     **options: Any,
 ) -> None:
-    """Attack models and write tables; with --recipe a paper's experiment, trainings included.
+    """Attack models and write tables; with --experiment a paper's table, trainings included.
 
     Example: robbench run --defense ijsat --attacks pgd20,aa,jsa50
 
-    Example: robbench run --recipe ijsat-table1 --scale 0.01
+    Example: robbench run --experiment ijsat-table1 --scale 0.01
     """
-    check_recipe_options(context)
+    options = experiment_options(context, options)
     if threads is not None and options["backend"] == "ray":
         raise UserError(
             f"--threads {threads} with --backend ray: Ray tasks have one CPU thread each; leave --threads out"
         )
-    if options["recipe"] is not None:
-        context.exit(_of_recipe(context, options, out, resume, dry_run, threads))
+    if options["experiment"] is not None:
+        context.exit(_of_experiment(context, options, out, resume, dry_run, threads))
+    for option in ("experiment", "scale", "fid_weights"):
+        del options[option]
     options["dataset"] = chosen_dataset(options["dataset"], options["data"])
     folder = out or Path("robbench-runs") / f"{options['dataset']}-seed{options['seed']}"
     try:
@@ -197,7 +210,7 @@ def run(
     context.exit(3 if failed else 0)
 
 
-def _of_recipe(
+def _of_experiment(
     context: click.Context,
     options: dict[str, Any],
     out: Path | None,
@@ -205,13 +218,13 @@ def _of_recipe(
     dry_run: bool,
     threads: int | None,
 ) -> int:
-    """Run a recipe; the exit code."""
+    """Run an experiment; the exit code."""
     from robbench.core.allocator import tune_allocator
 
     try:
         tune_allocator()
         _compute_in(context, threads)
-        return 3 if run_recipe(options, out, resume, dry_run) else 0
+        return 3 if run_experiment(options, out, resume, dry_run) else 0
     except KeyboardInterrupt as error:
         stop = as_stop(error)
         echo_text(
@@ -290,10 +303,11 @@ def train(context: click.Context, /, threads: int | None, **options: Any) -> Non
 def list_command(
     kind: str, threat_models: Path | None, zoo: Path | None, data_dir: Path | None, as_json: bool
 ) -> None:
-    """List attacks, defenses, models, datasets, threat-models, recipes or published tables."""
+    """List attacks, defenses, models, datasets, threat-models, recipes, experiments or published tables."""
     from robbench.cli.catalog import list_kind
+    from robbench.cli.catalog_json import Folders
 
-    list_kind(kind, threat_models, zoo, data_dir, as_json)
+    list_kind(kind, Folders(threat_models, zoo, data_dir=data_dir), as_json)
 
 
 @main.command()
@@ -304,10 +318,11 @@ def list_command(
 @data_dir_option
 @json_option
 def show(name: str, as_json: bool, **options: Path | None) -> None:
-    """Show an attack, threat model, model, recipe, data set, defense or published table ("IJSAT Table 1")."""
+    """Show an attack, threat model, model, recipe, experiment, data set, defense or table ("IJSAT Table 1")."""
     from robbench.cli.catalog import show_name
+    from robbench.cli.catalog_json import Folders
 
-    show_name(name, options.pop("threat_models"), **options, as_json=as_json)
+    show_name(name, Folders(**options), as_json)
 
 
 @main.command()

@@ -1,74 +1,184 @@
-"""`robbench list` and `robbench show`: what there is, from cards, YAML files and registries."""
+"""`robbench list` and `robbench show`: one table of the kinds of things that have names, each from its own source."""
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from robbench.cli import catalog_json
+from robbench.cli import catalog_json, catalog_text
 from robbench.cli.base import echo_cells, echo_line, echo_text, print_json
-from robbench.cli.published_show import LIST_HEADER, listed, show_table
-from robbench.core.errors import UserError, printable, unknown_name
+from robbench.cli.catalog_json import Folders, Object
+from robbench.cli.published_show import show_table
+from robbench.core.errors import printable, unknown_name
 from robbench.core.schema import dump_yaml
 from robbench.core.terminal import Terminal
 from robbench.data.names import dataset_names
 from robbench.defenses.recipes import recipes
 from robbench.experiments.published import find_table, published_index
-from robbench.experiments.schema import experiment_names, experiment_text, experiments
-from robbench.models.entry import ZooEntry
-from robbench.models.zoo import present_weights, zoo_entries
+from robbench.experiments.schema import experiment_names, experiment_text, find_experiment
 from robbench.report.data_card import HEADER, dataset_rows, dataset_text, is_data_folder
-from robbench.specs import ThreatModel, listed_attacks, resolve_attack, threat_models
-
-if TYPE_CHECKING:
-    from robbench.defenses import Defense
 
 Rows = Iterable[tuple[str, ...]]
 
 
-def list_kind(
-    kind: str,
-    threat_model_folder: Path | None,
-    zoo: Path | None,
-    data_dir: Path | None = None,
-    as_json: bool = False,
-) -> None:
-    """Print the table of one kind: attacks, defenses, models, datasets, threat-models, recipes or published."""
+def _never(name: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of things with names.
+
+    Attributes:
+        word: what one is called.
+        header: titles of the columns of `robbench list`.
+        listed: all of them as objects, in the order of the list.
+        rows: cells of the list, from the folders and those objects.
+        names: names of those there are, members of groups too.
+        show: prints the one of a name.
+        described: the one of a name as an object.
+        also: whether a name that `names` lacks means one nevertheless.
+    """
+
+    word: str
+    header: tuple[str, ...]
+    listed: Callable[[Folders], Iterable[Object]]
+    rows: Callable[[Folders, Iterable[Object]], Rows]
+    names: Callable[[Folders], Iterable[str]]
+    show: Callable[[str, Folders], None]
+    described: Callable[[str, Folders], Object]
+    also: Callable[[str], bool] = _never
+
+    def has(self, name: str, folders: Folders) -> bool:
+        """Whether there is one called `name`."""
+        return name in self.names(folders) or self.also(name)
+
+
+def _cells(*keys: str) -> Callable[[Folders, Iterable[Object]], Rows]:
+    """The values of `keys` as texts; what is absent is empty, an empty list "-"."""
+
+    def text(value: object) -> str:
+        if isinstance(value, list):
+            return ", ".join(value) or "-"
+        return "" if value is None else str(value)
+
+    return lambda _, found: (tuple(text(thing[key]) for key in keys) for thing in found)
+
+
+def _attack_cells(_: Folders, found: Iterable[Object]) -> Iterator[tuple[str, ...]]:
+    keys = ("name", "target", "threat_model", "space", "norm")
+    for attack in found:
+        group = "" if attack["members"] is None else f"{len(attack['members'])} attacks. "
+        yield *(attack[key] for key in keys), f"{group}{attack['description']}"
+
+
+def _as_files(
+    word: str,
+    header: tuple[str, ...],
+    keys: tuple[str, ...],
+    listed: Callable[[Folders], Iterable[Object]],
+    known: Callable[[Folders], Mapping[str, BaseModel]],
+) -> Kind:
+    """A kind whose things are shown as their YAML file."""
+    return Kind(
+        word,
+        header,
+        listed,
+        _cells(*keys),
+        known,
+        lambda name, folders: echo_text(dump_yaml(known(folders)[name])),
+        lambda name, folders: known(folders)[name].model_dump(mode="json"),
+    )
+
+
+KINDS = {  # by what `robbench list` calls them, in the order of `robbench show`
+    "attacks": Kind(
+        "attack",
+        ("attack", "on a", "threat model", "space", "norm", "what it is"),
+        catalog_json.attacks,
+        _attack_cells,
+        lambda folders: folders.attacks,
+        catalog_text.show_attack,
+        catalog_json.attack,
+    ),
+    "threat-models": _as_files(
+        "threat model",
+        ("threat model", "on a", "space", "norm", "attacks", "what it is"),
+        ("name", "target", "space", "norm", "attacks", "description"),
+        catalog_json.threat_models,
+        lambda folders: folders.models_of_threats,
+    ),
+    "models": Kind(
+        "model",
+        ("model", "data set", "defense", "architecture", "what it is"),
+        catalog_json.models,
+        _cells("name", "dataset", "defense", "architecture", "description"),
+        lambda folders: folders.entries,
+        catalog_text.show_model,
+        catalog_json.model,
+    ),
+    "recipes": _as_files(
+        "recipe",
+        ("recipe", "of robbench", "data set", "what it is"),
+        ("name", "of", "datasets", "description"),
+        catalog_json.schedules,
+        lambda _: recipes(),
+    ),
+    "experiments": Kind(
+        "experiment",
+        ("experiment", "published table", "data set", "what it is"),
+        catalog_json.experiments,
+        _cells("name", "published", "dataset", "description"),
+        lambda _: experiment_names(),
+        lambda name, _: echo_text(experiment_text(name)),
+        lambda name, _: find_experiment(name).model_dump(mode="json"),
+    ),
+    "datasets": Kind(
+        "data set",
+        HEADER,
+        catalog_json.datasets,
+        lambda folders, _: dataset_rows(folders.data_dir),
+        lambda _: dataset_names(),
+        lambda name, folders: echo_text(dataset_text(name, folders.data_dir)),
+        catalog_json.dataset,
+        is_data_folder,
+    ),
+    "defenses": Kind(
+        "defense",
+        ("defense", "trains a", "what it is"),
+        catalog_json.defenses,
+        _cells("name", "trains", "description"),
+        catalog_json.defense_names,
+        catalog_text.show_defense,
+        catalog_json.defense,
+    ),
+    "published": Kind(  # a table answers to its name and to how it is printed, whatever the case
+        "published table",
+        ("table", "printed as", "rows", "gated", "paper", "what"),
+        catalog_json.published_tables,
+        _cells("name", "source", "rows", "gated", "paper", "description"),
+        lambda _: [table.name for table in published_index().tables],
+        lambda name, _: show_table(name),
+        catalog_json.published_table,
+        lambda name: find_table(name, published_index()) is not None,
+    ),
+}
+MOVED = "recipes are training schedules only; for the papers' tables see: robbench list experiments"
+
+
+def list_kind(kind: str, folders: Folders, as_json: bool = False) -> None:
+    """Print the table of one of `KINDS`, as text or as a JSON list."""
+    if kind == "recipes":  # for one version: scripts of before look for experiments here
+        echo_line(MOVED, err=True)
+    of = KINDS[kind]
+    found = of.listed(folders)
     if as_json:
-        print_json(catalog_json.listed_objects(kind, threat_model_folder, zoo, data_dir))
-        return
-    if kind == "attacks":
-        header: tuple[str, ...] = ("attack", "on a", "threat model", "space", "norm", "what it is")
-        rows = _attack_rows(threat_models(threat_model_folder))
-    elif kind == "threat-models":
-        header = ("threat model", "on a", "space", "norm", "attacks", "what it is")
-        rows = _threat_model_rows(threat_models(threat_model_folder))
-    elif kind == "models":
-        header = ("model", "data set", "defense", "architecture", "what it is")
-        rows = _model_rows(zoo_entries(zoo))
-    elif kind == "recipes":
-        header, rows = ("recipe", "of robbench", "data set", "what it is"), _recipe_rows()
-    elif kind == "published":
-        header, rows = LIST_HEADER, listed()
-    elif kind == "datasets":
-        header, rows = HEADER, dataset_rows(data_dir)
+        print_json(list(found))
     else:
-        header, rows = ("defense", "trains a", "what it is"), _defense_rows()
-    _print_table(header, rows)
-
-
-def _recipe_rows() -> Rows:
-    """Papers' experiments, then training schedules."""
-    for experiment in experiments().values():
-        yield experiment.name, "run", experiment.dataset, experiment.title
-    for recipe in recipes().values():
-        yield recipe.name, "train", ", ".join(recipe.default_for) or "-", recipe.description
+        _print_table(of.header, of.rows(folders, found))
 
 
 def _print_table(header: tuple[str, ...], rows: Rows) -> None:
@@ -85,214 +195,16 @@ def _print_table(header: tuple[str, ...], rows: Rows) -> None:
     console.print(table)
 
 
-def _attack_rows(models: dict[str, ThreatModel]) -> Rows:
-    for model in models.values():
-        texts = {name: spec.description for name, spec in model.attacks.items()}
-        texts |= {
-            name: f"{len(model.members(name))} attacks. {g.description}" for name, g in model.groups.items()
-        }
-        for name in listed_attacks({model.name: model}):
-            yield name, model.target, model.name, model.space, model.norm, texts[name]
-
-
-def _threat_model_rows(models: dict[str, ThreatModel]) -> Rows:
-    for model in models.values():
-        names = ", ".join(listed_attacks({model.name: model}))
-        yield model.name, model.target, model.space, model.norm, names, model.description
-
-
-def _model_rows(entries: dict[str, ZooEntry]) -> Rows:
-    for entry in entries.values():
-        card = entry.card
-        yield card.name, card.dataset, card.defense, card.architecture.name, card.description
-
-
-def _defense_rows() -> Rows:
-    from robbench.defenses import DEFENSES, FLOW_DEFENSES
-
-    for kind, registry in (("classifier", DEFENSES), ("flow", FLOW_DEFENSES)):
-        for name in registry:
-            yield name, kind, _first_line(registry.get(name))
-
-
-def _first_line(thing: object) -> str:
-    return (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ")
-
-
-# ------------------------------------------------------------------------------------------------------- show
-@dataclass(frozen=True)
-class Shown:
-    """A kind of thing with a name. names: those there are; show: prints the one meant; described: it as an object."""
-
-    kind: str
-    names: Iterable[str]
-    show: Callable[[], None]
-    described: Callable[[], catalog_json.Object]
-
-
-def show_name(
-    name: str,
-    threat_model_folder: Path | None,
-    zoo: Path | None,
-    checkpoints: Path | None = None,
-    data_dir: Path | None = None,
-    as_json: bool = False,
-) -> None:
+def show_name(name: str, folders: Folders, as_json: bool = False) -> None:
     """Print everything called `name`, of any kind; `UserError` with the nearest name when nothing is."""
-    models = threat_models(threat_model_folder)
-    entries = zoo_entries(zoo, checkpoints)
-    schedules = recipes()
-    attacks = [attack for model in models.values() for attack in (*model.attacks, *model.groups)]
-    kinds = [
-        Shown(
-            "attack",
-            attacks,
-            lambda: _show_attack(name, models),
-            lambda: catalog_json.attack_object(name, models),
-        ),
-        _dumped("threat model", models, name),
-        Shown(
-            "model",
-            entries,
-            lambda: _show_model(entries[name]),
-            lambda: catalog_json.model_object(entries[name]),
-        ),
-        _dumped("recipe", schedules, name),
-        Shown(
-            "experiment",
-            experiment_names(),
-            lambda: echo_text(experiment_text(name)),
-            lambda: experiments()[name].model_dump(mode="json"),
-        ),
-        Shown(
-            "data set",
-            _data_sets(name),
-            lambda: echo_text(dataset_text(name, data_dir)),
-            lambda: catalog_json.dataset_object(name, data_dir),
-        ),
-        Shown(
-            "defense",
-            _defense_choices(),
-            lambda: _show_defense(name),
-            lambda: catalog_json.defense_object(name),
-        ),
-        _published_tables(name),
-    ]
-    found = [kind for kind in kinds if name in kind.names]
+    found = [kind for kind in KINDS.values() if kind.has(name, folders)]
     if not found:
-        members = {
-            member for model in models.values() for group in model.groups for member in model.members(group)
-        }
-        raise unknown_name("name", name, {known for kind in kinds for known in kind.names} - members)
+        known = {known for kind in KINDS.values() for known in kind.names(folders)}
+        raise unknown_name("name", name, known - folders.members)
     if as_json:
-        entries_found = [{"kind": kind.kind, "entry": kind.described()} for kind in found]
-        print_json({"name": name, "found": entries_found})
+        entries = [{"kind": kind.word, "entry": kind.described(name, folders)} for kind in found]
+        print_json({"name": name, "found": entries})
         return
     for kind in found:
-        echo_line(f"== {kind.kind} {name} ==")
-        kind.show()
-
-
-def _dumped(kind: str, known: Mapping[str, BaseModel], name: str) -> Shown:
-    """Of things that are shown as their file."""
-    return Shown(
-        kind,
-        known,
-        lambda: echo_text(dump_yaml(known[name])),
-        lambda: known[name].model_dump(mode="json"),
-    )
-
-
-def _data_sets(name: str) -> list[str]:
-    """Named data sets, and `name` itself where it is the folder of one."""
-    return [*dataset_names(), *([name] if is_data_folder(name) else [])]
-
-
-def _show_model(entry: ZooEntry) -> None:
-    """Where the card and its weights lie, then the card."""
-    weights = present_weights(entry)
-    get = "downloaded when first used" if entry.card.weights.urls else "name their folder with --checkpoints"
-    echo_line(f"# {entry.folder}")
-    echo_line(f"# weights: {weights or f'not on this machine; {get}'}")
-    echo_text(dump_yaml(entry.card))
-
-
-def _published_tables(name: str) -> Shown:
-    """A table answers to its name and to how it is printed, whatever the case."""
-    index = published_index()
-    names, table = [entry.name for entry in index.tables], find_table(name, index)
-    if table is None:
-        return Shown("published table", names, lambda: None, dict)
-    return Shown(
-        "published table",
-        [name, *names],
-        lambda: show_table(table, index),
-        lambda: catalog_json.published_object(table, index),
-    )
-
-
-def _defense_choices() -> list[str]:
-    from robbench.defenses import DEFENSES, FLOW_DEFENSES
-
-    return [*DEFENSES, *FLOW_DEFENSES]
-
-
-def _show_defense(name: str) -> None:
-    from robbench.defenses import defense_kinds, find_defense
-
-    for kind in defense_kinds(name):
-        echo_line(f"trains a {kind}:")
-        _show_defense_class(find_defense(name, kind))
-
-
-def _show_defense_class(defense: "type[Defense]") -> None:
-    echo_text(inspect.getdoc(defense) or "")
-    if defense.Parameters.model_fields:
-        echo_text("\nParameters (--set KEY=VALUE):")
-    for field, info in defense.Parameters.model_fields.items():
-        echo_line(f"  {field} = {info.get_default(call_default_factory=False)!r}")
-
-
-def _show_attack(name: str, models: dict[str, ThreatModel]) -> None:
-    """The spec with every parameter filled in, then budgets and absolute step sizes for every data set."""
-    grouping = next((model for model in models.values() if name in model.groups), None)
-    if grouping is not None:
-        members = "\n  ".join(grouping.members(name))
-        echo_line(_flat(grouping.groups[name].description))
-        echo_line(_flat(grouping.description))
-        echo_text(f"  {members}")
-        return
-    owner = next(model for model in models.values() if name in model.attacks)
-    spec = owner.attacks[name]
-    parameters = catalog_json.attack_parameters(name, owner)
-    echo_line(f"threat model {owner.name} ({owner.space}, {owner.norm}): {_flat(owner.description)}")
-    echo_line(_flat(spec.description))
-    echo_line(f"reference: {spec.reference or '-'}")
-    echo_line(f"algorithm: {spec.algorithm}")
-    for key, value in parameters.model_dump().items():
-        echo_line(f"  {key}: {value}")
-    echo_line(f"{'data set':14} {'epsilon':10} {'eta':10} {'step size':18} note")
-    for dataset, budget in owner.budgets_of(name).items():
-        try:
-            resolved = resolve_attack(name, dataset, models)
-        except UserError:
-            echo_line(f"{dataset:14} none by default; give --epsilon or --eta")
-            continue
-        radii = [value for value in (resolved.epsilon, resolved.eta) if value is not None]
-        numbers = (_number(resolved.epsilon), _number(resolved.eta), _steps(parameters, radii))
-        echo_line(f"{dataset:14} {numbers[0]:10} {numbers[1]:10} {numbers[2]:18} {budget.note}".rstrip())
-
-
-def _flat(text: str) -> str:
-    """A description, whose lines in its file mean nothing, as one line."""
-    return " ".join(text.split())
-
-
-def _steps(parameters: BaseModel, radii: list[float]) -> str:
-    """Absolute step sizes, one a budget; "-" for an algorithm that has none or chooses its own."""
-    sizes = catalog_json.step_sizes(parameters, radii)
-    return "-" if sizes is None else ", ".join(f"{size:g}" for size in sizes)
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
+        echo_line(f"== {kind.word} {name} ==")
+        kind.show(name, folders)

@@ -4,30 +4,25 @@ Numbers are numbers with every digit; what is absent is null, and never left out
 """
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
+from robbench import specs
 from robbench.core.errors import UserError
 from robbench.core.resources import dataset_root
 from robbench.core.schema import validate
 from robbench.data.names import BUILT_IN, dataset_names, place
 from robbench.defenses.recipes import recipes
-from robbench.experiments.published import (
-    Index,
-    PublishedRow,
-    Table,
-    published_index,
-    table_rows,
-    table_settings,
-)
-from robbench.experiments.schema import experiments
+from robbench.experiments import published, schema
 from robbench.models.entry import ZooEntry
 from robbench.models.zoo import present_weights, zoo_entries
-from robbench.specs import ThreatModel, listed_attacks, resolve_attack, threat_models
+from robbench.specs import ThreatModel, listed_attacks, resolve_attack
 
 if TYPE_CHECKING:
     from robbench.defenses import Defense
@@ -35,144 +30,87 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 
 
-def listed_objects(
-    kind: str, threat_model_folder: Path | None, zoo: Path | None, data_dir: Path | None
-) -> list[Object]:
-    """The entries of one kind, in the order of `robbench list`."""
-    if kind == "attacks":
-        return list(_attacks(threat_models(threat_model_folder)))
-    if kind == "threat-models":
-        return [_threat_model(model) for model in threat_models(threat_model_folder).values()]
-    if kind == "models":
-        return [_model(entry) for entry in zoo_entries(zoo).values()]
-    if kind == "recipes":
-        return list(_recipes())
-    if kind == "published":
-        index = published_index()
-        return [_published(table, index) for table in index.tables]
-    if kind == "datasets":
-        return [_dataset(name, data_dir) for name in dataset_names()]
-    return list(_defenses())
+@dataclass(frozen=True)
+class Folders:
+    """Where to look besides what is shipped: `--threat-models`, `--zoo`, `--checkpoints`, `--data-dir`."""
+
+    threat_models: Path | None = None
+    zoo: Path | None = None
+    checkpoints: Path | None = None
+    data_dir: Path | None = None
+
+    @cached_property
+    def models_of_threats(self) -> dict[str, ThreatModel]:
+        """The threat models by name."""
+        return specs.threat_models(self.threat_models)
+
+    @cached_property
+    def entries(self) -> dict[str, ZooEntry]:
+        """The models of the zoos by name."""
+        return zoo_entries(self.zoo, self.checkpoints)
+
+    @cached_property
+    def attacks(self) -> set[str]:
+        """Names of attacks, groups and members of groups."""
+        models = self.models_of_threats.values()
+        return {name for model in models for name in (*model.attacks, *model.groups)}
+
+    @cached_property
+    def members(self) -> set[str]:
+        """Names of the attacks that groups stand for."""
+        models = self.models_of_threats.values()
+        return {name for model in models for group in model.groups for name in model.members(group)}
+
+    def owner(self, attack: str) -> ThreatModel:
+        """The threat model of an attack or group."""
+        models = self.models_of_threats.values()
+        return next(model for model in models if attack in model.attacks or attack in model.groups)
 
 
-# -------------------------------------------------------------------------------------------------------- list
-def _attacks(models: dict[str, ThreatModel]) -> Iterator[Object]:
-    for model in models.values():
+def _fields(thing: object, *names: str) -> Object:
+    """Attributes of a thing by their names; None for those it lacks."""
+    return {name: getattr(thing, name, None) for name in names}
+
+
+# ----------------------------------------------------------------------------------------------- attacks
+def attacks(folders: Folders) -> Iterator[Object]:
+    """The attacks of all threat models; of a group's members the group alone."""
+    for model in folders.models_of_threats.values():
         for name in listed_attacks({model.name: model}):
-            group = model.groups.get(name)
-            spec = group or model.attacks[name]
-            yield {
-                "name": name,
-                "target": model.target,
-                "threat_model": model.name,
-                "space": model.space,
-                "norm": model.norm,
-                "pixel_range": model.pixel_range,
-                "members": list(model.members(name)) if group else None,
-                "algorithm": None if group else model.attacks[name].algorithm,
-                "description": spec.description,
-                "reference": None if group else model.attacks[name].reference,
-            }
+            yield _attack(name, model)
 
 
-def _threat_model(model: ThreatModel) -> Object:
-    return {
-        "name": model.name,
-        "target": model.target,
-        "space": model.space,
-        "norm": model.norm,
-        "pixel_range": model.pixel_range,
-        "attacks": listed_attacks({model.name: model}),
-        "description": model.description,
-    }
-
-
-def _model(entry: ZooEntry) -> Object:
-    card, weights = entry.card, present_weights(entry)
-    return {
-        "name": card.name,
-        "kind": card.kind,
-        "dataset": card.dataset,
-        "defense": card.defense,
-        "architecture": card.architecture.name,
-        "description": card.description,
-        "folder": str(entry.folder),
-        "weights": None if weights is None else str(weights),
-        "weights_sha256": card.weights.sha256,
-    }
-
-
-def _recipes() -> Iterator[Object]:
-    for experiment in experiments().values():
-        yield {
-            "name": experiment.name,
-            "of": "run",
-            "datasets": [experiment.dataset],
-            "description": experiment.title,
-        }
-    for recipe in recipes().values():
-        yield {
-            "name": recipe.name,
-            "of": "train",
-            "datasets": list(recipe.default_for),
-            "description": recipe.description,
-        }
-
-
-def _published(table: Table, index: Index) -> Object:
-    paper, rows = index.paper_of(table), table_rows(table)
-    return {
-        "name": table.name,
-        "source": table.source,
-        "kind": table.kind,
-        "rows": len(rows) if table.has_numbers else len(table_settings(table)),
-        "gated": sum(row.gate for row in rows),
-        "paper": paper.title if paper else None,
-        "description": table.what,
-    }
-
-
-def _dataset(name: str, data_dir: Path | None) -> Object:
-    """Sizes as published. path: where its files lie; None where they do not, and for one inside a package."""
-    about = BUILT_IN.get(name)
-    path = place(name, dataset_root(data_dir)) if about and about.files else None
+def _attack(name: str, model: ThreatModel) -> Object:
+    group, spec = model.groups.get(name), model.attacks.get(name)
     return {
         "name": name,
-        "train": about.train if about else None,
-        "test": about.test if about else None,
-        "license": about.license if about else None,
-        "source": about.source if about else None,
-        "embedded": about is None or not about.files,
-        "path": None if path is None else str(path),
+        "target": model.target,
+        "threat_model": model.name,
+        **_fields(model, "space", "norm", "pixel_range"),
+        "members": list(model.members(name)) if group else None,
+        "algorithm": None if group else getattr(spec, "algorithm", None),
+        **_fields(group or spec, "description"),
+        "reference": None if group else getattr(spec, "reference", None),
     }
 
 
-def _defenses() -> Iterator[Object]:
-    from robbench.defenses import DEFENSES, FLOW_DEFENSES
-
-    for kind, registry in (("classifier", DEFENSES), ("flow", FLOW_DEFENSES)):
-        for name in registry:
-            description = (inspect.getdoc(registry.get(name)) or "").split("\n\n")[0].replace("\n", " ")
-            yield {"name": name, "trains": kind, "description": description}
-
-
-# -------------------------------------------------------------------------------------------------------- show
-def attack_object(name: str, models: dict[str, ThreatModel]) -> Object:
+def attack(name: str, folders: Folders) -> Object:
     """An attack with every parameter filled in and its numbers on every data set; of a group its members."""
-    owner = next(model for model in models.values() if name in (*model.attacks, *model.groups))
-    about = next(found for found in _attacks_of(owner) if found["name"] == name)
-    if about["members"] is not None:
+    owner = folders.owner(name)
+    about = _attack(name, owner)
+    if name in owner.groups:
         return about
     parameters = attack_parameters(name, owner)
+    models = folders.models_of_threats
     budgets = [_resolved(name, dataset, models, parameters) for dataset in owner.budgets_of(name)]
     return {**about, "parameters": parameters.model_dump(mode="json"), "budgets": budgets}
 
 
-def _attacks_of(model: ThreatModel) -> Iterator[Object]:
-    """All attacks of a threat model, members of groups too."""
-    yield from _attacks({model.name: model})
-    alone = model.model_copy(update={"groups": {}})
-    yield from _attacks({model.name: alone})
+def threat_models(folders: Folders) -> Iterator[Object]:
+    """The threat models and the names of their attacks."""
+    for model in folders.models_of_threats.values():
+        about = _fields(model, "name", "target", "space", "norm", "pixel_range")
+        yield {**about, "attacks": listed_attacks({model.name: model}), "description": model.description}
 
 
 def attack_parameters(name: str, owner: ThreatModel) -> BaseModel:
@@ -183,8 +121,19 @@ def attack_parameters(name: str, owner: ThreatModel) -> BaseModel:
     return validate(spec.parameters, ATTACKS.get(spec.algorithm).Parameters, f"attack {name!r}, parameters")
 
 
-def step_sizes(parameters: object, radii: Iterable[float]) -> list[float] | None:
-    """Absolute step sizes, one a budget; None for an algorithm that has none or chooses its own."""
+def _resolved(name: str, dataset: str, models: dict[str, ThreatModel], parameters: BaseModel) -> Object:
+    """Budgets and step sizes on a data set; all None where the attack has no budget there by default."""
+    try:
+        resolved = resolve_attack(name, dataset, models)
+    except UserError:
+        return {"dataset": dataset, "epsilon": None, "eta": None, "step_sizes": None}
+    radii = [value for value in (resolved.epsilon, resolved.eta) if value is not None]
+    steps = _step_sizes(parameters, radii)
+    return {"dataset": dataset, "epsilon": resolved.epsilon, "eta": resolved.eta, "step_sizes": steps}
+
+
+def _step_sizes(parameters: BaseModel, radii: list[float]) -> list[float] | None:
+    """Absolute step sizes, one per budget; None for an algorithm that has none or chooses its own."""
     absolute = getattr(parameters, "step_size", None)
     relative = getattr(parameters, "relative_step_size", None)
     if absolute is not None:
@@ -192,50 +141,60 @@ def step_sizes(parameters: object, radii: Iterable[float]) -> list[float] | None
     return [relative * radius for radius in radii] if relative is not None else None
 
 
-def _resolved(name: str, dataset: str, models: dict[str, ThreatModel], parameters: object) -> Object:
-    """Budgets and step sizes on a data set; all None where the attack has no budget there by default."""
-    try:
-        resolved = resolve_attack(name, dataset, models)
-    except UserError:
-        return {"dataset": dataset, "epsilon": None, "eta": None, "step_sizes": None}
-    radii = [value for value in (resolved.epsilon, resolved.eta) if value is not None]
-    steps = step_sizes(parameters, radii)
-    return {"dataset": dataset, "epsilon": resolved.epsilon, "eta": resolved.eta, "step_sizes": steps}
+# ------------------------------------------------------------------------------------ models and training
+def models(folders: Folders) -> Iterator[Object]:
+    """The models of the zoos, and where they lie."""
+    return map(_model, folders.entries.values())
 
 
-def model_object(entry: ZooEntry) -> Object:
+def _model(entry: ZooEntry) -> Object:
+    card, weights = entry.card, present_weights(entry)
+    return {
+        **_fields(card, "name", "kind", "dataset", "defense"),
+        "architecture": card.architecture.name,
+        "description": card.description,
+        "folder": str(entry.folder),
+        "weights": None if weights is None else str(weights),
+        "weights_sha256": card.weights.sha256,
+    }
+
+
+def model(name: str, folders: Folders) -> Object:
     """What the list says of a model, and its whole card."""
+    entry = folders.entries[name]
     return {**_model(entry), "card": entry.card.model_dump(mode="json")}
 
 
-def dataset_object(name: str, data_dir: Path | None) -> Object:
-    """What the list says of a data set, and its card where it is at hand."""
-    from robbench.data import load_dataset
-    from robbench.data.folder import load_folder
-
-    if name not in dataset_names():
-        card = load_folder(Path(name)).card
-        listed = {
-            "name": card.name,
-            "train": None,
-            "test": None,
-            "license": card.license,
-            "source": card.source,
-        }
-        return {**listed, "embedded": False, "path": name, "card": card.model_dump(mode="json")}
-    about = _dataset(name, data_dir)
-    here = about["embedded"] or about["path"] is not None
-    return {**about, "card": load_dataset(name, data_dir).card.model_dump(mode="json") if here else None}
+def schedules(folders: Folders) -> Iterator[Object]:
+    """Training schedules. of: the command they are of, "train"; kept from when experiments were listed with them."""
+    for recipe in recipes().values():
+        datasets = list(recipe.default_for)
+        yield {"name": recipe.name, "of": "train", "datasets": datasets, "description": recipe.description}
 
 
-def defense_object(name: str) -> Object:
+def defenses(folders: Folders) -> Iterator[Object]:
+    """The defenses, once per kind of model they train."""
+    from robbench.defenses import DEFENSES, FLOW_DEFENSES
+
+    for kind, registry in (("classifier", DEFENSES), ("flow", FLOW_DEFENSES)):
+        for name in registry:
+            description = (inspect.getdoc(registry.get(name)) or "").split("\n\n")[0].replace("\n", " ")
+            yield {"name": name, "trains": kind, "description": description}
+
+
+def defense_names(folders: Folders) -> list[str]:
+    """Names of the defenses of classifiers, then of flows."""
+    from robbench.defenses import DEFENSES, FLOW_DEFENSES
+
+    return [*DEFENSES, *FLOW_DEFENSES]
+
+
+def defense(name: str, folders: Folders) -> Object:
     """What a defense of that name does to every kind of model it trains."""
     from robbench.defenses import defense_kinds, find_defense
 
-    return {
-        "name": name,
-        "trains": [_defense(kind, find_defense(name, kind)) for kind in defense_kinds(name)],
-    }
+    kinds = defense_kinds(name)
+    return {"name": name, "trains": [_defense(kind, find_defense(name, kind)) for kind in kinds]}
 
 
 def _defense(kind: str, defense: "type[Defense]") -> Object:
@@ -244,22 +203,78 @@ def _defense(kind: str, defense: "type[Defense]") -> Object:
     return {"kind": kind, "description": inspect.getdoc(defense) or "", "parameters": parameters}
 
 
-def published_object(table: Table, index: Index) -> Object:
+# --------------------------------------------------------------------------------------------- data sets
+def datasets(folders: Folders) -> Iterator[Object]:
+    """The named data sets with their published sizes."""
+    return (_dataset(name, folders) for name in dataset_names())
+
+
+def _dataset(name: str, folders: Folders) -> Object:
+    """path: where its files lie; None where they do not, and for one inside a package."""
+    about = BUILT_IN.get(name)
+    path = place(name, dataset_root(folders.data_dir)) if about and about.files else None
+    return {
+        "name": name,
+        **_fields(about, "train", "test", "license", "source"),
+        "embedded": about is None or not about.files,
+        "path": None if path is None else str(path),
+    }
+
+
+def dataset(name: str, folders: Folders) -> Object:
+    """What the list says of a data set, named or in a folder, and its card where it is at hand."""
+    from robbench.data import load_dataset
+    from robbench.data.folder import load_folder
+
+    if name in dataset_names():
+        about = _dataset(name, folders)
+        here = about["embedded"] or about["path"] is not None
+        card = load_dataset(name, folders.data_dir).card if here else None
+        return {**about, "card": card.model_dump(mode="json") if card else None}
+    card = load_folder(Path(name)).card
+    about = {"name": card.name, "train": None, "test": None, "license": card.license, "source": card.source}
+    return {**about, "embedded": False, "path": name, "card": card.model_dump(mode="json")}
+
+
+# ------------------------------------------------------------------------------------------------ papers
+def experiments(folders: Folders) -> Iterator[Object]:
+    """The papers' tables and figures that `robbench run --experiment` runs."""
+    for experiment in schema.experiments().values():
+        about = _fields(experiment, "name", "source", "published", "dataset")
+        yield {**about, "description": experiment.title}
+
+
+def published_tables(folders: Folders) -> Iterator[Object]:
+    """The published tables. rows: numbers, or settings; gated: numbers that a check may fail on."""
+    index = published.published_index()
+    return (_published(table, index) for table in index.tables)
+
+
+def _published(table: published.Table, index: published.Index) -> Object:
+    paper, rows = index.paper_of(table), published.table_rows(table)
+    return {
+        **_fields(table, "name", "source", "kind"),
+        "rows": len(rows) if table.has_numbers else len(published.table_settings(table)),
+        "gated": sum(row.gate for row in rows),
+        "paper": paper.title if paper else None,
+        "description": table.what,
+    }
+
+
+def published_table(name: str, folders: Folders) -> Object:
     """A published table row by row. value: as a number; printed: with the digits it was printed with."""
+    index = published.published_index()
+    table = published.published_table(name, index)
     paper = index.paper_of(table)
     rows = (
-        [_published_row(row) for row in table_rows(table)]
+        [_published_row(row) for row in published.table_rows(table)]
         if table.has_numbers
-        else [setting.model_dump(mode="json") for setting in table_settings(table)]
+        else [setting.model_dump(mode="json") for setting in published.table_settings(table)]
     )
-    about = _published(table, index)
-    return {**about, "citation": paper.citation if paper else None, "numbers": rows}
+    return {**_published(table, index), "citation": paper.citation if paper else None, "numbers": rows}
 
 
-def _published_row(row: PublishedRow) -> Object:
+def _published_row(row: published.PublishedRow) -> Object:
     value = None if row.value is None else float(row.value)
-    return {
-        **row.model_dump(mode="json"),
-        "value": value,
-        "printed": None if row.value is None else str(row.value),
-    }
+    printed = None if row.value is None else str(row.value)
+    return {**row.model_dump(mode="json"), "value": value, "printed": printed}

@@ -90,7 +90,7 @@ def _shown_names(context: click.Context) -> Iterable[str]:
     yield from (table.name for table in published_index().tables)
 
 
-def _recipe_names(context: click.Context) -> Iterable[str]:
+def _experiment_names(context: click.Context) -> Iterable[str]:
     from robbench.experiments.schema import experiment_names
 
     return experiment_names()
@@ -107,7 +107,7 @@ model_completion = _completer(_model_names, paths=True)
 defense_completion = _completer(_defense_names)
 dataset_completion = _completer(_dataset_names, lists=False)
 shown_completion = _completer(_shown_names, lists=False, paths=True)
-recipe_completion = _completer(_recipe_names, lists=False)
+experiment_completion = _completer(_experiment_names, lists=False)
 schedule_completion = _completer(_schedule_names, lists=False)
 
 

@@ -1,6 +1,7 @@
-"""What `robbench run --recipe` does, from a request to files and lines on the terminal."""
+"""What `robbench run --experiment` does, from a request to files and lines on the terminal."""
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -18,9 +19,9 @@ from robbench.core.errors import UserError
 from robbench.core.terminal import Terminal, print_line
 from robbench.defenses.plan import TrainRequest
 from robbench.experiments.cost import ExperimentCosts
+from robbench.experiments.request import ExperimentRequest
 from robbench.experiments.runs import (
     ExperimentPlan,
-    ExperimentRequest,
     claim,
     plan_experiment,
     resolve_use,
@@ -29,13 +30,12 @@ from robbench.experiments.runs import (
 from robbench.experiments.table import (
     Line,
     Measurements,
-    Setting,
-    Verdict,
     comparison,
     printed_cells,
     texts,
     write_comparison,
 )
+from robbench.experiments.verdicts import Setting, Verdict
 from robbench.results.rows import CLEAN
 from robbench.results.wording import ANY_ITERATE
 from robbench.run.frechet import FrechetRequest, score_run
@@ -197,11 +197,8 @@ def dry_run_experiment(request: ExperimentRequest, folder: Path) -> None:
 
 
 def compare_missing(plan: ExperimentPlan) -> list[str]:
-    """ "not run: needs Elastic (7 cells)", one line a reason, for what the recipe cannot compute."""
-    reasons: dict[str, int] = {}
-    for line in compare(plan, None, {}):
-        if line.measured.reason.startswith("needs "):
-            reasons[line.measured.reason] = reasons.get(line.measured.reason, 0) + 1
+    """ "not run: needs Elastic (7 cells)", one line per reason, for what robbench cannot compute."""
+    reasons = Counter(line.measured.reason for line in compare(plan, None, {}) if line.measured.needs)
     return [f"not run: {reason} ({count} of the table's cells)" for reason, count in reasons.items()]
 
 
@@ -237,7 +234,7 @@ def _notes(plan: ExperimentPlan) -> list[str]:
 
 def _command(request: ExperimentRequest) -> str:
     """The command line without places and device."""
-    words = ["robbench", "run", "--recipe", request.recipe or request.experiment.name]
+    words = ["robbench", "run", "--experiment", request.requested or request.experiment.name]
     words += [] if request.scale.full else ["--scale", f"{request.scale.factor:g}"]
     words += [] if request.n is None else ["--n", f"{request.n}"]
     words += ["--seed", f"{request.seed}"] if request.seed else []
@@ -255,13 +252,9 @@ def _print_comparison(console: Console, title: str, lines: Sequence[Line]) -> No
             if line.row == row:
                 table.add_row(*(Text(cell) for cell in (line.column, *texts(line))))
         console.print(table)
-    counted = {verdict: sum(line.verdict == verdict for line in lines) for verdict in _VERDICTS}
-    console.print(
-        ", ".join(f"{count} {verdict}" for verdict, count in counted.items() if count), highlight=False
-    )
-
-
-_VERDICTS = get_args(Verdict)
+    counted = Counter(line.verdict for line in lines)
+    text = ", ".join(f"{counted[verdict]} {verdict}" for verdict in get_args(Verdict) if counted[verdict])
+    console.print(text, highlight=False)
 
 
 def _table(first: str, others: Sequence[str]) -> Table:

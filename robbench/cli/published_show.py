@@ -1,6 +1,6 @@
-"""What `robbench list published` and `robbench show "IJSAT Table 1"` print."""
+"""What `robbench show "IJSAT Table 1"` prints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table as RichTable
@@ -10,30 +10,18 @@ from robbench.cli.base import echo_cells, echo_line
 from robbench.core.terminal import Terminal
 from robbench.experiments.layout import PrintedTable, printed_table
 from robbench.experiments.published import (
-    Index,
     PublishedRow,
-    Table,
     published_index,
+    published_table,
     table_rows,
     table_settings,
 )
 
-LIST_HEADER = ("table", "printed as", "rows", "gated", "paper", "what")
 
-
-def listed() -> Iterator[tuple[str, ...]]:
-    """One tuple a table, as in `LIST_HEADER`; rows: numbers, of them gated: those that a check may fail on."""
-    index = published_index()
-    for table in index.tables:
-        paper = index.paper_of(table)
-        rows = table_rows(table)
-        count = len(rows) if table.has_numbers else len(table_settings(table))
-        gated = sum(row.gate for row in rows)
-        yield table.name, table.source, str(count), str(gated), paper.title if paper else "", table.what
-
-
-def show_table(table: Table, index: Index) -> None:
+def show_table(name: str) -> None:
     """Print a table as it stands in print, with recomputed numbers beside it and doubts below."""
+    index = published_index()
+    table = published_table(name, index)
     paper = index.paper_of(table)
     echo_line(f"{table.source}: {table.what}")
     if paper:
@@ -47,12 +35,14 @@ def show_table(table: Table, index: Index) -> None:
     _print(printed_table(rows))
 
 
+_WHERE = ("dataset", "architecture")
+
+
 def _measured(rows: Sequence[PublishedRow]) -> str:
     """ "cifar10, resnet18; accuracy in %; 28 of 63 numbers gate"."""
     about = [
-        ", ".join(dict.fromkeys(filter(None, (getattr(row, key) for row in rows)))) for key in ("dataset",)
+        ", ".join(dict.fromkeys(getattr(row, key) for row in rows if getattr(row, key))) for key in _WHERE
     ]
-    about += [", ".join(dict.fromkeys(row.architecture for row in rows if row.architecture))]
     units = dict.fromkeys(f"{row.metric.replace('_', ' ')} in {row.unit or 'no unit'}" for row in rows)
     sizes = ", ".join(f"{n:,}" for n in sorted({row.n for row in rows if row.n}))
     parts = [", ".join(filter(None, about)), ", ".join(units), f"n {sizes}" if sizes else "n not stated"]

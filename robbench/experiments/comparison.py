@@ -13,26 +13,31 @@ not run: nothing comparable was measured; `reason` says what robbench lacks ("ne
 An interval covers the draw of test images, not the draw of a training: papers print single trainings, and so do runs.
 """
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
 
 from robbench.cards import Training
 from robbench.core.numerals import number
-from robbench.experiments.published import PublishedRow, arithmetic
+from robbench.experiments.arithmetic import arithmetic
+from robbench.experiments.published import PublishedRow
+from robbench.experiments.verdicts import (
+    FIXED,
+    Difference,
+    Setting,
+    Verdict,
+    difference,
+    in_interval,
+    sentence,
+    widening,
+)
 from robbench.metrics.likelihood import WEIGHTED, estimate_of
 from robbench.results.rows import AVERAGE, CLEAN, TableRow
 from robbench.results.tables import rows_under_attack
 from robbench.specs import ResolvedAttack
 from robbench.store.records import Run
 
-Verdict = Literal["within", "outside", "differs", "not comparable", "not run"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-# What a difference does to a comparison: forbid it, leave it without a verdict, or only be named.
-Effect = Literal["not comparable", "no verdict", "named"]
-
-FIXED = 0.05  # percentage points; what print and another machine's rounding may differ by
+# The verdicts of a comparison, in the order of pages.
+VERDICTS: tuple[Verdict, ...] = ("within", "outside", "differs", "not comparable", "not run")
 RELATIVE = 0.01
 DIGITS = 12  # of a sha256
 COMPARABLE = (
@@ -68,11 +73,7 @@ CALLED = {
     "kd-detector": "KD detector",
     "lid-detector": "LID detector",
     "not-stated": "the paper to say whether the images were perturbed",
-    "elastic": "Elastic (unforeseen attack)",
-    "jpeg": "JPEG (unforeseen attack)",
-    "fog": "Fog (unforeseen attack)",
-    "snow": "Snow (unforeseen attack)",
-    "gabor": "Gabor (unforeseen attack)",
+    **{name.lower(): f"{name} (unforeseen attack)" for name in ("Elastic", "JPEG", "Fog", "Snow", "Gabor")},
     "unforeseen-l2": "L2 of the unforeseen attacks",
     "corruptions": "CIFAR-10-C",
     "samples": "GAN samples",
@@ -94,14 +95,20 @@ class Known:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of a run's leaderboard and what it leaves unsaid of its setting.
+    """A row of a run's leaderboard, and the setting it was measured in as far as cards and cells say.
 
-    run: the folder's name. attack: without options ("pgd20" of "pgd20@0.1"). architecture: of the card, "" without one.
-    train_samples, epochs, steps, step_size: None where there are none, or the card does not say. held_out: images of
-    the training set kept for validation. draws: importance samples of bits/dim, None for any other number. trained:
-    parameters of defense and recipe that the card states, and the flow's name under "flow". weights: first digits of
-    their sha256. every_image: whether misclassified images were perturbed too; for R-LA only, which papers apply to all
-    (a search finds such images wrong already and leaves them).
+    Attributes:
+        row: the number.
+        run: name of the run's folder.
+        attack: without options ("pgd20" of "pgd20@0.1").
+        architecture: of the card; "" without one.
+        train_samples, epochs: of the training; None where the card does not say.
+        steps, step_size: of the attack; None where it has none.
+        held_out: training images kept for validation.
+        draws: importance samples of bits/dim; None for any other number.
+        trained: parameters of defense and recipe on the card, and the flow's name under "flow".
+        weights: first digits of their sha256.
+        every_image: whether misclassified images were perturbed too, as papers do with R-LA; searches leave them.
     """
 
     row: TableRow
@@ -120,24 +127,17 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Where the settings differ; both sides as texts."""
-
-    what: str
-    published: str
-    measured: str
-    effect: Effect = "no verdict"
-
-    @property
-    def text(self) -> str:
-        """ "architecture conv3, published resnet18"."""
-        return f"{self.what} {self.measured}, published {self.published}"
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """One published number. recomputed: what it should be where it does not follow from its own table; then that is
-    what the measurement is compared with. measured: None where nothing comparable was. reason: of the verdict."""
+    """One published number beside what was measured of it.
+
+    Attributes:
+        published: the printed number.
+        recomputed: what it should be where it does not follow from its own table; the measurement is compared with it.
+        measured: None where nothing comparable was measured.
+        verdict: of the two.
+        reason: of the verdict.
+        differences: between the settings.
+    """
 
     published: PublishedRow
     recomputed: float | None
@@ -163,7 +163,7 @@ class Comparison:
     @property
     def setting(self) -> str:
         """What differs, as text; empty when nothing is known to."""
-        return "; ".join(difference.text for difference in self.differences)
+        return sentence(self.differences)
 
 
 # ----------------------------------------------------------------------------------------------------- measured
@@ -175,24 +175,20 @@ def measured_rows(run: Run) -> list[Measured]:
         card, attack = run.cards.get(row.model), cells.get((row.model, row.attack))
         training = card.training if card else None
         steps = attack.parameters.get("steps") if attack else None
-        rows.append(
-            Measured(
-                row=row,
-                run=run.folder.name,
-                attack=row.attack.partition("@")[0],
-                architecture=card.architecture.name if card else "",
-                train_samples=training.train_samples if training else None,
-                epochs=training.epochs if training else None,
-                steps=int(steps) if steps is not None else None,
-                step_size=_step_size(attack) if attack else None,
-                held_out=training.validation_samples if training else 0,
-                draws=_draws(row, attack),
-                trained=_trained(training),
-                weights=card.weights.sha256[:DIGITS] if card else "",
-                every_image=attack is not None and attack.semantics == "perturbation",
-            )
+        measured = Measured(
+            row=row,
+            run=run.folder.name,
+            attack=row.attack.partition("@")[0],
+            architecture=card.architecture.name if card else "",
+            steps=int(steps) if steps is not None else None,
+            step_size=_step_size(attack) if attack else None,
+            draws=_draws(row, attack),
+            weights=card.weights.sha256[:DIGITS] if card else "",
+            every_image=attack is not None and attack.semantics == "perturbation",
         )
-    return [*rows, *_unattacked(rows)]
+        rows.append(measured if training is None else _with_training(measured, training))
+    of_noise = {place for place, attack in cells.items() if attack.parameters.get("images") == "noise"}
+    return [*rows, *_unattacked([m for m in rows if (m.row.model, m.row.attack) not in of_noise])]
 
 
 def _step_size(attack: ResolvedAttack) -> float | None:
@@ -204,12 +200,16 @@ def _step_size(attack: ResolvedAttack) -> float | None:
     return None if relative is None or radius is None else float(relative) * radius
 
 
-def _trained(training: Training | None) -> dict[str, object]:
-    if training is None:
-        return {}
+def _with_training(measured: Measured, training: Training) -> Measured:
     parts = [training.parameters.get(part) for part in ("recipe", "defense")]
-    found = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
-    return {**found, **({"flow": training.flow.name} if training.flow else {})}
+    trained = {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+    return replace(
+        measured,
+        train_samples=training.train_samples,
+        epochs=training.epochs,
+        held_out=training.validation_samples,
+        trained=trained | ({"flow": training.flow.name} if training.flow else {}),
+    )
 
 
 def _draws(row: TableRow, attack: ResolvedAttack | None) -> int | None:
@@ -219,13 +219,13 @@ def _draws(row: TableRow, attack: ResolvedAttack | None) -> int | None:
 
 
 def _unattacked(rows: Sequence[Measured]) -> Iterator[Measured]:
-    """Bits/dim of test images before any attack, once a flow, estimate and run: as budget 0 of `LIKELIHOOD`, and where
-    they are importance-weighted as those of clean images."""
+    """Bits/dim before any attack of rows on test images, once per flow, estimate and run: as budget 0 of `LIKELIHOOD`,
+    and where they are importance-weighted as those of clean images."""
     seen = set()
     for m in rows:
         metric, key = m.row.metric.removesuffix("_before"), (m.row.model, m.row.metric, m.draws)
         of_flow = metric != m.row.metric and metric.endswith("bits_per_dim") and m.row.model == m.row.flow
-        if not of_flow or "test images" not in m.row.note or key in seen:
+        if not of_flow or key in seen:
             continue
         seen.add(key)
         weighted = metric.startswith(WEIGHTED)
@@ -238,7 +238,7 @@ def _unattacked(rows: Sequence[Measured]) -> Iterator[Measured]:
 def compare(
     published: Sequence[PublishedRow], measured: Sequence[Measured], known: Known
 ) -> list[Comparison]:
-    """One comparison a published number of a table, in its order; recomputed numbers are part of their printed twins.
+    """One comparison per published number of a table, in its order; recomputed numbers are part of their printed twins.
 
     measured: rows of one or more runs. Of several that fit, the one with the fewest differences counts, then the one
     with the most test images, then the first.
@@ -269,12 +269,12 @@ def _compared(
         why = f"{found[0].row.status}: {found[0].row.note}" if found else "no run has it"
         return Comparison(row, recomputed, None, "not run", why.removesuffix(": "))
     best = min(done, key=lambda m: _distance(row, m, known))
-    differences = tuple(difference for difference in _weighed(row, best, known) if difference is not None)
+    differences = tuple(found for found in _weighed(row, best, known) if found is not None)
     if apart := [d for d in differences if d.effect == "not comparable"]:
-        reason = f"{best.row.model} ({best.run}): {'; '.join(difference.text for difference in apart)}"
+        reason = f"{best.row.model} ({best.run}): {sentence(apart)}"
         return Comparison(row, recomputed, None, "not comparable", reason, differences)
     blank = Comparison(row, recomputed, best, "differs", "another setting", differences)
-    if any(difference.effect == "no verdict" for difference in differences):
+    if any(found.effect == "no verdict" for found in differences):
         return blank
     verdict, reason = _judged(blank)
     return replace(blank, verdict=verdict, reason=reason)
@@ -300,7 +300,7 @@ def _fits(row: PublishedRow, m: Measured) -> bool:
     who = row.model == m.row.model if row.model else _same_defense(row, m)
     same = who and _quantity(row) == (m.attack, m.row.metric)
     if row.attack == AVERAGE:
-        return same and frozenset(row.note.removeprefix("over ").split(", ")) == frozenset(m.row.combined)
+        return same and set(row.combines) == set(m.row.combined)
     return same and (row.epsilon == 0) == (m.row.epsilon == 0)  # no attack at all is no smaller budget
 
 
@@ -318,11 +318,11 @@ def _distance(row: PublishedRow, m: Measured, known: Known) -> tuple[float, ...]
 
 
 def _weighed(row: PublishedRow, m: Measured, known: Known) -> list[Difference | None]:
-    """One entry a part of the setting, the weightiest first; None where the sides agree or the print does not say."""
+    """One entry per part of the setting, the weightiest first; None where the sides agree or the print does not say."""
     r = m.row
     weights = known.weights.get(row.model) if row.model and m.weights else None
-    apart = apart_of(row, r.dataset, m.architecture, r.epsilon, r.eta)
-    apart.insert(1, _difference("weights", weights, m.weights, "not comparable"))
+    apart = Setting(r.dataset, m.architecture, r.epsilon, r.eta).apart_from(row)
+    apart.insert(1, difference("weights", weights, m.weights, "not comparable"))
     pairs: list[tuple[str, object, object]] = []
     if row.defense and not row.model:
         pairs += [("epochs", row.epochs, m.epochs)]
@@ -335,28 +335,13 @@ def _weighed(row: PublishedRow, m: Measured, known: Known) -> list[Difference | 
     if row.attack.startswith(RANDOM) and row.metric in OF_EVERY_IMAGE:
         pairs += [("misclassified images", "perturbed", "perturbed" if m.every_image else "left as they are")]
     images = None if row.model else _training_images(row, m)
-    sizes = _difference("n", row.n, r.n, "named")
-    return [*apart, *(_difference(*pair) for pair in pairs), images, sizes, drawn]
-
-
-def apart_of(
-    row: PublishedRow, dataset: str, architecture: str, epsilon: float | None, eta: float | None
-) -> list[Difference | None]:
-    """Data set, architecture and budgets: where one of them differs, a measured number is never set beside the printed
-    one. None where the sides agree or the print does not say."""
-    trained = row.defense and not row.model
-    pairs: tuple[tuple[str, object, object], ...] = (
-        ("data set", row.dataset or None, dataset),
-        ("architecture", (row.architecture or None) if trained else None, architecture),
-        ("epsilon", row.epsilon, epsilon),
-        ("eta", row.eta, eta),
-    )
-    return [_difference(*pair, "not comparable") for pair in pairs]
+    sizes = difference("n", row.n, r.n, "named")
+    return [*apart, *(difference(*pair) for pair in pairs), images, sizes, drawn]
 
 
 def _training_images(row: PublishedRow, m: Measured) -> Difference | None:
     """Fewer images are another setting; all of them but robbench's validation split are named and compared."""
-    found = _difference("training images", row.train_samples, m.train_samples)
+    found = difference("training images", row.train_samples, m.train_samples)
     if found is None or m.train_samples is None or m.train_samples + m.held_out != row.train_samples:
         return found
     text = f"{m.train_samples:,} ({m.held_out:,} more held out for validation)"
@@ -378,46 +363,14 @@ def _parsed(text: str) -> object:
     return text if found is None else found
 
 
-def _difference(
-    what: str, published: object, measured: object, effect: Effect = "no verdict"
-) -> Difference | None:
-    """What differs; None when nothing does, or the published side is unknown."""
-    if published is None or published == measured or _close(published, measured):
-        return None
-    return Difference(what, _text(published), _text(measured), effect)
-
-
-def _close(published: object, measured: object) -> bool:
-    """Equal up to rounding; a flow ("cifar10-glow") is of the data set it is named after."""
-    if isinstance(published, float) and isinstance(measured, float | int):
-        return math.isclose(published, measured, rel_tol=1e-6, abs_tol=1e-12)
-    if isinstance(published, list) and isinstance(measured, list | tuple):
-        return sorted(map(str, published)) == sorted(str(part) for part in measured)
-    return isinstance(published, str) and str(measured).startswith(f"{published}-")
-
-
-def _text(value: object) -> str:
-    if value is None or value == "":
-        return "not known"
-    if value in ([], ()):
-        return "none"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value))
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
-    )
-
-
 def _judged(comparison: Comparison) -> tuple[Verdict, str]:
     row, m = comparison.published, comparison.measured
     if m is None or m.row.value is None or comparison.reference is None:
         raise ValueError("nothing to judge")
-    reference, rounding = comparison.reference, min(row.rounding, FIXED) if row.unit == "%" else row.rounding
+    reference, off = comparison.reference, abs(m.row.value - comparison.reference)
     if row.model and row.attack == CLEAN and row.unit == "%" and row.n == m.row.n:
-        close = abs(m.row.value - reference) <= FIXED + 1e-9
-        return ("within" if close else "outside"), f"whole test set: {FIXED} points"
+        return ("within" if off <= FIXED + 1e-9 else "outside"), f"whole test set: {FIXED} points"
     if m.row.lower is None or m.row.upper is None:
-        close = abs(m.row.value - reference) <= RELATIVE * abs(reference) + rounding + 1e-9
+        close = off <= RELATIVE * abs(reference) + widening(row) + 1e-9
         return ("within" if close else "outside"), f"no interval: {RELATIVE:.0%}"
-    held = m.row.lower - rounding - 1e-9 <= reference <= m.row.upper + rounding + 1e-9
-    return ("within" if held else "outside"), "95 % interval"
+    return in_interval(reference, m.row.lower, m.row.upper, widening(row)), "95 % interval"

@@ -4,7 +4,8 @@ footnotes. Neither torch nor pandas: `robbench show` stays fast."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robbench.experiments.published import PublishedRow, arithmetic
+from robbench.experiments.arithmetic import arithmetic
+from robbench.experiments.published import PublishedRow
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,9 @@ def printed_table(rows: Sequence[PublishedRow]) -> PrintedTable:
 
 
 def _remarks(rows: Sequence[PublishedRow]) -> tuple[str, ...]:
-    """Parts of the notes, each once; without those that say what a number follows from, and what `value_text` shows."""
-    computed = {id(found.row) for found in arithmetic(rows)}
-    notes = [row for row in rows if id(row) not in computed and row.origin != "recomputed"]
-    parts = [part for row in notes for part in row.note.split("; ")[: -1 if row.value is None else None]]
-    return tuple(dict.fromkeys(filter(None, parts)))
+    """The remarks on numbers that do not follow from others, each once."""
+    stated = (row for row in rows if not row.derived and row.origin != "recomputed")
+    return tuple(dict.fromkeys(remark for row in stated for remark in row.note))
 
 
 def _beside(column: str) -> str:
@@ -71,6 +70,4 @@ def _beside(column: str) -> str:
 
 def value_text(row: PublishedRow) -> str:
     """The number with its printed digits ("48.80", "2.0e6"), or the printed text that is no number ("10-25")."""
-    if row.value is None:
-        return row.note.split("; ")[-1].removeprefix("printed ")
-    return str(row.value).lower().replace("e+", "e")
+    return row.printed_as if row.value is None else str(row.value).lower().replace("e+", "e")

@@ -1,19 +1,17 @@
 """Published numbers: tables of papers, leaderboards and authors' checkpoints, as typed rows. No torch here.
 
-`reports/published/index.yaml` names the tables; a table is `NAME.csv` beside it, one number a row, the columns in the
+`reports/published/index.yaml` names the tables; a table is `NAME.csv` beside it, one number per row, the columns in the
 order of the fields of `PublishedRow`. Settings that papers state lie in `settings/`. docs/published.md says what the
 columns mean and how to add a table.
 """
 
 import csv
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 
 from robbench.core.errors import UserError, unknown_name
 from robbench.core.resources import data_root
@@ -57,26 +55,41 @@ def _none_if_empty(text: object) -> object:
     return None if text == "" else text
 
 
+def _listed(cell: object) -> object:
+    return tuple(filter(None, cell.split("; "))) if isinstance(cell, str) else cell
+
+
 Flag = Annotated[bool, BeforeValidator(_true_or_false)]
 Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_empty)]
 Radius = Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, BeforeValidator(_none_if_empty)]
 Number = Annotated[Decimal | None, BeforeValidator(_none_if_empty)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # in a file: a; b; c
+Remarks = Annotated[Texts, PlainSerializer("; ".join)]
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.@-]*$|^$")]
 
 
 class PublishedRow(Strict):
-    """One published number.
+    """One published number. Names are robbench's where it has the thing, else in the same style ("dmat").
 
-    source: where it stands ("IJSAT Table 1"). row, column: its place there, under the printed labels. dataset, attack,
-    defense, architecture, model: robbench's names where it has the thing, else a name in the same style; empty: there
-    is none, or none is stated. model: a model that can be loaded, as tables call it; papers' own are empty.
-    epsilon, eta: the attacker's budgets, in robbench's scales (pixels in [0, 1]; of 255 for attacks on a likelihood).
-    train_samples, epochs, n: training images, epochs, test images; None where they are not known. value: with the
-    digits it was printed with, None for a text such as "10-25". tolerance: largest difference `robbench check` allows,
-    None for its policy's. origin: printed; inferred (a cell lost in the extracted text, taken from elsewhere in the
-    paper); recomputed (ours, from printed numbers, beside the printed one). gate: whether a check may fail on it;
-    doubt: why not. note: of an average "over a, b", of a difference "X minus Y", of a drop "relative to C"; else
-    what the transcription noted.
+    Attributes:
+        source: table that prints the number ("IJSAT Table 1").
+        row, column: place in the table, under the printed labels.
+        dataset, architecture, defense, attack, threat_model: setting; empty where there is none, or none is stated.
+        model: model that can be loaded, as tables call it; empty for papers' own models.
+        train_samples, epochs, n: training images, epochs, test images; None where unknown.
+        defense_parameters, attack_parameters: "key=value; key=value".
+        epsilon, eta: attacker's budgets, pixels in [0, 1] (of 255 for attacks on a likelihood).
+        steps: the attacker's steps.
+        metric, unit, better: what was measured, and which direction is better.
+        origin: printed; inferred (lost in the extracted text, taken from elsewhere in the paper); recomputed (by us).
+        value: with its printed digits; None for a text such as "10-25", which is in printed_as.
+        tolerance: largest difference `robbench check` allows; None for its policy's.
+        gate, doubt: whether a check may fail on the number, and why not.
+        combines: attacks that an average is over, "clean" among them.
+        difference_of: labels of two rows; the number is the first minus the second.
+        relative_to: clean accuracy in % that a drop is relative to.
+        printed_as: the text printed in place of a number.
+        note: remarks of the transcription, for people only.
     """
 
     source: Annotated[str, Field(min_length=1)]
@@ -104,7 +117,11 @@ class PublishedRow(Strict):
     tolerance: Radius
     gate: Flag
     doubt: str
-    note: str
+    combines: Texts
+    difference_of: Texts
+    relative_to: Radius
+    printed_as: str
+    note: Remarks
 
     @model_validator(mode="after")
     def _gate_has_grounds(self) -> Self:
@@ -116,6 +133,23 @@ class PublishedRow(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _says_what_it_is(self) -> Self:
+        if (self.value is None) != bool(self.printed_as):
+            raise ValueError(
+                "value or printed_as is needed, and not both; printed_as is for a text that is no number"
+            )
+        if self.metric == "average_accuracy" and not self.combines:
+            raise ValueError("combines is empty; name the attacks the average is over, as in clean; pgd20")
+        if len(self.difference_of) not in (0, 2):
+            raise ValueError("difference_of names the two rows of a difference, as in Ours; Theirs")
+        return self
+
+    @property
+    def derived(self) -> bool:
+        """Whether the number follows from others of its table."""
+        return bool(self.combines or self.difference_of or self.relative_to)
+
     @property
     def rounding(self) -> float:
         """Half of the last digit the value was printed with; 0 without a value."""
@@ -124,7 +158,13 @@ class PublishedRow(Strict):
 
 
 class Hyperparameter(Strict):
-    """A setting as a paper states it."""
+    """A setting as a paper states it.
+
+    Attributes:
+        source: where it is stated.
+        name, parameter, value: of what it is a parameter, which, and its value, as printed.
+        note: remarks of the transcription.
+    """
 
     source: Annotated[str, Field(min_length=1)]
     name: str
@@ -134,7 +174,14 @@ class Hyperparameter(Strict):
 
 
 class Layer(Strict):
-    """A layer, or a whole part, of a network as a paper states it; layer: its number, None where none is itemised."""
+    """A layer, or a whole part, of a network as a paper states it.
+
+    Attributes:
+        source: where it is stated.
+        name, layer: of the network, and the number of the layer; None where none is itemised.
+        description: what it is, as printed.
+        note: remarks of the transcription.
+    """
 
     source: Annotated[str, Field(min_length=1)]
     name: str
@@ -157,9 +204,14 @@ class Paper(Strict):
 
 
 class Table(Strict):
-    """A table of the index. name: of its file; source: its name in print; paper: key of `Index.papers`.
+    """A table of the index.
 
-    kind: results are rows of `PublishedRow`, and so are sentences: numbers of the running text, which no run repeats.
+    Attributes:
+        name: of its file.
+        source: its name in print.
+        what: what it is about.
+        paper: key of `Index.papers`; empty for one collected from several.
+        kind: results are rows of `PublishedRow`, and so are sentences, numbers of the running text that no run repeats.
     """
 
     name: Name
@@ -280,7 +332,7 @@ def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str]) -> N
         if found != name:
             raise UserError(
                 f"{path}, line 1, column {position}: {found!r} stands where {name!r} belongs; "
-                f"the columns are {','.join(wanted)}"
+                f"the columns are {','.join(wanted)} (docs/published.md)"
             )
     if len(header) > len(wanted):
         raise UserError(
@@ -296,70 +348,7 @@ def _row(path: Path, number: int, line: Sequence[str], schema: type[AnyRow]) -> 
         return schema.model_validate(dict(zip(names, line, strict=True)))
     except ValidationError as error:
         problem = error.errors()[0]
-        column = str(problem["loc"][0]) if problem["loc"] else "gate"
         message = problem["msg"].removeprefix("Value error, ")
+        column = str(problem["loc"][0]) if problem["loc"] else message.split()[0]
         shown = "" if not problem["loc"] else f" {line[names.index(column)]!r}"
         raise UserError(f"{path}, line {number}, column {column}{shown}: {message}") from error
-
-
-# --------------------------------------------------------------------------------------------------- arithmetic
-@dataclass(frozen=True)
-class Arithmetic:
-    """A printed number that follows from others. recomputed: from what is printed. agrees: whether the printed number
-    lies within the rounding of all numbers involved."""
-
-    row: PublishedRow
-    recomputed: float
-    agrees: bool
-
-
-def arithmetic(rows: Sequence[PublishedRow]) -> list[Arithmetic]:
-    """Averages, differences and relative drops of a table beside what their rows give, in the table's order."""
-    stated = [row for row in rows if row.origin != "recomputed"]
-    found = ((row, _recomputed(row, stated)) for row in stated)
-    return [_judged(row, *result) for row, result in found if result is not None]
-
-
-def _judged(row: PublishedRow, recomputed: float, slack: float) -> Arithmetic:
-    gap = abs(float(row.value or 0) - recomputed)
-    return Arithmetic(row, recomputed, gap <= row.rounding + slack + 1e-9)
-
-
-def _recomputed(row: PublishedRow, rows: Sequence[PublishedRow]) -> tuple[float, float] | None:
-    """What a number follows to, and how far the rounding of a ratio may move it; None for a number of its own.
-
-    The rounding of the columns is not allowed for in means and differences: printed averages of these papers are of
-    printed columns, and the findings of the transcription count them so.
-    """
-    if row.note.startswith("over "):
-        parts = row.note.removeprefix("over ").split(", ")
-        values = [_value(rows, row.row, attack=part) for part in parts]
-        return math.fsum(values) / len(values), 0.0
-    if row.metric.endswith("_gain") and " minus " in row.note:
-        first, second = (_value(rows, name, column=row.column) for name in row.note.split(" minus "))
-        return first - second, 0.0
-    if row.metric == "accuracy_drop" and row.note.startswith("relative to "):
-        accuracy = _value(rows, row.row, attack=row.attack, metric="accuracy")
-        clean = float(row.note.removeprefix("relative to ").split()[0])
-        drop, half = 100 * (1 - accuracy / clean), 0.05
-        return drop, 100 * (1 - (accuracy - half) / (clean + half)) - drop
-    return None
-
-
-def _value(rows: Sequence[PublishedRow], name: str, **wanted: str) -> float:
-    """The one number of row `name` whose fields are `wanted`; averages and drops are no parts of others."""
-    metrics = {wanted["metric"]} if "metric" in wanted else {"accuracy", "average_accuracy"}
-    if "attack" in wanted:
-        metrics.discard("average_accuracy")
-    found = [
-        row.value
-        for row in rows
-        if row.row == name
-        and row.metric in metrics
-        and all(getattr(row, key) == wanted[key] for key in wanted)
-    ]
-    if len(found) != 1 or found[0] is None:
-        raise UserError(
-            f"published row {name!r} has {len(found)} numbers for {wanted}; one is needed to recompute"
-        )
-    return float(found[0])

@@ -4,95 +4,40 @@ Training and attacks are those of `robbench train` and `robbench run`, so that b
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 from robbench.cards import ModelCard
 from robbench.core.errors import UserError
 from robbench.core.resources import write_text_atomically
-from robbench.core.schema import Strict, dump_yaml, load_yaml
+from robbench.core.schema import dump_yaml
 from robbench.data import Dataset, dataset_names, load_dataset
-from robbench.data.card import family, read_folder_card, require_dataset
 from robbench.data.corruptions import located
 from robbench.defenses.plan import Outline, TrainRequest, outline, schedule_of
-from robbench.experiments.schema import LEAST_TEST, LEAST_TRAINING, AttackUse, Experiment, Scale, TrainedModel
+from robbench.experiments.request import IDENTITY_FILE, ExperimentRequest, check_folder, identity
+from robbench.experiments.schema import LEAST_TEST, LEAST_TRAINING, AttackUse, Experiment, TrainedModel
 from robbench.models.entry import ZooEntry
 from robbench.models.zoo import read_entry, zoo_entries
 from robbench.run.plan import RunRequest
-from robbench.run.ray_backend import BackendName
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models, ungrouped
 
-IDENTITY_FILE, MODELS_FOLDER, RUN_FOLDER = "experiment.yaml", "models", "run"
-
-
-@dataclass(frozen=True)
-class ExperimentRequest:
-    """What `robbench run --recipe` was asked for. n: test images, None for the experiment's own number, which is all of
-    them times the scale. seed: of subset and attacks, and added to the seeds of trainings. recipe: what the user called
-    the experiment. Others: see `RunRequest`."""
-
-    experiment: Experiment
-    scale: Scale = field(default_factory=Scale)
-    n: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    batch_size: int = 256
-    compiled: bool = False
-    backend: BackendName = "local"
-    ray_address: str | None = None
-    gpus_per_cell: float | None = None
-    keep_examples: int = 16
-    threat_models: Path | None = None
-    zoo: Path | None = None
-    checkpoints: Path | None = None
-    data_dir: Path | None = None
-    data: Path | None = None
-    fid_weights: Path | None = None
-    recipe: str = ""
-
-    @cached_property
-    def dataset(self) -> str:
-        """The experiment's data set, or that of `data`, which is the same or like it (`UserError` otherwise)."""
-        if self.data is None:
-            return self.experiment.dataset
-        require_dataset(self.experiment.dataset, self.data)
-        return read_folder_card(self.data)[0].name
-
-    @property
-    def family(self) -> str:
-        """The data set whose budgets apply."""
-        return family(self.dataset, self.data)
-
-    @property
-    def differs(self) -> str:
-        """Why the numbers are not those of the experiment; empty when they are."""
-        other = f"data set {self.dataset}" if self.dataset != self.experiment.dataset else ""
-        return ", ".join(part for part in (self.scale.label, other) if part)
-
-    @property
-    def folder_name(self) -> str:
-        """ "ijsat-table1-scale0.01-seed0"."""
-        return f"{self.experiment.name}{self.scale.suffix}-seed{self.seed}"
-
-    @property
-    def note(self) -> str:
-        """What every table says: the experiment's name, how much smaller it was run, and on which other data."""
-        return ", ".join(part for part in (f"recipe {self.experiment.name}", self.differs) if part)
-
-
-class Identity(Strict):
-    """experiment.yaml of an output folder: whose it is."""
-
-    experiment: str
-    scale: float
-    seed: int
+MODELS_FOLDER, RUN_FOLDER = "models", "run"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A model of the experiment. name: of its folder. member: its name in the experiment. finished: where it lies when
-    it is trained already. requires: name of the job whose flow it uses. full_samples: training images at scale 1."""
+    """A model of the experiment, trained already or to be trained.
+
+    Attributes:
+        name: of its folder.
+        member: its name in the experiment.
+        request, outlined: the training, and what that amounts to.
+        dataset: what it is trained on.
+        train_samples, full_samples: training images, here and at scale 1.
+        requires: name of the job whose flow it uses.
+        finished: where the model lies when it is trained already.
+    """
 
     name: str
     member: str
@@ -112,9 +57,16 @@ class Job:
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """jobs: flows before the models that use them. attacks: of the columns, without doubles. absent: why nothing can be
-    run at all (a data set that robbench does not have); then there are no jobs. uncorrupted: why there are no corrupted
-    images, where a column is about them."""
+    """What an experiment run will do in `folder`.
+
+    Attributes:
+        request, folder: what was asked for, and where its files go.
+        jobs: models to train or to find, flows before the models that use them; none where `absent`.
+        attacks: of the columns, without doubles.
+        n: test images.
+        absent: a data set that robbench does not have, so that nothing can be run; empty otherwise.
+        uncorrupted: why there are no corrupted images, where a column is about them; empty otherwise.
+    """
 
     request: ExperimentRequest
     folder: Path
@@ -131,7 +83,7 @@ class ExperimentPlan:
         return tuple(job for job in self.jobs if job.member in named)
 
     def names(self, member: str) -> tuple[str, ...]:
-        """Folder names of a model of the experiment, one a seed."""
+        """Folder names of a model of the experiment, one per seed."""
         return tuple(job.name for job in self.jobs if job.member == member)
 
     @property
@@ -191,7 +143,7 @@ def plan_experiment(request: ExperimentRequest, folder: Path) -> ExperimentPlan:
     Reads `folder` and the zoo, writes nothing.
     """
     experiment = request.experiment
-    _check_folder(folder, _identity(request))
+    check_folder(folder, identity(request))
     others = {m.dataset for m in experiment.models.values() if m.dataset}
     own = set() if request.data else {request.dataset}
     if unknown := sorted((others | own) - set(dataset_names())):
@@ -285,7 +237,7 @@ def _job(
     jobs: Mapping[str, Job],
 ) -> Job:
     scale, dataset = request.scale, datasets[spec.dataset or request.dataset]
-    dataset.require_training(f"recipe {request.experiment.name!r}")
+    dataset.require_training(f"experiment {request.experiment.name!r}")
     seed += request.seed
     name = member + (f"-seed{seed}" if seed or len(spec.seeds) > 1 else "") + scale.suffix
     flow = next((job for job in jobs.values() if job.member == spec.flow), None)
@@ -331,7 +283,7 @@ def _finished(job: Job, entries: Mapping[str, ZooEntry], jobs: Mapping[str, Job]
     if entry is None:
         return None
     wanted, found = _wanted(job, jobs), _recorded(entry.card)
-    if different := [key for key, value in wanted.items() if found[key] != value]:
+    if different := [key for key, value in wanted.items() if found.get(key) != value]:
         raise UserError(
             f"{entry.folder} is another model than the experiment's {job.name!r} (its {', '.join(different)} differ); "
             f"move it away, or give another --out or --zoo"
@@ -354,16 +306,10 @@ def _wanted(job: Job, jobs: Mapping[str, Job]) -> dict[str, object]:
     }
 
 
-class _Recorded(dict[str, object]):
-    """Entries of a card; one that it lacks is None."""
-
-    def __missing__(self, key: str) -> object:
-        return None
-
-
-def _recorded(card: ModelCard) -> _Recorded:
+def _recorded(card: ModelCard) -> dict[str, object]:
+    """What a card says of the entries of `_wanted`."""
     training = card.training
-    found = _Recorded({"defense": card.defense, "data set": card.dataset})
+    found: dict[str, object] = {"defense": card.defense, "data set": card.dataset}
     found["architecture"] = card.architecture.model_dump(mode="json")
     if training is not None:
         found |= {
@@ -377,30 +323,9 @@ def _recorded(card: ModelCard) -> _Recorded:
 
 
 # ------------------------------------------------------------------------------------------------------ folder
-def _identity(request: ExperimentRequest) -> Identity:
-    return Identity(experiment=request.experiment.name, scale=request.scale.factor, seed=request.seed)
-
-
-def _check_folder(folder: Path, identity: Identity) -> None:
-    """`UserError` when `folder` holds another experiment, or something else."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {str(folder)!r} is a file; give a folder")
-    path = folder / IDENTITY_FILE
-    if path.is_file():
-        if (found := load_yaml(path, Identity)) != identity:
-            raise UserError(
-                f"--out {str(folder)!r} holds {found.experiment} at scale {found.scale:g}, seed {found.seed}; "
-                f"give another --out"
-            )
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(
-            f"--out {str(folder)!r} holds something else and no {IDENTITY_FILE}; give another --out"
-        )
-
-
 def claim(plan: ExperimentPlan) -> None:
     """Make the folder the experiment's."""
-    write_text_atomically(plan.folder / IDENTITY_FILE, dump_yaml(_identity(plan.request)))
+    write_text_atomically(plan.folder / IDENTITY_FILE, dump_yaml(identity(plan.request)))
 
 
 # ---------------------------------------------------------------------------------------------------- training

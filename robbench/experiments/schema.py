@@ -1,4 +1,4 @@
-"""Schema of experiments, `experiments/NAME.yaml`: the papers' tables as files that `robbench run --recipe NAME` runs.
+"""Schema of experiments, `experiments/NAME.yaml`: the papers' tables as files for `robbench run --experiment NAME`.
 
 No torch here: listing experiments stays fast.
 """
@@ -64,8 +64,14 @@ class AttackUse(Strict):
 class TrainedModel(Strict):
     """A model that is trained when it is absent, as `robbench train` would.
 
-    recipe, architecture: None means the data set's default. flow: another model of the experiment, or one of the zoo.
-    dataset: None means the experiment's. train_samples: size of the subset. seeds: one model each. settings: `--set`.
+    Attributes:
+        defense: how it is trained.
+        recipe, architecture: training schedule and network; None means the data set's default.
+        flow: another model of the experiment, or one of the zoo.
+        dataset: None means the experiment's.
+        train_samples: size of the subset of training images; None for all.
+        seeds: one model each.
+        settings: as in `robbench train --set`.
     """
 
     defense: str
@@ -79,10 +85,14 @@ class TrainedModel(Strict):
 
 
 class Row(Strict):
-    """A line of the table. title: as in the published one. Exactly one of model, difference and needs is given.
+    """A line of the table. Exactly one of model, difference and needs is given.
 
-    model: one of the experiment's, or one a column by the column's title. difference: two models, first minus second.
-    needs: what robbench does not have. attack: of columns that name none.
+    Attributes:
+        title: as in the published table.
+        model: one of the experiment's, or one per column by the column's title.
+        difference: two models, first minus second.
+        attack: of columns that name none.
+        needs: what robbench does not have.
     """
 
     title: str
@@ -140,9 +150,16 @@ class Column(Strict):
 class Experiment(Strict):
     """experiments/NAME.yaml.
 
-    published: the table to compare with (`robbench list published`); None where nothing is printed as numbers. flow: of
-    latent attacks and bits/dim, a model of the experiment or of the zoo. doubts: what the paper leaves open or gets
-    wrong, and what is done here; differences: where this is another experiment than the paper's. Both are printed.
+    Attributes:
+        name, title, source: how it is called, and where it is printed.
+        published: the table to compare with (`robbench list published`); None where nothing is printed as numbers.
+        dataset: what models are attacked on, and trained on where they do not say otherwise.
+        flow: of latent attacks and bits/dim, a model of the experiment or of the zoo.
+        likelihood_dtype: in what attacks on flows score images; None for the default.
+        doubts: what the paper leaves open or gets wrong, and what is done here; printed with the table.
+        differences: where this is another experiment than the paper's; printed with the table.
+        models: what is trained when it is absent, by name.
+        rows, columns: the table.
     """
 
     name: Name
@@ -221,7 +238,7 @@ def find_experiment(name: str) -> Experiment:
         return load_yaml(Path(name), Experiment)
     if name not in experiment_names():
         raise unknown_name(
-            "recipe", name, experiment_names(), "or give the path of an experiment's YAML file"
+            "experiment", name, experiment_names(), "or give the path of an experiment's YAML file"
         )
     return load_yaml(_folder() / f"{name}.yaml", Experiment)
 

@@ -1,8 +1,9 @@
 """An experiment's table beside the published one: what was measured, what is printed, and why a cell is empty."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
@@ -11,21 +12,28 @@ from typing import Literal
 from robbench.core.markdown import bullets, escaped, markdown_table
 from robbench.core.resources import write_text_atomically
 from robbench.core.spreadsheet import csv_text
-from robbench.experiments.comparison import apart_of
 from robbench.experiments.published import PublishedRow, published_index, published_table, table_rows
 from robbench.experiments.schema import Column, Experiment, Row
+from robbench.experiments.verdicts import Setting, Verdict, in_interval, sentence, widening
 from robbench.metrics.verdicts import floats
 from robbench.results.rows import CLEAN, cell_status
 from robbench.results.tables import TableRow, rows_under_attack
 from robbench.statistics.likelihood import Z_95
 from robbench.store.records import Run
 
-Verdict = Literal["within", "outside", "not compared", "not comparable", "not run", "failed"]
-
 
 @dataclass(frozen=True)
 class Value:
-    """A measured number, or why there is none. lower, upper: 95 % interval where it has one."""
+    """A measured number, or why there is none.
+
+    Attributes:
+        value: the number; None where status is not "ok".
+        lower, upper: its 95 % interval; None where it has none.
+        status: whether it was measured.
+        reason: why it was not; of a number how it came about.
+        n: images it is of.
+        needs: what robbench lacks to measure it.
+    """
 
     value: float | None = None
     lower: float | None = None
@@ -33,29 +41,28 @@ class Value:
     status: Literal["ok", "not run", "failed"] = "ok"
     reason: str = ""
     n: int | None = None
+    needs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What a cell was, or will be, measured on: only a printed number of the same is shown beside it. architecture: ""
-    without a model."""
-
-    dataset: str
-    architecture: str = ""
-    epsilon: float | None = None
-    eta: float | None = None
-
-    def apart_from(self, printed: PublishedRow) -> str:
-        """Where data set, architecture or budgets are not those of the print, as text; empty where they are."""
-        found = apart_of(printed, self.dataset, self.architecture, self.epsilon, self.eta)
-        return "; ".join(difference.text for difference in found if difference is not None)
+def lacking(*needs: str) -> Value:
+    """No number, for robbench lacks `needs`."""
+    return Value(status="not run", reason=f"needs {', '.join(needs)}", needs=needs)
 
 
 @dataclass(frozen=True)
 class Line:
-    """One cell of the table. published: as printed, None where the paper prints no number, and where data set, model or
-    budget are not the paper's; printed: it with the digits it has in print. verdict: of the two. differs: whether what
-    was run is another experiment than the paper's, by scale, data, model or budget."""
+    """One cell of the table.
+
+    Attributes:
+        row, column: titles of the cell.
+        published: the printed number; None where there is none, or where data set, model or budget are not the paper's.
+        measured: what the run has.
+        verdict: of the two.
+        unit: of the printed number.
+        note: what a reader must know besides.
+        printed: the printed number with its digits, or "-".
+        differs: whether the run is another experiment than the paper's, by scale, data, model or budget.
+    """
 
     row: str
     column: str
@@ -83,9 +90,15 @@ class Line:
 class Measurements:
     """The numbers of a run by what the experiment calls its models; accuracies are those under attack, as papers print.
 
-    folders: names of a model's folders, one a seed. failed: why models failed to train. left_out: why attacks were not
-    run, by label. corruptions: labels whose mean is the corruption accuracy. absent: a data set that is not there at
-    all. not_scored: why there are no Frechet distances. uncorrupted: why there are no corrupted images.
+    Attributes:
+        run: the run; None before there is one.
+        folders: names of a model's folders, one per seed.
+        failed: why models failed to train, by folder.
+        left_out: why attacks were not run, by label.
+        corruptions: labels of the attacks whose mean is the corruption accuracy.
+        absent: a data set that is not there at all.
+        not_scored: why there are no Frechet distances.
+        uncorrupted: why there are no corrupted images.
     """
 
     run: Run | None
@@ -97,16 +110,17 @@ class Measurements:
     not_scored: str = ""
     uncorrupted: str = ""
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def _rows(self) -> dict[tuple[str, str, str], TableRow]:
         rows = rows_under_attack(self.run) if self.run else []
-        object.__setattr__(self, "_rows", {(row.model, row.attack, row.metric): row for row in rows})
+        return {(row.model, row.attack, row.metric): row for row in rows}
 
     def of(self, model: str, attack: str, metric: str) -> Value:
         """The metric of a model under the attack called `attack` ("clean" for none); the mean over its seeds."""
         if self.absent:
-            return Value(status="not run", reason=f"needs {self.absent}")
+            return lacking(self.absent)
         if metric == "corruption_accuracy" and self.uncorrupted:
-            return Value(status="not run", reason=f"needs corrupted images ({self.uncorrupted})")
+            return lacking(f"corrupted images ({self.uncorrupted})")
         values = [self._one(folder, attack, metric) for folder in self.folders[model]]
         return values[0] if len(values) == 1 else _over_seeds(values)
 
@@ -118,10 +132,14 @@ class Measurements:
         if metric == "accuracy_drop":
             return _drop(self._one(folder, CLEAN, "accuracy"), self._one(folder, attack, "accuracy"))
         if metric == "corruption_accuracy":
-            return self._corrupted(folder)
+            return _average([self._one(folder, label, "accuracy") for label in self.corruptions])
         if metric == "test_loss":
             return self._loss(folder)
-        row = self._row(folder, attack, metric)
+        return self._tabled(folder, attack, metric)
+
+    def _tabled(self, folder: str, attack: str, metric: str) -> Value:
+        """A number of the run's leaderboard."""
+        row = self._rows.get((folder, attack, metric))
         if row is None:
             sizes = "no image was right before the attack" if metric in ("l2_all", "linf_all") else ""
             reason = self.not_scored if metric == "fid" else sizes
@@ -132,14 +150,6 @@ class Measurements:
             status: Literal["failed", "not run"] = "failed" if row.status == "failed" else "not run"
             return Value(status=status, reason=row.note or "no value")
         return Value(row.value, row.lower, row.upper, n=row.n)
-
-    def _corrupted(self, folder: str) -> Value:
-        """Unweighted mean over corruptions and severities, without an interval: all are of the same images."""
-        return _average([self._one(folder, label, "accuracy") for label in self.corruptions])
-
-    def _row(self, folder: str, attack: str, metric: str) -> TableRow | None:
-        rows: dict[tuple[str, str, str], TableRow] = self.__dict__["_rows"]
-        return rows.get((folder, attack, metric))
 
     def _loss(self, folder: str) -> Value:
         """Mean cross-entropy of clean images, from the cell whose budget is 0, with its normal interval."""
@@ -156,27 +166,43 @@ class Measurements:
         return Value(mean, mean - half, mean + half, n=len(losses))
 
 
+def _combined(values: Sequence[Value], compute: Callable[[Sequence[float]], Value]) -> Value:
+    """What follows from several numbers; of missing ones the first."""
+    missing = next((value for value in values if value.value is None), None)
+    numbers = [value.value for value in values if value.value is not None]
+    return missing or replace(compute(numbers), n=values[0].n)
+
+
 def _drop(clean: Value, attacked: Value) -> Value:
     """100 (1 - attacked / clean), without an interval: the two accuracies are of the same images."""
-    missing = next((value for value in (clean, attacked) if value.value is None), None)
-    if missing is not None:
-        return missing
-    if not clean.value:
+    if clean.value == 0 and attacked.value is not None:
         return Value(status="not run", reason="no clean image is classified correctly", n=clean.n)
-    return Value(100.0 * (1.0 - (attacked.value or 0.0) / clean.value), n=clean.n)
+    return _combined((clean, attacked), lambda both: Value(100.0 * (1.0 - both[1] / both[0])))
 
 
 def _over_seeds(values: Sequence[Value]) -> Value:
     """Mean over trainings; the interval is that of the mean's Student distribution over seeds."""
-    missing = next((value for value in values if value.value is None), None)
-    if missing is not None:
-        return missing
-    numbers = [value.value for value in values if value.value is not None]
+    return _combined(values, _student)
+
+
+def _student(numbers: Sequence[float]) -> Value:
     from scipy.stats import t
 
     half = float(t.ppf(0.975, len(numbers) - 1)) * stdev(numbers) / math.sqrt(len(numbers))
     mean = fmean(numbers)
-    return Value(mean, mean - half, mean + half, reason=f"mean of {len(numbers)} trainings", n=values[0].n)
+    return Value(mean, mean - half, mean + half, reason=f"mean of {len(numbers)} trainings")
+
+
+def _average(values: Sequence[Value]) -> Value:
+    """Unweighted mean, without an interval: all are of the same images. Of missing numbers every reason is named."""
+    missing = [value for value in values if value.value is None]
+    if missing and all(value.needs for value in missing):
+        return lacking(*dict.fromkeys(need for value in missing for need in value.needs))
+    if missing:
+        failed = any(value.status == "failed" for value in missing)
+        reason = "; ".join(dict.fromkeys(value.reason for value in missing))
+        return Value(status="failed" if failed else "not run", reason=reason)
+    return _combined(values, lambda numbers: Value(fmean(numbers)))
 
 
 # ------------------------------------------------------------------------------------------------------- table
@@ -188,7 +214,7 @@ def comparison(
     published: Mapping[tuple[str, str], PublishedRow] | None,
     settings: Mapping[tuple[str, str], Setting],
 ) -> list[Line]:
-    """One line a cell, rows outermost: the cells of the published table, or all where nothing is printed.
+    """One line per cell, rows outermost: the cells of the published table, or all where nothing is printed.
 
     labels: the attack of a cell (row, column), "clean" for none. differs: why no number may be held against the printed
     one ("scale 0.01"); empty for the experiment itself. settings: of every cell that is measured.
@@ -211,7 +237,7 @@ def _measured(
     labels: Mapping[tuple[str, str], str],
 ) -> Value:
     if needs := tuple(dict.fromkeys((*row.needs, *column.needs))):
-        return Value(status="not run", reason=f"needs {', '.join(needs)}")
+        return lacking(*needs)
     if column.metric == "average_accuracy":
         others = [other for other in experiment.columns if other is not column]
         return _average([_measured(experiment, row, other, measured, labels) for other in others])
@@ -219,7 +245,7 @@ def _measured(
         first, second = (
             _measured(experiment, _as(row, model), column, measured, labels) for model in row.difference
         )
-        return _difference(first, second)
+        return _combined((first, second), lambda both: Value(both[0] - both[1]))
     model = row.model_of(column.title)
     if model is None:
         return Value(status="not run", reason="no model of the experiment is for this cell")
@@ -230,28 +256,6 @@ def _as(row: Row, model: str) -> Row:
     return row.model_copy(update={"difference": None, "model": model})
 
 
-def _average(values: Sequence[Value]) -> Value:
-    missing = [value for value in values if value.value is None]
-    if missing:
-        failed = any(value.status == "failed" for value in missing)
-        reasons = dict.fromkeys(
-            part for value in missing for part in value.reason.removeprefix("needs ").split(", ")
-        )
-        needs = all(value.reason.startswith("needs ") for value in missing)
-        text = f"needs {', '.join(reasons)}" if needs else "; ".join(dict.fromkeys(v.reason for v in missing))
-        return Value(status="failed" if failed else "not run", reason=text)
-    return Value(fmean(value.value for value in values if value.value is not None), n=values[0].n)
-
-
-def _difference(first: Value, second: Value) -> Value:
-    missing = next((value for value in (first, second) if value.value is None), None)
-    if missing is not None:
-        return missing
-    assert first.value is not None
-    assert second.value is not None
-    return Value(first.value - second.value, n=first.n)
-
-
 def _line(
     row: Row,
     column: Column,
@@ -260,17 +264,17 @@ def _line(
     differs: str,
     setting: Setting | None,
 ) -> Line:
-    apart = setting.apart_from(printed) if printed is not None and setting is not None else ""
+    apart = sentence(setting.apart_from(printed)) if printed is not None and setting is not None else ""
     if apart:
         printed, differs = None, "; ".join(filter(None, [differs, f"not comparable: {apart}"]))
     number = None if printed is None or printed.value is None else float(printed.value)
-    text = f"printed: {printed.note}" if printed is not None and number is None else ""
+    text = f"printed: {printed.printed_as}" if printed is not None and number is None else ""
     return Line(
         row=row.title,
         column=column.title,
         published=number,
         measured=value,
-        verdict=_verdict(number, printed.rounding if printed else 0.0, value, differs),
+        verdict=_verdict(number, widening(printed) if printed else 0.0, value, differs),
         unit=printed.unit if printed else "",
         note="; ".join(part for part in (differs, text, printed.doubt if printed else "") if part),
         printed="-" if printed is None or printed.value is None else f"{printed.value}",
@@ -278,16 +282,16 @@ def _line(
     )
 
 
-def _verdict(printed: float | None, rounding: float, value: Value, differs: str) -> Verdict:
-    """Within: the published number, give or take half of its last digit, lies in the measured interval. A scaled run is
-    another experiment, and a number without an interval (FID, means over columns) has nothing to lie in."""
+def _verdict(printed: float | None, widened: float, value: Value, differs: str) -> Verdict:
+    """A scaled run is another experiment, and a number without an interval (FID, means over columns) has nothing the
+    printed one could lie in."""
     if value.status != "ok":
         return value.status
     if differs:
         return "not comparable"
     if printed is None or value.lower is None or value.upper is None:
         return "not compared"
-    return "within" if value.lower - rounding <= printed <= value.upper + rounding else "outside"
+    return in_interval(printed, value.lower, value.upper, widened)
 
 
 def printed_cells(table: str) -> dict[tuple[str, str], PublishedRow]:
@@ -315,29 +319,16 @@ HEADER = (
 def write_comparison(folder: Path, title: str, notes: Sequence[str], lines: Sequence[Line]) -> list[Path]:
     """comparison.csv and comparison.md in `folder`; returns their paths."""
     table, text = folder / "comparison.csv", folder / "comparison.md"
-    write_text_atomically(table, _csv(lines))
+    write_text_atomically(table, csv_text([HEADER, *map(_values, lines)]))
     write_text_atomically(text, _markdown(title, notes, lines))
     return [table, text]
 
 
-def _csv(lines: Sequence[Line]) -> str:
-    return csv_text([HEADER, *map(_values, lines)])
-
-
 def _values(line: Line) -> tuple[object, ...]:
     """The cells of `HEADER`."""
-    m = line.measured
-    measured = (m.value, m.lower, m.upper, m.n)
-    return (
-        line.row,
-        line.column,
-        line.published,
-        *measured,
-        line.difference,
-        line.unit,
-        line.verdict,
-        line.why,
-    )
+    measured = (line.measured.value, line.measured.lower, line.measured.upper, line.measured.n)
+    verdict = (line.difference, line.unit, line.verdict, line.why)
+    return (line.row, line.column, line.published, *measured, *verdict)
 
 
 def _markdown(title: str, notes: Sequence[str], lines: Sequence[Line]) -> str:

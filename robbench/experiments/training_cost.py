@@ -17,9 +17,12 @@ SIDE = 8
 
 @dataclass(frozen=True)
 class StepCost:
-    """Model calls an image of one training step. forwards, backwards: of the model, the last step's own included.
+    """Model calls per image of one training step.
 
-    last: backwards of the step's own loss, to the parameters. decodes, decode_backwards, encodes: of a flow.
+    Attributes:
+        forwards, backwards: of the model, the last step's own included.
+        last: backwards of the step's own loss, to the parameters.
+        encodes, decodes, decode_backwards: of a flow.
     """
 
     forwards: float
@@ -98,7 +101,7 @@ def step_cost(
     dataset: str,
     threat_models: Mapping[str, ThreatModel],
 ) -> StepCost:
-    """Calls an image of a training step of `defense` with `parameters` on `dataset`; `UserError` where they cannot be.
+    """Calls per image of a training step of `defense` with `parameters` on `dataset`; `UserError` where they cannot be.
 
     A plug-in's defense is counted too, as long as it computes through the model and the flow it is given.
     """

@@ -1,4 +1,4 @@
-"""Published tables beside runs as files: an HTML page and a CSV a table, one overview, one Markdown text.
+"""Published tables beside runs as files: an HTML page and a CSV per table, one overview, one Markdown text.
 
 Everything follows from the runs and the shipped tables: the same runs give the same bytes. The pages need no network
 and no script.
@@ -20,12 +20,12 @@ from robbench.experiments.comparison import (
     Comparison,
     Known,
     Measured,
-    Verdict,
     compare,
     measured_rows,
 )
 from robbench.experiments.layout import PrintedTable, printed_table, value_text
 from robbench.experiments.published import Paper, PublishedRow, Table, published_index, table_rows
+from robbench.experiments.verdicts import Verdict
 from robbench.report.templating import environment
 from robbench.results.wording import ANY_ITERATE, summary, versions
 from robbench.store.records import Run
@@ -39,14 +39,8 @@ _PRINTED = (
     *("epsilon", "eta", "metric", "unit", "published", "gate", "doubt"),
 )
 _FOUND = ("recomputed", "difference", "verdict", "reason", "setting")
-_MEASURED = {
-    "measured": "value",
-    "lower": "lower",
-    "upper": "upper",
-    "n": "n",
-    "seed": "seed",
-    "measured_model": "model",
-}
+_OF_THE_RUN = ("value", "lower", "upper", "n", "seed", "model")
+_MEASURED = dict(zip(("measured", "lower", "upper", "n", "seed", "measured_model"), _OF_THE_RUN, strict=True))
 CSV_COLUMNS = (*_PRINTED, *_MEASURED, "run", *_FOUND)
 
 
@@ -61,7 +55,7 @@ class TableComparison:
 
     @property
     def counts(self) -> dict[Verdict, int]:
-        """Comparisons a verdict, all verdicts in order."""
+        """Comparisons per verdict, all verdicts in order."""
         found = Counter(comparison.verdict for comparison in self.comparisons)
         return {verdict: found[verdict] for verdict in VERDICTS}
 
@@ -74,7 +68,7 @@ class TableComparison:
     def command(self) -> str:
         """What runs the table's experiment; empty where there is none."""
         experiment = data_root() / "experiments" / f"{self.table.name}.yaml"
-        return f"robbench run --recipe {self.table.name}" if experiment.is_file() else ""
+        return f"robbench run --experiment {self.table.name}" if experiment.is_file() else ""
 
     @property
     def printed(self) -> PrintedTable:
@@ -170,7 +164,7 @@ def overview_values(comparisons: Sequence[TableComparison], links: Mapping[str, 
 
 
 def run_sentences(runs: Sequence[Run]) -> list[str]:
-    """One sentence a run: "digits-seed0, digits: 3 models, ..."."""
+    """One sentence per run: "digits-seed0, digits: 3 models, ..."."""
     return [f"{run.folder.name}, {run.dataset}: {summary(run)} {versions(run)}." for run in runs]
 
 
@@ -193,44 +187,26 @@ def terminal_counts(comparisons: Sequence[TableComparison]) -> "RichTable":
 
 
 # -------------------------------------------------------------------------------------------------------- texts
-@dataclass(frozen=True)
-class Line:
+def _line(comparison: Comparison) -> dict[str, str]:
     """A comparison as texts, as pages and Markdown show it."""
-
-    row: str
-    column: str
-    published: str
-    recomputed: str
-    measured: str
-    interval: str
-    n: str
-    difference: str
-    verdict: Verdict
-    who: str
-    why: str
-
-
-def _line(comparison: Comparison) -> Line:
-    m, p = comparison.measured, comparison.published
-    row = m.row if m else None
-    digits = 3 if p.unit == "bits/dim" else 2
+    m, p, off = comparison.measured, comparison.published, comparison.difference
+    row, digits = m.row if m else None, 3 if p.unit == "bits/dim" else 2
     interval = ""
     if row and row.lower is not None and row.upper is not None:
         interval = f"[{row.lower:.{digits}f}, {row.upper:.{digits}f}]"
-    off = comparison.difference
-    return Line(
-        row=p.row,
-        column=p.column,
-        published=value_text(p),
-        recomputed="" if comparison.recomputed is None else f"{comparison.recomputed:.4f}",
-        measured="" if row is None or row.value is None else f"{row.value:.{digits}f}",
-        interval=interval,
-        n=f"{row.n:,}" if row else "",
-        difference="" if off is None else f"{off:+.{digits}f}",
-        verdict=comparison.verdict,
-        who=f"{row.model} ({m.run})" if m and row else "",
-        why=_why(comparison),
-    )
+    return {
+        "row": p.row,
+        "column": p.column,
+        "published": value_text(p),
+        "recomputed": "" if comparison.recomputed is None else f"{comparison.recomputed:.4f}",
+        "measured": "" if row is None or row.value is None else f"{row.value:.{digits}f}",
+        "interval": interval,
+        "n": f"{row.n:,}" if row else "",
+        "difference": "" if off is None else f"{off:+.{digits}f}",
+        "verdict": comparison.verdict,
+        "who": f"{row.model} ({m.run})" if m and row else "",
+        "why": _why(comparison),
+    }
 
 
 def _why(comparison: Comparison) -> str:
@@ -241,7 +217,7 @@ def _why(comparison: Comparison) -> str:
 
 
 def comparison_csv(comparison: TableComparison) -> str:
-    """One row a published number; numbers keep every digit."""
+    """One row per published number; numbers keep every digit."""
     lines = [[_cell(found, column) for column in CSV_COLUMNS] for found in comparison.comparisons]
     return csv_text([CSV_COLUMNS, *lines])
 
@@ -270,7 +246,7 @@ def comparison_markdown(comparisons: Sequence[TableComparison], runs: Sequence[R
         "difference",
         "verdict",
         "model",
-        "ground and setting",
+        _GROUND,
     )
     for comparison in comparisons:
         if not comparison.measured:
@@ -285,17 +261,12 @@ def comparison_markdown(comparisons: Sequence[TableComparison], runs: Sequence[R
     return "\n\n".join(parts) + "\n"
 
 
-def _texts(line: Line) -> list[str]:
-    published = f"{line.published} (recomputed {line.recomputed})" if line.recomputed else line.published
-    measured = " ".join(filter(None, [line.measured, line.interval]))
-    return [
-        line.row,
-        line.column,
-        published,
-        measured,
-        line.n,
-        line.difference,
-        line.verdict,
-        line.who,
-        line.why,
-    ]
+_GROUND = "ground and setting"
+
+
+def _texts(line: Mapping[str, str]) -> list[str]:
+    recomputed = f"(recomputed {line['recomputed']})" if line["recomputed"] else ""
+    published, measured = (line["published"], recomputed), (line["measured"], line["interval"])
+    numbers = [" ".join(filter(None, pair)) for pair in (published, measured)]
+    rest = [line[key] for key in ("n", "difference", "verdict", "who", "why")]
+    return [line["row"], line["column"], *numbers, *rest]

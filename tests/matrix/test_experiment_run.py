@@ -19,7 +19,8 @@ from robbench.data import load_dataset
 from robbench.defenses import DEFENSES, FLOW_DEFENSES
 from robbench.defenses.plan import TrainRequest
 from robbench.defenses.training import Report, train
-from robbench.experiments.runs import ExperimentRequest, plan_experiment
+from robbench.experiments.request import ExperimentRequest
+from robbench.experiments.runs import plan_experiment
 from robbench.experiments.schema import Experiment, Scale, find_experiment
 from robbench.experiments.table import Value, _verdict
 from robbench.experiments.training_cost import StepCost, step_cost
@@ -365,15 +366,16 @@ def invoked(*arguments: object) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--recipe", "ijsat-table1", "--attacks", "aa"], "leave --attacks out"),
+        (["--experiment", "ijsat-table1", "--attacks", "aa"], "leave --attacks out"),
         (
-            ["--recipe", "ijsat-table1", "--dataset", "cifar10", "--model", "x"],
+            ["--experiment", "ijsat-table1", "--dataset", "cifar10", "--model", "x"],
             "leave --model, --dataset out",
         ),
-        (["--recipe", "ijsat-table1", "--scale", "2"], "--scale 2 is not in (0, 1]"),
-        (["--recipe", "ijsat-table0"], "did you mean 'ijsat-table"),
-        (["--scale", "0.1", "--attacks", "aa"], "--scale is for --recipe"),
-        (["--defense", "at"], "neither --attacks nor --recipe is given"),
+        (["--experiment", "ijsat-table1", "--scale", "2"], "--scale 2 is not in (0, 1]"),
+        (["--experiment", "ijsat-table0"], "did you mean 'ijsat-table"),
+        (["--experiment", "ijsat-table1", "--recipe", "ijsat-table2"], "leave --recipe out"),
+        (["--scale", "0.1", "--attacks", "aa"], "--scale is for --experiment"),
+        (["--defense", "at"], "neither --attacks nor --experiment is given"),
     ],
 )
 def test_wrong_use_is_one_line(in_tmp: Path, arguments: list[str], words: str) -> None:
@@ -383,6 +385,16 @@ def test_wrong_use_is_one_line(in_tmp: Path, arguments: list[str], words: str) -
     assert result.stderr.count("\n") == 1
     assert words in result.stderr.replace("--dataset, --model", "--model, --dataset")
     assert not list(in_tmp.iterdir())
+
+
+def test_the_option_of_before_goes_on_working_and_says_what_replaces_it(in_tmp: Path) -> None:
+    old = invoked("run", "--recipe", "er-table1", "--dry-run")
+    new = invoked("run", "--experiment", "er-table1", "--dry-run")
+    assert (old.exit_code, old.stdout, new.stderr) == (0, new.stdout, "")
+    assert (
+        old.stderr == "--recipe is now --experiment, and goes with the next version: --experiment er-table1\n"
+    )
+    assert "--recipe" not in invoked("run", "--help").output
 
 
 def array_images(folder: Path, name: str, like: str) -> None:
@@ -408,7 +420,17 @@ def test_a_paper_s_table_runs_on_images_like_its_own(in_tmp: Path) -> None:
     data = in_tmp / "noise"
     data.mkdir()
     array_images(data, "noise", "mnist")
-    command = ("run", "--recipe", "flow-lp-table9", "--scale", "0.0005", "--data", data, "--device", "cpu")
+    command = (
+        "run",
+        "--experiment",
+        "flow-lp-table9",
+        "--scale",
+        "0.0005",
+        "--data",
+        data,
+        "--device",
+        "cpu",
+    )
     dry = invoked(*command, "--dry-run")
     assert dry.exit_code == 0, dry.output
     assert "flow-lp-mnist-a-la-scale0.0005" in dry.output
@@ -429,10 +451,15 @@ def test_a_paper_s_table_runs_on_images_like_its_own(in_tmp: Path) -> None:
     assert "not comparable: data set noise, published mnist" in found["Standard", "test accuracy"]["note"]
 
 
-def test_recipes_are_listed_and_shown() -> None:
-    listed = invoked("list", "recipes")
-    assert "ijsat-table1\trun\tcifar10\t" in listed.output
-    assert "flow-lp-mnist\ttrain\tmnist\t" in listed.output
+def test_recipes_and_experiments_are_listed_and_shown() -> None:
+    listed = invoked("list", "experiments")
+    assert "ijsat-table1\tijsat-table1\tcifar10\t" in listed.output
+    assert listed.stderr == ""
+    schedules = invoked("list", "recipes")
+    assert "flow-lp-mnist\ttrain\tmnist\t" in schedules.stdout
+    assert "ijsat-table1" not in schedules.stdout
+    assert schedules.stderr.endswith("robbench list experiments\n")
+    assert schedules.stderr.count("\n") == 1
     assert "published: ijsat-table1" in invoked("show", "ijsat-table1").output
 
 

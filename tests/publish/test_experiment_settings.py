@@ -8,12 +8,12 @@ from robbench.experiments.schema import Experiment, experiments
 from robbench.experiments.table import (
     Line,
     Measurements,
-    Setting,
     Value,
     comparison,
     printed_cells,
     texts,
 )
+from robbench.experiments.verdicts import Setting, sentence
 
 CELL = ("AT [PGD-5]", "PGD-20")
 PAPER = Setting("cifar10", "resnet18", epsilon=8 / 255)
@@ -61,7 +61,7 @@ def test_a_smaller_experiment_has_no_difference_either() -> None:
 
 
 def test_every_shipped_experiment_runs_in_the_settings_that_are_printed(tmp_path: Path) -> None:
-    """Architectures, budgets and data sets of the recipes are those of the published rows, where both say one."""
+    """Architectures, budgets and data sets of the experiments are those of the published rows, where both say one."""
     from robbench.defenses.plan import TrainRequest, outline
     from robbench.experiments.runs import resolve_use
     from robbench.specs import threat_models
@@ -80,7 +80,7 @@ def test_every_shipped_experiment_runs_in_the_settings_that_are_printed(tmp_path
             if use := experiment.attack_of(row, column):
                 attack = resolve_use(use, experiment.dataset, known)
                 setting = Setting(setting.dataset, setting.architecture, attack.epsilon, attack.eta)
-            if text := setting.apart_from(found):
+            if text := sentence(setting.apart_from(found)):
                 apart.append(f"{experiment.name}, {row.title}, {column.title}: {text}")
     assert apart == []
 

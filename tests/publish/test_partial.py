@@ -254,18 +254,18 @@ def test_a_published_average_over_fewer_attacks_is_that_average(mixed: Run) -> N
         "defense": "standard",
         "defense_parameters": "",
     }
-    unknown = {"train_samples": None, "epochs": None, "note": "over clean, fgsm"}
+    unknown = {"train_samples": None, "epochs": None, "combines": ("clean", "fgsm")}
     row = row.model_copy(update={**average, **setting, **unknown})
     known = Known({"fgsm", "pgd20", "jsa50"}, {"standard"}, {"digits"})
     parts = [
-        row.model_copy(update={"attack": name, "metric": "accuracy", "note": ""})
+        row.model_copy(update={"attack": name, "metric": "accuracy", "combines": ()})
         for name in ("clean", "fgsm", "pgd20")
     ]
     found = compare([row, *parts], measured_rows(mixed), known)[0]
     assert found.measured is not None
     assert (found.measured.row.model, found.measured.row.status) == ("a-part", "partial")
     other = compare(
-        [row.model_copy(update={"note": "over clean, pgd20"}), *parts], measured_rows(mixed), known
+        [row.model_copy(update={"combines": ("clean", "pgd20")}), *parts], measured_rows(mixed), known
     )[0]
     assert other.verdict == "not run"
 

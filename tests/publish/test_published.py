@@ -258,10 +258,8 @@ def test_a_wrong_average_is_compared_with_the_recomputed_one() -> None:
     label = "AT [PGD10], eps 32/255"
     mine = [row for row in rows if row.row == label]
     average = next(row for row in mine if row.column == "Avg" and row.origin == "printed")
-    note = average.note
     trained = {"epsilon": 32 / 255, "steps": 10}
-    combined = tuple(note.removeprefix("over ").split(", "))
-    ours = {"attack": "average", "metric": "average_accuracy", "epsilon": None, "combined": combined}
+    ours = {"attack": "average", "metric": "average_accuracy", "epsilon": None, "combined": average.combines}
     found = {
         c.published.column: c
         for c in compare(

@@ -1,4 +1,4 @@
-"""Published tables beside the runs: a page a table, and one that lists them all."""
+"""Published tables beside the runs: a page per table, and one that lists them all."""
 
 from collections.abc import Iterator, Sequence
 

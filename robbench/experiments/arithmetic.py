@@ -1,0 +1,67 @@
+"""Printed numbers that follow from others of their table: means, differences and relative drops, computed again."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from robbench.core.errors import UserError
+from robbench.experiments.published import PublishedRow
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """A printed number that follows from others. recomputed: from what is printed. agrees: whether the printed number
+    lies within the rounding of all numbers involved."""
+
+    row: PublishedRow
+    recomputed: float
+    agrees: bool
+
+
+def arithmetic(rows: Sequence[PublishedRow]) -> list[Arithmetic]:
+    """Averages, differences and relative drops of a table beside what their rows give, in the table's order."""
+    stated = [row for row in rows if row.origin != "recomputed"]
+    return [_checked(row, stated) for row in stated if row.derived]
+
+
+def _checked(row: PublishedRow, rows: Sequence[PublishedRow]) -> Arithmetic:
+    recomputed, slack = _recomputed(row, rows)
+    gap = abs(float(row.value or 0) - recomputed)
+    return Arithmetic(row, recomputed, gap <= row.rounding + slack + 1e-9)
+
+
+def _recomputed(row: PublishedRow, rows: Sequence[PublishedRow]) -> tuple[float, float]:
+    """The number that follows from others, and how far the rounding of a ratio may move it.
+
+    The rounding of the columns is not allowed for in means and differences: printed averages of these papers are of
+    printed columns, and the findings of the transcription count them so.
+    """
+    if row.combines:
+        values = [_value(rows, row.row, attack=attack) for attack in row.combines]
+        return math.fsum(values) / len(values), 0.0
+    if row.difference_of:
+        first, second = (_value(rows, label, column=row.column) for label in row.difference_of)
+        return first - second, 0.0
+    accuracy = _value(rows, row.row, attack=row.attack, metric="accuracy")
+    clean, half = row.relative_to or 100.0, 0.05
+    drop = 100 * (1 - accuracy / clean)
+    return drop, 100 * (1 - (accuracy - half) / (clean + half)) - drop
+
+
+def _value(rows: Sequence[PublishedRow], name: str, **wanted: str) -> float:
+    """The one number of row `name` whose fields are `wanted`; averages and drops are no parts of others."""
+    metrics = {wanted["metric"]} if "metric" in wanted else {"accuracy", "average_accuracy"}
+    if "attack" in wanted:
+        metrics.discard("average_accuracy")
+    found = [
+        row.value
+        for row in rows
+        if row.row == name
+        and row.metric in metrics
+        and all(getattr(row, key) == wanted[key] for key in wanted)
+    ]
+    if len(found) != 1 or found[0] is None:
+        raise UserError(
+            f"published row {name!r} has {len(found)} numbers for {wanted}; one is needed to recompute"
+        )
+    return float(found[0])

@@ -1,0 +1,105 @@
+"""What was asked of an experiment run, and whose output folder is whose."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from robbench.core.errors import UserError
+from robbench.core.schema import Strict, load_yaml
+from robbench.data.card import family, read_folder_card, require_dataset
+from robbench.experiments.schema import Experiment, Scale
+from robbench.run.ray_backend import BackendName
+
+IDENTITY_FILE = "experiment.yaml"
+
+
+@dataclass(frozen=True)
+class ExperimentRequest:
+    """What `robbench run --experiment` was asked for; the fields without a word here are those of `RunRequest`.
+
+    Attributes:
+        experiment: the table to run.
+        scale: how much smaller than the paper's it is run.
+        n: test images; None for the experiment's own number, all of them times the scale.
+        seed: of subset and attacks, and added to the seeds of trainings.
+        fid_weights: weights file of the Inception network; None downloads it once.
+        requested: what the user called the experiment.
+    """
+
+    experiment: Experiment
+    scale: Scale = field(default_factory=Scale)
+    n: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    batch_size: int = 256
+    compiled: bool = False
+    backend: BackendName = "local"
+    ray_address: str | None = None
+    gpus_per_cell: float | None = None
+    keep_examples: int = 16
+    threat_models: Path | None = None
+    zoo: Path | None = None
+    checkpoints: Path | None = None
+    data_dir: Path | None = None
+    data: Path | None = None
+    fid_weights: Path | None = None
+    requested: str = ""
+
+    @cached_property
+    def dataset(self) -> str:
+        """The experiment's data set, or that of `data`, which is the same or like it (`UserError` otherwise)."""
+        if self.data is None:
+            return self.experiment.dataset
+        require_dataset(self.experiment.dataset, self.data)
+        return read_folder_card(self.data)[0].name
+
+    @property
+    def family(self) -> str:
+        """The data set whose budgets apply."""
+        return family(self.dataset, self.data)
+
+    @property
+    def differs(self) -> str:
+        """Why the numbers are not those of the experiment; empty when they are."""
+        other = f"data set {self.dataset}" if self.dataset != self.experiment.dataset else ""
+        return ", ".join(part for part in (self.scale.label, other) if part)
+
+    @property
+    def folder_name(self) -> str:
+        """ "ijsat-table1-scale0.01-seed0"."""
+        return f"{self.experiment.name}{self.scale.suffix}-seed{self.seed}"
+
+    @property
+    def note(self) -> str:
+        """What every table says: the experiment's name, how much smaller it was run, and on which other data."""
+        return ", ".join(part for part in (f"experiment {self.experiment.name}", self.differs) if part)
+
+
+class Identity(Strict):
+    """experiment.yaml of an output folder: whose it is."""
+
+    experiment: str
+    scale: float
+    seed: int
+
+
+def identity(request: ExperimentRequest) -> Identity:
+    """Whose the output folder of a request is."""
+    return Identity(experiment=request.experiment.name, scale=request.scale.factor, seed=request.seed)
+
+
+def check_folder(folder: Path, identity: Identity) -> None:
+    """`UserError` when `folder` holds another experiment, or something else."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {str(folder)!r} is a file; give a folder")
+    path = folder / IDENTITY_FILE
+    if path.is_file():
+        if (found := load_yaml(path, Identity)) != identity:
+            raise UserError(
+                f"--out {str(folder)!r} holds {found.experiment} at scale {found.scale:g}, seed {found.seed}; "
+                f"give another --out"
+            )
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise UserError(
+            f"--out {str(folder)!r} holds something else and no {IDENTITY_FILE}; give another --out"
+        )

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from robbench.core.errors import UserError
 from robbench.core.schema import validate
-from robbench.defenses.recipes import recipes
 from robbench.experiments.published import published_index, published_table, table_rows
 from robbench.experiments.schema import (
     LEAST_TRAINING,
@@ -20,6 +19,7 @@ from robbench.experiments.schema import (
     experiments,
     find_experiment,
 )
+from robbench.recipes import recipes
 from robbench.specs import threat_models
 
 ALL, RECIPES, THREATS = experiments(), recipes(), threat_models()

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import robbench
-from robbench.attacks import threads
-from robbench.attacks.threads import VARIABLES, multiply_adds, thread_rule, threads_for
 from robbench.cli.app import main
+from robbench.core import threads
 from robbench.core.resources import sha256_file
+from robbench.core.threads import VARIABLES, multiply_adds, thread_rule, threads_for
 from robbench.models.zoo import read_entry
 
 BEFORE = 3  # what PyTorch is set to when a command starts; no rule would choose it

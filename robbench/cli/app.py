@@ -346,7 +346,7 @@ def doctor(
 
 def _compute_in(context: click.Context, threads: int | None) -> None:
     """Compute in so many CPU threads until the command ends. The rule is imported here because torch comes with it."""
-    from robbench.attacks.threads import thread_rule
+    from robbench.core.threads import thread_rule
 
     context.with_resource(thread_rule(threads))
 

@@ -16,9 +16,9 @@ from robbench.core.errors import printable, unknown_name
 from robbench.core.schema import dump_yaml
 from robbench.core.terminal import Terminal
 from robbench.data.names import dataset_names
-from robbench.defenses.recipes import recipes
 from robbench.experiments.published import find_table, published_index
 from robbench.experiments.schema import experiment_names, experiment_text, find_experiment
+from robbench.recipes import recipes
 from robbench.report.data_card import HEADER, dataset_rows, dataset_text, is_data_folder
 
 Rows = Iterable[tuple[str, ...]]

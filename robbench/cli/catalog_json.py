@@ -18,10 +18,10 @@ from robbench.core.errors import UserError
 from robbench.core.resources import dataset_root
 from robbench.core.schema import validate
 from robbench.data.names import BUILT_IN, dataset_names, place
-from robbench.defenses.recipes import recipes
 from robbench.experiments import published, schema
 from robbench.models.entry import ZooEntry
 from robbench.models.zoo import present_weights, zoo_entries
+from robbench.recipes import recipes
 from robbench.specs import ThreatModel, listed_attacks, resolve_attack
 
 if TYPE_CHECKING:

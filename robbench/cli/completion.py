@@ -76,9 +76,9 @@ def _dataset_names(context: click.Context) -> Iterable[str]:
 
 def _shown_names(context: click.Context) -> Iterable[str]:
     """Whatever `robbench show` knows."""
-    from robbench.defenses.recipes import recipes
     from robbench.experiments.published import published_index
     from robbench.experiments.schema import experiment_names
+    from robbench.recipes import recipes
     from robbench.specs import threat_models
 
     yield from _attack_names(context)
@@ -97,7 +97,7 @@ def _experiment_names(context: click.Context) -> Iterable[str]:
 
 
 def _schedule_names(context: click.Context) -> Iterable[str]:
-    from robbench.defenses.recipes import recipes
+    from robbench.recipes import recipes
 
     return recipes()
 

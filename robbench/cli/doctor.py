@@ -13,9 +13,9 @@ from robbench.core.errors import UserError
 from robbench.core.resources import data_root, dataset_root
 from robbench.core.stops import reraise_stop
 from robbench.data.names import BUILT_IN, dataset_names, place
-from robbench.defenses.recipes import recipes
 from robbench.models.entry import ZooEntry
 from robbench.models.zoo import present_weights, zoo_entries
+from robbench.recipes import recipes
 from robbench.specs import threat_models
 
 State = Literal["ok", "missing", "broken"]

@@ -21,7 +21,6 @@ from robbench.core.schema import canonical_hash, validate
 from robbench.data import Dataset, Split, load_dataset
 from robbench.data.card import family
 from robbench.defenses.base import Defense, Setting, build_defense, defense_kinds, find_defense
-from robbench.defenses.recipes import Recipe
 from robbench.defenses.schedule import (
     check_augmentation,
     find_recipe,
@@ -35,6 +34,7 @@ from robbench.models.classifiers import ARCHITECTURES
 from robbench.models.entry import ZooEntry
 from robbench.models.loading import is_flow, load_flow
 from robbench.models.zoo import default_flow, find_model, zoo_entries
+from robbench.recipes import Recipe
 from robbench.specs import ModelKind, threat_models
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

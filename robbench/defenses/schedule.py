@@ -12,7 +12,7 @@ from robbench.core.errors import UserError, unknown_name
 from robbench.core.random import derive_seed
 from robbench.core.schema import load_yaml
 from robbench.data import Dataset, Split
-from robbench.defenses.recipes import Recipe, recipes
+from robbench.recipes import Recipe, recipes
 from robbench.specs import ModelKind
 
 FLOW_LP_SEED = 9999

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from robbench import __version__
-from robbench.attacks.threads import multiply_adds, search_multiply_adds, threads_for
 from robbench.cards import Measurement, Training
 from robbench.core.errors import UserError
 from robbench.core.foreign import foreign_code
@@ -27,6 +26,7 @@ from robbench.core.locks import LockHeldError, file_lock
 from robbench.core.places import Place
 from robbench.core.random import derive_seed
 from robbench.core.stops import check_stop
+from robbench.core.threads import multiply_adds, search_multiply_adds, threads_for
 from robbench.defenses import checkpoint, selection
 from robbench.defenses.checkpoint import Progress
 from robbench.defenses.plan import Plan, TrainRequest, check_places, make_plan

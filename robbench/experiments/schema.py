@@ -16,7 +16,7 @@ from robbench.core.errors import UserError, unknown_name
 from robbench.core.numerals import number
 from robbench.core.resources import data_root
 from robbench.core.schema import Strict, load_yaml
-from robbench.defenses.recipes import Recipe
+from robbench.recipes import Recipe
 from robbench.specs import Name
 
 METRICS = (

@@ -20,7 +20,6 @@ from robbench.attacks import (
 )
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.inner import attacked
-from robbench.attacks.threads import multiply_adds, search_multiply_adds
 from robbench.attacks.trust.context import own_context
 from robbench.attacks.trust.preflight import RandomisedModelError, check_model
 from robbench.attacks.trust.suspicions import Diagnostics
@@ -30,6 +29,7 @@ from robbench.core.errors import UserError
 from robbench.core.foreign import cause, foreign_code
 from robbench.core.precision import recorded
 from robbench.core.stops import reraise_stop
+from robbench.core.threads import multiply_adds, search_multiply_adds
 from robbench.data import Dataset
 from robbench.models.entry import ZooEntry
 from robbench.models.flows.base import FrozenFlow

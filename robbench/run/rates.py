@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks.search.spaces import Codec
-from robbench.attacks.threads import multiply_adds, threads_for
 from robbench.attacks.trust.model_call import out_of_memory
 from robbench.attacks.victim import Victim
 from robbench.core.device import now
+from robbench.core.threads import multiply_adds, threads_for
 from robbench.models.flows.base import FrozenFlow
 from robbench.run.cells import SHARD_SIZE, Cell, ClassifierCell, FlowCell
 from robbench.run.plan import Plan

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from robbench.attacks import LikelihoodOutcome, Outcome, Victim
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.inner import attacked
-from robbench.attacks.threads import threads_for
 from robbench.attacks.trust.context import own_context
 from robbench.attacks.trust.model_call import out_of_memory
 from robbench.attacks.trust.suspicions import Diagnostics
@@ -26,6 +25,7 @@ from robbench.core.errors import AttackViolation, UserError
 from robbench.core.foreign import message_of
 from robbench.core.schema import validate_json
 from robbench.core.stops import reraise_stop
+from robbench.core.threads import threads_for
 from robbench.data import Split
 from robbench.models.flows.base import FrozenFlow
 from robbench.run.cells import Cell, ClassifierCell, FlowCell

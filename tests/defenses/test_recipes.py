@@ -8,7 +8,6 @@ from robbench.data import Split
 from robbench.data.base import Dataset
 from robbench.defenses import Setting, build_defense, defense_kinds
 from robbench.defenses.plan import schedule_of
-from robbench.defenses.recipes import Recipe, recipes
 from robbench.defenses.schedule import (
     augment,
     build_optimizer,
@@ -21,6 +20,7 @@ from robbench.defenses.schedule import (
     training_splits,
 )
 from robbench.models.loading import ARCHITECTURES, is_flow
+from robbench.recipes import Recipe, recipes
 from robbench.specs import threat_models
 
 RECIPES = recipes()

@@ -17,8 +17,8 @@ from robbench.cards import ModelCard
 from robbench.core.resources import data_root
 from robbench.core.schema import load_yaml
 from robbench.data.card import FolderCard
-from robbench.defenses.recipes import Recipe
 from robbench.experiments.schema import Experiment
+from robbench.recipes import Recipe
 from robbench.specs import ThreatModel
 from robbench.store.ledger import load_run
 

@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from robbench.attacks.search.spaces import Codec
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # Multiply-adds per image from which a network is computed in all threads. Time of two threads over time of one, forward
@@ -25,6 +23,16 @@ VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 # conv3 (0.8 M) 3.3, TRADES' MNIST network (10 M) 1.8, a Glow on CIFAR-10 (35 M in many operations) 10, ResNet-18
 # (555 M) 1.8. On idle cores the first gains 1.17; one of the size of the last keeps many cores busy.
 LARGE = 100e6
+
+
+class Coder(Protocol):
+    """What computes latents of images and images of latents."""
+
+    def encode_flat(self, x: "Tensor", y: "Tensor") -> "Tensor":
+        """Latents [n,D] of images x [n,C,H,W] with labels y [n]."""
+
+    def decode_flat(self, z: "Tensor", y: "Tensor") -> "Tensor":
+        """Images [n,C,H,W] of latents z [n,D]."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ def multiply_adds(call: Callable[[], object]) -> float:
 
 
 def search_multiply_adds(
-    model: Callable[["Tensor"], object], codec: "Codec | None", x: "Tensor", y: "Tensor"
+    model: Callable[["Tensor"], object], codec: Coder | None, x: "Tensor", y: "Tensor"
 ) -> float:
     """Multiply-adds of one call of `model` with the image x [1,C,H,W], and of the decoder where a search goes through a
     flow. y: [1], its label."""

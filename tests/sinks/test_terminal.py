@@ -29,11 +29,11 @@ from robbench.run.progress import LiveProgress, PlainProgress
 ROOT = Path(robbench.__file__).parent
 # What prints as it is: the helpers themselves, a script for a shell, an image, and the JSON of a worker's protocol.
 PRINTERS = {
-    "cli_base.py": {"echo_line", "echo_text", "echo_cells", "print_json"},
-    "cli_completion.py": {"completion"},
-    "cli_badge.py": {"badge"},
-    "bench/flows.py": None,
-    "terminal.py": None,
+    "cli/base.py": {"echo_line", "echo_text", "echo_cells", "print_json"},
+    "cli/completion.py": {"completion"},
+    "cli/badge.py": {"badge"},
+    "benchmarks/flows.py": None,
+    "core/terminal.py": None,
 }
 
 

@@ -200,6 +200,8 @@ def test_places_are_tried_before_the_work(impossible: Path, monkeypatch: pytest.
     def work(*_: object, **__: object) -> None:
         raise AssertionError("the work began")
 
+    import robbench.bundle.merge  # noqa: F401  (a module first imported under a patch would keep it)
+
     for place in (
         "robbench.cli.run.build_plan",
         "robbench.store.ledger.load_run",

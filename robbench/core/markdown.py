@@ -22,7 +22,9 @@ def escaped(text: str) -> str:
 
 def paragraph(text: str) -> str:
     """`text` as plain text that begins a paragraph, a heading or an entry of a list."""
-    flat = _NUMBERED.sub(r"\1\\\2", escaped(text), count=1) if _NUMBERED.match(text) else escaped(text)
+    flat = escaped(text)
+    if _NUMBERED.match(flat):
+        flat = _NUMBERED.sub(r"\1\\\2", flat, count=1)
     return _BEGINNING.sub(r"\\", flat, count=1) if _BEGINNING.match(flat) else flat
 
 

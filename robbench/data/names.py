@@ -85,9 +85,10 @@ def dataset_names() -> list[str]:
 
 
 def place(name: str, root: Path) -> Path | None:
-    """Where the files of a data set lie below `root`, in torchvision's layout or else as arrays; None for neither."""
+    """Where the files of a data set lie below `root`, in torchvision's layout or else as arrays; None for neither.
+    Empty folders, which a failed download leaves, do not count."""
     arrays = root / name
     folder = root / BUILT_IN[name].files
-    if folder.exists():
+    if folder.is_file() or any(path.is_file() for path in folder.rglob("*")):
         return folder
     return arrays if all((arrays / f"{split}.npz").is_file() for split in ("train", "test")) else None

@@ -68,7 +68,11 @@ def _key(cell: CellRecord) -> tuple[str, str]:
 
 
 def _progress(result: CellResult) -> tuple[bool, int, int]:
-    return result.cell.status == "ok", len(result.rows), int(result.rows["example"].notna().sum())
+    return (
+        result.cell.status == "ok",
+        len(result.rows),
+        int(result.rows["example"].notna().sum()) if "example" in result.rows else 0,
+    )
 
 
 def _ordered(cells: Sequence[CellResult]) -> list[CellResult]:

@@ -14,7 +14,6 @@ from robbench.core.errors import UserError
 from robbench.evaluation import evaluate
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
 from robbench.store.ledger import one_meaning
-from robbench.store.records import CellRecord
 
 MODELS = threat_models()
 PERTURBATIONS = ["r-la", "r-la-l2", "r-la-none", "a-la-pred"]
@@ -148,13 +147,13 @@ def test_robust_of_old_corrupted_images_gets_its_one_meaning():
             "broken_at": [-1, -1, 0, 0],
         }
     )
-    record = CellRecord.model_construct(attack=spec("c-fog-1"))
-    new = one_meaning(record, old)
+    corrupted = spec("c-fog-1")
+    new = one_meaning(corrupted, old)
     assert new["robust"].tolist() == [True, False, False, False]
     assert new["broken_by"].fillna("").tolist() == ["", "clean", "c-fog-1", "clean"]
     assert new["broken_at"].tolist() == [-1, 0, 0, 0]
-    pd.testing.assert_frame_equal(one_meaning(record, new), new)
-    assert one_meaning(CellRecord.model_construct(attack=spec("pgd20")), old) is old
+    pd.testing.assert_frame_equal(one_meaning(corrupted, new), new)
+    assert one_meaning(spec("pgd20"), old) is old
 
 
 # ----------------------------------------------------------------------------------------------------- evaluate

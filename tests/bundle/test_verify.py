@@ -593,8 +593,8 @@ def test_logits_too_small_to_tell(false: int, verdict: str) -> None:
     said = torch.where(torch.arange(24) < false, (right + 1) % 10, right)
     rows = pd.DataFrame({"prediction": said.numpy(), "margin": np.where(said == right, 1e-6, -5e-5)})
     scored = rescore.Scored(right, (logits, logits))
-    assert not rescore._verdict_differs(scored, rows, "prediction", "margin").any()
-    excused = rescore._excused(scored, rows, "prediction", "margin")
+    wrong, excused = rescore._other_verdicts(scored, rows, "prediction", "margin")
+    assert not wrong.any()
     assert excused == false
     assert rescore._decided(judged(AT, "pgd10", "verdicts", 24, []), excused).verdict == verdict
 

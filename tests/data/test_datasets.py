@@ -96,3 +96,12 @@ def test_real_files(name: str, first: int, shared: Path):
     data = load_dataset(name, shared / "data")
     assert (len(data.train), len(data.validation), len(data.test)) == (55000, 5000, 10000)
     assert int(data.test.labels[0]) == first
+
+
+def test_an_empty_folder_of_a_failed_download_is_no_data_set(tmp_path):
+    from robbench.data.names import BUILT_IN, place
+
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    assert place("mnist", tmp_path) is None
+    (tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").write_bytes(b"x")
+    assert place("mnist", tmp_path) == tmp_path / BUILT_IN["mnist"].files

@@ -340,7 +340,7 @@ def test_the_table_says_what_was_measured(run_folder: Path, tiny_zoo: Path) -> N
     for record in load_frechet(run_folder):
         assert f"{record.value:.4f}" in result.output
     assert f"JSON {run_folder / 'frechet'}" in result.output
-    assert "digits train+validation: features of 1437 images" in result.output
+    assert "digits train+validation: features of 1,437 images" in result.output
 
 
 def test_wrong_use_is_one_line(

@@ -93,11 +93,11 @@ def _its_metric_is_in_every_output(site: Path, folder: Path, table: pd.DataFrame
     assert differs.returncode == 0, differs.stderr
     page = robbench(site, folder, "report", "run", "--out", "site")
     assert page.returncode == 0, page.stderr
-    board = next((folder / "site").glob("*/index.html")).read_text()
+    board = next((folder / "site").glob("digits*/index.html")).read_text()
     assert "L1 pgd20@0.1" in board
     alone = robbench(folder, folder, "report", "run", "--out", "plain")  # without the package
     assert alone.returncode == 0, alone.stderr
-    assert "L1 pgd20@0.1" not in next((folder / "plain").glob("*/index.html")).read_text()
+    assert "L1 pgd20@0.1" not in next((folder / "plain").glob("digits*/index.html")).read_text()
 
 
 def test_without_the_package_its_names_are_unknown(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def written(run: Run) -> dict[str, bytes]:
 @pytest.mark.parametrize("ending", EXACT)
 def test_the_tidy_leaderboard_is_the_ledger_s(damaged: Run, ending: str) -> None:
     content = written(damaged)[f"leaderboard.{ending}"]
-    rows = [[getattr(row, name) for name in COLUMNS] for row in leaderboard(damaged)]
+    rows = [[row.cell(name) for name in COLUMNS] for row in leaderboard(damaged)]
     assert read_back(content, ending) == [dict(zip(COLUMNS, row, strict=True)) for row in rows]
 
 
@@ -52,7 +52,7 @@ def read_back(content: bytes, ending: str) -> list[dict[str, object]]:
     if ending == "json":
         return json.loads(content)
     frame = pd.read_csv(io.BytesIO(content), keep_default_na=False, dtype=str)
-    floats, counts = ("epsilon", "eta", "value", "lower", "upper"), ("n", "seed")
+    floats, counts = ("epsilon", "eta", "value", "lower", "upper"), ("n", "seed", "near_ties")
     return [
         {
             name: (float(text) if text else None) if name in floats else int(text) if name in counts else text

@@ -5,7 +5,7 @@ from dataclasses import replace
 from publish_runs import attack, cell, frame, make_run
 
 from robbench.report.site import compare_page, model_page
-from robbench.report.site.boards import RANK
+from robbench.report.site.boards import RANK, boards
 from robbench.report.site.build import parts
 from robbench.report.site.groups import site_of
 from robbench.report.site.page import Page
@@ -35,7 +35,7 @@ def test_sweeps_of_a_groups_attacks_leave_its_tables() -> None:
     assert labels(sweep.run) == {"pgd20@0.1", "pgd20@0.3"}
     assert sweep.is_sweep
     assert main.sweep_path == sweep.board_path()
-    columns = {column.label for board in main.boards for table in board.tables for column in table.columns}
+    columns = {column.label for board in boards(main) for table in board.tables for column in table.columns}
     assert not any("pgd20@" in label for label in columns)
     alone = site_of([plain]).groups[0]
     average = {(r.model, r.value) for r in alone.rows if r.attack == "average"}
@@ -76,8 +76,8 @@ def test_an_attack_that_only_some_models_ran_as_defined_costs_the_others_no_rank
     main, sweep = site_of([plain, make_run(more, N)]).groups
     assert labels(main.run) == {"pgd20"}
     assert [r.cell.model_name for r in sweep.run.cells] == ["digits-c"]
-    keys = [column.key for column in main.boards[0].tables[0].columns]
-    ranks = [line[keys.index(RANK)].kind for line in main.boards[0].tables[0].lines]
+    keys = [column.key for column in boards(main)[0].tables[0].columns]
+    ranks = [line[keys.index(RANK)].kind for line in boards(main)[0].tables[0].lines]
     assert ranks == ["rank", "rank"]
 
 
@@ -86,12 +86,12 @@ def test_nothing_is_combined_over_several_budgets_and_steps() -> None:
         [run_of(("pgd20", 0.2)), run_of(("pgd20@0.1", 0.1), ("pgd20@0.3", 0.3), ("pgd20@5steps", 0.2))]
     )
     sweep = site.groups[1]
-    table = sweep.boards[0].tables[0]
+    table = boards(sweep)[0].tables[0]
     assert [column.key for column in table.columns if not column.key.startswith("NLL")] == [
         "model", "defense", "clean", "pgd20@0.1", "pgd20@0.3", "pgd20@5steps"
     ]  # fmt: skip
     assert all(column.shown for column in table.columns[:6])
-    of_one_budget = next(board for board in sweep.boards if board.title == "linf, ε = 0.3")
+    of_one_budget = next(board for board in boards(sweep) if board.title == "linf, ε = 0.3")
     assert [column.key for column in of_one_budget.tables[0].columns][2:5] == [RANK, "clean", "worst case"]
     bodies = {page.path: page.body for page in parts(site) if isinstance(page, Page)}
     text = bodies[sweep.model_path(MODELS[0])]

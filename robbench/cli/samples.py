@@ -24,9 +24,9 @@ from robbench.core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from robbench.metrics.flow_samples import ScoredSamples
     from robbench.models.entry import ZooEntry
     from robbench.models.flows.base import FlowModel
+    from robbench.run.flow_samples import ScoredSamples
 
 COLUMNS = (
     *("images", "temperature", "under", "mean", "lower", "upper", "median"),
@@ -103,9 +103,9 @@ def samples_report(request: SamplesRequest, out: Path) -> list[Path]:
     from robbench.core.device import resolve_device
     from robbench.core.places import check_output_folder
     from robbench.core.resources import write_text_atomically
-    from robbench.metrics.flow_samples import scored_samples
     from robbench.models.loading import load_flow
     from robbench.models.zoo import zoo_entries
+    from robbench.run.flow_samples import scored_samples
 
     check_output_folder(out)
     device, entries = resolve_device(request.device), zoo_entries(request.zoo)
@@ -144,7 +144,7 @@ def _reference_lines(
 
     from robbench.attacks.likelihood import noise_images
     from robbench.data import load_dataset, sample_ids
-    from robbench.metrics.flow_samples import scored_images
+    from robbench.run.flow_samples import scored_images
 
     dataset = load_dataset(dataset_name, request.data_dir, request.data)
     ids = sample_ids(dataset.test, min(request.n, len(dataset.test)), request.seed)

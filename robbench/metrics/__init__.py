@@ -1,6 +1,11 @@
-"""Metrics: a registry (`registry`) and one module per family. NumPy only, but for `features` and `flow_samples`."""
+"""Metrics: a registry (`registry`) and one module per family, each imported here by itself. NumPy only."""
 
-from robbench.metrics import accuracy, distance, frechet, likelihood  # noqa: F401  (they register themselves)
+from importlib import import_module
+from pkgutil import iter_modules
+
 from robbench.metrics.registry import METRICS, Metric, Number, all_metrics, metric_of
 
 __all__ = ["METRICS", "Metric", "Number", "all_metrics", "metric_of"]
+
+for _module in iter_modules(__path__):  # they register themselves
+    import_module(f"{__name__}.{_module.name}")

@@ -142,6 +142,11 @@ def leaderboard(run: Run) -> list[TableRow]:
     """All numbers of a run. Order: models as planned; in a classifier clean, attacks, worst cases, average, then
     likelihoods and distances attack by attack; in a flow likelihoods and distances attack by attack. Last come Fréchet
     distances, where there are any."""
+    return [*run.once(_ledger_rows), *frechet_rows(run)]
+
+
+def _ledger_rows(run: Run) -> tuple[TableRow, ...]:
+    """The rows that follow from the ledger alone; several tables and pages show them."""
     rows: list[TableRow] = []
     found = models(run)
     attacks = searched_attacks([model for model in found if model.kind == "classifier"])
@@ -149,7 +154,7 @@ def leaderboard(run: Run) -> list[TableRow]:
         rows += (
             _classifier_rows(run, model, attacks) if model.kind == "classifier" else _flow_rows(run, model)
         )
-    return rows + frechet_rows(run)
+    return tuple(rows)
 
 
 def rows_under_attack(run: Run) -> list[TableRow]:

@@ -21,14 +21,14 @@ from robbench.core.errors import UserError
 from robbench.core.resources import cache_folder
 from robbench.core.schema import canonical_hash
 from robbench.data import Dataset, Split, load_dataset
-from robbench.metrics.features import (
+from robbench.models.entry import ZooEntry
+from robbench.models.zoo import find_model, zoo_entries
+from robbench.run.features import (
     INCEPTION,
     FeatureExtractor,
     classifier_extractor,
     inception_extractor,
 )
-from robbench.models.entry import ZooEntry
-from robbench.models.zoo import find_model, zoo_entries
 from robbench.statistics.frechet import GaussianStatistics, frechet_distance, frechet_notes
 from robbench.store.columns import decode_images, encode_image
 from robbench.store.frechet_records import (

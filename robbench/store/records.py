@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from robbench.cards import FlowReference, ModelCard, Side
+from robbench.core.memory import Remembers
 from robbench.core.precision import withdrawal
 from robbench.core.schema import Strict, canonical_hash
 from robbench.data.card import DatasetCard
@@ -253,7 +254,7 @@ class CellResult:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Remembers):
     """A run folder read back.
 
     Attributes:

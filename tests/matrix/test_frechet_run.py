@@ -18,8 +18,8 @@ from robbench.cli.fid import fid
 from robbench.cli.run import run_matrix
 from robbench.core.device import versions
 from robbench.core.errors import UserError
-from robbench.metrics.features import FeatureExtractor
 from robbench.run import frechet
+from robbench.run.features import FeatureExtractor
 from robbench.run.frechet import FrechetRequest, score_run
 from robbench.run.plan import RunRequest
 from robbench.store.frechet_records import FrechetRecord, load_frechet
@@ -287,7 +287,7 @@ class Poisoned(nn.Module):
 def test_features_that_are_not_finite_fail_their_cell_alone(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch, tiny_zoo: Path
 ) -> None:
-    from robbench.metrics.features import PenultimateFeatures
+    from robbench.run.features import PenultimateFeatures
 
     module = PenultimateFeatures(Poisoned(), "poisoned").eval()
     extractor = FeatureExtractor("frechet[poisoned]", "0" * 64, "1" * 64, module, torch.device("cpu"))
@@ -346,7 +346,7 @@ def test_the_table_says_what_was_measured(run_folder: Path, tiny_zoo: Path) -> N
 def test_wrong_use_is_one_line(
     run_folder: Path, tiny_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from robbench.metrics import features
+    from robbench.run import features
 
     def offline(_url: str, _path: Path) -> None:
         raise OSError("no network")

@@ -37,7 +37,7 @@ description: long enough to be watched
 budgets:
   digits: {epsilon: 0.2}
 attacks:
-  slow-pgd: {algorithm: pgd, parameters: {steps: 200, relative_step_size: 0.1}}
+  slow-pgd: {algorithm: pgd, parameters: {steps: 600, relative_step_size: 0.1}}
 """
 
 

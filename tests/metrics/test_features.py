@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from robbench.core.errors import UserError
-from robbench.metrics import features
-from robbench.metrics.features import (
+from robbench.models.loading import load_model
+from robbench.models.zoo import find_model, zoo_entries
+from robbench.run import features
+from robbench.run.features import (
     INCEPTION_FILE,
     INCEPTION_SHA256,
     FeatureExtractor,
@@ -25,8 +27,6 @@ from robbench.metrics.features import (
     official_weights,
     quantised,
 )
-from robbench.models.loading import load_model
-from robbench.models.zoo import find_model, zoo_entries
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import torch
 
 from robbench.cli.samples import SamplesRequest, samples_report
 from robbench.core.errors import UserError
-from robbench.metrics.flow_samples import scored_images, scored_samples
 from robbench.models.flows.glow import Glow
+from robbench.run.flow_samples import scored_images, scored_samples
 
 
 def test_samples_are_grey_levels_scored_like_images(flow):

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self, TypeVar
 
 import numpy as np
 
+from robbench.core.memory import Remembers
 from robbench.report.gallery import Originals
 from robbench.report.site.page import slug, slugs
 from robbench.results.rows import ModelResults, TableRow, models
@@ -16,24 +16,8 @@ from robbench.store.ledger import Ledger
 from robbench.store.merged import choose_cells, conflicts
 from robbench.store.records import CellResult, Run
 
-T = TypeVar("T")
 SWEEPS = "-sweeps"  # ending of the folder of a group's sweeps
 Key = tuple[str, str, int, tuple[int, ...], tuple[int, int, int]]
-
-
-class Remembers:
-    """Something that pages are made from, and what they computed of it."""
-
-    @cached_property
-    def _computed(self) -> dict[Callable[[Self], Any], Any]:
-        return {}
-
-    def once(self, compute: Callable[[Self], T]) -> T:
-        """compute(self), computed when it is first asked for: several pages show the same tables."""
-        if compute not in self._computed:
-            self._computed[compute] = compute(self)
-        found: T = self._computed[compute]
-        return found
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,27 @@
+"""Median number of queries that a black-box attack needs to break a sample (Andriushchenko et al. 2020, table 2)."""
+
+import numpy as np
+
+from robbench.metrics.registry import Metric, Number, register
+from robbench.metrics.verdicts import broken
+from robbench.store.records import CellResult
+
+
+def median_queries(result: CellResult) -> Number | None:
+    """Median over the samples that the attack broke, by the iteration of the break: one query of the model each.
+
+    None for an attack that used gradients, broke nothing, or whose queries were not counted sample by sample.
+    """
+    lost = broken(result.rows)
+    if not len(lost) or result.rows["backwards"].any() or not result.rows["counts_exact"].all():
+        return None
+    return Number(
+        float(np.median(lost["broken_at"])), scope=f"over the {len(lost)} samples that the attack broke"
+    )
+
+
+QUERIES = Metric(
+    "median_queries", "median queries to break a sample", "queries", "higher", column="queries",
+    part="Cost of black-box attacks", decimals=0, place=40, compute=median_queries,
+)  # fmt: skip
+register(QUERIES)

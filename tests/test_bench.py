@@ -82,6 +82,7 @@ def test_the_command_writes_what_it_prints(tmp_path, options, stem):
     assert found["models"][0]["least_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_budget_reaches_both_engines(tmp_path):
     """At next to none an undefended model keeps what it classifies; at the data set's it keeps nothing (above)."""
     ((model, data, device),) = loaded(["digits-standard"])

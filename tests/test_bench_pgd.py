@@ -256,6 +256,7 @@ def test_without_a_gpu_the_script_says_so_in_one_line(gpu, monkeypatch, capsys):
     assert len(printed.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 @libraries
 def test_the_script_measures_every_attack(gpu):
     """On the CPU, with sizes at which the numbers mean nothing."""

@@ -56,6 +56,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # -------------------------------------------------------------------------------------------- what may happen
+@pytest.mark.slow
 def test_an_unbroken_engine_passes_also_with_another_batch_size(reference: Path, tmp_path: Path) -> None:
     result = held(run(tmp_path / "run", "pgd20,apgd-ce,apgd-t", "--batch-size", 11), reference)
     assert result.exit_code == 0, result.output

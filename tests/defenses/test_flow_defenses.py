@@ -109,6 +109,7 @@ def small(out, name, **changes):
     )
 
 
+@pytest.mark.slow
 def test_trained_flows_show_what_training_was_for(tmp_path):
     """Even after six epochs of a tiny flow: attacked, both defended flows beat the clean one; clean, they do not."""
     flows = {name: load_flow(read_entry(train(small(tmp_path, name)))) for name in ("clean", "at", "hybrid")}

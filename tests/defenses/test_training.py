@@ -176,6 +176,7 @@ train(small(Path(sys.argv[1])), told)
 """
 
 
+@pytest.mark.slow
 def test_a_second_training_of_one_name_is_refused_until_the_first_is_gone(uninterrupted, tmp_path):
     """Whoever is refused says which process is in the way; a SIGKILL frees the name."""
     environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}

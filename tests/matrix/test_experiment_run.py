@@ -167,6 +167,7 @@ def test_another_experiment_or_foreign_files_keep_their_folder(done: Path, tmp_p
         run_experiment(experiment(), tmp_path, Trainings())
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_leaves_the_others_alone(tmp_path: Path) -> None:
     """Its own rows and those of attacks through it say why; everything else is measured; the next run tries again."""
     columns = TINY["columns"][:3]

@@ -462,6 +462,7 @@ def _resident(pid: int) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------- deaths
+@pytest.mark.slow
 def test_a_killed_worker_is_retried(
     cluster: Cluster,
     zoo: Path,
@@ -504,6 +505,7 @@ def test_a_shard_that_kills_every_worker_fails_its_cell_only(
     assert (fine.cell.status, len(fine.rows)) == ("ok", 250)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_resumes(
     cluster: Cluster, zoo: Path, specs: Path, slow_alone: Path, tmp_path: Path
 ) -> None:

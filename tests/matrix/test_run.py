@@ -381,6 +381,7 @@ def _started_until_second_shard(arguments: list[str], folder: Path) -> subproces
     return process
 
 
+@pytest.mark.slow
 def test_kill_9_and_run_again(tiny_zoo: Path, tmp_path: Path, slow_specs: Path) -> None:
     """Shards finished before the kill are untouched, and the tables are those of a run left alone."""
     killed, alone = tmp_path / "killed", tmp_path / "alone"

@@ -310,6 +310,7 @@ def test_run_refuses_a_data_set_of_other_images(tmp_path: Path) -> None:
     assert "digits has (1, 8, 8) of 10" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_run_of_a_torchvision_model(squeezenet: Path, tmp_path: Path) -> None:
     """On a data set of its size and classes; the tables and cards of the run name it, and a second run resumes."""
     folder = tmp_path / "data"

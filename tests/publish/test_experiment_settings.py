@@ -60,6 +60,7 @@ def test_a_smaller_experiment_has_no_difference_either() -> None:
     assert (line.verdict, line.difference) == ("not comparable", None)
 
 
+@pytest.mark.slow
 def test_every_shipped_experiment_runs_in_the_settings_that_are_printed(tmp_path: Path) -> None:
     """Architectures, budgets and data sets of the experiments are those of the published rows, where both say one."""
     from robbench.defenses.plan import TrainRequest, outline

@@ -155,9 +155,9 @@ def inside_ball(spec: ResolvedAttack, ids: Tensor, x: Tensor, adversarial: Tenso
 
 def _shortened(x: Tensor, moved: Tensor, share: Tensor) -> Tensor:
     """x + share moved rounded towards x in float32: no coordinate is further from x than share |moved| (float64)."""
-    wanted = moved * per_sample(share.squeeze(1), moved)
-    images = (x.double() + wanted).to(x.dtype)
-    too_far = (images.double() - x.double()).abs() > wanted.abs()
+    requested = moved * per_sample(share.squeeze(1), moved)
+    images = (x.double() + requested).to(x.dtype)
+    too_far = (images.double() - x.double()).abs() > requested.abs()
     return torch.where(too_far, torch.nextafter(images, x), images)
 
 

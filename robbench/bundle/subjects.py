@@ -7,7 +7,7 @@ from pathlib import Path
 from robbench.bundle.findings import Finding
 from robbench.cards import ModelCard
 from robbench.core.errors import UserError
-from robbench.models.entry import Wanted, ZooEntry
+from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.zoo import find_model, zoo_entries
 from robbench.store.records import Run
 
@@ -83,8 +83,8 @@ def found_subjects(
 def _named(
     run: Run, named: Sequence[str], entries: dict[str, ZooEntry], checkpoints: Path | None
 ) -> dict[str, ZooEntry]:
-    wanted = Wanted(run.dataset, run.shape, len(run.class_names), checkpoints)
-    return {name: replace(find_model(name, entries, wanted=wanted), trusted=True) for name in named}
+    requested = ModelRequest(run.dataset, run.shape, len(run.class_names), checkpoints)
+    return {name: replace(find_model(name, entries, requested=requested), trusted=True) for name in named}
 
 
 def _foreign(card: ModelCard, entry: ZooEntry) -> str:

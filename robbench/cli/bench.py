@@ -91,16 +91,18 @@ def autoattack(
     from robbench.benchmarks.models import loaded
 
     _prepare(out, threads)
-    wanted = budgets("--epsilon", epsilons) or (None,)
-    if len(wanted) > 1:
-        raise UserError(f"--epsilon {','.join(map(str, wanted))}: bench aa compares at one budget; give one")
+    requested = budgets("--epsilon", epsilons) or (None,)
+    if len(requested) > 1:
+        raise UserError(
+            f"--epsilon {','.join(map(str, requested))}: bench aa compares at one budget; give one"
+        )
     contest = contest_of.Contest(
-        attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, epsilon=wanted[0]
+        attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, epsilon=requested[0]
     )
     entries = loaded(names("--model", models), **options)
     found = [contest_of.compare(model, data, contest, device, echo_line) for model, data, device in entries]
     stem = f"{attack}-{'-'.join(dict.fromkeys(data.name for _, data, _ in entries))}"
-    stem += f"-epsilon{wanted[0]:g}" if wanted[0] is not None else ""
+    stem += f"-epsilon{requested[0]:g}" if requested[0] is not None else ""
     _write(out / f"{stem}.json", contest_of, found, contest)
 
 

@@ -57,9 +57,9 @@ def run_experiment(request: ExperimentRequest, folder: Path, train: Train, fresh
     _print_head(console, plan)
     claim(plan)
     failed = train_absent(plan, train, lambda line: print_line(console, line))
-    wanted = plan.run_request(failed)
-    possible = bool(wanted.models and wanted.resolved)
-    broken = run_matrix(wanted, plan.run_folder, fresh) if possible else 0
+    requested = plan.run_request(failed)
+    possible = bool(requested.models and requested.resolved)
+    broken = run_matrix(requested, plan.run_folder, fresh) if possible else 0
     not_scored = _score_images(plan, console) if plan.wants_images and possible else ""
     run = load_run(plan.run_folder) if plan.run_folder.is_dir() else None
     lines = compare(plan, run, failed, not_scored)

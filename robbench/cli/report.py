@@ -111,8 +111,8 @@ def _export(runs: Sequence["Run"], uri: str) -> None:
             echo_line(line)
 
 
-def _print_published(runs: Sequence["Run"], wanted: bool, console: "Console") -> None:
-    if wanted:
+def _print_published(runs: Sequence["Run"], requested: bool, console: "Console") -> None:
+    if requested:
         from robbench.report.published_page import compare_tables, terminal_counts
 
         console.print(terminal_counts(compare_tables(runs)))

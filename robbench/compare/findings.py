@@ -35,30 +35,30 @@ class Finding:
 
 def of_table(result: CheckResult) -> Finding:
     """The finding of a comparison with a table's row."""
-    wanted, measured = result.reference, result.measured
+    reference, measured = result.reference, result.measured
     value = None if measured is None else measured.value
     texts = [result.reason]
     if result.verdict == "fail" and value is not None and result.tolerance is not None:
-        numbers = f"measured {value:.6g}, reference {wanted.value:.6g}, allowed {result.tolerance:.3g}"
+        numbers = f"measured {value:.6g}, reference {reference.value:.6g}, allowed {result.tolerance:.3g}"
         texts.insert(0, numbers + (f" ({result.basis})" if result.basis else ""))
     return Finding(
-        group=wanted.model,
-        name=f"{wanted.attack} {wanted.metric}"
-        + (f" ({wanted.threat_model})" if wanted.attack == "worst-case" else ""),
+        group=reference.model,
+        name=f"{reference.attack} {reference.metric}"
+        + (f" ({reference.threat_model})" if reference.attack == "worst-case" else ""),
         verdict=result.verdict,
         reason="; ".join(text for text in texts if text),
-        gate=wanted.gate,
-        path=wanted.path,
-        line=wanted.line,
+        gate=reference.gate,
+        path=reference.path,
+        line=reference.line,
         values={
-            "dataset": wanted.dataset,
-            "reference": wanted.value,
+            "dataset": reference.dataset,
+            "reference": reference.value,
             "measured": value,
             "difference": result.difference,
             "tolerance": result.tolerance,
             "basis": result.basis,
             "n": None if measured is None else measured.n,
-            "reference_n": wanted.n,
+            "reference_n": reference.n,
         },
     )
 

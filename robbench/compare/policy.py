@@ -49,41 +49,41 @@ class Policy:
     name: PolicyName = "default"
     points: float | None = None
 
-    def allowed(self, wanted: Reference, row: TableRow) -> Allowed:
+    def allowed(self, reference: Reference, row: TableRow) -> Allowed:
         """For two finite values."""
-        if wanted.tolerance is not None:
-            return Allowed(wanted.tolerance, "the row's own tolerance")
-        same = same_samples(wanted, row)
+        if reference.tolerance is not None:
+            return Allowed(reference.tolerance, "the row's own tolerance")
+        same = same_samples(reference, row)
         if self.points is not None and row.unit == PERCENT:
             return Allowed(self.points, "--tolerance", comparable=same is not False)
         if self.name == "exact":
-            return Allowed(wanted.rounding, "digits of the reference", comparable=same is not False)
+            return Allowed(reference.rounding, "digits of the reference", comparable=same is not False)
         if row.unit == PERCENT:
-            return self._percent(wanted, row, same)
+            return self._percent(reference, row, same)
         if row.unit == BITS:
-            return self._bits(wanted, row, same)
-        return Allowed(_other_units(wanted, row), "same samples", comparable=same is not False)
+            return self._bits(reference, row, same)
+        return Allowed(_other_units(reference, row), "same samples", comparable=same is not False)
 
-    def _percent(self, wanted: Reference, row: TableRow, same: bool | None) -> Allowed:
+    def _percent(self, reference: Reference, row: TableRow, same: bool | None) -> Allowed:
         if not same or self.name == "interval":
-            return Allowed(max(_binomial(wanted, row), wanted.rounding), _interval_text(wanted, row))
-        ties = max(wanted.near_ties, row.near_ties)
+            return Allowed(max(_binomial(reference, row), reference.rounding), _interval_text(reference, row))
+        ties = max(reference.near_ties, row.near_ties)
         if row.attack == CLEAN:
             return Allowed(
-                max(100 * ties / row.n, wanted.rounding),
+                max(100 * ties / row.n, reference.rounding),
                 f"same samples, {ties} near ties" if ties else "exact",
             )
         samples = 100 * (1 + ties) / row.n
-        return Allowed(max(PERCENTAGE_POINTS, samples, wanted.rounding), "same samples")
+        return Allowed(max(PERCENTAGE_POINTS, samples, reference.rounding), "same samples")
 
-    def _bits(self, wanted: Reference, row: TableRow, same: bool | None) -> Allowed:
+    def _bits(self, reference: Reference, row: TableRow, same: bool | None) -> Allowed:
         attacked = bool(row.epsilon) and row.kind.attacked
-        own = default_tolerance(BITS, float(wanted.value or 0.0)) if attacked else BITS_PER_DIM
-        fixed = max(own, wanted.rounding)
+        own = default_tolerance(BITS, float(reference.value or 0.0)) if attacked else BITS_PER_DIM
+        fixed = max(own, reference.rounding)
         if same and self.name == "default":
             return Allowed(fixed, "same samples")
-        halves = [_half(wanted.lower, wanted.upper), _half(row.lower, row.upper)]
-        if same is None and wanted.lower is None:  # nothing is known of the reference's samples
+        halves = [_half(reference.lower, reference.upper), _half(row.lower, row.upper)]
+        if same is None and reference.lower is None:  # nothing is known of the reference's samples
             return Allowed(fixed, "absolute")
         return Allowed(fixed + math.hypot(*halves), "95 % interval of the difference")
 
@@ -96,28 +96,28 @@ def default_tolerance(unit: str, value: float) -> float:
     return max(BITS_PER_DIM, RELATIVE * abs(value)) if unit == BITS else RELATIVE * abs(value)
 
 
-def same_samples(wanted: Reference, row: TableRow) -> bool | None:
+def same_samples(reference: Reference, row: TableRow) -> bool | None:
     """Whether both are of the same samples; None where the reference does not say."""
-    pairs = ((wanted.n, row.n), (wanted.seed, row.seed))
+    pairs = ((reference.n, row.n), (reference.seed, row.seed))
     if any(theirs not in (None, ours) for theirs, ours in pairs):
         return False
     return None if any(theirs is None for theirs, _ in pairs) else True
 
 
-def _other_units(wanted: Reference, row: TableRow) -> float:
+def _other_units(reference: Reference, row: TableRow) -> float:
     metric = row.kind
-    return max(metric.absolute, metric.relative * abs(wanted.value or 0.0), wanted.rounding)
+    return max(metric.absolute, metric.relative * abs(reference.value or 0.0), reference.rounding)
 
 
-def _binomial(wanted: Reference, row: TableRow) -> float:
+def _binomial(reference: Reference, row: TableRow) -> float:
     """How far the measured percentage may lie from the reference in the direction in which it does, so that 0 is in
     the interval of the difference (R. G. Newcombe, Statistics in Medicine 17 (1998) 873-890, method 10).
 
     Averages over attacks vary less than a single accuracy of as many samples: for them this is wide.
     """
-    measured, value = float(row.value or 0.0), float(wanted.value or 0.0)
+    measured, value = float(row.value or 0.0), float(reference.value or 0.0)
     ours = _bounds(measured, row.n)
-    theirs = _bounds(value, wanted.n) if wanted.n else (value, value)
+    theirs = _bounds(value, reference.n) if reference.n else (value, value)
     if measured >= value:
         return math.hypot(measured - ours[0], theirs[1] - value)
     return math.hypot(ours[1] - measured, value - theirs[0])
@@ -131,8 +131,8 @@ def _bounds(percent: float, n: int) -> tuple[float, float]:
     return max(estimate.lower + shift, 0.0), min(estimate.upper + shift, 100.0)
 
 
-def _interval_text(wanted: Reference, row: TableRow) -> str:
-    return f"95 % interval, n {row.n} and {wanted.n or 'not stated'}"
+def _interval_text(reference: Reference, row: TableRow) -> str:
+    return f"95 % interval, n {row.n} and {reference.n or 'not stated'}"
 
 
 def _half(lower: float | None, upper: float | None) -> float:

@@ -96,9 +96,9 @@ def _names(result: CellResult) -> set[str]:
     return {result.cell.attack.label, result.cell.attack.name}
 
 
-def _known(kind: str, wanted: Sequence[str], present: Iterable[str]) -> None:
+def _known(kind: str, requested: Sequence[str], present: Iterable[str]) -> None:
     known = set(present)
-    for name in wanted:
+    for name in requested:
         if name not in known:
             raise unknown_name(f"{kind} in either run", name, known)
 

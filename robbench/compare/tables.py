@@ -62,7 +62,7 @@ def check(
         raise UserError(f"--tolerance {tolerance} is no tolerance; give a finite number of at least 0")
     chosen = policy or Policy(points=tolerance)
     rows = leaderboard(measured) if isinstance(measured, Run) else measured
-    return [_judge(wanted, rows, chosen) for wanted in read_references(against)]
+    return [_judge(reference, rows, chosen) for reference in read_references(against)]
 
 
 def passed(results: Sequence[CheckResult]) -> bool:
@@ -81,78 +81,78 @@ def without_reference(measured: Sequence[TableRow], results: Sequence[CheckResul
     return [f"{model} x {attack}" for model, attack in names if (model, attack) not in compared]
 
 
-def _judge(wanted: Reference, rows: Sequence[TableRow], policy: Policy) -> CheckResult:
-    found = [row for row in rows if _matches(wanted, row)]
+def _judge(reference: Reference, rows: Sequence[TableRow], policy: Policy) -> CheckResult:
+    found = [row for row in rows if _matches(reference, row)]
     if len(found) > 1:
         raise UserError(
-            f"{wanted.path}, line {wanted.line}: {wanted.model} {wanted.attack} {wanted.metric} matches "
+            f"{reference.path}, line {reference.line}: {reference.model} {reference.attack} {reference.metric} matches "
             f"{len(found)} numbers of the run; add the columns threat_model, epsilon and eta"
         )
     if not found:
-        return CheckResult(wanted, None, None, "not run", "not in the run")
+        return CheckResult(reference, None, None, "not run", "not in the run")
     row = found[0]
-    if wanted.value is None:
-        return CheckResult(wanted, row, None, "not run", "the reference has no number")
-    if wanted.measure not in ("", row.measure):
-        why = f"the reference is {wanted.measure}, the run's number {row.measure or 'another one'}"
-        return CheckResult(wanted, row, None, "not run", why)
+    if reference.value is None:
+        return CheckResult(reference, row, None, "not run", "the reference has no number")
+    if reference.measure not in ("", row.measure):
+        why = f"the reference is {reference.measure}, the run's number {row.measure or 'another one'}"
+        return CheckResult(reference, row, None, "not run", why)
     if not row.measured:
-        verdict: Verdict = "fail" if row.status == "failed" and not wanted.combined else "not run"
+        verdict: Verdict = "fail" if row.status == "failed" and not reference.combined else "not run"
         why = f"{row.status}: {row.note}" if row.note else row.status
-        return CheckResult(wanted, row, None, verdict, why)
-    if not wanted.stated:
+        return CheckResult(reference, row, None, verdict, why)
+    if not reference.stated:
         why = "the reference does not say which attacks it combines; write it anew from its run (column combined)"
-        return CheckResult(wanted, row, None, "not run", why)
-    if not _over_the_same(wanted, row):
-        return CheckResult(wanted, row, None, "not run", f"the run's number is {row.note}")
-    return _compare(wanted, row, wanted.value, policy)
+        return CheckResult(reference, row, None, "not run", why)
+    if not _over_the_same(reference, row):
+        return CheckResult(reference, row, None, "not run", f"the run's number is {row.note}")
+    return _compare(reference, row, reference.value, policy)
 
 
-def _over_the_same(wanted: Reference, row: TableRow) -> bool:
+def _over_the_same(reference: Reference, row: TableRow) -> bool:
     """Whether both numbers combine the same attacks, or are means over equally many samples."""
-    if wanted.combined:
-        return wanted.combined == frozenset(row.combined)
-    return wanted.scope in ("", row.scope)
+    if reference.combined:
+        return reference.combined == frozenset(row.combined)
+    return reference.scope in ("", row.scope)
 
 
-def _compare(wanted: Reference, row: TableRow, value: float, policy: Policy) -> CheckResult:
+def _compare(reference: Reference, row: TableRow, value: float, policy: Policy) -> CheckResult:
     if not math.isfinite(value):
-        return CheckResult(wanted, row, wanted.tolerance, "fail", f"the reference value is {value}")
+        return CheckResult(reference, row, reference.tolerance, "fail", f"the reference value is {value}")
     if row.value is None or not math.isfinite(row.value):
         why = f"measured no finite value ({row.note or row.value})"
-        return CheckResult(wanted, row, wanted.tolerance, "fail", why)
-    allowed = policy.allowed(wanted, row)
-    others = _other_samples(wanted, row)
+        return CheckResult(reference, row, reference.tolerance, "fail", why)
+    allowed = policy.allowed(reference, row)
+    others = _other_samples(reference, row)
     if not allowed.comparable:
-        return CheckResult(wanted, row, allowed.tolerance, "fail", others, allowed.basis)
+        return CheckResult(reference, row, allowed.tolerance, "fail", others, allowed.basis)
     # Values printed with few digits: allow for the rounding of the subtraction, not more.
     close = abs(row.value - value) <= allowed.tolerance + 1e-9 * max(1.0, abs(value))
-    return CheckResult(wanted, row, allowed.tolerance, "pass" if close else "fail", others, allowed.basis)
+    return CheckResult(reference, row, allowed.tolerance, "pass" if close else "fail", others, allowed.basis)
 
 
-def _matches(wanted: Reference, row: TableRow) -> bool:
-    same = (wanted.dataset, wanted.model, wanted.attack, wanted.metric)
+def _matches(reference: Reference, row: TableRow) -> bool:
+    same = (reference.dataset, reference.model, reference.attack, reference.metric)
     return (
         same == (row.dataset, row.model, row.attack, row.metric)
-        and wanted.threat_model in (None, row.threat_model)
-        and _same_budget(wanted.epsilon, row.epsilon)
-        and _same_budget(wanted.eta, row.eta)
+        and reference.threat_model in (None, row.threat_model)
+        and _same_budget(reference.epsilon, row.epsilon)
+        and _same_budget(reference.eta, row.eta)
     )
 
 
-def _same_budget(wanted: Budget, measured: float | None) -> bool:
-    if wanted is None:
+def _same_budget(reference: Budget, measured: float | None) -> bool:
+    if reference is None:
         return True
-    if wanted == "none" or measured is None:
-        return wanted == "none" and measured is None
-    return math.isclose(wanted, measured, rel_tol=_SAME_BUDGET, abs_tol=1e-12)
+    if reference == "none" or measured is None:
+        return reference == "none" and measured is None
+    return math.isclose(reference, measured, rel_tol=_SAME_BUDGET, abs_tol=1e-12)
 
 
-def _other_samples(wanted: Reference, row: TableRow) -> str:
+def _other_samples(reference: Reference, row: TableRow) -> str:
     """How the measured samples differ from the reference's; empty when they do not."""
-    if same_samples(wanted, row) is not False:
+    if same_samples(reference, row) is not False:
         return ""
-    pairs = (("n", wanted.n, row.n), ("seed", wanted.seed, row.seed))
+    pairs = (("n", reference.n, row.n), ("seed", reference.seed, row.seed))
     return ", ".join(
         f"{name} {ours}, reference {other}" for name, other, ours in pairs if other not in (None, ours)
     )

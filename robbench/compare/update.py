@@ -72,15 +72,16 @@ def _measured(result: CheckResult) -> bool:
 
 
 def _change(result: CheckResult) -> Change:
-    wanted, row = result.reference, result.measured
-    if wanted.source:
+    reference, row = result.reference, result.measured
+    if reference.source:
         raise UserError(
-            f"{wanted.path}, line {wanted.line}: {wanted.model} {wanted.attack} is published ({wanted.source}) and is "
-            f"not updated; state a tolerance in the row, or gate false, if the difference is understood"
+            f"{reference.path}, line {reference.line}: {reference.model} {reference.attack} is published "
+            f"({reference.source}) and is not updated; state a tolerance in the row, or gate false, if the "
+            "difference is understood"
         )
     assert row is not None
-    assert wanted.value is not None
-    return Change(wanted.path, wanted.line, wanted.value, row)
+    assert reference.value is not None
+    return Change(reference.path, reference.line, reference.value, row)
 
 
 def _rewrite(path: Path, changes: dict[int, Change], reason: str) -> None:

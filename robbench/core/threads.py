@@ -47,16 +47,16 @@ _RULE: ContextVar[_Rule | None] = ContextVar("thread_rule", default=None)
 
 
 @contextmanager
-def thread_rule(wanted: int | None = None) -> Iterator[None]:
+def thread_rule(requested: int | None = None) -> Iterator[None]:
     """Inside, one thread but for large networks (`threads_for`); the number of before is restored after.
 
-    wanted: so many threads for every network instead. Without it, a number given in the environment stays for all.
+    requested: so many threads for every network instead. Without it, a number given in the environment stays for all.
     """
     import torch
 
     before = torch.get_num_threads()
-    if wanted is not None:
-        rule = _Rule(wanted, wanted)
+    if requested is not None:
+        rule = _Rule(requested, requested)
     elif any(os.environ.get(name) for name in VARIABLES):
         rule = _Rule(before, before)
     else:

@@ -36,10 +36,10 @@ class Split:
     def by_ids(self, ids: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of the samples called `ids`, in that order. KeyError for a foreign id."""
         order = torch.argsort(self.ids)
-        wanted = torch.as_tensor(ids, dtype=torch.int64)
-        slots = torch.searchsorted(self.ids[order], wanted).clamp(max=max(len(self) - 1, 0))
+        requested = torch.as_tensor(ids, dtype=torch.int64)
+        slots = torch.searchsorted(self.ids[order], requested).clamp(max=max(len(self) - 1, 0))
         positions = order[slots]
-        if not torch.equal(self.ids[positions], wanted):
+        if not torch.equal(self.ids[positions], requested):
             raise KeyError("some sample ids are not in this split")
         return self.x(positions), self.labels[positions]
 

@@ -72,16 +72,17 @@ def _folder(attack: ResolvedAttack, dataset: Dataset) -> Path:
 
 
 def _require_files(folder: Path, asked: list[ResolvedAttack], dataset: Dataset) -> None:
-    wanted = dict.fromkeys([*(f"{attack.parameters['corruption']}.npy" for attack in asked), "labels.npy"])
-    missing = [name for name in wanted if not (folder / name).is_file()]
+    requested = dict.fromkeys([*(f"{attack.parameters['corruption']}.npy" for attack in asked), "labels.npy"])
+    missing = [name for name in requested if not (folder / name).is_file()]
     if missing:
         about = BUILT_IN.get(dataset.name)
         get = "put the files there"
         if about is not None:
             get = f"unpack {about.corruptions}.tar of {about.corruptions_from} in {folder.parent}"
         raise UserError(
-            f"attack {asked[0].name!r}: {folder} lacks {', '.join(missing[:3])} ({len(missing)} of {len(wanted)} files "
-            f"are missing); {get}, or name another folder around {folder.name} with --data-dir"
+            f"attack {asked[0].name!r}: {folder} lacks {', '.join(missing[:3])} "
+            f"({len(missing)} of {len(requested)} files are missing); {get}, or name another folder "
+            f"around {folder.name} with --data-dir"
         )
 
 

@@ -78,10 +78,10 @@ def _split(folder: Path, card: FolderCard, files: SplitFiles, notes: list[str]) 
     return read_images(images, card.image_folder)
 
 
-def _check_sha256(path: Path, found: str, wanted: str) -> None:
-    if found != wanted:
+def _check_sha256(path: Path, found: str, requested: str) -> None:
+    if found != requested:
         raise UserError(
-            f"{path}: has sha256 {found}, and its card says {wanted}; restore the data, or correct the card if this "
+            f"{path}: has sha256 {found}, and its card says {requested}; restore the data, or correct the card if this "
             f"is what is meant"
         )
 

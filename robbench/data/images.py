@@ -79,7 +79,7 @@ def _pixels(path: Path, shape: ImageFolders) -> np.ndarray[tuple[int, ...], np.d
     """uint8 [H,W,C]."""
     from PIL import Image, UnidentifiedImageError
 
-    wanted = MODES[shape.channels]
+    requested = MODES[shape.channels]
     try:
         with Image.open(path) as image:
             if image.size != (shape.size[1], shape.size[0]):
@@ -88,13 +88,13 @@ def _pixels(path: Path, shape: ImageFolders) -> np.ndarray[tuple[int, ...], np.d
                     f"{shape.size[1]}; resize all images beforehand, since how it is done changes results"
                 )
             transparent = "transparency" in image.info
-            if image.mode != wanted and ((image.mode, wanted) not in EXACT or transparent):
+            if image.mode != requested and ((image.mode, requested) not in EXACT or transparent):
                 raise UserError(
-                    f"{path}: has mode {image.mode}{' with transparency' if transparent else ''}, not {wanted} "
+                    f"{path}: has mode {image.mode}{' with transparency' if transparent else ''}, not {requested} "
                     f"(channels: {shape.channels}); convert it beforehand, or correct `channels`"
                 )
             pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] = np.asarray(
-                image.convert(wanted), np.uint8
+                image.convert(requested), np.uint8
             )
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]

@@ -109,11 +109,11 @@ def _content(path: Path, payload: memoryview, device: torch.device) -> State:
     return content
 
 
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(stored: Mapping[str, Any], requested: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Which entries differ, as "key was A, now B", nested keys with dots."""
     found = []
-    for key in sorted({*stored, *wanted}):
-        old, new = stored.get(key), wanted.get(key)
+    for key in sorted({*stored, *requested}):
+        old, new = stored.get(key), requested.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{prefix}{key}.")
         elif old != new:

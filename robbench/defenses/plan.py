@@ -269,14 +269,14 @@ def make_plan(request: TrainRequest) -> Plan:
 def _kind(request: TrainRequest) -> ModelKind:
     """Flow or classifier, from architecture or recipe when one is named, else the first kind the defense trains."""
     kinds = defense_kinds(request.defense)
-    wanted = _named_kind(request) or kinds[0]
-    if wanted not in kinds:
+    requested = _named_kind(request) or kinds[0]
+    if requested not in kinds:
         option = "--recipe" if request.architecture is None else "--architecture"
         raise UserError(
             f"defense {request.defense!r} trains a {' or a '.join(kinds)} and {option} "
-            f"{request.architecture or request.recipe!r} is for a {wanted}; choose another {option} or --defense"
+            f"{request.architecture or request.recipe!r} is for a {requested}; choose another {option} or --defense"
         )
-    return wanted
+    return requested
 
 
 def _named_kind(request: TrainRequest) -> ModelKind | None:

@@ -48,20 +48,20 @@ def _recomputed(row: PublishedRow, rows: Sequence[PublishedRow]) -> tuple[float,
     return drop, 100 * (1 - (accuracy - half) / (clean + half)) - drop
 
 
-def _value(rows: Sequence[PublishedRow], name: str, **wanted: str) -> float:
-    """The one number of row `name` whose fields are `wanted`; averages and drops are no parts of others."""
-    metrics = {wanted["metric"]} if "metric" in wanted else {"accuracy", "average_accuracy"}
-    if "attack" in wanted:
+def _value(rows: Sequence[PublishedRow], name: str, **requested: str) -> float:
+    """The one number of row `name` whose fields are `requested`; averages and drops are no parts of others."""
+    metrics = {requested["metric"]} if "metric" in requested else {"accuracy", "average_accuracy"}
+    if "attack" in requested:
         metrics.discard("average_accuracy")
     found = [
         row.value
         for row in rows
         if row.row == name
         and row.metric in metrics
-        and all(getattr(row, key) == wanted[key] for key in wanted)
+        and all(getattr(row, key) == requested[key] for key in requested)
     ]
     if len(found) != 1 or found[0] is None:
         raise UserError(
-            f"published row {name!r} has {len(found)} numbers for {wanted}; one is needed to recompute"
+            f"published row {name!r} has {len(found)} numbers for {requested}; one is needed to recompute"
         )
     return float(found[0])

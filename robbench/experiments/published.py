@@ -260,8 +260,8 @@ def published_index(folder: Path | None = None) -> Index:
 
 def find_table(name: str, index: Index) -> Table | None:
     """The table called `name` (ijsat-table1) or printed as it (IJSAT Table 1); case and punctuation do not count."""
-    wanted = _key(name)
-    return next((t for t in index.tables if wanted in (_key(t.name), _key(t.source))), None)
+    requested = _key(name)
+    return next((t for t in index.tables if requested in (_key(t.name), _key(t.source))), None)
 
 
 def published_table(name: str, index: Index) -> Table:
@@ -327,16 +327,18 @@ def read_rows(path: Path, schema: type[AnyRow]) -> list[AnyRow]:
     return [_row(path, number, line, schema) for number, line in enumerate(lines[1:], 2)]
 
 
-def _check_header(path: Path, header: Sequence[str], wanted: Sequence[str]) -> None:
-    for position, (found, name) in enumerate(zip([*header, *[""] * len(wanted)], wanted, strict=False), 1):
+def _check_header(path: Path, header: Sequence[str], requested: Sequence[str]) -> None:
+    for position, (found, name) in enumerate(
+        zip([*header, *[""] * len(requested)], requested, strict=False), 1
+    ):
         if found != name:
             raise UserError(
                 f"{path}, line 1, column {position}: {found!r} stands where {name!r} belongs; "
-                f"the columns are {','.join(wanted)} (docs/published.md)"
+                f"the columns are {','.join(requested)} (docs/published.md)"
             )
-    if len(header) > len(wanted):
+    if len(header) > len(requested):
         raise UserError(
-            f"{path}, line 1, column {len(wanted) + 1}: {header[len(wanted)]!r} is not known; remove it"
+            f"{path}, line 1, column {len(requested) + 1}: {header[len(requested)]!r} is not known; remove it"
         )
 
 

@@ -282,8 +282,8 @@ def _finished(job: Job, entries: Mapping[str, ZooEntry], jobs: Mapping[str, Job]
     entry = replace(read_entry(own.parent), trusted=False) if own.is_file() else entries.get(job.name)
     if entry is None:
         return None
-    wanted, found = _wanted(job, jobs), _recorded(entry.card)
-    if different := [key for key, value in wanted.items() if found.get(key) != value]:
+    requested, found = _wanted(job, jobs), _recorded(entry.card)
+    if different := [key for key, value in requested.items() if found.get(key) != value]:
         raise UserError(
             f"{entry.folder} is another model than the experiment's {job.name!r} (its {', '.join(different)} differ); "
             f"move it away, or give another --out or --zoo"

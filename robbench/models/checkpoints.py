@@ -223,7 +223,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], entry: ZooEntry) 
     card = entry.card
     where = f"{_where(entry)}: its weights do not fit architecture {card.architecture.name!r}"
     own = module.state_dict(keep_vars=True)
-    wanted = set(own)
+    requested = set(own)
     if lossy := [name for name, value in state.items() if _lossy(value, own.get(name))]:
         raise UserError(
             f"{where}: {len(lossy)} tensors are complex, integer, sparse, quantized or empty where the network has "
@@ -244,8 +244,8 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], entry: ZooEntry) 
         if names
     ]
     if problems:
-        step = _prefix_hint(set(state), wanted, card.weights.prefix) or "correct the card's architecture"
-        raise UserError(f"{where}: {' and '.join(problems)} of {len(wanted)} tensors; {step}")
+        step = _prefix_hint(set(state), requested, card.weights.prefix) or "correct the card's architecture"
+        raise UserError(f"{where}: {' and '.join(problems)} of {len(requested)} tensors; {step}")
 
 
 def _lossy(given: Tensor, own: Tensor | None) -> bool:
@@ -259,14 +259,14 @@ def _lossy(given: Tensor, own: Tensor | None) -> bool:
     return given.is_complex() or (integer and isinstance(own, nn.Parameter))
 
 
-def _prefix_hint(given: set[str], wanted: set[str], prefix: str) -> str | None:
+def _prefix_hint(given: set[str], requested: set[str], prefix: str) -> str | None:
     """What to change when a common prefix explains why names differ."""
-    counted = {name for name in wanted if name.endswith("num_batches_tracked")}  # absent from old files
+    counted = {name for name in requested if name.endswith("num_batches_tracked")}  # absent from old files
     for cut in _dotted_prefixes(given):
-        if wanted - counted <= {name.removeprefix(cut) for name in given} <= wanted:
+        if requested - counted <= {name.removeprefix(cut) for name in given} <= requested:
             return f'set `prefix: "{prefix}{cut}"` under weights'
-    for cut in _dotted_prefixes(wanted):
-        if {cut + name for name in given} <= wanted:
+    for cut in _dotted_prefixes(requested):
+        if {cut + name for name in given} <= requested:
             changed = f" (prefix {prefix!r} removes it)" if prefix.endswith(cut) else ""
             return f"the architecture's names begin with {cut!r} and the file's do not{changed}; correct one of them"
     return None

@@ -27,8 +27,8 @@ class ZooEntry:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a model is wanted for. dataset: its name. shape, classes: of its images, None when it is not loaded (then
+class ModelRequest:
+    """What a model is requested for. dataset: its name. shape, classes: of its images, None when it is not loaded (then
     they cannot be checked yet). checkpoints: folder named with --checkpoints."""
 
     dataset: str

@@ -18,7 +18,7 @@ from robbench.cards import ModelCard
 from robbench.core.errors import UserError, unknown_name
 from robbench.core.foreign import cause
 from robbench.core.stops import reraise_stop
-from robbench.models.entry import Wanted, ZooEntry
+from robbench.models.entry import ModelRequest, ZooEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,19 +37,20 @@ LOADING = ("weights", "pretrained", "checkpoint_path")
 class Scheme:
     """How names of one scheme become models.
 
-    model(rest, wanted): the entry that `--model scheme:rest` stands for. Its card is made up, but complete: a name
-    without a colon, `wanted.dataset`, its own input shape and classes, `preprocessing`, and `weights` with the sha256
-    of the real file. Two ways to give the weights: (1) as a file, `entry.folder / card.weights.file`, that robbench
-    reads and loads strictly into `architecture(rest, card)`; preferred, because the card in a run folder then loads
-    again. (2) `entry.build`, a function that returns the whole module with its weights in it (preprocessing too), when
-    the library must load them itself. Refuse here (`UserError`) what does not fit `wanted.shape` and `wanted.classes`,
-    before any download. None: the scheme has no models, only architectures.
+    model(rest, requested): the entry that `--model scheme:rest` stands for. Its card is made up, but complete: a name
+    without a colon, `requested.dataset`, its own input shape and classes, `preprocessing`, and `weights` with the
+    sha256 of the real file. Two ways to give the weights: (1) as a file, `entry.folder / card.weights.file`, that
+    robbench reads and loads strictly into `architecture(rest, card)`; preferred, because the card in a run folder
+    then loads again. (2) `entry.build`, a function that returns the whole module with its weights in it
+    (preprocessing too), when the library must load them itself. Refuse here (`UserError`) what does not fit
+    `requested.shape` and `requested.classes`, before any download. None: the scheme has no models, only
+    architectures.
 
     architecture(rest, card): a module without weights for a card whose architecture is "scheme:rest"; never downloads.
     `card.architecture.arguments` are keyword arguments of the library's builder. None: the scheme has none.
     """
 
-    model: Callable[[str, Wanted], ZooEntry] | None = None
+    model: Callable[[str, ModelRequest], ZooEntry] | None = None
     architecture: Callable[[str, ModelCard], nn.Module] | None = None
 
 
@@ -58,13 +59,13 @@ def has_scheme(name: str) -> bool:
     return ":" in name and name.partition(":")[0] in SCHEMES
 
 
-def named_model(name: str, wanted: Wanted) -> ZooEntry:
+def named_model(name: str, requested: ModelRequest) -> ZooEntry:
     """The model that "scheme:rest" stands for; `UserError` for an empty rest or a scheme without models."""
     scheme, _, rest = name.partition(":")
     find = _scheme(scheme).model
     if find is None or not rest:
         raise UserError(f"--model {name!r} names no model; give {scheme}:NAME")
-    return find(rest, wanted)
+    return find(rest, requested)
 
 
 def _scheme(name: str) -> Scheme:
@@ -72,17 +73,17 @@ def _scheme(name: str) -> Scheme:
     return found
 
 
-def refuse_unfit(name: str, shape: tuple[int, int, int], classes: int, wanted: Wanted) -> None:
-    """`UserError` when a pretrained model's images or classes are not those of the data set it is wanted for."""
+def refuse_unfit(name: str, shape: tuple[int, int, int], classes: int, requested: ModelRequest) -> None:
+    """`UserError` when a pretrained model's images or classes are not those of the data set it is requested for."""
     unlike = (
-        wanted.shape is not None and wanted.shape != shape,
-        wanted.classes is not None and wanted.classes != classes,
+        requested.shape is not None and requested.shape != shape,
+        requested.classes is not None and requested.classes != classes,
     )
     if any(unlike):
         raise UserError(
-            f"--model {name!r} was trained on images {shape} of {classes} classes, {wanted.dataset} has "
-            f"{wanted.shape} of {wanted.classes}; give a data set of such images, "
-            f"or a card with weights trained on {wanted.dataset}"
+            f"--model {name!r} was trained on images {shape} of {classes} classes, {requested.dataset} has "
+            f"{requested.shape} of {requested.classes}; give a data set of such images, "
+            f"or a card with weights trained on {requested.dataset}"
         )
 
 

@@ -8,7 +8,7 @@ from robbench.cards import ModelCard
 from robbench.core.errors import UserError, unknown_name
 from robbench.core.resources import cache_folder, data_root, existing_folder
 from robbench.core.schema import load_yaml
-from robbench.models.entry import Wanted, ZooEntry
+from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.specs import ModelKind
 
 
@@ -72,16 +72,16 @@ def find_model(
     name: str,
     entries: dict[str, ZooEntry],
     kind: ModelKind = "classifier",
-    wanted: Wanted | None = None,
+    requested: ModelRequest | None = None,
 ) -> ZooEntry:
     """The zoo model called `name`, the model in the folder or card file `name`, or another library's ("timm:NAME").
 
-    kind: what the caller looks for; an unknown name lists the models of that kind. wanted: the data set and the folder
-    of checkpoints; without it there are no other libraries' models.
+    kind: what the caller looks for; an unknown name lists the models of that kind. requested: the data set and the
+    folder of checkpoints; without it there are no other libraries' models.
     """
     if name in entries:
         return entries[name]
-    if ":" in name and (found := _of_library(name, wanted)) is not None:
+    if ":" in name and (found := _of_library(name, requested)) is not None:
         return found
     path = Path(name)
     try:
@@ -89,24 +89,24 @@ def find_model(
     except OSError:  # no path could be called that
         named = False
     if named:
-        return read_entry(path, wanted.checkpoints if wanted is not None else None)
+        return read_entry(path, requested.checkpoints if requested is not None else None)
     known = [known for known, entry in entries.items() if entry.card.kind == kind]
     noun = "model" if kind == "classifier" else kind
     raise unknown_name(noun, name, known, "or give a model folder or card.yaml")
 
 
-def _of_library(name: str, wanted: Wanted | None) -> ZooEntry | None:
+def _of_library(name: str, requested: ModelRequest | None) -> ZooEntry | None:
     """The model behind "torchvision:resnet50"; None when what comes before the colon is no scheme."""
     from robbench.models.sources import has_scheme, named_model
 
     if not has_scheme(name):
         return None
-    if wanted is None:
+    if requested is None:
         raise UserError(
             f"{name!r} can be named in robbench run only, which knows its data set; "
             f"here name a zoo model, a model folder or a card.yaml"
         )
-    return named_model(name, wanted)
+    return named_model(name, requested)
 
 
 def find_models(

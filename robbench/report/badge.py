@@ -71,12 +71,12 @@ def _chosen(classifiers: Sequence[ModelResults], model: str | None) -> ModelResu
 
 
 def _row_of(rows: Sequence[TableRow], attack: str) -> TableRow:
-    wanted = [row for row in rows if row.attack == attack]
+    requested = [row for row in rows if row.attack == attack]
     if attack == WORST_CASE:
-        wanted = [row for row in wanted if row.threat_model == ALL_THREATS]
-    if not wanted:
+        requested = [row for row in requested if row.threat_model == ALL_THREATS]
+    if not requested:
         raise unknown_name("attack of the run", attack, {row.attack for row in rows})
-    return wanted[0]
+    return requested[0]
 
 
 def _suspicious(model: ModelResults, row: TableRow) -> bool:

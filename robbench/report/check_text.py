@@ -111,22 +111,24 @@ def _caption(results: Sequence[CheckResult]) -> str:
 
 
 def _cells(result: CheckResult) -> list[str]:
-    wanted, measured = result.reference, result.measured
+    reference, measured = result.reference, result.measured
     difference = "-" if result.difference is None else f"{result.difference:+.3g}"
     return [
-        wanted.model,
-        wanted.attack + _qualifier(wanted),
-        wanted.metric,
-        _number(wanted.value),
+        reference.model,
+        reference.attack + _qualifier(reference),
+        reference.metric,
+        _number(reference.value),
         _number(measured.value if measured else None),
         difference,
         "-" if result.tolerance is None else f"{result.tolerance:.3g}",
     ]
 
 
-def _qualifier(wanted: Reference) -> str:
+def _qualifier(reference: Reference) -> str:
     """The threat model where the attack alone does not say it."""
-    return f" ({wanted.threat_model})" if wanted.threat_model and wanted.attack == "worst-case" else ""
+    return (
+        f" ({reference.threat_model})" if reference.threat_model and reference.attack == "worst-case" else ""
+    )
 
 
 def _number(value: float | None) -> str:

@@ -257,9 +257,10 @@ def _worst_case_rows(
     attacks: the adversaries of the table."""
     if not results:
         return []
-    wanted = _by_threat(attacks)
+    requested = _by_threat(attacks)
     rows = [
-        _worst_case_row(run, group, wanted[threat], *threat) for threat, group in _by_threat(results).items()
+        _worst_case_row(run, group, requested[threat], *threat)
+        for threat, group in _by_threat(results).items()
     ]
     return [*rows, _worst_case_row(run, results, attacks, ALL_THREATS, None, None)]
 

@@ -15,7 +15,7 @@ from robbench.data import Dataset, load_dataset, sample_ids
 from robbench.data.card import family, require_dataset
 from robbench.data.corruptions import located
 from robbench.defenses import DEFENSES, FLOW_DEFENSES
-from robbench.models.entry import Wanted, ZooEntry
+from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow
 from robbench.models.sources import has_scheme
@@ -153,15 +153,15 @@ def build_plan(request: RunRequest) -> Plan:
     entries = zoo_entries(request.zoo, request.checkpoints)
     data = cache(lambda: load_dataset(request.dataset, request.data_dir, request.data))
     attacks = _resolved_attacks(request)
-    wanted = _wanted(request, data)
-    chosen = _chosen_models(request, attacks, entries, wanted)
+    requested = _wanted(request, data)
+    chosen = _chosen_models(request, attacks, entries, requested)
     classifiers = any(entry.card.kind == "classifier" for entry in chosen)
     if request.flow is not None and not classifiers:
         raise UserError(
             f"--flow {request.flow!r} is for latent attacks and bits/dim of classifiers, none is attacked here; "
             f"leave it out, or name the flow to attack with --model"
         )
-    flow_entry = _chosen_flow(request, entries, wanted) if classifiers else None
+    flow_entry = _chosen_flow(request, entries, requested) if classifiers else None
     dataset = data()
     _require_fitting_flow(flow_entry, dataset)
     attacks = located(attacks, dataset)
@@ -242,15 +242,18 @@ def _with_budgets(attack: str, request: RunRequest, known: dict[str, ThreatModel
     return listed[0] if listed else request.dataset
 
 
-def _wanted(request: RunRequest, data: Callable[[], Dataset]) -> Wanted:
-    """What named models are wanted for; the data set is loaded for those of other libraries, which must fit it."""
+def _wanted(request: RunRequest, data: Callable[[], Dataset]) -> ModelRequest:
+    """What named models are requested for; the data set is loaded for those of other libraries, which must fit it."""
     if not any(has_scheme(name) for name in (*request.models, request.flow or "")):
-        return Wanted(request.dataset, checkpoints=request.checkpoints)
-    return Wanted(request.dataset, data().shape, data().classes, request.checkpoints)
+        return ModelRequest(request.dataset, checkpoints=request.checkpoints)
+    return ModelRequest(request.dataset, data().shape, data().classes, request.checkpoints)
 
 
 def _chosen_models(
-    request: RunRequest, attacks: Sequence[ResolvedAttack], entries: dict[str, ZooEntry], wanted: Wanted
+    request: RunRequest,
+    attacks: Sequence[ResolvedAttack],
+    entries: dict[str, ZooEntry],
+    requested: ModelRequest,
 ) -> list[ZooEntry]:
     if not request.models and not request.defenses:
         raise UserError("nothing to attack; give --defense or --model (see robbench list models)")
@@ -258,7 +261,7 @@ def _chosen_models(
     chosen = [
         entry for defense in request.defenses for entry in _of_defense(defense, targets, request, entries)
     ]
-    named = (find_model(name, entries, targets[0], wanted) for name in request.models)
+    named = (find_model(name, entries, targets[0], requested) for name in request.models)
     chosen += [_of_dataset(entry, request) for entry in named]
     _require_partners(chosen, attacks)
     unique: dict[str, ZooEntry] = {}
@@ -334,10 +337,12 @@ _DOES: dict[ModelKind, str] = {
 }
 
 
-def _chosen_flow(request: RunRequest, entries: dict[str, ZooEntry], wanted: Wanted) -> ZooEntry | None:
+def _chosen_flow(
+    request: RunRequest, entries: dict[str, ZooEntry], requested: ModelRequest
+) -> ZooEntry | None:
     if request.flow is None:
         return default_flow(_home(request, entries), entries)
-    entry = find_model(request.flow, entries, "flow", wanted)
+    entry = find_model(request.flow, entries, "flow", requested)
     if entry.card.kind != "flow":
         raise UserError(
             f"--flow {request.flow!r} is no flow but a {entry.card.kind}; see robbench list models"

@@ -329,10 +329,10 @@ def _prepared(shared: ObjectRef) -> tuple[ShardWork, str]:
     remember_termination()
     ray = imported_ray()
     here, common = _compared(versions()), ray.get(shared)
-    for package, wanted in common.versions.items():
-        if here[package] != wanted:
+    for package, requested in common.versions.items():
+        if here[package] != requested:
             raise UserError(
-                f"a Ray node has {package} {here[package]}, and {wanted} is here; install the same on every node"
+                f"a Ray node has {package} {here[package]}, and {requested} is here; install the same on every node"
             )
     return _unpacked(ray.get(common.work), common.device), common.device
 

@@ -13,7 +13,7 @@ from torch.nn.functional import gelu
 from robbench import RobbenchWarning, evaluate
 from robbench.core.errors import UserError
 from robbench.core.random import SampleRandom
-from robbench.models.entry import Wanted
+from robbench.models.entry import ModelRequest
 from robbench.models.loading import load_model
 from robbench.models.sources import named_model
 
@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from robbench.models.libraries.onnx import OneByOne
 
-DIGITS = Wanted("digits", (1, 8, 8), 10)
+DIGITS = ModelRequest("digits", (1, 8, 8), 10)
 
 
 def write(path, nodes, arrays, inputs=None, outputs=None, opset=17, **save):
@@ -76,13 +76,13 @@ def file(tmp_path):
     return write(tmp_path / "net.onnx", [*CONVOLUTION, FLATTEN, LINEAR], arrays_of(network()))
 
 
-def load(path, wanted=DIGITS):
-    return load_model(named_model(f"onnx:{path}", wanted)).module
+def load(path, requested=DIGITS):
+    return load_model(named_model(f"onnx:{path}", requested)).module
 
 
-def refusal(path, wanted=DIGITS):
+def refusal(path, requested=DIGITS):
     with pytest.raises(UserError) as caught:
-        load(path, wanted)
+        load(path, requested)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -125,7 +125,7 @@ def test_sizes_that_the_file_leaves_open_come_from_the_data_set(tmp_path):
     )
     card = named_model(f"onnx:{path}", DIGITS).card
     assert (card.input_shape, card.classes) == ((1, 8, 8), 10)
-    message = refusal(path, Wanted("digits"))
+    message = refusal(path, ModelRequest("digits"))
     assert "[?,?,?,?] is open" in message
 
 
@@ -226,7 +226,7 @@ def test_a_residual_network_as_torch_exports_it(tmp_path, options):
         torch.manual_seed(0)
         source = Residual().eval()
         torch.onnx.export(source, (torch.rand(1, 3, 8, 8),), tmp_path / "r.onnx", verbose=False, **options)
-    module, x = load(tmp_path / "r.onnx", Wanted("colours", (3, 8, 8), 10)), images(3, (3, 8, 8))
+    module, x = load(tmp_path / "r.onnx", ModelRequest("colours", (3, 8, 8), 10)), images(3, (3, 8, 8))
     torch.testing.assert_close(module(x), source(x), rtol=1e-4, atol=1e-5)
 
 

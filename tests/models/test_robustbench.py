@@ -14,7 +14,7 @@ from torch import nn
 
 from robbench.core.errors import UserError
 from robbench.core.resources import sha256_file
-from robbench.models.entry import Wanted
+from robbench.models.entry import ModelRequest
 from robbench.models.libraries import robustbench as bridge
 from robbench.models.libraries import robustbench_package as importing
 from robbench.models.loading import load_model
@@ -92,11 +92,11 @@ def save(folder, qualified, content):
 
 
 def load(qualified, folder, dataset="cifar10"):
-    return load_model(named_model(f"robustbench:{qualified}", wanted(dataset, checkpoints=folder))).module
+    return load_model(named_model(f"robustbench:{qualified}", requested(dataset, checkpoints=folder))).module
 
 
-def wanted(dataset="cifar10", shape=(3, 32, 32), classes=10, checkpoints=None):
-    return Wanted(dataset, shape, classes, checkpoints)
+def requested(dataset="cifar10", shape=(3, 32, 32), classes=10, checkpoints=None):
+    return ModelRequest(dataset, shape, classes, checkpoints)
 
 
 def images(n=3):
@@ -127,7 +127,7 @@ def test_importing_it_leaves_no_stand_in_behind(package):
 
 def test_absent_package_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importing, "_importable", lambda name: False)
-    message = refusal(named_model, f"robustbench:{FAST}", wanted())
+    message = refusal(named_model, f"robustbench:{FAST}", requested())
     assert message.startswith(f"--model 'robustbench:{FAST}' needs the package robustbench")
     assert "pip install 'robbench[robustbench]'" in message
 
@@ -135,7 +135,7 @@ def test_absent_package_says_what_to_install(monkeypatch):
 def test_a_copy_that_another_package_brings_is_refused(monkeypatch):
     monkeypatch.setattr(importing, "_importable", lambda name: True)
     monkeypatch.setattr(importing, "providers", lambda: {"torchattacks", "robustbench"})
-    message = refusal(named_model, f"robustbench:{FAST}", wanted())
+    message = refusal(named_model, f"robustbench:{FAST}", requested())
     assert "torchattacks has put an altered copy" in message
     assert "pip uninstall torchattacks robustbench, then pip install 'robbench[robustbench]'" in message
 
@@ -147,7 +147,7 @@ def test_a_package_that_does_not_import_is_one_line(tmp_path, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(importing, "providers", set)
-    message = refusal(named_model, f"robustbench:{FAST}", wanted())
+    message = refusal(named_model, f"robustbench:{FAST}", requested())
     assert "does not import (ModuleNotFoundError: No module named 'a_thing')" in message
     assert "autoattack" not in sys.modules or find_spec("autoattack") is not None
     monkeypatch.delitem(sys.modules, "robustbench", raising=False)
@@ -157,7 +157,7 @@ def test_a_package_that_does_not_import_is_one_line(tmp_path, monkeypatch):
 def test_same_logits_as_its_own_class(package, tmp_path):
     network = random_network(record_of(package, FAST)["model"])
     path = save(tmp_path, FAST, learned(network))
-    entry = named_model("robustbench:cifar10/Linf/Wong2020Fast", wanted(checkpoints=tmp_path))
+    entry = named_model("robustbench:cifar10/Linf/Wong2020Fast", requested(checkpoints=tmp_path))
     assert entry.card.weights.sha256 == sha256_file(path)
     assert (entry.card.input_shape, entry.card.classes) == ((3, 32, 32), 10)
     module = load_model(entry).module
@@ -206,7 +206,7 @@ def test_it_unpickles_in_a_process_that_has_not_imported_robustbench(package, tm
 def test_same_logits_as_its_own_loader(package, small, tmp_path, qualified, published, key):
     network = small(qualified)
     save(tmp_path, qualified, published(network))
-    entry = named_model(f"robustbench:{qualified}", wanted(checkpoints=tmp_path))
+    entry = named_model(f"robustbench:{qualified}", requested(checkpoints=tmp_path))
     assert entry.card.weights.key == key
     module = load_model(entry).module
     same(module, network)
@@ -223,7 +223,7 @@ def test_a_network_behind_a_normalisation_layer(package, small, tmp_path):
         qualified, lambda: normalize_model(WideResNet(10, widen_factor=1), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     )
     save(tmp_path, qualified, {"state_dict": learned(network.model, "module.")})
-    entry = named_model(f"robustbench:{qualified}", Wanted("imagenet", None, None, tmp_path))
+    entry = named_model(f"robustbench:{qualified}", ModelRequest("imagenet", None, None, tmp_path))
     assert (entry.card.input_shape, entry.card.classes) == ((3, 224, 224), 1000)
     module = bridge.architecture(qualified, entry.card)
     content = torch.load(tmp_path / "models" / f"{qualified}.pt", weights_only=True)
@@ -248,11 +248,11 @@ def test_an_ensemble_of_several_files(package, small, tmp_path):
     for number, member in enumerate(network.models):
         path = save(tmp_path, qualified, {"state_dict": member.state_dict()})
         path.rename(path.with_name(f"{path.name}_m{number}.pt"))
-    entry = named_model(f"robustbench:{qualified}", wanted(checkpoints=tmp_path))
+    entry = named_model(f"robustbench:{qualified}", requested(checkpoints=tmp_path))
     same(load_model(entry).module, network)
     changed = path.with_name(f"{path.name}_m2.pt")
     torch.save({"state_dict": network.models[0].state_dict()}, changed)
-    other = named_model(f"robustbench:{qualified}", wanted(checkpoints=tmp_path))
+    other = named_model(f"robustbench:{qualified}", requested(checkpoints=tmp_path))
     assert other.card.weights.sha256 != entry.card.weights.sha256
     changed.write_bytes(changed.read_bytes()[:1000])
     assert "is not a checkpoint" in refusal(load, qualified, tmp_path)
@@ -336,7 +336,7 @@ def test_a_card_names_an_architecture_and_pins_its_weights(card, tmp_path):
 def test_names_that_are_refused(package, name, dataset, parts):
     shape = {"digits": (1, 8, 8), "imagenet": (3, 224, 224)}.get(dataset, (3, 32, 32))
     classes = {"cifar100": 100, "imagenet": 1000}.get(dataset, 10)
-    message = refusal(named_model, f"robustbench:{name}", wanted(dataset, shape, classes))
+    message = refusal(named_model, f"robustbench:{name}", requested(dataset, shape, classes))
     assert all(part in message for part in parts), message
 
 

@@ -20,14 +20,14 @@ from torchvision.transforms.functional import normalize
 
 from robbench.cli.app import main
 from robbench.core.errors import UserError
-from robbench.models.entry import Wanted, ZooEntry
+from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.libraries.torchvision import OLD_DENSENET, SCHEME
 from robbench.models.loading import build_architecture, load_model
 from robbench.models.sources import build_named, has_scheme, named_model
 from robbench.models.zoo import find_model, read_entry, zoo_entries
 
 SHAPE = (1, 8, 8)
-IMAGENET = Wanted("images", (3, 224, 224), 1000)
+IMAGENET = ModelRequest("images", (3, 224, 224), 1000)
 CODE = """
 import torch
 from torch import nn
@@ -269,7 +269,7 @@ def test_torchvision_weights_in_the_folder_of_checkpoints(squeezenet: Path, tmp_
     held = tmp_path / "held"
     held.mkdir()
     squeezenet.rename(held / squeezenet.name)
-    entry = named_model("torchvision:squeezenet1_1", Wanted("images", checkpoints=held))
+    entry = named_model("torchvision:squeezenet1_1", ModelRequest("images", checkpoints=held))
     assert entry.folder == held
     load_model(entry)
 
@@ -291,14 +291,16 @@ def test_torchvision_without_a_network(squeezenet: Path) -> None:
     assert list(squeezenet.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("wanted", [Wanted("digits", (1, 8, 8), 10), Wanted("images", (3, 224, 224), 10)])
-def test_torchvision_refuses_other_images_before_any_download(wanted: Wanted) -> None:
+@pytest.mark.parametrize(
+    "requested", [ModelRequest("digits", (1, 8, 8), 10), ModelRequest("images", (3, 224, 224), 10)]
+)
+def test_torchvision_refuses_other_images_before_any_download(requested: ModelRequest) -> None:
     with pytest.raises(UserError) as caught:
-        named_model("torchvision:resnet50", wanted)
+        named_model("torchvision:resnet50", requested)
     for part in (
         "'torchvision:resnet50'",
         "(3, 224, 224) of 1000 classes",
-        f"{wanted.shape} of {wanted.classes}",
+        f"{requested.shape} of {requested.classes}",
     ):
         assert part in str(caught.value)
 
@@ -353,7 +355,7 @@ def test_names_of_other_libraries_that_are_none() -> None:
     with pytest.raises(UserError, match="in robbench run only"):
         find_model("torchvision:resnet50", zoo_entries())
     with pytest.raises(UserError, match="unknown model 'tochvision:resnet50'"):
-        find_model("tochvision:resnet50", zoo_entries(), wanted=IMAGENET)
+        find_model("tochvision:resnet50", zoo_entries(), requested=IMAGENET)
     assert not has_scheme("resnet50")
 
 
@@ -514,13 +516,13 @@ def test_timm_model_is_what_timm_loads(timm: Any, tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(timm, "create_model", create)
     data = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg("resnet10t").to_dict())
-    wanted = Wanted("images", tuple(data["input_size"]), 1000)
-    entry = named_model("timm:resnet10t", wanted)
+    requested = ModelRequest("images", tuple(data["input_size"]), 1000)
+    entry = named_model("timm:resnet10t", requested)
     x = torch.rand(1, *data["input_size"])
     with torch.no_grad():
         expected = create("resnet10t").eval()(normalize(x, data["mean"], data["std"]))
         torch.testing.assert_close(load_model(entry).module(x), expected)
-    again = named_model("timm:resnet10t", wanted)
+    again = named_model("timm:resnet10t", requested)
     assert asked.count(True) == 1
     assert again.card == entry.card
     assert entry.folder == tmp_path / "cache" / "robbench" / "checkpoints"
@@ -534,7 +536,7 @@ def test_timm_names_and_images(timm: Any) -> None:
     ):
         named_model("timm:resnet10t.nope", IMAGENET)
     with pytest.raises(UserError, match="was trained on images"):
-        named_model("timm:resnet10t", Wanted("digits", SHAPE, 10))
+        named_model("timm:resnet10t", ModelRequest("digits", SHAPE, 10))
 
 
 def test_timm_without_a_network(timm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -543,7 +545,7 @@ def test_timm_without_a_network(timm: Any, monkeypatch: pytest.MonkeyPatch, tmp_
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(UserError) as caught:
-        named_model("timm:resnet10t", Wanted("images"))
+        named_model("timm:resnet10t", ModelRequest("images"))
     file = tmp_path / "cache" / "robbench" / "checkpoints" / "timm" / "resnet10t.c3_in1k.safetensors"
     for part in ("https://huggingface.co/timm/resnet10t", "couldn't connect", str(file), "--checkpoints"):
         assert part in str(caught.value)

@@ -25,7 +25,7 @@ from robbench.core.download import is_html
 from robbench.core.errors import UserError
 from robbench.core.random import SampleRandom
 from robbench.core.resources import sha256_file
-from robbench.models.entry import Wanted, ZooEntry
+from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.gradient import check_gradient
 from robbench.models.libraries.onnx_opset import lowered
 from robbench.models.sources import Scheme
@@ -62,28 +62,28 @@ class Graph:
         return sorted({str(node.op_type) for node in self.proto.graph.node})
 
 
-def from_file(name: str, wanted: Wanted) -> ZooEntry:
+def from_file(name: str, requested: ModelRequest) -> ZooEntry:
     """The ONNX file `name`, a path, also below --checkpoints. It is converted when the model is loaded."""
-    graph = read_graph(_file(name, wanted.checkpoints))
-    shape = _shape(graph, wanted)
-    if None not in (graph.classes, wanted.classes) and graph.classes != wanted.classes:
+    graph = read_graph(_file(name, requested.checkpoints))
+    shape = _shape(graph, requested)
+    if None not in (graph.classes, requested.classes) and graph.classes != requested.classes:
         raise UserError(
-            f"{graph.where} returns {graph.classes} classes, {wanted.dataset} has {wanted.classes}; "
+            f"{graph.where} returns {graph.classes} classes, {requested.dataset} has {requested.classes}; "
             f"give a model of that data set"
         )
     card = ModelCard(
         name=f"onnx-{re.sub(r'[^A-Za-z0-9._-]', '-', graph.path.stem)}"[:100],
         kind="classifier",
         description=f"ONNX file {graph.path.name}",
-        dataset=wanted.dataset,
+        dataset=requested.dataset,
         defense="standard",
         architecture=Architecture(name=f"onnx:{graph.path.name}"),
         input_shape=shape,
-        classes=graph.classes or wanted.classes,
+        classes=graph.classes or requested.classes,
         weights=Weights(file=graph.path.name, sha256=graph.sha256),
         license="see its source",
     )
-    return ZooEntry(card, graph.path.parent, wanted.checkpoints, build=partial(convert, graph, shape))
+    return ZooEntry(card, graph.path.parent, requested.checkpoints, build=partial(convert, graph, shape))
 
 
 def _file(name: str, checkpoints: Path | None) -> Path:
@@ -207,9 +207,9 @@ def _sizes(value: Any) -> list[int | None]:
     return [d.dim_value if d.HasField("dim_value") else None for d in value.type.tensor_type.shape.dim]
 
 
-def _shape(graph: Graph, wanted: Wanted) -> tuple[int, int, int]:
-    """The images' shape: what the graph fixes, else what is wanted; `UserError` when they differ."""
-    sides = wanted.shape or graph.sides
+def _shape(graph: Graph, requested: ModelRequest) -> tuple[int, int, int]:
+    """The images' shape: what the graph fixes, else what is requested; `UserError` when they differ."""
+    sides = requested.shape or graph.sides
     known = [size for size in sides if size is not None]
     if len(known) < 3:
         raise UserError(
@@ -219,7 +219,8 @@ def _shape(graph: Graph, wanted: Wanted) -> tuple[int, int, int]:
     if any(size not in (None, own) for size, own in zip(graph.sides, known, strict=True)):
         last = graph.sides == (height, width, channels)
         raise UserError(
-            f"{graph.where} takes images {_text(list(graph.sides))}, {wanted.dataset} has {(channels, height, width)}; "
+            f"{graph.where} takes images {_text(list(graph.sides))}, {requested.dataset} has "
+            f"{(channels, height, width)}; "
             + (
                 "put a Transpose in front of it: robbench's channels come first"
                 if last

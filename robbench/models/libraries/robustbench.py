@@ -25,7 +25,7 @@ from robbench.core.download import MOST_BYTES, LimitedFile, download, is_html
 from robbench.core.errors import UserError
 from robbench.core.resources import sha256_file, write_atomically
 from robbench.models.checkpoints import unpickled
-from robbench.models.entry import Wanted, ZooEntry
+from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.libraries.robustbench_package import for_other_processes, import_robustbench
 from robbench.models.sources import Scheme, built, refuse_unfit
 from robbench.models.zoo import checkpoint_folders
@@ -93,14 +93,14 @@ def published_models(robustbench: Any) -> list[Published]:
     ]
 
 
-def choose(text: str, models: list[Published], wanted: Wanted) -> Published:
-    """The model called `text`, DATASET/THREAT/NAME or NAME, for the data set that is wanted.
+def choose(text: str, models: list[Published], requested: ModelRequest) -> Published:
+    """The model called `text`, DATASET/THREAT/NAME or NAME, for the data set that is requested.
 
     One's own data set takes every model for images of its shape and with its number of classes. `UserError` for an
     unknown name (with the nearest), a model of another data set, and a name that several models have.
     """
     named = [model for model in models if text in (model.name, model.qualified)]
-    found = [model for model in named if _fits(model, wanted)]
+    found = [model for model in named if _fits(model, requested)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -108,30 +108,30 @@ def choose(text: str, models: list[Published], wanted: Wanted) -> Published:
         raise UserError(f"--model 'robustbench:{text}' names {len(found)} models; say which: {which}")
     if named:
         raise UserError(
-            f"--model 'robustbench:{text}' was not trained on {wanted.dataset}; RobustBench has "
+            f"--model 'robustbench:{text}' was not trained on {requested.dataset}; RobustBench has "
             f"{', '.join(model.qualified for model in named)}: give that data set, or another model"
         )
-    known = [model.qualified if "/" in text else model.name for model in models if _fits(model, wanted)]
+    known = [model.qualified if "/" in text else model.name for model in models if _fits(model, requested)]
     near = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
     hint = f"did you mean {', '.join(dict.fromkeys(near))}?" if near else "see https://robustbench.github.io"
-    raise UserError(f"unknown RobustBench model {text!r} for {wanted.dataset}; {hint}")
+    raise UserError(f"unknown RobustBench model {text!r} for {requested.dataset}; {hint}")
 
 
-def _fits(model: Published, wanted: Wanted) -> bool:
+def _fits(model: Published, requested: ModelRequest) -> bool:
     """Whether it is for that data set; a data set RobustBench does not have is known by its images alone."""
-    if wanted.dataset in CLASSES:
-        return model.dataset == wanted.dataset
-    return wanted.shape in (None, model.shape) and wanted.classes in (None, CLASSES[model.dataset])
+    if requested.dataset in CLASSES:
+        return model.dataset == requested.dataset
+    return requested.shape in (None, model.shape) and requested.classes in (None, CLASSES[model.dataset])
 
 
 # ------------------------------------------------------------------------------------------------------- a model
-def pretrained(name: str, wanted: Wanted) -> ZooEntry:
+def pretrained(name: str, requested: ModelRequest) -> ZooEntry:
     """The published model `name` with its weights: from --checkpoints, the cache, or RobustBench's download."""
     where = f"--model 'robustbench:{name}'"
-    model = choose(name, published_models(import_robustbench(where)), wanted)
-    refuse_unfit(f"robustbench:{model.qualified}", model.shape, CLASSES[model.dataset], wanted)
-    paths = _weights_files(model, wanted.checkpoints, where)
-    entry = ZooEntry(_card(model, wanted.dataset, paths), paths[0].parent, wanted.checkpoints)
+    model = choose(name, published_models(import_robustbench(where)), requested)
+    refuse_unfit(f"robustbench:{model.qualified}", model.shape, CLASSES[model.dataset], requested)
+    paths = _weights_files(model, requested.checkpoints, where)
+    entry = ZooEntry(_card(model, requested.dataset, paths), paths[0].parent, requested.checkpoints)
     if len(paths) > 1:
         return replace(entry, build=partial(_ensemble, model, entry, paths))
     key = _state_key(model, unpickled(entry, paths[0]))
@@ -174,8 +174,8 @@ def _state_key(model: Published, content: object) -> str | None:
 def architecture(name: str, card: ModelCard) -> nn.Module:
     """RobustBench's module `name`, without weights, that takes state dicts with the names in its published files."""
     robustbench = import_robustbench(f"model {card.name!r}: architecture 'robustbench:{name}'")
-    wanted = Wanted(card.dataset, card.input_shape, card.classes)
-    model = choose(name, published_models(robustbench), wanted)
+    requested = ModelRequest(card.dataset, card.input_shape, card.classes)
+    model = choose(name, published_models(robustbench), requested)
     network = built(card, partial(_network, model))
     rename = partial(_rename, model.timm_name is not None)
     network.register_load_state_dict_pre_hook(rename)  # type: ignore[no-untyped-call]

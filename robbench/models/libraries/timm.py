@@ -15,12 +15,12 @@ from torch import nn
 from robbench.cards import Architecture, ModelCard, Preprocessing, Weights
 from robbench.core.errors import UserError
 from robbench.core.resources import sha256_file, write_atomically
-from robbench.models.entry import Wanted, ZooEntry
+from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.sources import Scheme, built, refuse_unfit
 from robbench.models.zoo import checkpoint_folders
 
 
-def pretrained(name: str, wanted: Wanted) -> ZooEntry:
+def pretrained(name: str, requested: ModelRequest) -> ZooEntry:
     """The model `name` with its pretrained weights: "resnet50.a1_in1k" names some, "resnet50" means timm's choice.
 
     timm downloads and converts them once; what it loaded is kept as timm/NAME.safetensors in the cache of checkpoints,
@@ -30,15 +30,15 @@ def pretrained(name: str, wanted: Wanted) -> ZooEntry:
     config = _config(timm, name)
     data = timm.data.resolve_data_config(pretrained_cfg=config.to_dict())
     channels, height, width = map(int, data["input_size"])
-    refuse_unfit(f"timm:{name}", (channels, height, width), int(config.num_classes), wanted)
+    refuse_unfit(f"timm:{name}", (channels, height, width), int(config.num_classes), requested)
     source = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url or "timm"
     file = f"timm/{config.architecture}.{config.tag}.safetensors"
-    folder = _folder_with(name, file, source, checkpoint_folders(wanted.checkpoints))
+    folder = _folder_with(name, file, source, checkpoint_folders(requested.checkpoints))
     card = ModelCard(
         name=f"timm-{name}",
         kind="classifier",
         description=f"timm's {config.architecture} with weights {config.tag}",
-        dataset=wanted.dataset,
+        dataset=requested.dataset,
         defense="standard",
         architecture=Architecture(name=f"timm:{name}"),
         input_shape=(channels, height, width),
@@ -48,7 +48,7 @@ def pretrained(name: str, wanted: Wanted) -> ZooEntry:
         license=config.license or "see its source",
         source=source,
     )
-    return ZooEntry(card, folder, wanted.checkpoints)
+    return ZooEntry(card, folder, requested.checkpoints)
 
 
 def _timm(where: str) -> Any:

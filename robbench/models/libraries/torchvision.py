@@ -13,7 +13,7 @@ from robbench.cards import Architecture, ModelCard, Preprocessing, Weights
 from robbench.core.download import MOST_BYTES, download, wrong_digest
 from robbench.core.errors import UserError, unknown_name
 from robbench.core.resources import sha256_file
-from robbench.models.entry import Wanted, ZooEntry
+from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.sources import Scheme, built, refuse_unfit
 from robbench.models.zoo import checkpoint_folders
 
@@ -23,19 +23,19 @@ DIGEST = re.compile(r"-([a-f0-9]{8,})\.")
 OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..+)$")
 
 
-def pretrained(name: str, wanted: Wanted) -> ZooEntry:
+def pretrained(name: str, requested: ModelRequest) -> ZooEntry:
     """The model `name` with its default weights, from --checkpoints, torch.hub's cache or its download."""
     choice = torchvision.models.get_model_weights(_known(name)).DEFAULT
     preset = choice.transforms()
     shape, classes = (3, preset.crop_size[0], preset.crop_size[0]), len(choice.meta["categories"])
-    refuse_unfit(f"torchvision:{name}", shape, classes, wanted)
+    refuse_unfit(f"torchvision:{name}", shape, classes, requested)
     megabytes = float(choice.meta.get("_file_size", MOST_BYTES / 1e6))
-    path = _weights_file(name, choice.url, wanted.checkpoints, most_bytes=int(2e6 * megabytes))
+    path = _weights_file(name, choice.url, requested.checkpoints, most_bytes=int(2e6 * megabytes))
     card = ModelCard(
         name=f"torchvision-{name}",
         kind="classifier",
         description=f"torchvision's {name} with weights {choice.name}",
-        dataset=wanted.dataset,
+        dataset=requested.dataset,
         defense="standard",
         architecture=Architecture(name=f"torchvision:{name}", arguments=_arguments(name, shape[1])),
         input_shape=shape,
@@ -45,7 +45,7 @@ def pretrained(name: str, wanted: Wanted) -> ZooEntry:
         license="BSD-3-Clause",
         source=choice.meta.get("recipe", choice.url),
     )
-    return ZooEntry(card, path.parent, wanted.checkpoints)
+    return ZooEntry(card, path.parent, requested.checkpoints)
 
 
 def _known(name: str, what: str = "torchvision model") -> str:

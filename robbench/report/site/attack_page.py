@@ -77,9 +77,9 @@ class _Results:
             return next(
                 (r for r in self.rows_of.get(model, []) if r.metric == CORRUPTION_ACCURACY.name), None
             )
-        wanted = (WORST_CASE, attack.threat_model, attack.epsilon, attack.eta)
+        requested = (WORST_CASE, attack.threat_model, attack.epsilon, attack.eta)
         rows = self.rows_of.get(model, [])
-        return next((r for r in rows if (r.attack, r.threat_model, r.epsilon, r.eta) == wanted), None)
+        return next((r for r in rows if (r.attack, r.threat_model, r.epsilon, r.eta) == requested), None)
 
     def clean(self, model: str) -> TableRow | None:
         return next((r for r in self.rows_of.get(model, []) if r.attack == "clean"), None)

@@ -302,13 +302,13 @@ def _missing(row: TableRow) -> str:
 
 def _headline(rows: Sequence[TableRow], combined: bool) -> list[tuple[str, TableRow]]:
     """The three numbers that a reader looks for first. combined: whether those over all attacks say something."""
-    wanted = {CLEAN: "clean accuracy"}
+    requested = {CLEAN: "clean accuracy"}
     if combined:
-        wanted |= {WORST_CASE: "worst case over all attacks", AVERAGE: "average of clean and attacks"}
+        requested |= {WORST_CASE: "worst case over all attacks", AVERAGE: "average of clean and attacks"}
     return [
-        (wanted[row.attack], row)
+        (requested[row.attack], row)
         for row in rows
-        if row.attack in wanted and row.kind.accuracy and row.threat_model in (CLEAN, ALL_THREATS)
+        if row.attack in requested and row.kind.accuracy and row.threat_model in (CLEAN, ALL_THREATS)
     ]
 
 

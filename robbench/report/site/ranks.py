@@ -33,8 +33,8 @@ def ranges(run: Run, models: Sequence[ModelResults], labels: Sequence[str]) -> d
 
 def _held(run: Run, model: ModelResults, labels: Sequence[str]) -> Verdicts | None:
     """Whether each sample stands against all attacks; None where one is missing."""
-    wanted = set(labels)
-    done: list[CellResult] = complete(run, (r for r in model.cells if r.cell.attack.label in wanted))
-    if not done or {r.cell.attack.label for r in done} != wanted:
+    requested = set(labels)
+    done: list[CellResult] = complete(run, (r for r in model.cells if r.cell.attack.label in requested))
+    if not done or {r.cell.attack.label for r in done} != requested:
         return None
     return worst_case([r.rows["sample_id"].to_numpy() for r in done], [robust(r.rows) for r in done])

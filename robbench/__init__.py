@@ -5,10 +5,13 @@
 
 from typing import TYPE_CHECKING, Any
 
+from robbench.core.moved import follow_moves
+
 if TYPE_CHECKING:
     from robbench.evaluation import RobbenchWarning, evaluate
 
 __version__ = "0.1.0"
+follow_moves()
 __all__ = ["RobbenchWarning", "__version__", "evaluate"]
 
 

@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
+from pkgutil import walk_packages
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+import robbench
 from robbench.cli.app import main
 from robbench.cli.base import FiniteNumber, WholeNumber
 
@@ -200,8 +203,11 @@ def test_places_are_tried_before_the_work(impossible: Path, monkeypatch: pytest.
     def work(*_: object, **__: object) -> None:
         raise AssertionError("the work began")
 
-    import robbench.bundle.merge  # noqa: F401  (a module first imported under a patch would keep it)
-
+    for module in walk_packages(
+        robbench.__path__, "robbench."
+    ):  # one first imported under a patch would keep it
+        if not module.name.endswith("__main__"):
+            import_module(module.name)
     for place in (
         "robbench.cli.run.build_plan",
         "robbench.store.ledger.load_run",

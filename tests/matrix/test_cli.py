@@ -110,6 +110,7 @@ def test_show_other_kinds(name: str, part: str, tiny_zoo: Path) -> None:
 
 def test_doctor_finds_this_installation_healthy(tiny_zoo: Path, tmp_path: Path) -> None:
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").touch()
     result = invoked("doctor", "--zoo", tiny_zoo, "--data-dir", tmp_path)
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.output.splitlines()]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from robbench.attacks.named import ENGINE_VERSION
 from robbench.cards import Architecture, FlowReference, Measurement, ModelCard, Training, Weights
 from robbench.specs import ResolvedAttack
 from robbench.store.records import CellRecord, CellResult, Run
@@ -92,7 +93,7 @@ def cell(model: str, spec: ResolvedAttack, rows: pd.DataFrame, **changes: object
         model_sha256=f"{abs(hash_text(model)):064x}"[-64:],
         attack_flow=FLOW if spec.needs_flow else None,
         nll_flow=FLOW,
-        engine="robbench engine 1",
+        engine=f"robbench engine {ENGINE_VERSION}",
         status="ok",
         seconds=1.25,
     )

@@ -17,6 +17,7 @@ from publish_runs import JSA, attack, cell, frame, make_run
 from rich.console import Console
 from site_runs import written
 
+from robbench.attacks.named import ENGINE_VERSION
 from robbench.cli.app import main
 from robbench.compare.changes import Change, Side, judged
 from robbench.compare.runs import RunDiff, compare_runs, document
@@ -228,7 +229,7 @@ def test_filters_name_what_there_is(run: Run) -> None:
 # ---------------------------------------------------------------------------------------------------- settings
 def test_what_the_runs_do_not_share_is_named(run: Run) -> None:
     spec = attack(parameters={"steps": 10})
-    changed = edited(run, 0, lambda rows: None, attack=spec, hash="0" * 64, engine="robbench engine 2")
+    changed = edited(run, 0, lambda rows: None, attack=spec, hash="0" * 64, engine="robbench engine 99")
     cards = {name: card.model_copy() for name, card in run.cards.items()}
     other = cards["digits-ijsat"]
     cards["digits-ijsat"] = other.model_copy(
@@ -240,7 +241,7 @@ def test_what_the_runs_do_not_share_is_named(run: Run) -> None:
     assert "version of torch 2.8.0 -> 2.9.0" in texts
     assert f"digits-ijsat: weights {other.weights.sha256[:12]} -> {'9' * 12}" in texts
     assert "pgd20: attack spec parameters.steps None -> 10 (1 cell)" in texts
-    assert "pgd20: engine robbench engine 1 -> robbench engine 2 (1 cell)" in texts
+    assert f"pgd20: engine robbench engine {ENGINE_VERSION} -> robbench engine 99 (1 cell)" in texts
 
 
 def test_other_rows_under_one_hash_are_said_loudly(run: Run) -> None:

@@ -29,3 +29,10 @@ def test_from_imports_work_in_a_fresh_process() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_console_scripts_of_before_still_start() -> None:
+    from robbench.cli import main
+    from robbench.cli.app import main as now
+
+    assert main is now

@@ -236,11 +236,6 @@ def _flat(flow: FlowModel, x: Tensor, y: Tensor | None) -> Tensor:
     return flow.encode(x, y)[0].flat()
 
 
-def _log_det(flow: FlowModel, x: Tensor, y: Tensor | None) -> Tensor:
-    """A dimension, in bits, [n,1]."""
-    return flow.encode(x, y)[1][:, None] / (flow.dimensions * math.log(2.0))
-
-
 def _image(flow: FlowModel, z: Tensor, y: Tensor | None) -> Tensor:
     return flow.decode(Latents.unflat(z, flow.level_shapes), y)
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from robbench.specs import exact_text
-
 _ANCHOR = re.compile(r'<a [^>]*href="site:([^"?#]*)"[^>]*>(.*?)</a>', re.DOTALL)
 
 
@@ -85,8 +83,3 @@ def without_links(text: str, targets: Collection[str]) -> str:
         )
 
     return _ANCHOR.sub(plain, text) if targets else text
-
-
-def budget_slug(value: float) -> str:
-    """A budget inside a file name."""
-    return slug(exact_text(value).replace("/", "of"))

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from robbench.attacks import Outcome, Victim, build_attack
 from robbench.attacks.codec import FlowCodec
-from robbench.attacks.search.inner import attacked
+from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.victim import full_precision
 from robbench.benchmarks import latent, pgd
 from robbench.benchmarks.autoattack import floor
@@ -104,7 +104,7 @@ def pgd_row(plan: Plan, device: torch.device) -> Row:
     contest = pgd.Contest(plan.pgd_steps, plan.batch_size, plan.rounds)
     result = pgd.compare(subject, contest, tell)
     work = result.work
-    with attacked(module), full_precision():
+    with attack_mode(module), full_precision():
         run = pgd.Arena(subject, contest, {}).searches()[pgd.OURS]
         alone = interleaved({pgd.OURS: run}, plan.rounds, device, tell)[pgd.OURS]
         calls = plan.n * plan.pgd_steps
@@ -163,7 +163,7 @@ def jsa_row(plan: Plan, device: torch.device, case: Case) -> Row:
     result = latent.compare(case, contest, tell, device)
     found = result.attacks[0]
     arena = latent.Arena(case, contest, prepare(replace(case, peers={})).to(device), device)
-    with attacked(arena.module), full_precision():
+    with attack_mode(arena.module), full_precision():
         run = arena.runs(contest.spec("jsa50"))[REFERENCE]
         alone = interleaved({REFERENCE: run}, plan.rounds, device, tell)[REFERENCE]
         codec = arena.codecs["none"]

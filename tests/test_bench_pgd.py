@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from scaled_models import Scaled
 
-from robbench.attacks.search.inner import attacked
+from robbench.attacks.search.inner import attack_mode
 from robbench.benchmarks import latent, pgd
 from robbench.benchmarks.flow_peers import GLOW, benchmark_glow
 from robbench.benchmarks.flows import Case, prepare
@@ -40,7 +40,7 @@ def subject(classifier, images):
 def test_a_library_returns_the_images_that_robbench_returns(subject, name):
     """Independent implementations of the same update, over three batches, the last one short."""
     pytest.importorskip({"ART": "art"}.get(name, name), reason=f"{name} is not installed")
-    with attacked(subject.module):
+    with attack_mode(subject.module):
         arena = pgd.Arena(subject, CONTEST, {name: PEERS[name]})
         assert arena.absent == {}
         found = {who: run() for who, run in arena.searches().items()}
@@ -164,7 +164,7 @@ def test_attacks_through_a_flow_agree_with_a_plain_loop_over_a_library():
     pytest.importorskip("normflows", reason="pip install normflows")
     case = tiny(normflows=GLOW["normflows"])
     arena = latent.Arena(case, LATENT, prepare(case))
-    with attacked(arena.module):
+    with attack_mode(arena.module):
         for name in LATENT.attacks:
             found = {who: run() for who, run in arena.runs(LATENT.spec(name)).items()}
             for who in ("robbench mask", "robbench invert", "normflows frozen", "normflows naive"):
@@ -281,6 +281,6 @@ def test_what_everybody_runs_follows_from_the_contest(subject):
         seen.append(numbers)
         return plain(module, numbers, device)
 
-    with attacked(subject.module):
+    with attack_mode(subject.module):
         pgd.Arena(subject, CONTEST, {"spy": spy})
     assert seen == [Pgd(0.15, 0.25 * 0.15, 5, 20, 10)]

@@ -98,7 +98,7 @@ def fewer_steps(patch: pytest.MonkeyPatch) -> None:
 
 def smaller_epsilon(patch: pytest.MonkeyPatch) -> None:
     """7/8 of the radius, as 7/255 for 8/255: inside the ball, so that the base class has nothing to object."""
-    original = base.Attack._searched
+    original = base.Attack._search_rows
 
     def searched(self: Any, *rest: Any) -> Any:
         sound = self.spec
@@ -108,7 +108,7 @@ def smaller_epsilon(patch: pytest.MonkeyPatch) -> None:
         finally:
             self.spec = sound
 
-    patch.setattr(base.Attack, "_searched", searched)
+    patch.setattr(base.Attack, "_search_rows", searched)
 
 
 def no_random_start(patch: pytest.MonkeyPatch) -> None:
@@ -118,12 +118,12 @@ def no_random_start(patch: pytest.MonkeyPatch) -> None:
 
 def wrong_labels(patch: pytest.MonkeyPatch) -> None:
     """The search believes in the class after the right one; the judge does not."""
-    original = base.Attack._searched
+    original = base.Attack._search_rows
 
     def searched(self: Any, victim: Any, samples: Any, *rest: Any) -> Any:
         return original(self, victim, replace(samples, y=(samples.y + 1) % 10), *rest)
 
-    patch.setattr(base.Attack, "_searched", searched)
+    patch.setattr(base.Attack, "_search_rows", searched)
 
 
 def predicted_labels(patch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,9 @@
-"""The contract of every attack: a subclass searches, the base class owns the truth.
+"""The contract of every attack: a subclass searches for adversarial examples, the base class decides the verdicts.
 
-The base class scores the clean image, hands the samples to the search, then checks every returned example itself
-(shape, dtype, NaN, box, ball; for latent and joint attacks by decoding the witness again), removes rounding, and
-re-scores it with a clean fp32 forward. An attack's own success flag never counts. What looks suspicious on the way
-(`suspicions`) is written down and changes no verdict.
+The base class scores the clean images, runs the search, then checks every returned example itself (shape, dtype, NaN,
+box, ball; for latent and joint attacks by decoding the witness again), removes rounding, and re-scores it with a clean
+fp32 forward. An attack's own success flag never counts. Signs of masked gradients and the like are recorded
+(`Outcome.suspicions`) and change no verdict.
 """
 
 from abc import abstractmethod
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from robbench.attacks.checks import (
     BALL_TOLERANCE,
+    check_ids,
+    check_inputs,
+    check_seed,
     check_tensor,
-    checked_ids,
-    checked_inputs,
-    checked_seed,
     inside_ball,
     inside_box,
     require,
@@ -26,11 +26,11 @@ from robbench.attacks.checks import (
     require_labels,
     require_latent_budget,
 )
-from robbench.attacks.codec import FlowCodec, FlowProbe, decoded_image, probe_flow, regrouped
+from robbench.attacks.codec import FlowCodec, FlowProbe, decode_witness, probe_flow, regroup
 from robbench.attacks.named import ATTACKS, NamedAttack
 from robbench.attacks.search.decision import losses, margins, predictions
 from robbench.attacks.search.geometry import norm_of
-from robbench.attacks.search.inner import attacked
+from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.search.spaces import Codec
 from robbench.attacks.search.task import Candidates, Samples, SearchSettings, Task
 from robbench.attacks.trust.audit import SearchAudit, Searched, check_afterwards
@@ -46,15 +46,27 @@ from robbench.models.state import ModelState
 from robbench.specs import ModelKind, ResolvedAttack
 
 __all__ = ["Attack", "Candidates", "Outcome", "Task", "build_attack"]
-BUDGET_IMAGES = 32  # at most, whose latents a latent budget is compared with
+BUDGET_IMAGES = 32  # images at most whose latents a latent budget is compared with
 WITNESS_TOLERANCE = 1e-4  # rounding allowance of an image decoded again from its witness, on [0,1] pixels
 
 
 @dataclass
 class Outcome:
-    """Verified result of an attack; all tensors on the CPU, N rows in the order asked. See the ledger for units.
+    """Verified result of an attack: all tensors on the CPU, N rows in the order of the call.
 
-    diagnostics: counts that may give away a model that is hard to attack for the wrong reasons.
+    Attributes:
+        sample_ids, labels: [N] int64.
+        clean_predictions, clean_margins: class of the clean image, and logit of the label minus the largest other one.
+        predictions, margins: the same of the attacked image.
+        robust: [N] bool, right on the clean image and under attack.
+        broken_by: per sample "clean", the component that broke it, or None where it is robust.
+        broken_at: gradient steps or queries until the sample was broken, 0 for "clean", -1 where it is robust.
+        l1, l2, linf: norms of the perturbation, in [0,1] pixels.
+        cross_entropy: of the attacked image, in nats.
+        forwards, backwards: calls of the model per sample; means over a batch where `counts_exact` is False.
+        adversarial: images [N,C,H,W] in [0,1].
+        witness: what a latent or joint example is decoded from ("lambda" [N,D], "delta" [N,C,H,W]); else empty.
+        diagnostics: counts that show whether the model may be hard to attack for the wrong reasons.
     """
 
     sample_ids: Tensor
@@ -79,12 +91,12 @@ class Outcome:
 
     @property
     def under_attack(self) -> Tensor:
-        """Whether each sample is right on its attacked image, [N] bool: accuracy under attack counts these."""
-        return self.margins > 0  # a tie is not a right answer
+        """Whether each attacked image is classified correctly, [N] bool, as accuracy under attack counts them."""
+        return self.margins > 0  # a tie is wrong
 
     @property
     def suspicions(self) -> tuple[Suspicion, ...]:
-        """What to know besides the verdicts, from `diagnostics`."""
+        """Reasons why the verdicts may overstate robustness, from `diagnostics`."""
         return self.diagnostics.suspicions
 
 
@@ -104,21 +116,21 @@ class Attack(NamedAttack):
 
     @abstractmethod
     def search(self, victim: Victim, task: Task) -> Candidates:
-        """Look for adversarial examples of every sample of `task`."""
+        """Search for an adversarial example of every sample of `task`."""
 
     @property
     def attacks_misclassified(self) -> bool:
-        """Whether samples the clean model gets wrong are attacked too, as by all perturbations; they are not robust."""
+        """Whether samples whose clean image is misclassified are attacked too (they never count as robust)."""
         return self.spec.semantics == "perturbation"
 
     @property
     def raises_cross_entropy(self) -> bool:
-        """Whether the image of a sample that stays robust is an iterate of ascent on the cross-entropy."""
+        """Whether the image returned for a robust sample is an iterate of ascent on the cross-entropy."""
         return False
 
     @property
     def verdict_forwards(self) -> int:
-        """Forwards averaged for every verdict; more than one only in attacks for randomised models."""
+        """Forwards averaged for every verdict; more than one only in attacks on randomised models."""
         return 1
 
     def __call__(
@@ -126,7 +138,7 @@ class Attack(NamedAttack):
     ) -> Tensor:
         """Adversarial examples [N,C,H,W] for images x in [0,1] and labels y [N], on x's device.
 
-        Sample i is keyed by its position i. The model's modes and flags are as before afterwards.
+        Random numbers are keyed by the position in the batch. The model's modes and flags are restored afterwards.
         """
         outcome = self.evaluate(
             Victim(model, x.device, batch_size), torch.arange(len(x)), x, y, seed=seed, batch_size=batch_size
@@ -138,15 +150,15 @@ class Attack(NamedAttack):
     ) -> Outcome:
         """Attack the samples, verify and re-score.
 
-        Where memory does not hold a batch, its size is halved and the call begins again, as often as it takes; results
-        do not depend on it. Attacks whose results do (`batch_dependent`) fail instead. Raises `AttackViolation` when an
-        example leaves its set, `UserError` for inputs and models that cannot be attacked so.
+        When memory runs out, the batch size is halved and the call starts again, as often as necessary; results do not
+        depend on the batch size, and attacks whose results do (`batch_dependent`) fail instead. Raises
+        `AttackViolation` when an example leaves its set, `UserError` for inputs and models that cannot be attacked.
         """
         with own_context():
-            x, y = checked_inputs(x, y)
+            x, y = check_inputs(x, y)
             require_image_budget(self.spec, x)
-            samples = Samples(checked_ids(sample_ids, len(x)), x, y)
-            return self._within_memory(victim, samples, SearchSettings(checked_seed(seed), batch_size))
+            samples = Samples(check_ids(sample_ids, len(x)), x, y)
+            return self._within_memory(victim, samples, SearchSettings(check_seed(seed), batch_size))
 
     def _within_memory(self, victim: Victim, samples: Samples, settings: SearchSettings) -> Outcome:
         size = (
@@ -158,7 +170,7 @@ class Attack(NamedAttack):
         halved = Diagnostics()
         while True:
             try:
-                outcome = self._evaluated(victim, samples, replace(settings, batch_size=size))
+                outcome = self._attempt(victim, samples, replace(settings, batch_size=size))
                 break
             except (RuntimeError, MemoryError) as error:
                 if self.batch_dependent or largest <= 1 or not out_of_memory(error):
@@ -171,25 +183,25 @@ class Attack(NamedAttack):
         outcome.diagnostics += halved
         return outcome
 
-    def _evaluated(self, victim: Victim, samples: Samples, settings: SearchSettings) -> Outcome:
+    def _attempt(self, victim: Victim, samples: Samples, settings: SearchSettings) -> Outcome:
         """One attempt: check the model and the flow, search, verify, score and check again."""
         refuse_inference_tensors(victim.module)
-        with attacked(victim.module), full_precision():
+        with attack_mode(victim.module), full_precision():
             victim.draws = self.verdict_forwards
             passed, state, audit = check_model(victim, samples.x), ModelState.of(victim.module), SearchAudit()
-            flow = self._checked_flow(victim, samples)
+            flow = self._check_flow(victim, samples)
             clean = victim.clean_logits(samples.x)
             require_labels(samples.y, clean.shape[1])
             alive = self._to_search(clean, samples.y)
             self._require_latent_budget(victim, samples, alive)
-            with victim.searched_leanly(samples.x), victim.audited(audit):
-                probed = self._probed(victim, samples, alive, settings)
-                found = self._searched(victim, samples, alive, clean.argmax(1), settings)
-            adversarial = self._verified(victim, samples, found, alive)
+            with victim.lean_search(samples.x), victim.audit_forwards(audit):
+                probed = self._probe_gradients(victim, samples, alive, settings)
+                found = self._search_rows(victim, samples, alive, clean.argmax(1), settings)
+            adversarial = self._verify(victim, samples, found, alive)
             if flow is not None:
                 flow.repeat()
             logits = victim.attacked_logits(adversarial, samples.y)
-            claimed = _claimed(found, adversarial)
+            claimed = _match_claims(found, adversarial)
             searched = Searched(samples.x, adversarial, samples.y, clean, logits, claimed)
             rescored = check_afterwards(victim, state, passed, audit, searched)
         outcome = self._outcome(samples, clean, rescored.logits, adversarial, found)
@@ -207,7 +219,7 @@ class Attack(NamedAttack):
         outcome.diagnostics = seen + probed + found.diagnostics + gaps
         return outcome
 
-    def _checked_flow(self, victim: Victim, samples: Samples) -> FlowProbe | None:
+    def _check_flow(self, victim: Victim, samples: Samples) -> FlowProbe | None:
         few = slice(victim.batch_size)
         gradient = self.cost.backwards > 0
         return probe_flow(self.flow, samples.x[few], samples.y[few], victim.device, gradient)
@@ -220,15 +232,15 @@ class Attack(NamedAttack):
             require_latent_budget(self.spec, self.flow, x, y)
 
     def _to_search(self, clean: Tensor, y: Tensor) -> Tensor:
-        """True [N] for samples with clean logits [N,K] that the search is to see."""
+        """Which samples with clean logits [N,K] are searched, [N] bool."""
         if self.spec.bounded and not (self.spec.epsilon or self.spec.eta):
             return torch.zeros_like(y, dtype=torch.bool)
         return torch.ones_like(y, dtype=torch.bool) if self.attacks_misclassified else margins(clean, y) > 0
 
-    def _probed(
+    def _probe_gradients(
         self, victim: Victim, samples: Samples, alive: Tensor, settings: SearchSettings
     ) -> Diagnostics:
-        """Whether gradients exist and do not vanish, on the first of the samples to search; not counted as calls.
+        """Check on the first samples to search that gradients exist and do not vanish; these calls are not counted.
 
         `UserError` where the attack needs gradients and the model is not differentiable.
         """
@@ -250,7 +262,7 @@ class Attack(NamedAttack):
             ) from error
         return Diagnostics(probed=len(gradient), zero_gradients=int(zero_gradients(gradient).sum()))
 
-    def _searched(
+    def _search_rows(
         self,
         victim: Victim,
         samples: Samples,
@@ -272,7 +284,7 @@ class Attack(NamedAttack):
             full.take(part, rows)
         return full
 
-    def _verified(self, victim: Victim, samples: Samples, found: Candidates, alive: Tensor) -> Tensor:
+    def _verify(self, victim: Victim, samples: Samples, found: Candidates, alive: Tensor) -> Tensor:
         """Examples inside box and ball, rounding removed; `AttackViolation` for anything beyond rounding."""
         ids, x = samples.ids, samples.x
         adversarial = inside_box(self.spec, ids, found.adversarial)
@@ -298,13 +310,13 @@ class Attack(NamedAttack):
         witness: dict[str, Tensor],
         alive: Tensor,
     ) -> None:
-        """Ball of every witness, and the example decoded from it again."""
+        """Require every witness inside its ball, and `adversarial` equal to the image decoded from it again."""
         assert self.flow is not None
         self._check_latent_ball(ids, witness)
-        for rows in regrouped(alive.nonzero().squeeze(1), victim.batch_size):
+        for rows in regroup(alive.nonzero().squeeze(1), victim.batch_size):
             device = victim.device
             own = {name: value[rows].to(device) for name, value in witness.items()}
-            again = decoded_image(self.flow, x[rows].to(device), y[rows].to(device), own)
+            again = decode_witness(self.flow, x[rows].to(device), y[rows].to(device), own)
             gap = (again.cpu() - adversarial[rows]).abs().flatten(1)
             require(self.spec, ids[rows], gap, 0.0, WITNESS_TOLERANCE, "image decoded from its witness")
 
@@ -326,7 +338,7 @@ class Attack(NamedAttack):
         self, samples: Samples, clean: Tensor, logits: Tensor, adversarial: Tensor, found: Candidates
     ) -> Outcome:
         y = samples.y
-        clean_right = margins(clean, y) > 0  # a tie is not a right answer
+        clean_right = margins(clean, y) > 0  # a tie is wrong
         robust = clean_right & (margins(logits, y) > 0)
         broken_by = [
             None if stays else ("clean" if not right else name)
@@ -357,15 +369,15 @@ class Attack(NamedAttack):
         )
 
 
-def _claimed(found: Candidates, adversarial: Tensor) -> Tensor:
-    """Rows that the search found misclassified and whose image [N,C,H,W] is still the one it found, [N] bool."""
+def _match_claims(found: Candidates, adversarial: Tensor) -> Tensor:
+    """Samples that the search found misclassified at the very image [N,C,H,W] that is scored, [N] bool."""
     same = (found.adversarial == adversarial).flatten(1).all(1)
     return same if found.claimed is None else same & found.claimed
 
 
 def build_attack(spec: ResolvedAttack, flow: Flow | FrozenFlow | None = None) -> Attack:
-    """The attack on classifiers that a spec describes; `UserError` for unknown algorithms, parameters, a missing flow,
-    and for attacks on a flow's likelihood."""
+    """The attack on classifiers that a spec describes; `UserError` for an unknown algorithm or parameter, a missing
+    flow, and an attack on a flow's likelihood."""
     found = ATTACKS.get(spec.algorithm)
     if not issubclass(found, Attack):
         raise UserError(

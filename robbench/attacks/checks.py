@@ -1,4 +1,4 @@
-"""Checks of samples, budgets, and what a search returns. Beyond rounding they raise; rounding itself is removed."""
+"""Checks of samples, of budgets, and of what a search returns: rounding is removed, anything beyond it raises."""
 
 import math
 
@@ -14,28 +14,28 @@ from robbench.specs import ResolvedAttack
 # Rounding allowance of float32 arithmetic on [0,1] pixels before a point counts as outside its set.
 BALL_TOLERANCE, BOX_TOLERANCE = 1e-5, 1e-6
 PIXEL_ROUNDING = 2.0**-24  # of x + delta and of its difference from x, in [0,1] float32: 2**-25 each at most
-LATENT_LENGTHS = 4.0  # a latent step longer than this many median latents is no perturbation of them
+LATENT_LENGTHS = 4.0  # longest latent perturbation, in median lengths of the latents
 
 
 def ball_allowance(norm: str, epsilon: float, dimensions: int) -> float:
-    """By how much an honest float32 example of D `dimensions` may lie outside its ball of radius `epsilon`:
-    1e-5 max(1, epsilon), which is 168 float32 roundings of a norm, and 2**-24 in every pixel (2**-24 D^(1/p)), which is
-    reached where all pixels round to the same side."""
+    """How far float32 rounding may put an example of D `dimensions` outside its ball of radius `epsilon`: the sum of
+    1e-5 max(1, epsilon), which is 168 float32 roundings of a norm, and 2**-24 per pixel (2**-24 D^(1/p)), reached where
+    all pixels round to the same side."""
     pixels = {"l1": float(dimensions), "l2": math.sqrt(dimensions)}.get(norm, 1.0)
     return BALL_TOLERANCE * max(1.0, epsilon) + PIXEL_ROUNDING * pixels
 
 
 def require_image_budget(spec: ResolvedAttack, x: Tensor) -> None:
-    """`UserError` where the image budget of a spec is beyond the diameter of the box of images x [N,C,H,W]."""
+    """`UserError` where the image budget of a spec exceeds the diameter of the pixel box of images x [N,C,H,W]."""
     if spec.epsilon is not None:
         require_inside_box(spec.epsilon, spec.norm, tuple(x.shape[1:]), spec.pixel_range, spec.label)
 
 
 def require_latent_budget(spec: ResolvedAttack, flow: Codec | None, x: Tensor, y: Tensor) -> None:
-    """`UserError` where the latent budget of a spec is far beyond the latents of images x [n,C,H,W] with labels y.
+    """`UserError` where the latent budget of a spec is far larger than the latents of images x [n,C,H,W], labels y [n].
 
-    linf: eta above the largest |z|, so that any coordinate may become any other. l2, and the length sqrt(D) eta of
-    untruncated noise: above 4 times the median norm of the latents.
+    Limits: for linf, eta at most the largest |z|; for l2, and for the length sqrt(D) eta of untruncated noise, 4 times
+    the median norm of the latents.
     """
     if flow is None or not spec.eta or not len(x):
         return
@@ -48,7 +48,7 @@ def require_latent_budget(spec: ResolvedAttack, flow: Codec | None, x: Tensor, y
         what = f"{LATENT_LENGTHS:g} times the median length of these images' latents"
         if spec.norm == "none":
             most, what = most / z.shape[1] ** 0.5, f"{what}, over the square root of their dimension"
-    # Latents that are not finite are another check's finding.
+    # Latents that are not finite are reported by `probe_flow`.
     if spec.eta > most:
         raise UserError(
             f"eta {exact_text(spec.eta)}: attack {spec.label!r} counts eta in raw latent units of the flow, and this "
@@ -57,9 +57,9 @@ def require_latent_budget(spec: ResolvedAttack, flow: Codec | None, x: Tensor, y
         )
 
 
-def checked_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """CPU float32 images and int64 labels; `UserError` when images leave [0,1], labels are no integers, or shapes
-    disagree. Excess over [0,1] within `BOX_TOLERANCE` is rounding and is clipped."""
+def check_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Images as float32 and labels as int64, on the CPU; `UserError` when images leave [0,1], labels are not integers,
+    or shapes disagree. Excess over [0,1] within `BOX_TOLERANCE` is clipped as rounding."""
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise UserError(
             f"labels are {y.dtype}; give integer class numbers 0, 1, ... as torch.int64 (y.long(), once they are whole "
@@ -87,8 +87,8 @@ def checked_inputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return (x if low >= 0.0 and high <= 1.0 else x.clamp(0.0, 1.0)), y
 
 
-def checked_ids(ids: Tensor, n: int) -> Tensor:
-    """Sample ids [n] on the CPU, which key every random number; `UserError` for any but n different int64 ids."""
+def check_ids(ids: Tensor, n: int) -> Tensor:
+    """Sample ids [n] on the CPU; `UserError` unless they are n different int64 values."""
     if ids.dtype != torch.int64 or ids.shape != (n,) or len(set(ids.tolist())) != n:
         raise UserError(
             f"sample_ids are {ids.dtype} {tuple(ids.shape)} for {n} images; give one int64 id per image, all different"
@@ -96,8 +96,8 @@ def checked_ids(ids: Tensor, n: int) -> Tensor:
     return ids.cpu()
 
 
-def checked_seed(seed: int) -> int:
-    """`seed`; `UserError` for what is no integer of at least 0."""
+def check_seed(seed: int) -> int:
+    """`seed`; `UserError` unless it is an integer of at least 0."""
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed={seed!r}; give an integer of at least 0")
     return seed
@@ -133,8 +133,7 @@ def inside_box(spec: ResolvedAttack, ids: Tensor, adversarial: Tensor) -> Tensor
 def inside_ball(spec: ResolvedAttack, ids: Tensor, x: Tensor, adversarial: Tensor) -> Tensor:
     """`adversarial` in the spec's image ball around x and in the box; `AttackViolation` beyond `ball_allowance`.
 
-    What comes back is in an l1 or l2 ball exactly (each coordinate is at most the allowed part of its way from x), in
-    an linf ball but for the rounding of x + epsilon (2**-24).
+    The result lies exactly in an l1 or l2 ball, and in an linf ball up to the rounding of x + epsilon (2**-24).
     """
     epsilon = spec.radius
     moved = adversarial.double() - x.double()
@@ -146,14 +145,14 @@ def inside_ball(spec: ResolvedAttack, ids: Tensor, x: Tensor, adversarial: Tenso
     outside = distance > epsilon
     if not bool(outside.any()):
         return adversarial
-    # A hair less than the whole radius, so that the norm of the result does not exceed it in float64 either.
+    # Slightly below the radius, so that the norm of the result does not exceed it in float64 either.
     shrink = (epsilon * (1 - 1e-12) / distance[outside].clamp(min=epsilon))[:, None]
     brought_in = adversarial.clone()
-    brought_in[outside] = _shortened(x[outside], moved[outside], shrink)
+    brought_in[outside] = _shorten(x[outside], moved[outside], shrink)
     return brought_in
 
 
-def _shortened(x: Tensor, moved: Tensor, share: Tensor) -> Tensor:
+def _shorten(x: Tensor, moved: Tensor, share: Tensor) -> Tensor:
     """x + share moved rounded towards x in float32: no coordinate is further from x than share |moved| (float64)."""
     requested = moved * per_sample(share.squeeze(1), moved)
     images = (x.double() + requested).to(x.dtype)
@@ -166,7 +165,7 @@ def require(
 ) -> None:
     """`AttackViolation` naming the worst sample when a row of `values` [N,M] exceeds limit + tolerance, or is NaN."""
     excess = values.amax(1) - limit if values.numel() else values.new_zeros(len(ids))
-    # amax, max and argmax all take a NaN for the largest
+    # amax, max and argmax all treat NaN as the largest value
     if len(ids) and not float(excess.max()) <= tolerance:
         worst = int(excess.argmax())
         raise AttackViolation(

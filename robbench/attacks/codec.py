@@ -1,4 +1,4 @@
-"""A flow as the attacks see it: one flat latent vector per sample, and what is checked of it while they use it."""
+"""A flow as attacks use it: one flat latent vector per sample, and the checks that the flow stays its own inverse."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ from robbench.models.flows.checks import (
 )
 from robbench.models.state import ModelState
 
-STEP = 1e-2  # length of the step in the latents that the gradient is checked by
-GRADIENT_TOLERANCE = 0.25  # of the rise along the gradient; 0.05 among the flows of the zoo
+STEP = 1e-2  # length of the latent step of the gradient check
+GRADIENT_TOLERANCE = 0.25  # relative error of the rise along the gradient; the zoo's flows reach 0.05
 
 
 class FlowCodec:
     """Adapts a frozen flow to `spaces.Codec`. Dequantisation is fixed at u = 1/2, so that decode inverts encode.
 
-    Images and latents have the precision of what comes in, whatever the flow computes in. check_every: `encode_flat`
-    decodes every so many batches again, from the first on, and refuses a flow that does not return the images.
+    Images and latents keep the dtype of the input, whatever the flow computes in. check_every: `encode_flat` verifies
+    the inverse on the first batch and on every `check_every`-th one after it.
     """
 
     def __init__(self, flow: Flow | FrozenFlow, check_every: int = 1) -> None:
@@ -38,7 +38,7 @@ class FlowCodec:
         self.check_every, self._batches = check_every, 0
 
     def encode_flat(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """z [n,D] of images [n,C,H,W] in [0,1]; `UserError` where the flow does not get the images back from it."""
+        """Latents z [n,D] of images [n,C,H,W] in [0,1]; `UserError` where decoding them does not return the images."""
         z = self.latents(x, y)
         if self._batches % self.check_every == 0:
             self._require_inverse(x, z, y)
@@ -64,8 +64,8 @@ class FlowCodec:
         return torch.cat(parts)
 
     def _require_inverse(self, x: Tensor, z: Tensor, y: Tensor | None) -> None:
-        """A flow whose decoder is not the inverse of its encoder would move images before any attack does. Where the
-        decode mode is another contract, that is what counts here (training); attacks take no such flow."""
+        """A decoder that does not invert the encoder would perturb images before any attack does. Training may use a
+        flow with another decode contract (`Flow.reconstruction`); attacks do not."""
         with torch.no_grad():
             expected = self.flow.reconstruction(x)
             gap = (self.decode_flat(z, y) - expected).abs().flatten(1).amax(1)
@@ -74,7 +74,7 @@ class FlowCodec:
 
 
 def not_inverse(gap: Tensor) -> UserError:
-    """What to say where decode(encode(x)) is off by `gap` [n]."""
+    """The error for a flow whose decode(encode(x)) differs from x by `gap` [n]."""
     wrong = ~(gap <= IMAGE_TOLERANCE)
     return UserError(
         f"the flow does not invert itself: decode(encode(x)) is off by up to {float(gap[wrong].max()):.3g} on "
@@ -84,7 +84,15 @@ def not_inverse(gap: Tensor) -> UserError:
 
 @dataclass(frozen=True)
 class FlowProbe:
-    """What a flow gave for a few images x [n,C,H,W] before an attack: latents z [n,D], images [n,C,H,W], its state."""
+    """Outputs of a flow for a few images before an attack, to compare with later ones.
+
+    Attributes:
+        codec: the flow.
+        x, y: images [n,C,H,W] in [0,1] and labels [n].
+        z: their latents [n,D].
+        image: the images decoded from `z`.
+        state: of the flow's module.
+    """
 
     codec: Codec
     x: Tensor
@@ -94,7 +102,7 @@ class FlowProbe:
     state: ModelState
 
     def repeat(self) -> None:
-        """`UserError` where the flow gives other values now, in another order, or has changed its state."""
+        """Encode and decode again in reverse order; `UserError` where the values or the flow's state changed."""
         with torch.no_grad():
             z = _latents(self.codec, self.x.flip(0), self.y.flip(0)).flip(0)
             image = self.codec.decode_flat(self.z.flip(0), self.y.flip(0)).flip(0)
@@ -111,11 +119,10 @@ class FlowProbe:
 def probe_flow(
     codec: Codec | None, x: Tensor, y: Tensor, device: torch.device, gradient: bool
 ) -> FlowProbe | None:
-    """Tries a flow, which is on `device`, on the first `PROBED` of images x [n,C,H,W] with labels y [n]; None without a
-    flow.
+    """Check a flow on the first `PROBED` images x [n,C,H,W] with labels y [n]; None without a flow.
 
     `UserError` for a flow that does not invert itself, whose values depend on batch, order or call, that changes its
-    inputs or its state, and, where the attack needs the gradient of `decode`, that has none or a wrong one.
+    inputs or its state, and, with `gradient`, one whose `decode` has no gradient or a wrong one.
     """
     if codec is None or not len(x):
         return None
@@ -132,7 +139,7 @@ def probe_flow(
 
 
 def _require_gradient(codec: Codec, z: Tensor, y: Tensor) -> None:
-    """Images must rise along the gradient of `decode` as fast as it says, or a search goes astray and finds nothing."""
+    """`UserError` unless a linear function of the decoded image rises along its gradient at the rate it predicts."""
 
     def heights(point: Tensor) -> Tensor:
         image = codec.decode_flat(point, y).flatten(1)
@@ -160,27 +167,26 @@ def _require_gradient(codec: Codec, z: Tensor, y: Tensor) -> None:
 
 
 def _latents(codec: Codec, x: Tensor, y: Tensor | None) -> Tensor:
-    """Latents [n,D] of images whose round trip is looked at elsewhere, or was."""
+    """Latents [n,D] without the check of the inverse."""
     return codec.latents(x, y) if isinstance(codec, FlowCodec) else codec.encode_flat(x, y)
 
 
 def _module(codec: Codec) -> nn.Module:
-    """The flow behind a codec; a module without state where a codec has none."""
+    """The flow of a codec, or a module without state for other codecs."""
     return codec.flow if isinstance(codec, FlowCodec) else nn.Identity()
 
 
-def regrouped(rows: Tensor, batch_size: int) -> tuple[Tensor, ...]:
-    """`rows` in other batches than a search had them in, at most `batch_size` each: there, an image that depends on its
-    batch is decoded to another one."""
+def regroup(rows: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """`rows` in batches of at most `batch_size`, composed differently from those of a search, so that a decoder that
+    depends on its batch is noticed."""
     size = max(1, 2 * min(batch_size, len(rows)) // 3)
     return torch.split(rows.flip(0), size) if len(rows) else ()
 
 
-def decoded_image(codec: Codec, x: Tensor, y: Tensor, witness: Mapping[str, Tensor]) -> Tensor:
-    """clip(G(F(x) + lambda) + delta): the images [n,C,H,W] of a witness, without a graph.
+def decode_witness(codec: Codec, x: Tensor, y: Tensor, witness: Mapping[str, Tensor]) -> Tensor:
+    """The images clip(G(F(x) + lambda) + delta) [n,C,H,W] of a witness, without a graph.
 
-    x: [n,C,H,W] in [0,1], whose round trip is not looked at; y: [n], the condition; witness: "lambda" [n,D] and, of
-    joint attacks, "delta" [n,C,H,W].
+    x: [n,C,H,W] in [0,1]; y: the condition [n]; witness: "lambda" [n,D] and, for joint attacks, "delta" [n,C,H,W].
     """
     with torch.no_grad():
         image = codec.decode_flat(_latents(codec, x, y) + witness["lambda"], y)

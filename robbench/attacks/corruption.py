@@ -1,7 +1,7 @@
 """Corrupted test images of a published benchmark (CIFAR-10-C) as an attack without a budget.
 
-Nothing is searched: the images are read by sample id. A perturbation: what counts is the accuracy on these images, also
-of samples whose clean image is misclassified.
+Nothing is searched: the images are read by sample id. The accuracy counts all of them, also those whose clean image is
+misclassified (semantics "perturbation").
 """
 
 # ruff: noqa: RUF001 - the letters of formulas are meant
@@ -23,7 +23,7 @@ from robbench.specs import SHA256, ResolvedAttack, Semantics
 
 
 class CorruptionParameters(Strict):
-    """sha256: of the file that is read, part of a cell's address. folder: where it is now, no part of anything."""
+    """sha256: of the file of images, part of a cell's address. folder: where the file is, part of no address."""
 
     corruption: Corruption
     severity: int = Field(ge=1, le=SEVERITIES)
@@ -33,7 +33,7 @@ class CorruptionParameters(Strict):
 
 @ATTACKS.register("corruption")
 class CorruptedImages(Attack):
-    """One corruption at one severity. `robbench run` finds the files (`robbench.data.corruptions.located`)."""
+    """One corruption at one severity; `robbench run` finds the files."""
 
     Parameters = CorruptionParameters
 

@@ -1,7 +1,7 @@
 """Attacks in the latent space of a normalizing flow: R-LA, A-LA, OM-PGD; and the joint space attack (JSA).
 
-Latent vectors are raw z, all levels flattened into one vector: norm, sign and clamp act on all coordinates together.
-The flow is frozen and exact (decode inverts encode), so that a zero perturbation returns the image itself.
+Latents are raw z, all levels flattened into one vector: norm, sign and clamp act on all coordinates together. The flow
+is frozen and exact (decode inverts encode), so that a zero perturbation returns the image itself.
 """
 
 # ruff: noqa: RUF001 - the letters of formulas are meant
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.named import ATTACKS, Cost, Objective
-from robbench.attacks.pgd import GradientAttack, GradientParameters, attacked_label, search_words, steepest
+from robbench.attacks.pgd import GradientAttack, GradientParameters, label_letter, search_words, steepest
 from robbench.attacks.search.active import still_robust
 from robbench.attacks.search.geometry import Noise, SampleNoise, project
 from robbench.attacks.search.spaces import Codec, InLoop, JointSpace, LatentSpace
@@ -39,7 +39,7 @@ def random_latent(
 
 
 class RandomLatentParameters(Strict):
-    """draws: independent perturbations tried; the first that is misclassified is kept, else the last."""
+    """draws: independent perturbations per image; the first that is misclassified is returned, else the last."""
 
     draws: int = Field(default=1, gt=0)
 
@@ -104,7 +104,7 @@ class LatentAttack(GradientAttack):
     @classmethod
     def objective(cls, spec: ResolvedAttack) -> Objective:
         ball = row(length("λ", {"linf": "∞", "l2": "2", "l1": "1"}.get(spec.norm, "")), "≤ η")
-        lines = [math(under("max", ball), f"ℓ(f(clip(G(F(x) + λ))), {attacked_label(spec)})")]
+        lines = [math(under("max", ball), f"ℓ(f(clip(G(F(x) + λ))), {label_letter(spec)})")]
         step = steepest(row(sub("∇", "λ"), "ℓ"), spec.norm)
         if step is not None:
             update = row("(", sub("λ", "t"), "+ α", step, ")")
@@ -135,7 +135,7 @@ class JointSpaceAttack(GradientAttack):
 
     @classmethod
     def objective(cls, spec: ResolvedAttack) -> Objective:
-        goal = math(under("max", "λ, δ"), f"ℓ(f(clip(G(F(x) + λ) + δ)), {attacked_label(spec)})")
+        goal = math(under("max", "λ, δ"), f"ℓ(f(clip(G(F(x) + λ) + δ)), {label_letter(spec)})")
         literal = spec.parameters.get("in_loop") == "paper_literal"
         box = "The box is met in the final image only." if literal else "The box is met at every step."
         words = search_words(spec, "each budget", box, _level_words(spec))

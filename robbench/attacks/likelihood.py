@@ -3,8 +3,8 @@
 In-distribution: raise the NLL of test images. Out-of-distribution: lower the NLL of uniform-noise images. Baseline:
 uniform noise of the same size. All in an Linf ball on the 0..255 scale, clipped to [0,255].
 
-An attack only searches. The base class checks every image (box, ball, NaN) and scores it itself, with dequantisation
-noise that is a function of (seed, sample id) and the same before and after; a search sees fresh noise at every step.
+An attack only searches. The base class checks every image (box, ball, NaN) and scores it itself; its dequantisation
+noise is a function of (seed, sample id), the same before and after the attack. A search draws new noise at every step.
 """
 
 # ruff: noqa: RUF001 - the letters of formulas are meant
@@ -38,11 +38,11 @@ RELATIVE_STEP = 2.5  # step size times steps over epsilon; the paper states none
 
 
 class LikelihoodParameters(Strict):
-    """images: what is attacked: "test" images (raise their NLL) or "noise" (uniform grey levels; lower it).
+    """images: attack "test" images (raise their NLL) or "noise", images of uniform grey levels (lower it).
 
-    quantize: round the adversarial images to the flow's grey levels, towards the original. noise_draws: draws of the
-    dequantisation noise per image that its score is made of. estimate: "mean" of the draws' bits/dim, or "importance":
-    the bits/dim of their mean density, a tighter bound on the image's own (Burda et al. 2016).
+    quantize: round the adversarial images to the flow's grey levels, towards the original. noise_draws: draws of
+    dequantisation noise per image in its score. estimate: "mean" of the draws' bits/dim, or "importance", the bits/dim
+    of their mean density, a tighter bound (Burda et al. 2016).
     """
 
     images: Images = "test"
@@ -52,8 +52,8 @@ class LikelihoodParameters(Strict):
 
 
 class NllParameters(LikelihoodParameters):
-    """steps: sign steps. step_size: of 255; None means 2.5 epsilon / steps. restarts: searches (from a random start
-    each but the first when start is "zero"); the one with the strongest score is kept."""
+    """steps: sign steps. step_size: on the 0..255 scale; None means 2.5 epsilon / steps. restarts: number of searches,
+    of which the one with the strongest score is kept; with start "zero" all but the first start at random."""
 
     steps: int = Field(gt=0)
     step_size: float | None = Field(default=None, gt=0)
@@ -61,15 +61,20 @@ class NllParameters(LikelihoodParameters):
     restarts: int = Field(default=1, gt=0)
 
     def step(self, epsilon: float) -> float:
-        """Step size for a budget, both of 255."""
+        """Step size for a budget, both on the 0..255 scale."""
         return RELATIVE_STEP * epsilon / self.steps if self.step_size is None else self.step_size
 
 
 @dataclass
 class LikelihoodOutcome:
-    """Verified result; tensors on the CPU, N rows in the order asked. nll_*: bits/dim, float64, may be infinite or NaN.
+    """Verified result: tensors on the CPU, N rows in the order of the call.
 
-    originals: the images that were attacked (test or noise). l1, l2, linf: in [0,1] pixels. forwards, backwards: [N].
+    Attributes:
+        sample_ids, labels: [N] int64.
+        nll_before, nll_after: bits/dim of original and attacked image, [N] float64, may be infinite or NaN.
+        l1, l2, linf: norms of the perturbation, in [0,1] pixels.
+        forwards, backwards: calls of the flow, [N].
+        originals, adversarial: images [N,C,H,W] in [0,1] before and after the attack.
     """
 
     sample_ids: Tensor
@@ -87,7 +92,7 @@ class LikelihoodOutcome:
 
 @dataclass(frozen=True)
 class LikelihoodTask:
-    """A batch handed to a search. ids: [n], CPU. x: originals [n,C,H,W] in [0,1]; y: labels [n] (device of x)."""
+    """A batch to search. ids: [n], on the CPU. x: originals [n,C,H,W] in [0,1]; y: labels [n], on x's device."""
 
     ids: Tensor
     x: Tensor
@@ -103,7 +108,7 @@ class LikelihoodAttack(NamedAttack):
 
     @abstractmethod
     def search(self, flow: FrozenFlow, task: LikelihoodTask) -> Tensor:
-        """Images [n,C,H,W] in ball and box. Rounding aside, the base class checks that."""
+        """Adversarial images [n,C,H,W] in ball and box, which the base class checks up to rounding."""
 
     @property
     def sign(self) -> float:
@@ -135,7 +140,7 @@ class LikelihoodAttack(NamedAttack):
                 images = self._originals(flow, sample_ids[rows], x[rows], seed)
                 task = LikelihoodTask(sample_ids[rows], images.to(device), y[rows].to(device), seed)
                 parts.append(self._one_batch(flow, judge, task))
-        return _joined(parts)
+        return _join_outcomes(parts)
 
     def _one_batch(self, flow: FrozenFlow, judge: FrozenFlow, task: LikelihoodTask) -> LikelihoodOutcome:
         before = self._score(judge, task, task.x)
@@ -143,7 +148,7 @@ class LikelihoodAttack(NamedAttack):
         check_tensor(self.spec, found, task.x, task.ids)
         found = inside_ball(self.spec, task.ids, task.x, inside_box(self.spec, task.ids, found))
         if self.parameters.quantize:
-            found = _quantized(found, task.x, flow.grey_levels)
+            found = _quantize(found, task.x, flow.grey_levels)
         delta, cost = found - task.x, self.cost
         n, searched = len(task.ids), self.spec.radius > 0
         return LikelihoodOutcome(
@@ -169,7 +174,7 @@ class LikelihoodAttack(NamedAttack):
         with torch.no_grad():
             bits = estimated_bits_per_dim(
                 judge,
-                images.clone(),  # what is scored stays as it is
+                images.clone(),  # a flow may write into its input
                 task.y,
                 self.parameters.estimate,
                 self.parameters.noise_draws,
@@ -183,8 +188,8 @@ class LikelihoodAttack(NamedAttack):
 class NllAttack(LikelihoodAttack):
     """Projected gradient on the NLL (Pope et al. 2020, section 4): sign steps up for test images, down for noise.
 
-    Defaults where the paper is silent: step 2.5 epsilon / steps, zero start, no rounding, one restart; the last
-    iterate is returned. Fresh dequantisation noise at every step, keyed by (seed, attack, restart, sample id, step). A
+    Defaults where the paper states nothing: step 2.5 epsilon / steps, zero start, no rounding, one restart; the last
+    iterate is returned. New dequantisation noise at every step, keyed by (seed, attack, restart, sample id, step). A
     coordinate whose gradient is not finite does not move in that step.
     """
 
@@ -203,7 +208,7 @@ class NllAttack(LikelihoodAttack):
 
     @property
     def cost(self) -> Cost:
-        """Steps times restarts, a scoring forward per restart when there are several, and the two final ones."""
+        """Steps times restarts, the final two scorings, and one per restart where there are several."""
         p: NllParameters = self.parameters
         extra = p.restarts if p.restarts > 1 else 0
         return Cost(
@@ -215,10 +220,10 @@ class NllAttack(LikelihoodAttack):
         best = self._restart(flow, task, 0)
         if p.restarts == 1:
             return best
-        best_score = self._reached(flow, task, best)
+        best_score = self._attacker_score(flow, task, best)
         for restart in range(1, p.restarts):
             images = self._restart(flow, task, restart)
-            score = self._reached(flow, task, images)
+            score = self._attacker_score(flow, task, images)
             better = (score > best_score).to(images.device)
             best[better] = images[better]
             best_score = torch.maximum(score, best_score)
@@ -240,14 +245,14 @@ class NllAttack(LikelihoodAttack):
 
         return space.finish(ascend(space, loss, space.start(task.x, task.y, noise), p.steps))[0]
 
-    def _reached(self, flow: FrozenFlow, task: LikelihoodTask, images: Tensor) -> Tensor:
-        """What the attacker wants large, [n]; NaN counts as nothing reached."""
+    def _attacker_score(self, flow: FrozenFlow, task: LikelihoodTask, images: Tensor) -> Tensor:
+        """The score that the attacker maximises, [n]; -inf for NaN."""
         return torch.nan_to_num(self.sign * self._score(flow, task, images), nan=float("-inf"))
 
 
 @ATTACKS.register("uniform-noise")
 class UniformNoise(LikelihoodAttack):
-    """x + U[-epsilon, epsilon] in every pixel, clipped to [0,255]: what an attack of that size must beat."""
+    """x + U[-epsilon, epsilon] per pixel, clipped to [0,255]: the baseline that an attack of that size must beat."""
 
     @classmethod
     def objective(cls, spec: ResolvedAttack) -> Objective:
@@ -274,7 +279,7 @@ def build_likelihood_attack(spec: ResolvedAttack) -> LikelihoodAttack:
 
 
 def noise_images(seed: int, ids: Tensor, shape: tuple[int, ...], grey_levels: int) -> Tensor:
-    """Images of independent uniform grey levels k / (L-1), [n,*shape]: a function of (seed, sample id) alone."""
+    """Images [n,*shape] of independent uniform grey levels k / (L-1), a function of (seed, sample id) alone."""
 
     def levels(generator: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
         return generator.integers(0, grey_levels, size) / (grey_levels - 1)
@@ -282,11 +287,11 @@ def noise_images(seed: int, ids: Tensor, shape: tuple[int, ...], grey_levels: in
     return SampleRandom(seed, "noise images").draw(ids, shape, levels)
 
 
-def _quantized(adversarial: Tensor, x: Tensor, grey_levels: int) -> Tensor:
-    """Grey levels nearest to `adversarial` on the side of x, so that no pixel leaves the ball. x is on the grid."""
+def _quantize(adversarial: Tensor, x: Tensor, grey_levels: int) -> Tensor:
+    """`adversarial` rounded to grey levels towards x, so that no pixel leaves the ball. x is on the grid."""
     top = grey_levels - 1
     moved = (adversarial.double() - x.double()) * top
-    # A hair of float32 rounding must not cost a whole level.
+    # float32 rounding must not cost a whole level.
     return (
         ((x.double() * top).round() + (moved + 1e-4 * moved.sign()).trunc())
         .div(top)
@@ -295,6 +300,6 @@ def _quantized(adversarial: Tensor, x: Tensor, grey_levels: int) -> Tensor:
     )
 
 
-def _joined(parts: list[LikelihoodOutcome]) -> LikelihoodOutcome:
+def _join_outcomes(parts: list[LikelihoodOutcome]) -> LikelihoodOutcome:
     names = LikelihoodOutcome.__dataclass_fields__
     return LikelihoodOutcome(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})

@@ -1,4 +1,4 @@
-"""What every named attack has, whatever it attacks: a resolved spec, checked parameters, a cost, an engine string."""
+"""Base of all named attacks, on classifiers and on flows: a resolved spec, checked parameters, cost, engine string."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ ENGINE_VERSION = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Model calls of one sample that stays robust to the end, robbench's two scoring forwards included.
+    """Model calls per robust sample, robbench's two scoring forwards included.
 
-    A broken sample needs fewer; a candidate that looked broken before clipping costs one confirming forward more.
+    A broken sample needs fewer; a candidate that looked broken before clipping costs one more forward to confirm.
     """
 
     forwards: int
@@ -33,8 +33,8 @@ class NamedAttack(ABC):
     """Base of `Attack` (on a classifier's decision) and `LikelihoodAttack` (on a flow's likelihood).
 
     target: what it attacks; a threat model with another target is refused. batch_dependent: whether a sample's result
-    depends on which samples share its batch: such cells are computed in whole blocks and their batch size is part of
-    their address.
+    depends on the other samples of its batch; such cells are computed in whole blocks, and their address contains the
+    batch size.
     """
 
     Parameters: ClassVar[type[BaseModel]] = Strict
@@ -54,22 +54,22 @@ class NamedAttack(ABC):
 
     @classmethod
     def declared_semantics(cls, parameters: Any) -> Semantics:
-        """What the images of the attack with `parameters` (of `Parameters`) stand for: see `specs.Semantics`."""
+        """Whether the attack with `parameters` is a worst case or a perturbation, see `specs.Semantics`."""
         return "worst-case"
 
     @classmethod
     def objective(cls, spec: ResolvedAttack) -> Objective:
-        """What an attack of this class looks for and how: formulas (`robbench.core.mathml`), a line each, and words."""
+        """The attack's objective for people: formulas (`robbench.core.mathml`), one per line, and a text."""
         return (), f"The algorithm {spec.algorithm!r} belongs to another package."
 
     @property
     @abstractmethod
     def cost(self) -> Cost:
-        """Model calls of a sample that stays robust."""
+        """Model calls per robust sample."""
 
     @property
     def engine(self) -> str:
-        """What computes the result, with version; part of a cell's address."""
+        """Name and version of the code that searches; part of a cell's address."""
         package = type(self).__module__.partition(".")[0]
         names = packages_distributions().get(package, []) if package != "robbench" else []
         foreign = "".join(f", {name} {version(name)}" for name in sorted(set(names)))

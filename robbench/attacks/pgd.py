@@ -22,12 +22,17 @@ LabelSource = Literal["true", "predicted"]
 
 
 class GradientParameters(Strict):
-    """What every iterative attack takes.
+    """Parameters of every iterative gradient attack.
 
-    step_size: absolute, in the units of the budget; None means relative_step_size * budget. momentum: MIM's decay.
-    label_source: whose label the loss uses, the true one or the clean prediction (verdicts always use the true one).
-    Against the prediction the last iterate counts: early_stop is then off, and restarts, of which the best for the
-    attacker is kept, are 1.
+    Attributes:
+        steps: gradient steps per restart.
+        step_size: in the units of the budget; None means relative_step_size * budget.
+        start: where in the ball the search starts, see `geometry.random_start`.
+        restarts: the first successful one is kept.
+        momentum: decay of MIM's accumulated gradient; None for none.
+        early_stop: stop at the first misclassified iterate.
+        label_source: label in the loss, the true one or the clean prediction (verdicts always use the true one). With
+            the prediction the last iterate is returned: early_stop is off and restarts is 1.
     """
 
     steps: int = Field(gt=0)
@@ -47,24 +52,25 @@ class GradientParameters(Strict):
         return values
 
     def step(self, budget: float) -> float:
-        """Step size for a budget."""
+        """Step size for `budget`, in its units."""
         return self.relative_step_size * budget if self.step_size is None else self.step_size
 
 
 def steepest(gradient: str, norm: Norm) -> Markup | None:
-    """The formula of the direction of a step; None where it takes words."""
+    """The formula of the steepest-ascent direction; None for l1, which the text describes."""
     if norm == "linf":
         return row("sign(", gradient, ")")
     return row(gradient, "/", length(gradient, "2")) if norm == "l2" else None
 
 
-def attacked_label(spec: ResolvedAttack) -> str:
-    """The letter of the label that the loss uses."""
+def label_letter(spec: ResolvedAttack) -> str:
+    """The letter of the label in the loss: k for the model's own prediction, y for the true label."""
     return "k" if spec.parameters.get("label_source") == "predicted" else "y"
 
 
 def search_words(spec: ResolvedAttack, budget: str, *more: str) -> str:
-    """Steps, step size, start and label of a gradient search. budget: what a relative step size is relative to."""
+    """Steps, step size, start and label of a gradient search as text. budget: letter of the budget that a relative step
+    size refers to."""
     p = spec.parameters
     given, relative, restarts = p.get("step_size"), p.get("relative_step_size"), p.get("restarts", 1)
     parts = [
@@ -74,15 +80,15 @@ def search_words(spec: ResolvedAttack, budget: str, *more: str) -> str:
         f"{restarts} starts" if restarts > 1 else "",
     ]
     settings = ", ".join(filter(None, parts)) + ". ℓ: cross-entropy; Π: projection onto the set."
-    predicted = attacked_label(spec) == "k"
+    predicted = label_letter(spec) == "k"
     label = "k: the model's own clean prediction in the place of the true label." if predicted else ""
     return " ".join(filter(None, [settings, *more, label]))
 
 
 class GradientAttack(Attack):
-    """Base of all gradient attacks: a subclass says in which space it searches, the engine does the rest.
+    """Base of all gradient attacks: a subclass defines its search space, the engine searches in it.
 
-    witnesses: perturbations to return, where the ball cannot be checked from the image alone.
+    witnesses: names of the perturbations to return, where the ball cannot be checked from the image alone.
     """
 
     Parameters: ClassVar[type[BaseModel]] = GradientParameters
@@ -104,7 +110,7 @@ class GradientAttack(Attack):
 
     @abstractmethod
     def space(self) -> SearchSpace:
-        """The space with the budgets and step sizes of this attack's spec."""
+        """The search space with the budgets and step sizes of this attack's spec."""
 
     @property
     def cost(self) -> Cost:
@@ -114,7 +120,7 @@ class GradientAttack(Attack):
 
     @classmethod
     def declared_semantics(cls, parameters: Any) -> Semantics:
-        """Against the model's own prediction an image may move towards its true class: a perturbation."""
+        """A perturbation where the loss uses the model's prediction: the image may move towards its true class."""
         return "perturbation" if parameters.label_source == "predicted" else "worst-case"
 
     @property
@@ -132,13 +138,13 @@ class ProjectedGradientDescent(GradientAttack):
     """PGD (Madry et al. 2018): cross-entropy, random start in the ball, projection on ball and box at every step.
 
     With `momentum` it is MIM (Dong et al. 2018), with one step of the full budget from the centre FGSM (Goodfellow
-    et al. 2015). Deviation from the libraries' habit: a sample stops at its first misclassified iterate
-    (early_stop); with early_stop off the last iterate is returned, as foolbox and torchattacks do.
+    et al. 2015). Unlike foolbox and torchattacks, which return the last iterate, a sample stops at its first
+    misclassified iterate unless early_stop is off.
     """
 
     @classmethod
     def objective(cls, spec: ResolvedAttack) -> Objective:
-        label, momentum = attacked_label(spec), spec.parameters.get("momentum")
+        label, momentum = label_letter(spec), spec.parameters.get("momentum")
         lines = [math(under("max", "x′ ∈ 𝒜(x)"), f"ℓ(f(x′), {label})")]
         gradient = row("∇ ℓ(f(", sub("x", "t"), f"), {label})")
         words = search_words(spec, "ε")

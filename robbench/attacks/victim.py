@@ -1,4 +1,4 @@
-"""The model as attacks see it, and the small things everybody needs to score it."""
+"""The model under attack: its forwards in a search, and its scores."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +12,12 @@ from robbench.attacks.search.forward import SearchForward
 from robbench.attacks.trust.model_call import call_model
 from robbench.core.errors import UserError
 
-RANDOMISED_VERDICTS = 3  # means of forwards an attacked image is scored by where the model is randomised
+RANDOMISED_VERDICTS = 3  # times that an attacked image is scored where the model is randomised
 
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """fp32 means fp32: no TF32 in convolutions and matrix products on recent GPUs; restored after."""
+    """No TF32 in convolutions and matrix products on recent GPUs; restored after."""
     before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:
@@ -27,28 +27,28 @@ def full_precision() -> Iterator[None]:
 
 
 def chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
-    """`rows` in consecutive parts of at most `size`; none for no rows (Tensor.split gives one empty part)."""
+    """`rows` in consecutive parts of at most `size`; () for no rows, where Tensor.split gives one empty part."""
     return tuple(rows[start : start + size] for start in range(0, len(rows), size))
 
 
 class Listener(Protocol):
-    """Hears of the forwards of a search."""
+    """Receives the forwards of a search."""
 
     def note(self, images: Tensor, logits: Tensor) -> None:
-        """A forward of images [n,C,H,W] gave logits [n,K]."""
+        """Called after a forward of images [n,C,H,W] with logits [n,K]."""
 
 
 class Victim:
-    """A frozen model as an attack sees it. Counts nothing by itself: engines count per sample.
+    """A frozen model under attack. It counts no calls: engines count them per sample.
 
-    `margins` and `clean_logits`, on which verdicts stand, are fp32 forwards of the unmodified module always.
+    `margins`, `score` and `clean_logits`, on which verdicts rest, are always fp32 forwards of the unmodified module.
 
     Attributes:
         module: maps [n,C,H,W] float32 in [0,1] to logits [n,K]; normalisation inside.
-        device, batch_size: where and in which batches images are scored.
-        forward: what `logits` and `differentiable`, the forwards of a search, call.
-        draws: forwards of a randomised module that are averaged for a verdict; 1 for others.
-        fits: a batch size that memory holds, once a larger one was found not to fit.
+        device, batch_size: of scoring.
+        forward: the network that searches call through `logits` and `differentiable`.
+        draws: forwards averaged per verdict of a randomised module; 1 for others.
+        fits: batch size known to fit into memory, once a larger one did not.
     """
 
     def __init__(
@@ -67,41 +67,41 @@ class Victim:
 
     @property
     def must_confirm(self) -> bool:
-        """Whether a candidate that a search saw misclassified must be confirmed by `margins`: the search's forward is
-        not the module's own, or the module is randomised."""
+        """Whether `margins` must confirm that a candidate is misclassified: the search uses another forward than the
+        module's own, or the module is randomised."""
         return not self.forward.exact or self.draws > 1
 
     @property
     def verdicts(self) -> int:
-        """How many means of `draws` forwards an attacked image is scored by."""
+        """How often an attacked image is scored, each time by a mean of `draws` forwards."""
         return 1 if self.draws == 1 else RANDOMISED_VERDICTS
 
     def attacked_logits(self, x: Tensor, labels: Tensor) -> Tensor:
-        """fp32 logits [N,K] of attacked images, on the CPU; rows that are not finite count as broken (`margins`). Where
-        the module is randomised, those of the least margin in `verdicts` means: a sample is robust only where it is
-        right each time. labels: [N] on the CPU, valid ones."""
-        worst = self.scored(x)
+        """fp32 logits [N,K] of attacked images, on the CPU; rows that are not finite count as broken (`margins`). For a
+        randomised module, those with the smallest margin of `verdicts` scorings: a robust sample is right each time.
+        labels: [N] on the CPU."""
+        worst = self.score(x)
         for _ in range(self.verdicts - 1):
-            again = self.scored(x)
+            again = self.score(x)
             closer = margins(again, labels) < margins(worst, labels)
             worst = torch.where(closer[:, None], again, worst)
         return worst
 
     @contextmanager
-    def searched_leanly(self, images: Tensor) -> Iterator[None]:
-        """Inside, and on the CPU, a search calls an accelerated forward, see `SearchForward`; the module's weights must
-        not change meanwhile. images [n,C,H,W]: some of those to attack."""
+    def lean_search(self, images: Tensor) -> Iterator[None]:
+        """Inside, a search on the CPU calls an accelerated forward (`SearchForward`); the module's weights must not
+        change meanwhile. images [n,C,H,W]: some of those to attack."""
         before = self.forward
         if self.device.type == "cpu":
-            self.forward = before.accelerated(self.module, self.scored, images)
+            self.forward = before.accelerate(self.module, self.score, images)
         try:
             yield
         finally:
             self.forward = before
 
     @contextmanager
-    def audited(self, listener: Listener) -> Iterator[None]:
-        """Inside, `listener` hears of every forward of a search."""
+    def audit_forwards(self, listener: Listener) -> Iterator[None]:
+        """Inside, `listener` is told of every forward of a search."""
         self._listener = listener
         try:
             yield
@@ -113,12 +113,12 @@ class Victim:
         return call_model(self.module, x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits [n,K] without a graph, on x's device, as a search sees them."""
+        """Logits [n,K] of the search's forward, without a graph, on x's device."""
         with torch.no_grad():
             return self.differentiable(x)
 
     def differentiable(self, x: Tensor) -> Tensor:
-        """float32 logits [n,K] with a graph to x, as a search sees them."""
+        """float32 logits [n,K] of the search's forward, with a graph to x."""
         out = call_model(self.forward.network, x)
         if self._listener is not None:
             self._listener.note(x, out)
@@ -127,11 +127,11 @@ class Victim:
     def margins(self, x: Tensor, labels: Tensor) -> Tensor:
         """Margins [n] of a clean fp32 forward of images on the device."""
         with torch.no_grad():
-            return margins(self._averaged(x), labels)
+            return margins(self._average_forwards(x), labels)
 
     def loss_gradient(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Gradient [n,C,H,W] of the cross-entropy at images on the device, as a search sees it. `RuntimeError` of
-        autograd for a model that is not differentiable."""
+        """Gradient [n,C,H,W] of the cross-entropy at images on the device, through the search's forward. `RuntimeError`
+        of autograd for a model that is not differentiable."""
         point = x.detach().requires_grad_(True)
         with torch.enable_grad():
             loss = nn.functional.cross_entropy(self.differentiable(point), labels, reduction="sum")
@@ -139,28 +139,28 @@ class Victim:
         return gradient
 
     def use_batches_of(self, size: int) -> None:
-        """From now on no batch is larger than `size`."""
+        """Limit all later batches to `size` images."""
         self.fits, self.batch_size = size, min(self.batch_size, size)
 
-    def _averaged(self, x: Tensor) -> Tensor:
+    def _average_forwards(self, x: Tensor) -> Tensor:
         out = self.call(x)
         for _ in range(self.draws - 1):
             out = out + self.call(x)
         return out if self.draws == 1 else out / self.draws
 
-    def scored(self, x: Tensor, batch_size: int | None = None) -> Tensor:
+    def score(self, x: Tensor, batch_size: int | None = None) -> Tensor:
         """fp32 logits [N,K] on the CPU for images on any device, means of `draws` forwards, finite or not.
 
         In batches of `batch_size`, or of the victim's own. `UserError` where `call_model` refuses the output.
         """
         with torch.no_grad():
             parts = [
-                self._averaged(part.to(self.device)).cpu()
+                self._average_forwards(part.to(self.device)).cpu()
                 for part in chunks(x, batch_size or self.batch_size)
             ]
         return torch.cat(parts) if parts else torch.zeros((0, 2))
 
-    def scored_draws(self, x: Tensor, batch_size: int) -> Tensor:
+    def score_draws(self, x: Tensor, batch_size: int) -> Tensor:
         """fp32 logits [draws,N,K] on the CPU, each draw by itself, in batches of `batch_size`."""
         with torch.no_grad():
             parts = [
@@ -170,8 +170,8 @@ class Victim:
         return torch.cat(parts, 1)
 
     def clean_logits(self, x: Tensor, batch_size: int | None = None) -> Tensor:
-        """`scored` for clean images; `UserError` when a logit is NaN or infinite."""
-        out = self.scored(x, batch_size)
+        """`score` for clean images; `UserError` when a logit is NaN or infinite."""
+        out = self.score(x, batch_size)
         bad = int((~torch.isfinite(out)).any(1).sum())
         if bad:
             raise UserError(

@@ -1,8 +1,7 @@
-"""Witnesses as bytes: from what the example of a latent or joint attack is decoded again.
+"""Witnesses as bytes: the perturbations, condition and flow from which a latent or joint example is decoded again.
 
-The ball of such an attack cannot be checked from the image. Its witness can: the perturbations, the condition and the
-flow. The bytes are those of a safetensors file: float32 arrays as they are, without loss; columns of them are
-compressed by the ledger.
+Whether such an example lies in its ball cannot be checked from the image, only from its witness. The bytes are a
+safetensors file of float32 arrays, without loss; the ledger compresses columns of them.
 """
 
 from collections.abc import Mapping
@@ -21,28 +20,28 @@ Perturbations = Mapping[str, NDArray[np.float32]]
 
 
 class BadWitnessError(ValueError):
-    """Bytes that are no witness; the message is the reason."""
+    """Bytes that are not a witness; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Witness:
-    """flow: sha256 of the weights of the flow. condition: the label it was given. perturbations: "lambda" [D] in raw
-    latent units, of a joint attack also "delta" [C,H,W] in [0,1] pixels; of a search that drew dequantisation noise
-    also "noise" [C,H,W] (robbench's own fix it at 1/2). The image is `codec.decoded_image` of all that."""
+    """flow: sha256 of the flow's weights. condition: the label given to it. perturbations: "lambda" [D] in raw latent
+    units; for a joint attack also "delta" [C,H,W] in [0,1] pixels; for a search with random dequantisation noise also
+    "noise" [C,H,W] (robbench's own attacks fix it at 1/2). `codec.decode_witness` gives the image."""
 
     flow: str
     condition: int
     perturbations: Perturbations
 
     def to_bytes(self) -> bytes:
-        """The same bytes for the same witness."""
+        """The witness as bytes, the same for equal witnesses."""
         arrays = {name: np.ascontiguousarray(value, "<f4") for name, value in self.perturbations.items()}
         condition = np.array([self.condition], "<i8")
         return bytes(save({**dict(sorted(arrays.items())), CONDITION: condition}, {FLOW: self.flow}))
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Witness":
-        """`BadWitnessError` for anything that `to_bytes` does not write."""
+        """The witness that `to_bytes` wrote; `BadWitnessError` for any other bytes."""
         try:
             arrays = load(content)
             length = int.from_bytes(content[:8], "little")
@@ -57,8 +56,8 @@ class Witness:
 
 
 def witnesses(outcome: Outcome, flow: str | None, kept: frozenset[int]) -> list[bytes | None]:
-    """Witnesses of an outcome's rows, in their order, of the samples in `kept`; None each without a flow (sha256 of its
-    weights), and for samples that no search saw: their example is the clean image."""
+    """Witnesses of an outcome's samples, in their order: None for samples that are not in `kept` or were not searched,
+    and for all without a flow. flow: sha256 of its weights."""
     ids: list[int] = outcome.sample_ids.tolist()
     if flow is None or not outcome.witness:
         return [None] * len(ids)

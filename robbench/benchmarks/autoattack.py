@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks import Outcome, Victim, build_attack
-from robbench.attacks.search.inner import attacked
+from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.victim import full_precision
 from robbench.benchmarks.pages import head, page, plain, spread, table
 from robbench.benchmarks.timing import Tell, timed
@@ -176,7 +176,7 @@ def floor(
     lean: also try the lean network that a search may call, of which verdicts are not made.
     """
     victim = Victim(module, device)
-    with attacked(module), full_precision(), victim.searched_leanly(x):
+    with attack_mode(module), full_precision(), victim.lean_search(x):
         networks: list[Callable[[Tensor], Tensor]] = [
             module,
             deepcopy(module).to(memory_format=torch.channels_last),

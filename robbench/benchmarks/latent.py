@@ -22,7 +22,7 @@ from robbench.attacks.codec import FlowCodec
 from robbench.attacks.pgd import GradientAttack
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import SampleNoise
-from robbench.attacks.search.inner import attacked, gradients
+from robbench.attacks.search.inner import attack_mode, gradients
 from robbench.attacks.victim import full_precision
 from robbench.benchmarks.flow_peers import GLOW, Decode
 from robbench.benchmarks.flow_report import REFERENCE
@@ -141,7 +141,7 @@ def compare(
     except Disagreement as error:
         raise UserError(f"refused: {error}") from None
     arena = Arena(case, contest, bench, device)
-    with attacked(arena.module), full_precision():
+    with attack_mode(arena.module), full_precision():
         times = [arena.timed(spec, contest.rounds, tell) for spec in specs]
         memory = arena.memory(specs[0])
     name = processor(device)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from robbench.attacks import Attack, Victim, build_attack
 from robbench.attacks.base import Task
 from robbench.attacks.search.decision import margins
-from robbench.attacks.search.inner import attacked
+from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.victim import chunks, full_precision
 from robbench.benchmarks.models import loaded, random_classifier
 from robbench.benchmarks.pages import Verdicts, head, missing, page, plain
@@ -149,7 +149,7 @@ class Arena:
         task = Task(ids, self.x, self.y, self.predictions, 0, self.contest.batch_size)
 
         def ours() -> Tensor:
-            with self.victim.searched_leanly(self.x):
+            with self.victim.lean_search(self.x):
                 return attack.search(self.victim, task).adversarial
 
         peers = {name: _bound(search, self.x, self.y) for name, search in self.peers.items()}
@@ -185,7 +185,7 @@ def compare(
     peers: dict[str, Build] | None = None,
 ) -> Result:
     """Parity of everybody, then both comparisons. peers: all of `PEERS` unless others are named."""
-    with attacked(subject.module), full_precision():
+    with attack_mode(subject.module), full_precision():
         arena = Arena(subject, contest, peers)
         images = {name: run().detach() for name, run in arena.searches().items()}
         scores = {name: arena.margins(found).cpu() for name, found in images.items()}

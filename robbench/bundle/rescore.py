@@ -117,7 +117,7 @@ class _Scorer:
     batch_size: int
     classes: int
 
-    def scored(self, images: Tensor, labels: Tensor, draws: int = 1, attacked: bool = False) -> Scored:
+    def score(self, images: Tensor, labels: Tensor, draws: int = 1, attacked: bool = False) -> Scored:
         logits = []
         for size in batch_sizes(len(images), self.batch_size):
             victim = Victim(self.module, self.device, size)
@@ -152,7 +152,7 @@ def _clean_findings(
         return
     ids, labels = rows["sample_id"].to_numpy(), torch.tensor(rows["label"].to_numpy(), dtype=torch.int64)
     images = source.of([int(i) for i in ids])
-    randomised, scored = scorer.is_randomised(images), scorer.scored(images, labels)
+    randomised, scored = scorer.is_randomised(images), scorer.score(images, labels)
     problems, ties, excused = [], 0, 0
     for result in results:
         own = result.rows[result.rows["sample_id"].isin(ids)]
@@ -210,7 +210,7 @@ def _part(scored: Scored, places: NDArray[np.intp]) -> Scored:
 def _example_findings(scorer: _Scorer, cell: CellRecord, stored: Stored) -> Iterator[Finding]:
     name, label, rows = cell.model, cell.attack.label, stored.rows
     draws = verdict_forwards(cell)
-    scored = scorer.scored(stored.adversarial, stored.labels, draws, attacked=True)
+    scored = scorer.score(stored.adversarial, stored.labels, draws, attacked=True)
     near = scored.near_ties(_column(rows, "prediction"))
     wrong, excused = _other_verdicts(scored, rows, "prediction", "margin")
     if draws > 1 and scorer.is_randomised(stored.clean):

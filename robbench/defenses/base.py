@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks.search.geometry import GeneratorNoise
-from robbench.attacks.search.inner import ascend, attacked
+from robbench.attacks.search.inner import ascend, attack_mode
 from robbench.attacks.search.spaces import Codec, SearchSpace
 from robbench.core.errors import UserError, unknown_name
 from robbench.core.registry import Registry
@@ -113,7 +113,7 @@ def build_defense(
 def searching(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
     """`attacked(model)`, or the same with the modules in train mode ("train": the reference code of latent
     perturbation training, where every attack forward also moves the running statistics)."""
-    with attacked(model):
+    with attack_mode(model):
         if mode == "train":
             model.train()
         yield

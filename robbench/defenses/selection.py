@@ -8,7 +8,7 @@ from torch import nn
 
 from robbench.attacks import Victim, build_attack, build_likelihood_attack
 from robbench.attacks.search.decision import margins
-from robbench.attacks.search.inner import attacked
+from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.trust.context import own_context
 from robbench.attacks.trust.preflight import check_model
 from robbench.cards import Measurement
@@ -47,7 +47,7 @@ def sign(criterion: Criterion) -> float:
 
 def clean_accuracy(model: nn.Module, split: Split, device: torch.device) -> Estimate:
     """Accuracy in percent in eval mode."""
-    with attacked(model):
+    with attack_mode(model):
         victim = Victim(model, device, EVALUATION_BATCH)
         right = [
             margins(victim.clean_logits(split.x(part)), split.labels[part]) > 0
@@ -60,7 +60,7 @@ def attacked_accuracy(model: nn.Module, split: Split, setting: Setting, device: 
     """Accuracy in percent under PGD-10 with the data set's Linf budget."""
     spec = resolve_attack(SELECTION_ATTACK, setting.dataset, dict(setting.threat_models))
     positions = torch.arange(len(split))
-    with attacked(model):
+    with attack_mode(model):
         outcome = build_attack(spec).evaluate(
             Victim(model, device, EVALUATION_BATCH),
             split.ids,
@@ -75,7 +75,7 @@ def attacked_accuracy(model: nn.Module, split: Split, setting: Setting, device: 
 def bits_per_dim(flow: Flow, split: Split, draws: int, device: torch.device) -> np.ndarray:
     """Bits/dim per image [N] with noise keyed by sample id, mean of `draws` draws."""
     parts = []
-    with attacked(flow), torch.no_grad():
+    with attack_mode(flow), torch.no_grad():
         for part in torch.split(torch.arange(len(split)), EVALUATION_BATCH):
             x, y = split.x(part).to(device), split.labels[part].to(device)
             bits = flow.bits_per_dim(x, y, n_samples=draws, seed=SCORE_SEED, sample_ids=split.ids[part])
@@ -108,7 +108,7 @@ def classifier_measurements(
 ) -> tuple[Measurement, ...]:
     """Validation accuracy, and for adversarial defenses PGD-10 accuracy; the test split is not used. about: what the
     validation images are to this training."""
-    with own_context(), attacked(model):  # what no attack would accept is no zoo model
+    with own_context(), attack_mode(model):  # what no attack would accept is no zoo model
         check_model(
             Victim(model, device, EVALUATION_BATCH), validation.x(torch.arange(min(64, len(validation))))
         )

@@ -19,7 +19,7 @@ from robbench.attacks import (
     build_likelihood_attack,
 )
 from robbench.attacks.search.decision import margins
-from robbench.attacks.search.inner import attacked
+from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.trust.context import own_context
 from robbench.attacks.trust.preflight import RandomisedModelError, check_model
 from robbench.attacks.trust.suspicions import Diagnostics
@@ -138,7 +138,7 @@ class CellBuilder:
         x, y = dataset.test.by_ids(self.samples[:SHARD_SIZE])
         victim = Victim(model.module, self.device, SHARD_SIZE)
         try:
-            with own_context(), attacked(model.module), full_precision():
+            with own_context(), attack_mode(model.module), full_precision():
                 logits = victim.clean_logits(x)
                 _require_classes(name, logits, dataset)
                 check_model(victim, x)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robbench.attacks import LikelihoodOutcome, Outcome, Victim
 from robbench.attacks.search.decision import margins
-from robbench.attacks.search.inner import attacked
+from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.trust.context import own_context
 from robbench.attacks.trust.model_call import out_of_memory
 from robbench.attacks.trust.suspicions import Diagnostics
@@ -189,7 +189,7 @@ class ShardWork:
 
 def clean_score(module: nn.Module, x: Tensor, y: Tensor, device: torch.device, batch_size: int) -> CleanScore:
     """How many of the images x [N,C,H,W] with labels y [N] `module` classifies correctly without an attack."""
-    with own_context(), attacked(module), full_precision():
+    with own_context(), attack_mode(module), full_precision():
         logits = Victim(module, device, batch_size).clean_logits(x)
     return CleanScore(right=int((margins(logits, y) > 0).sum()), samples=len(x))
 

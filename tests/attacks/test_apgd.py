@@ -54,7 +54,7 @@ def begin(apgd, model, ids, x, y, seed=0):
 @pytest.fixture
 def on_a_gpu(monkeypatch):
     """Steps as a GPU makes them: nobody looks at values, and who has finished stays for a while."""
-    monkeypatch.setattr("robbench.attacks.search.geometry.looking_is_free", lambda tensor: False)
+    monkeypatch.setattr("robbench.attacks.search.geometry.is_on_cpu", lambda tensor: False)
 
 
 def right(model, images):

@@ -14,9 +14,9 @@ from robbench.attacks.autoattack.apgd import dlr, dlr_targeted
 from robbench.attacks.base import Task
 from robbench.attacks.codec import FlowCodec
 from robbench.attacks.search.engine import GradientSearch, SearchPlan
-from robbench.attacks.search.geometry import direction, norm_of, normalised, project, stands_still
+from robbench.attacks.search.geometry import direction, norm_of, normalise, project, stands_still
 from robbench.attacks.search.geometry_l1 import project_l1_box, sparse_direction
-from robbench.attacks.search.inner import error_log_odds, tempered
+from robbench.attacks.search.inner import error_log_odds, temper_logits
 from robbench.attacks.search.spaces import ImageSpace, JointSpace, LatentSpace
 from robbench.defenses import Setting, build_defense
 from robbench.specs import resolve_attack, threat_models
@@ -52,7 +52,7 @@ def test_an_entry_that_is_not_finite_stays_and_the_others_move(norm, bad):
     without = slope.clone()
     without[:, 0, 0, 0] = 0.0
     assert torch.equal(direction(slope, norm), direction(without, norm))
-    assert torch.equal(normalised(slope, "l1"), normalised(without, "l1"))
+    assert torch.equal(normalise(slope, "l1"), normalise(without, "l1"))
     count = torch.full((4,), 7)
     assert torch.equal(sparse_direction(slope, count), sparse_direction(without, count))
     assert not stands_still(slope).any()
@@ -114,11 +114,11 @@ def test_the_loss_that_is_climbed_has_the_gradient_of_the_cross_entropy(row, lab
 def test_tempering_leaves_ordinary_logits_alone_and_ignores_large_and_small_factors():
     logits = torch.tensor([[4.0, 1.0, -2.0], [0.3, 0.1, 0.9]])
     labels = torch.tensor([0, 2])
-    assert torch.equal(tempered(logits, labels), logits)
+    assert torch.equal(temper_logits(logits, labels), logits)
     for factors in ((1e2, 1e6), (1e-2, 1e-6)):
-        first, second = (tempered(logits * factor, labels) for factor in factors)
+        first, second = (temper_logits(logits * factor, labels) for factor in factors)
         torch.testing.assert_close(first, second)
-    assert torch.equal(tempered(torch.zeros(1, 3), labels[:1]), torch.zeros(1, 3))
+    assert torch.equal(temper_logits(torch.zeros(1, 3), labels[:1]), torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize("power", [-60, -20, 20, 60])

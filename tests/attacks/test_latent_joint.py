@@ -11,7 +11,7 @@ from robbench.attacks import Victim, build_attack
 from robbench.attacks.codec import FlowCodec
 from robbench.attacks.latent import random_latent
 from robbench.attacks.search.geometry import GeneratorNoise, SampleNoise
-from robbench.attacks.search.inner import ascend, attacked, error_log_odds, gradients, tempered
+from robbench.attacks.search.inner import ascend, attack_mode, error_log_odds, gradients, temper_logits
 from robbench.attacks.search.spaces import JointSpace, LatentSpace
 from robbench.core.errors import AttackViolation, UserError
 from robbench.specs import resolve_attack, threat_models
@@ -36,7 +36,7 @@ def test_gradients_of_the_flow_path_equal_finite_differences(classifier, flow, i
     space = JointSpace(codec, 0.2, 0.05, 0.3, 0.075, in_loop="paper_literal")
     state = space.start(x, y, noise_for(3))
     state = {k: v.double() if v.is_floating_point() else v for k, v in state.items()}
-    with attacked(model):
+    with attack_mode(model):
         slopes, _ = gradients(space, state, cross_entropy(model, y))
 
     def loss_at(name: str, position: tuple[int, ...], shift: float) -> float:
@@ -83,7 +83,7 @@ def test_jsa_keeps_the_joint_point_in_the_box_at_every_step(classifier, flow, im
     codec = FlowCodec(flow)
     space = JointSpace(codec, 0.3, 0.075, 0.2, 0.05)
     state = space.start(x, y, noise_for(len(x)))
-    with attacked(classifier):
+    with attack_mode(classifier):
         for _ in range(5):
             slopes, state = gradients(space, state, cross_entropy(classifier, y))
             centre = codec.decode_flat(state["z"] + state["lambda"]).detach().clamp(0, 1)
@@ -191,10 +191,10 @@ def test_ascend_equals_the_engine_without_early_stop(classifier, flow, images):
     spec = spec.model_copy(update={"parameters": {"steps": 3, "early_stop": False}})
     outcome = build_attack(spec, flow).evaluate(Victim(classifier), ids, x, y, 5, 48)
     space = JointSpace(FlowCodec(flow), spec.epsilon, spec.epsilon / 4, spec.eta, spec.eta / 4)
-    with attacked(classifier):
+    with attack_mode(classifier):
         state = space.start(x, y, SampleNoise(5, "jsa10", ids, 0, torch.device("cpu")))
         state = ascend(
-            space, lambda image: error_log_odds(tempered(classifier(image), y), y), state, 3
+            space, lambda image: error_log_odds(temper_logits(classifier(image), y), y), state, 3
         )  # what the engine climbs in place of the cross-entropy
     assert (
         (space.finish(state)[0] - outcome.adversarial).abs().flatten(1).amax(1) < 1e-5

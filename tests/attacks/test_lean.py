@@ -8,14 +8,14 @@ from torch import nn
 
 from robbench.attacks import Victim, build_attack
 from robbench.attacks.search import forward
-from robbench.attacks.search.inner import attacked
+from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.search.lean import FirstConvolution, lean, searchable
 from robbench.attacks.victim import margins
 from robbench.models.classifiers import ARCHITECTURES
 from robbench.specs import resolve_attack, threat_models
 
 
-def scored(module, x):
+def score(module, x):
     """Logits, and the gradient of a random combination of them."""
     point = x.clone().requires_grad_(True)
     logits = module(point)
@@ -37,11 +37,11 @@ def lively(module):
 
 def assert_same_function(module, x):
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    with attacked(module):
+    with attack_mode(module):
         quick = lean(module)
-        expected, found = scored(module.double(), x.double()), None
+        expected, found = score(module.double(), x.double()), None
         module.float()
-        found = scored(lean(module), x)
+        found = score(lean(module), x)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=2e-4 * float(other.abs().max()))
     assert quick is not None
@@ -135,7 +135,7 @@ class ReadsWeights(nn.Module):
 
 
 def chosen(module, x):
-    with attacked(module):
+    with attack_mode(module):
         return searchable(module, x)
 
 
@@ -180,7 +180,7 @@ def test_layers_that_are_watched_or_changed_are_used_as_they_are():
     assert seen
     assert {hooked, spectral} <= set(quick)
     linear = nn.Sequential(nn.Flatten(), nn.Tanh())
-    assert scored(lean(linear), torch.rand(2, 1, 3, 3))[0].shape == (2, 9)
+    assert score(lean(linear), torch.rand(2, 1, 3, 3))[0].shape == (2, 9)
     traced = torch.jit.script(nn.Conv2d(1, 2, 3))
     assert lean(traced) is traced
 
@@ -222,7 +222,7 @@ def test_a_randomised_model_is_right_only_where_it_is_each_time():
 
     seen = Victim(Turns())
     seen.draws, seen.module = 2, Turns()
-    seen._averaged = lambda x: seen.module(x)
+    seen._average_forwards = lambda x: seen.module(x)
     logits = seen.attacked_logits(torch.zeros(1, 1, 2, 2), torch.tensor([0]))
     assert logits.tolist() == [[0.0, 1.0]]
     assert next(turns, None) is None

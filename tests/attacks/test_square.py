@@ -224,7 +224,7 @@ def test_window_moves_are_those_of_the_paper(
     spans = [np.zeros((1, 2, n), np.float32) for n in (height, width)]
     for i in range(2):
         spans[0][0, i, top[i] : top[i] + side] = spans[1][0, i, left[i] : left[i] + side] = 1.0
-    ours = moves._moved(
+    ours = moves._move_windows(
         torch.tensor(delta, dtype=torch.float32)[None],
         torch.from_numpy(spans[0]),
         torch.from_numpy(spans[1]),

@@ -10,7 +10,7 @@ import torch
 from test_ledger import first_schema, stated
 
 from robbench.attacks.base import WITNESS_TOLERANCE
-from robbench.attacks.codec import FlowCodec, decoded_image
+from robbench.attacks.codec import FlowCodec, decode_witness
 from robbench.attacks.witness import Witness
 from robbench.bundle.archive import opened_bundle
 from robbench.bundle.examples import ExampleChoice
@@ -49,7 +49,7 @@ def decoded(rows: pd.DataFrame, originals: dict[int, np.ndarray]) -> torch.Tenso
         for name in found[0].perturbations
     }
     x = torch.from_numpy(np.stack([originals[i] for i in rows["sample_id"]]))
-    return decoded_image(FlowCodec(flow), x, torch.tensor(rows["label"].tolist()), parts)
+    return decode_witness(FlowCodec(flow), x, torch.tensor(rows["label"].tolist()), parts)
 
 
 def images(column: pd.Series) -> torch.Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks.search.geometry import GeneratorNoise
-from robbench.attacks.search.inner import ascend, attacked
+from robbench.attacks.search.inner import ascend, attack_mode
 from robbench.attacks.search.spaces import ImageSpace
 from robbench.theory import Gaussian, worst_perturbation
 
@@ -48,7 +48,7 @@ def test_pgd_reaches_the_closed_form(seed: int, spread: float, steps: int) -> No
     x = torch.from_numpy(points).reshape(-1, 1, 4, 4).repeat_interleave(RESTARTS, 0)
     space = ImageSpace("l2", EPSILON, step_size=EPSILON)
     noise = GeneratorNoise(len(x), torch.Generator().manual_seed(seed))
-    with attacked(flow):
+    with attack_mode(flow):
         before = flow.log_prob(x)
         start = space.start(x, torch.zeros(len(x), dtype=torch.long), noise)
         state = ascend(space, lambda image: -flow.log_prob(image), start, steps)

@@ -1,9 +1,9 @@
 """APGD, step-size-free projected gradient ascent (Croce & Hein 2020), and its L1 form (Croce & Hein 2021).
 
 Algorithm, schedules and budgets are those of the reference's standard version. Step t of a search scores the iterate
-x_t once: its logits give the loss, the margin and the gradient. The last iterate needs no gradient: it is handed back
-unscored, and scored by whoever asks who is `still_robust`. So a sample that stays robust costs `iterations` backwards
-and, that score included, one forward more.
+x_t once: its logits give the loss, the margin and the gradient. The last iterate needs no gradient: it is returned
+unscored and scored by `still_robust`. So a robust sample costs `iterations` backwards and, that score included, one
+forward more.
 """
 
 import math
@@ -17,13 +17,20 @@ from torch.nn.functional import cross_entropy
 from robbench.attacks.autoattack.apgd_rules import HalvingRule, Rule, Timetable, rule_of
 from robbench.attacks.search.active import RESERVED, Search, fresh_state, note
 from robbench.attacks.search.decision import margins
-from robbench.attacks.search.geometry import TINY, finite_part, per_sample, put, stands_still, surely_none
-from robbench.attacks.search.inner import error_log_odds, tempered
+from robbench.attacks.search.geometry import (
+    TINY,
+    finite_part,
+    keyed_noise,
+    known_empty,
+    per_sample,
+    put,
+    stands_still,
+)
+from robbench.attacks.search.inner import error_log_odds, temper_logits
 from robbench.attacks.search.spaces import State
 from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
-from robbench.core.random import KeyedNumbers
 from robbench.specs import Norm
 
 Loss = Literal["ce", "dlr", "ce-targeted", "dlr-targeted"]
@@ -51,8 +58,8 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _of_order_one(logits: Tensor) -> Tensor:
-    """Logits [n,K] divided by the power of 2 next to their spread, so that `TINY` means the same for logits of every
-    scale. Exact in floating point; logits that do not differ stay as they are."""
+    """Logits [n,K] divided by the power of 2 next to their spread, so that `TINY` is as small for logits of any scale.
+    Exact in floating point; equal logits are unchanged."""
     spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).detach()
     scale = torch.frexp(spread).mantissa / spread
     return logits * scale.nan_to_num(1.0, posinf=torch.finfo(scale.dtype).max)
@@ -65,14 +72,14 @@ def _logit(logits: Tensor, classes: Tensor) -> Tensor:
 class APGD(Search):
     """APGD from one random start.
 
-    norm: linf, l2 or l1; epsilon in [0,1] pixels. name: of the component. stream: of the random numbers, say
-    "ATTACK/COMPONENT"; with `restart` and `target` it decides on the start. target: for targeted losses, 1 for the
-    most likely wrong class of the clean image, 2 for the next one. budget: iterations of a random start, shared by
-    the phases where there are several. large_radii (l1 only): 3/10 of them at 3 epsilon, 3/10 at 2 epsilon, the rest
-    at epsilon, each from the best point before; only the last phase can break a sample. eot_iterations: forwards
-    averaged at an iterate (loss, gradient, and the logits that decide on a break), for randomised models. The
-    cross-entropy of a model that is not randomised is ranked as `error_log_odds`, a rising function of it that does not
-    saturate, and its gradient taken of `tempered` logits.
+    norm: linf, l2 or l1; epsilon in [0,1] pixels. name: of the component. stream: key of the random numbers,
+    "ATTACK/COMPONENT"; together with `restart` and `target` it determines the start. target: for targeted losses, 1 for
+    the most likely wrong class of the clean image, 2 for the next one. budget: iterations per random start, shared by
+    the phases where there are several. large_radii (l1 only): 3/10 of them at 3 epsilon, 3/10 at 2 epsilon, the rest at
+    epsilon, each phase from the best point of the one before; only the last phase can break a sample. eot_iterations:
+    forwards averaged per iterate (loss, gradient and logits), for randomised models. For models that are not
+    randomised, `error_log_odds`, an increasing function of the cross-entropy that does not saturate, replaces it, and
+    its gradient is that of tempered logits (`temper_logits`).
     """
 
     def __init__(
@@ -103,7 +110,7 @@ class APGD(Search):
         self.name, self.loss, self.target, self.restart = name, loss, target, restart
         self.stream = stream if target is None else f"{stream}/target {target}"
         self.eot_iterations = eot_iterations
-        # A mean over several forwards is one of cross-entropies, whose gradients are not parallel to one another.
+        # The mean over several forwards is of cross-entropies: their gradients are not parallel to those of log-odds.
         self.unsaturated = loss == "ce" and eot_iterations == 1
         lowest = -math.inf if self.unsaturated else 0.0
         self.rule = rule_of(name, norm, epsilon, rho, large_radii, lowest)
@@ -147,15 +154,15 @@ class APGD(Search):
         return state | {name: state[name] + calls for name in ("forwards", "backwards")}
 
     def leave(self, state: State) -> State:
-        """Who was not broken hands back the last iterate."""
+        """Samples that were not broken return their last iterate."""
         broken = per_sample(state["broken"], state["point"])
         return state | {"adversarial": torch.where(broken, state["adversarial"], state["point"])}
 
     def _keep_best(
         self, state: State, loss: Tensor, gradient: Tensor, now: Timetable, live: Tensor
     ) -> Tensor:
-        """Update the best point of the phase, in place; returns the loss with +inf for NaN: a point where the model is
-        not finite is broken, and where that does not count yet the next phase starts beside it."""
+        """Update the best point of the phase in place; returns the loss with +inf for NaN: a point where the model is
+        not finite is broken, and in an early phase, where that does not count, the next phase starts from it."""
         loss = loss.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=float("-inf"))
         better = (now.first | (loss > state["best_loss"])) & live
         state["best_loss"] = torch.where(better, loss, state["best_loss"])
@@ -178,7 +185,7 @@ class APGD(Search):
             logits = victim.differentiable(point)
             loss = climbed = self._losses(logits, state)
             if self.unsaturated:
-                climbed = error_log_odds(tempered(logits, state["y"]), state["y"])
+                climbed = error_log_odds(temper_logits(logits, state["y"]), state["y"])
             (gradient,) = torch.autograd.grad(climbed.sum(), point)
         # One forward whose gradient is not finite must not spoil the mean of several.
         return logits.detach(), loss.detach(), gradient if self.eot_iterations == 1 else finite_part(gradient)
@@ -186,7 +193,7 @@ class APGD(Search):
     def _losses(self, logits: Tensor, state: State) -> Tensor:
         self._require_classes(logits)
         if self.unsaturated:
-            # 0 for equal logits, so that small ones do not differ by less than float32 can say.
+            # 0 for equal logits, so that float32 resolves the differences of small ones.
             odds = error_log_odds(logits.detach().double(), state["y"])
             return (odds - math.log(logits.shape[1] - 1)).float()
         if self.loss == "ce":
@@ -215,20 +222,12 @@ class APGD(Search):
         return wrong.argsort(dim=1, descending=True, stable=True)[:, (self.target or 1) - 1]
 
     def _noise(self, task: Task) -> Tensor:
-        device, shape = task.x.device, task.x.shape
-        keys = KeyedNumbers(task.seed, self.stream, task.ids, self.restart, device).keys
-        draws = [
-            KeyedNumbers.uniform(keys, torch.full_like(keys, counter), shape[1:].numel()).reshape(shape)
-            for counter in (0, 1)
-        ]
-        # Box and Muller's normal numbers.
-        normal = (-2.0 * (1.0 - draws[0]).log()).sqrt() * (2.0 * math.pi * draws[1]).cos()
-        return self.rule.noise(2.0 * draws[0] - 1.0, normal)
+        return self.rule.noise(*keyed_noise(task.seed, self.stream, task.ids, self.restart, task.x))
 
 
 def _wait(state: State, before: State, live: Tensor) -> None:
-    """Undo what a step did to samples that are not `live`: one that turns out not to be broken goes on as before."""
-    if surely_none(~live):
+    """Undo a step for samples that are not `live`: one whose break is not confirmed searches on from where it was."""
+    if known_empty(~live):
         return
     for name, value in before.items():
         if name not in (*RESERVED, "point") and state[name] is not value:
@@ -249,7 +248,8 @@ def _phases(name: str, epsilon: float, budget: int, large_radii: bool) -> list[t
 
 
 def _timetable(phases: Sequence[tuple[float, int]], rule: Rule) -> Timetable:
-    """A phase of n iterations scores n + 1 iterates; of the last one's n + 1 the last is not scored here."""
+    """The timetable of phases (radius, iterations). A phase of n iterations scores n + 1 iterates, except that the last
+    iterate of the last phase is scored by `still_robust`."""
     rows: list[tuple[bool, bool, int, bool, float]] = []
     for number, (radius, iterations) in enumerate(phases):
         final, windows = number + 1 == len(phases), rule.windows(iterations)

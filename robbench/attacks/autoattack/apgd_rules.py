@@ -1,4 +1,4 @@
-"""What APGD adapts: the timetable of a search, and a norm's start, steps and step sizes (Croce & Hein 2020; 2021)."""
+"""The timetable of an APGD search, and start, steps and step sizes by norm (Croce & Hein 2020; 2021)."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robbench.attacks.search.geometry import direction, normalised, per_sample, project
+from robbench.attacks.search.geometry import direction, normalise, per_sample, project
 from robbench.attacks.search.geometry_l1 import (
     project_l1_box,
     rounding_allowance,
@@ -18,16 +18,20 @@ from robbench.core.errors import UserError
 from robbench.specs import Norm
 
 MOMENTUM = 0.75  # share of the gradient step in an update; the rest continues the last update
-SPARSITY_SHRINK, LEAST_STEP = 1.5, 0.1  # L1: what support and step are divided by; smallest step / radius
+SPARSITY_SHRINK, LEAST_STEP = 1.5, 0.1  # L1: divisor of support and step size; smallest step size / radius
 
 
 @dataclass(frozen=True)
 class Timetable:
-    """What happens at the t-th iterate, by t = 0..iterations; all [iterations + 1], in use [n] for the samples' t.
+    """What happens at the t-th iterate, t = 0..iterations: columns [iterations + 1], or [n] for the t of n samples.
 
-    first: t begins a phase. counts: the radius is the attack's own. window: 0, or the length of the window that a
-    checkpoint at t closes. ends: t is scored for its loss only and the next phase begins at the best point so far.
-    radius: of the phase; following: of the next iterate's.
+    Attributes:
+        first: whether t begins a phase.
+        counts: whether the phase has the attack's own radius, so that a misclassified iterate breaks the sample.
+        window: length of the window that a checkpoint at t closes, else 0.
+        ends: whether t is scored for its loss only, and the next phase begins at the best point so far.
+        radius: of the phase.
+        following: radius of the next iterate.
     """
 
     first: Tensor
@@ -46,13 +50,13 @@ class Timetable:
 
 
 class Rule(ABC):
-    """What depends on the norm: start, steps, and what is adapted at checkpoints. Radii come from the timetable."""
+    """The part of APGD that depends on the norm: start, steps, and adaptation at checkpoints."""
 
     norm: Norm
 
     def __init__(self, epsilon: float, rho: float, lowest: float = 0.0) -> None:
-        """lowest: what the loss after the first step is compared with. The reference takes 0, below which the
-        cross-entropy never is; -inf for a loss without a lower bound that stands for it."""
+        """lowest: lower bound of the loss, with which the loss after the first step is compared. The reference takes 0,
+        the bound of the cross-entropy; -inf for a loss without one."""
         self.epsilon, self.rho, self.lowest = epsilon, rho, lowest
 
     @abstractmethod
@@ -61,7 +65,7 @@ class Rule(ABC):
 
     @abstractmethod
     def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        """Start relative to x before it is made admissible, from [n, ...] numbers uniform on [-1,1) and normal."""
+        """Start relative to x, not yet admissible, from numbers [n, ...] uniform on [-1,1) and standard normal."""
 
     @abstractmethod
     def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
@@ -73,15 +77,15 @@ class Rule(ABC):
 
     @abstractmethod
     def adapt(self, state: State, loss: Tensor, now: Timetable) -> Tensor:
-        """Adapt step sizes in place of the state; True [n] for samples that go on from their best point."""
+        """Adapt the step sizes in `state`; True [n] for samples that continue from their best point."""
 
     @abstractmethod
     def move(self, state: State, point: Tensor, gradient: Tensor, now: Timetable) -> Tensor:
-        """The next iterate from `point` with its gradient; state["old"] is the point before, where it is used."""
+        """The next iterate from `point` with its gradient; state["old"] is the previous one (linf, l2)."""
 
 
 class HalvingRule(Rule):
-    """Linf and L2: momentum, and the step size is halved where a window brought too few improvements (2020, sec. 3)."""
+    """Linf and L2: momentum; the step size is halved after a window with too few improvements (2020, section 3)."""
 
     def windows(self, iterations: int) -> dict[int, int]:
         window, least = max(int(0.22 * iterations), 1), max(int(0.06 * iterations), 1)
@@ -133,7 +137,7 @@ class LinfRule(HalvingRule):
         return {**super().begin(x, radius), **bounds}
 
     def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        return self.epsilon * normalised(uniform, "linf")
+        return self.epsilon * normalise(uniform, "linf")
 
     def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
         return point.clamp_(state["low"], state["high"])
@@ -143,7 +147,7 @@ class L2Rule(HalvingRule):
     norm = "l2"
 
     def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:
-        return self.epsilon * normalised(normal, "l2")
+        return self.epsilon * normalise(normal, "l2")
 
     def admit(self, state: State, point: Tensor, radius: Tensor) -> Tensor:
         x = state["x"]
@@ -178,7 +182,7 @@ class L1Rule(Rule):
 
     def adapt(self, state: State, loss: Tensor, now: Timetable) -> Tensor:
         support, due = support_size(state["best"] - state["x"]), now.window > 0
-        # A random start is dense and its support says nothing; a start cut down by a projection is measured.
+        # The support of a dense random start is meaningless; that of a start projected on a smaller ball is measured.
         renew = due | (now.first & self.large_radii)
         sparser = due & (support / state["support"] < 0.95)
         density = support / state["x"].shape[1:].numel() / SPARSITY_SHRINK
@@ -201,8 +205,8 @@ class L1Rule(Rule):
 def rule_of(
     name: str, norm: Norm, epsilon: float, rho: float, large_radii: bool, lowest: float = 0.0
 ) -> Rule:
-    """The rule of a norm; `UserError` for another one, and for large_radii outside l1. name: of the component. lowest:
-    see `Rule`."""
+    """The rule of a norm; `UserError` for an unknown norm, and for large_radii with another norm than l1. name: of the
+    component; lowest: see `Rule`."""
     if large_radii and norm != "l1":
         raise UserError(f"{name}: large_radii with norm {norm!r}; the schedule of radii is for l1 alone")
     if norm == "l1":

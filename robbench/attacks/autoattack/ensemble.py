@@ -1,8 +1,8 @@
 """robbench's own AutoAttack (Croce & Hein 2020; 2021 for L1): APGD-CE, targeted APGD-DLR, targeted FAB, Square.
 
 Components, schedules and budgets are those of the reference's standard version; each component runs on the samples
-that a clean fp32 forward still finds right after the ones before. What differs, and why none of it can overstate
-robustness, is in docs/autoattack.md; parity with the reference is measured in reports/autoattack/.
+that are still robust after the ones before, by a clean fp32 forward. docs/autoattack.md lists the differences and why
+none of them can overstate robustness; reports/autoattack/ measures parity with the reference.
 """
 
 # ruff: noqa: RUF001 - the letters of formulas are meant
@@ -34,9 +34,12 @@ STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 class StandardBudgets(Strict):
     """Budgets of the standard version for Linf and L2. A model with fewer classes has fewer targets.
 
-    iterations: of APGD (per restart) and FAB (per target). apgd_restarts: of APGD-CE and APGD-DLR. target_classes,
-    fab_target_classes: the most likely wrong classes that are tried. square_queries: of Square. large_radii: L1's
-    schedule of APGD (3 and 2 epsilon first).
+    Attributes:
+        iterations: of APGD (per restart) and FAB (per target).
+        apgd_restarts: of APGD-CE and APGD-DLR.
+        target_classes, fab_target_classes: how many of the most likely wrong classes APGD-T and FAB-T try.
+        square_queries: of Square.
+        large_radii: L1's schedule of APGD, which starts with 3 and 2 epsilon.
     """
 
     iterations: int = Field(default=100, gt=0)
@@ -48,15 +51,15 @@ class StandardBudgets(Strict):
 
 
 class AutoAttackParameters(StandardBudgets):
-    """eot_iterations: forwards averaged at an iterate of APGD and at every verdict, for randomised models (the
-    reference's "rand" version has 20)."""
+    """components: run in this order. eot_iterations: forwards averaged per APGD iterate and per verdict, for randomised
+    models (20 in the reference's "rand" version)."""
 
     components: tuple[Component, ...] = STANDARD
     eot_iterations: int = Field(default=1, gt=0)
 
 
 def margin_objective(spec: ResolvedAttack) -> Objective:
-    """Any misclassified image of the set, by the components of an ensemble."""
+    """The objective of an ensemble: any misclassified image of the set."""
     rival = under("max", "k ≠ y")
     goal = math("x′ ∈ 𝒜(x) :", sub("f", "y"), "(x′) ≤", rival, sub("f", "k"), "(x′)")
     parts = ", ".join(spec.parameters.get("components") or STANDARD)
@@ -67,8 +70,8 @@ def margin_objective(spec: ResolvedAttack) -> Objective:
 class AutoAttack(Attack):
     """AutoAttack with an active set: a broken sample leaves at once, a robust one gets every budget in full.
 
-    A sample's random numbers are keyed by (seed, attack, component, target, restart, sample id): its result depends on
-    no other sample. With fewer than four classes targeted APGD uses the targeted cross-entropy, for DLR ranks four
+    Random numbers are keyed by (seed, attack, component, target, restart, sample id): the result of a sample depends on
+    no other sample. With fewer than four classes targeted APGD uses the targeted cross-entropy, since DLR ranks four
     logits.
     """
 
@@ -80,7 +83,7 @@ class AutoAttack(Attack):
 
     @property
     def raises_cross_entropy(self) -> bool:
-        """Of several components the last one hands its image back, and only APGD-CE climbs the cross-entropy."""
+        """Only APGD-CE climbs the cross-entropy, and of several components the last one returns its image."""
         return list(self.parameters.components) == ["apgd-ce"]
 
     @property
@@ -96,8 +99,8 @@ class AutoAttack(Attack):
 
     @property
     def cost(self) -> Cost:
-        """Of a sample that stays robust, with as many classes as targets need; every Square query counted, though the
-        Linf search skips those whose answer it knows."""
+        """Per robust sample, with as many classes as the targets need; every Square query is counted, although the Linf
+        search skips those whose answer is known."""
         p: AutoAttackParameters = self.parameters
         k, e = p.iterations, p.eot_iterations
         restarts, targets = p.apgd_restarts, p.target_classes
@@ -128,17 +131,17 @@ class AutoAttack(Attack):
             if not len(rows):
                 break
             run_search(victim, search, task, found, rows)
-            rows = self._left(victim, task, found, rows, component)
+            rows = self._keep_robust(victim, task, found, rows, component)
             if component == "apgd-ce":
-                climbed = self._climbed(victim, task, found, rows)
-        # The base class looks at what is handed back, which APGD-CE alone leaves at its last iterate.
+                climbed = self._measure_ascent(victim, task, found, rows)
+        # With APGD-CE alone the base class measures the ascent itself, on the returned last iterates.
         if len(self.parameters.components) > 1:
             found.diagnostics += climbed
         return found
 
-    def _climbed(self, victim: Victim, task: Task, found: Candidates, rows: Tensor) -> Diagnostics:
-        """Whether APGD-CE, which has just left `rows` at its last iterates, raised the loss of the first of them; not
-        counted as calls."""
+    def _measure_ascent(self, victim: Victim, task: Task, found: Candidates, rows: Tensor) -> Diagnostics:
+        """Loss before and after APGD-CE, which has just left `rows` at its last iterates, for the first of them; these
+        calls are not counted."""
         few = rows[: min(PROBED, task.batch_size)].to(task.x.device)
         if not len(few):
             return Diagnostics()
@@ -150,12 +153,12 @@ class AutoAttack(Attack):
         return Diagnostics(held=len(few), loss_before=float(before), loss_after=float(after))
 
     def searches(self, classes: int) -> Iterator[tuple[Component, Search]]:
-        """The searches of every component in order, one per restart or target."""
+        """The searches of all components in order, one per restart or target."""
         for component in self.parameters.components:
-            for search in self._component(component, classes):
+            for search in self._component_searches(component, classes):
                 yield component, search
 
-    def _component(self, component: Component, classes: int) -> Iterator[Search]:
+    def _component_searches(self, component: Component, classes: int) -> Iterator[Search]:
         p: AutoAttackParameters = self.parameters
         if component == "square":
             yield Square(self.spec.norm, self.spec.radius, self._stream(component), p.square_queries)
@@ -204,10 +207,10 @@ class AutoAttack(Attack):
             )
         return classes
 
-    def _left(
+    def _keep_robust(
         self, victim: Victim, task: Task, found: Candidates, rows: Tensor, component: Component
     ) -> Tensor:
-        """The rows that are right still; the others are noted as this component's."""
+        """The rows that are still robust; `found.component` of the others becomes `component`."""
         kept = still_robust(victim, task, found, rows)
         for row in rows[~torch.isin(rows, kept)].tolist():
             found.component[row] = component

@@ -11,8 +11,6 @@ it is pulled back. Where it is (60 % to 80 % of iterations for linf and l2, 40 %
 models), both are needed; which these are is known only after the second forward.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -20,18 +18,18 @@ from robbench.attacks.search.active import Search, fresh_state, note
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import (
     finite_part,
+    keyed_noise,
+    known_empty,
     norm_of,
     per_sample,
-    rescaled,
+    rescale,
     stands_still,
-    surely_none,
 )
 from robbench.attacks.search.geometry_box import steps_to_hyperplane
 from robbench.attacks.search.spaces import State
 from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
-from robbench.core.random import KeyedNumbers
 from robbench.specs import Norm
 
 LEAST_STEP = 1e-8  # norm below which a step counts as that long in the mean of two
@@ -80,17 +78,17 @@ class TargetedFab(Search):
         if self.restart:
             # The starting point is not the clean image, whose logits choose the target.
             state["point"] = self._random_point(task)
-            state["target"] = self._ranked(victim.logits(task.x), task.y)
+            state["target"] = self._target_class(victim.logits(task.x), task.y)
             state["forwards"] += 1
         return state
 
     def step(self, victim: Victim, state: State) -> State:
         state = {**state}
         live = ~state["broken"] & (state["iteration"] < self.iterations)
-        logits, lead, gradient = self._linearised(victim, state)
+        logits, lead, gradient = self._linearise(victim, state)
         # A point pulled back may still be misclassified, now inside the ball; its logits are at hand.
         self._note(state, live, state["point"], margins(logits, state["y"]))
-        candidate = self._moved(state, lead, gradient)
+        candidate = self._next_point(state, lead, gradient)
         margin = margins(victim.logits(candidate), state["y"])
         state["iteration"] = state["iteration"] + live
         state["zero_gradients"] = state["zero_gradients"] + live * stands_still(gradient)
@@ -102,12 +100,12 @@ class TargetedFab(Search):
 
     def _note(self, state: State, live: Tensor, images: Tensor, margin: Tensor) -> None:
         """`note` what counts: points within epsilon, of samples that still search."""
-        if surely_none(margin <= 0):
+        if known_empty(margin <= 0):
             return
         counts = live & (norm_of(images - state["x"], self.norm) <= self.epsilon)
         note(state, images, margin.masked_fill(~counts, float("inf")), self.iterations)
 
-    def _linearised(self, victim: Victim, state: State) -> tuple[Tensor, Tensor, Tensor]:
+    def _linearise(self, victim: Victim, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [n,K], lead of the target over the label [n] and its gradient [n,C,H,W] at state["point"].
 
         Chooses state["target"] for samples at the clean image.
@@ -116,14 +114,14 @@ class TargetedFab(Search):
         with torch.enable_grad():
             logits = victim.differentiable(point)
             if not self.restart:
-                ranked = self._ranked(logits.detach(), state["y"])
+                ranked = self._target_class(logits.detach(), state["y"])
                 state["target"] = torch.where(state["iteration"] == 0, ranked, state["target"])
             pair = logits.gather(1, torch.stack([state["target"], state["y"]], 1))
             lead = pair[:, 0] - pair[:, 1]
             (gradient,) = torch.autograd.grad(lead.sum(), point)
         return logits.detach(), lead.detach(), gradient
 
-    def _ranked(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _target_class(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The target-th most likely class other than the label, [n]."""
         if logits.shape[1] <= self.target:
             raise UserError(
@@ -133,12 +131,12 @@ class TargetedFab(Search):
         wrong = logits.scatter(1, labels[:, None], float("-inf"))
         return wrong.topk(self.target, dim=1).indices[:, -1]
 
-    def _moved(self, state: State, lead: Tensor, gradient: Tensor) -> Tensor:
+    def _next_point(self, state: State, lead: Tensor, gradient: Tensor) -> Tensor:
         """Mean of the overshot projections of point and clean image on {lead = 0}, linearised; in the box."""
         points = torch.stack([state["point"].flatten(1), state["x"].flatten(1)])
         # Lead and gradient in units of the gradient's largest entry: sums of the gradients themselves may overflow.
         largest = norm_of(finite_part(gradient), "linf")
-        gradient = rescaled(gradient).flatten(1)
+        gradient = rescale(gradient).flatten(1)
         farthest = 2.0 * gradient.shape[1]  # more than the box can close
         lead = (lead.nan_to_num(0.0, 0.0, 0.0) / largest).clamp(-farthest, farthest)
         at_clean = lead + (gradient * (points[1] - points[0])).sum(1)
@@ -150,15 +148,7 @@ class TargetedFab(Search):
 
     def _random_point(self, task: Task) -> Tensor:
         """A point at half the radius from x in a random direction (Linf: its largest coordinate), in the box."""
-        keys = KeyedNumbers(task.seed, self.stream, task.ids, self.restart, task.x.device).keys
-        count = task.x.shape[1:].numel()
-        first, second = (
-            KeyedNumbers.uniform(keys, torch.full_like(keys, draw), count).reshape(task.x.shape)
-            for draw in (0, 1)
-        )
-        if self.norm == "linf":
-            ray = 2.0 * first - 1.0
-        else:  # normal numbers by Box and Muller
-            ray = (-2.0 * (1.0 - first).log()).sqrt() * (2.0 * math.pi * second).cos()
+        uniform, normal = keyed_noise(task.seed, self.stream, task.ids, self.restart, task.x)
+        ray = uniform if self.norm == "linf" else normal
         length = per_sample(norm_of(ray, self.norm).clamp(min=LEAST_STEP), ray)
         return (task.x + ray * (0.5 * self.epsilon / length)).clamp_(0.0, 1.0)

@@ -1,10 +1,9 @@
 """AutoAttack (Croce & Hein 2020) through the reference package `pyautoattack`, one component at a time.
 
-The components and their budgets are the package's own (APGD-CE, targeted APGD-DLR, targeted FAB, Square); robbench
-drives them one after another on the samples that are still robust, checks and re-scores what they return, and notes
-which component broke which sample. The package draws random numbers per batch, so that a verdict can depend on which
-samples share a batch: the seed is derived from (seed, component, sample ids of the batch), hence a shard repeated is
-a shard reproduced.
+The components and their budgets are the package's own (APGD-CE, targeted APGD-DLR, targeted FAB, Square); robbench runs
+them one after another on the samples that are still robust, checks and re-scores what they return, and records which
+component broke which sample. The package draws random numbers per batch, so that a verdict can depend on which samples
+share a batch; its seed is derived from (seed, component, sample ids of the batch), so that a shard can be reproduced.
 """
 
 import contextlib
@@ -28,14 +27,13 @@ STANDARD: tuple[Component, ...] = ("apgd-ce", "apgd-t", "fab-t", "square")
 
 
 class ReferenceParameters(StandardBudgets):
-    """Which components run, with the standard version's budgets. The number of target classes is cut to classes - 1
-    where there are fewer."""
+    """Components and budgets of the standard version; at most classes - 1 target classes are used."""
 
     components: tuple[Component, ...] = STANDARD
 
 
 class _CountingModel(nn.Module):
-    """Counts images through the model; the package sees nothing else."""
+    """The model as the package calls it; counts images, and those with a graph."""
 
     def __init__(self, victim: Victim) -> None:
         super().__init__()
@@ -45,7 +43,7 @@ class _CountingModel(nn.Module):
         self.images += len(x)
         self.graphs += len(x) if torch.is_grad_enabled() and x.requires_grad else 0
         out = self.victim.differentiable(x)
-        # The package takes the largest of NaN for a prediction, and so would call such an image robust.
+        # The package takes argmax of NaN as a prediction, and might call such an image robust.
         if not bool(out.isfinite().all()):
             raise UserError(
                 "the model returned NaN or infinite logits for an attacked image, which the reference package cannot "
@@ -71,7 +69,7 @@ class AutoAttackReference(Attack):
 
     @property
     def cost(self) -> Cost:
-        """Figures of the reference implementation for a sample that stays robust (one restart per component)."""
+        """Calls of the reference implementation per robust sample (one restart per component)."""
         p: ReferenceParameters = self.parameters
         k, t, f = p.iterations, p.target_classes, p.fab_target_classes
         forwards = {
@@ -100,7 +98,9 @@ class AutoAttackReference(Attack):
             if not len(rows):
                 break
             parts = chunks(rows, task.batch_size)
-            broken = [self._run(component, package, model, victim, task, found, part) for part in parts]
+            broken = [
+                self._run_component(component, package, model, victim, task, found, part) for part in parts
+            ]
             rows = rows[~torch.cat(broken)]
         return found
 
@@ -124,7 +124,7 @@ class AutoAttackReference(Attack):
         package.apgd.loss, package.fab.targeted = "ce", True
         return package
 
-    def _run(
+    def _run_component(
         self,
         component: Component,
         package: Any,
@@ -134,7 +134,7 @@ class AutoAttackReference(Attack):
         found: Candidates,
         rows: Tensor,
     ) -> Tensor:
-        """One component on the still robust `rows`; True where a clean forward finds its example misclassified."""
+        """Run one component on `rows`; True where a clean forward misclassifies its example."""
         part = {
             "apgd-ce": package.apgd,
             "apgd-t": package.apgd_targeted,

@@ -1,8 +1,7 @@
 """Square attack (Andriushchenko et al. 2020): random search on the margin, forwards only; Linf, L2 and L1.
 
-Schedule, starts, windows and budget are those of AutoAttack's standard version. Every sample has windows, sizes and
-signs of its own, keyed by its id and the number of the query. A query whose answer is known costs no forward: see
-`SignWindows`.
+Schedule, starts, windows and budget are those of AutoAttack's standard version. Windows, sizes and signs are drawn per
+sample, keyed by its id and the number of the query. A query whose answer is known costs no forward, see `SignWindows`.
 """
 
 import math
@@ -30,11 +29,11 @@ from robbench.core.errors import UserError
 from robbench.core.random import KeyedNumbers
 from robbench.specs import Norm
 
-MOST_REMEMBERED = 2**16  # windows per sample; with more of them, repeats within 5,000 queries are rare
+MOST_REMEMBERED = 2**16  # possible windows up to which refusals are stored; with more, repeats are rare
 
 
 class Moves(ABC):
-    """How a norm starts and proposes. State entries it needs are its own; "keys", "x" and "adversarial" are there."""
+    """Start and proposals of a norm. It adds its own state entries; "keys", "x" and "adversarial" are given."""
 
     def __init__(self, epsilon: float, shape: tuple[int, ...], schedule: Schedule) -> None:
         self.epsilon, self.shape, self.schedule = epsilon, shape, schedule
@@ -45,26 +44,27 @@ class Moves(ABC):
 
     @abstractmethod
     def propose(self, state: State) -> tuple[Tensor, Tensor, State]:
-        """(query [n], images [n,C,H,W] of it, what `accept` needs). query may pass the last one."""
+        """(query numbers [n], which may exceed the last one; their images [n,C,H,W]; input of `accept`)."""
 
     @abstractmethod
     def accept(self, state: State, better: Tensor, proposal: State) -> None:
-        """Note in place which samples [n] now have what was proposed; "adversarial" is taken care of."""
+        """Update own state entries in place where `better` [n]; "adversarial" is already updated."""
 
     def leave(self, state: State) -> None:
-        """Give back what is kept outside the state for samples that leave."""
+        """Free what is stored outside the state for samples that leave."""
         return
 
 
 class SignWindows(Moves):
     """Linf: every pixel at x - eps or x + eps (clipped to the box); a window gets one sign per channel.
 
-    Such a search asks often what it knows: a window that has this sign already is the best image itself, and since
-    the best image last changed the same window may have been refused. Both are refused without a forward, at most
-    `ahead` - 1 queries a step; the search, its queries and what it finds stay those of one forward per query.
-    What a sample's queries are is worked out before the first one. State: "signs" [n,C,H,W] of -1 and 1; "place" [n],
-    of the sample's queries in `plans` [places, queries, 3 + C] int32, see `_plan`; "refused" [n, 2^C H W], `_stamp` of
-    the last refusals; "changes" [n].
+    The answer to many queries is known: a window that already has these signs gives the best image itself, and the same
+    window may have been refused since the best image last changed. Both are refused without a forward, at most
+    `ahead` - 1 queries per step; queries and results are the same as with one forward per query.
+
+    All queries of a sample are computed before the first one. State: "signs" [n,C,H,W] of -1 and 1; "place" [n], index
+    of the sample in `plans` [places, queries, 3 + C] int32, see `_plan`; "refused" [n, 2^C H W], `_stamp` of the last
+    refusals; "changes" [n].
     """
 
     def __init__(self, epsilon: float, shape: tuple[int, ...], schedule: Schedule, ahead: int) -> None:
@@ -88,15 +88,16 @@ class SignWindows(Moves):
         entries = {
             "signs": signs,
             "adversarial": self._images(x, signs),
-            "place": self._kept(self._plan(keys)),
+            "place": self._store_plan(self._plan(keys)),
         }
         if self.remembers:
             entries["refused"] = torch.zeros((len(x), self.windows), dtype=torch.int32, device=x.device)
             entries["changes"] = torch.zeros_like(keys, dtype=torch.int32)
         return entries
 
-    def _kept(self, plan: Tensor) -> Tensor:
-        """Where `plan` [n, ...] is in `plans` now: not in the state, which is copied whenever a sample leaves."""
+    def _store_plan(self, plan: Tensor) -> Tensor:
+        """Copy `plan` [n, ...] into `plans` and return its indices [n]: the state is copied whenever a sample
+        leaves."""
         missing = max(len(plan) - len(self.free), 0)
         self.free += range(len(self.plans), len(self.plans) + missing)
         self.plans = torch.cat([self.plans, plan[:missing]])
@@ -109,11 +110,11 @@ class SignWindows(Moves):
         self.free += state["place"].tolist()
 
     def _plan(self, keys: Tensor) -> Tensor:
-        """Of every query: the window's rows in `lines` and columns in `bands`, its place in state["refused"], and its
-        sign per channel."""
+        """Per query: the window's row in `lines` and in `bands`, its index in state["refused"], its sign per
+        channel."""
         channels, height, width = self.shape
         queries = torch.arange(len(self.kind), device=keys.device).expand(len(keys), -1)
-        count = -(-(POSITION_BITS + channels) // 64)  # a position and a coin a channel
+        count = -(-(POSITION_BITS + channels) // 64)  # a position, and a coin per channel
         words = KeyedNumbers.bits(keys[:, None].expand_as(queries).flatten(), queries.flatten(), count)
         words = words.reshape(*queries.shape, count)
         place, _ = self.schedule.windows(words[..., 0], queries)
@@ -129,19 +130,19 @@ class SignWindows(Moves):
         plan = self.plans.flatten(0, 1).index_select(0, at).reshape(*queries.shape, -1)  # [n, ahead, 3 + C]
         rows, columns = self._spans(plan)
         signs = plan[..., 3:].to(state["x"].dtype)
-        # What changes nothing: the window's pixels sum to its area times its signs.
+        # A window changes nothing where its pixels sum to its area times its signs.
         sums = ((rows[:, None] @ state["signs"]) * columns[:, None]).sum(-1)  # [n, C, ahead]
         known = (sums.transpose(1, 2) == self.area[queries][..., None] * signs).all(-1)
         if self.remembers:
             window, stamp = plan[..., 2].long(), self._stamp(state["changes"][:, None], self.side[queries])
             known |= state["refused"].gather(1, window) == stamp
         known[:, -1] = False
-        pick = known.to(torch.uint8).argmin(1, keepdim=True)  # the first one unknown
+        pick = known.to(torch.uint8).argmin(1, keepdim=True)  # the first query whose answer is not known
         if self.remembers:
             state["refused"].scatter_(1, window.gather(1, pick), stamp.gather(1, pick))
         flat = (pick.squeeze(1) + torch.arange(0, known.numel(), len(self.ahead), device=pick.device)).long()
         row, column, sign = (t.flatten(0, 1).index_select(0, flat) for t in (rows, columns, signs))
-        filled = self._filled(state["signs"], row, column, sign)
+        filled = self._fill_window(state["signs"], row, column, sign)
         return queries.flatten().index_select(0, flat), self._images(state["x"], filled), {"signs": filled}
 
     def accept(self, state: State, better: Tensor, proposal: State) -> None:
@@ -161,25 +162,26 @@ class SignWindows(Moves):
         rows, columns = (spans.reshape(*plan.shape[:2], -1) for spans in chosen)
         return rows, columns
 
-    def _filled(self, have: Tensor, row: Tensor, column: Tensor, sign: Tensor) -> Tensor:
-        """`have` with sign [n,C] in a window of row [n,H] and column [n,W]: two of it added, what is beyond 1 cut."""
+    def _fill_window(self, have: Tensor, row: Tensor, column: Tensor, sign: Tensor) -> Tensor:
+        """`have` with `sign` [n,C] in the window of row [n,H] and column [n,W]: adds twice the sign and clips to 1."""
         stripes = row[:, None] * (2.0 * sign)[..., None]
         return torch.addcmul(have, stripes[..., None], column[:, None, None]).clamp_(-1.0, 1.0)
 
     def _stamp(self, changes: Tensor, side: Tensor) -> Tensor:
-        """Differs for two best images of a sample and for two sides; not 0, int32."""
+        """A nonzero int32 code of (number of changes of the best image, side of the window)."""
         return (changes * (max(self.shape[1:]) + 1) + side).to(torch.int32)
 
 
 def _stripes(sides: list[int], length: int, device: torch.device) -> Tensor:
-    """Rows (or columns) of windows, 1 inside: row `kind * length + first` for a window of sides[kind] from `first`."""
+    """Row `kind * length + first`: 1 inside a window of sides[kind] that begins at `first`, else 0."""
     first = torch.arange(length)[:, None]
     inside = [(torch.arange(length) >= first) & (torch.arange(length) < first + side) for side in sides]
     return torch.cat(inside).float().to(device)
 
 
 class PatternWindows(Moves):
-    """L2 and L1: a window gets the norm of two windows and what the ball has left, shaped by `pattern` and its past."""
+    """L2 and L1: one window takes the norm of two windows and the rest of the budget; its shape is `pattern` plus what
+    it had."""
 
     def __init__(self, norm: Norm, epsilon: float, shape: tuple[int, ...], schedule: Schedule) -> None:
         super().__init__(epsilon, shape, schedule)
@@ -189,7 +191,7 @@ class PatternWindows(Moves):
         self.patterns = self._patterns()
 
     def start(self, keys: Tensor, x: Tensor) -> State:
-        """Patterns side by side over the whole image, each with a direction and a sign a channel."""
+        """Patterns side by side over the whole image, each with a random direction, and a random sign per channel."""
         channels, height, width = self.shape
         side = max(min(height, width) // 5, 1)
         down, across = height // side, width // side
@@ -215,10 +217,12 @@ class PatternWindows(Moves):
         shape = self.patterns[kind, coins[:, 0], corner[:, 0], corner[:, 1]][:, None]
         signs = 2.0 * coins[:, 1:] - 1.0
         rows, columns = window_spans(place, side, self.shape)
-        delta = self._moved(state["adversarial"] - state["x"], rows, columns, shape, signs)
+        delta = self._move_windows(state["adversarial"] - state["x"], rows, columns, shape, signs)
         return query, self._images(state["x"], delta, project=self.norm == "l1" and channels > 1), {}
 
-    def _moved(self, delta: Tensor, rows: Tensor, columns: Tensor, shape: Tensor, signs: Tensor) -> Tensor:
+    def _move_windows(
+        self, delta: Tensor, rows: Tensor, columns: Tensor, shape: Tensor, signs: Tensor
+    ) -> Tensor:
         """delta with the second window emptied and the first filled. rows [n,2,H], columns [n,2,W]: 1 inside; shape
         [n,1,H,W]: the pattern at its place; signs [n,C]."""
         mass = self._mass(delta, rows, columns)  # [n,C] each, powers of the norm
@@ -243,13 +247,13 @@ class PatternWindows(Moves):
         return (sums * lines.transpose(1, 2)[:, None]).sum(2).unbind(-1)
 
     def accept(self, state: State, better: Tensor, proposal: State) -> None:
-        """Nothing beside the image is kept."""
+        """No entries but the image."""
 
     def _power(self, value: float) -> float:
         return value**2 if self.norm == "l2" else value
 
     def _images(self, x: Tensor, delta: Tensor, project: bool) -> Tensor:
-        """Admissible images: projected on ball and box, or scaled into the ball (l2: on its sphere), then clipped."""
+        """Admissible images: projected on ball and box, or scaled into the ball (for l2 to its sphere) and clipped."""
         if project:
             radius = torch.full((len(x),), self.radius, device=x.device)
             return (x + project_l1_box(delta, x, radius)).clamp_(0.0, 1.0)
@@ -259,8 +263,8 @@ class PatternWindows(Moves):
         return torch.addcmul(x, delta, per_sample(scale, x)).clamp_(0.0, 1.0)
 
     def _patterns(self) -> Tensor:
-        """View [kinds, 2, H+1, W+1, H, W]: at [kind, turned, H - top, W - left] an image of zeros with the pattern in
-        the window at (top, left)."""
+        """View [kinds, 2, H+1, W+1, H, W]: at [kind, transposed, H - top, W - left] an image of zeros with the pattern
+        in the window at (top, left)."""
         _, height, width = self.shape
         kinds = len(self.schedule.sides)
         canvas = torch.zeros(kinds, 2, 2 * height, 2 * width, device=self.schedule.at.device)
@@ -272,13 +276,13 @@ class PatternWindows(Moves):
 
 
 class Square(Search):
-    """Square attack with the margin as loss. A query is an iteration; `forwards` counts those that needed a forward,
-    and the one that scores the start.
+    """Square attack with the margin as loss. A query is an iteration; `forwards` counts the queries that needed a
+    forward, and the one that scores the start.
 
-    epsilon: radius in [0,1] pixels. name: of the attack, key of its random numbers with `restart`. iterations: queries
-    of a sample that stays robust. p_init, rescale: see `window_sizes`. ahead: queries looked at in a step (linf), those
-    with known answers are skipped; None chooses by the image's size. Results do not depend on it. `UserError` for other
-    norms.
+    epsilon: radius in [0,1] pixels. name: of the attack, with `restart` the key of its random numbers. iterations:
+    queries per robust sample. p_init, rescale: see `window_sizes`. ahead: queries considered per step (linf), of which
+    those with known answers are skipped; None chooses by the image's size; results do not depend on it. `UserError` for
+    other norms.
     """
 
     def __init__(

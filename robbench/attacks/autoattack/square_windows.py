@@ -1,4 +1,4 @@
-"""Where the Square attack's windows are and what is in them (Andriushchenko et al. 2020, sections 3 and 5)."""
+"""Positions, sizes and patterns of the Square attack's windows (Andriushchenko et al. 2020, sections 3 and 5)."""
 
 import math
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from torch import Tensor
 from robbench.attacks.search.geometry import TINY, norm_of
 from robbench.specs import Norm
 
-# After so many queries of 10,000 the share p of an image's pixels in a window halves (paper, section 5).
+# Queries of 10,000 after which the share p of the image's pixels in a window halves (paper, section 5).
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-POSITION_BITS = 48  # of a random word say where a window is
+POSITION_BITS = 48  # bits of a random word that give the position of a window
 
 
 def window_sizes(
@@ -32,7 +32,7 @@ def window_sizes(
 
 
 def pattern(side: int, norm: Norm) -> Tensor:
-    """What an l2 or l1 window adds, [side, side] with norm 1: a hill above a valley."""
+    """The pattern that an l2 or l1 window adds, [side, side] with norm 1: a hill above a valley."""
     out = torch.cat([_hill(side // 2, side, norm), -_hill(side - side // 2, side, norm)])
     return out / norm_of(out[None], norm)
 
@@ -50,7 +50,7 @@ def _hill(height: int, width: int, norm: Norm) -> Tensor:
 
 
 def random_coins(words: Tensor, count: int, skip: int = 0) -> Tensor:
-    """[..., count] of 0 and 1 from words [..., W] of 64 random bits, without the first `skip` of their bits."""
+    """Random 0 or 1, [..., count], from words [..., W] of 64 random bits, the first `skip` bits left out."""
     place = torch.arange(skip, skip + count, device=words.device)
     return words[..., place // 64] >> place % 64 & 1
 
@@ -67,8 +67,8 @@ def window_spans(place: Tensor, side: Tensor, shape: tuple[int, ...]) -> tuple[T
 
 @dataclass(frozen=True)
 class Schedule:
-    """For queries 0..iterations: side of the window, and how many rows and columns it may begin at: `at` [.., 3]; which
-    of the different `sides` it is: `kind`."""
+    """Windows of queries 0..iterations. at: [iterations + 1, 3], side of the window, and the number of rows and of
+    columns it may begin at. kind: index of the side in `sides`, the different sides."""
 
     at: Tensor
     kind: Tensor
@@ -85,8 +85,10 @@ class Schedule:
         return len(self.at) - 1
 
     def windows(self, words: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Windows uniform over where they fit, from the lower 48 of 64 random bits a window: their upper left corners
-        [..., 2] and sides [...]. query, words: [...]; queries past the last have its side."""
+        """Windows uniform over the positions where they fit: upper left corners [..., 2] and sides [...].
+
+        words: [...], of whose 64 random bits the lower 48 are used; query: [...], those past the last have its side.
+        """
         at = self.at[query.clamp(max=self.queries)]
         shifts = torch.arange(0, POSITION_BITS, 24, device=words.device)
         return (words[..., None] >> shifts & 0xFFFFFF) * at[..., 1:] >> 24, at[..., 0]

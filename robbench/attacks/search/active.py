@@ -1,8 +1,8 @@
-"""The active set: one loop for iterative searches whose samples come and go.
+"""The active set: one loop for iterative searches over samples at different iterations.
 
-A search is vectorised over samples that may be at different iterations. A sample leaves as soon as it is broken or
-has had all its iterations, and its place is taken by a waiting sample, so that the device sees full batches and a
-robust sample gets its full budget. Nothing here depends on order or batch size beyond rounding.
+A sample leaves the batch as soon as it is broken or has used all its iterations, and a waiting sample takes its place:
+batches stay full, and every robust sample gets its full budget. Results do not depend on order or batch size beyond
+rounding.
 """
 
 from abc import ABC, abstractmethod
@@ -10,27 +10,31 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from robbench.attacks.search.geometry import put, surely_none
+from robbench.attacks.search.geometry import known_empty, put
 from robbench.attacks.search.spaces import State
 from robbench.attacks.search.task import Candidates, Task
 from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.attacks.victim import Victim, chunks
 
-CHECK_EVERY = 4  # steps between looks at who has finished, where looking makes the device wait
+CHECK_EVERY = (
+    4  # steps on a GPU between checks which samples have finished, since each check waits for the device
+)
 RESERVED = ("adversarial", "broken", "broken_at", "iteration", "forwards", "backwards", "zero_gradients")
 
 
 class Search(ABC):
-    """One search. Its state is a dictionary of tensors with the sample as first dimension; `RESERVED` entries:
+    """One iterative search. Its state is a dictionary of tensors with the sample as first dimension.
 
-    adversarial: the admissible image [n,C,H,W] to hand back if the sample left now. broken: [n] bool, a forward of
-    that image was misclassified; broken_at: the iteration of it. iteration: [n] int64, iterations done. forwards,
-    backwards: [n] int64, model calls. zero_gradients: [n] int64, those of the backwards whose gradient moved nothing.
+    `RESERVED` entries of the state: adversarial: the admissible image [n,C,H,W] to return if the sample left now.
+    broken: [n] bool, a forward misclassified that image; broken_at: at which iteration. iteration: [n] int64,
+    iterations done. forwards, backwards: [n] int64, model calls. zero_gradients: [n] int64, backwards whose gradient
+    was zero everywhere. A finished sample may stay for a few more steps, in which `note` does not change its results.
 
-    iterations: how many a robust sample gets; `step` makes one for every sample and must not synchronise with the
-    device. A sample that has finished may stay for a few steps more: `note` leaves its results alone. witnesses: state
-    entries "witness/NAME" from which a latent image is decoded again. claims_only: "broken" must be confirmed by a
-    forward of `adversarial`; who is not goes on.
+    Attributes:
+        name: of the attack, part of the key of its random numbers.
+        iterations: of a robust sample.
+        witnesses: state entries "witness/NAME" from which a latent image is decoded again.
+        claims_only: "broken" must be confirmed by a forward of `adversarial`; a sample not confirmed searches on.
     """
 
     name: str
@@ -44,15 +48,15 @@ class Search(ABC):
 
     @abstractmethod
     def step(self, victim: Victim, state: State) -> State:
-        """One iteration for every sample; `iteration`, `forwards` and `backwards` grow accordingly."""
+        """One iteration for every sample, its calls counted; must not synchronise with the device."""
 
     def leave(self, state: State) -> State:
-        """Last word on samples that leave, for searches that settle `adversarial` only then."""
+        """State of samples that leave, for searches that set `adversarial` only at the end."""
         return state
 
 
 def fresh_state(x: Tensor) -> State:
-    """`RESERVED` entries of samples nothing has happened to yet; x [n,C,H,W] is their image."""
+    """`RESERVED` entries before the first iteration, for clean images x [n,C,H,W]."""
     zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     return {
         "adversarial": x.clone(),
@@ -66,10 +70,10 @@ def fresh_state(x: Tensor) -> State:
 
 
 def note(state: State, images: Tensor, margin: Tensor, iterations: int) -> None:
-    """Write down, in place, who was broken by admissible `images` [n,C,H,W] with margins [n] of a forward of exactly
-    these. A sample broken before, or past its last iteration, keeps what it has."""
+    """Record in place which samples the admissible `images` [n,C,H,W] break, given the margins [n] of a forward of
+    exactly these images. Samples broken before, or past their last iteration, do not change."""
     misclassified = margin <= 0
-    if surely_none(misclassified):
+    if known_empty(misclassified):
         return
     fresh = misclassified & ~state["broken"] & (state["iteration"] <= iterations)
     put(state["adversarial"], images, fresh)
@@ -78,9 +82,9 @@ def note(state: State, images: Tensor, margin: Tensor, iterations: int) -> None:
 
 
 def run_search(victim: Victim, search: Search, task: Task, found: Candidates, rows: Tensor) -> None:
-    """Run `search` on `rows` of the task ([m], on the CPU) and write what comes of it into `found`.
+    """Run `search` on `rows` of the task ([m], on the CPU) and write its results into `found`.
 
-    `found.step` becomes the iteration at which a sample was broken, `search.iterations` for the others.
+    `found.step` becomes the iteration at which a sample was broken, or `search.iterations`.
     """
     size = victim.forward.batch(task.batch_size)
     state, places = _begin(victim, search, task, rows[:size])
@@ -95,7 +99,7 @@ def run_search(victim: Victim, search: Search, task: Task, found: Candidates, ro
             waiting = waiting[missing:]
             state = {n: torch.cat([state[n], fresh[n]]) for n in fresh} if len(places) else fresh
             places = torch.cat([places, taken])
-            continue  # some may be broken already, and make room for others
+            continue  # some may be broken at the start and leave at once
         for _ in range(period if len(places) else 0):
             state = search.step(victim, state)
 
@@ -103,7 +107,7 @@ def run_search(victim: Victim, search: Search, task: Task, found: Candidates, ro
 def _without_finished(
     victim: Victim, search: Search, found: Candidates, state: State, places: Tensor
 ) -> tuple[State, Tensor]:
-    """The samples that go on; the others are recorded."""
+    """State and places of the samples that search on; results of the finished ones are recorded."""
     if search.claims_only or victim.must_confirm:
         _confirm(victim, state)
     done = state["broken"] | (state["iteration"] >= search.iterations)
@@ -115,7 +119,7 @@ def _without_finished(
 
 
 def _confirm(victim: Victim, state: State) -> None:
-    """Take back what a forward of the image itself does not confirm."""
+    """Reset "broken" where a forward of the image itself classifies it correctly."""
     claimed = state["broken"].nonzero().squeeze(1)
     if not len(claimed):
         return
@@ -146,7 +150,7 @@ def _record(search: Search, found: Candidates, state: State, rows: Tensor) -> No
 
 
 def still_robust(victim: Victim, task: Task, found: Candidates, rows: Tensor) -> Tensor:
-    """The `rows` whose image in `found` a clean forward classifies correctly (counted)."""
+    """The `rows` whose image in `found` a clean forward, which is counted, classifies correctly."""
     kept = []
     for part in chunks(rows, task.batch_size):
         where = part.to(task.x.device)

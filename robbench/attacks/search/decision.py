@@ -1,14 +1,14 @@
-"""The one rule by which logits decide: a sample is right where its margin is above 0."""
+"""How logits decide: an image is classified correctly where its margin is above 0."""
 
 import torch
 from torch import Tensor
 
 
 def margins(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the label minus the largest other logit, [n]; at most 0 means misclassified, so that a tie is not right.
+    """Logit of the label minus the largest other logit, [n]; at most 0 means misclassified, so that a tie is wrong.
 
-    -inf for rows of logits [n,K] that are not finite: no prediction follows from them, and an attack that leads a model
-    there has broken it. Every verdict, clean or attacked, is this number's sign.
+    -inf for rows of logits [n,K] that are not finite: an attack that leads a model there has broken it. The sign of
+    this number is every verdict, clean or attacked.
     """
     own = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], float("-inf"))

@@ -1,10 +1,10 @@
 """Gradient ascent in a search space, as a search of the active set: what PGD, MIM, latent and joint attacks run.
 
-They climb the cross-entropy; the loss that is differentiated is the `error_log_odds` of `tempered` logits: it has the
-same ascent directions, does not saturate, and does not depend on the scale of very large or small logits.
+They climb the cross-entropy. What is differentiated is `error_log_odds` of the tempered logits (`temper_logits`): it
+has the same ascent directions, does not saturate, and does not depend on the scale of very large or small logits.
 
-A sample leaves as soon as an iterate is misclassified (early stop), a robust sample gets its full number of steps.
-Noise is keyed by sample id.
+With early stopping a sample leaves at its first misclassified iterate; a robust sample gets all its steps. Noise is
+keyed by sample id.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from robbench.attacks.search.active import Search, fresh_state, note, run_search, still_robust
 from robbench.attacks.search.decision import margins
-from robbench.attacks.search.geometry import SampleNoise, normalised, per_sample, put, stands_still
-from robbench.attacks.search.inner import error_log_odds, gradients, tempered
+from robbench.attacks.search.geometry import SampleNoise, normalise, per_sample, put, stands_still
+from robbench.attacks.search.inner import error_log_odds, gradients, temper_logits
 from robbench.attacks.search.spaces import SearchSpace, State
 from robbench.attacks.search.task import Candidates, Task
 from robbench.attacks.victim import Victim
@@ -23,8 +23,16 @@ from robbench.attacks.victim import Victim
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """steps: gradient steps per restart. restarts: random starts tried until one succeeds. momentum: decay of the
-    accumulated L1-normalised gradient (Dong et al. 2018), None for none. early_stop: see the module."""
+    """Settings of a gradient search.
+
+    Attributes:
+        space: where the perturbation is searched.
+        steps: gradient steps per restart.
+        restarts: random starts, until one succeeds.
+        momentum: decay of the accumulated L1-normalised gradient (Dong et al. 2018); None for none.
+        early_stop: whether a sample leaves at its first misclassified iterate.
+        label_source: "true", or "predicted": the loss uses the clean prediction.
+    """
 
     space: SearchSpace
     steps: int
@@ -37,8 +45,8 @@ class SearchPlan:
 class GradientSearch(Search):
     """One restart of a plan.
 
-    Where an iterate may leave the box (latent spaces) its logits are not those of the clipped image: a break is then
-    only claimed, and the active set confirms it by a forward of the image itself.
+    In latent spaces an iterate may leave the box, and its logits are not those of the clipped image: the active set
+    then confirms "broken" by a forward of the clipped image (`claims_only`).
     """
 
     def __init__(self, plan: SearchPlan, name: str, restart: int, witnesses: tuple[str, ...]) -> None:
@@ -61,7 +69,7 @@ class GradientSearch(Search):
         def loss(image: Tensor) -> Tensor:
             out = self._logits(victim, image)
             found.append((image.detach(), out.detach()))
-            return error_log_odds(tempered(out, state["target"]), state["target"])
+            return error_log_odds(temper_logits(out, state["target"]), state["target"])
 
         ascent, state = gradients(self.space, state, loss)
         live = self._live(state)
@@ -75,8 +83,8 @@ class GradientSearch(Search):
         return moved | {name: state[name] + live for name in ("iteration", "forwards", "backwards")}
 
     def _logits(self, victim: Victim, image: Tensor) -> Tensor:
-        """Logits [n,K] of the rendered images. Where a latent image leaves the box and the model is not finite there,
-        which gives no gradient, those of the image clipped to the box, its gradient passed on to the unclipped one."""
+        """Logits [n,K] of the rendered images. Where a latent image leaves the box and its logits are not finite, those
+        of the clipped image, with a straight-through gradient."""
         out = victim.differentiable(image)
         if self.space.admissible:
             return out
@@ -98,7 +106,7 @@ class GradientSearch(Search):
             state[f"witness/{name}"] = torch.where(per_sample(fresh, kept), state[name], kept)
 
     def leave(self, state: State) -> State:
-        """Who was not broken hands back the last iterate."""
+        """Samples that were not broken return their last iterate."""
         broken = state["broken"]
         if bool(broken.all()):  # rendering a latent image costs a decode
             return state
@@ -114,16 +122,16 @@ class GradientSearch(Search):
             return state, ascent
         moved: State = {}
         for name, gradient in ascent.items():
-            moved[name] = self.plan.momentum * state[f"momentum/{name}"] + normalised(gradient, "l1")
+            moved[name] = self.plan.momentum * state[f"momentum/{name}"] + normalise(gradient, "l1")
         return {**state, **{f"momentum/{name}": value for name, value in moved.items()}}, moved
 
 
 def search(
     victim: Victim, plan: SearchPlan, task: Task, name: str, witnesses: tuple[str, ...] = ()
 ) -> Candidates:
-    """Run every restart of `plan`; later restarts only see samples no earlier one broke.
+    """Run the restarts of `plan`, each on the samples that no earlier one broke; tensors on the victim's device.
 
-    The noise stream is (seed, attack name, restart, sample id). Returned tensors are on the victim's device.
+    Noise is keyed by (seed, attack name, restart, sample id).
     """
     found = Candidates.unsearched(task.x, name)
     found.witness = _empty_witness(plan, task, witnesses)

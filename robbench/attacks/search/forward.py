@@ -1,4 +1,4 @@
-"""The forward that a search calls in place of the model's own: where it is faster, a network with its function."""
+"""The forward that a search calls: the model's own, or a faster network with the same function."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,22 +12,20 @@ from robbench.attacks.search.lean import searchable
 
 @dataclass(frozen=True)
 class SearchForward:
-    """What a search calls, and how it may be used.
+    """The network that a search calls.
 
-    network: maps images [n,C,H,W] to logits [n,K]. exact: whether these are the model's own to the last bit; a
-    candidate found on other ones is to be confirmed by the model. layer_bytes: bytes per image of the largest output
-    of a layer, which batches on the CPU must keep in the cache; 0 where any batch will do.
+    network: maps images [n,C,H,W] to logits [n,K]. exact: whether the logits equal the model's own to the last bit;
+    otherwise the model must confirm a candidate. layer_bytes: bytes per image of the largest layer output, which limits
+    the batch on the CPU (`batch_in_cache`); 0 for no limit.
     """
 
     network: Callable[[Tensor], Any]
     exact: bool = True
     layer_bytes: int = 0
 
-    def accelerated(
-        self, module: nn.Module, call: Callable[[Tensor], Any], images: Tensor
-    ) -> "SearchForward":
+    def accelerate(self, module: nn.Module, call: Callable[[Tensor], Any], images: Tensor) -> "SearchForward":
         """The forward for the CPU: a lean network in the place of `module`, whose weights must not change meanwhile,
-        and smaller batches. call: a forward of `module`; images: [n,C,H,W], some of those to attack."""
+        in batches that fit the cache. call: a forward of `module`; images: [n,C,H,W], some of those to attack."""
         network = searchable(module, images) if self.network is module else self.network
         layer_bytes = largest_output(module, call, images[:2])
         return SearchForward(network, self.exact and network is self.network, layer_bytes)

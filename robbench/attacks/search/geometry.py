@@ -1,16 +1,17 @@
 """Norm balls: projection, steepest ascent and random starts, one row per sample.
 
-Every attack and every training uses these and only these, so that two attacks in one ball mean the same ball. All
-tensors have the sample as first dimension; norms run over all other dimensions together and are accumulated in
-float64: in float32 a sum over the 150,000 entries of a photograph is off by up to 1e-4 of its size.
+All attacks and trainings use these functions, so that they share one definition of a ball. The first dimension of all
+tensors is the sample; norms run over all other dimensions and are accumulated in float64, since in float32 a sum over
+the 150,000 entries of a photograph is off by up to 1e-4 of its size.
 """
 
+import math
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from robbench.core.random import SampleRandom
+from robbench.core.random import KeyedNumbers, SampleRandom
 from robbench.specs import Norm
 
 Start = Literal["zero", "uniform", "cube", "gaussian"]
@@ -65,25 +66,35 @@ class GeneratorNoise:
         return torch.randn((self._n, *shape), generator=self._generator, device=source).to(self._device)
 
 
+def keyed_noise(seed: int, stream: str, ids: Tensor, restart: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers uniform on [-1, 1), and standard normal ones made of them (Box and Muller), of the shape [n, ...] and on
+    the device of `like`; keyed by sample id."""
+    keys, count = KeyedNumbers(seed, stream, ids, restart, like.device).keys, like.shape[1:].numel()
+    first, second = (
+        KeyedNumbers.uniform(keys, torch.full_like(keys, draw), count).reshape(like.shape) for draw in (0, 1)
+    )
+    normal = (-2.0 * (1.0 - first).log()).sqrt() * (2.0 * math.pi * second).cos()
+    return 2.0 * first - 1.0, normal
+
+
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """`values` [n] with trailing singleton dimensions, to broadcast against `like` [n, ...]."""
     return values.reshape(-1, *([1] * (like.ndim - 1)))
 
 
-def looking_is_free(tensor: Tensor) -> bool:
-    """Whether Python may look at values without waiting for the device."""
+def is_on_cpu(tensor: Tensor) -> bool:
+    """Whether Python can read values without waiting for a device."""
     return tensor.device.type == "cpu"
 
 
-def surely_none(where: Tensor) -> bool:
-    """Whether no entry of `where` [n] bool is True, as far as that can be said without waiting for the device."""
-    return looking_is_free(where) and not bool(where.any())
+def known_empty(where: Tensor) -> bool:
+    """Whether no entry of `where` [n] bool is True; False where reading it would wait for a device."""
+    return is_on_cpu(where) and not bool(where.any())
 
 
 def put(into: Tensor, values: Tensor, where: Tensor) -> None:
-    """Copy the rows `where` [n] bool of `values` [n, ...] in place. On the CPU, where looking at `where` is free, the
-    other rows cost nothing."""
-    if not looking_is_free(where):
+    """Copy the rows `where` [n] bool of `values` [n, ...] into `into`; on the CPU the other rows are not touched."""
+    if not is_on_cpu(where):
         torch.where(per_sample(where, into), values, into, out=into)
         return
     rows = where.nonzero().squeeze(1)
@@ -105,7 +116,7 @@ def norm_of(delta: Tensor, norm: Norm) -> Tensor:
 
 
 def project(delta: Tensor, norm: Norm, radius: float) -> Tensor:
-    """Nearest point (Euclidean) of the closed ball of `radius`, to one rounding a coordinate; identity for "none"."""
+    """Nearest point (Euclidean) of the closed ball of `radius`, to one rounding per coordinate; identity for "none"."""
     if norm == "none":
         return delta
     if norm == "linf":
@@ -132,23 +143,22 @@ def _project_l1(delta: Tensor, radius: float) -> Tensor:
 
 
 def finite_part(gradient: Tensor) -> Tensor:
-    """A copy of `gradient` with 0 for every entry that is NaN or infinite: such a coordinate does not move, and does
-    not keep the others from moving."""
+    """A copy of `gradient` with 0 for every NaN or infinite entry, so that only these coordinates stand still."""
     return gradient.nan_to_num(0.0, 0.0, 0.0)
 
 
-def rescaled(gradient: Tensor) -> Tensor:
-    """`finite_part` divided by its largest absolute entry per sample, 0 where that is 0: a new tensor of entries in
-    [-1, 1] whose sums and squares neither underflow nor overflow, whatever the scale of the model's logits."""
+def rescale(gradient: Tensor) -> Tensor:
+    """`finite_part` divided per sample by its largest absolute entry, a new tensor with entries in [-1, 1]: sums and
+    squares neither underflow nor overflow, whatever the scale of the model's logits. 0 for a zero gradient."""
     finite = finite_part(gradient)
     largest = finite.flatten(1).abs().amax(1)
     return finite.div_(per_sample(largest.masked_fill_(largest == 0, 1.0), finite))
 
 
-def normalised(gradient: Tensor, norm: Norm) -> Tensor:
-    """gradient / ||gradient|| of every sample, non-finite entries taken for 0; 0 for a zero gradient. A new tensor.
+def normalise(gradient: Tensor, norm: Norm) -> Tensor:
+    """gradient / ||gradient|| per sample, non-finite entries as 0; 0 for a zero gradient. A new tensor.
 
-    In float64, where squares and sums of float32 entries, 1e-45 to 3e38, neither underflow nor overflow.
+    In float64, where squares and sums of float32 entries (1e-45 to 3e38) neither underflow nor overflow.
     """
     finite = finite_part(gradient).double()
     length = _length(finite, norm)
@@ -159,14 +169,14 @@ def normalised(gradient: Tensor, norm: Norm) -> Tensor:
 def direction(gradient: Tensor, norm: Norm, l1_share: float = 0.05) -> Tensor:
     """Steepest-ascent direction of size 1 in the norm, the same for gradients of any scale. A new tensor.
 
-    NaN and infinite entries count as 0; a gradient that is 0 gives 0. linf: sign(g). l2 and none: g / ||g||_2. l1:
-    signs of the share `l1_share` of coordinates with the largest |g|, divided by their number (SLIDE, Tramer & Boneh
-    2019, q = 95 %).
+    NaN and infinite entries count as 0; a zero gradient gives 0. linf: sign(g). l2 and none: g / ||g||_2. l1: signs of
+    the share `l1_share` of coordinates with the largest |g|, divided by their number (SLIDE, Tramer & Boneh 2019,
+    q = 95 %).
     """
     if norm == "linf":
         return finite_part(gradient).sign_()
     if norm in ("l2", "none"):
-        return normalised(gradient, "l2")
+        return normalise(gradient, "l2")
     flat = finite_part(gradient).flatten(1)
     top = flat.abs().topk(max(1, round(l1_share * flat.shape[1])), dim=1).indices
     signs = flat.gather(1, top).sign_()
@@ -175,15 +185,15 @@ def direction(gradient: Tensor, norm: Norm, l1_share: float = 0.05) -> Tensor:
 
 
 def stands_still(gradient: Tensor) -> Tensor:
-    """True [n] for samples whose `direction` is 0: every entry of the gradient is 0, NaN or infinite."""
+    """Samples whose `direction` is 0, [n] bool: every entry of the gradient is 0, NaN or infinite."""
     return (finite_part(gradient).flatten(1) == 0).all(1)
 
 
 def random_start(kind: Start, norm: Norm, radius: float, shape: tuple[int, ...], noise: Noise) -> Tensor:
     """Start of a search in the ball, [n, *shape].
 
-    zero: the centre. uniform: uniform in the ball. cube: uniform in [-r, r]^D, then projected (so on the sphere for
-    l2; what the latent attacks of Yuksel et al. do). gaussian: 0.001 N(0,I), not projected (TRADES, MART).
+    zero: the centre. uniform: uniform in the ball. cube: uniform in [-r, r]^D, then projected, hence on the sphere for
+    l2 (the latent attacks of Yuksel et al.). gaussian: 0.001 N(0,I), not projected (TRADES, MART).
     """
     if kind == "gaussian":
         return 0.001 * noise.normal(shape)
@@ -198,8 +208,8 @@ def random_start(kind: Start, norm: Norm, radius: float, shape: tuple[int, ...],
     reach = noise.uniform(()).abs() ** (1.0 / dimensions) * radius
     if norm == "l2":
         ray = noise.normal(shape)
-        return normalised(ray, "l2") * per_sample(reach, ray)
+        return normalise(ray, "l2") * per_sample(reach, ray)
     # |coordinates| exponential and normalised to sum 1: uniform on the L1 sphere; signs from another draw.
     exponential = -torch.log((noise.uniform(shape) * 0.5 + 0.5).clamp(min=1e-30))
     ray = exponential * noise.uniform(shape).sign()
-    return normalised(ray, "l1") * per_sample(reach, ray)
+    return normalise(ray, "l1") * per_sample(reach, ray)

@@ -1,7 +1,7 @@
-"""Geometry of the L1 ball cut by the pixel box, one row per sample; what L1-APGD needs beside `geometry`.
+"""Geometry of the intersection of L1 ball and pixel box, one row per sample (for L1-APGD).
 
-The L1 ball and [0,1]^D together are no ball: projecting on one after the other ends inside, at most half used where
-many pixels stand near 0 or 1 (Croce & Hein 2021, section 3). Projection and steps here know both.
+Projecting on the ball and then on the box ends inside the ball: where many pixels are near 0 or 1, at most half of the
+radius is used (Croce & Hein 2021, section 3). Projection and steps here respect both constraints.
 """
 
 import math
@@ -16,8 +16,8 @@ def project_l1_box(delta: Tensor, x: Tensor, radius: Tensor) -> Tensor:
     """Nearest point (Euclidean) to `delta` of {z: ||z||_1 <= radius, 0 <= x + z <= 1}; to rounding.
 
     delta, x: [n, ...], x in [0,1], delta finite; radius: [n], at least 0. A coordinate that the projection removes is
-    exactly 0. Exact by sorting, O(D log D) (Croce & Hein 2021, proposition 3.1): |z_i| is |delta_i| less one
-    threshold per sample, at least 0 and at most the room that is left to the box.
+    exactly 0. Exact by sorting, O(D log D) (Croce & Hein 2021, proposition 3.1): |z_i| is |delta_i| minus a threshold
+    per sample, clamped between 0 and the room left in the box.
     """
     size = delta.flatten(1).abs()
     room = torch.where(delta > 0, 1.0 - x, x).flatten(1)
@@ -42,11 +42,11 @@ def _threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
     before = torch.nn.functional.pad(mass, (1, 0)).gather(1, segment)
     rise = (radius[:, None] - before) / free.gather(1, segment).clamp(min=1)
     threshold = (knots.gather(1, segment) - rise).clamp_(min=0.0).to(size.dtype)
-    return _corrected(threshold, size, room, radius)
+    return _correct_threshold(threshold, size, room, radius)
 
 
-def _corrected(threshold: Tensor, size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
-    """One Newton step: takes out the rounding of the knots and of the threshold itself."""
+def _correct_threshold(threshold: Tensor, size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
+    """One Newton step, which removes the rounding of the knots and of the threshold."""
     above = size - threshold
     free = ((above > 0) & (above < room)).sum(1)
     excess = above.clamp_(min=0.0).minimum(room).sum(1, dtype=torch.float64) - radius
@@ -69,9 +69,10 @@ def support_size(delta: Tensor) -> Tensor:
 
 
 def rounding_allowance(epsilon: float, dimensions: int) -> float:
-    """What to stay below an L1 or L2 radius, so that the norm of (x + delta) - x in `dimensions` float32 coordinates
-    does not exceed it: rounding of delta, and of each pixel (at most 2**-25) with random sign. At most 1 % of epsilon.
+    """By how much to stay below an L1 or L2 radius, so that the norm of (x + delta) - x in `dimensions` float32
+    coordinates does not exceed it: covers rounding of delta, and of each pixel (at most 2**-25) with random sign. At
+    most 1 % of epsilon.
 
-    Where all pixels round to the same side (an image of one grey level, moved evenly) more may be left over; the base
-    class takes it away (`checks.inside_ball`)."""
+    Where all pixels round to the same side (an image of one grey level, moved evenly) the norm may still exceed the
+    radius; the base class then shortens the perturbation (`checks.inside_ball`)."""
     return min(1e-6 * epsilon + 1e-7 * math.sqrt(dimensions), 0.01 * epsilon)

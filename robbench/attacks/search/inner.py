@@ -1,4 +1,4 @@
-"""The plain ascent loop on a fixed batch: what adversarial training calls. Evaluation uses `engine` instead."""
+"""The plain ascent loop on a fixed batch, for adversarial training; evaluation uses `engine`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from robbench.attacks.search.geometry import finite_part
 from robbench.attacks.search.spaces import SearchSpace, State
 
-SURE, FLAT = 16.0, 0.5  # of logits, see `tempered`
+SURE, FLAT = 16.0, 0.5  # of logits, see `temper_logits`
 
 
 @contextmanager
-def attacked(*modules: nn.Module) -> Iterator[None]:
+def attack_mode(*modules: nn.Module) -> Iterator[None]:
     """Eval mode and no parameter gradients inside; every submodule's mode and every flag restored after."""
     modes = [(part, part.training) for module in modules for part in module.modules()]
     flags = [(p, p.requires_grad) for module in modules for p in module.parameters()]
@@ -34,21 +34,21 @@ def error_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
     """log((1 - p_y) / p_y) [n] of logits [n,K]: log-sum-exp of the other logits minus the label's.
 
     It rises with the cross-entropy L = -log p_y, and its gradient is that of L divided by 1 - p_y: a search that
-    normalises gradients per sample takes the same steps on both. But in float32 the cross-entropy loses the label's
-    part of its gradient at margins above 17 and all of it above 104, where 1 - p_y and p rounds to 0; this one never
-    does.
+    normalises gradients per sample takes the same steps on both. In float32, however, the cross-entropy loses the
+    label's part of its gradient at margins above 17 and all of it above 104, where 1 - p_y and the other probabilities
+    round to 0; this loss keeps its gradient.
     """
     others = logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1)
     return others - logits.gather(1, labels[:, None]).squeeze(1)
 
 
-def tempered(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logits [n,K] on a scale at which their softmax says something: `logits` themselves for ordinary models.
+def temper_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Logits [n,K] rescaled where their softmax is saturated or flat; unchanged for ordinary models.
 
-    Where the label leads by more than `SURE` (1 - p_y is about 1e-7, what float32 resolves next to 1), they are divided
-    so that it leads by `SURE`: the cross-entropy of more confident logits looks at one rival only. Logits that all lie
-    within `FLAT` of each other, whose softmax is uniform, are spread over `SURE`. So a search on these takes the same
-    steps whatever factor the logits of such a model are multiplied by.
+    Where the label leads by more than `SURE` (1 - p_y is about 1e-7, the resolution of float32 at 1) they are divided
+    so that it leads by `SURE`: the gradient of more confident logits depends on one rival only. Logits that all lie
+    within `FLAT` of each other, whose softmax is nearly uniform, are spread over `SURE`. So the steps of a search do
+    not depend on a factor by which a model's very large or small logits are multiplied.
     """
     with torch.no_grad():
         own = logits.gather(1, labels[:, None])
@@ -60,10 +60,10 @@ def tempered(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def gradients(space: SearchSpace, state: State, loss: Callable[[Tensor], Tensor]) -> tuple[State, State]:
-    """(gradients of the summed loss by perturbation, the detached state they belong to).
+    """(gradient of the summed loss with respect to each perturbation, the detached state at which it was taken).
 
-    loss maps an image [n,C,H,W] to one value per sample [n]. What is not finite in its gradient to the image counts as
-    0: behind a decoder one NaN pixel would be NaN in every latent.
+    loss maps images [n,C,H,W] to one value per sample [n]. Entries of its gradient with respect to the image that are
+    not finite count as 0, since through a decoder one NaN pixel would make every latent NaN.
     """
     leaves = {name: state[name].detach().requires_grad_(True) for name in space.perturbations}
     with torch.enable_grad():

@@ -1,9 +1,9 @@
 """Search spaces: where a perturbation lives and how it becomes an image.
 
-A space is a stateless policy; the state of a batch is a dictionary of tensors with the sample as first dimension, so
-that the engine can drop finished samples and refill the batch. Per step: `render` -> loss -> gradients with respect
-to `perturbations` -> `advance` (accumulate, then project, also where a paper's printed update lost it). `finish` gives
-the admissible image. No method changes the state that it is given.
+A space has no state of its own; the state of a batch is a dictionary of tensors with the sample as first dimension, so
+that the engine can drop finished samples and refill the batch. Per step: `render` -> loss -> gradients with respect to
+`perturbations` -> `advance` (accumulate, then project, also where a paper's printed update omits it). `finish` gives
+the admissible image. No method changes the state that is passed to it.
 """
 
 from abc import ABC, abstractmethod
@@ -22,7 +22,7 @@ Box = Literal["each-step", "end"]
 
 
 class Codec(Protocol):
-    """What an attack needs of a flow: latents as one flat vector per sample, z [n,D], and back."""
+    """A flow as attacks use it: images to latents, one flat vector z [n,D] per sample, and back."""
 
     def encode_flat(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Latents z [n,D] of images x [n,C,H,W] in [0,1], dequantised at the fixed point u = 1/2."""
@@ -35,16 +35,13 @@ class Codec(Protocol):
 
 
 class SearchSpace(ABC):
-    """Base of image, latent and joint spaces. `perturbations` names the state entries that are searched.
-
-    admissible: whether every rendered image lies in the box, so that its logits are those of `finish`.
-    """
+    """Base of image, latent and joint spaces. `perturbations` names the state entries that are searched."""
 
     perturbations: tuple[str, ...]
 
     @property
     def admissible(self) -> bool:
-        """See the class."""
+        """Whether every rendered image lies in the box, so that its logits are those of `finish`."""
         return False
 
     @abstractmethod
@@ -53,8 +50,8 @@ class SearchSpace(ABC):
 
     @abstractmethod
     def render(self, state: State) -> tuple[Tensor, State]:
-        """Image [n,C,H,W], differentiable in the perturbations, and the state that it is the image of: `state` itself,
-        or a copy with a perturbation moved into the box. The image may leave [0,1] in latent spaces."""
+        """Image [n,C,H,W], differentiable in the perturbations, and its state: `state` itself, or a copy with a
+        perturbation moved into the box. In latent spaces the image may leave [0,1]."""
 
     @abstractmethod
     def advance(self, state: State, gradients: State) -> State:
@@ -69,10 +66,16 @@ class SearchSpace(ABC):
 
 @dataclass(frozen=True)
 class ImageSpace(SearchSpace):
-    """delta in a norm ball around x and inside the box. epsilon, step_size in [0,1] pixels.
+    """delta in a norm ball around x and inside the box, projected on the ball, then on the box; the box contains x, so
+    that clipping never leaves the ball.
 
-    Order of projections: ball, then box. The box contains x, so clipping never leaves the ball again. box "end" meets
-    the box only in the final image, as the PGD of Yuksel et al. does: gradients are then taken outside it too.
+    Attributes:
+        norm: of the ball.
+        epsilon, step_size: in [0,1] pixels.
+        start_kind: see `geometry.random_start`.
+        box: "end" clips only the final image, as the PGD of Yuksel et al. does; gradients are then taken outside the
+            box too.
+        perturbations: names of the state entries that are searched.
     """
 
     norm: Norm
@@ -84,7 +87,7 @@ class ImageSpace(SearchSpace):
 
     @property
     def admissible(self) -> bool:
-        """Whether every iterate meets the box."""
+        """Whether every iterate is clipped to the box."""
         return self.box == "each-step"
 
     def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
@@ -104,28 +107,36 @@ class ImageSpace(SearchSpace):
         return {**state, "delta": self._in_box(state["x"], delta)}
 
     def _in_box(self, x: Tensor, delta: Tensor) -> Tensor:
-        """`delta` [n,C,H,W] with x + delta in [0,1], where every iterate meets the box."""
+        """`delta` [n,C,H,W], clipped so that x + delta is in [0,1] where every iterate is clipped."""
         return (x + delta).clamp_(0.0, 1.0).sub_(x) if self.admissible else delta
 
     @staticmethod
     def _towards_the_box(state: State, gradient: Tensor) -> Tensor:
-        """The gradient without the coordinates that stand at 0 or 1 and point outwards: a sparse L1 step spent on
-        them would be undone by the clip, and the search would repeat itself for ever."""
+        """The gradient with 0 for pixels at 0 or 1 where it points outwards: clipping would undo a sparse L1 step on
+        them, and the search would not move any more."""
         pixels = state["x"] + state["delta"]
         stuck = ((pixels >= 1.0) & (gradient > 0)) | ((pixels <= 0.0) & (gradient < 0))
         return gradient.masked_fill(stuck, 0.0)
 
 
 def _on_levels(flow: Codec, levels: tuple[int, ...] | None, shift: Tensor) -> Tensor:
-    """`shift` [n,D] with zeros outside the named levels of the flow; None names all."""
+    """`shift` [n,D] with zeros outside the named levels of the flow; None for all levels."""
     return shift if levels is None else shift * flow.level_mask(levels).to(shift)
 
 
 @dataclass(frozen=True)
 class LatentSpace(SearchSpace):
-    """lambda in a norm ball around the latents z = F(x); x' = clip(G(z + lambda)). eta, step_size in raw z units.
+    """lambda in a norm ball around the latents z = F(x); x' = clip(G(z + lambda)).
 
-    No clipping inside the loop (Yuksel et al.); only the final image is clamped.
+    No clipping inside the loop (Yuksel et al.); only the final image is clipped.
+
+    Attributes:
+        flow: encoder F and decoder G.
+        norm: of the ball.
+        eta, step_size: in raw z units.
+        start_kind: see `geometry.random_start`.
+        levels: 1-based levels of the flow that may move; None for all.
+        perturbations: names of the state entries that are searched.
     """
 
     flow: Codec
@@ -159,13 +170,20 @@ class LatentSpace(SearchSpace):
 class JointSpace(SearchSpace):
     """Joint space attack (IJSAT eq. 8, corrected): x' = clip(G(z + lambda) + delta), both Linf.
 
-    The printed update accumulates and projects nothing, so its budgets would never be reached; here both
-    perturbations accumulate and are projected, from gradients of the same loss at the same point. in_loop "project"
-    (default) keeps clip(G(z+lambda)) + delta in the box at every step; "paper_literal" clips only the final image,
-    which is weaker. Where G overshoots the box, the point the gradient is taken at still lies outside it by that
-    overshoot; the scored image is clipped. The image is never clamped inside the
-    differentiated path: that kills gradients.
-    epsilon, epsilon_step: [0,1] pixels; eta, eta_step: raw z units. delta is relative to G(z + lambda), not to x.
+    The printed update neither accumulates nor projects, so that its budgets would never be reached; here both
+    perturbations accumulate and are projected, from gradients of the same loss at the same point. The image is never
+    clipped inside the differentiated path, which would remove gradients: where G leaves the box, the gradient is taken
+    outside it by as much, and the scored image is clipped. delta is relative to G(z + lambda), not to x.
+
+    Attributes:
+        flow: encoder F and decoder G.
+        epsilon, epsilon_step: in [0,1] pixels.
+        eta, eta_step: in raw z units.
+        start_kind: see `geometry.random_start`.
+        in_loop: "project" keeps clip(G(z + lambda)) + delta in the box at every step; "paper_literal" clips only the
+            final image, which is weaker.
+        levels: 1-based levels of the flow that may move; None for all.
+        perturbations: names of the state entries that are searched.
     """
 
     flow: Codec
@@ -185,8 +203,8 @@ class JointSpace(SearchSpace):
         return {**state, "delta": project(delta, "linf", self.epsilon)}
 
     def render(self, state: State) -> tuple[Tensor, State]:
-        """In mode "project" delta is brought into the box here: that needs G(z + lambda), and one decode, the dearest
-        part of a step, serves the constraint and the image."""
+        """See `SearchSpace`. In mode "project" delta is brought into the box here, so that one decode, the most
+        expensive part of a step, serves both the constraint and the image."""
         decoded = self.flow.decode_flat(state["z"] + state["lambda"], state["y"])
         delta = state["delta"]
         if self.in_loop == "project":

@@ -1,4 +1,4 @@
-"""What a search is given, and what it returns."""
+"""Input and output of a search."""
 
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +10,7 @@ from robbench.attacks.trust.suspicions import Diagnostics
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """seed: of all random numbers. batch_size: images in a batch of the search, at most."""
+    """seed: of all random numbers. batch_size: largest batch of the search."""
 
     seed: int
     batch_size: int
@@ -57,17 +57,17 @@ class Task:
 
 @dataclass
 class Candidates:
-    """What a search returns, on any device, N rows in the order of its task.
+    """Results of a search, on any device, N rows in the order of its task.
 
     Attributes:
         adversarial: images [N,C,H,W].
         step: gradient steps or queries used when the search believed it succeeded, else -1, [N] int64.
         forwards, backwards: calls of the model, [N] int64.
-        component: name of the part of an ensemble that found the image.
+        component: per sample, the part of an ensemble that found the image.
         witness: tensors from which a latent or joint example is decoded again ("lambda" [N,D], "delta" [N,C,H,W]).
         counts_exact: whether `forwards` and `backwards` are counted per sample, not means over a batch.
-        diagnostics: what the search saw on the way.
-        claimed: [N] bool, a forward of the search found `adversarial` misclassified; None where it does not say.
+        diagnostics: counts of the search.
+        claimed: [N] bool, a forward of the search misclassified `adversarial`; None where it is not recorded.
     """
 
     adversarial: Tensor
@@ -81,7 +81,7 @@ class Candidates:
     claimed: Tensor | None = None
 
     def take(self, part: "Candidates", rows: Tensor) -> None:
-        """Put what a search found of `rows` [n] alone in their places; calls add up."""
+        """Copy the results `part` of the samples `rows` [n] into their rows; calls are added."""
         self.adversarial[rows] = part.adversarial.detach().cpu()
         self.step[rows] = part.step.cpu()
         self.forwards[rows] += part.forwards.cpu()
@@ -97,6 +97,6 @@ class Candidates:
 
     @classmethod
     def unsearched(cls, x: Tensor, component: str) -> "Candidates":
-        """The clean images x [N,C,H,W] themselves, before any call of the model."""
+        """The clean images x [N,C,H,W] as results, with no calls counted."""
         zeros = torch.zeros(len(x), dtype=torch.int64)
         return cls(x.clone(), zeros - 1, zeros.clone(), zeros.clone(), [component] * len(x))

@@ -1,1 +1,1 @@
-"""What is checked of a model before and after an attack, and what makes its number suspicious."""
+"""Checks of a model before and after an attack, and signs that its robustness is overstated."""

@@ -1,4 +1,4 @@
-"""How far two forwards of the same images are apart, independent of the scale and a common shift of logits."""
+"""Differences between two forwards of the same images, independent of scale and common shift of the logits."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ _ULPS = 32  # of the logits themselves, where a common shift is much larger than
 
 
 def largest_explained_gap(module: nn.Module) -> float:
-    """The relative gap up to which arithmetic, `module`'s layers being what they are, may explain a difference."""
+    """The largest relative gap that arithmetic can explain, given the layers of `module`."""
     quantized = any(".quantized." in f"{type(part).__module__}." for part in module.modules())
     return DIFFERENT_QUANTIZED if quantized else DIFFERENT
 
@@ -22,8 +22,8 @@ def largest_explained_gap(module: nn.Module) -> float:
 def relative_gaps(first: Tensor, second: Tensor) -> Tensor:
     """Largest difference of the centred logits of each image, relative to their size, [N] float64.
 
-    first, second: logits [N,K] of the same images. 0 where neither row is finite, infinity where only one is. A
-    constant added to all logits of an image, or a factor common to all images, changes nothing beyond rounding.
+    first, second: logits [N,K] of the same images. 0 where neither row is finite, infinity where only one is. Invariant
+    up to rounding to a constant added to all logits of an image, and to a factor common to all images.
     """
     if not len(first):
         return torch.zeros(0, dtype=torch.float64)
@@ -42,8 +42,8 @@ def relative_gaps(first: Tensor, second: Tensor) -> Tensor:
 def spread_gaps(first: Tensor, second: Tensor) -> Tensor:
     """Difference of the mean logits of each image in standard errors, the largest over its logits, [N] float64.
 
-    first, second: logits [draws,N,K] of two sets of forwards of a randomised model. What `relative_gaps` takes for
-    rounding counts as 0, also where the model turns out not to be random.
+    first, second: logits [draws,N,K] of two sets of forwards of a randomised model. Gaps that are rounding
+    (`relative_gaps`) count as 0, also for a model that is in fact deterministic.
     """
     means = first.double().mean(0), second.double().mean(0)
     errors = sum(part.double().var(0, unbiased=True) / len(part) for part in (first, second))

@@ -1,9 +1,9 @@
-"""What is checked after a search: that the model which was attacked is the one that is scored.
+"""Checks after a search that the model which was attacked is the one that is scored.
 
-The battery of `preflight` sees the model before an attack. A model may still change its function after so many calls,
-answer a search other than a scoring, or be random now and then. So a few forwards of the search are kept
-and repeated, the search's claims are held to the verdicts, and all images are scored once more in another order and
-other batches.
+`preflight` tests a model before the attack. It may still change its function after some calls, return other logits in a
+search than in scoring, or be random only now and then. So a few forwards of the search are repeated, images that the
+search found misclassified must not be scored as right, and all images are scored again in another order and other
+batches.
 """
 
 import random
@@ -27,14 +27,14 @@ CHANGED = (
 
 @dataclass(frozen=True)
 class Searched:
-    """What an attack ended with, N rows on the CPU.
+    """Result of an attack, N rows on the CPU.
 
     Attributes:
         clean: images [N,C,H,W] before the attack.
         adversarial: images [N,C,H,W] after it, as scored.
         labels: [N].
-        clean_logits, logits: [N,K] of the two, as the verdicts have them.
-        claimed: [N] bool, a forward of the search found this very image misclassified.
+        clean_logits, logits: [N,K] of clean and adversarial images, from which the verdicts follow.
+        claimed: [N] bool, a forward of the search misclassified this very image.
     """
 
     clean: Tensor
@@ -47,8 +47,8 @@ class Searched:
 
 @dataclass(frozen=True)
 class Rescored:
-    """Attacked logits [N,K] to judge by, the largest relative gap between two scorings (0 for rounding), and how many
-    verdicts differed between them."""
+    """logits: [N,K], final ones of the attacked images. gap: largest relative gap between two scorings, 0 for rounding.
+    flips: verdicts that differed between them."""
 
     logits: Tensor
     gap: float
@@ -56,7 +56,7 @@ class Rescored:
 
 
 class SearchAudit:
-    """A few forwards of a search, drawn evenly from all of them, as long as it runs."""
+    """A uniform random sample of a search's forwards."""
 
     def __init__(self, kept: int = 2, images: int = 32) -> None:
         self._random, self._seen = random.Random(0), 0
@@ -64,7 +64,7 @@ class SearchAudit:
         self.forwards: list[tuple[Tensor, Tensor]] = []
 
     def note(self, images: Tensor, logits: Tensor) -> None:
-        """Perhaps keep copies of images [n,C,H,W] of a forward, at most so many of them, and their logits [n,K]."""
+        """Keep copies of some images [n,C,H,W] of a forward and of their logits [n,K], if this forward is drawn."""
         self._seen += 1
         place = self._random.randrange(self._seen)
         if place >= self._kept or not len(images):
@@ -80,8 +80,10 @@ class SearchAudit:
 def check_afterwards(
     victim: Victim, state: ModelState, passed: Passed, audit: SearchAudit, found: Searched
 ) -> Rescored:
-    """Score again and compare. `UserError` in one line for a model that changed, or answers a search other than a
-    scoring; a sample whose two scorings differ by more than rounding is judged by the worse one."""
+    """Score again and compare; where two scorings of a sample differ by more than rounding, the worse one counts.
+
+    `UserError` for a model that changed, or that returns other logits in a search than in scoring.
+    """
     changed = state.change(victim.module)
     if changed is not None:
         raise UserError(f"the model changed while it was attacked: {changed}; {CHANGED}")
@@ -89,16 +91,17 @@ def check_afterwards(
         _check_means(victim, passed)
         return Rescored(found.logits, 0.0, 0)
     _check_forwards(victim, audit)
-    clean_gap = _again(victim, found.clean, found.clean_logits, "clean")[1]
-    again, gap = _again(victim, found.adversarial, found.logits, "attacked")
+    clean_gap = _rescore(victim, found.clean, found.clean_logits, "clean")[1]
+    again, gap = _rescore(victim, found.adversarial, found.logits, "attacked")
     _check_claims(found, again, max(passed.gap, clean_gap, gap))
-    return _judged(found, again, max(clean_gap, gap))
+    return _judge(found, again, max(clean_gap, gap))
 
 
-def _again(victim: Victim, images: Tensor, before: Tensor, which: str) -> tuple[Tensor, float]:
-    """Logits in reverse order and other batches, and the largest relative gap to those `before`."""
+def _rescore(victim: Victim, images: Tensor, before: Tensor, which: str) -> tuple[Tensor, float]:
+    """Logits in reverse order and other batches, and their largest relative gap to `before`; `UserError` beyond what
+    arithmetic explains."""
     size = max(1, (min(len(images), victim.batch_size) + 1) // 2)
-    again = victim.scored(images.flip(0), size).flip(0)
+    again = victim.score(images.flip(0), size).flip(0)
     gaps = relative_gaps(before, again)
     worst = float(gaps.max()) if len(gaps) else 0.0
     limit = largest_explained_gap(victim.module)
@@ -114,7 +117,7 @@ def _again(victim: Victim, images: Tensor, before: Tensor, which: str) -> tuple[
 def _check_forwards(victim: Victim, audit: SearchAudit) -> None:
     for images, logits in audit.forwards:
         size = max(1, len(images) // 2)
-        gaps = relative_gaps(logits, victim.scored(images.flip(0), size).flip(0))
+        gaps = relative_gaps(logits, victim.score(images.flip(0), size).flip(0))
         worst = float(gaps.max()) if len(gaps) else 0.0
         if worst > largest_explained_gap(victim.module):
             raise UserError(
@@ -124,7 +127,7 @@ def _check_forwards(victim: Victim, audit: SearchAudit) -> None:
 
 
 def _check_claims(found: Searched, again: Tensor, gap: float) -> None:
-    """A search that saw an image misclassified must not be contradicted by its scoring, beyond near ties."""
+    """`UserError` where an image that the search found misclassified is scored as right, near ties aside."""
     lower = margins(found.logits, found.labels) < margins(again, found.labels)
     logits = torch.where(lower[:, None], found.logits, again)
     margin = margins(logits, found.labels)
@@ -137,7 +140,7 @@ def _check_claims(found: Searched, again: Tensor, gap: float) -> None:
         )
 
 
-def _judged(found: Searched, again: Tensor, gap: float) -> Rescored:
+def _judge(found: Searched, again: Tensor, gap: float) -> Rescored:
     if gap <= ROUNDING:
         return Rescored(found.logits, 0.0, 0)
     first, second = margins(found.logits, found.labels), margins(again, found.labels)
@@ -148,10 +151,10 @@ def _judged(found: Searched, again: Tensor, gap: float) -> Rescored:
 
 
 def _check_means(victim: Victim, passed: Passed) -> None:
-    """A randomised model: the same images have the same means at the end, within their spread."""
+    """`UserError` where a randomised model's mean logits of the same images have changed by more than their spread."""
     if passed.draws is None:
         return
-    later = victim.scored_draws(passed.images.flip(0), max(1, len(passed.images) // 2)).flip(1)
+    later = victim.score_draws(passed.images.flip(0), max(1, len(passed.images) // 2)).flip(1)
     gaps = spread_gaps(passed.draws, later)
     worst = float(gaps.max()) if len(gaps) else 0.0
     if worst > STANDARD_ERRORS:

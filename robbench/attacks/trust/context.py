@@ -1,4 +1,4 @@
-"""Torch's global settings as every attack needs them; those of the caller come back afterwards."""
+"""Torch's global settings during an attack; the caller's are restored afterwards."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,11 +11,8 @@ from robbench.core.errors import UserError
 
 @contextmanager
 def own_context() -> Iterator[None]:
-    """No inference mode, no autocast, float32 as default dtype and the CPU as default device.
-
-    Results inside do not depend on `torch.inference_mode`, `torch.autocast`, `torch.set_default_dtype` or
-    `torch.set_default_device` of the caller.
-    """
+    """Inside, no inference mode, no autocast, float32 as default dtype and the CPU as default device, whatever the
+    caller has set."""
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -1,4 +1,4 @@
-"""The counts that suspicions are judged by, from the logits and gradients of an attack."""
+"""Counts for `suspicions`, from the logits and gradients of an attack."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.specs import ResolvedAttack
 
 SUM_TOLERANCE = 1e-4  # how far from 1 the sum of a row of probabilities may be
-PROBED = 64  # samples of a call whose gradient at the clean image is looked at
+PROBED = 64  # samples per call whose gradient at the clean image is inspected
 
 
 def diagnose(
@@ -23,10 +23,10 @@ def diagnose(
     broken_by: Sequence[str | None],
     searched: Tensor,
 ) -> Diagnostics:
-    """Counts of an attack's outcome, without gradients and batches.
+    """Counts of an attack's outcome, without those of gradients and batches.
 
-    raises_cross_entropy: see `Attack`. clean, attacked: logits [N,K] of clean and attacked images; labels: [N]; robust,
-    searched: [N] bool, right after the attack, and handed to the search; broken_by: as in the ledger.
+    raises_cross_entropy: see `Attack`. clean, attacked: logits [N,K] of clean and attacked images; labels: [N];
+    robust, searched: [N] bool, verdicts, and whether the sample was searched; broken_by: see `Outcome`.
     """
     before, after = margins(clean, labels), margins(attacked, labels)
     climbed = robust & searched if raises_cross_entropy else torch.zeros_like(robust)
@@ -51,19 +51,19 @@ def diagnose(
 
 
 def square_follows_gradients(spec: ResolvedAttack) -> bool:
-    """Whether Square is the last of several components: what it breaks, no gradient component broke."""
+    """Whether Square is the last of several components, so that no gradient component broke the samples it breaks."""
     components = list(spec.parameters.get("components") or ())
     return len(components) > 1 and components[-1] == "square"
 
 
 def targeted_follows_cross_entropy(spec: ResolvedAttack) -> bool:
-    """Whether APGD-T comes right after APGD-CE: what it breaks, the cross-entropy did not lead to."""
+    """Whether APGD-T comes right after APGD-CE, so that the cross-entropy did not break the samples it breaks."""
     components = list(spec.parameters.get("components") or ())
     return components[:2] == ["apgd-ce", "apgd-t"]
 
 
 def shape_of_outputs(outputs: Tensor) -> Diagnostics:
-    """Counts of the range and the shape of finite outputs [N,K], K at least 2, without `samples`."""
+    """Counts of the range of finite outputs [N,K], K at least 2, without `samples`."""
     outputs = outputs.double()
     low, high = outputs.amin(1), outputs.amax(1)
     size = torch.maximum(high, -low)
@@ -82,16 +82,16 @@ def shape_of_outputs(outputs: Tensor) -> Diagnostics:
 
 
 def probability_rows(outputs: Tensor) -> Tensor:
-    """True [N] for rows of outputs [N,K] that are non-negative and sum to 1 within `SUM_TOLERANCE`.
+    """Rows of outputs [N,K] that are non-negative and sum to 1 within `SUM_TOLERANCE`, [N] bool.
 
-    Log-probabilities are logits like any other and not meant here.
+    Log-probabilities are valid logits and do not count.
     """
     return (outputs >= 0).all(1) & ((outputs.double().sum(1) - 1).abs() <= SUM_TOLERANCE)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy [N] in float64 of logits [N,K], exact also where the label's share rounds to 1: a loss of 1e-20 and
-    one of 1e-30 differ, where log_softmax gives 0 for both."""
+    """Cross-entropy [N] in float64 of logits [N,K], exact also where the label's probability rounds to 1: losses of
+    1e-20 and 1e-30 differ, where log_softmax gives 0 for both."""
     logits = logits.double()
     own = logits.gather(1, labels[:, None]).squeeze(1)
     others = logits.scatter(1, labels[:, None], float("-inf")).logsumexp(1)
@@ -100,6 +100,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def zero_gradients(gradients: Tensor) -> Tensor:
-    """True [N] where the gradient [N,...] of a sample is exactly 0 or has an entry that is not finite."""
+    """Samples whose gradient [N,...] is exactly 0 or has an entry that is not finite, [N] bool."""
     rows = gradients.flatten(1)
     return (rows == 0).all(1) | ~rows.isfinite().all(1)

@@ -1,9 +1,8 @@
-"""One call of the model under test, which is not to be trusted with anything of the caller's.
+"""One call of the model under test, isolated from the caller's tensors.
 
-A model gets a private, contiguous copy of the images (float32 in every attack) in the default memory format, whatever a
-flow or a faster network used inside, so that a forward that writes into its input (`mul_`, `clamp_`) or calls `view`
-computes what it would compute on its own. It returns logits that are copied, so that an output buffer it uses again
-cannot change earlier results.
+The model gets a private, contiguous copy of the images in the default memory format, so that a forward that writes into
+its input (`mul_`, `clamp_`) or calls `view` works as it would on its own. Its logits are copied, so that an output
+buffer it reuses cannot change earlier results.
 """
 
 from collections.abc import Callable
@@ -20,7 +19,7 @@ Module = Callable[[Tensor], Any]
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory, the device's or the machine's, was too small."""
+    """Whether an exception means that memory of the device or the machine was too small."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in message_of(
@@ -41,7 +40,7 @@ def call_model(module: Module, images: Tensor) -> Tensor:
         raise
     except (
         BaseException
-    ) as error:  # SystemExit, KeyboardInterrupt and the like of the model's are no end of ours
+    ) as error:  # SystemExit or KeyboardInterrupt raised by the model must not end this program
         reraise_stop(error)
         if out_of_memory(error):
             raise

@@ -1,9 +1,9 @@
-"""The battery every model passes before it is attacked, in one place for all who attack or score models.
+"""Checks of a model before it is attacked or scored.
 
-A robust accuracy presumes a function of one image: the same logits whichever images share the batch, whichever place
-the image has in it, whether a gradient is asked for or not, and each time again; and a forward that changes nothing of
-the model. The battery makes about ten forwards of at most 32 images. What no probe can see beforehand (a function that
-changes later, or on attacked images only) is found at the end, see `robbench.attacks.trust.audit`.
+A robust accuracy presumes that logits are a function of one image: the same for any other images in the batch, any
+position in it, with and without gradients, and at every call; and that a forward does not change the model. The checks
+take about ten forwards of at most 32 images. A function that changes later, or on attacked images only, is found after
+the attack, see `robbench.attacks.trust.audit`.
 """
 
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ from robbench.core.errors import UserError
 from robbench.models.state import ModelState
 
 PROBED = 32  # images, at most
-FEWEST = 8  # fewer images get transformed copies of themselves for company
+FEWEST = 8  # fewer images are complemented by transformed copies of themselves
 ALONE = 3  # images scored in a batch of their own
 STANDARD_ERRORS = 8.0  # between two means of a randomised model's logits
 
 
 class RandomisedModelError(UserError):
-    """The model gives the same images other logits a second time."""
+    """The model's logits for the same images differ between two calls."""
 
 
 @dataclass(frozen=True)
 class Passed:
-    """What the battery saw of a model that passed it.
+    """Result of the checks of a model that passed them.
 
     Attributes:
-        images: those tried, [n,C,H,W].
+        images: the images used, [n,C,H,W].
         gap: largest relative gap of logits between two batches; 0 for rounding.
-        draws: of a randomised model, its logits [draws,n,K] for `images`; None of others.
+        draws: logits [draws,n,K] of a randomised model for `images`; None for other models.
     """
 
     images: Tensor
@@ -43,12 +43,12 @@ class Passed:
 
 
 def check_model(victim: Victim, images: Tensor) -> Passed:
-    """Try `victim` on `images` [N,C,H,W] in [0,1].
+    """Check `victim` on the first of `images` [N,C,H,W] in [0,1].
 
-    Under `victim.draws` above 1 the model is randomised by declaration, and means of that many forwards are compared,
-    within their spread. A gap that arithmetic may explain (layers quantised by the range of the batch make one) is
-    returned for the caller to report. Raises `UserError` in one line when the logits depend on the batch, on the
-    gradient mode or on chance, are not finite, or when a forward changes the model.
+    With `victim.draws` above 1 the model is declared as randomised, and means of that many forwards are compared within
+    their spread. A gap that arithmetic can explain (as of layers quantised by the range of the batch) is returned for
+    the caller to report. `UserError` when the logits depend on the batch, on the gradient mode or on chance, or are not
+    finite, and when a forward changes the model.
     """
     probe = _probe(images, max(victim.batch_size, 2))
     if not len(probe):
@@ -69,7 +69,7 @@ def check_model(victim: Victim, images: Tensor) -> Passed:
 
 
 def _probe(images: Tensor, most: int) -> Tensor:
-    """The first images, with mirrored, turned and inverted copies for company where there are few."""
+    """The first images, complemented by mirrored, rotated and inverted copies where there are few."""
     few = images[: min(PROBED, most)]
     if 0 < len(few) < FEWEST:
         copies = (few, few.flip(3), few.flip(2), 1.0 - few, few.flip(2, 3), 1.0 - few.flip(3))
@@ -79,7 +79,7 @@ def _probe(images: Tensor, most: int) -> Tensor:
 
 def _compare(victim: Victim, probe: Tensor, reference: Tensor) -> float:
     n, limit = len(probe), largest_explained_gap(victim.module)
-    _refuse_randomised(relative_gaps(reference, victim.scored(probe, n)))
+    _refuse_randomised(relative_gaps(reference, victim.score(probe, n)))
     gaps = torch.cat([relative_gaps(reference, other) for other in _in_other_batches(victim, probe)])
     worst = float(gaps.max())
     if worst > limit:
@@ -115,7 +115,7 @@ def _batch_dependent(seen: str) -> UserError:
 
 
 def _with_graph(victim: Victim, probe: Tensor, reference: Tensor) -> Tensor:
-    """Logits of a forward that keeps a graph; `reference` where the model has none, which attacks explain."""
+    """Logits of a forward with gradients; `reference` where the model is not differentiable, which attacks report."""
     point = probe.to(victim.device).detach().requires_grad_(True)
     try:
         with torch.enable_grad():
@@ -127,26 +127,27 @@ def _with_graph(victim: Victim, probe: Tensor, reference: Tensor) -> Tensor:
 
 
 def _in_other_batches(victim: Victim, probe: Tensor) -> list[Tensor]:
-    """Logits of the probe in reverse order, of some images alone, and of images each among copies of itself."""
+    """Logits of the probe in reverse order, with some images alone, with one among copies of itself, and shifted."""
     n = len(probe)
-    backwards = victim.scored(probe.flip(0), n).flip(0)
+    backwards = victim.score(probe.flip(0), n).flip(0)
     rows = torch.linspace(0, n - 1, min(ALONE, n)).long()
     alone = backwards.clone()
-    alone[rows] = victim.scored(probe[rows], 1)
+    alone[rows] = victim.score(probe[rows], 1)
     repeated = backwards.clone()
     copies = max(2, n // 4)
-    repeated[rows[-1]] = victim.scored(probe[rows[-1:]].expand(copies, -1, -1, -1), copies)[-1]
-    shifted = victim.scored(probe.roll(n // 2, 0), max(1, n // 2 + 1)).roll(-(n // 2), 0)
+    repeated[rows[-1]] = victim.score(probe[rows[-1:]].expand(copies, -1, -1, -1), copies)[-1]
+    shifted = victim.score(probe.roll(n // 2, 0), max(1, n // 2 + 1)).roll(-(n // 2), 0)
     return [backwards, alone, repeated, shifted]
 
 
 def _compare_means(victim: Victim, probe: Tensor) -> Tensor:
-    """For randomised models: means in order, in reverse order and alone, within their spread; the draws in order."""
+    """The draws [draws,n,K] of a randomised model for `probe`; `UserError` where its means in reverse order, or of
+    images alone, differ from theirs by more than their spread."""
     n = len(probe)
-    reference = victim.scored_draws(probe, n)
-    backwards = victim.scored_draws(probe.flip(0), n).flip(1)
+    reference = victim.score_draws(probe, n)
+    backwards = victim.score_draws(probe.flip(0), n).flip(1)
     rows = torch.linspace(0, n - 1, min(ALONE, n)).long()
-    alone = victim.scored_draws(probe[rows], 1)
+    alone = victim.score_draws(probe[rows], 1)
     worst = max(
         float(spread_gaps(reference, backwards).max()), float(spread_gaps(reference[:, rows], alone).max())
     )

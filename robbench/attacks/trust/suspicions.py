@@ -1,7 +1,7 @@
-"""What a reader must know besides the verdicts: squashed outputs, signs of masked gradients, halved batches.
+"""Reasons to doubt a number: squashed outputs, signs of masked gradients, halved batches.
 
 Nothing here changes a verdict. The signs are those of Athalye et al. (2018, section 3.1) and of the checks in the
-reference AutoAttack (Croce & Hein 2020), as counts: `Diagnostics` of shards add up, and are judged once, over the cell.
+reference AutoAttack (Croce & Hein 2020), as counts: `Diagnostics` of shards are added and judged over the whole cell.
 """
 
 import math
@@ -30,21 +30,21 @@ Kind = Literal[
 SQUARE_SHARE = (
     0.002  # of all samples that only Square breaks: the reference's threshold, here what chance may bring
 )
-LEAST_FOR_CHANCE = 20  # samples, below which an interval excludes hardly anything
+LEAST_FOR_CHANCE = 20  # samples; with fewer an interval excludes hardly anything
 CONFIDENCE = 0.95  # of the intervals that must exclude chance
-LEAST_ROWS = 10  # outputs below which their range says nothing
+LEAST_ROWS = 10  # outputs; the range of fewer is not informative
 SAME_FLOOR = 0.01  # standard deviation of the rows' smallest outputs, as a share of the rows' mean range
 WEAK_SHARE = 0.2  # of the samples that APGD-CE left; more that APGD-T breaks are suspicious
 WEAK_OF_ALL = 0.1  # and more than this share of all samples
 
 
 class RobbenchWarning(UserWarning):
-    """A number was measured and something about it is suspicious; the text says what, and the next step."""
+    """A number was measured and is suspicious; the text gives the reason and the next step."""
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """One finding. numbers: by name, what the text is made of. text: one line that ends in the next step."""
+    """One finding. numbers: those in the text, by name. text: one line that ends with the next step."""
 
     kind: Kind
     numbers: dict[str, float]
@@ -55,21 +55,21 @@ class Diagnostics(Strict):
     """Counts of one call of an attack, or with `+` of several on other samples of the same model.
 
     Attributes:
-        samples: scored clean.
+        samples: all of the call.
         probability_rows: samples whose clean output is non-negative and sums to 1.
-        shaped: samples whose range of outputs was looked at.
-        unit_rows, signed_rows: of these, with outputs in [0,1] and in [-1,1].
-        unit_reached, signed_reached: of those, with an output of size 0.5 and 0.75 at least.
+        shaped: samples whose range of outputs was recorded.
+        unit_rows, signed_rows: of these, the ones with outputs in [0,1] and in [-1,1].
+        unit_reached, signed_reached: of those, the ones with an output of size at least 0.5 and 0.75.
         floor_sum, floor_squares, range_sum: sums over samples of the smallest output, of its square, and of the
             largest minus the smallest.
-        probed, zero_gradients: clean images whose input gradient of the cross-entropy was looked at, and those where
+        probed, zero_gradients: clean images whose input gradient of the cross-entropy was inspected, and those where
             it is exactly 0 or not finite.
         gradients, zero_steps: gradients that searches followed, and those without an entry that is finite and not 0.
         weak_given, weak_broke: samples that APGD-CE left to APGD-T, and of them those that APGD-T broke.
         square_given, square_broke: samples that no gradient component of an ensemble broke, and of them those that
             Square broke.
-        held, loss_before, loss_after: samples that stayed robust under an attack that raises the cross-entropy, and
-            the sums of it before and after.
+        held, loss_before, loss_after: robust samples under an attack that raises the cross-entropy, and the sums of
+            their cross-entropy before and after it.
         batch_asked, batch_fits: batch sizes before and after halving, 0 for not halved.
         clean_right, classes: samples right before the attack; classes of the model, 0 where unknown.
         clean_ties, attacked_ties: clean and attacked images whose label's logit equals the largest other one.
@@ -122,7 +122,7 @@ class Diagnostics(Strict):
 
     @property
     def suspicions(self) -> tuple[Suspicion, ...]:
-        """What the counts give away, most serious first."""
+        """Findings from the counts, most serious first."""
         found = (
             self._chance(),
             self._not_finite(),
@@ -169,7 +169,7 @@ class Diagnostics(Strict):
             "batch-gap",
             {"gap": self.batch_gap, "flips": self.batch_flips},
             f"logits of an image differ by up to {100 * self.batch_gap:.2g} % of their size between two batches, and "
-            f"{_counted(self.batch_flips)} had another verdict in the second: the worse one counts; layers quantised "
+            f"{_samples(self.batch_flips)} had another verdict in the second: the worse one counts; layers quantised "
             f"by the range of the whole batch, or low precision inside the model, do this",
         )
 
@@ -284,7 +284,7 @@ class Diagnostics(Strict):
             "flat-loss",
             {"held": self.held, "before": before, "after": after},
             f"the attack did not raise the loss: mean cross-entropy {before:.4g} before and {after:.4g} after it over "
-            f"the {_counted(self.held)} that stayed robust; gradients may be masked: compare with square and aa",
+            f"the {_samples(self.held)} that stayed robust; gradients may be masked: compare with square and aa",
         )
 
     def _batch(self) -> Suspicion | None:
@@ -306,5 +306,6 @@ def exact_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tu
     return low, high
 
 
-def _counted(samples: int) -> str:
-    return f"{samples} sample" + ("" if samples == 1 else "s")
+def _samples(count: int) -> str:
+    """ "1 sample", "2000 samples": without separators, since bundles are verified by the exact text."""
+    return f"{count} sample" + ("" if count == 1 else "s")

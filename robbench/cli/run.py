@@ -12,7 +12,7 @@ from robbench.core.places import check_output_folder
 from robbench.core.terminal import Terminal, print_line
 from robbench.report.files import publish
 from robbench.run.cells import Cell
-from robbench.run.executor import execute, opened_backend
+from robbench.run.executor import execute, open_backend
 from robbench.run.plan import Plan, RunRequest, build_plan
 from robbench.run.progress import run_progress
 from robbench.run.rates import PlanRates, format_hours
@@ -62,7 +62,7 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     console = Terminal()
     for warning in plan.warnings:
         console.print(f"Suspicious: {warning}", style="yellow", markup=False, soft_wrap=True)
-    with opened_backend(plan) as backend, opened(folder, plan.run, fresh) as ledger:
+    with open_backend(plan) as backend, opened(folder, plan.run, fresh) as ledger:
         records = [cell.record for cell in plan.cells]
         with run_progress(console, records, len(plan.samples)) as progress:
             execute(plan, ledger, progress, backend)

@@ -105,7 +105,7 @@ def samples_report(request: SamplesRequest, out: Path) -> list[Path]:
     from robbench.core.resources import write_text_atomically
     from robbench.models.loading import load_flow
     from robbench.models.zoo import zoo_entries
-    from robbench.run.flow_samples import scored_samples
+    from robbench.run.flow_samples import score_samples
 
     check_output_folder(out)
     device, entries = resolve_device(request.device), zoo_entries(request.zoo)
@@ -119,7 +119,7 @@ def samples_report(request: SamplesRequest, out: Path) -> list[Path]:
                 f"--model {name!r} models {entry.card.dataset} and --under {request.under!r} {under.card.dataset}; "
                 f"name flows of one data set"
             )
-        found = scored_samples(load_flow(entry, device), judge, request.temperatures, request.n, request.seed)
+        found = score_samples(load_flow(entry, device), judge, request.temperatures, request.n, request.seed)
         lines += [(f"samples of {entry.card.name}", one) for one in found]
     _print(lines, under.card.name)
     path = out / "samples.csv"
@@ -144,15 +144,15 @@ def _reference_lines(
 
     from robbench.attacks.likelihood import noise_images
     from robbench.data import load_dataset, sample_ids
-    from robbench.run.flow_samples import scored_images
+    from robbench.run.flow_samples import score_images
 
     dataset = load_dataset(dataset_name, request.data_dir, request.data)
     ids = sample_ids(dataset.test, min(request.n, len(dataset.test)), request.seed)
     images, _ = dataset.test.by_ids(ids)
     noise = noise_images(request.seed, torch.tensor(ids), judge.input_shape, judge.grey_levels)
     return [
-        ("test images", scored_images(judge, images.to(device), request.seed)),
-        ("uniform noise images", scored_images(judge, noise.to(device), request.seed)),
+        ("test images", score_images(judge, images.to(device), request.seed)),
+        ("uniform noise images", score_images(judge, noise.to(device), request.seed)),
     ]
 
 

@@ -41,13 +41,13 @@ def download(
     problem: Callable[[Path], str | None],
     label: str,
     most_bytes: int = MOST_BYTES,
+    advice: str = "or name the folder that holds it with --checkpoints or ROBBENCH_CHECKPOINTS",
 ) -> None:
     """Fetch `target` from the first of `urls` that gives the right file.
 
-    problem: why a file is not the one that is meant, or None. label: what the messages call it. most_bytes: a larger
-    file is not the one that is meant; where the server announces its size nothing of it is read. Nothing is left in
-    the place of `target` unless the file is right. `UserError` with every URL's failure and where to put the file by
-    hand.
+    problem: returns why a file is wrong, or None. label: name of the file in messages. most_bytes: a larger file is
+    wrong; where the server announces its size nothing of it is read. advice: how else to provide the file. Nothing is
+    left at `target` unless the file is right. `UserError` with every URL's failure and where to put the file by hand.
     """
     failures = []
     for url in urls:
@@ -57,8 +57,7 @@ def download(
         except _Failed as failure:
             failures.append(f"{url}: {failure}")
     raise UserError(
-        f"{label} cannot be downloaded ({'; '.join(failures)}); get it another way and put it at {target}, "
-        f"or name the folder that holds it with --checkpoints or ROBBENCH_CHECKPOINTS"
+        f"{label} cannot be downloaded ({'; '.join(failures)}); get it another way and put it at {target}, {advice}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The cells of a run: a model loaded and tried, an attack built, and the record that names the pair."""
+"""The cells of a run: a loaded and tested model, a built attack, and the record that identifies the pair."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -43,19 +43,19 @@ AnyAttack = TypeVar("AnyAttack", bound=NamedAttack)
 
 @dataclass(frozen=True)
 class Cell(ABC):
-    """One (model, attack) of the matrix, ready to run. record: its identity, status "running"."""
+    """One (model, attack) of a run, ready to compute. record: its identity, with status "running"."""
 
     record: CellRecord
     attack: NamedAttack
 
     @property
     def cost(self) -> Cost:
-        """The most model calls that a sample can need."""
+        """The largest number of model calls per sample."""
         return self.attack.cost
 
     @abstractmethod
     def multiply_adds(self, x: Tensor, y: Tensor) -> float:
-        """Of one call as a search makes it, for an image x [1,C,H,W] with its label y [1], on the CPU."""
+        """Multiply-adds of one model call of a search on the CPU, for an image x [1,C,H,W] with label y [1]."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,19 @@ class FlowCell(Cell):
 
 @dataclass(frozen=True)
 class CellBuilder:
-    """Makes cells: loads and tries models, builds attacks.
+    """Makes cells: loads and tests models, builds attacks.
 
     Attributes:
         seed: seed of the run.
-        batch_size: images at once.
-        likelihood_dtype: in which flows score images.
+        batch_size: images per batch.
+        likelihood_dtype: precision in which flows score images.
         compiled: whether attacks search classifiers with torch.compile.
         dataset: the data set.
-        samples: requested sample ids in the order drawn; models are tried on the first of them.
-        device: where models are loaded.
-        flow: what latent attacks search and what scores the images of classifier cells in bits/dim.
+        samples: requested sample ids in the order drawn; models are tested on the first of them.
+        device: of the models.
+        flow: flow of latent attacks, and of the bits/dim of attacked images of classifiers.
         flow_card: the card of `flow`.
-        warn: is called with what is suspicious of a model before it is attacked.
+        warn: called with every suspicion about a model before it is attacked.
     """
 
     seed: int
@@ -120,20 +120,20 @@ class CellBuilder:
 
     def _attack(self, spec: ResolvedAttack) -> Attack:
         with _foreign_attack(spec):
-            return _asked(build_attack(spec, self.flow))
+            return _try_properties(build_attack(spec, self.flow))
 
     def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:
-        _same_shape(entry.card, self.dataset)
+        _require_same_shape(entry.card, self.dataset)
         randomised = any(attack.verdict_forwards > 1 for attack in attacks)
-        model = self._tried(load_model(entry, self.device), randomised)
+        model = self._try_model(load_model(entry, self.device), randomised)
         for attack in attacks:
-            # The likelihood of what nobody searched for says nothing, and 75 corruptions would cost hours of it.
+            # The likelihood of corrupted images is of no interest, and would take hours for 75 corruptions.
             flow = self.flow_card if attack.spec.bounded else None
             yield ClassifierCell(self._record(model.card, attack, flow, "fp32"), attack, model)
 
-    def _tried(self, model: LoadedModel, randomised: bool) -> LoadedModel:
-        """The model, after it classified a block of images and passed the battery every attack begins with: what is
-        wrong with it shows before any attack runs. randomised: whether an attack for randomised models is planned."""
+    def _try_model(self, model: LoadedModel, randomised: bool) -> LoadedModel:
+        """The model, after it classified a block of images and passed the checks with which every attack begins, so
+        that its errors show before any attack runs. randomised: whether an attack on randomised models is planned."""
         name, dataset = model.card.name, self.dataset
         x, y = dataset.test.by_ids(self.samples[:SHARD_SIZE])
         victim = Victim(model.module, self.device, SHARD_SIZE)
@@ -148,7 +148,7 @@ class CellBuilder:
             return model
         except UserError as error:
             raise UserError(f"model {name!r}: {error}") from error
-        except BaseException as error:  # lack of memory, and what nobody thought of
+        except BaseException as error:  # lack of memory, and whatever a foreign model raises
             reraise_stop(error)
             raise UserError(
                 f"model {name!r} fails on images {dataset.shape}: {cause(error)}; correct its architecture or weights"
@@ -160,9 +160,9 @@ class CellBuilder:
         return model
 
     def _flow_cells(self, entry: ZooEntry, attacks: Sequence[LikelihoodAttack]) -> Iterator[Cell]:
-        _same_shape(entry.card, self.dataset)
+        _require_same_shape(entry.card, self.dataset)
         model = load_flow_model(entry, self.device, self.likelihood_dtype)
-        _tried_flow(model, self.dataset, self.samples, self.device)
+        _try_flow(model, self.dataset, self.samples, self.device)
         precision: Precision = "fp64" if self.likelihood_dtype == torch.float64 else "fp32"
         for attack in attacks:
             yield FlowCell(self._record(model.card, attack, None, precision), attack, model)
@@ -206,15 +206,15 @@ class CellBuilder:
 
 def _likelihood_attack(spec: ResolvedAttack) -> LikelihoodAttack:
     with _foreign_attack(spec):
-        return _asked(build_likelihood_attack(spec))
+        return _try_properties(build_likelihood_attack(spec))
 
 
 def _foreign_attack(spec: ResolvedAttack) -> AbstractContextManager[None]:
     return foreign_code(f"attack {spec.label!r}", "repair the package that it comes from, or leave it out")
 
 
-def _asked(attack: AnyAttack) -> AnyAttack:
-    """The attack, after what is asked of it later, in the middle of a run, has answered once."""
+def _try_properties(attack: AnyAttack) -> AnyAttack:
+    """The attack, after its properties that are needed later in the run were evaluated once."""
     _ = attack.cost, attack.engine, attack.batch_dependent
     return attack
 
@@ -227,7 +227,7 @@ def _require_classes(name: str, logits: Tensor, dataset: Dataset) -> None:
         )
 
 
-def _same_shape(card: ModelCard, dataset: Dataset) -> None:
+def _require_same_shape(card: ModelCard, dataset: Dataset) -> None:
     if card.input_shape != dataset.shape:
         raise UserError(
             f"model {card.name!r} takes images {card.input_shape}, {dataset.name} has {dataset.shape}; "
@@ -235,8 +235,8 @@ def _same_shape(card: ModelCard, dataset: Dataset) -> None:
         )
 
 
-def _tried_flow(model: LoadedFlow, dataset: Dataset, samples: Sequence[int], device: torch.device) -> None:
-    """`UserError` unless the flow fits the data set and scores some of a block of its images."""
+def _try_flow(model: LoadedFlow, dataset: Dataset, samples: Sequence[int], device: torch.device) -> None:
+    """`UserError` unless the flow fits the data set and gives a finite likelihood to some images of a block."""
     name, flow = model.card.name, model.judge
     if flow.grey_levels != dataset.grey_levels:
         raise UserError(

@@ -1,7 +1,7 @@
-"""The driver of a run: which shards the ledger lacks, who computes them, and storing them as they arrive.
+"""The driver of a run: finds the shards that the ledger lacks, lets a backend compute them, stores them as they arrive.
 
-A backend only computes. Ledger, progress and cell records belong to the driver, whatever the backend, so that a run can
-stop at any moment and be completed by either.
+A backend only computes; ledger, progress and cell records belong to the driver. So a run can stop at any moment and be
+completed by either backend.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from robbench.core.stops import check_stop, reraise_stop
 from robbench.run.cells import Cell, ClassifierCell
 from robbench.run.plan import Plan
 from robbench.run.progress import RunProgress
-from robbench.run.ray_backend import connected
+from robbench.run.ray_backend import open_ray_backend
 from robbench.run.shard_work import (
     CleanLikelihood,
     ShardFailure,
@@ -34,18 +34,18 @@ from robbench.store.shards import shown_values
 
 
 class Backend(Protocol):
-    """Computes shards. longest_first: whether cells are to be handed out by falling cost, not in plan order."""
+    """Computes shards. longest_first: whether it takes cells by decreasing cost rather than in plan order."""
 
     @property
     def longest_first(self) -> bool: ...
 
     def results(self, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardRows | ShardFailure]]:
-        """Every task with its result, in any order. Tasks are taken from the iterator as there is room for them."""
+        """Every task with its result, in any order. Tasks are taken from the iterator when there is room for them."""
 
 
 @dataclass(frozen=True)
 class LocalBackend:
-    """In process, shard after shard."""
+    """Computes in this process, one shard after another."""
 
     work: ShardWork
     longest_first: bool = False
@@ -53,23 +53,23 @@ class LocalBackend:
     def results(self, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardRows | ShardFailure]]:
         for task in tasks:
             result = self.work.shard(task.cell, task.ids)
-            check_stop()  # of a Ctrl-C that code inside has swallowed, a result would be a whim of the moment
+            check_stop()  # where foreign code has swallowed a Ctrl-C, its result means nothing
             yield task, result
 
 
 @contextmanager
-def opened_backend(plan: Plan) -> Iterator[Backend]:
-    """The backend of a plan; what it holds is freed, and what it still computes is stopped, on the way out."""
+def open_backend(plan: Plan) -> Iterator[Backend]:
+    """The backend of a plan; on exit running tasks are stopped and resources freed."""
     work = shard_work(plan)
     if plan.ray is None:
         yield LocalBackend(work)
         return
-    with connected(plan.ray, work) as backend:
+    with open_ray_backend(plan.ray, work) as backend:
         yield backend
 
 
 def shard_work(plan: Plan) -> ShardWork:
-    """What computes the shards of a plan, with modules on the plan's device."""
+    """The `ShardWork` of a plan, with modules on the plan's device."""
     seed, device, batch_size = plan.run.seed, plan.device, plan.batch_size
     return ShardWork(
         split=plan.dataset.test,
@@ -85,9 +85,8 @@ def shard_work(plan: Plan) -> ShardWork:
 def execute(plan: Plan, ledger: Ledger, progress: RunProgress, backend: Backend) -> list[CellRecord]:
     """Complete every cell of `plan` in `ledger`; returns their records in plan order.
 
-    A failing attack fails its cell and nothing else. Interrupt it at any moment: finished shards stay. Every cell has
-    an end state, "ok" or "failed", whatever ended the backend. `UserError` when the folder is removed or renamed
-    meanwhile.
+    A failing attack fails its cell only. After an interruption the finished shards remain. Every cell ends as "ok" or
+    "failed", also when the backend stops early. `UserError` when the folder is removed or renamed meanwhile.
     """
     ledger.write_run(plan.run, plan.cards, [cell.record for cell in plan.cells])
     _keep_originals(plan, ledger, progress)
@@ -95,7 +94,7 @@ def execute(plan: Plan, ledger: Ledger, progress: RunProgress, backend: Backend)
 
 
 def _keep_originals(plan: Plan, ledger: Ledger, progress: RunProgress) -> None:
-    """The clean images beside the adversarial ones that are kept, so that a report needs no data set."""
+    """Store the clean images of the kept adversarial ones, so that a report needs no data set."""
     kept = plan.samples[: plan.keep_examples]
     images, _ = plan.dataset.test.by_ids(kept)
 
@@ -107,15 +106,15 @@ def _keep_originals(plan: Plan, ledger: Ledger, progress: RunProgress) -> None:
 
 
 @dataclass
-class _Open:
-    """A cell that the ledger was read for.
+class _OpenCell:
+    """State of a cell whose ledger rows were read.
 
     Attributes:
-        number: its place in the plan, from 0.
+        number: index in the plan, from 0.
         cell: the cell.
-        values: `shown_values` of the requested samples that the ledger has.
-        waiting: (block, sample ids) still to hand out.
-        computing: blocks handed out.
+        values: `shown_values` of the requested samples in the ledger.
+        waiting: (block, sample ids) not yet given to the backend.
+        computing: blocks given to the backend.
         failure: the earliest block that failed, and how; None without any.
         device: see `CellRecord.device`.
     """
@@ -130,17 +129,17 @@ class _Open:
 
     @property
     def record(self) -> CellRecord:
-        """The cell's record as far as the ledger has its samples."""
+        """The cell's record, with the devices that computed its rows so far."""
         return self.cell.record.model_copy(update={"device": self.device})
 
     @property
     def expected_cost(self) -> int:
-        """Model calls still to make, at most."""
+        """Largest number of model calls still to make."""
         cost = self.cell.cost
         return (cost.forwards + cost.backwards) * sum(len(ids) for _, ids in self.waiting)
 
     def fail(self, block: int, failure: ShardFailure) -> None:
-        """Hand out no more; blocks before this one are handed out already, and one of them may fail too."""
+        """Give no more blocks to the backend; earlier blocks are computing already, and may fail too."""
         self.waiting.clear()
         if self.failure is None or block < self.failure[0]:
             self.failure = (block, failure)
@@ -153,7 +152,7 @@ class _Driver:
     progress: RunProgress
     backend: Backend
     _place: Place = field(init=False)
-    _open: dict[int, _Open] = field(default_factory=dict)
+    _open: dict[int, _OpenCell] = field(default_factory=dict)
     _records: dict[int, CellRecord] = field(default_factory=dict)
     _clean: dict[str, CleanScore | None] = field(default_factory=dict)
 
@@ -173,13 +172,13 @@ class _Driver:
         return [self._records[number] for number in range(len(self.plan.cells))]
 
     def _fail_unended(self) -> None:
-        """An end state for cells that a backend left without one: a loop that ends is not yet a run that is done."""
+        """Fail the cells whose samples a backend that stopped early did not all compute."""
         for number, cell in enumerate(self.plan.cells):
             if number in self._records:
                 continue
             if number not in self._open:
-                self._open[number] = _Open(number, cell, self._present(cell), deque())
-                self.progress.started(number, cell.record, len(self._open[number].values))
+                self._open[number] = _OpenCell(number, cell, self._read_values(cell), deque())
+                self.progress.on_start(number, cell.record, len(self._open[number].values))
             left = self._open[number]
             left.computing.clear()
             error = "the backend ended before every sample was computed; run the same command again"
@@ -188,7 +187,7 @@ class _Driver:
 
     # ---------------------------------------------------------------------------------------------- what is missing
     def _tasks(self) -> Iterator[ShardTask]:
-        """What is missing, cell after cell; a cell starts when its first shard is asked for."""
+        """The missing shards, cell after cell; a cell starts when its first shard is requested."""
         for cell in self._in_order():
             self._start(cell)
             while cell.waiting:
@@ -198,41 +197,41 @@ class _Driver:
                 cell.computing.add(block)
                 yield ShardTask(cell.number, cell.cell, block, ids)
 
-    def _in_order(self) -> Iterator[_Open]:
-        cells = (self._read(number, cell) for number, cell in enumerate(self.plan.cells))
+    def _in_order(self) -> Iterator[_OpenCell]:
+        cells = (self._read_cell(number, cell) for number, cell in enumerate(self.plan.cells))
         if not self.backend.longest_first:
             yield from cells
             return
-        incomplete: list[_Open] = []
+        incomplete: list[_OpenCell] = []
         for cell in cells:
             if cell.waiting:
                 incomplete.append(cell)
             else:
                 yield cell
-        # Popped, so that the values of a finished cell leave memory; of equals, the first in the plan comes first.
+        # `pop` frees the values of finished cells; of equal costs the first in the plan comes first.
         incomplete.sort(key=lambda cell: (cell.expected_cost, -cell.number))
         while incomplete:
             yield incomplete.pop()
 
-    def _read(self, number: int, cell: Cell) -> _Open:
-        values = self._present(cell)
+    def _read_cell(self, number: int, cell: Cell) -> _OpenCell:
+        values = self._read_values(cell)
         waiting: deque[tuple[int, tuple[int, ...]]] = deque()
         for block, requested in self.plan.blocks():
             missing = tuple(i for i in requested if i not in values)
             if missing:
                 waiting.append((block, requested if cell.attack.batch_dependent else missing))
-        return _Open(number, cell, values, waiting, device=self._device(cell) if values else "")
+        return _OpenCell(number, cell, values, waiting, device=self._device(cell) if values else "")
 
     def _device(self, cell: Cell) -> str:
-        """What computed the samples that the ledger has; "" where nobody wrote it down."""
+        """Devices that computed the samples in the ledger; "" where they were not recorded."""
         try:
             record = self.ledger.read_cell(cell.record.hash)
         except UserError:  # a damaged cell.json is written again
             return ""
         return record.device if record is not None else ""
 
-    def _present(self, cell: Cell) -> dict[int, float]:
-        """`shown_values` of the requested samples in the ledger; bad shards go to quarantine, each with a line."""
+    def _read_values(self, cell: Cell) -> dict[int, float]:
+        """`shown_values` of the requested samples in the ledger; damaged shards are quarantined and reported."""
         known = frozenset(int(i) for i in self.plan.dataset.test.ids.tolist())
         values: dict[int, float] = {}
         for shard in self.ledger.shards(cell.record.hash, self._quarantine, known):
@@ -247,21 +246,21 @@ class _Driver:
         )
 
     def _put_aside(self, cell: str, block: Sequence[int]) -> None:
-        """Move shards that hold a part of `block` out of the way: in an attack whose results depend on the batch,
-        a sample added to a block changes the others, and a block is computed whole or not at all."""
+        """Move shards aside that contain samples of `block`: where results depend on the batch, an added sample changes
+        the others, so that a block is computed as a whole."""
         shards = self.ledger.shards(cell, _ignore)
         self.ledger.supersede([shard.path for shard in shards if not set(shard.ids).isdisjoint(block)])
 
     # ------------------------------------------------------------------------------------------ start, store and end
-    def _start(self, cell: _Open) -> None:
+    def _start(self, cell: _OpenCell) -> None:
         self._place.require()
         self._open[cell.number] = cell
-        self.progress.started(cell.number, cell.cell.record, len(cell.values))
+        self.progress.on_start(cell.number, cell.cell.record, len(cell.values))
         if cell.waiting:
             self.ledger.write_cell(cell.record)
         self._end_if_done(cell)
 
-    def _store(self, cell: _Open, task: ShardTask, rows: ShardRows) -> None:
+    def _store(self, cell: _OpenCell, task: ShardTask, rows: ShardRows) -> None:
         record = cell.cell.record
         self._place.require()
         try:
@@ -276,28 +275,27 @@ class _Driver:
                 f"make room and run the same command again"
             ) from error
         cell.values.update(shown_values(rows.table, record.attack.semantics))
-        self.progress.advanced(cell.number, len(cell.values), score_text(record, cell.values))
+        self.progress.on_advance(cell.number, len(cell.values), score_text(record, cell.values))
 
-    def _end_if_done(self, cell: _Open) -> None:
+    def _end_if_done(self, cell: _OpenCell) -> None:
         if cell.waiting or cell.computing:
             return
         record = cell.record
         status: Status = "failed" if cell.failure else "ok"
         reason = {"error": cell.failure[1].error, "details": cell.failure[1].details} if cell.failure else {}
-        seconds, suspicions = self._of_shards(record.hash)
+        seconds, suspicions = self._sum_shards(record.hash)
         changes = {"status": status, **reason, "seconds": seconds, "suspicions": suspicions}
         if cell.failure:
             changes["clean"] = self._clean_score(cell.cell)
         record = record.model_copy(update=changes)
         self._place.require()
         self.ledger.write_cell(record)
-        self.progress.ended(cell.number, record, len(cell.values), score_text(record, cell.values))
+        self.progress.on_end(cell.number, record, len(cell.values), score_text(record, cell.values))
         self._records[cell.number] = record
         del self._open[cell.number]
 
     def _clean_score(self, cell: Cell) -> CleanScore | None:
-        """What the model of a failed attack does without it, so that a failed attack does not take the clean accuracy
-        with it; None where the clean images fail too."""
+        """Clean accuracy of the model of a failed attack, so that it is not lost; None where clean images fail too."""
         if not isinstance(cell, ClassifierCell):
             return None
         name = cell.record.model
@@ -307,24 +305,24 @@ class _Driver:
                 self._clean[name] = clean_score(
                     cell.model.module, x, y, self.plan.device, self.plan.batch_size
                 )
-            except BaseException as error:  # somebody else's forward, which has failed once already
+            except BaseException as error:  # a foreign forward, which has failed once already
                 reraise_stop(error)
                 self._clean[name] = None
         return self._clean[name]
 
-    def _of_shards(self, cell: str) -> tuple[float, tuple[str, ...]]:
-        """Seconds of all shards of a cell, also of earlier runs, and what their counts together make suspicious."""
+    def _sum_shards(self, cell: str) -> tuple[float, tuple[str, ...]]:
+        """Seconds of all shards of a cell, earlier runs included, and the suspicions that follow from their counts."""
         shards = self.ledger.shards(cell, _ignore)
         found = sum_diagnostics(shards).suspicions
         return round(sum(shard.seconds for shard in shards), 3), tuple(one.text for one in found)
 
 
 def _ignore(path: Path, reason: str) -> None:
-    """For a second look at a cell whose bad shards went to quarantine at the first."""
+    """Ignore damaged shards of a cell that were quarantined and reported before."""
 
 
 def score_text(record: CellRecord, values: Mapping[int, float]) -> str:
-    """What a cell's samples say so far: "robust accuracy 73.06 %", or "mean 3.21 bits/dim" over the finite ones."""
+    """The score of a cell's samples so far: "robust accuracy 73.06 %", or "mean 3.21 bits/dim" over the finite ones."""
     if not values:
         return "-"
     if record.attack.target == "classifier":

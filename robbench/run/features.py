@@ -3,20 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from shutil import copyfileobj
 from typing import Any
-from urllib.request import urlopen
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from robbench.core.download import LimitedFile, TooLarge
+from robbench.core.download import download, wrong_digest
 from robbench.core.errors import UserError
-from robbench.core.resources import cache_folder, sha256_file, write_atomically
+from robbench.core.resources import cache_folder, sha256_file
 from robbench.core.schema import canonical_hash
 from robbench.models.entry import ZooEntry
 from robbench.models.loading import load_model
@@ -26,7 +23,6 @@ INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{INCEPTION_FILE}"
 # Its first 8 digits are in the file's name, as torch.hub wants it.
 INCEPTION_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-DOWNLOAD_SECONDS = 30
 INCEPTION_BYTES = 128 << 20  # more than it has, 91 MiB
 
 
@@ -34,9 +30,13 @@ INCEPTION_BYTES = 128 << 20  # more than it has, 91 MiB
 class FeatureExtractor:
     """A frozen network that turns images into features.
 
-    label: what its distance is called: "FID" for the official Inception network alone, else "frechet[...]". sha256:
-    of its weights file. function_hash: of all that its features depend on. notes: what a reader of a distance must
-    know about it. module: images [n,C,H,W] in [0,1] to features [n,d].
+    Attributes:
+        label: name of its distance: "FID" for the official Inception network alone, else "frechet[...]".
+        sha256: of its weights file.
+        function_hash: of everything its features depend on.
+        module: maps images [n,C,H,W] in [0,1] to features [n,d].
+        device: of the module.
+        notes: footnotes of its distances.
     """
 
     label: str
@@ -61,13 +61,13 @@ class FeatureExtractor:
 
 
 # ------------------------------------------------------------------------------------------------------ Inception
-def quantised(images: Tensor) -> Tensor:
-    """Images in [0,1] as a PNG file gives them back: 8 bits, rounded half up (torchvision's `save_image`)."""
+def quantise(images: Tensor) -> Tensor:
+    """Images in [0,1] rounded to 8 bits, half up, as saved to a PNG file (torchvision's `save_image`)."""
     return images.mul(255).add(0.5).clamp(0, 255).floor() / 255
 
 
 class InceptionPool3(nn.Module):
-    """pytorch-fid's Inception up to its last average pool: 2,048 features an image.
+    """pytorch-fid's Inception up to its last average pool: 2,048 features per image.
 
     Images [n,C,H,W] in [0,1], grey or RGB, are quantised to 8 bits, grey ones repeated to three channels; resizing
     to 299x299 and scaling to [-1,1] are pytorch-fid's own.
@@ -82,14 +82,14 @@ class InceptionPool3(nn.Module):
             raise UserError(
                 f"images have {images.shape[1]} channels, Inception takes 1 or 3; give --features MODEL instead"
             )
-        features: Tensor = self.network(quantised(images).expand(-1, 3, -1, -1))[0]
+        features: Tensor = self.network(quantise(images).expand(-1, 3, -1, -1))[0]
         return features.flatten(1)
 
 
 def inception_extractor(weights: Path | None = None, device: torch.device | str = "cpu") -> FeatureExtractor:
-    """FID's network, its weights downloaded once to the user's cache, or read from the file `weights`.
+    """FID's network, with weights downloaded once to the user's cache, or read from the file `weights`.
 
-    Another file than the official one gives another network: its distances are "frechet[inception:<sha8>]", not FID.
+    Distances of any other file than the official one are "frechet[inception:<sha8>]", not FID.
     """
     path = weights if weights is not None else official_weights()
     if not path.is_file():
@@ -114,42 +114,19 @@ def official_weights() -> Path:
     """FID's weights file in the user's cache, downloaded when absent; `UserError` when that fails."""
     path = cache_folder("weights") / INCEPTION_FILE
     if not path.exists():
-        _download(path)
-    elif (digest := sha256_file(path)) != INCEPTION_SHA256:
+        download(
+            (INCEPTION_URL,),
+            path,
+            lambda file: wrong_digest(file, INCEPTION_SHA256),
+            f"{INCEPTION_FILE}, which FID needs,",
+            INCEPTION_BYTES,
+            "or name it with --fid-weights FILE",
+        )
+    elif (problem := wrong_digest(path, INCEPTION_SHA256)) is not None:
         raise UserError(
-            f"{path} has sha256 {digest[:12]}..., not {INCEPTION_SHA256[:12]}...; remove it to download it again, or "
-            f"name another network with --fid-weights FILE"
+            f"{path} {problem}; remove it to download it again, or name another network with --fid-weights FILE"
         )
     return path
-
-
-def _download(path: Path) -> None:
-    """Fetch the official weights to `path`; nothing stays there unless their sha256 is right."""
-
-    def fetch(temporary: Path) -> None:
-        download(INCEPTION_URL, temporary)
-        digest = sha256_file(temporary)
-        if digest != INCEPTION_SHA256:
-            raise UserError(
-                f"{INCEPTION_URL} gave a file with sha256 {digest[:12]}..., not {INCEPTION_SHA256[:12]}...; "
-                f"try again, or put {INCEPTION_FILE} at {path}"
-            )
-
-    try:
-        write_atomically(path, fetch)
-    except (OSError, HTTPException, TooLarge) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"FID needs {INCEPTION_FILE}, and it could not be downloaded ({reason}); get it from {INCEPTION_URL} and "
-            f"put it at {path}, or name it with --fid-weights FILE"
-        ) from error
-
-
-def download(url: str, path: Path) -> None:
-    """Write what `url` serves to `path`; OSError or HTTPException when the network fails, `TooLarge` for
-    another file."""
-    with urlopen(url, timeout=DOWNLOAD_SECONDS) as response, LimitedFile(path, INCEPTION_BYTES) as stream:
-        copyfileobj(response, stream, 1 << 20)
 
 
 def _inception(path: Path) -> nn.Module:
@@ -158,9 +135,9 @@ def _inception(path: Path) -> nn.Module:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        with _served(state):
+        with _serve_weights(state):
             network: nn.Module = InceptionV3(resize_input=True, normalize_input=True)
-    except Exception as error:  # a file that is something else can make the reader fail in any way
+    except Exception as error:  # a file of another kind can make the reader raise anything
         text = " ".join(str(error).split())[:120]
         reason = f"{type(error).__name__}: {text}"
         raise UserError(
@@ -171,8 +148,8 @@ def _inception(path: Path) -> nn.Module:
 
 
 @contextmanager
-def _served(state: Any) -> Iterator[None]:
-    """pytorch-fid 0.3 builds its network only together with a download that checks nothing: hand it `state` there."""
+def _serve_weights(state: Any) -> Iterator[None]:
+    """Inside, pytorch-fid 0.3 gets `state` in place of the unchecked download with which it builds its network."""
     from pytorch_fid import inception
 
     loader = inception.load_state_dict_from_url
@@ -222,7 +199,7 @@ def classifier_extractor(
 ) -> FeatureExtractor:
     """Penultimate features of a zoo classifier for images of `shape`; its distances are "frechet[<name>]".
 
-    Images are not quantised: the classifier sees what it is attacked with. `UserError` for a flow or another shape.
+    Images are not quantised, as in attacks on the classifier. `UserError` for a flow or another shape.
     """
     card = entry.card
     if card.kind != "classifier":

@@ -18,16 +18,16 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class ScoredSamples:
-    """Bits/dim of samples of a temperature, or of images (None)."""
+    """Bits/dim of samples at a temperature, or of images (temperature None)."""
 
     temperature: float | None
     summary: BitsPerDim
 
 
-def scored_samples(
+def score_samples(
     flow: FlowModel, judge: FlowModel, temperatures: Sequence[float], n: int, seed: int
 ) -> list[ScoredSamples]:
-    """Bits/dim under `judge` of n samples of `flow` a temperature, rounded to grey levels as images are.
+    """Bits/dim under `judge` of n samples of `flow` per temperature, rounded to grey levels as images are.
 
     Both flows must model the same images; conditional flows are refused with `UserError`.
     """
@@ -38,12 +38,12 @@ def scored_samples(
         )
     if flow.label_classes is not None or judge.label_classes is not None:
         raise UserError("samples of a class-conditional flow need labels; name unconditional flows")
-    return [_scored(judge, _samples(flow, t, n, seed), t, seed) for t in temperatures]
+    return [_score(judge, _samples(flow, t, n, seed), t, seed) for t in temperatures]
 
 
-def scored_images(judge: FlowModel, images: Tensor, seed: int) -> ScoredSamples:
+def score_images(judge: FlowModel, images: Tensor, seed: int) -> ScoredSamples:
     """Bits/dim of images [n,C,H,W] in [0,1], to compare samples with."""
-    return _scored(judge, images, None, seed)
+    return _score(judge, images, None, seed)
 
 
 def _samples(flow: FlowModel, temperature: float, n: int, seed: int) -> Tensor:
@@ -54,7 +54,7 @@ def _samples(flow: FlowModel, temperature: float, n: int, seed: int) -> Tensor:
     return torch.round(images * top) / top
 
 
-def _scored(judge: FlowModel, images: Tensor, temperature: float | None, seed: int) -> ScoredSamples:
+def _score(judge: FlowModel, images: Tensor, temperature: float | None, seed: int) -> ScoredSamples:
     scores = []
     with torch.no_grad():
         for rows in chunks(torch.arange(len(images)), BATCH):

@@ -1,7 +1,7 @@
 """Fréchet distances of a run: its adversarial images, and its clean ones, against the training images.
 
-The reference is the data set's whole original training set (robbench's train and validation splits), as published
-FIDs of CIFAR-10 use all 50,000. Its statistics are kept in the user's cache, addressed by their content.
+The reference is the data set's whole original training set (robbench's train and validation splits), as published FIDs
+of CIFAR-10 use all 50,000 images. Its statistics are cached, addressed by their content.
 """
 
 import hashlib
@@ -44,11 +44,11 @@ from robbench.store.records import CellResult, Run
 
 FRECHET_ENGINE = "frechet-1"  # part of every key: raise it when the numbers change
 REFERENCE_SPLIT = "train+validation"
-INCEPTION_SIDE = 75  # smaller images than Inception itself accepts say little once they are grey too
+INCEPTION_SIDE = 75  # smallest side that Inception itself accepts; smaller grey images need other features
 
 
 class FrechetProgress(Protocol):
-    """What scoring reports while it works."""
+    """Reports the progress of scoring."""
 
     def advanced(self, what: str, done: int, total: int) -> None:
         """`done` of the `total` images of `what` have gone through the extractor."""
@@ -59,7 +59,7 @@ class FrechetProgress(Protocol):
 
 @dataclass(frozen=True)
 class FrechetRequest:
-    """What `robbench fid` was asked for.
+    """Arguments of `robbench fid`.
 
     Attributes:
         features: "inception", or the name of a classifier; None for the data set's default.
@@ -68,7 +68,7 @@ class FrechetRequest:
         data: folder of the run's data set, where that is one of the user's own.
         zoo: folder of further models.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        batch_size: images at once.
+        batch_size: images per batch.
     """
 
     features: str | None = None
@@ -83,9 +83,9 @@ class FrechetRequest:
 def score_run(folder: Path, request: FrechetRequest, progress: FrechetProgress) -> list[FrechetRecord]:
     """Score the clean images and every cell of a run folder and store one record each; returns them in that order.
 
-    A cell that cannot be scored has status "not run" with the reason; one whose images were scored before by the same
-    extractor costs nothing. Raises `UserError` for a folder that is no run, another data set than the run's,
-    an extractor that does not fit, and fewer than 2 samples.
+    A cell that cannot be scored has status "not run" with the reason; images that the same extractor scored before are
+    not scored again. Raises `UserError` for a folder that is not a run, another data set than the run's, an extractor
+    that does not fit, and fewer than 2 samples.
     """
     run = load_run(folder)
     if run.n < 2:
@@ -93,17 +93,17 @@ def score_run(folder: Path, request: FrechetRequest, progress: FrechetProgress) 
             f"{str(folder)!r} has {run.n} sample, and a covariance needs 2; run it again with a larger --n"
         )
     device = resolve_device(request.device)
-    choose = _chosen_extractor(run, request, device)
-    dataset = _matching_dataset(run, request)
+    choose = _choose_extractor(run, request, device)
+    dataset = _load_matching_dataset(run, request)
     scorer = _Scorer(run, dataset, choose(), request.batch_size, progress)
     with full_precision():
         return [scorer.clean(), *(scorer.cell(result) for result in run.cells)]
 
 
-def _chosen_extractor(
+def _choose_extractor(
     run: Run, request: FrechetRequest, device: torch.device
 ) -> Callable[[], FeatureExtractor]:
-    """How to build the extractor asked for; bad names and options show here, before any loading."""
+    """A function that builds the requested extractor; `UserError` for bad names and options, before any loading."""
     small_grey = run.shape[0] == 1 and min(run.shape[1:]) < INCEPTION_SIDE
     like = run.data.like if run.data is not None else None
     default = f"{like or run.dataset}-standard" if small_grey and request.fid_weights is None else INCEPTION
@@ -128,7 +128,7 @@ def _extractor_entry(name: str, request: FrechetRequest) -> ZooEntry:
     return find_model(name, entries)
 
 
-def _matching_dataset(run: Run, request: FrechetRequest) -> Dataset:
+def _load_matching_dataset(run: Run, request: FrechetRequest) -> Dataset:
     if request.data is None and run.data is not None and run.data.folder:
         raise UserError(
             f"{str(run.folder)!r} was run on {run.dataset!r}, a data set of a folder; "
@@ -147,7 +147,14 @@ def _matching_dataset(run: Run, request: FrechetRequest) -> Dataset:
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Scores one run with one extractor. The reference is computed or read when the first distance needs it."""
+    """Scores one run with one extractor; the reference is computed or read when first needed.
+
+    Attributes:
+        run, dataset: the run and its data set.
+        extractor: of the features.
+        batch_size: images per batch.
+        progress: is told how many images are done.
+    """
 
     run: Run
     dataset: Dataset
@@ -158,7 +165,7 @@ class _Scorer:
     def clean(self) -> FrechetRecord:
         """The distance of the run's clean test images."""
         images, _ = self.dataset.test.by_ids(sorted(self.run.sample_ids))
-        return self._scored(self._blank(None, None, CLEAN), images)
+        return self._score(self._blank(None, None, CLEAN), images)
 
     def cell(self, result: CellResult) -> FrechetRecord:
         """The distance of a cell's adversarial images, or why there is none."""
@@ -166,9 +173,9 @@ class _Scorer:
         blank = self._blank(record.hash, record.model_name, record.attack.label)
         reason = _unusable(result, self.run.n)
         if reason:
-            return self._stored(blank.without_value(reason))
+            return self._store(blank.without_value(reason))
         rows = result.rows.sort_values("sample_id")
-        return self._scored(blank, torch.from_numpy(decode_images(list(rows["example"]), self.run.shape)))
+        return self._score(blank, torch.from_numpy(decode_images(list(rows["example"]), self.run.shape)))
 
     def _blank(self, cell: str | None, model: str | None, attack: str) -> FrechetRecord:
         return FrechetRecord(
@@ -193,9 +200,9 @@ class _Scorer:
     def _versions(self) -> dict[str, str]:
         return {**versions(), "pytorch-fid": installed_version("pytorch-fid") or "not installed"}
 
-    def _scored(self, blank: FrechetRecord, images: Tensor) -> FrechetRecord:
+    def _score(self, blank: FrechetRecord, images: Tensor) -> FrechetRecord:
         key = self._key(_images_hash(images))
-        known = self._known(blank, key)
+        known = self._find_known(blank, key)
         if known is not None:
             return known
         reference = self._reference  # outside the `try`: without it nothing can be scored
@@ -204,13 +211,17 @@ class _Scorer:
             statistics = self._statistics(chunks(images, self.batch_size), what, len(images))
             value = frechet_distance(statistics, reference)
         except UserError as error:
-            return self._stored(blank.without_value(f"{error}"))
-        notes = (*frechet_notes(statistics, reference), *self.extractor.notes, *self._attacked_note(blank))
+            return self._store(blank.without_value(f"{error}"))
+        notes = (
+            *frechet_notes(statistics, reference),
+            *self.extractor.notes,
+            *self._note_attacked_model(blank),
+        )
         changes = {"status": "ok", "reason": "", "value": value, "key": key, "notes": notes}
-        return self._stored(blank.model_copy(update=changes))
+        return self._store(blank.model_copy(update=changes))
 
-    def _known(self, blank: FrechetRecord, key: str) -> FrechetRecord | None:
-        """The stored record when it is of these very images, under the names that the plan now uses."""
+    def _find_known(self, blank: FrechetRecord, key: str) -> FrechetRecord | None:
+        """The stored record of these very images, if any, with the names that the run now uses."""
         path = record_path(self.run.folder, blank.cell, blank.extractor_hash)
         try:
             record = read_record(path) if path.exists() else None
@@ -220,13 +231,13 @@ class _Scorer:
         if record is None or record.key != key:
             return None
         names = {"model": blank.model, "attack": blank.attack, "samples_sha256": blank.samples_sha256}
-        return self._stored(record.model_copy(update=names))
+        return self._store(record.model_copy(update=names))
 
-    def _stored(self, record: FrechetRecord) -> FrechetRecord:
+    def _store(self, record: FrechetRecord) -> FrechetRecord:
         write_record(self.run.folder, record)
         return record
 
-    def _attacked_note(self, blank: FrechetRecord) -> Sequence[str]:
+    def _note_attacked_model(self, blank: FrechetRecord) -> Sequence[str]:
         card = self.run.cards.get(blank.model) if blank.model else None
         if card is None or card.weights.sha256 != self.extractor.sha256:
             return ()
@@ -237,7 +248,7 @@ class _Scorer:
     # --------------------------------------------------------------------------------------------- reference
     @cached_property
     def _reference_hash(self) -> str:
-        """Content of the reference: a data set's revision covers its test split alone."""
+        """Hash of the reference images, since a data set's revision covers its test split only."""
         digest = hashlib.sha256(
             f"{self.dataset.name}:{self.dataset.shape}:{self.dataset.grey_levels}".encode()
         )
@@ -246,7 +257,7 @@ class _Scorer:
         return digest.hexdigest()
 
     def _key(self, images_hash: str) -> str:
-        """Address of the distance of images; for "reference": of the reference's own statistics."""
+        """Address of the distance of images; with "reference", of the reference's own statistics."""
         return canonical_hash(
             {
                 "engine": FRECHET_ENGINE,
@@ -259,7 +270,7 @@ class _Scorer:
 
     @cached_property
     def _reference(self) -> GaussianStatistics:
-        """Statistics of the training images: from the cache, else computed and put there."""
+        """Statistics of the training images, from the cache or computed and cached."""
         path = cache_folder("frechet") / f"{self.run.dataset}-{self._key('reference')[:32]}.npz"
         if path.exists():
             try:
@@ -298,7 +309,7 @@ def _images_hash(images: Tensor) -> str:
 
 # --------------------------------------------------------------------------------------------------------- cells
 def _unusable(result: CellResult, requested: int) -> str:
-    """Why the images of a cell cannot be scored, and the next step; empty when all `requested` are there."""
+    """Why the images of a cell cannot be scored, and the next step; "" when all `requested` are there."""
     record, present = result.cell, len(result.rows)
     again = "run the same robbench run again, then robbench fid"
     if record.status == "failed":

@@ -1,4 +1,4 @@
-"""From what the user asked to cells with everything loaded: bad input shows before any computing."""
+"""From the user's request to cells with everything loaded; bad input is refused before any computation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ DEFAULT_N = 1000
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What `robbench run` was asked for, each argument as the user gave it; `build_plan` checks them.
+    """Arguments of `robbench run` as the user gave them; `build_plan` checks them.
 
     Attributes:
         attacks: names or groups of attacks.
@@ -49,26 +49,26 @@ class RunRequest:
         n: number of test images; None for all of digits and 1,000 of any other data set.
         seed: seed of the drawn images and of every random number of the attacks.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        batch_size: images at once.
+        batch_size: images per batch.
         flow: normalizing flow of latent attacks and of bits/dim; None for the data set's in the zoo.
         epsilons: image budgets in place of the data set's, one cell each.
         etas: latent budgets in place of the data set's, one cell each.
         steps: numbers of steps in place of the attacks' own, one cell each.
-        likelihood_dtype: "float32" or "float64", in which flows score images; None for float32.
-        likelihood_draws: noise draws of the importance-weighted bits/dim by which attacks on flows are scored; None
-            and 1 for a single draw.
+        likelihood_dtype: precision in which flows score images, "float32" or "float64"; None for float32.
+        likelihood_draws: noise draws of the importance-weighted bits/dim of attacks on flows; None and 1 for a single
+            draw.
         compiled: whether attacks search classifiers with torch.compile; verdicts never do.
         threat_models: folder of further threat models.
         zoo: folder of further models.
         checkpoints: folder of weights that cards name.
         data_dir: folder of data sets in torchvision's layout.
-        data: folder of a data set of one's own, whose card has the name `dataset`.
-        keep_examples: number of adversarial images kept of each cell.
+        data: folder of the user's own data set, whose card has the name `dataset`.
+        keep_examples: number of adversarial images stored per cell.
         backend: "local" or "ray".
         ray_address: see `RayOptions.address`.
         gpus_per_cell: see `RayOptions.gpus_per_cell`.
         resolved: attacks with every number filled in, in place of `attacks` and budgets.
-        note: what every table of the run says of it.
+        note: text that every table of the run shows.
     """
 
     attacks: tuple[str, ...]
@@ -100,27 +100,27 @@ class RunRequest:
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """The data set, then the one its card says it is like: whose models and budgets are used."""
+        """The data set, then the one that its card names with `like`, whose models and budgets it may use."""
         return tuple(dict.fromkeys((self.dataset, family(self.dataset, self.data))))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run in which everything is loaded and nothing computed.
+    """A run with everything loaded and nothing computed.
 
     Attributes:
         dataset: the data set.
         samples: requested sample ids in the order drawn.
-        run: what run.yaml will say.
-        cells: models outermost.
+        run: content of run.yaml.
+        cells: all (model, attack), models outermost.
         cards: cards of the models, by name.
-        nll_flow: what scores the images of attacks on classifiers in bits/dim; None for no scores.
-        device: where models and flow are.
-        batch_size: images at once.
-        keep_examples: number of adversarial images kept of each cell.
+        nll_flow: flow of the bits/dim of attacks on classifiers; None for no scores.
+        device: of models and flow.
+        batch_size: images per batch.
+        keep_examples: number of adversarial images stored per cell.
         compiled: whether attacks search classifiers with torch.compile.
         ray: options of the Ray backend; None for the local one.
-        warnings: what is suspicious of a model before it is attacked, one line each.
+        warnings: suspicions about models before they are attacked, one line each.
     """
 
     dataset: Dataset
@@ -137,35 +137,33 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
     def blocks(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """(number, sample ids) of the shards-to-be, `SHARD_SIZE` samples each."""
+        """(number, sample ids) of the shards, `SHARD_SIZE` samples each."""
         for start in range(0, len(self.samples), SHARD_SIZE):
             yield start // SHARD_SIZE, self.samples[start : start + SHARD_SIZE]
 
 
 def build_plan(request: RunRequest) -> Plan:
-    """Resolve names, load data and models, build attacks, and try every model on a few images.
-
-    Everything the user can get wrong raises `UserError` here.
-    """
+    """Resolve names, load data and models, build attacks, and test every model on a few images; `UserError` for all
+    errors of the user."""
     ray = ray_options(request.backend, request.ray_address, request.gpus_per_cell, request.device)
     device = resolve_device(request.device)
     require_dataset(request.dataset, request.data)
     entries = zoo_entries(request.zoo, request.checkpoints)
     data = cache(lambda: load_dataset(request.dataset, request.data_dir, request.data))
-    attacks = _resolved_attacks(request)
-    requested = _wanted(request, data)
-    chosen = _chosen_models(request, attacks, entries, requested)
+    attacks = _resolve_attacks(request)
+    requested = _model_request(request, data)
+    chosen = _choose_models(request, attacks, entries, requested)
     classifiers = any(entry.card.kind == "classifier" for entry in chosen)
     if request.flow is not None and not classifiers:
         raise UserError(
             f"--flow {request.flow!r} is for latent attacks and bits/dim of classifiers, none is attacked here; "
             f"leave it out, or name the flow to attack with --model"
         )
-    flow_entry = _chosen_flow(request, entries, requested) if classifiers else None
+    flow_entry = _choose_flow(request, entries, requested) if classifiers else None
     dataset = data()
     _require_fitting_flow(flow_entry, dataset)
     attacks = located(attacks, dataset)
-    samples = tuple(sample_ids(dataset.test, _count(request, dataset), request.seed))
+    samples = tuple(sample_ids(dataset.test, _sample_count(request, dataset), request.seed))
     frozen = load_flow(flow_entry, device) if flow_entry else None
     warnings: list[str] = []
     builder = CellBuilder(
@@ -208,7 +206,7 @@ def build_plan(request: RunRequest) -> Plan:
     )
 
 
-def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
+def _resolve_attacks(request: RunRequest) -> list[ResolvedAttack]:
     if request.resolved:
         return list(request.resolved)
     if not request.attacks:
@@ -218,7 +216,7 @@ def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
     known = threat_models(request.threat_models)
     settings = product(request.epsilons or (None,), request.etas or (None,), request.steps or (None,))
     resolved = (
-        resolve_attack(name, _with_budgets(name, request, known), known, epsilon, eta, steps)
+        resolve_attack(name, _dataset_with_budgets(name, request, known), known, epsilon, eta, steps)
         for (epsilon, eta, steps), name in product(list(settings), ungrouped(request.attacks, known))
     )
     attacks = [importance_weighted(attack, request.likelihood_draws or 1) for attack in resolved]
@@ -231,25 +229,25 @@ def _resolved_attacks(request: RunRequest) -> list[ResolvedAttack]:
                 f"--likelihood-{option} {given} changes none of these attacks; leave it out, or ask for "
                 f"an attack on a flow's likelihood (nll-in, nll-out, noise)"
             )
-    # A latent attack ignores --epsilon, an image attack --eta: the same cell, asked for more than once.
+    # A latent attack ignores --epsilon, an image attack --eta: the same cell may be requested more than once.
     return list({attack.label: attack for attack in attacks}.values())
 
 
-def _with_budgets(attack: str, request: RunRequest, known: dict[str, ThreatModel]) -> str:
-    """The data set whose budgets the attack takes: the run's, else the one it is like where its threat model has it."""
+def _dataset_with_budgets(attack: str, request: RunRequest, known: dict[str, ThreatModel]) -> str:
+    """The data set whose budgets the attack uses: the first of `request.datasets` that its threat model lists."""
     owners = [model for model in known.values() if attack in model.attacks]
     listed = [name for name in request.datasets if any(name in model.budgets_of(attack) for model in owners)]
     return listed[0] if listed else request.dataset
 
 
-def _wanted(request: RunRequest, data: Callable[[], Dataset]) -> ModelRequest:
-    """What named models are requested for; the data set is loaded for those of other libraries, which must fit it."""
+def _model_request(request: RunRequest, data: Callable[[], Dataset]) -> ModelRequest:
+    """What named models must fit; for models of other libraries the data set is loaded."""
     if not any(has_scheme(name) for name in (*request.models, request.flow or "")):
         return ModelRequest(request.dataset, checkpoints=request.checkpoints)
     return ModelRequest(request.dataset, data().shape, data().classes, request.checkpoints)
 
 
-def _chosen_models(
+def _choose_models(
     request: RunRequest,
     attacks: Sequence[ResolvedAttack],
     entries: dict[str, ZooEntry],
@@ -259,10 +257,12 @@ def _chosen_models(
         raise UserError("nothing to attack; give --defense or --model (see robbench list models)")
     targets = list(dict.fromkeys(attack.target for attack in attacks))
     chosen = [
-        entry for defense in request.defenses for entry in _of_defense(defense, targets, request, entries)
+        entry
+        for defense in request.defenses
+        for entry in _models_of_defense(defense, targets, request, entries)
     ]
     named = (find_model(name, entries, targets[0], requested) for name in request.models)
-    chosen += [_of_dataset(entry, request) for entry in named]
+    chosen += [_require_dataset(entry, request) for entry in named]
     _require_partners(chosen, attacks)
     unique: dict[str, ZooEntry] = {}
     for entry in chosen:
@@ -274,7 +274,7 @@ def _chosen_models(
     return list(unique.values())
 
 
-def _of_defense(
+def _models_of_defense(
     defense: str, targets: Sequence[ModelKind], request: RunRequest, entries: dict[str, ZooEntry]
 ) -> list[ZooEntry]:
     """The models of a defense that the attacks can attack."""
@@ -294,12 +294,12 @@ def _of_defense(
 
 
 def _home(request: RunRequest, entries: dict[str, ZooEntry]) -> str:
-    """The data set whose models of the zoo are meant: the run's where it has some, else the one it is like."""
+    """The data set whose models of the zoo are used: the first of `request.datasets` that has some."""
     present = {entry.card.dataset for entry in entries.values()}
     return next((name for name in request.datasets if name in present), request.dataset)
 
 
-def _of_dataset(entry: ZooEntry, request: RunRequest) -> ZooEntry:
+def _require_dataset(entry: ZooEntry, request: RunRequest) -> ZooEntry:
     card = entry.card
     if card.dataset not in request.datasets:
         verb = "classifies" if card.kind == "classifier" else "models"
@@ -312,7 +312,7 @@ def _of_dataset(entry: ZooEntry, request: RunRequest) -> ZooEntry:
 
 
 def _require_partners(entries: Sequence[ZooEntry], attacks: Sequence[ResolvedAttack]) -> None:
-    """`UserError` for an attack that no model is of the right kind for, and for a model no attack is for."""
+    """`UserError` for an attack without a model of its kind, and for a model without an attack on its kind."""
     kinds, targets = {entry.card.kind for entry in entries}, {attack.target for attack in attacks}
     for attack in attacks:
         if attack.target not in kinds:
@@ -337,7 +337,7 @@ _DOES: dict[ModelKind, str] = {
 }
 
 
-def _chosen_flow(
+def _choose_flow(
     request: RunRequest, entries: dict[str, ZooEntry], requested: ModelRequest
 ) -> ZooEntry | None:
     if request.flow is None:
@@ -354,14 +354,15 @@ def _chosen_flow(
     return entry
 
 
-def _count(request: RunRequest, dataset: Dataset) -> int | None:
+def _sample_count(request: RunRequest, dataset: Dataset) -> int | None:
     if request.n is not None or dataset.name == "digits":
         return request.n
     return min(DEFAULT_N, len(dataset.test))
 
 
 def _require_fitting_flow(flow: ZooEntry | None, dataset: Dataset) -> None:
-    """`UserError` for a flow of other grey levels: bits/dim and latents of a data set that is not like its own."""
+    """`UserError` for a flow of other grey levels than the data set, whose bits/dim and latents would be
+    meaningless."""
     levels = flow.card.grey_levels if flow is not None else None
     if flow is not None and levels not in (None, dataset.grey_levels):
         raise UserError(

@@ -1,4 +1,4 @@
-"""How a run shows itself: a live table on a terminal, plain lines anywhere else."""
+"""Progress of a run: a live table on a terminal, plain lines elsewhere."""
 
 import time
 from contextlib import AbstractContextManager
@@ -27,15 +27,15 @@ FAILED = "failed"
 
 
 class RunProgress(Protocol):
-    """What the executor reports. `cell` counts from 0 in plan order; `score`: what the table will say, as text."""
+    """Receives the events of a run. cell: index in the plan, from 0; score: the cell's score so far, as text."""
 
-    def started(self, cell: int, record: CellRecord, done: int) -> None:
+    def on_start(self, cell: int, record: CellRecord, done: int) -> None:
         """A cell starts with `done` samples already in the ledger."""
 
-    def advanced(self, cell: int, done: int, score: str) -> None:
+    def on_advance(self, cell: int, done: int, score: str) -> None:
         """A shard of the cell is in the ledger."""
 
-    def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
+    def on_end(self, cell: int, record: CellRecord, done: int, score: str) -> None:
         """The cell is complete or failed (`record.status`)."""
 
     def message(self, line: str) -> None:
@@ -57,15 +57,15 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
     def message(self, line: str) -> None:
         print_line(self._console, line)
 
-    def started(self, cell: int, record: CellRecord, done: int) -> None:
+    def on_start(self, cell: int, record: CellRecord, done: int) -> None:
         self._begun[cell] = time.monotonic()
         already = f", {done} of them in the ledger" if done else ""
         self.message(f"{self._where(cell, record)}: {self._total} samples{already}")
 
-    def advanced(self, cell: int, done: int, score: str) -> None:
+    def on_advance(self, cell: int, done: int, score: str) -> None:
         return None
 
-    def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
+    def on_end(self, cell: int, record: CellRecord, done: int, score: str) -> None:
         seconds = time.monotonic() - self._begun.pop(cell)
         outcome = f"{score} of {done}"
         if record.status == "failed":
@@ -77,7 +77,7 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
 
 
 class _Score(ProgressColumn):
-    """What the table will say of a cell; a failed one in red."""
+    """The score of a cell so far; "failed" in red."""
 
     def render(self, task: Task) -> Text:
         score: str = task.fields["score"]
@@ -87,12 +87,12 @@ class _Score(ProgressColumn):
 class LiveProgress(AbstractContextManager["LiveProgress"]):
     """One row per cell: model, attack, done/total, elapsed, remaining, score so far.
 
-    Where the terminal has fewer lines than the run has cells, it shows those around the running one.
+    Where the terminal has fewer lines than the run has cells, those around the running one are shown.
     """
 
     def __init__(self, console: Console, records: list[CellRecord], total: int) -> None:
         self._console, self._total = console, total
-        # What a narrow terminal has no room for, the least needed first; the rest would be cut off everywhere.
+        # A narrow terminal gets fewer columns, since rich would otherwise cut all of them.
         bar = [BarColumn(bar_width=20)] if console.width >= 100 else []
         times = [TimeElapsedColumn(), TimeRemainingColumn()] if console.width >= 65 else []
         self._progress = Progress(
@@ -124,15 +124,15 @@ class LiveProgress(AbstractContextManager["LiveProgress"]):
     def message(self, line: str) -> None:
         print_line(self._console, line)
 
-    def started(self, cell: int, record: CellRecord, done: int) -> None:
+    def on_start(self, cell: int, record: CellRecord, done: int) -> None:
         self._show_around(cell)
         # `reset` rather than `update`, so that samples of an earlier run do not count as speed.
         self._progress.reset(self._tasks[cell], start=True, completed=done)
 
-    def advanced(self, cell: int, done: int, score: str) -> None:
+    def on_advance(self, cell: int, done: int, score: str) -> None:
         self._progress.update(self._tasks[cell], completed=done, score=score)
 
-    def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
+    def on_end(self, cell: int, record: CellRecord, done: int, score: str) -> None:
         text = FAILED if record.status == "failed" else score
         self._progress.update(self._tasks[cell], completed=done, score=text)
         self._progress.stop_task(self._tasks[cell])

@@ -1,5 +1,5 @@
-"""What model calls cost on this device: seconds per image of a forward and of a forward with its backward, each
-measured on one batch. What `--dry-run` turns counts into hours with."""
+"""Cost of model calls on this device, with which `--dry-run` converts counts into hours: seconds per image of a forward
+and of a forward with its backward, each measured on one batch."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +17,8 @@ from robbench.models.flows.base import FrozenFlow
 from robbench.run.cells import SHARD_SIZE, Cell, ClassifierCell, FlowCell
 from robbench.run.plan import Plan
 
-LIMIT = 0.4  # seconds that the measured batch may take, judged by those of a single image
-Call = Callable[[int], object]  # one model call on a batch of that many images
+LIMIT = 0.4  # seconds that the measured batch may take, estimated from a single image
+Call = Callable[[int], object]  # one model call on a batch of so many images
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Rate:
     both: float
 
     def seconds(self, forwards: float, backwards: float) -> float:
-        """Of so many forwards, `backwards` of which are followed by a backward."""
+        """Seconds of `forwards` forwards, `backwards` of which are followed by a backward."""
         return max(forwards - backwards, 0.0) * self.forward + backwards * self.both
 
 
 def measure_seconds(call: Call, largest: int, device: torch.device) -> float:
-    """Seconds per image of `call` on a batch of at most `largest` images that takes about `LIMIT` seconds at most;
-    half as many where memory does not hold them."""
-    call(1)  # whatever only the first call costs
+    """Seconds per image of `call` on a batch of at most `largest` images that takes at most about `LIMIT` seconds; the
+    batch is halved where memory is too small."""
+    call(1)  # warm-up
     with threads_for(lambda: multiply_adds(lambda: call(1))):
         size = min(largest, max(1, int(LIMIT / max(_quickest(call, 1, device), 1e-6))))
         while True:
@@ -49,7 +49,7 @@ def measure_seconds(call: Call, largest: int, device: torch.device) -> float:
 
 
 def _quickest(call: Call, size: int, device: torch.device) -> float:
-    """Seconds of the quickest of up to five calls on `size` images; of one that takes long, a single one."""
+    """Seconds of the fastest of up to five calls on `size` images, of a single one where it takes long."""
     times: list[float] = []
     while len(times) < 5 and sum(times) < 0.02:
         started = now(device)
@@ -58,7 +58,7 @@ def _quickest(call: Call, size: int, device: torch.device) -> float:
     return min(times)
 
 
-def _measured(value: Callable[[Tensor], Tensor], points: Tensor) -> Rate:
+def _measure(value: Callable[[Tensor], Tensor], points: Tensor) -> Rate:
     """The rate of `value`, points [n,...] -> [n] or their sum, and of its gradient to the points."""
 
     def forward(n: int) -> Tensor:
@@ -76,16 +76,16 @@ def _measured(value: Callable[[Tensor], Tensor], points: Tensor) -> Rate:
 def measure_calls(
     model: nn.Module, codec: Codec | None, shape: Sequence[int], largest: int, device: torch.device
 ) -> Rate:
-    """The rate of a model's calls in a search over at most `largest` images of `shape` (C,H,W) at once: log-densities
-    of a flow; logits of a classifier, with `codec` of the images that latents are decoded to."""
+    """The rate of a model's calls in a search, in batches of at most `largest` images of `shape` (C,H,W): log-densities
+    of a flow, logits of a classifier, with `codec` including the decoding of latents."""
     images = torch.rand(largest, *shape, device=device)
     if isinstance(model, FrozenFlow):
-        return _measured(lambda x: model.log_prob(x, make_labels(x)), images)
+        return _measure(lambda x: model.log_prob(x, make_labels(x)), images)
     victim = Victim(model, device, largest)
     if codec is None:
-        return _measured(lambda x: _loss(victim, x), images)
+        return _measure(lambda x: _loss(victim, x), images)
     latents = 0.1 * torch.randn(largest, prod(shape), device=device)
-    return _measured(lambda z: _loss(victim, codec.decode_flat(z, make_labels(z))), latents)
+    return _measure(lambda z: _loss(victim, codec.decode_flat(z, make_labels(z))), latents)
 
 
 def measure_training(
@@ -96,7 +96,7 @@ def measure_training(
     device: torch.device,
 ) -> float:
     """Seconds per image of a forward and the gradients of all parameters. loss: images [n,C,H,W] -> scalar. `module`
-    must be in train mode; at least two images a batch, for batch norm."""
+    must be in train mode; batches have at least two images, for batch norm."""
     images = torch.rand(max(largest, 2), *shape, device=device)
 
     def both(n: int) -> object:
@@ -106,7 +106,7 @@ def measure_training(
 
 
 def make_labels(x: Tensor) -> Tensor:
-    """Label 0 for every row of x, [n]: what is timed does not depend on the class."""
+    """Label 0 for every row of x, [n]; timings do not depend on the class."""
     return torch.zeros(len(x), dtype=torch.int64, device=x.device)
 
 
@@ -117,30 +117,28 @@ def _loss(victim: Victim, x: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------ cells of a plan
 @dataclass
 class PlanRates:
-    """Hours of a plan's cells. A model is measured once for each kind of call that its attacks make."""
+    """Hours of a plan's cells; a model is measured once per kind of call that its attacks make."""
 
     plan: Plan
     _rates: dict[tuple[int, bool], Rate] = field(default_factory=dict)
 
     def hours(self, cell: Cell, samples: int) -> float:
-        """Of `samples` samples that stay robust to the end, bits/dim of their images included."""
+        """Hours for `samples` robust samples, bits/dim of their images included."""
         if not samples:
             return 0.0
         rate, flow = self._rate(cell), self.plan.nll_flow
         seconds = rate.seconds(cell.cost.forwards, cell.cost.backwards)
         if flow is not None and isinstance(cell, ClassifierCell):
-            seconds += self._measured(flow).forward  # of the adversarial image; cells share the clean one
+            seconds += self._measure(flow).forward  # of the adversarial image; cells share the clean one
         return samples * seconds / 3600
 
     def _rate(self, cell: Cell) -> Rate:
         if isinstance(cell, FlowCell):
-            return self._measured(cell.model.flow)
+            return self._measure(cell.model.flow)
         assert isinstance(cell, ClassifierCell)
-        return self._measured(
-            cell.model.module, cell.attack.flow
-        )  # compiled searches are measured uncompiled
+        return self._measure(cell.model.module, cell.attack.flow)  # compiled searches are measured uncompiled
 
-    def _measured(self, model: nn.Module, codec: Codec | None = None) -> Rate:
+    def _measure(self, model: nn.Module, codec: Codec | None = None) -> Rate:
         key, plan = (id(model), codec is not None), self.plan  # all latent attacks of a run search one flow
         if key not in self._rates:
             largest = min(plan.batch_size, SHARD_SIZE, len(plan.samples))

@@ -1,9 +1,9 @@
 """Shards as Ray tasks, on this machine or a cluster.
 
-Modules and data go to the object store once; a task carries its cell without them and the sample ids. Only the driver
-writes. Ray starts the tasks of a worker that dies again (`MAX_RETRIES`); rows reach the driver once, and so the ledger.
-Workers compute in one thread on the CPU, because as many of them run as there are cores: results are bit for bit those
-of the local backend in one thread (OMP_NUM_THREADS=1), and within rounding those of another count.
+Modules and data go to the object store once; a task carries the sample ids and its cell without them. Only the driver
+writes. Ray restarts the tasks of a worker that died (`MAX_RETRIES`); rows reach the driver and the ledger once. Workers
+on the CPU compute in one thread each, one worker per core: results are bit for bit those of the local backend in one
+thread (OMP_NUM_THREADS=1), and equal up to rounding to those with more threads.
 """
 
 import importlib
@@ -26,24 +26,24 @@ from robbench.core.errors import UserError
 from robbench.core.foreign import cause
 from robbench.core.stops import handlers_kept, remember_termination, reraise_stop
 from robbench.run.cells import Cell
-from robbench.run.shard_work import ShardFailure, ShardRows, ShardTask, ShardWork, failed
+from robbench.run.shard_work import ShardFailure, ShardRows, ShardTask, ShardWork, record_failure
 
 BackendName = Literal["local", "ray"]
 MAX_RETRIES = 3
-SMALLEST_SHARE = 1e-4  # the unit in which Ray counts
-IN_FLIGHT = 2  # tasks handed to Ray for each that can run at once, so that no worker waits for the driver
+SMALLEST_SHARE = 1e-4  # Ray's unit of resources
+IN_FLIGHT = 2  # tasks submitted per task that can run at once, so that no worker waits for the driver
 CACHED_MODULES = 8
-# What gRPC's transport begins with on both sides (RFC 9113, section 3.4): a preface and an empty SETTINGS frame.
+# First bytes of a gRPC connection, from client and server (RFC 9113, section 3.4): preface and empty SETTINGS frame.
 HTTP2_GREETING, HTTP2_SETTINGS = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0", b"\4"
-# For a cluster of our own, read when Ray is imported: no usage statistics; every port on the loopback interface only.
+# For a cluster that this run starts, read when Ray is imported: no usage statistics; ports on the loopback interface.
 PRIVATE = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 ObjectRef = Any  # ray.ObjectRef, whose package may be absent
 
 
 @dataclass(frozen=True)
 class RayOptions:
-    """address: "auto" or "host:port" of a cluster; None: one on this machine, for this run. gpus_per_cell: GPUs a task
-    takes; None: 1 where the cluster has some, else 0. device: --device as given."""
+    """address: "auto" or "host:port" of a cluster; None for one on this machine, for this run. gpus_per_cell: GPUs per
+    task; None for 1 where the cluster has some, else 0. device: --device as given."""
 
     address: str | None
     gpus_per_cell: float | None
@@ -53,7 +53,8 @@ class RayOptions:
 def ray_options(
     backend: BackendName, address: str | None, gpus_per_cell: float | None, device: str
 ) -> RayOptions | None:
-    """None for the local backend; `UserError` for options that it does not have, values out of range, no Ray."""
+    """The options of the Ray backend, None for the local one; `UserError` for options that the backend does not have,
+    values out of range, or a missing Ray."""
     if backend == "local":
         for option, value in (("--ray-address", address), ("--gpus-per-cell", gpus_per_cell)):
             if value is not None:
@@ -67,12 +68,12 @@ def ray_options(
         raise UserError(f"--device {device!r} with --backend ray: Ray hands out the GPUs; give --device cuda")
     if address is None:
         os.environ.update(PRIVATE | os.environ)
-    imported_ray()
+    import_ray()
     return RayOptions(address, gpus_per_cell, device)
 
 
-def imported_ray() -> Any:
-    """The package; `UserError` where it is absent or broken."""
+def import_ray() -> Any:
+    """The package ray; `UserError` where it is absent or broken."""
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -104,13 +105,13 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 # ------------------------------------------------------------------------------------------------------------ cluster
 @contextmanager
-def connected(options: RayOptions, work: ShardWork) -> Iterator["RayBackend"]:
-    """A backend on the cluster asked for; a Ray that this process already runs is used as it is, and left running.
+def open_ray_backend(options: RayOptions, work: ShardWork) -> Iterator["RayBackend"]:
+    """A backend on the requested cluster; where this process already runs Ray, that is used and left running.
 
-    On the way out tasks still running are cancelled, and a cluster started here is stopped. `UserError` when nothing
-    answers at the address, or when the cluster lacks what tasks need.
+    On exit running tasks are cancelled, and a cluster started here is stopped. `UserError` when nothing answers at the
+    address, or when the cluster lacks what tasks need.
     """
-    ray = imported_ray()
+    ray = import_ray()
     ours = not ray.is_initialized()
     try:
         if ours:
@@ -143,7 +144,7 @@ def _connect(ray: Any, asked: str | None) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """`UserError` unless a gRPC server answers at host:port, which Ray itself would try for minutes to find out."""
+    """`UserError` unless a gRPC server answers at host:port; Ray itself would retry for minutes."""
     try:
         with socket.create_connection(_host_and_port(address), timeout=10) as connection:
             connection.sendall(HTTP2_GREETING)
@@ -159,7 +160,7 @@ def _require_answer(address: str) -> None:
 
 @dataclass(frozen=True)
 class _Places:
-    """gpus: share of a task. count: tasks that can run at once. device: where a task's modules are."""
+    """gpus: per task. count: tasks that can run at once. device: of a task's modules."""
 
     gpus: float
     count: int
@@ -167,7 +168,7 @@ class _Places:
 
 
 def _places(options: RayOptions, nodes: Sequence[dict[str, Any]]) -> _Places:
-    """What a task takes, and how many of them the living nodes hold."""
+    """Resources per task, and how many tasks fit on the living nodes."""
     living = [node["Resources"] for node in nodes if node["Alive"]]
     most = max((node.get("GPU", 0.0) for node in living), default=0.0)
     asked = options.gpus_per_cell
@@ -179,7 +180,7 @@ def _places(options: RayOptions, nodes: Sequence[dict[str, Any]]) -> _Places:
         raise UserError(
             f"--gpus-per-cell {gpus:g}: the largest node of the Ray cluster has {most:g}; give at most {most:g}"
         )
-    count = sum(_fitting(node, gpus) for node in living)
+    count = sum(_count_tasks(node, gpus) for node in living)
     if not count:
         raise UserError(
             "no node of the Ray cluster has a CPU core for tasks; add one (ray start --address ...)"
@@ -187,8 +188,8 @@ def _places(options: RayOptions, nodes: Sequence[dict[str, Any]]) -> _Places:
     return _Places(gpus, count, torch.device("cuda" if gpus else "cpu"))
 
 
-def _fitting(node: dict[str, float], gpus: float) -> int:
-    """Tasks of one core and `gpus` GPUs that a node holds; a share below 1 is of one GPU, never of two."""
+def _count_tasks(node: dict[str, float], gpus: float) -> int:
+    """Number of tasks of one core and `gpus` GPUs that fit on a node; a share below 1 is of a single GPU."""
     cores = int(node.get("CPU", 0.0))
     if not gpus:
         return cores
@@ -199,7 +200,7 @@ def _fitting(node: dict[str, float], gpus: float) -> int:
 # ------------------------------------------------------------------------------------------------------------- driver
 @dataclass(frozen=True)
 class _Packed:
-    """A pickle whose modules are in the object store."""
+    """A pickle with its modules replaced by references to the object store."""
 
     payload: bytes
     modules: tuple[ObjectRef, ...]
@@ -207,7 +208,7 @@ class _Packed:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all tasks of a run share: the `ShardWork` as `_Packed` in the object store, and the driver's versions."""
+    """Shared by all tasks of a run: reference to the packed `ShardWork`, its device, and the driver's versions."""
 
     work: ObjectRef
     device: str
@@ -215,7 +216,7 @@ class _Shared:
 
 
 class RayBackend:
-    """Computes shards in Ray tasks, at most `IN_FLIGHT` for each that can run at once."""
+    """Computes shards in Ray tasks."""
 
     longest_first = True
 
@@ -225,10 +226,10 @@ class RayBackend:
         self._modules: dict[int, tuple[nn.Module, ObjectRef]] = {}
         self._running: dict[ObjectRef, ShardTask] = {}
         packed = self._pack(work.on(places.device))
-        self._shared = ray.put(_Shared(ray.put(packed), str(places.device), _compared(versions())))
+        self._shared = ray.put(_Shared(ray.put(packed), str(places.device), _select_versions(versions())))
 
     def results(self, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardRows | ShardFailure]]:
-        """Every task with its result as it arrives; further tasks are taken after the caller has dealt with it."""
+        """Every task with its result as it arrives; further tasks are taken after the caller has processed it."""
         self._fill(tasks)
         while self._running:
             done, _ = self._ray.wait(list(self._running), num_returns=1)
@@ -237,7 +238,7 @@ class RayBackend:
             self._fill(tasks)
 
     def cancel(self) -> None:
-        """Stop what runs, and free the object store."""
+        """Stop running tasks, and free the object store."""
         for ref in self._running:
             self._ray.cancel(ref, force=True)
         self._running.clear()
@@ -246,9 +247,9 @@ class RayBackend:
 
     def _fill(self, tasks: Iterator[ShardTask]) -> None:
         while len(self._running) < self._limit and (task := next(tasks, None)) is not None:
-            self._running[self._submitted(task)] = task
+            self._running[self._submit(task)] = task
 
-    def _submitted(self, task: ShardTask) -> ObjectRef:
+    def _submit(self, task: ShardTask) -> ObjectRef:
         try:
             packed = self._pack(task.cell)
         except BaseException as error:  # pickling runs code of the model's and the attack's
@@ -256,7 +257,7 @@ class RayBackend:
             unsent = UserError(
                 f"the cell cannot be sent to a Ray worker ({cause(error)}); run it without --backend ray"
             )
-            return self._ray.put(failed(unsent))
+            return self._ray.put(record_failure(unsent))
         return self._remote.remote([self._shared], packed, task.ids)
 
     def _result(self, ref: ObjectRef) -> ShardRows | ShardFailure:
@@ -268,16 +269,16 @@ class RayBackend:
                 f"its Ray worker died {MAX_RETRIES + 1} times ({' '.join(str(error).split())[:120]}); if for lack of "
                 f"memory, give a smaller --batch-size"
             )
-            return failed(died)
+            return record_failure(died)
         except errors.RayError as error:
-            return failed(error)
+            return record_failure(error)
         return result
 
     def _pack(self, value: Any) -> _Packed:
         stream, refs = io.BytesIO(), list[ObjectRef]()
 
         def place(module: nn.Module) -> int:
-            ref = self._stored(module)
+            ref = self._store_module(module)
             if ref not in refs:
                 refs.append(ref)
             return refs.index(ref)
@@ -285,8 +286,9 @@ class RayBackend:
         _ModulePickler(stream, place).dump(value)
         return _Packed(stream.getvalue(), tuple(refs))
 
-    def _stored(self, module: nn.Module) -> ObjectRef:
-        """Where the object store has the module, which it gets once; the module is held, so that its id stays its."""
+    def _store_module(self, module: nn.Module) -> ObjectRef:
+        """Reference to the module in the object store, put there once; the module is kept so that its id stays
+        unique."""
         if id(module) not in self._modules:
             stream = io.BytesIO()
             torch.save(module, stream)
@@ -295,7 +297,7 @@ class RayBackend:
 
 
 class _ModulePickler(pickle.Pickler):
-    """Pickles everything but modules, which become what `place` says."""
+    """Pickles everything but modules, which become the numbers that `place` returns."""
 
     def __init__(self, stream: io.BytesIO, place: Callable[[nn.Module], int]) -> None:
         super().__init__(stream, protocol=5)
@@ -309,40 +311,40 @@ class _ModulePickler(pickle.Pickler):
 def compute_shard(
     shared: Sequence[ObjectRef], cell: _Packed, ids: tuple[int, ...]
 ) -> ShardRows | ShardFailure:
-    """The Ray task. shared: one reference to a `_Shared`, in a list so that Ray does not fetch it for every task."""
+    """The Ray task. shared: one reference to `_Shared`, in a list so that Ray does not fetch it for every task."""
     try:
-        work, device = _prepared(shared[0])
-        unpacked: Cell = _unpacked(cell, device)
+        work, device = _prepare(shared[0])
+        unpacked: Cell = _unpack(cell, device)
     except BaseException as error:  # unpickling runs code of the model's and the attack's
         reraise_stop(error)
-        return failed(error)
+        return record_failure(error)
     return work.shard(unpacked, ids)
 
 
 @lru_cache(maxsize=1)
-def _prepared(shared: ObjectRef) -> tuple[ShardWork, str]:
-    """The run's `ShardWork`, fetched once a process, and its device; one thread from here on."""
+def _prepare(shared: ObjectRef) -> tuple[ShardWork, str]:
+    """The run's `ShardWork`, fetched once per process, and its device; sets the process to one thread."""
     from robbench.core.allocator import tune_allocator
 
     torch.set_num_threads(1)
     tune_allocator()
     remember_termination()
-    ray = imported_ray()
-    here, common = _compared(versions()), ray.get(shared)
+    ray = import_ray()
+    here, common = _select_versions(versions()), ray.get(shared)
     for package, requested in common.versions.items():
         if here[package] != requested:
             raise UserError(
                 f"a Ray node has {package} {here[package]}, and {requested} is here; install the same on every node"
             )
-    return _unpacked(ray.get(common.work), common.device), common.device
+    return _unpack(ray.get(common.work), common.device), common.device
 
 
-def _compared(found: dict[str, str]) -> dict[str, str]:
-    """Versions that must agree; what follows a plus only says for which CUDA PyTorch was built."""
+def _select_versions(found: dict[str, str]) -> dict[str, str]:
+    """Versions that must agree; the suffix after a plus only names the CUDA version of a PyTorch build."""
     return {package: found[package].partition("+")[0] for package in ("robbench", "torch")}
 
 
-def _unpacked(packed: _Packed, device: str) -> Any:
+def _unpack(packed: _Packed, device: str) -> Any:
     return _ModuleUnpickler(packed, device).load()
 
 
@@ -357,8 +359,8 @@ class _ModuleUnpickler(pickle.Unpickler):
 
 @lru_cache(maxsize=CACHED_MODULES)
 def _module(ref: ObjectRef, device: str) -> nn.Module:
-    """A module of the object store on `device`, fetched once while it is among the last in use."""
-    stream = io.BytesIO(imported_ray().get(ref))
-    # Only what the driver of this run has put there: its own verified modules.
+    """A module of the object store on `device`; the last ones in use are cached."""
+    stream = io.BytesIO(import_ray().get(ref))
+    # Written by the driver of this run: its own verified modules.
     module: nn.Module = torch.load(stream, map_location=device, weights_only=False)
     return module

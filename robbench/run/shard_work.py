@@ -1,6 +1,6 @@
-"""Computing a shard: (cell, sample ids) in, ledger rows or a failure out.
+"""Computing a shard: from (cell, sample ids) to ledger rows or a failure.
 
-What the local backend calls in process and the Ray backend in its workers; nothing here touches the run folder.
+The local backend calls it in its process, the Ray backend in its workers; nothing here touches the run folder.
 """
 
 import time
@@ -34,12 +34,12 @@ from robbench.store.columns import LEDGER_COLUMNS, Column, encode_image
 from robbench.store.records import CleanScore
 from robbench.store.shards import SCHEMAS, Shard
 
-LONGEST_TRACEBACK = 100_000  # characters that a record keeps, the end of it
+LONGEST_TRACEBACK = 100_000  # characters at the end of a traceback that a record keeps
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Samples of one cell still to compute. number: the cell's, from 0 in plan order; block: the shard's."""
+    """Samples of one cell to compute. number: index of the cell in the plan, from 0; block: number of the shard."""
 
     number: int
     cell: Cell
@@ -49,7 +49,7 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class ShardRows:
-    """A computed shard: ledger rows in the order of the ids asked, seconds taken, what was noticed, on which device."""
+    """A computed shard. table: ledger rows in the order of the requested ids. diagnostics: counts of the attack."""
 
     table: pa.Table
     seconds: float
@@ -70,10 +70,10 @@ class CleanLikelihood:
     """Bits/dim under the run's flow; clean images are scored once per process, not once per cell.
 
     Attributes:
-        flow: what scores; None for no scores.
-        device: where it is.
-        seed: seed of the dequantisation noise.
-        batch_size: images at once.
+        flow: the flow; None for no scores.
+        device: of the flow.
+        seed: of the dequantisation noise.
+        batch_size: images per batch.
     """
 
     flow: FrozenFlow | None
@@ -84,11 +84,11 @@ class CleanLikelihood:
 
     @property
     def without_flow(self) -> "CleanLikelihood":
-        """For cells whose images no flow is to score."""
+        """The same without scores, for cells whose images are not scored."""
         return replace(self, flow=None)
 
     def clean(self, ids: list[int], x: Tensor, y: Tensor) -> list[float | None]:
-        """Bits/dim of clean images x [n,C,H,W], labels y [n]; None each without a flow."""
+        """Bits/dim of clean images x [n,C,H,W] with labels y [n]; None per image without a flow."""
         if self.flow is None:
             return [None] * len(ids)
         missing = [row for row, i in enumerate(ids) if i not in self._clean]
@@ -97,7 +97,7 @@ class CleanLikelihood:
         return [self._clean[i] for i in ids]
 
     def adversarial(self, ids: list[int], x: Tensor, y: Tensor) -> list[float | None]:
-        """Bits/dim of adversarial images; the dequantisation noise of a sample is that of its clean image."""
+        """Bits/dim of adversarial images, with the dequantisation noise of their clean images."""
         return [None] * len(ids) if self.flow is None else list(self._scores(self.flow, ids, x, y))
 
     def _scores(self, flow: FrozenFlow, ids: list[int], x: Tensor, y: Tensor) -> list[float]:
@@ -113,17 +113,17 @@ class CleanLikelihood:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """Everything a shard needs beside its cell. Picklable; the cells' modules and `likelihood.flow` are on `device`.
+    """Everything that computing a shard needs besides its cell. Picklable.
 
     Attributes:
-        split: holds the samples.
-        seed: seed of the run.
-        device: where modules are.
-        batch_size: images at once.
+        split: the samples.
+        seed: of the run.
+        device: of the cells' modules and of `likelihood.flow`.
+        batch_size: images per batch.
         compiled: whether attacks search classifiers with torch.compile.
-        kept: ids of the samples that keep their images.
+        kept: ids of the samples whose images are stored.
         likelihood: scores images in bits/dim.
-        fits: batch sizes that memory holds, by hash of the cell, where `batch_size` was too large.
+        fits: batch sizes that fit into memory, by hash of the cell, where `batch_size` did not.
     """
 
     split: Split
@@ -136,12 +136,12 @@ class ShardWork:
     fits: dict[str, int] = field(default_factory=dict)
 
     def on(self, device: torch.device) -> "ShardWork":
-        """The same work for a process whose modules are on `device`."""
+        """The same for a process whose modules are on `device`."""
         return replace(self, device=device, likelihood=replace(self.likelihood, device=device))
 
     def shard(self, cell: Cell, ids: Sequence[int]) -> ShardRows | ShardFailure:
-        """Attack the samples called `ids`; whatever model and attack raise becomes a failure, SystemExit and
-        KeyboardInterrupt too, unless this process itself is to stop (`Stopped`)."""
+        """Attack the samples `ids`. Anything that model or attack raise, SystemExit and KeyboardInterrupt too, becomes
+        a failure, unless this process itself is asked to stop (`Stopped`)."""
         begun = time.monotonic()
         try:
             with threads_for(lambda: cell.multiply_adds(*self.split.by_ids(list(ids[:1])))):
@@ -149,18 +149,18 @@ class ShardWork:
             return ShardRows(table, time.monotonic() - begun, diagnostics, device_text(self.device))
         except BaseException as error:
             reraise_stop(error)
-            return failed(error)
+            return record_failure(error)
 
     def table(self, cell: Cell, ids: Sequence[int]) -> tuple[pa.Table, Diagnostics]:
-        """Ledger rows of the samples called `ids`, in that order, and what the attack noticed on the way."""
+        """Ledger rows of the samples `ids`, in that order, and the attack's diagnostics."""
         names = list(ids)
         with full_precision():
             if isinstance(cell, FlowCell):
-                return tabulate("flow", self._attacked_flow(cell, names), self.kept, {}), Diagnostics()
+                return tabulate("flow", self._attack_flow(cell, names), self.kept, {}), Diagnostics()
             assert isinstance(cell, ClassifierCell)
-            return self._attacked_classifier(cell, names)
+            return self._attack_classifier(cell, names)
 
-    def _attacked_classifier(self, cell: ClassifierCell, ids: list[int]) -> tuple[pa.Table, Diagnostics]:
+    def _attack_classifier(self, cell: ClassifierCell, ids: list[int]) -> tuple[pa.Table, Diagnostics]:
         x, y = self.split.by_ids(ids)
         victim = Victim(cell.model.module, self.device, self.batch_size, self.compiled)
         if cell.record.hash in self.fits:
@@ -179,7 +179,7 @@ class ShardWork:
             self.fits[cell.record.hash] = victim.fits
         return tabulate("classifier", outcome, self.kept, beside), outcome.diagnostics
 
-    def _attacked_flow(self, cell: FlowCell, ids: list[int]) -> LikelihoodOutcome:
+    def _attack_flow(self, cell: FlowCell, ids: list[int]) -> LikelihoodOutcome:
         x, y = self.split.by_ids(ids)
         model = cell.model
         return cell.attack.evaluate(
@@ -188,25 +188,25 @@ class ShardWork:
 
 
 def clean_score(module: nn.Module, x: Tensor, y: Tensor, device: torch.device, batch_size: int) -> CleanScore:
-    """How many of the images x [N,C,H,W] with labels y [N] `module` classifies correctly without an attack."""
+    """How many of the clean images x [N,C,H,W] with labels y [N] `module` classifies correctly."""
     with own_context(), attack_mode(module), full_precision():
         logits = Victim(module, device, batch_size).clean_logits(x)
     return CleanScore(right=int((margins(logits, y) > 0).sum()), samples=len(x))
 
 
 def sum_diagnostics(shards: Iterable[Shard]) -> Diagnostics:
-    """What attacks noticed in all these shards together; `UserError` for counts that robbench does not write."""
+    """The sum of the shards' diagnostics; `UserError` for counts that robbench does not write."""
     found = (validate_json(shard.diagnostics, Diagnostics, f"{shard.path}, metadata") for shard in shards)
     return sum(found, Diagnostics())
 
 
-def failed(error: BaseException) -> ShardFailure:
-    """An exception, while it is being handled or after, as the record of a cell keeps it."""
+def record_failure(error: BaseException) -> ShardFailure:
+    """An exception as the failure that a cell's record keeps."""
     return ShardFailure(_reason(error), "".join(traceback.format_exception(error))[-LONGEST_TRACEBACK:])
 
 
 def _reason(error: BaseException) -> str:
-    """A failure in one line: what happened, and for lack of memory what to do."""
+    """The reason of a failure in one line; for lack of memory with the next step."""
     text = message_of(error, 1000)
     if isinstance(error, torch.OutOfMemoryError):
         return f"out of GPU memory ({text[:120]}); give a smaller --batch-size"
@@ -221,8 +221,8 @@ def tabulate(
     kept: frozenset[int],
     beside: Mapping[str, Sequence[object]],
 ) -> pa.Table:
-    """An outcome on a model of kind `target` as ledger rows, in the outcome's order. kept: ids that keep their images.
-    beside: values of the columns that are computed beside the outcome, by name."""
+    """An outcome on a model of kind `target` as ledger rows, in the outcome's order. kept: ids whose images are stored.
+    beside: by name, values of the columns that are not part of the outcome."""
     ids: list[int] = outcome.sample_ids.tolist()
 
     def values(column: Column) -> Sequence[object]:

@@ -1,7 +1,6 @@
-"""What a run folder says of a run that may still be going on, read from outside. Never writes, never takes the lock.
+"""The state of a run that may still be computing, read from its folder. Never writes, never takes the lock.
 
-A run replaces and moves files while they are read here: whatever is gone, half there or damaged is left for the next
-look, and counted.
+A run replaces and moves files while they are read here: missing or damaged files are counted and read again next time.
 """
 
 import os
@@ -21,14 +20,12 @@ from robbench.store.shards import BadShardError, read_shard, shown_values
 
 Stamp = tuple[int, int, int]  # inode, time of the last change in ns, bytes
 CellState = Literal["done", "running", "failed", "missing"]
-IDLE_SECONDS = (
-    60.0  # without a shard being computed: what came before is another session's, and no measure of speed
-)
+IDLE_SECONDS = 60.0  # idle time that separates two sessions; the speed is that of the latest
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A shard as last read. values: `shown_values` by semantics; seconds: computing time; finished: unix time of the
+    """A shard as last read. values: `shown_values` by semantics; seconds: computing time; finished: Unix time of the
     file."""
 
     values: dict[Semantics, dict[int, float]]
@@ -38,20 +35,19 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class CellView:
-    """A cell of the plan as it stands.
+    """The present state of a cell.
 
     Attributes:
         model: name of the model.
         attack: label of the attack.
         target: kind of the model.
-        state: whether its rows are all there.
-        done: number of requested samples that have a row.
-        n: number of samples requested.
+        state: whether all its rows are computed.
+        done: number of requested samples with a row.
+        n: number of requested samples.
         seconds: computing time of its shards.
-        score: accuracy in percent, or mean bits/dim, over the rows there are; None without any.
-        lower: lower end of its 95 % interval (Wilson's of an accuracy, a normal one of bits/dim).
-        upper: upper end of that interval.
-        measure: what the accuracy counts; "" where that is unknown, and of flows.
+        score: accuracy in percent, or mean bits/dim, over the present rows; None without any.
+        lower, upper: its 95 % interval (Wilson's for an accuracy, a normal one for bits/dim).
+        measure: what the accuracy counts; "" where that is unknown, and for flows.
         error: why the cell failed, or what is wrong with its record; "" for nothing.
     """
 
@@ -74,25 +70,25 @@ class CellView:
 
     @property
     def partial(self) -> bool:
-        """Whether the score is over a part of the samples only."""
+        """Whether the score covers a part of the samples only."""
         return self.score is not None and self.done < self.n
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A look at a run folder.
+    """The state of a run folder at one moment.
 
     Attributes:
-        folder: where it is.
+        folder: the run folder.
         dataset: name of the data set; "" before there is a run.yaml.
-        n: number of samples requested.
+        n: number of requested samples.
         cells: the cells, in plan order.
-        writing: whether a process of this machine holds the run's lock; None where that cannot be told.
-        last_shard: unix time of the newest shard; None without any.
+        writing: whether a process of this machine holds the run's lock; None where that is unknown.
+        last_shard: Unix time of the newest shard; None without any.
         damaged: number of shards that could not be read.
-        rate: samples per second over the latest session, from its shards; None without any.
-        remaining: seconds still to go at that speed; None when nothing tells.
-        unknown: number of unfinished cells that no shard tells the speed of, which `remaining` leaves out.
+        rate: samples per second over the latest session; None without shards.
+        remaining: estimated seconds to go; None where unknown.
+        unknown: number of unfinished cells of unknown speed, which `remaining` leaves out.
     """
 
     folder: Path
@@ -111,7 +107,7 @@ class Snapshot:
         return bool(self.dataset)
 
     def count(self, state: CellState) -> int:
-        """Cells in a state."""
+        """Number of cells in `state`."""
         return sum(cell.state == state for cell in self.cells)
 
     @property
@@ -121,31 +117,31 @@ class Snapshot:
 
     @property
     def ended(self) -> bool:
-        """Whether there is nothing more to come: every cell is settled, and nobody is writing."""
+        """Whether every cell is settled and no process is writing."""
         return self.settled and not self.writing
 
 
 @dataclass
 class Watcher:
-    """Looks at a run folder again and again; run.yaml and a shard are read once, and again when the file changes: a
-    plan of thousands of cells takes seconds to read."""
+    """Reads a run folder repeatedly; files are read again only when they change, since a plan of thousands of cells
+    takes seconds to read."""
 
     folder: Path
     _shards: dict[Path, tuple[Stamp, ShardFile | None]] = field(default_factory=dict)
     _plan: tuple[Stamp, RunFile | None] | None = None
 
     def look(self) -> Snapshot:
-        """The folder now. `UserError` for a file, a folder that holds something else, and a damaged run.yaml."""
+        """The present state. `UserError` for a file, a folder with other content, and a damaged run.yaml."""
         refuse_foreign(self.folder)
-        writing = lock_is_held(self.folder)  # first: a run that ends in between was seen while it wrote
+        writing = lock_is_held(self.folder)  # first, so that a run that ends meanwhile counts as writing
         ledger = Ledger(self.folder)
         try:
             run = self._read_plan(ledger)
         except UserError:
             if (self.folder / RUN_FILE).exists():
                 raise
-            run = None  # moved aside by `--fresh` between two looks at it
-        writing = writing or lock_is_held(self.folder)  # a run that began in between
+            run = None  # moved aside by `--fresh` meanwhile
+        writing = writing or lock_is_held(self.folder)  # a run that began meanwhile
         if run is None:
             return Snapshot(self.folder, writing=writing)
         requested = frozenset(run.sample_ids)
@@ -191,12 +187,12 @@ class Watcher:
         return [shard for present, shard in found if present]
 
     def _shard(self, path: Path, cell: str) -> tuple[bool, ShardFile | None]:
-        """Whether the file is still there, and what is in it."""
+        """Whether the file still exists, and its content; None where it is damaged."""
         try:
             status = path.stat()
             stamp = _stamp(status)
             if path not in self._shards or self._shards[path][0] != stamp:
-                self._shards[path] = stamp, _content(path, cell, status.st_mtime)
+                self._shards[path] = stamp, _read_shard_file(path, cell, status.st_mtime)
         except FileNotFoundError:
             self._shards.pop(path, None)
             return False, None
@@ -208,7 +204,7 @@ def _stamp(status: os.stat_result) -> Stamp:
 
 
 def refuse_foreign(folder: Path) -> None:
-    """`UserError` for what can never become a run folder; an absent or empty one can."""
+    """`UserError` for a file or a folder with other content; an absent or empty folder may become a run folder."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{str(folder)!r} is a file; give the --out of a `robbench run`")
     if foreign := foreign_content(folder):
@@ -219,14 +215,14 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def refuse_no_run(folder: Path) -> None:
-    """`UserError` for what is no run, and not about to be one: nobody holds the lock of a folder without run.yaml."""
+    """`UserError` for a folder without run.yaml whose lock no process holds, so that no run is about to begin."""
     refuse_foreign(folder)
     if not (folder / RUN_FILE).exists() and not lock_is_held(folder):
         what = "holds no run" if folder.exists() else "does not exist"
         raise UserError(f"{str(folder)!r} {what}; give the --out of a `robbench run` that has begun")
 
 
-def _content(path: Path, cell: str, finished: float) -> ShardFile | None:
+def _read_shard_file(path: Path, cell: str, finished: float) -> ShardFile | None:
     try:
         shard = read_shard(path, cell)
     except BadShardError:
@@ -267,7 +263,7 @@ def _view(
 
 
 def _record(ledger: Ledger, cell: str) -> tuple[CellRecord | None, str]:
-    """cell.json, or None with what is wrong with it."""
+    """(cell.json, ""), or (None, what is wrong with it)."""
     try:
         return ledger.read_cell(cell), ""
     except UserError as error:
@@ -283,7 +279,7 @@ def _state(record: CellRecord | None, done: int, requested: int, begun: bool) ->
 
 
 def _begun(ledger: Ledger, cell: str) -> bool:
-    """Whether this session has begun a cell: a run writes every cell.json before its run.yaml, and again as it starts
+    """Whether this session has begun a cell: a run writes every cell.json before its run.yaml, and again when it starts
     the cell."""
     try:
         started = (ledger.cell_folder(cell) / CELL_FILE).stat().st_mtime_ns
@@ -305,16 +301,15 @@ def _score(target: ModelKind, values: list[float]) -> tuple[float | None, float 
 # ------------------------------------------------------------------------------------------------------- speed
 @dataclass(frozen=True)
 class Speed:
-    """How fast the latest session computed. samples: per second; workers: shards computed at once, on average: their
-    seconds over the time that passed (below 1 where models were loaded in between)."""
+    """Speed of the latest session. samples: per second; workers: mean number of shards computed at once, their seconds
+    over the elapsed time (below 1 where models were loaded in between)."""
 
     samples: float
     workers: float
 
     @staticmethod
     def of(shards: Sequence[ShardFile]) -> "Speed | None":
-        """From the times of shards; None without any. A session reaches back over all shards between which nothing was
-        idle for `IDLE_SECONDS`."""
+        """From the times of shards; None without any. A session ends where nothing was computed for `IDLE_SECONDS`."""
         latest = sorted(shards, key=lambda shard: shard.finished, reverse=True)
         if not latest:
             return None
@@ -330,9 +325,9 @@ class Speed:
 
 
 def _remaining(cells: Sequence[CellView], speed: Speed | None) -> tuple[float | None, int]:
-    """Seconds still to go, and how many unfinished cells they leave out because nothing tells their speed.
+    """Estimated seconds to go, and the number of unfinished cells of unknown speed that they leave out.
 
-    A cell takes as long per sample as its own shards did; without any as long as the same attack did on other models.
+    Seconds per sample are those of the cell's own shards, else those of the same attack on other models.
     """
     if speed is None:
         return None, 0
@@ -348,6 +343,6 @@ def _remaining(cells: Sequence[CellView], speed: Speed | None) -> tuple[float | 
 
 
 def _seconds_per_sample(cells: Sequence[CellView]) -> float | None:
-    """Of those that have computed a sample; None without any."""
+    """Seconds per computed sample of `cells`; None without any."""
     done = sum(cell.done for cell in cells)
     return sum(cell.seconds for cell in cells if cell.done) / done if done else None

@@ -12,17 +12,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from robbench.core.counting import counted
 from robbench.core.terminal import Terminal, print_line
 from robbench.run.watch import CellView, Snapshot, Watcher
 
 STYLES = {"done": "green", "running": "cyan", "failed": "red", "missing": "dim"}
 FAILURES = 3  # reasons shown below the live table
-FIRST_LINES = 8  # of the live view that are not cells, at most
-NAMES_WIDTH = 22  # characters of model and attack together, below which other columns make room
+FIRST_LINES = 8  # largest number of lines of the live view that are not cells
+NAMES_WIDTH = 22  # least characters for model and attack together, before other columns are dropped
 
 
 def watch_run(watcher: Watcher, interval: float, console: Terminal) -> Snapshot:
-    """Show a run until it has ended, a look every `interval` seconds; returns the last look."""
+    """Show a run every `interval` seconds until it has ended; returns its last state."""
     before, now = None, watcher.look()
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
@@ -42,7 +43,7 @@ def _print_changes(before: Snapshot | None, now: Snapshot, console: Terminal) ->
 
 
 def show_once(now: Snapshot, console: Terminal) -> None:
-    """Print how a run stands: as the live view does on a terminal, as lines elsewhere."""
+    """Print the state of a run once, as the live view on a terminal, as lines elsewhere."""
     if console.is_terminal:
         console.print(screen(now, height=len(now.cells) + FIRST_LINES, width=console.width))
         return
@@ -51,7 +52,7 @@ def show_once(now: Snapshot, console: Terminal) -> None:
 
 # -------------------------------------------------------------------------------------------------------- lines
 def changes(before: Snapshot | None, now: Snapshot) -> Iterator[str]:
-    """What is new since the last look, a line each; at the first look how it stands."""
+    """Lines that describe the changes since `before`; the whole state where that is None."""
     if not now.begun:
         if before is None or before.begun:
             yield waiting_text(now)
@@ -79,7 +80,7 @@ def _cell_changes(before: Snapshot, now: Snapshot) -> Iterator[str]:
     for number, cell in enumerate(now.cells):
         old = known.get(cell.name)
         if old is None or (old.state, old.done, old.score) != (cell.state, cell.done, cell.score):
-            left = f", about {duration(now.remaining)} to go" if _moving(now) else ""
+            left = f", about {duration(now.remaining)} to go" if _is_moving(now) else ""
             yield _cell_line(now, number) + left
 
 
@@ -90,7 +91,7 @@ def _cell_line(now: Snapshot, number: int) -> str:
     return ", ".join(part for part in parts if part) + (f" ({one_line(cell.error)})" if cell.error else "")
 
 
-def _moving(now: Snapshot) -> bool:
+def _is_moving(now: Snapshot) -> bool:
     return now.remaining is not None and not now.settled and now.writing is not False
 
 
@@ -108,7 +109,7 @@ def summary_text(now: Snapshot) -> str:
 
 
 def writer_text(now: Snapshot) -> str:
-    """Who is writing, as far as this machine knows."""
+    """Whether a process is writing, as far as this machine knows."""
     if now.writing:
         return "A run is writing"
     if now.writing is None:
@@ -123,7 +124,7 @@ def speed_text(now: Snapshot, at: float) -> str:
     parts = []
     if now.rate is not None and not now.settled:
         parts.append(f"{now.rate:.3g} samples/s in the latest session")
-    if now.remaining is not None and _moving(now):
+    if now.remaining is not None and _is_moving(now):
         left_out = (
             f", without {counted(now.unknown, 'cell')} no shard tells the speed of" if now.unknown else ""
         )
@@ -158,8 +159,7 @@ def score_text(cell: CellView) -> str:
 
 
 def _number_text(cell: CellView, with_interval: bool = True) -> str:
-    """The score without what it is. Without its interval also without what the state says ("so far") and the unit of a
-    flow."""
+    """The score without its name; without the interval also without "so far" and the unit of a flow."""
     if cell.score is None:
         return "no finite NLL" if cell.done else ""
     digits, unit = (".1f", " %") if cell.target == "classifier" else (".4g", " bits/dim")
@@ -168,11 +168,6 @@ def _number_text(cell: CellView, with_interval: bool = True) -> str:
     known = cell.lower is not None and cell.upper is not None
     interval = f" [{cell.lower:{digits}}, {cell.upper:{digits}}]" if known else ""
     return f"{cell.score:{digits}}{interval}{unit}" + (" so far" if cell.partial else "")
-
-
-def counted(count: int, noun: str) -> str:
-    """ "1 cell", "8 cells"."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def duration(seconds: float | None) -> str:
@@ -209,14 +204,14 @@ def screen(now: Snapshot, height: int = 40, width: int = 120, at: float | None =
 
 
 def _first_row(cells: Sequence[CellView], rows: int) -> int:
-    """So that the first cell that is not settled stands in the middle."""
+    """Index of the first shown cell, so that the first unsettled one is in the middle."""
     position = next((k for k, cell in enumerate(cells) if cell.state in ("running", "missing")), 0)
     return max(min(position - rows // 2, len(cells) - rows), 0)
 
 
 def _cell_table(cells: Sequence[CellView], width: int) -> Table:
-    """One line per cell. A narrow terminal has no room for seconds, a narrower one none for intervals, then none for
-    samples; names are cut, a score never: a part of it would be another number."""
+    """One line per cell. Narrow terminals lose seconds first, then intervals, then samples; names are cut, scores
+    never, since a part of a score would be another number."""
     columns: dict[str, list[str]] = {"state": [cell.state for cell in cells]}
     columns["samples"] = [f"{cell.done}/{cell.n}" for cell in cells]
     columns["seconds"] = [f"{cell.seconds:.1f}" for cell in cells]
@@ -243,7 +238,7 @@ def _cell_table(cells: Sequence[CellView], width: int) -> Table:
 
 
 def _names_width(columns: dict[str, list[str]], width: int) -> int:
-    """What columns leave of a terminal for model and attack; each of all is followed by two spaces."""
+    """Width that `columns` leave for model and attack; two spaces follow each column."""
     return width - sum(_width(title, texts) + 2 for title, texts in columns.items()) - 2
 
 
@@ -253,7 +248,7 @@ def _width(title: str, texts: list[str]) -> int:
 
 # --------------------------------------------------------------------------------------------------------- JSON
 def snapshot_json(now: Snapshot) -> dict[str, Any]:
-    """A look as the object that docs/living.md describes; every number in full."""
+    """The state as the object that docs/living.md describes, every number in full."""
     fields = asdict(now)
     cells = [{**asdict(cell), "partial": cell.partial} for cell in now.cells]
     ended = {"begun": now.begun, "settled": now.settled, "ended": now.ended}

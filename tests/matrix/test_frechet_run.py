@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -346,12 +347,10 @@ def test_the_table_says_what_was_measured(run_folder: Path, tiny_zoo: Path) -> N
 def test_wrong_use_is_one_line(
     run_folder: Path, tiny_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from robbench.run import features
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no network")
 
-    def offline(_url: str, _path: Path) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(features, "download", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
     assert_one_line(invoked(tmp_path / "nothing"), "nothing' is not a run folder", "robbench run")
     assert_one_line(invoked(tmp_path), "is not a run folder")
     assert_one_line(invoked(run_folder, "--features", "digits-standart"), "did you mean 'digits-standard'?")

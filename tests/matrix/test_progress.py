@@ -39,12 +39,12 @@ def test_plain_lines_away_from_a_terminal() -> None:
     cells = records(2)
     with run_progress(console, cells, 200) as progress:
         assert isinstance(progress, PlainProgress)
-        progress.started(0, cells[0], 0)
-        progress.advanced(0, 120, "accuracy 25.00 %")
-        progress.ended(0, cells[0], 200, "accuracy 25.00 %")
-        progress.started(1, cells[1], 120)
+        progress.on_start(0, cells[0], 0)
+        progress.on_advance(0, 120, "accuracy 25.00 %")
+        progress.on_end(0, cells[0], 200, "accuracy 25.00 %")
+        progress.on_start(1, cells[1], 120)
         failed = cells[1].model_copy(update={"status": "failed", "error": "it [broke]"})
-        progress.ended(1, failed, 120, "accuracy 41.67 %")
+        progress.on_end(1, failed, 120, "accuracy 41.67 %")
     lines = stream.getvalue().splitlines()
     assert lines[0] == "[1/2] model-0 x pgd20: 200 samples"
     assert lines[1].startswith("[1/2] model-0 x pgd20: accuracy 25.00 % of 200, ")
@@ -58,10 +58,10 @@ def test_live_rows_on_a_terminal() -> None:
     cells = records(2)
     with run_progress(console, cells, 200) as progress:
         assert isinstance(progress, LiveProgress)
-        progress.started(0, cells[0], 0)
-        progress.ended(0, cells[0], 200, "accuracy 25.00 %")
-        progress.started(1, cells[1], 0)
-        progress.advanced(1, 120, "accuracy 25.00 %")
+        progress.on_start(0, cells[0], 0)
+        progress.on_end(0, cells[0], 200, "accuracy 25.00 %")
+        progress.on_start(1, cells[1], 0)
+        progress.on_advance(1, 120, "accuracy 25.00 %")
     text = stream.getvalue().rsplit("model-0", 1)[1]
     assert "200/200" in text
     assert "25.00 %" in text
@@ -73,7 +73,7 @@ def test_the_running_row_is_visible_on_a_small_terminal(running: int) -> None:
     console, stream = screen(terminal=True, height=12)
     cells = records(100)
     with LiveProgress(console, cells, 10) as progress:
-        progress.started(running, cells[running], 3)
+        progress.on_start(running, cells[running], 3)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     shown = [line for line in text.splitlines() if f"model-{running} " in line]
     assert any("3/10" in line for line in shown)
@@ -88,8 +88,8 @@ def test_overlapping_cells_have_their_own_seconds(monkeypatch: pytest.MonkeyPatc
     cells = records(2)
     progress = PlainProgress(console, cells, 10)
     for number in (0, 1):
-        progress.started(number, cells[number], 0)
+        progress.on_start(number, cells[number], 0)
     for number in (0, 1):
-        progress.ended(number, cells[number], 10, "accuracy 50.00 %")
+        progress.on_end(number, cells[number], 10, "accuracy 50.00 %")
     lines = stream.getvalue().splitlines()
     assert [line.split(", ")[-1] for line in lines[2:]] == ["5.0 s", "10.0 s"]

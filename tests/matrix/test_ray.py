@@ -33,7 +33,7 @@ from robbench.cli.run import run_matrix
 from robbench.core.errors import UserError
 from robbench.models.flows.glow import Glow
 from robbench.run import ray_backend
-from robbench.run.executor import LocalBackend, execute, opened_backend, shard_work
+from robbench.run.executor import LocalBackend, execute, open_backend, shard_work
 from robbench.run.plan import RunRequest, build_plan
 from robbench.run.ray_backend import RayOptions
 from robbench.store.folder import opened
@@ -380,7 +380,7 @@ class Events:
 
 
 def executed(plan, folder: Path, backend=None, events: Events | None = None) -> list[CellRecord]:
-    with opened_backend(plan) as made, opened(folder, plan.run, fresh=False) as ledger:
+    with open_backend(plan) as made, opened(folder, plan.run, fresh=False) as ledger:
         return execute(plan, ledger, events or Events(), backend or made)
 
 

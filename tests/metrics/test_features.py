@@ -25,7 +25,7 @@ from robbench.run.features import (
     classifier_extractor,
     inception_extractor,
     official_weights,
-    quantised,
+    quantise,
 )
 
 
@@ -105,8 +105,8 @@ def test_quantised_is_what_a_png_file_gives_back(tmp_path: Path) -> None:
     images = torch.cat([values[0], values[1] / 255, values[2] / 255]).reshape(1, 1, 40, 40)
     path = written(images, tmp_path)[0]
     stored = torch.from_numpy(np.array(Image.open(path).convert("L"))).to(torch.float32) / 255
-    assert torch.equal(quantised(images)[0, 0], stored)
-    assert torch.equal(quantised(quantised(images)), quantised(images))
+    assert torch.equal(quantise(images)[0, 0], stored)
+    assert torch.equal(quantise(quantise(images)), quantise(images))
 
 
 def test_another_network_is_never_called_fid(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,10 +177,10 @@ def test_images_must_have_one_or_three_channels_in_range(weights: Path) -> None:
 
 # ------------------------------------------------------------------------------------------------------ download
 def test_offline_names_file_url_and_place(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(_url: str, _path: Path) -> None:
+    def offline(*_: object, **__: object) -> None:
         raise URLError("Name or service not known")
 
-    monkeypatch.setattr(features, "download", offline)
+    monkeypatch.setattr("urllib.request.urlopen", offline)
     with pytest.raises(UserError) as caught:
         inception_extractor()
     message = str(caught.value)
@@ -194,7 +194,7 @@ def test_downloaded_once_and_checked(cache: Path, tmp_path: Path, monkeypatch: p
     served = tmp_path / "served.pth"
     served.write_bytes(b"weights")
     monkeypatch.setattr(features, "INCEPTION_URL", served.as_uri())
-    with pytest.raises(UserError, match=r"gave a file with sha256 .*, not 6726825d"):
+    with pytest.raises(UserError, match=r"has sha256 .*, not 6726825d"):
         official_weights()
     assert list(cache.iterdir()) == []
     monkeypatch.setattr(features, "INCEPTION_SHA256", hashlib.sha256(b"weights").hexdigest())

@@ -9,15 +9,15 @@ import torch
 from robbench.cli.samples import SamplesRequest, samples_report
 from robbench.core.errors import UserError
 from robbench.models.flows.glow import Glow
-from robbench.run.flow_samples import scored_images, scored_samples
+from robbench.run.flow_samples import score_images, score_samples
 
 
 def test_samples_are_grey_levels_scored_like_images(flow):
     frozen = flow.freeze()
-    found = scored_samples(frozen, frozen, (0.0, 0.7, 1.0), 300, seed=5)
+    found = score_samples(frozen, frozen, (0.0, 0.7, 1.0), 300, seed=5)
     means = [one.summary.mean for one in found]
     assert means == sorted(means), "a lower temperature is closer to the mode"
-    again = scored_samples(frozen, frozen, (0.7,), 300, seed=5)[0]
+    again = score_samples(frozen, frozen, (0.7,), 300, seed=5)[0]
     assert again == found[1]
     image = frozen.sample(1, 0.0)
     grid = torch.round(image * 16) / 16
@@ -28,7 +28,7 @@ def test_samples_are_grey_levels_scored_like_images(flow):
 def test_images_are_scored_one_by_one_with_noise_of_their_own(flow, images):
     _, x, _ = images
     frozen = flow.freeze()
-    found = scored_images(frozen, x, seed=4).summary
+    found = score_images(frozen, x, seed=4).summary
     bits = [float(frozen.bits_per_dim(x[i : i + 1], seed=4, sample_ids=[i])) for i in range(len(x))]
     spread = 1.96 * np.std(bits, ddof=1) / len(bits) ** 0.5
     assert found.mean == pytest.approx(np.mean(bits), rel=1e-5)
@@ -41,7 +41,7 @@ def test_images_are_scored_one_by_one_with_noise_of_their_own(flow, images):
 def test_flows_of_different_images_are_refused(flow):
     other = Glow((1, 8, 8), 256, levels=1, steps=1, width=4).freeze()
     with pytest.raises(UserError, match=r"17.*256|256.*17"):
-        scored_samples(flow.freeze(), other, (1.0,), 2, 0)
+        score_samples(flow.freeze(), other, (1.0,), 2, 0)
 
 
 def test_the_report_names_what_was_scored(tmp_path, capsys):

@@ -192,8 +192,8 @@ def test_progress_takes_no_orders() -> None:
             file=io.StringIO(), force_terminal=kind is LiveProgress, width=140, color_system="standard"
         )
         with kind(console, records, 10) as progress:
-            progress.started(0, records[0], 0)
-            progress.ended(0, records[0], 0, "")
+            progress.on_start(0, records[0], 0)
+            progress.on_end(0, records[0], 0, "")
         output = console.file.getvalue()  # type: ignore[attr-defined]
         assert not hostile.steering(output)
         assert not hostile.links(output)

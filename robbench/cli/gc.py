@@ -55,22 +55,22 @@ def _distinct(folders: Sequence[Path]) -> list[Path]:
 
 def _of_run(folder: Path, locks: ExitStack | None) -> "Collection":
     """The garbage of a run. locks: takes the run's lock until all is removed; None to look only."""
-    from robbench.store.folder import lock_is_held, locked
-    from robbench.store.garbage import garbage_of_run
+    from robbench.store.folder import lock_folder, lock_is_held
+    from robbench.store.garbage import find_garbage
     from robbench.store.ledger import RUN_FILE
 
     if locks is None and lock_is_held(folder):
         raise UserError(f"a robbench run is writing to {str(folder)!r}; wait for it, or leave it out")
     if locks is not None and (folder / RUN_FILE).exists():  # a folder that is no run gets no lock file
-        locks.enter_context(locked(folder, "or leave it out", "RUN"))
-    return garbage_of_run(folder)
+        locks.enter_context(lock_folder(folder, "or leave it out", "RUN"))
+    return find_garbage(folder)
 
 
 def _of_cache(zoo: Path | None) -> "Collection":
     from robbench.models.zoo import zoo_entries
-    from robbench.store.cache_garbage import garbage_of_cache
+    from robbench.store.cache_garbage import find_cache_garbage
 
-    return garbage_of_cache(zoo_entries(zoo))
+    return find_cache_garbage(zoo_entries(zoo))
 
 
 # ------------------------------------------------------------------------------------------------------- output

@@ -16,7 +16,7 @@ from robbench.run.executor import execute, open_backend
 from robbench.run.plan import Plan, RunRequest, build_plan
 from robbench.run.progress import run_progress
 from robbench.run.rates import PlanRates, format_hours
-from robbench.store.folder import check_folder, check_not_foreign, opened
+from robbench.store.folder import check_folder, check_not_foreign, open_ledger
 from robbench.store.ledger import Ledger, load_run
 
 
@@ -62,7 +62,7 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     console = Terminal()
     for warning in plan.warnings:
         console.print(f"Suspicious: {warning}", style="yellow", markup=False, soft_wrap=True)
-    with open_backend(plan) as backend, opened(folder, plan.run, fresh) as ledger:
+    with open_backend(plan) as backend, open_ledger(folder, plan.run, fresh) as ledger:
         records = [cell.record for cell in plan.cells]
         with run_progress(console, records, len(plan.samples)) as progress:
             execute(plan, ledger, progress, backend)

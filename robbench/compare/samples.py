@@ -20,7 +20,7 @@ from robbench.core.resources import write_atomically
 from robbench.core.schema import Strict, canonical_hash, parse_json, validate
 from robbench.specs import SHA256, ResolvedAttack
 from robbench.store.columns import LEDGER_COLUMNS, list_columns
-from robbench.store.ledger import one_meaning
+from robbench.store.ledger import unify_robust
 from robbench.store.records import CellResult, Run
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def read_samples(path: Path) -> Samples:
     cells = [
         CellSamples(
             cell,
-            one_meaning(
+            unify_robust(
                 cell.attack, parts[number][list(COLUMNS)].reset_index(drop=True), margin="before", step="step"
             ),
         )

@@ -1,4 +1,4 @@
-"""Metrics: a registry (`registry`) and one module per family, each imported here by itself. NumPy only."""
+"""Metrics: a registry (`registry`) and one module per family, which are all imported here. NumPy only."""
 
 from importlib import import_module
 from pkgutil import iter_modules

@@ -1,9 +1,9 @@
-"""Accuracies: of an attack, and what tables combine out of them (worst case, average, mean over corruptions)."""
+"""Accuracies: under an attack, and combined (worst case, average, mean over corruptions)."""
 
 import numpy as np
 
 from robbench.metrics.registry import Metric, Number, register
-from robbench.metrics.verdicts import floats, robust, shown
+from robbench.metrics.verdicts import floats, robust, shown_verdicts
 from robbench.statistics.accuracy import Verdicts, accuracy
 from robbench.store.records import CellRecord, CellResult
 
@@ -12,7 +12,8 @@ PERCENT, POINTS = "%", 0.5
 
 
 def count_near_ties(result: CellResult, column: str = "margin") -> int:
-    """Samples with a margin (of the attacked image, or "clean_margin") so small that rounding may decide."""
+    """Number of samples whose margin (of the attacked image, or "clean_margin") is so small that rounding may
+    decide."""
     return int((np.abs(floats(result.rows[column])) < NEAR_TIE).sum())
 
 
@@ -22,7 +23,7 @@ def _number(verdicts: Verdicts, near_ties: int = 0) -> Number:
 
 
 def _under_attack(result: CellResult) -> Number:
-    return _number(shown(result), count_near_ties(result))
+    return _number(shown_verdicts(result), count_near_ties(result))
 
 
 def _robust(result: CellResult) -> Number:
@@ -30,8 +31,8 @@ def _robust(result: CellResult) -> Number:
 
 
 def _shows_another(cell: CellRecord) -> bool:
-    """Whether the accuracy of a cell is that under attack, so that its robust accuracy is a number besides. Corruptions
-    have tables of their own, and 75 columns more would say little."""
+    """Whether a cell shows the accuracy under attack, so that its robust accuracy gets a column too. Corruptions do
+    not: they have their own tables, and there would be 75 columns."""
     return cell.attack.semantics == "perturbation" and cell.attack.space != "corruption"
 
 

@@ -1,8 +1,7 @@
-"""How far adversarial images lie from their originals: mean and standard deviation of L2 and Linf over samples.
+"""Distances of adversarial images from their originals: mean and standard deviation of L2 and Linf over samples.
 
-Two sets of samples of a classifier: "broken", only the successful adversarial examples, and "attacked" (`_all`), every
-sample, successful or not, that is right before the attack, or every sample of an attack that perturbs them all. Of a
-flow there is one set, all samples.
+For a classifier over two sets of samples: "broken", the successful adversarial examples, and "attacked" (`_all`), all
+samples that are right before the attack, or all samples of a perturbation. For a flow over all samples.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,7 @@ PIXEL_RANGE = "pixel range"  # unit of distances: pixels in [0, 1]
 
 @dataclass(frozen=True)
 class Measured:
-    """Distances over one set of samples ("all", "broken" or "attacked"); scope: the set in words."""
+    """Distances over one set of samples ("all", "broken" or "attacked"); scope: the set as text."""
 
     samples: str
     scope: str
@@ -29,26 +28,26 @@ class Measured:
 
 
 def broken_size(result: CellResult) -> Measured | None:
-    """The distances of the successful adversarial examples of a classifier's cell, None without any; of all images of
-    a flow's, where success is a matter of degree."""
+    """Distances of the successful adversarial examples of a classifier's cell (None without any), or of all images of a
+    flow's cell."""
     if result.cell.attack.target == "flow":
         every = np.ones(len(result.rows), np.bool_)
-        return _measured(result, every, "all", "mean over all {n} samples")
-    return _measured(result, is_broken(result.rows), "broken", "over the {n} samples that the attack broke")
+        return _measure(result, every, "all", "mean over all {n} samples")
+    return _measure(result, is_broken(result.rows), "broken", "over the {n} samples that the attack broke")
 
 
 def attacked_size(result: CellResult) -> Measured | None:
-    """The distances of all attacked images of a classifier's cell; None when no image was right before the attack."""
+    """Distances of all attacked images of a classifier's cell; None without any."""
     if result.cell.attack.target == "flow":
         return None
     if result.cell.attack.semantics == "perturbation":
         every = np.ones(len(result.rows), np.bool_)
-        return _measured(result, every, "attacked", "mean over all {n} samples")
+        return _measure(result, every, "attacked", "mean over all {n} samples")
     scope = "mean over the {n} samples that were right before the attack"
-    return _measured(result, clean_correct(result.rows), "attacked", scope)
+    return _measure(result, clean_correct(result.rows), "attacked", scope)
 
 
-def _measured(result: CellResult, part: Verdicts, samples: str, scope: str) -> Measured | None:
+def _measure(result: CellResult, part: Verdicts, samples: str, scope: str) -> Measured | None:
     size = perturbation_size(floats(result.rows["l2"])[part], floats(result.rows["linf"])[part])
     return Measured(samples, scope.format(n=size.n), size) if size else None
 

@@ -1,9 +1,9 @@
-"""Bits/dim: of the images that an attack on a classifier left, under the run's flow, and of attacks on a flow itself.
+"""Bits/dim of images: after attacks on a classifier, under the run's flow, and after attacks on a flow.
 
-Mean over the finite samples with a normal 95 % interval over samples, and beside it the median over all: adversarial
-images reach 1e16 and overflow, and a few of them may rule a mean. What is left out is always counted. The bits/dim of
-an image come from one draw of the dequantisation noise, from the mean over several, or are importance-weighted over
-several: another quantity with metrics of its own.
+The mean over the finite samples with a normal 95 % interval, and the median over all samples, because adversarial
+images reach 1e16 or overflow and a few of them may dominate a mean. Samples that are left out are counted. The bits/dim
+of an image come from one draw of the dequantisation noise, from the mean over several, or are importance-weighted over
+several, a different quantity with its own metrics.
 """
 
 import math
@@ -21,8 +21,8 @@ from robbench.store.records import CellRecord, CellResult
 
 BITS = "bits/dim"
 ONE_DRAW = "one noise draw"
-OUTLIER = 100  # times the median: samples beyond it are counted beside the mean that they rule
-WEIGHTED = "importance_weighted_"  # what begins the names of the metrics of the tighter bound
+OUTLIER = 100  # times the median; samples beyond it are counted in a remark on the mean
+WEIGHTED = "importance_weighted_"  # prefix of the names of metrics of the tighter bound
 NLL_PART = "NLL after the attack, bits/dim"
 When = Literal["before", "after"]
 
@@ -49,7 +49,8 @@ def draws_text(attack: ResolvedAttack) -> str:
 
 
 def settings(cell: CellRecord, with_steps: bool = True) -> str:
-    """What a label leaves unsaid: "epsilon of 255; 32 steps; one noise draw", restarts, rounding and precision."""
+    """Settings that a label does not show: "epsilon of 255; 32 steps; one noise draw", restarts, rounding,
+    precision."""
     p = cell.attack.parameters
     parts = [f"epsilon of {cell.attack.pixel_range}"]
     parts += [f"{p['steps']} steps"] if with_steps and "steps" in p else []
@@ -65,12 +66,12 @@ def attacks_noise(attack: ResolvedAttack) -> bool:
 
 
 def images(cell: CellRecord) -> str:
-    """What is attacked: "test images" or "uniform-noise images"."""
+    """The attacked images: "test images" or "uniform-noise images"."""
     return "uniform-noise images" if attacks_noise(cell.attack) else "test images"
 
 
 def outliers_note(values: Floats, median: float | None) -> str:
-    """How many of the finite `values` lie so far above the median that they rule the mean; "" for none."""
+    """A remark on finite `values` so far above the median that they dominate the mean; "" for none."""
     if median is None or not math.isfinite(median) or not median:
         return ""
     finite = values[np.isfinite(values)]
@@ -79,9 +80,9 @@ def outliers_note(values: Floats, median: float | None) -> str:
 
 
 # ---------------------------------------------------------------------------------- of images of a classifier's cell
-def _scored(result: CellResult, when: When) -> tuple[BitsPerDim, str] | None:
-    """Bits/dim and their scope: before the attack of all images, after it of those it broke. Unbroken samples are left
-    out because a search may stop anywhere, or return the clean image, once it has failed."""
+def _summarize(result: CellResult, when: When) -> tuple[BitsPerDim, str] | None:
+    """Bits/dim and their scope: before the attack over all images, after it over the broken samples, since a failed
+    search may return any image of the set."""
     values = floats(result.rows[f"nll_{when}"])
     scored = values if when == "before" else values[is_broken(result.rows)]
     if not len(scored):
@@ -90,28 +91,21 @@ def _scored(result: CellResult, when: When) -> tuple[BitsPerDim, str] | None:
     return bits_per_dim(scored), scope
 
 
-def _mean(when: When) -> Callable[[CellResult], Number | None]:
+def _number(when: When, median: bool = False) -> Callable[[CellResult], Number | None]:
+    """Computes the mean of a cell's bits/dim, or with `median` the median of a classifier's cell."""
+
     def compute(result: CellResult) -> Number | None:
         if result.cell.attack.target == "flow":
             return _flow_number(result, when)
-        if (found := _scored(result, when)) is None:
+        if (found := _summarize(result, when)) is None:
             return None
         bits, scope = found
         flow = result.cell.nll_flow.name if result.cell.nll_flow else None
+        if median:
+            remarks = (ONE_DRAW, bits.median_note)
+            return Number(bits.median, scope=scope, left_out=bits.n_nan, remarks=remarks, flow=flow)
         left_out = bits.n - bits.n_finite
         return Number(bits.mean, bits.lower, bits.upper, scope, left_out, 0, (ONE_DRAW, bits.note), flow)
-
-    return compute
-
-
-def _median(when: When) -> Callable[[CellResult], Number | None]:
-    def compute(result: CellResult) -> Number | None:
-        if (found := _scored(result, when)) is None:
-            return None
-        bits, scope = found
-        flow = result.cell.nll_flow.name if result.cell.nll_flow else None
-        remarks = (ONE_DRAW, bits.median_note)
-        return Number(bits.median, scope=scope, left_out=bits.n_nan, remarks=remarks, flow=flow)
 
     return compute
 
@@ -134,12 +128,12 @@ def _flow_median(result: CellResult) -> Number:
     return Number(bits.median, left_out=bits.n_nan, remarks=remarks, flow=result.cell.model_name)
 
 
-def _weighted(cell: CellRecord) -> bool:
+def _is_weighted(cell: CellRecord) -> bool:
     return estimate_of(cell.attack)[0] == "importance"
 
 
-def _plain(cell: CellRecord) -> bool:
-    return not _weighted(cell)
+def _is_plain(cell: CellRecord) -> bool:
+    return not _is_weighted(cell)
 
 
 def _has_scores(cell: CellRecord) -> bool:
@@ -147,7 +141,7 @@ def _has_scores(cell: CellRecord) -> bool:
 
 
 def _has_clean_scores(cell: CellRecord) -> bool:
-    return _plain(cell) if cell.attack.target == "flow" else _has_scores(cell)
+    return _is_plain(cell) if cell.attack.target == "flow" else _has_scores(cell)
 
 
 _bits = partial(Metric, unit=BITS, better="lower", absolute=0.01, place=10)
@@ -155,7 +149,7 @@ _of_flow = partial(_bits, targets=("flow",))
 
 
 def _after(name: str, words: str, applies: Callable[[CellRecord], bool]) -> tuple[Metric, Metric]:
-    """Of attacks on a flow: the mean and the median after the attack."""
+    """The mean and the median of bits/dim after attacks on a flow."""
     title = f"{words}bits/dim after the attack"
     mean = _of_flow(name, title, headline=True, applies=applies, compute=lambda r: _flow_number(r, "after"))
     return mean, _of_flow(f"{name}_median", f"median {title}", applies=applies, compute=_flow_median)
@@ -163,25 +157,25 @@ def _after(name: str, words: str, applies: Callable[[CellRecord], bool]) -> tupl
 
 BEFORE = _bits(
     "bits_per_dim_before", "bits/dim before the attack", attacked=False, targets=("classifier", "flow"),
-    applies=_has_clean_scores, compute=_mean("before"),
+    applies=_has_clean_scores, compute=_number("before"),
 )  # fmt: skip
 BEFORE_MEDIAN = _bits(
     "bits_per_dim_before_median", "median bits/dim before the attack", attacked=False, applies=_has_scores,
-    compute=_median("before"),
+    compute=_number("before", median=True),
 )  # fmt: skip
 AFTER = _bits(
     "bits_per_dim_after", "bits/dim after the attack", column="NLL", part=NLL_PART, compared=False, applies=_has_scores,
-    compute=_mean("after"),
+    compute=_number("after"),
 )  # fmt: skip
 AFTER_MEDIAN = _bits(
     "bits_per_dim_after_median",
     "median bits/dim after the attack",
     applies=_has_scores,
-    compute=_median("after"),
+    compute=_number("after", median=True),
 )
 WEIGHTED_BEFORE = _of_flow(
     f"{WEIGHTED}bits_per_dim_before", "importance-weighted bits/dim before the attack", attacked=False,
-    applies=_weighted, compute=lambda r: _flow_number(r, "before"),
+    applies=_is_weighted, compute=lambda r: _flow_number(r, "before"),
 )  # fmt: skip
-register(*_after("bits_per_dim", "", _plain), BEFORE, BEFORE_MEDIAN, AFTER, AFTER_MEDIAN)
-register(*_after(f"{WEIGHTED}bits_per_dim", "importance-weighted ", _weighted), WEIGHTED_BEFORE)
+register(*_after("bits_per_dim", "", _is_plain), BEFORE, BEFORE_MEDIAN, AFTER, AFTER_MEDIAN)
+register(*_after(f"{WEIGHTED}bits_per_dim", "importance-weighted ", _is_weighted), WEIGHTED_BEFORE)

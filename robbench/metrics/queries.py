@@ -1,4 +1,4 @@
-"""Median number of queries that a black-box attack needs to break a sample (Andriushchenko et al. 2020, table 2)."""
+"""Median number of queries of a black-box attack until it breaks a sample (Andriushchenko et al. 2020, table 2)."""
 
 import numpy as np
 
@@ -8,9 +8,9 @@ from robbench.store.records import CellResult
 
 
 def median_queries(result: CellResult) -> Number | None:
-    """Median over the samples that the attack broke, by the iteration of the break: one query of the model each.
+    """Median over the broken samples of the iteration that broke them, one query of the model each.
 
-    None for an attack that used gradients, broke nothing, or whose queries were not counted sample by sample.
+    None for an attack that used gradients, broke nothing, or whose queries were not counted per sample.
     """
     lost = broken(result.rows)
     if not len(lost) or result.rows["backwards"].any() or not result.rows["counts_exact"].all():

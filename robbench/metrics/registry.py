@@ -1,8 +1,8 @@
-"""The metrics: what a number of a table is called, measured in, compared by, and how it is computed from a cell.
+"""The registry of metrics: name, unit, tolerances, and computation from a cell.
 
-A metric is one module with one or several `Metric` objects and its test. Those of robbench `register` themselves; a
-package outside adds its own through the entry point group `robbench.metrics`. Tables, leaderboards, downloads, `check`,
-`diff` and MLflow loop over the registry and name no metric themselves.
+A module of this package has one or several `Metric` objects, which `register` adds; other packages add theirs through
+the entry point group `robbench.metrics`. Tables, leaderboards, downloads, `check`, `diff` and MLflow loop over the
+registry.
 """
 
 from collections.abc import Callable
@@ -20,16 +20,16 @@ Better = Literal["higher", "lower", ""]
 
 @dataclass(frozen=True)
 class Number:
-    """What a metric computes from a cell.
+    """The value of a metric for a cell.
 
     Attributes:
         value: in the metric's unit; None or infinite where the samples give no finite number.
         lower, upper: bounds of the 95 % interval; None where the metric has none.
-        scope: samples that the value speaks of ("over the 41 samples that the attack broke"); "" for all of the cell.
-        left_out: samples of the scope that the value had to leave out (not finite).
+        scope: samples that the value covers ("over the 41 samples that the attack broke"); "" for all of the cell.
+        left_out: samples of the scope that are not finite and left out.
         near_ties: samples of the scope whose verdict rounding may decide.
-        remarks: what a reader must know besides, each a phrase.
-        flow: the flow that scored the images; None for the flow that the attack searched through, or none.
+        remarks: further remarks, each a phrase.
+        flow: the flow that scored the images; None for the flow through which the attack searched, or none.
     """
 
     value: float | None
@@ -49,24 +49,24 @@ class Metric:
     Attributes:
         name: in the column `metric` of leaderboard.csv. A metric with variants is registered by the part of its name
             before the first "[" or " (": "frechet" for "frechet[inception]".
-        title: what pages call it.
+        title: its name on pages.
         unit: "%", "bits/dim", "pixel range", "distance", or another.
-        better: which direction is better for the model, as far as one can say.
-        accuracy: whether it is an accuracy in percent, and so belongs into the matrix of models by attacks.
+        better: the direction that is better for the model; "" where there is none.
+        accuracy: whether it is an accuracy in percent, shown in the matrix of models by attacks.
         headline: whether a cell without a reference for this metric counts as unchecked.
-        attacked: whether an attack moves it; False for numbers of clean images.
-        absolute, relative: how far two measurements on the same samples may differ: the larger of `absolute` (in the
+        attacked: whether it depends on the attack; False for numbers of clean images.
+        absolute, relative: tolerance between two measurements on the same samples: the larger of `absolute` (in the
             unit) and `relative` times the reference.
-        column, part: name of its column of a leaderboard, before the attack's, and heading in the column chooser; a
-            metric without `part` has no column there.
+        column, part: prefix of its column in a leaderboard, before the attack's name, and heading in the column
+            chooser; a metric without `part` has no column.
         decimals: of a number on a page.
-        compared: whether `diff` lists it besides accuracies and the likelihoods of flows.
-        place: of its rows among those of a cell: accuracies 0, likelihoods 10, distances 20, Fréchet distances 30.
-        targets: the kinds of models whose cells have it.
-        applies: whether a cell on such a model has it; all have, where it is None.
-        measure: what an accuracy counts, and None where its attack decides.
-        compute: the number of a complete cell, or None where it does not apply; without it the metric combines cells
-            and `results` computes it.
+        compared: whether `diff` lists it besides accuracies and likelihoods of flows.
+        place: sort key of its rows in a cell: accuracies 0, likelihoods 10, distances 20, Fréchet distances 30.
+        targets: kinds of models whose cells have it.
+        applies: whether a cell on such a model has it; None for all.
+        measure: what an accuracy counts; None where the attack decides.
+        compute: from a complete cell to its number, or None where it does not apply; None for a metric that combines
+            cells, which `results` computes.
     """
 
     name: str
@@ -93,20 +93,20 @@ class Metric:
         return cell.attack.target in self.targets and (self.applies is None or self.applies(cell))
 
     def measure_of(self, cell: CellRecord) -> Measure | Literal[""]:
-        """What its accuracy counts in a cell; "" for any other number."""
+        """What the accuracy counts in a cell; "" for any other metric."""
         return cell.attack.measure if self.measure is None else self.measure
 
     def column_of(self, variant: str) -> str:
-        """Its column's name for a variant: "FID (3f2a)" for "fid (3f2a)"."""
+        """Name of the column of a variant: "FID (3f2a)" for "fid (3f2a)"."""
         return f"{self.column}{variant.removeprefix(self.name)}"
 
 
 METRICS: Registry[Metric] = Registry("metric", "robbench.metrics")
-_ORDER: dict[str, int] = {}  # of the metrics of robbench, as they registered
+_ORDER: dict[str, int] = {}  # order of registration of robbench's metrics
 
 
 def register(*metrics: Metric) -> None:
-    """Add metrics of robbench; those of one place stand in this order in a table."""
+    """Add metrics of robbench; metrics of one `place` keep this order in tables."""
     for metric in metrics:
         METRICS.register(metric.name)(metric)
         _ORDER[metric.name] = len(_ORDER)
@@ -114,12 +114,12 @@ def register(*metrics: Metric) -> None:
 
 @cache
 def all_metrics() -> tuple[Metric, ...]:
-    """Every metric, in the order of tables. `UserError` for a plugin that is no metric, or of another name."""
-    metrics = [_checked(name) for name in METRICS]
+    """All metrics in the order of tables. `UserError` for a plugin that is not a metric or has another name."""
+    metrics = [_check(name) for name in METRICS]
     return tuple(sorted(metrics, key=lambda m: (m.place, _ORDER.get(m.name, len(_ORDER)), m.name)))
 
 
-def _checked(name: str) -> Metric:
+def _check(name: str) -> Metric:
     metric = METRICS.get(name)
     if not isinstance(metric, Metric) or metric.name != name:
         raise UserError(
@@ -130,8 +130,8 @@ def _checked(name: str) -> Metric:
 
 
 def metric_of(name: str) -> Metric:
-    """The metric of a table's row. One that nothing here knows, from a table of another installation, is a plain number
-    that is compared within 1 %."""
+    """The metric of a table's row; an unknown one, from a table of another installation, is a plain number compared
+    within 1 %."""
     base = name.partition("[")[0].partition(" (")[0]
     if base in METRICS:
         return METRICS.get(base)

@@ -1,4 +1,4 @@
-"""The rows of a cell on a classifier as verdicts: right before the attack, broken by it, right under it."""
+"""Verdicts from the rows of a cell on a classifier: right before the attack, broken by it, right under it."""
 
 from typing import TYPE_CHECKING
 
@@ -15,17 +15,17 @@ Floats = NDArray[np.float64]
 
 
 def attacked(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Samples right before the attack: for the others most attacks search nothing."""
+    """Rows of the samples that are right before the attack; most attacks do not search the others."""
     return rows[clean_correct(rows)]
 
 
 def broken(rows: "pd.DataFrame") -> "pd.DataFrame":
-    """Samples right before the attack and not after it: where the adversarial image is a successful one."""
+    """Rows of the samples that are right before the attack and wrong after it."""
     return rows[is_broken(rows)]
 
 
 def is_broken(rows: "pd.DataFrame") -> Verdicts:
-    """Whether each sample is right before the attack and not after it."""
+    """Whether each sample is right before the attack and wrong after it."""
     return clean_correct(rows) & ~robust(rows)
 
 
@@ -35,22 +35,22 @@ def robust(rows: "pd.DataFrame") -> Verdicts:
 
 
 def right_under_attack(rows: "pd.DataFrame") -> Verdicts:
-    """Whether each sample is right on its attacked image, whatever the model says of the clean one."""
-    held: Verdicts = rows["margin"].to_numpy() > 0  # a tie is not a right answer
-    return held
+    """Whether each attacked image is classified correctly, whatever the answer on the clean one."""
+    right: Verdicts = rows["margin"].to_numpy() > 0  # a tie is wrong
+    return right
 
 
-def shown(result: CellResult) -> Verdicts:
-    """The verdicts that tables show of an attack: `measure` of its cell says which."""
+def shown_verdicts(result: CellResult) -> Verdicts:
+    """The verdicts that tables show for an attack, by its `measure`: robust, or right under attack."""
     perturbed = result.cell.attack.semantics == "perturbation"
     return right_under_attack(result.rows) if perturbed else robust(result.rows)
 
 
 def clean_correct(rows: "pd.DataFrame") -> Verdicts:
-    """Whether each sample is right before the attack: by its margin, as after it, so that a tie is wrong in both."""
+    """Whether each sample is right before the attack, by its margin, so that a tie is wrong."""
     return np.asarray(rows["clean_margin"].to_numpy(dtype=np.float64) > 0)
 
 
 def floats(column: "pd.Series[float]") -> Floats:
-    """A column in float64, before any sum."""
+    """A column in float64."""
     return np.asarray(column, dtype=np.float64)

@@ -14,9 +14,9 @@ from robbench.results.likelihood import (
     mean_text,
     median_text,
     nll_tables,
-    summarized,
+    summarize,
 )
-from robbench.results.perturbation import Distances, Footnotes, measured_sizes, size_texts
+from robbench.results.perturbation import Distances, Footnotes, measure_sizes, size_texts
 from robbench.results.rows import ModelResults, cell_status
 from robbench.specs import ResolvedAttack
 from robbench.store.records import CellResult, Run
@@ -124,8 +124,8 @@ def _numbers(run: Run, result: CellResult) -> dict[str, Number]:
     if status != "ok":
         empty = {key: Number("-") for key in ("after", "l2", "linf", "forwards", "backwards", "seconds")}
         return {**empty, "before": Number(status, "", reason)}
-    numbers = {key: _nll_number(summarized(floats(result.rows[f"nll_{key}"]))) for key in ("before", "after")}
-    size = measured_sizes(run, result)[0].size
+    numbers = {key: _nll_number(summarize(floats(result.rows[f"nll_{key}"]))) for key in ("before", "after")}
+    size = measure_sizes(run, result)[0].size
     for key, text, value in zip(
         ("l2", "linf"), size_texts(size), (size.l2_mean, size.linf_mean), strict=True
     ):

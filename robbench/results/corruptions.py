@@ -1,6 +1,6 @@
-"""Accuracy on corrupted images: the mean over 15 corruptions and 5 severities, and a table a model.
+"""Accuracy on corrupted images: the mean over 15 corruptions and 5 severities, and a table per model.
 
-The mean is unweighted, as papers on CIFAR-10-C print it (not mCE, which divides by a reference network's errors). It is
+The mean is unweighted, as papers on CIFAR-10-C print it (not mCE, which divides by a reference network's errors), and
 given only where all 75 cells are planned.
 """
 
@@ -14,7 +14,7 @@ from robbench.metrics.verdicts import right_under_attack
 from robbench.results.rows import (
     ModelResults,
     TableRow,
-    blank_row,
+    blank_model_row,
     cell_status,
     complete,
     models,
@@ -38,19 +38,19 @@ Grid = dict[tuple[str, int], CellResult]
 
 @dataclass(frozen=True)
 class CorruptionTable:
-    """Columns as in HEADER; a number that was not asked for is empty."""
+    """Columns as in HEADER; numbers that were not requested are empty."""
 
     model: str
     lines: tuple[tuple[str, ...], ...]
 
 
-def searched(model: ModelResults) -> ModelResults:
-    """The model without its corruption cells: what the average combines."""
+def without_corruptions(model: ModelResults) -> ModelResults:
+    """The model without its corruption cells, as the average combines it."""
     return ModelResults(model.name, tuple(r for r in model.cells if r.cell.attack.space != SPACE))
 
 
-def grouped(attacks: str) -> str:
-    """A comma list of attacks, in which the name of the group stands for the 75 where all are there."""
+def shorten_group(attacks: str) -> str:
+    """A comma list of attacks, in which the name of the group replaces its 75 members where all are present."""
     names = attacks.split(",")
     members = {f"c-{name}-{k}" for name in get_args(Headline) for k in range(1, SEVERITIES + 1)}
     if not members.issubset(names):
@@ -59,7 +59,7 @@ def grouped(attacks: str) -> str:
 
 
 def mean_rows(run: Run, model: ModelResults) -> list[TableRow]:
-    """The mean over corruptions and severities, where all 75 were asked for."""
+    """The mean over corruptions and severities, where all 75 were requested."""
     grid = _grid(model)
     cells = [
         grid.get((name, severity)) for name in get_args(Headline) for severity in range(1, SEVERITIES + 1)
@@ -67,16 +67,7 @@ def mean_rows(run: Run, model: ModelResults) -> list[TableRow]:
     results = [cell for cell in cells if cell is not None]
     if len(results) < len(cells):
         return []
-    blank = blank_row(
-        run,
-        results[0],
-        attack=MEAN,
-        threat_model=THREAT_MODEL,
-        metric=CORRUPTION_ACCURACY.name,
-        measure="accuracy under attack",
-        unit="%",
-        of_attack=False,
-    )
+    blank = blank_model_row(run, results[0], CORRUPTION_ACCURACY, MEAN, THREAT_MODEL, "accuracy under attack")
     if len(complete(run, results)) < len(results):
         return [without_value(blank, run, results)]
     estimate = accuracy.average([right_under_attack(result.rows) for result in results], run.seed)
@@ -85,7 +76,7 @@ def mean_rows(run: Run, model: ModelResults) -> list[TableRow]:
 
 
 def corruption_tables(run: Run) -> list[CorruptionTable]:
-    """One table a model with corruption cells."""
+    """One table per model with corruption cells."""
     grids = ((model.name, _grid(model)) for model in models(run))
     return [CorruptionTable(name, tuple(_lines(run, grid))) for name, grid in grids if grid]
 
@@ -114,7 +105,7 @@ def _line(run: Run, grid: Grid, title: str, names: Sequence[str]) -> tuple[str, 
 
 
 def _mean_text(run: Run, cells: Sequence[CellResult | None]) -> str:
-    """ "83.2", the mean of equally many samples each; empty where a cell was not asked for."""
+    """ "83.2", the mean over cells of equally many samples; empty where a cell was not requested."""
     found = [cell for cell in cells if cell is not None]
     if len(found) < len(cells):
         return ""

@@ -1,10 +1,6 @@
-"""Attacks on a flow's likelihood: tidy rows, and the tables of NLL by budget and model that papers print.
+"""Attacks on a flow's likelihood: tables of NLL by budget and model, as papers print them.
 
-Mean bits/dim over the finite samples with a normal 95 % interval over samples, and beside it the median over all:
-adversarial images reach 1e16 and overflow, and a few of them may rule a mean. What is left out is always counted.
-
-The bits/dim of an image come from one draw of the dequantisation noise, from the mean over several, or are
-importance-weighted over several: another quantity with metric names and tables of its own.
+Numbers as in `metrics.likelihood`; importance-weighted bits/dim have tables of their own.
 """
 
 import math
@@ -38,9 +34,14 @@ ROLES: dict[Role, str] = {
 class Nll:
     """Bits/dim of the samples of one cell, or why there are none.
 
-    mean, lower, upper: over finite samples; None without any, the interval None below two. median: over all but NaN,
-    may be infinite. nonfinite: samples that the mean leaves out. note: everything a reader must know; for another
-    status than "ok" the reason.
+    Attributes:
+        status: of the cell.
+        note: remarks on the numbers; for another status than "ok" the reason.
+        mean: over finite samples; None without any.
+        lower, upper: 95 % interval of the mean; None below two finite samples.
+        median: over all samples but NaN, may be infinite.
+        median_note: remark on the median.
+        nonfinite: number of samples that the mean leaves out.
     """
 
     status: CellStatus
@@ -54,13 +55,13 @@ class Nll:
 
     @property
     def skewed(self) -> bool:
-        """Whether the median is notably another number than the mean."""
+        """Whether median and mean differ notably."""
         if self.mean is None or self.median is None:
             return self.median is not None
         return not abs(self.mean - self.median) <= NOTABLE * max(abs(self.mean), abs(self.median))
 
 
-def summarized(values: Floats) -> Nll:
+def summarize(values: Floats) -> Nll:
     """Summary of per-sample bits/dim [n], n >= 1."""
     found = bits_per_dim(values)
     return Nll(
@@ -91,8 +92,8 @@ def steps_of(attack: ResolvedAttack) -> int | None:
 # ------------------------------------------------------------------------------------------------- NLL tables
 @dataclass(frozen=True)
 class NllLine:
-    """One budget. epsilon: in units of the attack. steps: None for the images before any attack and for an attack
-    that does not iterate. cells: one a model, None where nothing was planned."""
+    """One budget. epsilon: in units of the attack. steps: None for images before any attack and for an attack that does
+    not iterate. cells: one per model, None where nothing was planned."""
 
     epsilon: float
     steps: int | None
@@ -101,7 +102,15 @@ class NllLine:
 
 @dataclass(frozen=True)
 class NllTable:
-    """NLL under one attack: budgets down, flows across. settings: of every line. models: (name, defense)."""
+    """NLL under one attack: one line per budget, one column per flow.
+
+    Attributes:
+        attack: `table_name` of the attack.
+        role: purpose of the attack.
+        settings: shared by all lines.
+        models: (name, defense) of the columns.
+        lines: by budget.
+    """
 
     attack: str
     role: Role
@@ -126,7 +135,7 @@ class NllTable:
 
     @property
     def footnotes(self) -> list[str]:
-        """What must be known about single numbers, each with its model and budget."""
+        """Remarks on single numbers, each with its model and budget."""
         return [
             f"{name}, {self.attack}, {self.budget(line)}: "
             f"{cell.note if cell.status == 'ok' else f'{cell.status} ({cell.note})'}"
@@ -142,9 +151,9 @@ class NllTable:
 
 
 def nll_tables(run: Run) -> list[NllTable]:
-    """One table an attack, in plan order; empty without flows.
+    """One table per attack, in plan order; empty without flows.
 
-    Line epsilon 0 is there whether it was run or not: the images before the attack, as every cell scored them.
+    The line of epsilon 0 shows the images before the attack, which every cell scores, also where it was not run.
     """
     flows = of_kind(run, "flow")
     names = dict.fromkeys(table_name(r.cell.attack) for model in flows for r in model.cells)
@@ -152,8 +161,8 @@ def nll_tables(run: Run) -> list[NllTable]:
 
 
 def table_name(attack: ResolvedAttack) -> str:
-    """Of the table that a cell is in: the attack, and the draws of another estimate than the default ("nll-in@8draws"),
-    whose numbers are never in one table with it."""
+    """Name of the table of a cell: the attack, with the draws of another estimate than the default ("nll-in@8draws"),
+    whose numbers are in a separate table."""
     estimate, draws = estimate_of(attack)
     mark = "" if draws == 1 else f"@{draws}draws" if estimate == "importance" else f"@mean of {draws} draws"
     return f"{attack.name}{mark}"
@@ -181,7 +190,7 @@ def _table(run: Run, name: str, flows: Sequence[ModelResults]) -> NllTable:
 
 
 def budget_of(result: CellResult) -> tuple[float, int | None]:
-    """Epsilon and steps; without a budget nothing is searched, so its steps are none."""
+    """Epsilon and steps; without a budget nothing is searched, and there are no steps."""
     attack = result.cell.attack
     epsilon = float(attack.epsilon or 0.0)
     return epsilon, steps_of(attack) if epsilon > 0 else None
@@ -199,7 +208,7 @@ def _before(run: Run, model: ModelResults) -> Nll:
 
 def _nll(run: Run, result: CellResult, column: str) -> Nll:
     status, reason = cell_status(run, result)
-    return summarized(floats(result.rows[column])) if status == "ok" else Nll(status, reason)
+    return summarize(floats(result.rows[column])) if status == "ok" else Nll(status, reason)
 
 
 # ------------------------------------------------------------------------------------------------------ texts
@@ -214,7 +223,7 @@ def bits_text(value: float) -> str:
 
 
 def mean_text(cell: Nll | None) -> str:
-    """ "2.535 ± 0.025", a star where the mean must not be read without its footnote; "failed", "not run"."""
+    """ "2.535 ± 0.025", with a star for a footnote; "failed", "not run"."""
     if cell is None or cell.status != "ok":
         return "not run" if cell is None else cell.status
     star = "*" if cell.note else ""
@@ -225,7 +234,7 @@ def mean_text(cell: Nll | None) -> str:
 
 
 def _half_text(half: float, mean: float) -> str:
-    """Half an interval with the decimals of its mean, so that the two can be added by eye."""
+    """Half an interval, with as many decimals as its mean."""
     text = bits_text(mean)
     if "e" in text or abs(half) >= 9999.5:
         return f"{half:.1e}"
@@ -238,7 +247,7 @@ def median_text(cell: Nll | None) -> str:
 
 
 def caption(run: Run) -> str:
-    """What the numbers of the tables are."""
+    """The caption of the tables."""
     return (
         f"Mean NLL in bits/dim ± half of its 95 % interval (normal, over samples); lower is more likely. Each table "
         f"says from how many draws of the dequantisation noise the bits/dim of a sample come. "

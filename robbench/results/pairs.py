@@ -1,6 +1,6 @@
-"""Verdicts of a run packed for a page that compares any two of them, and what its script must make of a pair.
+"""Verdicts of a run, packed for a page that compares any two of them.
 
-The script is `templates/site/paired.js.j2`; `compared` is its reference.
+Its script is `templates/site/paired.js.j2`; `compare` is the reference implementation.
 """
 
 import base64
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robbench.metrics.verdicts import clean_correct, robust, shown
+from robbench.metrics.verdicts import clean_correct, robust, shown_verdicts
 from robbench.results.rows import ModelResults, adversaries, complete, of_kind
 from robbench.results.tables import ALL_THREATS
 from robbench.specs import ResolvedAttack
@@ -21,7 +21,7 @@ from robbench.store.records import CellResult, Run
 
 @dataclass(frozen=True)
 class PackedModel:
-    """Verdicts of a classifier as texts of `packed`, None where a cell failed or is not whole.
+    """Verdicts of a classifier as texts of `pack`, None where a cell failed or is not whole.
 
     attacks: by label. worst: by `threat_key` over the attacks under that threat model and budget, and by "all" over all
     of them (perturbations aside, as in the tables); None as soon as one of its cells is missing.
@@ -32,15 +32,15 @@ class PackedModel:
     worst: Mapping[str, str | None]
 
 
-def packed_run(run: Run) -> dict[str, PackedModel]:
+def pack_run(run: Run) -> dict[str, PackedModel]:
     """Every classifier by name; bit k of each text is of sample `run.sample_ids[k]`."""
     order = np.argsort(np.argsort(np.asarray(run.sample_ids, dtype=np.int64)))  # rows are sorted by sample id
-    return {model.name: _packed_model(run, model, order) for model in of_kind(run, "classifier")}
+    return {model.name: _pack_model(run, model, order) for model in of_kind(run, "classifier")}
 
 
-def _packed_model(run: Run, model: ModelResults, order: np.ndarray) -> PackedModel:
+def _pack_model(run: Run, model: ModelResults, order: np.ndarray) -> PackedModel:
     done = complete(run, model.cells)
-    held = {id(result): robust(result.rows)[order] for result in done}
+    verdicts = {id(result): robust(result.rows)[order] for result in done}
     groups: dict[str, list[CellResult]] = {}
     searched = adversaries(model.cells)
     for result in searched:
@@ -48,17 +48,17 @@ def _packed_model(run: Run, model: ModelResults, order: np.ndarray) -> PackedMod
     if searched:
         groups[ALL_THREATS] = list(searched)
     return PackedModel(
-        clean=packed(clean_correct(done[0].rows)[order]) if done else None,
+        clean=pack(clean_correct(done[0].rows)[order]) if done else None,
         attacks={r.cell.attack.label: None for r in model.cells}
-        | {r.cell.attack.label: packed(shown(r)[order]) for r in done},
-        worst={name: _worst(group, held) for name, group in groups.items()},
+        | {r.cell.attack.label: pack(shown_verdicts(r)[order]) for r in done},
+        worst={name: _worst(group, verdicts) for name, group in groups.items()},
     )
 
 
-def _worst(results: Sequence[CellResult], held: Mapping[int, Verdicts]) -> str | None:
-    if any(id(result) not in held for result in results):
+def _worst(results: Sequence[CellResult], verdicts: Mapping[int, Verdicts]) -> str | None:
+    if any(id(result) not in verdicts for result in results):
         return None
-    return packed(np.logical_and.reduce([held[id(result)] for result in results]))
+    return pack(np.logical_and.reduce([verdicts[id(result)] for result in results]))
 
 
 def threat_key(attack: ResolvedAttack) -> str:
@@ -67,20 +67,20 @@ def threat_key(attack: ResolvedAttack) -> str:
     return "@".join([attack.threat_model, *budgets])
 
 
-def packed(verdicts: Verdicts) -> str:
+def pack(verdicts: Verdicts) -> str:
     """Bits of verdicts [n] in base64: sample k is bit k % 8 (counted from the lowest) of byte k // 8, the rest 0."""
     return base64.b64encode(np.packbits(verdicts, bitorder="little").tobytes()).decode("ascii")
 
 
-def unpacked(text: str, n: int) -> Verdicts:
-    """The verdicts [n] of `packed`."""
+def unpack(text: str, n: int) -> Verdicts:
+    """The verdicts [n] of `pack`."""
     bits = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
     verdicts: Verdicts = np.unpackbits(bits, count=n, bitorder="little").astype(np.bool_)
     return verdicts
 
 
-def compared(a: str, b: str, n: int) -> tuple[PairedCounts, Estimate]:
-    """What the page's script must say of two texts of `packed` over n samples: counts with the exact p-value, and the
+def compare(a: str, b: str, n: int) -> tuple[PairedCounts, Estimate]:
+    """What the page's script must say of two texts of `pack` over n samples: counts with the exact p-value, and the
     accuracy of b minus that of a in percentage points with its 95 % interval (`paired_interval`)."""
-    counts = paired(unpacked(a, n), unpacked(b, n))
+    counts = paired(unpack(a, n), unpack(b, n))
     return counts, counts.difference(accuracy.CONFIDENCE)

@@ -1,4 +1,4 @@
-"""Which committed parity table stands behind an AutoAttack row: `reports/autoattack/parity.yaml`."""
+"""The committed parity table of an AutoAttack row: `reports/autoattack/parity.yaml`."""
 
 from functools import cache
 
@@ -11,7 +11,8 @@ ALGORITHM = "autoattack"
 
 
 class ParityTables(Strict):
-    """version: of the tables of reports/autoattack. engines: as cells record them, which the tables hold for."""
+    """version: of the tables of reports/autoattack. engines: as cells record them, that the tables were measured
+    with."""
 
     version: int
     engines: tuple[str, ...]
@@ -20,12 +21,12 @@ class ParityTables(Strict):
 def parity_note(cell: CellRecord) -> str:
     """ "robbench aa, parity table v2" for a cell of robbench's own AutoAttack, and "" for any other.
 
-    An engine that the shipped tables were not measured with is named as such; searches in a precision that was
-    withdrawn have none.
+    The note states where the shipped tables were measured with another engine; searches in a withdrawn precision have
+    no table.
     """
     if cell.attack.algorithm != ALGORITHM:
         return ""
-    tables = _shipped()
+    tables = _load_tables()
     if withdrawal(cell.search_precision):
         return "robbench aa: no parity table"
     if cell.engine in tables.engines:
@@ -36,5 +37,5 @@ def parity_note(cell: CellRecord) -> str:
 
 
 @cache
-def _shipped() -> ParityTables:
+def _load_tables() -> ParityTables:
     return load_yaml(data_root() / "reports" / "autoattack" / "parity.yaml", ParityTables)

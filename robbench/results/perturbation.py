@@ -1,8 +1,4 @@
-"""How far adversarial images lie from their originals, and how far from the data: distances and Fréchet distances.
-
-Two sets of samples, for a distance answers two questions. "Attacked": every sample, successful or not (of a classifier
-those it gets right before the attack). "Broken": only the successful adversarial images of a classifier.
-"""
+"""Distances of adversarial images from their originals (`metrics.distance`), and Fréchet distances from the data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +13,15 @@ NOT_SCORED = "no images were scored yet; robbench fid RUN scores a run made with
 NOT_RUN = "not run"
 
 
-def measured_sizes(run: Run, result: CellResult) -> list[Measured]:
-    """The distances of a complete cell: attacked, then broken; no entry for no samples."""
+def measure_sizes(run: Run, result: CellResult) -> list[Measured]:
+    """The distances of a complete cell: attacked, then broken; empty sets are left out."""
     if cell_status(run, result)[0] != "ok":
         return []
     return [found for found in (attacked_size(result), broken_size(result)) if found]
 
 
 def frechet_rows(run: Run) -> list[TableRow]:
-    """One row a Fréchet distance, metric "fid" or "frechet[<model>]"; the clean images have model "" and attack
+    """One row per Fréchet distance, metric "fid" or "frechet[<model>]"; the clean images have model "" and attack
     "clean"."""
     table = distances(run)
     by_hash = {result.cell.hash: result for result in run.cells}
@@ -40,7 +36,7 @@ def frechet_rows(run: Run) -> list[TableRow]:
 
 
 def _frechet_blank(run: Run, result: CellResult | None) -> TableRow:
-    """A row of a cell, or (None) of the clean images of the run."""
+    """A row of a cell, or (None) of the run's clean images, without a value."""
     row = blank_row(run, result or run.cells[0], metric="", unit="distance")
     if result is not None:
         return row
@@ -60,7 +56,7 @@ def _frechet_blank(run: Run, result: CellResult | None) -> TableRow:
 # --------------------------------------------------------------------------------------------------- Fréchet
 @dataclass(frozen=True)
 class Distances:
-    """The Fréchet distances of a run. columns: one an extractor; just "FID" when nothing was scored."""
+    """The Fréchet distances of a run. columns: one per extractor; only "FID" when nothing was scored."""
 
     records: tuple[FrechetRecord, ...]
     columns: tuple[str, ...]
@@ -71,20 +67,20 @@ class Distances:
         return record.extractor + (f" ({record.extractor_hash[:8]})" if len(hashes) > 1 else "")
 
     def of_cell(self, cell: str | None) -> list[FrechetRecord | None]:
-        """The records of a cell (None: the clean images), a column each."""
+        """The records of a cell (None: the clean images), one per column."""
         found = {self.label(record): record for record in self.records if record.cell == cell}
         return [found.get(column) for column in self.columns]
 
     @property
     def floor(self) -> tuple[str, ...]:
-        """What unattacked images score, in one line; empty when nothing was scored."""
+        """Distances of the clean images, in one line; empty when nothing was scored."""
         found = [record for record in self.of_cell(None) if record is not None and record.value is not None]
         texts = [f"{self.label(record)} {record.value:.2f}" for record in found]
         return (f"Clean images of the same samples: {', '.join(texts)}.",) if texts else ()
 
 
 def distances(run: Run) -> Distances:
-    """What `robbench fid` stored for the run's plan; `UserError` for a damaged record."""
+    """The distances that `robbench fid` stored for the run's plan; `UserError` for a damaged record."""
     folders = [f for f in run.frechet_folders or (run.folder,) if (f / FRECHET_FOLDER).is_dir()]
     found: dict[tuple[str, str | None], FrechetRecord] = {}
     for record in (record for folder in folders for record in load_frechet(folder)):
@@ -99,7 +95,7 @@ def distances(run: Run) -> Distances:
 # ------------------------------------------------------------------------------------------------------ table
 @dataclass(frozen=True)
 class SizeTable:
-    """Perturbation sizes as texts. footnotes: what the numbers in brackets of the last columns stand for."""
+    """Perturbation sizes as texts. footnotes: numbered as in the last columns."""
 
     header: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
@@ -114,7 +110,7 @@ SIZE_CAPTION = (
 
 
 def size_table(run: Run) -> SizeTable:
-    """The sizes of every cell, and one line for the Fréchet distances of the clean images where there are any."""
+    """The sizes of every cell, after a line with the Fréchet distances of the clean images if there are any."""
     scored, notes = distances(run), Footnotes()
     lines: list[tuple[str, ...]] = []
     if scored.records:
@@ -127,7 +123,7 @@ def size_table(run: Run) -> SizeTable:
 
 def _size_lines(run: Run, result: CellResult, scores: Sequence[str]) -> list[tuple[str, ...]]:
     """All samples and their Fréchet distances, then the broken ones."""
-    cell, sizes = result.cell, measured_sizes(run, result)
+    cell, sizes = result.cell, measure_sizes(run, result)
     if not sizes:
         status = cell_status(run, result)[0]
         words = ["-" if status == "ok" else status] * 2
@@ -145,7 +141,7 @@ def size_texts(size: PerturbationSize) -> tuple[str, str]:
 
 
 class Footnotes:
-    """Numbers notes in the order met, each text once."""
+    """Numbers notes in order of appearance, each text once."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -156,7 +152,7 @@ class Footnotes:
         return tuple(f"[{number}] {note}" for note, number in self._numbers.items())
 
     def texts(self, records: Sequence[FrechetRecord | None]) -> list[str]:
-        """ "72.12 [1]" or "not run [2]" a record; None: nothing was scored."""
+        """ "72.12 [1]" or "not run [2]" per record; None for a record that is missing."""
         return [self._text(record) for record in records]
 
     def _text(self, record: FrechetRecord | None) -> str:

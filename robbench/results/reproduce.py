@@ -1,4 +1,4 @@
-"""The command lines that compute a run's cells again."""
+"""Command lines that compute a run's cells again."""
 
 import math
 import shlex
@@ -13,11 +13,11 @@ Matrix = tuple[str, str, tuple[str, ...]]  # models, attacks, further options
 
 
 def commands(run: Run) -> list[str]:
-    """`robbench run` lines for all cells of a run: one where every combination of the given budgets and steps is
-    there, else one for each. What was searched in a precision since withdrawn is searched in fp32."""
+    """`robbench run` lines for all cells of a run: one where every combination of the given budgets and steps was run,
+    else one per combination. Searches in a withdrawn precision become fp32."""
     cells: dict[Options, list[CellRecord]] = {}
     for result in run.cells:
-        cells.setdefault(_given(result.cell.attack), []).append(result.cell)
+        cells.setdefault(_given_options(result.cell.attack), []).append(result.cell)
     settings: dict[Matrix, list[Options]] = {}
     for given, group in cells.items():
         settings.setdefault(_matrix(group), []).append(given)
@@ -40,7 +40,7 @@ def _matrix(cells: list[CellRecord]) -> Matrix:
         ",".join(dict.fromkeys(names))
         for names in zip(*((cell.model, cell.attack.name) for cell in cells), strict=True)
     )
-    attacks = corruptions.grouped(attacks)
+    attacks = corruptions.shorten_group(attacks)
     further: list[str] = []
     if any(cell.precision == "fp64" for cell in cells):
         further += ["--likelihood-dtype", "float64"]
@@ -51,7 +51,7 @@ def _matrix(cells: list[CellRecord]) -> Matrix:
 
 
 def _lists(options: list[Options]) -> list[list[str]]:
-    """Options as comma lists when every combination is there, else one list of words an entry."""
+    """Options as comma lists where every combination is present, else one list of words per entry."""
     values: dict[str, dict[str, None]] = {}
     for given in options:
         for key, value in given:
@@ -62,8 +62,8 @@ def _lists(options: list[Options]) -> list[list[str]]:
     return [[word for pair in given for word in pair] for given in options]
 
 
-def _given(attack: ResolvedAttack) -> Options:
-    """The options that the label says were given by hand ("pgd20@0.1", "jsa50@0.2@eta0.3", "nll-in@8@50steps")."""
+def _given_options(attack: ResolvedAttack) -> Options:
+    """The options that a label shows ("pgd20@0.1", "jsa50@0.2@eta0.3", "nll-in@8@50steps")."""
     marks = attack.label.removeprefix(attack.name).split("@")[1:]
     return tuple(_option(mark) for mark in marks)
 

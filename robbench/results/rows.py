@@ -28,20 +28,20 @@ class TableRow:
         metric: name of a metric (`metrics.registry`).
         value, lower, upper: in `unit`; None unless status is "ok" or "partial" (a failed cell is never a 0).
         unit: of the metric.
-        n: samples requested.
+        n: number of requested samples.
         seed: of the run.
         status: "partial" is a worst case or average that leaves out attacks under which other models of the same table
             were run, and so is no number to compare them by.
-        model_sha256, flow: of the weights; name of the flow searched through, or that scored the images.
+        model_sha256, flow: sha256 of the weights; name of the flow that was searched through or scored the images.
         measure: what an accuracy counts (`specs.Measure`); "" for other numbers and averages over both kinds.
-        combined: the columns that a worst case or average is made of.
-        scope: the samples that a mean speaks of; "" for all.
+        combined: columns that a worst case or average combines.
+        scope: samples that a mean covers; "" for all.
         near_ties: samples whose verdict may depend on batch size or machine: |margin| below NEAR_TIE.
         reason: why there is no value.
-        missing: the attacks that a worst case or average leaves out.
-        left_out: samples of the scope that the value leaves out because they are not finite.
+        missing: attacks that a worst case or average leaves out.
+        left_out: samples of the scope that are not finite and left out.
         differing: samples whose clean verdict differs between the cells of a model.
-        remarks: what else a reader must know, each a phrase.
+        remarks: further remarks, each a phrase.
         suspicions: why the number may overstate robustness, each a sentence.
     """
 
@@ -75,7 +75,7 @@ class TableRow:
 
     @property
     def measured(self) -> bool:
-        """Whether the row holds a number, of all that it speaks of or of a part."""
+        """Whether the row has a number, complete or partial."""
         return self.status in ("ok", "partial")
 
     @property
@@ -85,7 +85,7 @@ class TableRow:
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """What a reader must know of the number, each a phrase; its suspicions come on top."""
+        """Everything to know about the number but its suspicions, each a phrase."""
         found = (
             self.reason,
             f"over {', '.join(self.combined)}" if self.combined else "",
@@ -99,11 +99,11 @@ class TableRow:
 
     @property
     def note(self) -> str:
-        """The facts and suspicions as one text, for people: nothing is read out of it."""
+        """Facts and suspicions as one text for people; no program reads it."""
         return "; ".join([*self.facts, *(f"suspicious: {text}" for text in self.suspicions)])
 
     def cell(self, column: str) -> str | float | int | None:
-        """What a file holds in one of `COLUMNS`."""
+        """The value of one of `COLUMNS` in a file."""
         return ", ".join(self.combined) if column == "combined" else getattr(self, column)
 
 
@@ -123,11 +123,12 @@ class ModelResults:
 
     @property
     def first(self) -> CellResult:
+        """The first cell."""
         return self.cells[0]
 
     @property
     def kind(self) -> ModelKind:
-        """What the model is, and so which columns its rows have: an attack fits one kind of model only."""
+        """Kind of the model, from its attacks."""
         return self.first.cell.attack.target
 
 
@@ -145,7 +146,7 @@ def of_kind(run: Run, kind: ModelKind) -> list[ModelResults]:
 
 
 def rows_of(run: Run, rows: Iterable[TableRow], kind: ModelKind) -> list[TableRow]:
-    """The rows that speak of classifiers, or of flows."""
+    """The rows of classifiers, or of flows."""
     names = {model.name for model in of_kind(run, kind)}
     return [row for row in rows if row.model in names]
 
@@ -156,7 +157,7 @@ def cell_model(result: CellResult) -> str:
 
 
 def cell_status(run: Run, result: CellResult) -> tuple[CellStatus, str]:
-    """Status of a cell's numbers and why. A cell that covers only a part of the samples counts as not run."""
+    """Status of a cell's numbers, and the reason. A cell with a part of the samples counts as not run."""
     if result.cell.status == "failed":
         return "failed", result.cell.error or "failed"
     if len(result.rows) < run.n:
@@ -165,41 +166,31 @@ def cell_status(run: Run, result: CellResult) -> tuple[CellStatus, str]:
 
 
 def complete(run: Run, results: Iterable[CellResult]) -> list[CellResult]:
-    """The cells whose every sample is there."""
+    """The cells that have all samples."""
     return [result for result in results if cell_status(run, result)[0] == "ok"]
 
 
 def adversaries(results: Iterable[CellResult]) -> list[CellResult]:
-    """What a worst case combines: the attacks with worst-case semantics. Whoever may leave an image as it is would not
-    apply a perturbation that helps the model."""
+    """The cells that a worst case combines: attacks with worst-case semantics. Perturbations are no adversaries, since
+    one that may leave the image unchanged would not apply a perturbation that helps the model."""
     return [result for result in results if result.cell.attack.semantics == "worst-case"]
 
 
 # ------------------------------------------------------------------------------------------------------- rows
 def blank_row(
-    run: Run,
-    result: CellResult,
-    *,
-    metric: str,
-    unit: str,
-    measure: Measure | Literal[""] = "",
-    of_attack: bool = True,
-    attack: str = "",
-    threat_model: str = "",
-    epsilon: float | None = None,
-    eta: float | None = None,
+    run: Run, result: CellResult, *, metric: str, unit: str, measure: Measure | Literal[""] = ""
 ) -> TableRow:
-    """A row without a value, of one attack's cell or (`of_attack=False`) of its model."""
+    """A row of a cell, without a value."""
     cell = result.cell
-    status, reason = cell_status(run, result) if of_attack else ("ok", "")
+    status, reason = cell_status(run, result)
     return TableRow(
         dataset=run.dataset,
         model=cell.model_name,
         defense=cell.defense,
-        threat_model=cell.attack.threat_model if of_attack else threat_model,
-        attack=cell.attack.label if of_attack else attack,
-        epsilon=cell.attack.epsilon if of_attack else epsilon,
-        eta=cell.attack.eta if of_attack else eta,
+        threat_model=cell.attack.threat_model,
+        attack=cell.attack.label,
+        epsilon=cell.attack.epsilon,
+        eta=cell.attack.eta,
         metric=metric,
         measure=measure,
         value=None,
@@ -210,9 +201,25 @@ def blank_row(
         seed=run.seed,
         status=status,
         model_sha256=cell.model_sha256,
-        flow=(cell.flow or "") if of_attack else "",
+        flow=cell.flow or "",
         reason=reason,
     )
+
+
+def blank_model_row(
+    run: Run,
+    result: CellResult,
+    metric: Metric,
+    attack: str,
+    threat_model: str,
+    measure: Measure | Literal[""] = "",
+    epsilon: float | None = None,
+    eta: float | None = None,
+) -> TableRow:
+    """A row without a value of the model of a cell: of its clean images, or combined over several attacks."""
+    row = blank_row(run, result, metric=metric.name, unit=metric.unit, measure=measure)
+    names = {"attack": attack, "threat_model": threat_model, "epsilon": epsilon, "eta": eta}
+    return replace(row, **names, status="ok", reason="", flow="")
 
 
 def with_estimate(blank: TableRow, estimate: Estimate) -> TableRow:
@@ -221,7 +228,7 @@ def with_estimate(blank: TableRow, estimate: Estimate) -> TableRow:
 
 
 def with_number(blank: TableRow, number: Number) -> TableRow:
-    """The row with what a metric computed."""
+    """The row with the number of a metric."""
     return replace(
         blank,
         value=number.value,
@@ -236,8 +243,8 @@ def with_number(blank: TableRow, number: Number) -> TableRow:
 
 
 def cell_rows(run: Run, result: CellResult, metrics: Iterable[Metric]) -> list[TableRow]:
-    """A row for each of `metrics` that applies to a cell, in their order. A cell that failed or is not complete has
-    rows without a value for its accuracies and headline numbers only."""
+    """A row for each of `metrics` that applies to a cell, in their order. A failed or incomplete cell has rows without
+    a value, for its accuracies and headline numbers only."""
     status, _ = cell_status(run, result)
     rows = []
     for metric in metrics:
@@ -257,7 +264,7 @@ def cell_rows(run: Run, result: CellResult, metrics: Iterable[Metric]) -> list[T
 
 
 def without_value(blank: TableRow, run: Run, results: Sequence[CellResult]) -> TableRow:
-    """A combined number some of whose cells are missing: no value, and the reason says which cells."""
+    """The row of a combined number without a value; the reason names the missing cells."""
     missing = {r.cell.attack.label: cell_status(run, r)[0] for r in results if cell_status(run, r)[0] != "ok"}
     status: RowStatus = "failed" if "failed" in missing.values() else "not run"
     reason = "; ".join(f"{label} {state}" for label, state in missing.items())

@@ -1,4 +1,4 @@
-"""A run as tidy table rows: one number a row, with its interval, its sample count and its status."""
+"""A run as tidy table rows: one number per row, with its interval, sample count and status."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from robbench.metrics.accuracy import (
     WORST_CASE_ACCURACY,
     count_near_ties,
 )
-from robbench.metrics.verdicts import clean_correct, right_under_attack, robust, shown
+from robbench.metrics.verdicts import clean_correct, right_under_attack, robust, shown_verdicts
 from robbench.results import corruptions
 from robbench.results.parity import parity_note
 from robbench.results.perturbation import frechet_rows
@@ -27,7 +27,7 @@ from robbench.results.rows import (
     ModelResults,
     TableRow,
     adversaries,
-    blank_row,
+    blank_model_row,
     cell_rows,
     complete,
     models,
@@ -46,10 +46,10 @@ Threat = tuple[str, float | None, float | None]  # threat model, epsilon, eta
 
 @dataclass(frozen=True)
 class Wide:
-    """The accuracies as a matrix: models down, then clean, attacks, worst cases and the average across. Models with a
-    partial worst case or average stand below the others.
+    """The accuracies as a matrix: one line per model; columns clean, attacks, worst cases, average. Models with a
+    partial worst case or average come last.
 
-    cells: by (model, column); a pair that nothing was planned for is absent.
+    cells: by (model, column); pairs without a planned cell are absent.
     """
 
     models: tuple[tuple[str, str], ...]  # (name, defense)
@@ -60,8 +60,8 @@ class Wide:
 def wide(rows: Sequence[TableRow], per_threat_model: bool = True) -> Wide:
     """`rows` of `leaderboard` as a matrix.
 
-    The worst case under one threat model and budget has a column only where it says something: it combines
-    several attacks but not all of them, and `per_threat_model` is asked for.
+    With `per_threat_model`, the worst case under one threat model and budget has a column where it combines several but
+    not all attacks.
     """
     accuracies = _without_corruptions([row for row in rows if row.kind.accuracy])
     threats: dict[Threat, set[str]] = {}
@@ -118,7 +118,7 @@ def _is_of_one_threat(row: TableRow) -> bool:
 
 
 def robust_column(label: str) -> str:
-    """The column of the robust accuracy of an attack whose own column shows another one."""
+    """Column of the robust accuracy of an attack whose own column shows the accuracy under attack."""
     return f"{label} (robust)"
 
 
@@ -139,14 +139,13 @@ def _column_group(column: str) -> int:
 
 
 def leaderboard(run: Run) -> list[TableRow]:
-    """All numbers of a run. Order: models as planned; in a classifier clean, attacks, worst cases, average, then
-    likelihoods and distances attack by attack; in a flow likelihoods and distances attack by attack. Last come Fréchet
-    distances, where there are any."""
+    """All numbers of a run. Order: models as planned; for a classifier clean, attacks, worst cases, average, then
+    likelihoods and distances by attack; for a flow likelihoods and distances by attack. Fréchet distances come last."""
     return [*run.once(_ledger_rows), *frechet_rows(run)]
 
 
 def _ledger_rows(run: Run) -> tuple[TableRow, ...]:
-    """The rows that follow from the ledger alone; several tables and pages show them."""
+    """The rows that follow from the ledger alone, computed once for all tables and pages."""
     rows: list[TableRow] = []
     found = models(run)
     attacks = searched_attacks([model for model in found if model.kind == "classifier"])
@@ -158,10 +157,9 @@ def _ledger_rows(run: Run) -> tuple[TableRow, ...]:
 
 
 def rows_under_attack(run: Run) -> list[TableRow]:
-    """`leaderboard`, with the accuracy under attack in the place of every attack's accuracy: what papers print.
+    """`leaderboard` with the accuracy under attack in place of every attack's robust accuracy, as papers print it.
 
-    Equal to robust accuracy under an attack that stops at images that are wrong already, as attacks on the true label
-    do here by default: these stay wrong.
+    Both are equal for attacks that do not search misclassified images, as attacks on the true label here by default.
     """
     cells = {(r.cell.model_name, r.cell.attack.label): r for r in run.cells}
     rows = []
@@ -176,11 +174,11 @@ def rows_under_attack(run: Run) -> list[TableRow]:
 
 
 def searched_attacks(classifiers: Sequence[ModelResults]) -> tuple[CellResult, ...]:
-    """One cell of each attack that is no corruption, in plan order: what an average of these classifiers is over, and
-    as far as they are adversaries a worst case."""
+    """One cell of each attack that is not a corruption, in plan order: those that an average of these classifiers
+    combines, and, as far as they are adversaries, a worst case."""
     cells: dict[str, CellResult] = {}
     for model in classifiers:
-        for result in corruptions.searched(model).cells:
+        for result in corruptions.without_corruptions(model).cells:
             cells.setdefault(result.cell.attack.label, result)
     return tuple(cells.values())
 
@@ -197,16 +195,15 @@ def _classifier_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult
 
 
 def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
-    """Clean, attacks, worst cases and average of a classifier; of some attacks, when `model` holds only their cells.
+    """Clean, attacks, worst cases and average of a classifier, over the cells of `model`.
 
-    attacks: of the table that the rows are for, as `searched_attacks`; a worst case or average that lacks one of them
-    is partial.
+    attacks: of the table, as `searched_attacks`; a worst case or average that lacks one of them is partial.
     """
     rows = [_clean_row(run, model)]
     for result in model.cells:
         rows += _attack_rows(run, result)
     rows += corruptions.mean_rows(run, model)
-    if (own := corruptions.searched(model)).cells:
+    if (own := corruptions.without_corruptions(model)).cells:
         rows += _worst_case_rows(run, adversaries(own.cells), adversaries(attacks))
         rows.append(_average_row(run, own, attacks))
     return rows
@@ -215,16 +212,7 @@ def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) 
 # --------------------------------------------------------------------------------------------------- accuracy
 def _clean_row(run: Run, model: ModelResults) -> TableRow:
     done = complete(run, model.cells)
-    blank = blank_row(
-        run,
-        model.first,
-        attack=CLEAN,
-        threat_model=CLEAN,
-        metric=ACCURACY.name,
-        measure="accuracy",
-        unit="%",
-        of_attack=False,
-    )
+    blank = blank_model_row(run, model.first, ACCURACY, CLEAN, CLEAN, "accuracy")
     if not done:
         scores = [r.cell.clean for r in model.cells if r.cell.clean and r.cell.clean.samples == run.n]
         if not scores:
@@ -239,7 +227,7 @@ def _clean_row(run: Run, model: ModelResults) -> TableRow:
 
 
 def _attack_rows(run: Run, result: CellResult) -> list[TableRow]:
-    """The accuracies of one attack. What it is held to, and what is suspicious of it, stands with the first."""
+    """The accuracies of one attack; the first row has its parity note and suspicions."""
     rows = cell_rows(run, result, [metric for metric in all_metrics() if metric.accuracy])
     parity = parity_note(result.cell)
     return [
@@ -253,8 +241,8 @@ def _attack_rows(run: Run, result: CellResult) -> list[TableRow]:
 def _worst_case_rows(
     run: Run, results: Sequence[CellResult], attacks: Sequence[CellResult]
 ) -> list[TableRow]:
-    """One row a threat model and budget, then one over all; none without results. results: of a model's adversaries;
-    attacks: the adversaries of the table."""
+    """One row per threat model and budget, then one over all; none without results. results: adversaries of the model;
+    attacks: adversaries of the table."""
     if not results:
         return []
     requested = _by_threat(attacks)
@@ -281,43 +269,27 @@ def _worst_case_row(
     epsilon: float | None,
     eta: float | None,
 ) -> TableRow:
-    blank = blank_row(
-        run,
-        results[0],
-        attack=WORST_CASE,
-        threat_model=threat_model,
-        epsilon=epsilon,
-        eta=eta,
-        metric=WORST_CASE_ACCURACY.name,
-        measure="robust accuracy",
-        unit="%",
-        of_attack=False,
+    metric = WORST_CASE_ACCURACY
+    blank = blank_model_row(
+        run, results[0], metric, WORST_CASE, threat_model, "robust accuracy", epsilon, eta
     )
     if len(complete(run, results)) < len(results):
         return without_value(blank, run, results)
-    held = accuracy.worst_case([_ids(r.rows) for r in results], [robust(r.rows) for r in results])
-    return _combining(blank, accuracy.accuracy(held), _labels(results), attacks)
+    worst = accuracy.worst_case([_ids(r.rows) for r in results], [robust(r.rows) for r in results])
+    return _combine(blank, accuracy.accuracy(worst), _labels(results), attacks)
 
 
 def _average_row(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> TableRow:
-    blank = blank_row(
-        run,
-        model.first,
-        attack=AVERAGE,
-        threat_model=ALL_THREATS,
-        metric=AVERAGE_ACCURACY.name,
-        unit="%",
-        of_attack=False,
-    )
+    blank = blank_model_row(run, model.first, AVERAGE_ACCURACY, AVERAGE, ALL_THREATS)
     if len(complete(run, model.cells)) < len(model.cells):
         return without_value(blank, run, model.cells)
     _same_samples(model.cells)
-    columns = [clean_correct(model.first.rows), *map(shown, model.cells)]
+    columns = [clean_correct(model.first.rows), *map(shown_verdicts, model.cells)]
     estimate = accuracy.average(columns, run.seed)
-    return _combining(blank, estimate, [CLEAN, *_labels(model.cells)], attacks)
+    return _combine(blank, estimate, [CLEAN, *_labels(model.cells)], attacks)
 
 
-def _combining(
+def _combine(
     blank: TableRow, estimate: accuracy.Estimate, parts: Sequence[str], attacks: Sequence[CellResult]
 ) -> TableRow:
     """The row of a number that combines `parts`, partial where one of `attacks` is not among them."""

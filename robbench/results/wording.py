@@ -25,7 +25,7 @@ NAMED = 5  # attacks that a note on a partial number names; leaderboard.csv name
 
 
 def measures(rows: Iterable[TableRow]) -> str:
-    """Which attacks' columns show which accuracy; all of them in a word where there is only one kind."""
+    """Which accuracy the columns of which attacks show, as sentences."""
     shown: dict[str, dict[str, None]] = {}
     for row in rows:
         if row.metric in ("accuracy", "corruption_accuracy") and row.measure in MEANINGS:
@@ -39,7 +39,7 @@ def measures(rows: Iterable[TableRow]) -> str:
 
 
 def number_text(row: TableRow | None) -> str:
-    """The decimals of its metric, or a dash where nothing was measured; a star where samples were left out."""
+    """The value with the decimals of its metric, a star where samples were left out; a dash where it is missing."""
     if row is None or row.value is None:
         return "-" if row is None or not row.note else "none finite"
     digits = f"{row.value:.{row.kind.decimals}f}" if abs(row.value) < 1e4 else f"{row.value:.3e}"
@@ -47,7 +47,7 @@ def number_text(row: TableRow | None) -> str:
 
 
 def summary(run: Run, kind: ModelKind | None = None) -> str:
-    """How much was measured, of classifiers or flows alone when `kind` says so, and what stands behind AutoAttack."""
+    """Numbers of models, attacks and samples, with `kind` of classifiers or flows only, and the parity notes."""
     cells = [result.cell for result in run.cells if kind in (None, result.cell.attack.target)]
     models = len({cell.model for cell in cells})
     attacks = len({cell.attack.label for cell in cells})
@@ -71,8 +71,8 @@ def versions(run: Run) -> str:
 
 
 def problems(rows: Sequence[TableRow]) -> list[str]:
-    """What a reader must know about single numbers: worst cases and averages that leave out attacks, failures, missing
-    parts, near ties, left-out values; then what is suspicious about models, once for all attacks that say the same."""
+    """Problems of single numbers: worst cases and averages that leave out attacks, failures, missing parts, near ties,
+    left-out values; then suspicions about models, each once for all its attacks."""
     single = [row for row in rows if row.attack not in (WORST_CASE, AVERAGE)]
     kept = [row for row in single if _is_problem(row)]
     lines = [f"{row.model}, {row.attack}, {row.metric.replace('_', ' ')}: {_reason(row)}" for row in kept]
@@ -80,7 +80,7 @@ def problems(rows: Sequence[TableRow]) -> list[str]:
 
 
 def _partial(rows: Sequence[TableRow]) -> list[str]:
-    """A line for each model that was not run under all attacks of the table: its widest combined number says which."""
+    """A line per model that was not run under all attacks of the table, from its combined number that lacks most."""
     widest: dict[str, TableRow] = {}
     for row in rows:
         known = widest.get(row.model)
@@ -100,7 +100,7 @@ def partial_note(row: TableRow) -> str:
 
 
 def has_problem(row: TableRow) -> bool:
-    """Whether `problems` has something to say of a row."""
+    """Whether `problems` mentions a row."""
     return _is_problem(row) or bool(row.suspicions)
 
 

@@ -1,1 +1,1 @@
-"""Run folders on disk: records, ledger, shards, merged runs, what may be deleted. Knows no rendering."""
+"""Run folders on disk: records, ledger, shards, merged runs, what may be deleted."""

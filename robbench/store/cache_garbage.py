@@ -1,4 +1,4 @@
-"""What the cache holds that robbench can make or download again. The rest of it is named and stays."""
+"""Files of the cache that robbench can make or download again; all others are reported and stay."""
 
 import re
 from collections.abc import Callable
@@ -10,27 +10,29 @@ from robbench.store.garbage import TEMPORARY, Collection, add_temporaries, files
 
 _STATISTICS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{32}\.npz")
 _FEATURE_WEIGHTS = re.compile(r"pt_inception-[0-9-]+-[0-9a-f]{8}\.pth")
-Purpose = Callable[[str], str | None]  # what a file of that name is for; None for one nobody can get again
+Purpose = Callable[
+    [str], str | None
+]  # what a file of that name is for; None where it cannot be obtained again
 
 
-def garbage_of_cache(entries: dict[str, ZooEntry]) -> Collection:
-    """The files of the cache. entries: the models known, whose cards say what can be downloaded again."""
+def find_cache_garbage(entries: dict[str, ZooEntry]) -> Collection:
+    """The files of the cache that can be removed. entries: known models, whose cards give the addresses of weights."""
     found = Collection(cache_folder(""))
     purposes: dict[str, Purpose] = {
-        "checkpoints": lambda name: _of_models(name, entries),
+        "checkpoints": lambda name: _describe_weights(name, entries),
         "frechet": lambda name: _match(_STATISTICS, name, "statistics of training images, computed again"),
         "weights": lambda name: _match(_FEATURE_WEIGHTS, name, "weights of FID's features, downloaded again"),
     }
     for folder in sorted(found.place.glob("*")):
         if folder.name in purposes and folder.is_dir() and not folder.is_symlink():
-            _folder(found, folder, purposes[folder.name])
+            _add_folder(found, folder, purposes[folder.name])
         else:
             whose = "data sets" if folder.name == "data" else "not made by this robbench"
             found.leave(folder, f"{whose}; remove it yourself if nothing needs it")
     return found
 
 
-def _folder(found: Collection, folder: Path, purpose: Purpose) -> None:
+def _add_folder(found: Collection, folder: Path, purpose: Purpose) -> None:
     for path in files_below(folder):
         if TEMPORARY.fullmatch(path.name):
             continue
@@ -46,8 +48,8 @@ def _match(pattern: re.Pattern[str], name: str, what: str) -> str | None:
     return what if pattern.fullmatch(name) else None
 
 
-def _of_models(name: str, entries: dict[str, ZooEntry]) -> str | None:
-    """Weights that a card has addresses for; without one somebody put the file there by hand."""
+def _describe_weights(name: str, entries: dict[str, ZooEntry]) -> str | None:
+    """The models whose cards give an address for a weights file; None for a file that the user put there."""
     cards = [entry.card for entry in entries.values()]
     users = [card.name for card in cards if card.weights.file == name and card.weights.urls]
     return f"weights of {', '.join(users)}, downloaded again" if users else None

@@ -1,7 +1,7 @@
-"""The columns of the ledger, declared once. Schemas, row writer and every comparison of rows follow from here.
+"""The columns of the ledger, declared once; schemas, row writer and comparisons of rows follow from them.
 
-A new column is one entry of `LEDGER_COLUMNS`, nullable and with the next schema version as `since`; what computes it is
-the attribute of an attack's outcome that the entry names as `source`.
+A new column is one entry of `LEDGER_COLUMNS`, nullable and with the next schema version as `since`; `source` names the
+attribute of an attack's outcome that it is written from.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,17 @@ class Column:
     """One column of the ledger.
 
     Attributes:
-        name: its name in shards and in rows read back.
-        type: its Arrow type in shards.
-        kind: how the same row of two runs is compared. "key" names the sample; "class" and "verdict" must be equal on
-            any machine, a "step" on one machine; "score" and "distance" up to rounding; "loss" follows from the scores'
-            logits and is not compared by itself; "count" and "flag" say how much was computed; "image" stands for bytes
-            that only some samples keep, and whose numbers are in the other columns.
-        source: attribute of the outcome that it is written from; "" for what is computed beside the outcome.
+        name: in shards and in rows read back.
+        type: Arrow type in shards.
+        kind: how the same row of two runs is compared. "key" identifies the sample; "class" and "verdict" must be equal
+            on any machine, a "step" on the same machine, "score" and "distance" up to rounding; "loss" follows from the
+            logits and is not compared; "count" and "flag" describe the computation; "image" is bytes that only some
+            samples keep, described by the other columns.
+        source: attribute of the outcome that it is written from; "" for values computed besides the outcome.
         unit: of its values; "" where they have none.
         nullable: whether a row may lack it.
-        since: version of the ledger's schema that added it; older shards are read with nulls in its place.
-        reference: its name in reference runs (`compare.samples`), which keep some of the columns; "" for one left out.
+        since: version of the ledger's schema that added it; older shards are read with nulls.
+        reference: its name in reference runs (`compare.samples`); "" where they leave it out.
     """
 
     name: str
@@ -102,24 +102,24 @@ LEDGER_COLUMNS: dict[ModelKind, tuple[Column, ...]] = {
 
 
 def list_columns() -> tuple[Column, ...]:
-    """Columns of classifiers, then those of flows; a name may be there twice."""
+    """Columns of classifiers, then those of flows; a name may occur twice."""
     return tuple(chain.from_iterable(LEDGER_COLUMNS.values()))
 
 
 def select_names(*kinds: Kind, target: ModelKind | None = None) -> tuple[str, ...]:
-    """Names of the columns of these kinds, each once, in the order of the ledger. target: only of cells on such
-    models."""
+    """Names of the columns of these kinds, each once, in the order of the ledger; with `target` only those of cells on
+    such models."""
     columns = list_columns() if target is None else LEDGER_COLUMNS[target]
     return tuple(dict.fromkeys(column.name for column in columns if column.kind in kinds))
 
 
 def find_version() -> int:
-    """The version of the schema in which shards are written: that of the newest column."""
+    """Version of the schema in which shards are written: that of the newest column."""
     return max(column.since for column in list_columns())
 
 
 def build_schema(target: ModelKind, version: int | None = None) -> pa.Schema:
-    """Schema of the shards of cells on such models, as of `version` (None: as they are written)."""
+    """Schema of the shards of cells on such models at `version`; None for the newest."""
     newest = find_version() if version is None else version
     return pa.schema(
         pa.field(column.name, column.type, column.nullable)
@@ -129,10 +129,10 @@ def build_schema(target: ModelKind, version: int | None = None) -> pa.Schema:
 
 
 def encode_image(image: Images) -> bytes:
-    """An image [C,H,W] in [0,1] as a value of an image column."""
+    """The value of an image column for an image [C,H,W] in [0,1]."""
     return image.astype("<f4").tobytes()
 
 
 def decode_images(values: Sequence[bytes], shape: tuple[int, int, int]) -> Images:
-    """Images [n,C,H,W] of the values of an image column."""
+    """The images [n,C,H,W] of values of an image column."""
     return np.frombuffer(b"".join(values), "<f4").reshape(len(values), *shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Taking possession of an output folder: whose run is in it, may we write, is nobody else writing."""
+"""Opening an output folder: which run it contains, whether it can be written, and its lock."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,14 +13,14 @@ from robbench.store.records import RunFile
 def check_folder(folder: Path, run: RunFile, fresh: bool) -> None:
     """`UserError` when `folder` cannot take this run. Reads only.
 
-    Accepted: an absent or empty folder, the same run, and with `fresh` another run of robbench (put aside
-    later). Never accepted: a folder with other content, which `fresh` must not move.
+    Accepted: an absent or empty folder, the same run, and with `fresh` another run of robbench (moved aside later).
+    Never accepted: a folder with other content, which `fresh` must not move.
     """
     check_not_foreign(folder)
     if not (folder / RUN_FILE).exists():
         return
     try:
-        existing = Ledger(folder).read_run(edited=True)  # the run that it is is written again
+        existing = Ledger(folder).read_run(edited=True)  # run.yaml is written again
     except UserError as error:
         if fresh:
             return
@@ -34,7 +34,7 @@ def check_folder(folder: Path, run: RunFile, fresh: bool) -> None:
 
 
 def check_not_foreign(folder: Path) -> None:
-    """`UserError` when `folder` is a file or holds something else than a run. Reads only."""
+    """`UserError` when `folder` is a file or contains something else than a run. Reads only."""
     try:
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--out {str(folder)!r} is a file; give a folder")
@@ -49,7 +49,7 @@ def check_not_foreign(folder: Path) -> None:
 
 
 def foreign_content(folder: Path) -> list[str]:
-    """Names in a folder without run.yaml that no run has left there; empty for a run folder and an absent one."""
+    """Names in a folder without run.yaml that no run left there; empty for a run folder and an absent one."""
     content = [path.name for path in folder.iterdir()] if folder.exists() else []
     if RUN_FILE in content:
         return []
@@ -57,15 +57,15 @@ def foreign_content(folder: Path) -> list[str]:
 
 
 def _is_leftover(name: str) -> bool:
-    """A temporary file of a run killed before its run.yaml was in place."""
+    """Whether a run that was killed before it wrote run.yaml left this file."""
     return name.endswith(".tmp") or name in ("cards", "cells")
 
 
 @contextmanager
-def opened(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
-    """The ledger of `folder`, locked against a second writer, with superseded results put aside."""
+def open_ledger(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
+    """The ledger of `folder`, locked against other writers; with `fresh` earlier results are moved aside."""
     check_folder(folder, run, fresh)
-    with locked(folder, "or give another --out"):
+    with lock_folder(folder, "or give another --out"):
         check_folder(folder, run, fresh)
         ledger = Ledger(folder)
         if fresh:
@@ -74,9 +74,11 @@ def opened(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
 
 
 @contextmanager
-def locked(folder: Path, otherwise: str, argument: str = "--out") -> Iterator[None]:
-    """Hold the lock of `folder`, made where it is absent. `UserError` when another process has it; otherwise: what else
-    the user can do than wait. argument: which one names the folder."""
+def lock_folder(folder: Path, otherwise: str, argument: str = "--out") -> Iterator[None]:
+    """Inside, hold the lock of `folder`, which is created if absent. `UserError` when another process has it.
+
+    otherwise: what the user can do besides waiting. argument: the option that names the folder.
+    """
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ def locked(folder: Path, otherwise: str, argument: str = "--out") -> Iterator[No
 
 
 def lock_is_held(folder: Path, locks: Path = TABLE) -> bool | None:
-    """Whether a process of this machine holds the lock of `folder`; None where the system does not tell."""
+    """Whether a process of this machine holds the lock of `folder`; None where the system does not report it."""
     holders = holding_processes(folder / LOCK_FILE, locks)
     return None if holders is None else bool(holders)
 
@@ -100,7 +102,7 @@ def _put_aside(ledger: Ledger, run: RunFile) -> None:
     try:
         existing = ledger.read_run(edited=True)
         another = existing is not None and bool(existing.differences(run))
-    except UserError:  # a damaged run.yaml: nobody knows whose run this was
+    except UserError:  # a damaged run.yaml may be of any run
         existing, another = None, True
     if another:
         keep = (LOCK_FILE,)

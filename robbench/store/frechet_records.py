@@ -36,7 +36,7 @@ class FrechetRecord(Strict):
         samples_sha256: hash of the sample ids (`samples_hash`).
         key: hash of everything that the value depends on; None without a value.
         value: the distance; None without one.
-        notes: what a reader must know of the value, one line each.
+        notes: remarks on the value, one line each.
         reason: why there is no value, and what to do; "" with one.
         versions: of the libraries that computed it.
     """
@@ -81,7 +81,7 @@ def samples_hash(ids: Iterable[int]) -> str:
 
 
 def record_path(folder: Path, cell: str | None, extractor_hash: str) -> Path:
-    """Where a run folder keeps the record of a cell (None: the clean images) and an extractor."""
+    """Path of the record of a cell (None for the clean images) and an extractor."""
     return folder / FRECHET_FOLDER / f"{cell[:16] if cell else CLEAN}-{extractor_hash[:8]}.json"
 
 
@@ -96,21 +96,21 @@ def read_record(path: Path) -> FrechetRecord:
 
 
 def load_frechet(run_folder: Path) -> list[FrechetRecord]:
-    """Distances of the last plan of a run folder: for each extractor used so far the clean images, then every cell in
-    plan order. Empty when `robbench fid` never ran.
+    """Distances of the last plan of a run folder: for each extractor the clean images, then every cell in plan order.
+    Empty when `robbench fid` never ran.
 
-    A cell that was never scored, or scored for other samples than the plan's, is there as "not run" with the reason.
-    Raises `UserError` for a folder that is no run and for a damaged record.
+    A cell that was not scored, or scored for other samples than the plan's, has status "not run" with the reason.
+    Raises `UserError` for a folder that is not a run and for a damaged record.
     """
     run = Ledger(run_folder).require_run()
     stored = [read_record(path) for path in sorted((run_folder / FRECHET_FOLDER).glob("*.json"))]
     extractors: dict[str, list[FrechetRecord]] = {}
     for record in sorted(stored, key=lambda r: (r.extractor, r.extractor_hash)):
         extractors.setdefault(record.extractor_hash, []).append(record)
-    return [record for found in extractors.values() for record in _planned(run, found)]
+    return [record for found in extractors.values() for record in _in_plan_order(run, found)]
 
 
-def _planned(run: RunFile, found: Sequence[FrechetRecord]) -> list[FrechetRecord]:
+def _in_plan_order(run: RunFile, found: Sequence[FrechetRecord]) -> list[FrechetRecord]:
     """The records of one extractor in plan order, completed by "not run"."""
     by_cell = {record.cell: record for record in found}
     plan: list[tuple[str | None, str | None, str]] = [(None, None, CLEAN)]

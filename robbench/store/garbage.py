@@ -1,7 +1,7 @@
-"""What a run folder holds that its last plan does not need, and removing it.
+"""Files in a run folder that its last plan does not need, and their removal.
 
-Only files that robbench itself writes, under the names it gives them, are ever removed; links are not followed, and
-whatever else lies there is named and left alone.
+Only files that robbench writes, under its own names, are removed; links are not followed, and other files are reported
+and stay.
 """
 
 import re
@@ -22,9 +22,7 @@ from robbench.store.records import CellRecord, RunFile
 from robbench.store.shards import BadShardError, read_shard
 
 Kind = Literal["cell", "distance", "card", "original", "quarantine", "superseded", "temporary", "cache"]
-YOUNG_SECONDS = (
-    3600.0  # a temporary file of less age may be one that `report` or `fid`, which take no lock, just write
-)
+YOUNG_SECONDS = 3600.0  # a younger temporary file may be in use by `report` or `fid`, which take no lock
 
 _SHARD, _CELL, _NAME = r"shard-\d{4,}-[0-9a-f]{8}\.parquet", r"[0-9a-f]{16}", r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _RUN_CONTENT = "|".join(
@@ -46,15 +44,15 @@ TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.tmp")
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something nothing needs.
+    """Something that can be removed.
 
     Attributes:
-        kind: what sort of thing it is.
+        kind: of garbage.
         path: the file, or the folder around `files`.
-        bytes: how many are freed.
-        what: what it is, in words.
-        files: what is removed.
-        ids: of an "original" the sample ids whose images stay in the file, which is written anew.
+        bytes: freed by the removal.
+        what: description for people.
+        files: removed.
+        ids: for an "original", the sample ids whose images stay in the file, which is written again.
     """
 
     kind: Kind
@@ -67,7 +65,7 @@ class Garbage:
 
 @dataclass(frozen=True)
 class LeftAlone:
-    """Something that lies where garbage would, and why it stays."""
+    """A file or folder that stays, and the reason."""
 
     path: Path
     reason: str
@@ -75,7 +73,7 @@ class LeftAlone:
 
 @dataclass
 class Collection:
-    """What was found in one place: a run folder, or the cache."""
+    """The garbage of one place, a run folder or the cache."""
 
     place: Path
     garbage: list[Garbage] = field(default_factory=list)
@@ -83,28 +81,31 @@ class Collection:
 
     @property
     def bytes(self) -> int:
+        """Bytes of all garbage."""
         return sum(item.bytes for item in self.garbage)
 
     def add(self, kind: Kind, path: Path, files: Sequence[Path], what: str) -> None:
+        """Add `files` as garbage."""
         self.garbage.append(Garbage(kind, path, sum(map(_size, files)), what, tuple(files)))
 
     def leave(self, path: Path, reason: str) -> None:
+        """Report `path` as staying."""
         self.left_alone.append(LeftAlone(path, reason))
 
 
 def remove(collection: Collection) -> None:
-    """Remove the garbage of a collection; of folders only those that are empty then. The caller holds the lock."""
+    """Remove the garbage of a collection, and folders that are empty then. The caller holds the lock."""
     for item in collection.garbage:
         if item.kind == "original":
             Ledger(item.path.parent).keep_originals(item.ids)
-        for file in reversed(item.files):  # cell.json last: a cell half removed by a killed gc is one still
+        for file in reversed(item.files):  # cell.json last, so that a half removed cell is still recognised
             file.unlink(missing_ok=True)
         if item.path.is_dir():
             _remove_empty(item.path)
 
 
 def _remove_empty(folder: Path) -> None:
-    """A folder and those in it, as far as they hold no file."""
+    """Remove a folder and its subfolders as far as they contain no file."""
     for inner in [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]:
         _remove_empty(inner)
     if not any(folder.iterdir()):
@@ -116,7 +117,7 @@ def _size(path: Path) -> int:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Everything in a folder and below that is no plain folder, sorted; links are not followed."""
+    """All files and links below a folder, sorted; links are not followed."""
     found: list[Path] = []
     for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []:
         found += files_below(path) if path.is_dir() and not path.is_symlink() else [path]
@@ -124,15 +125,15 @@ def files_below(folder: Path) -> list[Path]:
 
 
 # ------------------------------------------------------------------------------------------------- a run folder
-def garbage_of_run(folder: Path) -> Collection:
-    """What the last plan of a run folder does not need. `UserError` for a folder that is no run."""
+def find_garbage(folder: Path) -> Collection:
+    """The garbage of a run folder: what its last plan does not need. `UserError` for a folder that is not a run."""
     run = Ledger(folder).require_run()
     found = Collection(folder)
-    _cells(found, run)
-    _distances(found, run)
-    _cards(found, run)
-    _originals(found, run)
-    _put_aside(found)
+    _add_cells(found, run)
+    _add_distances(found, run)
+    _add_cards(found, run)
+    _add_originals(found, run)
+    _add_put_aside(found)
     own = [folder / name for name in ("cards", FRECHET_FOLDER, "published", "cells")]
     inner = sorted((folder / "cells").glob("*")) if not (folder / "cells").is_symlink() else []
     add_temporaries(found, [folder, *(path for path in (*own, *inner) if not path.is_symlink())])
@@ -140,7 +141,7 @@ def garbage_of_run(folder: Path) -> Collection:
 
 
 def _entries(found: Collection, name: str, pattern: str) -> list[Path]:
-    """What lies in a folder of the run, sorted; nothing of a link's, which may be another run's too."""
+    """Entries of a folder of the run, sorted; none of a link, which may lead to another run."""
     folder = found.place / name
     if folder.is_symlink():
         found.leave(folder, "is a link; what it leads to may belong to another run")
@@ -148,11 +149,11 @@ def _entries(found: Collection, name: str, pattern: str) -> list[Path]:
     return sorted(folder.glob(pattern))
 
 
-def _cells(found: Collection, run: RunFile) -> None:
-    """Cells that the plan does not name, with their shards."""
+def _add_cells(found: Collection, run: RunFile) -> None:
+    """Add cells that are not in the plan, with their shards."""
     planned = {entry.hash[:16] for entry in run.cells}
     for cell in (cell for cell in _entries(found, "cells", "*") if cell.name not in planned):
-        with _left_alone(found, cell):
+        with _leave_on_error(found, cell):
             record, files = _orphan(cell)
             shards, name = len(files) - 1, f"{record.model} x {record.attack.label}"
             noun = "shard" if shards == 1 else "shards"
@@ -161,8 +162,8 @@ def _cells(found: Collection, run: RunFile) -> None:
 
 
 @contextmanager
-def _left_alone(found: Collection, path: Path) -> Iterator[None]:
-    """Inside, a `UserError` is the reason why `path` stays."""
+def _leave_on_error(found: Collection, path: Path) -> Iterator[None]:
+    """Inside, a `UserError` becomes the reason why `path` stays."""
     try:
         yield
     except UserError as error:
@@ -170,7 +171,7 @@ def _left_alone(found: Collection, path: Path) -> Iterator[None]:
 
 
 def _orphan(cell: Path) -> tuple[CellRecord, list[Path]]:
-    """Record and files of a cell folder in which nothing is strange; `UserError` with the reason otherwise."""
+    """Record and files of a cell folder; `UserError` with the reason where it contains anything else."""
     if cell.is_symlink() or not cell.is_dir() or not re.fullmatch(_CELL, cell.name):
         raise UserError("is no cell folder")
     files = [path for path in files_below(cell) if not TEMPORARY.fullmatch(path.name)]
@@ -192,7 +193,7 @@ def _is_of_cell(path: Path) -> bool:
 
 
 def _refuse_newer(path: Path, cell: str) -> None:
-    """`NewerLedgerError` for a shard that this robbench does not understand; a damaged one it does."""
+    """`NewerLedgerError` for a shard that a newer robbench wrote; damaged ones are accepted."""
     if path.name != CELL_FILE:
         try:
             read_shard(path, cell)
@@ -200,42 +201,42 @@ def _refuse_newer(path: Path, cell: str) -> None:
             return
 
 
-def _distances(found: Collection, run: RunFile) -> None:
-    """Fréchet distances of cells that the plan does not name."""
+def _add_distances(found: Collection, run: RunFile) -> None:
+    """Add Fréchet distances of cells that are not in the plan."""
     planned = {None, *(entry.hash for entry in run.cells)}
     for path in _entries(found, FRECHET_FOLDER, "*.json"):
-        with _left_alone(found, path):
+        with _leave_on_error(found, path):
             record = read_record(path)
             if record.cell not in planned and not path.is_symlink():
                 name = f"{record.extractor} of {record.model} x {record.attack}"
                 found.add("distance", path, [path], f"{name}, which the last plan does not name")
 
 
-def _cards(found: Collection, run: RunFile) -> None:
-    """Cards of models that the plan does not name."""
+def _add_cards(found: Collection, run: RunFile) -> None:
+    """Add cards of models that are not in the plan."""
     for path in _entries(found, "cards", "*.yaml"):
         if path.stem not in run.models and not path.is_symlink():
-            with _left_alone(found, path):
+            with _leave_on_error(found, path):
                 name = load_yaml(path, ModelCard).name
                 found.add("card", path, [path], f"card of {name}, which the last plan does not name")
 
 
-def _originals(found: Collection, run: RunFile) -> None:
-    """Clean images of samples no adversarial image of the plan's cells is kept of."""
+def _add_originals(found: Collection, run: RunFile) -> None:
+    """Add clean images of samples of which no cell of the plan keeps an adversarial image."""
     ledger, path = Ledger(found.place), found.place / ORIGINALS_FILE
     if path.is_symlink():
         return
-    with _left_alone(found, path):
+    with _leave_on_error(found, path):
         stored = frozenset(ledger.originals())
-        needed = _referenced(ledger, run) if stored else stored
+        needed = _find_referenced(ledger, run) if stored else stored
         if idle := stored - needed:
             share = _size(path) * len(idle) // len(stored)
             what = f"{len(idle)} of {len(stored)} clean images whose adversarial ones are gone or of no planned cell"
             found.garbage.append(Garbage("original", path, share, what, ids=stored & needed))
 
 
-def _referenced(ledger: Ledger, run: RunFile) -> frozenset[int]:
-    """Samples whose adversarial image a planned cell keeps; all of the plan's as long as a cell is incomplete."""
+def _find_referenced(ledger: Ledger, run: RunFile) -> frozenset[int]:
+    """Samples whose adversarial image a planned cell keeps; all requested ones while a cell is incomplete."""
     requested, ids = frozenset(run.sample_ids), set[int]()
     for entry in run.cells:
         done: set[int] = set()
@@ -248,9 +249,9 @@ def _referenced(ledger: Ledger, run: RunFile) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _put_aside(found: Collection) -> None:
-    """quarantine/ and every superseded-<k>/."""
-    _known_content(
+def _add_put_aside(found: Collection) -> None:
+    """Add quarantine/ and every superseded-<k>/."""
+    _add_known_files(
         found,
         found.place / "quarantine",
         "quarantine",
@@ -260,11 +261,11 @@ def _put_aside(found: Collection) -> None:
     for folder in sorted(found.place.glob("superseded-*")):
         if re.fullmatch(r"superseded-\d+", folder.name):
             what = "results put aside by --fresh, or because a block was computed again"
-            _known_content(found, folder, "superseded", _SUPERSEDED, what)
+            _add_known_files(found, folder, "superseded", _SUPERSEDED, what)
 
 
-def _known_content(found: Collection, folder: Path, kind: Kind, known: re.Pattern[str], what: str) -> None:
-    """The files of a folder whose names robbench gives; the others stay, and so does the folder then."""
+def _add_known_files(found: Collection, folder: Path, kind: Kind, known: re.Pattern[str], what: str) -> None:
+    """Add the files of a folder that have names of robbench; others stay."""
     files = files_below(folder)
     good = [path for path in files if not path.is_symlink() and _is_known(path.relative_to(folder), known)]
     for path in files:
@@ -281,7 +282,7 @@ def _is_known(path: Path, known: re.Pattern[str]) -> bool:
 
 
 def add_temporaries(found: Collection, folders: Iterable[Path]) -> None:
-    """What a write that was killed left behind."""
+    """Add temporary files of killed writes."""
     for path in (path for folder in folders for path in sorted(folder.glob(".*.tmp"))):
         if path.is_symlink() or not path.is_file() or not TEMPORARY.fullmatch(path.name):
             found.leave(path, "robbench did not write it")

@@ -6,8 +6,8 @@ originals.npz                           clean images of the samples whose advers
 cells/<hash16>/cell.json                `records.CellRecord`
 cells/<hash16>/shard-<k>-<ids8>.parquet rows of block k; ids8 hashes the sample ids inside
 frechet/<cell16|clean>-<extractor8>.json  Fréchet distances (`frechet_records.FrechetRecord`)
-quarantine/                             shards that were not what they claimed to be
-superseded-<k>/                         what `--fresh` put aside
+quarantine/                             damaged shards
+superseded-<k>/                         results moved aside by `--fresh`
 """
 
 import re
@@ -55,10 +55,10 @@ _RESTORE = "run the same `robbench run` again to restore it"
 
 
 def _check_record_version(path: Path) -> None:
-    """`NewerLedgerError` for a run.yaml or cell.json of a newer schema: it may have keys that nobody knows here."""
+    """`NewerLedgerError` for a run.yaml or cell.json of a newer schema, which may have unknown keys."""
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):  # reading it properly says what is wrong
+    except (OSError, UnicodeDecodeError):  # reported when it is read
         return
     stated = _STATED_VERSION.search(text)
     if stated and int(stated[1]) > RECORD_VERSION:
@@ -67,18 +67,19 @@ def _check_record_version(path: Path) -> None:
 
 
 class Ledger:
-    """Reads and writes one run folder. Creating it touches nothing on disk."""
+    """Reads and writes one run folder. Creating the object writes nothing."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def cell_folder(self, cell: str) -> Path:
+        """The folder of the cell with hash `cell`."""
         return self.folder / "cells" / cell[:16]
 
     # ------------------------------------------------------------------------------------------ run and cells
     def read_run(self, edited: bool = False) -> RunFile | None:
-        """run.yaml, or None when there is none yet. `UserError` when it is malformed, newer than this robbench, or (but
-        for `edited`) changed after robbench wrote it."""
+        """run.yaml, or None without one. `UserError` when it is malformed, newer than this robbench, or (unless
+        `edited`) changed after robbench wrote it."""
         path = self.folder / RUN_FILE
         if not path.exists():
             return None
@@ -87,7 +88,7 @@ class Ledger:
         return validate(content, RunFile, str(path))
 
     def require_run(self) -> RunFile:
-        """run.yaml; `UserError` for a folder that is no run, and as `read_run`."""
+        """run.yaml; `UserError` for a folder that is not a run, and as `read_run`."""
         run = self.read_run() if self.folder.is_dir() else None
         if run is None:
             raise UserError(
@@ -98,7 +99,7 @@ class Ledger:
     def write_run(
         self, run: RunFile, cards: dict[str, ModelCard], records: Sequence[CellRecord] = ()
     ) -> None:
-        """Record a plan: cards, cell.json of cells not begun, and last run.yaml (now it is a run folder)."""
+        """Write a plan: cards, cell.json of cells that have none, and last run.yaml, which makes it a run folder."""
         for record in records:
             if not (self.cell_folder(record.hash) / CELL_FILE).exists():
                 self.write_cell(record)
@@ -107,7 +108,7 @@ class Ledger:
         write_text_atomically(self.folder / RUN_FILE, yaml_text(with_checksum(run)))
 
     def read_cell(self, cell: str, edited: bool = False) -> CellRecord | None:
-        """cell.json of the cell with this hash, or None; `UserError` when it is malformed, of another cell, or (but for
+        """cell.json of the cell with this hash, or None; `UserError` when it is malformed, of another cell, or (unless
         `edited`) changed after robbench wrote it."""
         path = self.cell_folder(cell) / CELL_FILE
         if not path.exists():
@@ -119,11 +120,11 @@ class Ledger:
         return record
 
     def write_cell(self, record: CellRecord) -> None:
+        """Write cell.json of a cell, atomically."""
         write_json_record(self.cell_folder(record.hash) / CELL_FILE, record)
 
     def originals(self) -> dict[int, Images]:
-        """Clean images [C,H,W] in [0,1] by sample id, of the samples with kept examples; `UserError` when the
-        file is damaged."""
+        """Stored clean images [C,H,W] in [0,1] by sample id; `UserError` when the file is damaged."""
         path = self.folder / ORIGINALS_FILE
         if not path.exists():
             return {}
@@ -136,8 +137,8 @@ class Ledger:
             raise UserError(f"{path} cannot be read ({error}); {_RESTORE}") from error
 
     def add_originals(self, images: dict[int, Images], on_bad: Callable[[Path, str], None]) -> None:
-        """Add clean images to those stored; nothing is written when all are there. `on_bad(path, reason)` must
-        move a damaged file away; it is then written anew."""
+        """Add clean images to the stored ones. `on_bad(path, reason)` must move a damaged file away, which is then
+        written again."""
         path, shapes = self.folder / ORIGINALS_FILE, {image.shape for image in images.values()}
         try:
             stored = self.originals()
@@ -151,7 +152,7 @@ class Ledger:
         self._write_originals({**stored, **images})
 
     def keep_originals(self, ids: Set[int]) -> None:
-        """Forget every stored clean image but those of `ids`."""
+        """Delete the stored clean images of all samples but `ids`."""
         kept = {i: image for i, image in self.originals().items() if i in ids}
         if kept:
             self._write_originals(kept)
@@ -172,8 +173,11 @@ class Ledger:
     def shards(
         self, cell: str, on_bad: Callable[[Path, str], None], known: frozenset[int] | None = None
     ) -> list[Shard]:
-        """Good shards of a cell in name order; `on_bad(path, reason)` for every bad one. `NewerLedgerError` for one
-        that a newer robbench wrote: it is no reason to compute anything again."""
+        """The intact shards of a cell in name order; calls `on_bad(path, reason)` for every damaged one.
+        `NewerLedgerError` for a shard of a newer robbench, which must not be computed again.
+
+        known: ids of the data set, where the caller knows them.
+        """
         good: list[Shard] = []
         seen: set[int] = set()
         for path in sorted(self.cell_folder(cell).glob("shard-*.parquet")):
@@ -201,7 +205,7 @@ class Ledger:
         write_shard(path, table, cell, seconds, diagnostics, smallest)
 
     def quarantine(self, path: Path) -> Path:
-        """Move a bad shard to quarantine/ under a name that is free; returns where it went."""
+        """Move a damaged file to quarantine/ under a free name; returns its new path."""
         folder = self.folder / "quarantine"
         folder.mkdir(exist_ok=True)
         place = f"{path.parent.name}-" if path.parent != self.folder else ""
@@ -210,7 +214,7 @@ class Ledger:
         return path.rename(target)
 
     def supersede(self, paths: Sequence[Path]) -> Path | None:
-        """Move what exists of `paths` (in this folder) to a new superseded-<k>/; None when nothing does."""
+        """Move the existing ones of `paths` (in this folder) to a new superseded-<k>/; None when none exists."""
         present = [path for path in paths if path.exists()]
         if not present:
             return None
@@ -231,10 +235,10 @@ def _suffixes() -> Iterable[str]:
 
 # ----------------------------------------------------------------------------------------------- reading back
 def load_run(folder: Path) -> Run:
-    """The last plan of a run folder with all rows it has so far. Reads only; needs no data set and no model.
+    """The last plan of a run folder with all its present rows. Reads only; needs no data set and no model.
 
-    A cell with fewer rows than the plan requests, or whose end nobody wrote down, has status "running". Raises
-    `UserError` for a folder that is no run and for a damaged shard.
+    A cell with fewer rows than requested, or without a recorded end, has status "running". Raises `UserError` for a
+    folder that is not a run and for a damaged shard.
     """
     ledger = Ledger(folder)
     run = ledger.require_run()
@@ -278,7 +282,7 @@ def _load_cell(
     empty = SCHEMAS[record.attack.target].empty_table()
     table = pa.concat_tables([empty, *(s.table.replace_schema_metadata() for s in shards)])
     table = table.filter(pc.is_in(table["sample_id"], value_set=requested)).sort_by("sample_id")
-    # A process that ended before it wrote an end state (killed, os._exit) has not checked what it computed.
+    # A process that was killed before it wrote the end state has not checked its results.
     status = "running" if len(table) < len(requested) and record.status == "ok" else record.status
     changes = {
         "model": model,
@@ -287,15 +291,14 @@ def _load_cell(
         "status": status,
         "seconds": sum(shard.seconds for shard in shards),
     }
-    return CellResult(record.model_copy(update=changes), one_meaning(record.attack, table.to_pandas()))
+    return CellResult(record.model_copy(update=changes), unify_robust(record.attack, table.to_pandas()))
 
 
-def one_meaning(
+def unify_robust(
     attack: ResolvedAttack, rows: "pd.DataFrame", margin: str = "clean_margin", step: str = "broken_at"
 ) -> "pd.DataFrame":
-    """The rows with `robust` as right before and after the attack, also of cells on corrupted images from before it had
-    that meaning there: those called every image robust that is right after it. margin, step: names of the columns of
-    the clean margin and of the step of the break."""
+    """The rows with `robust` meaning right before and under attack, also of early cells on corrupted images, where it
+    meant right on the corrupted image. margin, step: names of the columns of the clean margin and of the step."""
     if attack.space != "corruption":
         return rows
     wrong_before = rows["robust"] & ~(rows[margin] > 0)
@@ -308,5 +311,5 @@ def one_meaning(
 
 
 def refuse_shard(path: Path, reason: str) -> None:
-    """`UserError` for a damaged file: what reading a run hears of bad shards."""
+    """Raise `UserError` for a damaged shard, as `on_bad` when a run is read."""
     raise UserError(f"{path} {reason}; run the same `robbench run` again to quarantine and recompute it")

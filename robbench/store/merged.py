@@ -1,7 +1,7 @@
-"""Several runs on the same samples as one, and why that may not be. No torch here.
+"""Merging runs on the same samples, and the conflicts that prevent it. No torch here.
 
-One leaderboard stands on one set of samples, one seed and one engine. What would mix two of anything under one name is
-a conflict, and conflicts are named, never resolved by a choice.
+A leaderboard has one set of samples, one seed and one engine. Two different models, attacks or results under one name
+are a conflict; conflicts are reported, never resolved.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,8 +17,10 @@ from robbench.store.records import CellRecord, CellResult, Run
 if TYPE_CHECKING:
     import pandas as pd
 
-ROUNDING = 1e-3  # of margins, bits/dim and sizes, relative above 1: what another processor does to equal rows
-MAJOR = ("robbench", "torch")  # whose major versions must agree
+ROUNDING = (
+    1e-3  # tolerance of margins, bits/dim and sizes, relative above 1, for equal rows of different processors
+)
+MAJOR = ("robbench", "torch")  # packages whose major versions must agree
 _EXACT, _ROUNDED = select_names("class", "verdict"), select_names("score", "distance")
 Named = Sequence[tuple[str, Run]]
 
@@ -26,8 +28,8 @@ Named = Sequence[tuple[str, Run]]
 def merge_runs(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: bool = False) -> Run:
     """The union of runs on the same samples: every cell once, models outermost, in order of first appearance.
 
-    Cells of several runs are chosen by `choose_cells`. folder: that of the first run. names: what errors call the runs
-    (default: their folders). `UserError` for the first of their `conflicts`.
+    Cells of several runs are chosen by `choose_cells`; the folder is that of the first run. names: of the runs in
+    errors (default: their folders). `UserError` for the first of their `conflicts`.
     """
     if not runs:
         raise UserError("nothing to merge; give at least one run")
@@ -38,7 +40,7 @@ def merge_runs(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: 
     notes = dict.fromkeys(run.note for run in runs if run.note)
     return replace(
         runs[0],
-        cells=_ordered(choose_cells(runs)),
+        cells=_sort_by_model(choose_cells(runs)),
         cards={name: card for run in reversed(runs) for name, card in run.cards.items()},
         versions=_versions(runs),
         data=next((run.data for run in runs if run.data is not None), None),
@@ -48,13 +50,13 @@ def merge_runs(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: 
 
 
 def source_of(runs: Sequence[Run], result: CellResult) -> Run:
-    """The run that a cell of their union comes from."""
+    """The run from which a cell of their union comes."""
     return next(run for run in runs if any(other is result for other in run.cells))
 
 
 def choose_cells(runs: Sequence[Run]) -> list[CellResult]:
-    """Every cell of the runs once, in order of first appearance. A cell of several runs is taken where it is complete,
-    else where it has most rows; of equals, where it keeps most examples, else from the first."""
+    """Every cell of the runs once, in order of first appearance. Of the same cell in several runs, a complete one is
+    chosen, else the one with most rows; then the one with most stored examples, then the first."""
     cells: dict[tuple[str, str], CellResult] = {}
     for result in (result for run in runs for result in run.cells):
         best = cells.setdefault(_key(result.cell), result)
@@ -75,7 +77,7 @@ def _progress(result: CellResult) -> tuple[bool, int, int]:
     )
 
 
-def _ordered(cells: Sequence[CellResult]) -> list[CellResult]:
+def _sort_by_model(cells: Sequence[CellResult]) -> list[CellResult]:
     models = list(dict.fromkeys(result.cell.model_name for result in cells))
     return sorted(cells, key=lambda result: models.index(result.cell.model_name))
 
@@ -91,10 +93,10 @@ def _versions(runs: Sequence[Run]) -> dict[str, str]:
 
 # ----------------------------------------------------------------------------------------------------- conflicts
 def conflicts(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: bool = False) -> list[str]:
-    """Why runs are no one leaderboard, one line a reason with the next step; empty when they are.
+    """Reasons why runs cannot be merged, one line each with the next step.
 
-    Other data, samples or seed; other engine or major versions (unless accepted); one name for two models, or for two
-    attacks; one cell with two results.
+    Different data, samples or seed; different engine or major versions (unless accepted); one name for two models, or
+    for two attacks; one cell with two results.
     """
     named = list(zip(names or [str(run.folder) for run in runs], runs, strict=True))
     found = [text for other in named[1:] for text in _identity(named[0], other)]
@@ -104,7 +106,7 @@ def conflicts(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: b
 
 
 def version_conflicts(runs: Sequence[Run], names: Sequence[str] = ()) -> list[str]:
-    """Engines, and major versions of robbench and torch, in which runs differ."""
+    """Differences of engines, and of major versions of robbench and torch, one line each."""
     named = list(zip(names or [str(run.folder) for run in runs], runs, strict=True))
     first, run = named[0]
     step = "run one of them again, or accept it with --accept-versions, which every table then says"
@@ -121,7 +123,7 @@ def version_conflicts(runs: Sequence[Run], names: Sequence[str] = ()) -> list[st
 
 
 def _major(run: Run, name: str) -> str:
-    """ "2" of 2.15.0; "0.1" of 0.1.3, for before 1.0 the second number is the one that breaks."""
+    """ "2" of 2.15.0; "0.1" of 0.1.3, where the second number marks incompatible versions."""
     numbers = [*run.versions.get(name, "unknown").split("."), ""]
     return f"0.{numbers[1]}" if numbers[0] == "0" else numbers[0]
 
@@ -131,7 +133,7 @@ def _engines(run: Run) -> list[str]:
 
 
 def _engine(cell: CellRecord) -> str:
-    """The engine itself; packages behind the comma are those of single attacks."""
+    """The engine itself, without the packages of single attacks, which follow after a comma."""
     return cell.engine.partition(",")[0]
 
 
@@ -178,12 +180,12 @@ def _attacks(named: Named) -> Iterator[str]:
     """Two attacks of one label."""
     owners: dict[str, tuple[str, CellRecord]] = {}
     for name, run in named:
-        told = set()
+        reported = set()
         for cell in (result.cell for result in run.cells):
             first, known = owners.setdefault(cell.attack.label, (name, cell))
             differences = _attack_differences(known, cell)
-            if differences and cell.attack.label not in told:
-                told.add(cell.attack.label)
+            if differences and cell.attack.label not in reported:
+                reported.add(cell.attack.label)
                 yield (
                     f"attack {cell.attack.label!r} is not the same in {first} and {name}: {', '.join(differences)}; "
                     f"run it again with one setting"
@@ -240,7 +242,7 @@ def _results(named: Named) -> Iterator[str]:
 
 
 def _different_rows(one: "pd.DataFrame", other: "pd.DataFrame") -> int:
-    """Of the samples that both have: how many have another verdict, or numbers that differ beyond rounding."""
+    """Number of shared samples with different verdicts, or numbers that differ beyond rounding."""
     shared = np.intersect1d(one["sample_id"], other["sample_id"])
     first, second = (rows[rows["sample_id"].isin(shared)].sort_values("sample_id") for rows in (one, other))
     different = np.zeros(len(shared), dtype=np.bool_)

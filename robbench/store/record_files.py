@@ -1,7 +1,7 @@
-"""The record files of a run folder (run.yaml, cell.json, frechet/*.json): each ends with the sha256 of all else in it.
+"""The record files of a run folder (run.yaml, cell.json, frechet/*.json): each ends with the sha256 of its content.
 
-It finds whatever changed after robbench wrote the file: an edited budget, a flipped bit. Who also computes it anew is
-found by `robbench verify`, which believes no hash. Records of schema 1 have none and are read as they are.
+The checksum reveals any change after robbench wrote the file, such as an edited budget or a flipped bit. A forged
+checksum is found by `robbench verify`, which trusts no hash. Records of schema 1 have none and are read as they are.
 """
 
 import json
@@ -21,18 +21,17 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 class EditedRecordError(UserError):
-    """A record file is not what robbench wrote."""
+    """A record file was changed after robbench wrote it."""
 
 
 def with_checksum(record: BaseModel) -> dict[str, Any]:
-    """What is written of a record: its fields, the schema version of today, and the checksum of both."""
+    """The content of a record's file: its fields, the present schema version, and the checksum of both."""
     content = record.model_dump(mode="json") | {"schema_version": RECORD_VERSION}
     return {**content, CHECKSUM: canonical_hash(content)}
 
 
 def without_checksum(path: Path, content: object, next_step: str, check: bool = True) -> object:
-    """What was read from `path`, without its checksum. `EditedRecordError` when the rest does not have it; check:
-    False only takes it out."""
+    """The content of a record's file without its checksum; with `check`, `EditedRecordError` where that is wrong."""
     if not isinstance(content, dict) or content.get("schema_version", WITHOUT_CHECKSUM) == WITHOUT_CHECKSUM:
         return content
     rest = {key: value for key, value in content.items() if key != CHECKSUM}
@@ -49,8 +48,8 @@ def write_json_record(path: Path, record: BaseModel) -> None:
 
 
 def read_json_record(path: Path, schema: type[Record], next_step: str, check: bool = True) -> Record:
-    """The record that `write_json_record` stored at `path`; `UserError` that ends in `next_step` when it is malformed,
-    or (with `check`) changed after robbench wrote it."""
+    """The record that `write_json_record` stored at `path`; `UserError` that ends with `next_step` when it is
+    malformed, or (with `check`) changed after robbench wrote it."""
     try:
         content = load_json(path)
     except (OSError, ValueError) as error:
@@ -64,7 +63,7 @@ def read_json_record(path: Path, schema: type[Record], next_step: str, check: bo
 
 
 def _hash(content: dict[Any, Any]) -> str | None:
-    """None for what JSON cannot hold, and so nothing that was written as a record."""
+    """Hash of a record's content; None for values that JSON cannot represent."""
     try:
         return canonical_hash(content)
     except (TypeError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a run folder holds, as typed records: `run.yaml`, `cells/*/cell.json`, and a whole run read back.
+"""Typed records of a run folder: `run.yaml`, `cells/*/cell.json`, and a whole run read back.
 
 No torch here, and pandas only for type checkers: reading a run folder stays cheap.
 """
@@ -33,32 +33,31 @@ class CleanScore(Strict):
 
 
 class CellRecord(Strict):
-    """cell.json: one (model, attack) cell, everything its results depend on, and how it went.
+    """cell.json: one (model, attack) cell, everything its results depend on, and its status.
 
     Attributes:
         schema_version: of the record file.
         hash: address of the cell (`cell_hash`).
         model: name of the model.
-        defense: what it was trained with.
+        defense: of the model.
         dataset: name of the data set.
         dataset_revision: its revision.
         seed: seed of the run.
         attack: the attack with every number filled in.
         model_sha256: sha256 of the model's weights.
-        attack_flow: the flow that the attack searches through; None for an attack in image space.
-        nll_flow: the flow that scores the images in bits/dim; None where nothing does.
+        attack_flow: flow through which the attack searches; None for an attack in image space.
+        nll_flow: flow that scores the images in bits/dim; None for no scores.
         precision: of the scores.
         search_precision: of the search: "fp32", "fp32, compiled"; in old records also a withdrawn one.
-        engine: code and version that searched.
-        batch_size: images at once, of attacks whose results depend on it; None for others.
-        status: "running" until its end was written down.
-        error: why it failed, in one line; None unless it did.
-        details: the traceback of a failure; "" without one.
+        engine: name and version of the code that searched.
+        batch_size: images per batch, for attacks whose results depend on it; else None.
+        status: "running" until the end is recorded.
+        error: why it failed, in one line; else None.
+        details: traceback of a failure; else "".
         seconds: computing time, summed over its shards.
-        suspicions: what a reader must know of the model (gradient masking, probabilities in place of logits).
-        device: what computed the shards, each kind once ("cpu", "NVIDIA H200"); "" in records of before it was written
-            down.
-        clean: of a cell whose attack failed, what the model does without it; None for others.
+        suspicions: reasons to doubt the numbers (gradient masking, probabilities in place of logits).
+        device: devices that computed the shards ("cpu", "NVIDIA H200"); "" in old records.
+        clean: clean accuracy of a model whose attack failed; else None.
     """
 
     schema_version: Literal[1, 2] = RECORD_VERSION
@@ -91,13 +90,13 @@ class CellRecord(Strict):
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Why the number may overstate robustness: its suspicions, and a search that was withdrawn since."""
+        """Why the number may overstate robustness: its suspicions, and a search precision that was withdrawn."""
         withdrawn = withdrawal(self.search_precision)
         return (*self.suspicions, withdrawn) if withdrawn else self.suspicions
 
     @property
     def flow(self) -> str | None:
-        """Name of the flow the attack searched through; None for an image-space attack."""
+        """Name of the flow through which the attack searched; None for an attack in image space."""
         return self.attack_flow.name if self.attack_flow else None
 
 
@@ -114,11 +113,11 @@ def cell_hash(
     precision: Precision = "fp32",
     search_precision: str = "fp32",
 ) -> str:
-    """Address of a cell: sha256 over all that its rows depend on.
+    """Address of a cell: sha256 over everything that its rows depend on.
 
-    card, attack_flow, nll_flow: of the model, of the flow that the attack searches through, and of the one that scores
-    images (None for none). attack: as built, every default of its parameters filled in. Its label is left out: it is
-    only how a table calls it ("pgd20@0.2" may be plain "pgd20"). The other arguments are those of `CellRecord`.
+    card, attack_flow, nll_flow: cards of the model, of the flow through which the attack searches, and of the flow that
+    scores images (None for none). attack: as built, with every default of its parameters; its label does not count,
+    since it is only its name in tables. The other arguments are those of `CellRecord`.
     """
     return canonical_hash(
         {
@@ -138,7 +137,7 @@ def cell_hash(
 
 
 class PlanEntry(Strict):
-    """One line of a plan: which cell stands for which model and attack in the tables."""
+    """One entry of a plan: the names of a cell's model and attack in tables."""
 
     hash: SHA256
     model: str
@@ -153,18 +152,18 @@ class RunFile(Strict):
         schema_version: of the record file.
         dataset: name of the data set.
         dataset_revision: its revision.
-        split: the split that is attacked.
+        split: the attacked split.
         seed: seed of the run.
         shape: (C,H,W) of an image.
         class_names: names of the classes.
-        data: the data set's card; None in files of before there were some.
+        data: the data set's card; None in old files.
         n: number of samples.
         models: names of the models, in plan order.
         attacks: labels of the attacks, in plan order.
         cells: the cells, in plan order.
-        versions: of the libraries that ran.
+        versions: of the libraries.
         samples: the requested sample ids in the order drawn, as one string (YAML reads a list of 10,000 slowly).
-        note: what every table says of the run; "" for nothing.
+        note: text that every table of the run shows; "" for none.
     """
 
     schema_version: Literal[1, 2] = RECORD_VERSION
@@ -204,7 +203,7 @@ class RunFile(Strict):
         versions: dict[str, str],
         note: str,
     ) -> "RunFile":
-        """The run of these cells, in this order, on these samples in the order drawn."""
+        """The run of these cells, in this order, on the samples `sample_ids` in the order drawn."""
         return cls(
             dataset=dataset,
             dataset_revision=dataset_revision,
@@ -230,7 +229,7 @@ class RunFile(Strict):
         return [int(part) for part in self.samples.split()]
 
     def differences(self, other: "RunFile") -> list[str]:
-        """Where the identities of two runs differ, as "dataset digits, not mnist"; empty for the same run."""
+        """Differences between the identities of two runs, as "dataset digits, not mnist"; empty for the same run."""
         pairs = (
             ("dataset", self.dataset, other.dataset),
             ("revision", self.dataset_revision[:12], other.dataset_revision[:12]),
@@ -258,20 +257,20 @@ class Run(Remembers):
     """A run folder read back.
 
     Attributes:
-        folder: where it is.
+        folder: the run folder.
         dataset: name of the data set.
         dataset_revision: its revision.
         seed: seed of the run.
-        n: number of samples requested.
+        n: number of requested samples.
         shape: (C,H,W) of an image.
         class_names: names of the classes.
-        sample_ids: ids of the samples requested, in the order drawn.
+        sample_ids: requested sample ids in the order drawn.
         cells: the cells with their rows, in plan order.
         cards: cards of the models, by name.
-        versions: of the libraries that ran.
-        data: the data set's card; None in run folders of before there were some.
-        note: what every table says of the run; "" for nothing.
-        frechet_folders: run folders that hold its Fréchet distances, where they are others than `folder`.
+        versions: of the libraries.
+        data: the data set's card; None in old run folders.
+        note: text that every table of the run shows; "" for none.
+        frechet_folders: run folders with its Fréchet distances, where not `folder`.
     """
 
     folder: Path
@@ -291,6 +290,6 @@ class Run(Remembers):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What every table must say besides: the run's own note, and that of its data set."""
+        """Texts that every table shows: the run's note, and that of its data set."""
         data = f"Data: {self.data.note}" if self.data and self.data.note else ""
         return tuple(note for note in (self.note, data) if note)

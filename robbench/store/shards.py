@@ -1,7 +1,7 @@
-"""Shards: the Parquet files of the ledger, each the rows of one block of samples of one cell.
+"""Shards: the Parquet files of the ledger, each with the rows of one block of samples of one cell.
 
 Cells on classifiers and on flows have different columns (`store.columns`). A shard of an older schema is read with
-nulls in the columns that it lacks, so that one run may hold both; a shard of a newer schema is left alone.
+nulls in missing columns, so that one run may contain both; a shard of a newer schema is refused and left as it is.
 """
 
 import hashlib
@@ -38,11 +38,11 @@ _KEY_VERSION, _KEY_WRITER, _KEY_CELL, _KEY_SECONDS, _KEY_ROWS, _KEY_DIAGNOSTICS 
 
 
 class BadShardError(Exception):
-    """A shard file is not what its place in the ledger says; the message is the reason."""
+    """A shard file is damaged or belongs elsewhere; the message is the reason."""
 
 
 class NewerLedgerError(UserError):
-    """A file of the ledger was written by a newer robbench: nothing is wrong with it, and it must stay as it is."""
+    """A file of the ledger was written by a newer robbench; it is intact and must stay."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Shard:
 
 
 def shown_values(table: pa.Table, semantics: Semantics) -> dict[int, float]:
-    """By sample id what progress shows the mean of: of a classifier the verdicts (0 or 1) that tables show of an attack
-    of these semantics, of a flow bits/dim of the attacked image."""
+    """Values by sample id whose mean is the score in progress displays: for a classifier the verdicts (0 or 1) that
+    tables show under these semantics, for a flow bits/dim of the attacked image."""
     if "robust" not in table.column_names:
         column = table["nll_after"]
     else:
@@ -71,7 +71,7 @@ def shown_values(table: pa.Table, semantics: Semantics) -> dict[int, float]:
 
 
 def shard_name(block: int, ids: Iterable[int]) -> str:
-    """File name of the rows of `ids` in block number `block`."""
+    """File name of the shard with the rows of `ids` in block `block`."""
     digest = hashlib.sha256(" ".join(str(i) for i in sorted(ids)).encode()).hexdigest()
     return f"shard-{block:04d}-{digest[:8]}.parquet"
 
@@ -79,8 +79,8 @@ def shard_name(block: int, ids: Iterable[int]) -> str:
 def write_shard(
     path: Path, table: pa.Table, cell: str, seconds: float, diagnostics: str = "{}", smallest: bool = False
 ) -> None:
-    """Write `table` (one of `SCHEMAS`) atomically, every page with its checksum; schema version, cell hash,
-    seconds, diagnostics and a digest of the rows become metadata. smallest: spend time to save bytes."""
+    """Write `table` (one of `SCHEMAS`) atomically, every page with its checksum; schema version, cell hash, seconds,
+    diagnostics and a digest of the rows become metadata. smallest: compress harder, more slowly."""
     stamped = table.cast(next(schema for schema in SCHEMAS.values() if schema.names == table.column_names))
     metadata = {
         _KEY_VERSION: str(SCHEMA_VERSION),
@@ -101,8 +101,8 @@ def write_shard(
 
 
 def _smallest(schema: pa.Schema) -> dict[str, Any]:
-    """Options of Parquet for the fewest bytes: bytes of floats of equal weight side by side (they repeat, whole floats
-    do not), dictionaries for what does, no statistics."""
+    """Parquet options for the fewest bytes: floats split into streams of equally significant bytes, which repeat, and
+    dictionaries for other columns, without statistics."""
     floats = [field.name for field in schema if pa.types.is_floating(field.type)]
     encodings = dict.fromkeys(floats, "BYTE_STREAM_SPLIT") | {"sample_id": "DELTA_BINARY_PACKED"}
     return {
@@ -114,10 +114,10 @@ def _smallest(schema: pa.Schema) -> dict[str, Any]:
 
 
 def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Shard:
-    """Read a shard of the cell with hash `cell`; `BadShardError` when anything about it disagrees,
-    `NewerLedgerError` when a newer robbench wrote it.
+    """Read a shard of the cell with hash `cell`; `BadShardError` where it is damaged or of another cell,
+    `NewerLedgerError` where a newer robbench wrote it.
 
-    known: ids the data set has, when the caller knows them.
+    known: ids of the data set, where the caller knows them.
     """
     try:
         # A native file: an Arrow thread that still held a Python one at exit would abort the process.
@@ -134,14 +134,14 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
     if metadata.get(_KEY_ROWS, b"").decode(errors="replace") != _digest(table):
         raise BadShardError("holds other rows than were written")
     diagnostics = metadata.get(_KEY_DIAGNOSTICS, b"{}").decode(errors="replace")
-    shard = Shard(path, _completed(table, schema), _seconds(metadata), diagnostics)
+    shard = Shard(path, _complete(table, schema), _seconds(metadata), diagnostics)
     _check_ids(shard, known)
     _check_distances(shard)
     return shard
 
 
 def _check_distances(shard: Shard) -> None:
-    """No attack stores another: the base class has measured them on checked images."""
+    """`BadShardError` for a negative or non-finite distance, which no attack stores."""
     for name in (name for name in select_names("distance") if name in shard.table.column_names):
         distances = shard.table[name].to_numpy()
         if not ((distances >= 0) & (distances < float("inf"))).all():
@@ -149,7 +149,7 @@ def _check_distances(shard: Shard) -> None:
 
 
 def _version(path: Path, metadata: dict[bytes, bytes]) -> int:
-    """Schema version of a shard that this robbench can read."""
+    """Schema version of a shard; raises for one that this robbench cannot read."""
     text = metadata.get(_KEY_VERSION, b"none").decode(errors="replace")
     version = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0
     if version > SCHEMA_VERSION:
@@ -161,7 +161,8 @@ def _version(path: Path, metadata: dict[bytes, bytes]) -> int:
 
 
 def newer_ledger(path: Path, version: int, writer: str = "", known: int = SCHEMA_VERSION) -> NewerLedgerError:
-    """writer: version of the robbench that wrote `path`, where it says so. known: the newest schema read here."""
+    """The error for a file of a newer schema. writer: version of the robbench that wrote it, if known; known: newest
+    schema of this robbench."""
     reader = f"robbench >= {writer}" if writer else "the robbench that wrote it"
     return NewerLedgerError(
         f"{path}: written by a newer robbench (ledger schema {version}); {reader} can read it, this is {__version__} "
@@ -170,15 +171,15 @@ def newer_ledger(path: Path, version: int, writer: str = "", known: int = SCHEMA
 
 
 def _full_schema(table: pa.Table, version: int) -> pa.Schema:
-    """The schema of today for a table read from a shard of schema `version`."""
+    """The present schema for a table read from a shard of schema `version`."""
     for stored, schema in _STORED[version]:
         if table.schema.equals(stored, check_metadata=False):
             return schema
     raise BadShardError("has other columns than the ledger")
 
 
-def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The rows with every column of `schema`; those that they lack hold nulls."""
+def _complete(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows with every column of `schema`, missing ones with nulls."""
     for place, field in enumerate(schema):
         if field.name not in table.column_names:
             table = table.add_column(place, field, pa.nulls(len(table), field.type))

@@ -13,7 +13,7 @@ from robbench.attacks import ATTACKS, Attack, Victim, build_attack
 from robbench.core.errors import UserError
 from robbench.evaluation import evaluate
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
-from robbench.store.ledger import one_meaning
+from robbench.store.ledger import unify_robust
 
 MODELS = threat_models()
 PERTURBATIONS = ["r-la", "r-la-l2", "r-la-none", "a-la-pred"]
@@ -148,12 +148,12 @@ def test_robust_of_old_corrupted_images_gets_its_one_meaning():
         }
     )
     corrupted = spec("c-fog-1")
-    new = one_meaning(corrupted, old)
+    new = unify_robust(corrupted, old)
     assert new["robust"].tolist() == [True, False, False, False]
     assert new["broken_by"].fillna("").tolist() == ["", "clean", "c-fog-1", "clean"]
     assert new["broken_at"].tolist() == [-1, 0, 0, 0]
-    pd.testing.assert_frame_equal(one_meaning(corrupted, new), new)
-    assert one_meaning(spec("pgd20"), old) is old
+    pd.testing.assert_frame_equal(unify_robust(corrupted, new), new)
+    assert unify_robust(spec("pgd20"), old) is old
 
 
 # ----------------------------------------------------------------------------------------------------- evaluate

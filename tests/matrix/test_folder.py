@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from robbench.core.errors import UserError
-from robbench.store.folder import check_folder, opened
+from robbench.store.folder import check_folder, open_ledger
 from robbench.store.records import PlanEntry, RunFile
 
 HASH = "c" * 64
@@ -30,7 +30,7 @@ def run_file(**changes: object) -> RunFile:
 
 def taken(folder: Path, run: RunFile) -> None:
     """Make `folder` the folder of `run`."""
-    with opened(folder, run, fresh=False) as ledger:
+    with open_ledger(folder, run, fresh=False) as ledger:
         ledger.write_run(run, {})
 
 
@@ -55,7 +55,7 @@ def test_another_run_is_named_and_kept(tmp_path: Path, change: dict[str, object]
     content = (tmp_path / "run" / "run.yaml").read_bytes()
     with (
         pytest.raises(UserError, match=f"{named}.*--out.*--fresh"),
-        opened(tmp_path / "run", run_file(**change), fresh=False),
+        open_ledger(tmp_path / "run", run_file(**change), fresh=False),
     ):
         pass
     assert (tmp_path / "run" / "run.yaml").read_bytes() == content
@@ -64,7 +64,7 @@ def test_another_run_is_named_and_kept(tmp_path: Path, change: dict[str, object]
 def test_fresh_puts_another_run_aside(tmp_path: Path) -> None:
     taken(tmp_path, run_file())
     content = (tmp_path / "run.yaml").read_bytes()
-    with opened(tmp_path, run_file(seed=1), fresh=True):
+    with open_ledger(tmp_path, run_file(seed=1), fresh=True):
         assert not (tmp_path / "run.yaml").exists()
     assert (tmp_path / "superseded-1" / "run.yaml").read_bytes() == content
 
@@ -75,7 +75,7 @@ def test_damaged_run_file_is_named_and_fresh_puts_it_aside(tmp_path: Path, conte
     (tmp_path / "run.yaml").write_text(content)
     with pytest.raises(UserError, match=r"run\.yaml.*--out.*--fresh"):
         check_folder(tmp_path, run_file(), fresh=False)
-    with opened(tmp_path, run_file(), fresh=True):
+    with open_ledger(tmp_path, run_file(), fresh=True):
         assert not (tmp_path / "run.yaml").exists()
     assert (tmp_path / "superseded-1" / "run.yaml").read_text() == content
 
@@ -96,7 +96,7 @@ def test_inconsistent_run_file(tmp_path: Path, changes: dict[str, object]) -> No
 def test_fresh_never_moves_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     for fresh in (False, True):
-        with pytest.raises(UserError, match=r"thesis\.tex"), opened(tmp_path, run_file(), fresh):
+        with pytest.raises(UserError, match=r"thesis\.tex"), open_ledger(tmp_path, run_file(), fresh):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -104,18 +104,18 @@ def test_fresh_never_moves_foreign_files(tmp_path: Path) -> None:
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="--out"), opened(folder, run_file(), fresh=False):
+        with pytest.raises(UserError, match="--out"), open_ledger(folder, run_file(), fresh=False):
             pass
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     with (
-        opened(tmp_path, run_file(), fresh=False),
+        open_ledger(tmp_path, run_file(), fresh=False),
         pytest.raises(UserError, match="another robbench run"),
-        opened(tmp_path, run_file(), fresh=False),
+        open_ledger(tmp_path, run_file(), fresh=False),
     ):
         pass
-    with opened(tmp_path, run_file(), fresh=False):
+    with open_ledger(tmp_path, run_file(), fresh=False):
         pass
 
 
@@ -130,5 +130,5 @@ def test_a_link_in_place_of_the_lock_does_not_empty_what_it_leads_to(tmp_path: P
 def test_leftovers_of_a_killed_run_are_no_foreign_files(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / ".run.yaml.abc.tmp").touch()
-    with opened(tmp_path, run_file(), fresh=False):
+    with open_ledger(tmp_path, run_file(), fresh=False):
         pass

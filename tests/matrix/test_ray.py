@@ -36,7 +36,7 @@ from robbench.run import ray_backend
 from robbench.run.executor import LocalBackend, execute, open_backend, shard_work
 from robbench.run.plan import RunRequest, build_plan
 from robbench.run.ray_backend import RayOptions
-from robbench.store.folder import opened
+from robbench.store.folder import open_ledger
 from robbench.store.ledger import load_run
 from robbench.store.records import CellRecord
 
@@ -380,7 +380,7 @@ class Events:
 
 
 def executed(plan, folder: Path, backend=None, events: Events | None = None) -> list[CellRecord]:
-    with open_backend(plan) as made, opened(folder, plan.run, fresh=False) as ledger:
+    with open_backend(plan) as made, open_ledger(folder, plan.run, fresh=False) as ledger:
         return execute(plan, ledger, events or Events(), backend or made)
 
 

@@ -25,7 +25,7 @@ from robbench.core.terminal import Terminal
 from robbench.run.plan import RunRequest
 from robbench.run.watch import CellView, ShardFile, Snapshot, Speed, Watcher
 from robbench.run.watch_screen import changes, duration, screen, speed_text, watch_run, writer_text
-from robbench.store.folder import lock_is_held, locked
+from robbench.store.folder import lock_folder, lock_is_held
 from robbench.store.ledger import Ledger, load_run
 from robbench.store.records import CellRecord
 
@@ -142,7 +142,7 @@ def test_a_cell_that_is_begun_is_running_before_its_first_shard(copied: Path) ->
     written = (copied / "run.yaml").stat().st_mtime
     os.utime(cells[0] / "cell.json", (written - 1, written - 1))
     os.utime(cells[1] / "cell.json", (written + 1, written + 1))
-    with locked(copied, ""):
+    with lock_folder(copied, ""):
         states = [cell.state for cell in Watcher(copied).look().cells]
         assert sorted(states) == ["done", "done", "missing", "running"]
     assert Watcher(copied).look().count("missing") == 2
@@ -236,9 +236,9 @@ def test_json_needs_once(finished: Path) -> None:
 def test_the_lock_is_seen_and_never_taken(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert lock_is_held(folder) is False
-    with locked(folder, ""):
+    with lock_folder(folder, ""):
         assert lock_is_held(folder) is True
-        with pytest.raises(UserError, match="another robbench run is writing"), locked(folder, "or not"):
+        with pytest.raises(UserError, match="another robbench run is writing"), lock_folder(folder, "or not"):
             pass
     assert lock_is_held(folder) is False
     with (folder / ".lock").open("w") as stream:
@@ -457,7 +457,7 @@ def test_a_run_started_elsewhere_killed_and_resumed(
     (tmp_path / "specs" / "slow.yaml").write_text(SLOW)
     folder = tmp_path / "run"
     command = run_command(tiny_zoo, folder, tmp_path / "specs")
-    with locked(folder, "or wait"):  # a run that has begun, and not yet written its run.yaml
+    with lock_folder(folder, "or wait"):  # a run that has begun, and not yet written its run.yaml
         watch, printed = watching(folder)
         wait_for(printed)
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -485,7 +485,7 @@ def test_ctrl_c_ends_the_watch(
     tmp_path: Path, watching: Callable[[Path], tuple[subprocess.Popen[bytes], Callable[[], str]]]
 ) -> None:
     folder = tmp_path / "run"
-    with locked(folder, "or wait"):  # a run that has begun, and not yet written its run.yaml
+    with lock_folder(folder, "or wait"):  # a run that has begun, and not yet written its run.yaml
         watch, printed = watching(folder)
         wait_for(printed)
         assert printed().startswith(

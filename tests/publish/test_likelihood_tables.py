@@ -22,7 +22,7 @@ from robbench.compare.tables import check, passed, without_reference
 from robbench.report.files import write_tables
 from robbench.report.terminal import terminal_likelihood, terminal_sizes
 from robbench.report.writers import likelihood_csv, markdown, terminal_table, tidy_csv
-from robbench.results.likelihood import bits_text, mean_text, nll_tables, summarized
+from robbench.results.likelihood import bits_text, mean_text, nll_tables, summarize
 from robbench.results.reproduce import commands
 from robbench.results.rows import TableRow
 from robbench.results.tables import leaderboard, wide
@@ -131,7 +131,7 @@ def test_failed_and_half_done_cells_have_one_row_without_a_number(poisoned: Run)
 
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True, width=32), min_size=1, max_size=30))
 def test_any_samples_give_a_summary(values: list[float]) -> None:
-    nll = summarized(np.array(values, dtype=np.float64))
+    nll = summarize(np.array(values, dtype=np.float64))
     finite = [value for value in values if math.isfinite(value)]
     assert nll.nonfinite == len(values) - len(finite)
     assert (nll.mean is None) == (not finite)
@@ -143,12 +143,12 @@ def test_any_samples_give_a_summary(values: list[float]) -> None:
 
 
 def test_intervals_of_huge_values_do_not_overflow() -> None:
-    huge = summarized(np.array([1e308, 0.5e308, 1.7e308]))
+    huge = summarize(np.array([1e308, 0.5e308, 1.7e308]))
     assert huge.mean == pytest.approx(1.6e308 / 1.5)
     half = 1e200 * half_by_hand([1, 3])
-    large = summarized(np.array([1e200, 3e200]))
+    large = summarize(np.array([1e200, 3e200]))
     assert (large.lower, large.upper) == pytest.approx((2e200 - half, 2e200 + half))
-    constant = summarized(np.zeros(3))
+    constant = summarize(np.zeros(3))
     assert constant.lower == constant.mean == constant.upper == 0
 
 
@@ -194,7 +194,7 @@ def test_an_epsilon_0_that_was_run_is_not_shown_twice() -> None:
     )
     (table,) = nll_tables(run)
     assert [(line.epsilon, line.steps) for line in table.lines] == [(0, None), (8, 32)]
-    assert table.lines[0].cells[0] == summarized(run.cells[0].rows["nll_after"].to_numpy())
+    assert table.lines[0].cells[0] == summarize(run.cells[0].rows["nll_after"].to_numpy())
 
 
 def test_a_steps_sweep_is_one_table() -> None:

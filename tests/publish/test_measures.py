@@ -25,7 +25,7 @@ from robbench.report.mlflow_export import model_exports
 from robbench.report.site.model_joint import joint
 from robbench.report.site.ranks import ranges
 from robbench.report.writers import markdown, tidy_csv, wide_csv
-from robbench.results.pairs import packed_run, unpacked
+from robbench.results.pairs import pack_run, unpack
 from robbench.results.tables import leaderboard, models, wide
 from robbench.specs import ResolvedAttack
 from robbench.store.records import CellResult, Run
@@ -113,9 +113,9 @@ def test_every_output_says_which_accuracy_a_column_shows(run: Run) -> None:
 
 
 def test_pairs_ranks_and_joint_counts_follow_the_tables(run: Run) -> None:
-    packed = packed_run(run)["m"]
+    packed = pack_run(run)["m"]
     assert packed.attacks["r-la"] is not None
-    assert unpacked(packed.attacks["r-la"], N).all()
+    assert unpack(packed.attacks["r-la"], N).all()
     assert packed.worst["all"] == packed.attacks["pgd20"]
     assert "flow-lp-linf@0.25" not in packed.worst
     assert ranges(run, models(run), ["pgd20"]) == {"m": (1, 1)}

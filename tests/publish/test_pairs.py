@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from publish_runs import JSA, attack, cell, frame, make_run
 
-from robbench.results.pairs import compared, packed, packed_run, threat_key, unpacked
+from robbench.results.pairs import compare, pack, pack_run, threat_key, unpack
 from robbench.statistics.paired import sign_test
 from robbench.store.records import Run
 
@@ -33,7 +33,7 @@ def script(chromium: Any) -> Any:
 # ----------------------------------------------------------------------------------------------------- packing
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_packed_verdicts_come_back(verdicts: list[bool]) -> None:
-    found = unpacked(packed(np.array(verdicts)), len(verdicts))
+    found = unpack(pack(np.array(verdicts)), len(verdicts))
     assert found.tolist() == verdicts
     assert found.dtype == np.bool_
 
@@ -41,26 +41,26 @@ def test_packed_verdicts_come_back(verdicts: list[bool]) -> None:
 def test_a_packed_run_is_in_the_order_of_its_samples(run: Run) -> None:
     order = np.random.default_rng(0).permutation(run.n)
     shuffled = replace(run, sample_ids=tuple(int(run.sample_ids[k]) for k in order))
-    for model, found in packed_run(shuffled).items():
+    for model, found in pack_run(shuffled).items():
         cells = [r for r in run.cells if r.cell.model == model]
         for result in cells:
             by_id = dict(zip(result.rows["sample_id"], result.rows["robust"], strict=True))
             text = found.attacks[result.cell.attack.label]
             assert text is not None
-            assert unpacked(text, run.n).tolist() == [by_id[i] for i in shuffled.sample_ids]
+            assert unpack(text, run.n).tolist() == [by_id[i] for i in shuffled.sample_ids]
         robust = np.array([r.rows["robust"] for r in cells])
         linf = np.array([r.rows["robust"] for r in cells if r.cell.attack.threat_model == "linf"])
         assert found.worst == {
-            "linf@0.2": packed(linf.all(0)[order]),
-            "joint@0.2@0.35": packed(robust[2][order]),
-            "all": packed(robust.all(0)[order]),
+            "linf@0.2": pack(linf.all(0)[order]),
+            "joint@0.2@0.35": pack(robust[2][order]),
+            "all": pack(robust.all(0)[order]),
         }
         clean = (cells[0].rows["clean_prediction"] == cells[0].rows["label"]).to_numpy()
-        assert found.clean == packed(clean[order])
+        assert found.clean == pack(clean[order])
 
 
 def test_missing_cells_are_absent_and_so_is_what_combines_them(damaged: Run) -> None:
-    found = packed_run(damaged)
+    found = pack_run(damaged)
     assert found["digits-ijsat"].attacks["aa"] is None
     assert found["digits-ijsat"].worst["linf@0.2"] is None
     assert found["digits-ijsat"].worst["all"] is None
@@ -72,7 +72,7 @@ def test_missing_cells_are_absent_and_so_is_what_combines_them(damaged: Run) -> 
 def test_corruptions_are_no_part_of_a_worst_case() -> None:
     fog = attack("c-fog-3", "corruptions", None, space="corruption", norm="none", algorithm="corruption")
     cells = [cell("m", spec, frame(40, 0.9, 0.5, k)) for k, spec in enumerate((attack(), JSA, fog))]
-    found = packed_run(make_run(cells, 40))["m"]
+    found = pack_run(make_run(cells, 40))["m"]
     assert set(found.worst) == {"linf@0.2", "joint@0.2@0.35", "all"}
     assert found.attacks["c-fog-3"] is not None
     assert threat_key(fog) == "corruptions"
@@ -82,7 +82,7 @@ def test_a_model_of_which_nothing_is_done_has_no_verdicts() -> None:
     rows = frame(40, 0.9, 0.5, 0)
     failed = cell("m", attack(), rows.iloc[:0], status="failed", error="out of memory")
     run = replace(make_run([failed], 40), sample_ids=tuple(range(40)))
-    assert packed_run(run)["m"].clean is None
+    assert pack_run(run)["m"].clean is None
 
 
 # ------------------------------------------------------------------------------------------------- the script
@@ -94,10 +94,10 @@ def random_pairs() -> list[tuple[str, str, int]]:
         a = rng.random(n) < rng.random()
         flipped = rng.random(n) < rng.random() ** 3
         b = (rng.random(n) < rng.random()) if k % 2 else a ^ flipped
-        pairs.append((packed(a), packed(b), n))
+        pairs.append((pack(a), pack(b), n))
     for n in (1, 8, 360):  # every margin empty
         for a, b in ((np.ones(n, bool), np.zeros(n, bool)), (np.ones(n, bool), np.ones(n, bool))):
-            pairs += [(packed(a), packed(b), n), (packed(b), packed(a), n)]
+            pairs += [(pack(a), pack(b), n), (pack(b), pack(a), n)]
     return pairs
 
 
@@ -108,7 +108,7 @@ def test_the_script_compares_as_python_does(script: Any) -> None:
         [list(pair) for pair in pairs],
     )
     for pair, js in zip(pairs, found, strict=True):
-        counts, difference = compared(*pair)
+        counts, difference = compare(*pair)
         assert [js[k] for k in ("both", "onlyA", "onlyB", "neither")] == [
             counts.both,
             counts.only_a,
@@ -136,14 +136,12 @@ def test_the_script_has_exact_p_values_up_to_ten_thousand_pairs(script: Any) -> 
 def test_the_script_lists_who_is_robust_where_the_other_is_not(script: Any) -> None:
     rng = np.random.default_rng(9)
     a, b = rng.random(37) < 0.6, rng.random(37) < 0.5
-    only = script.evaluate(
-        "([a, b]) => PAIRED.only(PAIRED.unpack(a), PAIRED.unpack(b))", [packed(a), packed(b)]
-    )
+    only = script.evaluate("([a, b]) => PAIRED.only(PAIRED.unpack(a), PAIRED.unpack(b))", [pack(a), pack(b)])
     assert only == np.flatnonzero(a & ~b).tolist()
 
 
 def test_the_script_says_nothing_of_an_absent_cell(script: Any) -> None:
-    text = packed(np.ones(5, bool))
+    text = pack(np.ones(5, bool))
     assert script.evaluate("t => PAIRED.compare(PAIRED.unpack(null), PAIRED.unpack(t), 5)", text) is None
     assert script.evaluate("t => PAIRED.compare(PAIRED.unpack(t), PAIRED.unpack(null), 5)", text) is None
 
@@ -151,7 +149,7 @@ def test_the_script_says_nothing_of_an_absent_cell(script: Any) -> None:
 def test_the_script_is_fast_enough_to_follow_a_choice(script: Any) -> None:
     n = 10_000
     rng = np.random.default_rng(10)
-    texts = [packed(rng.random(n) < rate) for rate in np.linspace(0.2, 0.9, 20)]
+    texts = [pack(rng.random(n) < rate) for rate in np.linspace(0.2, 0.9, 20)]
     milliseconds = script.evaluate(
         """([texts, n]) => {
             const bits = texts.map(PAIRED.unpack), start = performance.now();

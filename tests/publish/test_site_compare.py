@@ -17,7 +17,7 @@ from robbench.report.site import board_page, compare_page, home, model_page
 from robbench.report.site.frame import framed
 from robbench.report.site.groups import site_of
 from robbench.report.site.page import Page
-from robbench.results.pairs import unpacked
+from robbench.results.pairs import unpack
 from robbench.store.records import CellResult, Run
 
 pytestmark = pytest.mark.usefixtures("few_tables")
@@ -64,7 +64,7 @@ def test_the_island_holds_the_verdicts(run: Run) -> None:
         columns = dict(zip(found["columns"], packed, strict=True))
         expected = {"worst case": (), "worst linf, ε = 0.2": ("pgd20", "aa"), "pgd20": ("pgd20",)}
         for key, labels in expected.items():
-            assert (unpacked(columns[key], run.n) == verdicts(shuffled, name, *labels)).all()
+            assert (unpack(columns[key], run.n) == verdicts(shuffled, name, *labels)).all()
 
 
 def test_a_cell_without_verdicts_is_null(damaged: Run) -> None:

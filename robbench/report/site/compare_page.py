@@ -14,7 +14,7 @@ from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
 from robbench.report.site.page import Page, Part
 from robbench.report.site.provenance import provenance
-from robbench.results.pairs import PackedModel, packed_run, threat_key, unpacked
+from robbench.results.pairs import PackedModel, pack_run, threat_key, unpack
 from robbench.results.tables import ALL_THREATS
 from robbench.specs import ResolvedAttack
 from robbench.statistics import accuracy
@@ -133,7 +133,7 @@ class _Comparison:
         for group in self.groups:
             run = replace(group.run, sample_ids=self.group.run.sample_ids)
             cells = {model.name: model.cells for model in group.models}
-            for name, model in packed_run(run).items():
+            for name, model in pack_run(run).items():
                 shown = name if name not in taken else f"{name}, {group.title}"
                 taken.add(shown)
                 found.append(Entry(shown, self._verdicts(cells[name], model)))
@@ -172,7 +172,7 @@ class _Comparison:
 
     def _held_under(self, key: str) -> dict[str, Verdicts]:
         n = self.group.run.n
-        return {m.name: unpacked(m.verdicts[key], n) for m in self.models if key in m.verdicts}
+        return {m.name: unpack(m.verdicts[key], n) for m in self.models if key in m.verdicts}
 
     @cached_property
     def _held(self) -> dict[str, Verdicts]:

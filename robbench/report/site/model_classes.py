@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robbench.metrics.verdicts import clean_correct, right_under_attack, robust, shown
+from robbench.metrics.verdicts import clean_correct, right_under_attack, robust, shown_verdicts
 from robbench.results.rows import CLEAN, adversaries, cell_status, complete
 from robbench.statistics.accuracy import Estimate, Verdicts, wilson
 from robbench.store.records import CellResult, Run
@@ -72,7 +72,7 @@ def class_table(run: Run, results: Sequence[CellResult], names: Sequence[str]) -
     lines = [ClassLine(CLEAN, _estimates(labels, clean_correct(done[0].rows), totals))]
     for result in results:
         status, reason = cell_status(run, result)
-        found = _estimates(labels, shown(result), totals) if status == "ok" else ()
+        found = _estimates(labels, shown_verdicts(result), totals) if status == "ok" else ()
         missing = f"{status} ({reason})" if reason else status
         lines.append(ClassLine(result.cell.attack.label, found, "" if status == "ok" else missing))
     lines.append(_worst(labels, results, done, totals))

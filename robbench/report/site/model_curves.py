@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from robbench.metrics.verdicts import clean_correct, shown
+from robbench.metrics.verdicts import clean_correct, shown_verdicts
 from robbench.report.attack_lines import budget_text
 from robbench.report.plots import Curve, CurveFigure, dress, legend, look, svg
 from robbench.report.site.model_families import same_but
@@ -74,7 +74,8 @@ def _curves(done: Sequence[CellResult], axis: Axis) -> list[Curve]:
     curves = []
     for number, family in enumerate(families(done, axis)):
         points = [
-            _point(float(_size(result.cell.attack, axis) or 0), accuracy(shown(result))) for result in family
+            _point(float(_size(result.cell.attack, axis) or 0), accuracy(shown_verdicts(result)))
+            for result in family
         ]
         if axis != "steps" and points[0][0] > 0:
             points.insert(0, _point(0.0, accuracy(clean_correct(family[0].rows))))

@@ -107,7 +107,7 @@ class Pages:
         for row in group.rows:
             self._rows.setdefault(row.model, []).append(row)
         classifiers = [model for model in group.models if model.kind == "classifier"]
-        searched = [corruptions.searched(model) for model in classifiers]
+        searched = [corruptions.without_corruptions(model) for model in classifiers]
         labels = dict.fromkeys(r.cell.attack.label for model in searched for r in adversaries(model.cells))
         ranked = labels and not group.is_sweep
         self._ranks = ranges(group.run, searched, list(labels)) if ranked else {}
@@ -133,7 +133,7 @@ class Pages:
             "models": self._models,
             "intervals": " ".join(filter(None, [wording.measures(rows), wording.INTERVALS])),
             "near_tie": NEAR_TIE,
-            **self._counted(corruptions.searched(model)),
+            **self._counted(corruptions.without_corruptions(model)),
             "notes": notes(rows),
             "signs": signs(model.cells),
             "checks": CHECKS,

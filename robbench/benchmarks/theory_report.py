@@ -24,7 +24,7 @@ from robbench.theory.training import (
     alpha,
     check_recursion,
     random_gaussian,
-    simulated_trade_off,
+    simulate_trade_off,
     spherical_trade_off,
 )
 
@@ -98,7 +98,7 @@ def linear_report(request: LinearRequest, folder: Path, console: Console) -> lis
     plane, points, found = _plane(request)
     truth = random_gaussian(request.n, request.sigma, derive_seed(request.seed, "covariance"))
     simulation: Curves = {
-        name: simulated_trade_off(
+        name: simulate_trade_off(
             truth, request.epsilon, request.steps, name, request.samples, derive_seed(request.seed, name)
         )
         for name in request.recursions
@@ -148,9 +148,7 @@ def _plane(request: LinearRequest) -> tuple[Gaussian, Floats, Perturbation]:
 def _bound_row(request: LinearRequest, guarantee: Guarantee, sharp: bool) -> BoundRow:
     needed = guarantee.required_variance(sharp) * JUST_ABOVE
     # With epsilon 0 nothing can drop and any variance will do: the check takes the data's own.
-    kept = guarantee.simulated(
-        needed or request.sigma**2, request.samples, derive_seed(request.seed, "bound")
-    )
+    kept = guarantee.simulate(needed or request.sigma**2, request.samples, derive_seed(request.seed, "bound"))
     return BoundRow(
         "chi quantile" if sharp else "Theorem 3.2",
         guarantee.required_variance(sharp),

@@ -1,4 +1,4 @@
-"""Defenses: the contract (`base`), one module a family, and the training loop (`training`)."""
+"""Defenses: the contract (`base`), one module per family, and the training loop (`training`)."""
 
 from robbench.defenses import adversarial, augmentation, flow, joint, latent, standard  # noqa: F401  (register)
 from robbench.defenses.base import (

@@ -1,6 +1,6 @@
 """Defenses that train on image-space adversarial examples: AT, TRADES, MART, IAT.
 
-The inner attack sees the classifier in eval mode without parameter gradients, the loss sees it in train mode.
+The classifier is in eval mode without parameter gradients in the inner attack, and in train mode in the loss.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from robbench.attacks.pgd import LabelSource
 from robbench.attacks.search.geometry import Start
-from robbench.defenses.base import DEFENSES, Defense, mix, perturb, searching
+from robbench.defenses.base import DEFENSES, Defense, mix, perturb, search_mode
 from robbench.defenses.budgets import ImageSearch, attack_labels, image_space, resolve_image
 from robbench.defenses.losses import kl_divergence, mart_loss, mixed_cross_entropy, trades_loss
 
@@ -27,7 +27,7 @@ class ImageDefense(Defense):
         return resolve_image(parameters, self.setting)
 
     def adversarial(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """PGD examples [B,C,H,W] that maximise CE(f(x'), label), the label as `label_source` says."""
+        """PGD examples [B,C,H,W] that maximise CE(f(x'), label), with the label of `label_source`."""
         p = self.current
         target = attack_labels(model, x, y, p)
 
@@ -86,7 +86,7 @@ class TRADES(ImageDefense):
 
     def adversarial(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         p = self.current
-        with searching(model, p.attack_bn), torch.no_grad():
+        with search_mode(model, p.attack_bn), torch.no_grad():
             reference = model(x)
         return perturb(
             model,
@@ -105,8 +105,7 @@ class TRADES(ImageDefense):
 
 
 class MartParameters(ImageSearch):
-    """beta: weight of the misclassification-aware KL; the paper's 6 (the authors' ResNet-18 script passes
-    5)."""
+    """beta: weight of the misclassification-aware KL; 6 in the paper, 5 in the authors' ResNet-18 script."""
 
     beta: float = Field(default=6.0, ge=0)
     start: Start | None = "gaussian"
@@ -128,7 +127,7 @@ class MART(ImageDefense):
 
 
 class IatParameters(ImageSearch):
-    """tau: both parameters of the Beta distribution of the two mixing weights. steps: 7, as the
+    """tau: both parameters of the Beta distribution of the two mixing weights. steps: 7, as in the
     re-implementation."""
 
     tau: float = Field(default=1.0, gt=0)

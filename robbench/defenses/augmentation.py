@@ -1,4 +1,4 @@
-"""Mixup and Cutout: training images changed without looking at the model."""
+"""Mixup and Cutout: augmentations that do not depend on the model."""
 
 from typing import Literal
 
@@ -20,8 +20,7 @@ class MixupParameters(Strict):
 
 @DEFENSES.register("mixup")
 class Mixup(Defense):
-    """Mixup (Zhang et al. 2018, eq. 1): convex combinations of two images, one weight ~ Beta(tau, tau) a
-    batch.
+    """Mixup (Zhang et al. 2018, eq. 1): convex combinations of two images, one weight ~ Beta(tau, tau) per batch.
 
     The loss mixes the two cross-entropies, which equals the cross-entropy of the mixed one-hot label.
     """
@@ -45,11 +44,10 @@ class CutoutParameters(Strict):
 
 
 def cutout_mask(n: int, height: int, width: int, length: int, generator: torch.Generator) -> Tensor:
-    """Boolean [n,1,H,W], True inside a square of side `length` whose centre is uniform over the image's
-    pixels.
+    """Boolean [n,1,H,W], True inside a square of side `length` whose centre is uniform over the pixels.
 
-    The square is cut off at the border, so that holes near it are smaller (as in the authors' code). A centre
-    c covers c - length//2 up to, not including, c - length//2 + length.
+    The square is cut off at the border, as in the authors' code. A centre c covers c - length//2 up to, not including,
+    c - length//2 + length.
     """
     inside = []
     for size in (height, width):

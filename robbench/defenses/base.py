@@ -1,5 +1,4 @@
-"""What a defense is: a rule that turns a training batch into a loss. Loop, schedule and files are
-`training`'s."""
+"""The contract of a defense, a training objective: a rule that turns a training batch into a loss."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -28,9 +27,9 @@ BUDGETS = ("epsilon", "epsilon_step", "eta", "eta_step", "step_size")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a defense may know of the training it serves.
+    """The training that a defense is used in.
 
-    dataset: name, for the budgets of inner attacks. flow: frozen flow for latent and joint ones.
+    dataset: name, for the budgets of inner attacks. flow: frozen flow of latent and joint attacks.
     """
 
     dataset: str
@@ -41,9 +40,9 @@ class Setting:
 class Defense(ABC):
     """Base of all defenses. Subclasses set `Parameters`, the flags below, and implement `loss`.
 
-    Those of classifiers register in `DEFENSES`, those of flows in `FLOW_DEFENSES`: "at" is in both. needs_flow:
-    whether `Setting.flow` must be there. criterion: the number on the validation split by which the best epoch is kept
-    (of bits/dim the lowest; hybrid: mean of clean and attacked).
+    Defenses of classifiers register in `DEFENSES`, those of flows in `FLOW_DEFENSES`; "at" is in both. needs_flow:
+    whether `Setting.flow` is required. criterion: number on the validation split that selects the best epoch (lowest
+    bits/dim; hybrid: mean of clean and attacked).
     """
 
     Parameters: ClassVar[type[Strict]] = Strict
@@ -64,18 +63,18 @@ class Defense(ABC):
 
     @property
     def current(self) -> Any:
-        """The parameters with budgets and step sizes multiplied by `strength`, the warm-up factor in (0, 1] that
-        the training loop sets before every epoch. Inner attacks read these."""
+        """The parameters that inner attacks use: budgets and step sizes multiplied by `strength`, the warm-up factor in
+        (0, 1] that the training loop sets before every epoch."""
         values = {name: getattr(self.parameters, name, None) for name in BUDGETS}
         scaled = {name: value * self.strength for name, value in values.items() if value is not None}
         return self.parameters.model_copy(update=scaled)
 
     def resolve(self, parameters: Any) -> Any:
-        """Parameters with budgets filled in from the threat models; the card records the result."""
+        """The parameters with budgets filled in from the threat models, as the card records them."""
         return parameters
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:  # noqa: B027  (optional hook)
-        """Called once, before the first step of a fresh training, with its first batch x [B,C,H,W]."""
+        """Called once, before the first step of a new training, with its first batch x [B,C,H,W]."""
 
     @abstractmethod
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
@@ -110,9 +109,9 @@ def build_defense(
 
 
 @contextmanager
-def searching(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
-    """`attacked(model)`, or the same with the modules in train mode ("train": the reference code of latent
-    perturbation training, where every attack forward also moves the running statistics)."""
+def search_mode(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
+    """`attack_mode(model)`; with mode "train" modules are in train mode, as in the reference code of latent perturbation
+    training, where every forward of the attack updates the running statistics."""
     with attack_mode(model):
         if mode == "train":
             model.train()
@@ -131,17 +130,16 @@ def perturb(
 ) -> Tensor:
     """Images x' [B,C,H,W] after `steps` ascent steps on `loss` (image -> [B]), without a graph.
 
-    Leaves modes, `requires_grad` flags and parameter gradients of the model as they were.
+    Modes, `requires_grad` flags and parameter gradients of the model are not changed.
     """
-    with searching(model, mode):
+    with search_mode(model, mode):
         state = space.start(x, y, GeneratorNoise(len(x), generator, x.device))
         return space.finish(ascend(space, loss, state, steps))[0]
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixed batch: images `weight` x_i + (1 - weight) x_j, labels y_i and partners y_j, one weight per
-    batch."""
+    """A mixed batch: images `weight` x_i + (1 - weight) x_j, labels y_i and partners y_j, one weight per batch."""
 
     x: Tensor
     labels: Tensor
@@ -157,6 +155,6 @@ def mix(x: Tensor, y: Tensor, tau: float, generator: torch.Generator) -> Mixture
 
 
 def beta_draw(tau: float, generator: torch.Generator) -> float:
-    """One draw from Beta(tau, tau), a function of the torch generator's state alone."""
+    """One draw from Beta(tau, tau), a function of the torch generator's state."""
     key = int(torch.randint(0, 2**62, (), generator=generator))
     return float(np.random.Generator(np.random.Philox(key=key)).beta(tau, tau))

@@ -1,5 +1,5 @@
-"""Parameters of inner attacks. What is left open is filled in from the named attack of the threat models, so
-that training and evaluation mean the same ball unless somebody says otherwise."""
+"""Parameters of inner attacks. Values left None come from a named attack of the threat models, so that training and
+evaluation use the same ball by default."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -14,18 +14,25 @@ from robbench.attacks.search.geometry import Start
 from robbench.attacks.search.spaces import Box, ImageSpace, InLoop, JointSpace, LatentSpace
 from robbench.core.errors import UserError
 from robbench.core.schema import Strict, validate
-from robbench.defenses.base import BatchNormMode, Setting, searching
+from robbench.defenses.base import BatchNormMode, Setting, search_mode
 from robbench.specs import Norm, ResolvedAttack, Space, resolve_attack
 
 GradientP = TypeVar("GradientP", bound=GradientParameters)
 
 
 class ImageSearch(Strict):
-    """Inner PGD. attack: named attack that gives ball, norm and the defaults of all that is None.
+    """Inner PGD.
 
-    epsilon, step_size: [0,1] pixels. attack_bn: mode of the classifier's modules while it is attacked. label_source:
-    whose label the loss uses, the true one or the model's prediction on the clean batch (one forward more, in the mode
-    attack_bn). box: whether every iterate meets [0,1], or only the final image.
+    Attributes:
+        attack: named attack whose settings replace those that are None.
+        norm: of the ball.
+        epsilon, step_size: in [0,1] pixels.
+        steps: gradient steps.
+        start: where the search starts.
+        attack_bn: mode of the classifier's modules in the attack.
+        label_source: label in the attack's loss, the true one or the prediction on the clean batch (one more forward,
+            in mode `attack_bn`).
+        box: whether every iterate is clipped to [0,1], or only the final image.
     """
 
     attack: str = "pgd10"
@@ -40,7 +47,7 @@ class ImageSearch(Strict):
 
 
 class LatentSearch(Strict):
-    """Inner A-LA. eta, step_size: raw z units. See `ImageSearch`; label_source: whose label the loss uses."""
+    """Inner A-LA. eta, step_size: in raw z units; for the others see `ImageSearch`."""
 
     attack: str = "a-la"
     norm: Norm | None = None
@@ -53,7 +60,8 @@ class LatentSearch(Strict):
 
 
 class JointSearch(Strict):
-    """Inner JSA. epsilon, epsilon_step: [0,1] pixels; eta, eta_step: raw z units. See `ImageSearch`."""
+    """Inner JSA. epsilon, epsilon_step: in [0,1] pixels; eta, eta_step: in raw z units; for the others see
+    `ImageSearch` and `JointSpace`."""
 
     attack: str = "jsa10"
     epsilon: float | None = None
@@ -71,7 +79,7 @@ LatentP = TypeVar("LatentP", bound=LatentSearch)
 JointP = TypeVar("JointP", bound=JointSearch)
 
 
-def named_attack(
+def find_attack(
     name: str, space: Space, setting: Setting, epsilon: float | None = None, eta: float | None = None
 ) -> ResolvedAttack:
     """The named attack with the data set's budget; `UserError` when it searches another space."""
@@ -86,11 +94,11 @@ def named_attack(
 
 def resolve_image(p: ImageP, setting: Setting) -> ImageP:
     """`p` with norm, epsilon, step size, steps and start filled in."""
-    spec = named_attack(p.attack, "image", setting, epsilon=p.epsilon)
+    spec = find_attack(p.attack, "image", setting, epsilon=p.epsilon)
     defaults = _parameters(spec, GradientParameters)
     epsilon = float(spec.epsilon or 0.0)
     return p.model_copy(
-        update=_filled(
+        update=_fill_defaults(
             p,
             norm=spec.norm,
             epsilon=epsilon,
@@ -103,11 +111,11 @@ def resolve_image(p: ImageP, setting: Setting) -> ImageP:
 
 def resolve_latent(p: LatentP, setting: Setting) -> LatentP:
     """`p` with norm, eta, step size, steps and start filled in."""
-    spec = named_attack(p.attack, "latent", setting, eta=p.eta)
+    spec = find_attack(p.attack, "latent", setting, eta=p.eta)
     defaults = _parameters(spec, LatentParameters)
     eta = float(spec.eta or 0.0)
     return p.model_copy(
-        update=_filled(
+        update=_fill_defaults(
             p,
             norm=spec.norm,
             eta=eta,
@@ -120,11 +128,11 @@ def resolve_latent(p: LatentP, setting: Setting) -> LatentP:
 
 def resolve_joint(p: JointP, setting: Setting) -> JointP:
     """`p` with both budgets, both step sizes, steps, start and clipping rule filled in."""
-    spec = named_attack(p.attack, "joint", setting, p.epsilon, p.eta)
+    spec = find_attack(p.attack, "joint", setting, p.epsilon, p.eta)
     defaults = _parameters(spec, JointParameters)
     epsilon, eta = float(spec.epsilon or 0.0), float(spec.eta or 0.0)
     return p.model_copy(
-        update=_filled(
+        update=_fill_defaults(
             p,
             epsilon=epsilon,
             epsilon_step=defaults.step(epsilon),
@@ -169,11 +177,10 @@ def joint_space(p: JointSearch, setting: Setting) -> JointSpace:
 
 
 def attack_labels(model: nn.Module, x: Tensor, y: Tensor, p: ImageSearch | LatentSearch) -> Tensor:
-    """Labels [B] that the inner attack's loss uses: y, or the model's predictions on x [B,C,H,W] in the mode in which
-    it is attacked."""
+    """Labels [B] in the inner attack's loss: y, or the model's predictions on x [B,C,H,W] in the attack's mode."""
     if p.label_source == "true":
         return y
-    with searching(model, p.attack_bn), torch.no_grad():
+    with search_mode(model, p.attack_bn), torch.no_grad():
         predictions: Tensor = model(x).argmax(1)
     return predictions
 
@@ -182,6 +189,6 @@ def _parameters(spec: ResolvedAttack, schema: type[GradientP]) -> GradientP:
     return validate(spec.parameters, schema, f"attack {spec.name!r} (as an inner attack of training)")
 
 
-def _filled(p: Strict, **defaults: object) -> Mapping[str, object]:
-    """The defaults of those fields that are None; the user's value wins."""
+def _fill_defaults(p: Strict, **defaults: object) -> Mapping[str, object]:
+    """The defaults of the fields of `p` that are None."""
     return {name: value for name, value in defaults.items() if getattr(p, name) is None}

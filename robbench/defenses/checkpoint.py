@@ -1,6 +1,6 @@
-"""One file per epoch with all that training needs to go on, replaced atomically.
+"""One file with everything that a training needs to resume, replaced atomically after every epoch.
 
-Its first line holds a name and version of the format and the sha256 of the rest, which is what torch.save writes.
+Its first line has name and version of the format and the sha256 of the rest, which torch.save writes.
 """
 
 import hashlib
@@ -16,17 +16,23 @@ from robbench.core.errors import UserError
 from robbench.core.resources import write_atomically
 
 MAGIC, DIGEST_LENGTH = b"robbench checkpoint 2 ", 64
-ZIP = b"PK"  # torch.save's first bytes, and those of a checkpoint of before there was a digest
+ZIP = b"PK"  # first bytes of torch.save's format, and of checkpoints without a digest
 _AFRESH = "move it away to start afresh, or choose another --name or --out"
 State = dict[str, Any]
 
 
 @dataclass
 class Progress:
-    """Where a training stands after `epoch` whole epochs.
+    """State of a training after `epoch` epochs.
 
-    best: state of the best epoch so far (score: higher is better; bits/dim are stored negated). seconds:
-    computing time over all sittings. history: one record per epoch.
+    Attributes:
+        model, optimizer: their states.
+        epoch: number of finished epochs.
+        best: model state of the best epoch so far.
+        best_epoch: its number.
+        best_score: its score; higher is better, bits/dim are negated.
+        seconds: computing time over all sessions.
+        history: one record per epoch.
     """
 
     model: State
@@ -40,9 +46,9 @@ class Progress:
 
 
 def save(path: Path, identity: Mapping[str, Any], progress: Progress) -> None:
-    """Replace the checkpoint at `path`. identity: plain values that say which training this is."""
+    """Replace the checkpoint at `path`. identity: plain values that identify the training."""
     # Not dataclasses.asdict: it would copy every tensor.
-    buffer = io.BytesIO()  # torch's own writer reports a full disk as an error of its own, not of the system
+    buffer = io.BytesIO()  # torch's own writer does not report a full disk as an OSError
     torch.save({"identity": dict(identity), **vars(progress)}, buffer)
     payload = buffer.getbuffer()
     header = MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
@@ -56,10 +62,10 @@ def save(path: Path, identity: Mapping[str, Any], progress: Progress) -> None:
 
 
 def load(path: Path, identity: Mapping[str, Any], device: torch.device) -> Progress | None:
-    """The progress stored at `path`, None when there is no file.
+    """The progress stored at `path`, None without a file.
 
-    `UserError` when any bit of the file is not what was written, or it belongs to another training: the message names
-    what differs. Nothing is unpickled before the digest agrees.
+    `UserError` when the file is damaged or belongs to another training, with the differences. Nothing is unpickled
+    before the digest is verified.
     """
     try:
         stored = path.read_bytes()
@@ -67,7 +73,7 @@ def load(path: Path, identity: Mapping[str, Any], device: torch.device) -> Progr
         return None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {_AFRESH}") from error
-    content = _content(path, _payload(path, stored), device)
+    content = _read_content(path, _payload(path, stored), device)
     changed = differences(content.pop("identity"), identity)
     if changed:
         raise UserError(
@@ -79,7 +85,7 @@ def load(path: Path, identity: Mapping[str, Any], device: torch.device) -> Progr
 
 
 def _payload(path: Path, stored: bytes) -> memoryview:
-    """What torch.save wrote, of a file whose digest agrees."""
+    """The output of torch.save in a checkpoint; `UserError` unless its digest is right."""
     if stored.startswith(ZIP):
         raise UserError(
             f"{path} has no digest (an earlier robbench wrote it, or another program), and nothing else would tell a "
@@ -95,13 +101,13 @@ def _payload(path: Path, stored: bytes) -> memoryview:
     return payload
 
 
-def _content(path: Path, payload: memoryview, device: torch.device) -> State:
+def _read_content(path: Path, payload: memoryview, device: torch.device) -> State:
     try:
         content: State = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
         missing = {field.name for field in fields(Progress)} ^ (content.keys() - {"identity"})
         if missing or "identity" not in content:
             raise ValueError(f"other entries than a checkpoint has: {', '.join(sorted(missing))}")
-    except Exception as error:  # another version of torch wrote it, or somebody who also wrote the digest
+    except Exception as error:  # another version of torch wrote it, or it was forged with its digest
         reason = " ".join(str(error).split())[:120]
         raise UserError(
             f"{path} is not a checkpoint that can be read here ({type(error).__name__}: {reason}); {_AFRESH}"
@@ -110,7 +116,7 @@ def _content(path: Path, payload: memoryview, device: torch.device) -> State:
 
 
 def differences(stored: Mapping[str, Any], requested: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Which entries differ, as "key was A, now B", nested keys with dots."""
+    """Differing entries as "key was A, now B", nested keys with dots."""
     found = []
     for key in sorted({*stored, *requested}):
         old, new = stored.get(key), requested.get(key)

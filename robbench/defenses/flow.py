@@ -1,4 +1,4 @@
-"""Training of normalizing flows by maximum likelihood, and the Gaussian they should beat."""
+"""Training of normalizing flows by maximum likelihood, and a Gaussian baseline."""
 
 import math
 from typing import ClassVar, cast
@@ -20,8 +20,7 @@ from robbench.specs import resolve_attack
 
 
 class FlowDefense(Defense):
-    """Base: actnorm is initialised on the first batch; the best epoch is chosen by what is minimised, on validation
-    images."""
+    """Base: actnorm is initialised on the first batch; the best epoch has the lowest loss on validation images."""
 
     criterion: ClassVar[Criterion] = "bits_per_dim"
 
@@ -39,9 +38,9 @@ class Clean(FlowDefense):
 
 
 class FlowSearch(Strict):
-    """Inner likelihood attack. attack: named attack that gives the defaults of all that is None.
+    """Inner likelihood attack. attack: named attack whose settings replace those that are None.
 
-    epsilon, step_size: of 255; step_size None means 2.5 epsilon / steps. steps: 10, as the paper's training.
+    epsilon, step_size: on the 0..255 scale; step_size None means 2.5 epsilon / steps. steps: 10, as in the paper.
     """
 
     attack: str = "nll-in"
@@ -52,7 +51,7 @@ class FlowSearch(Strict):
 
 
 class AttackedFlowDefense(FlowDefense):
-    """Base of the defenses that train on in-distribution attacks; `adversarial` makes them."""
+    """Base of the defenses that train on images attacked in distribution."""
 
     Parameters = FlowSearch
 
@@ -69,7 +68,7 @@ class AttackedFlowDefense(FlowDefense):
     def adversarial(self, flow: Flow, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         """Images [B,C,H,W] in the Linf ball around x, in the box, that raise the current model's NLL.
 
-        The attack sees a frozen copy (norm layers in eval mode) and fresh dequantisation noise at every step.
+        The attack uses a frozen copy (norm layers in eval mode) and new dequantisation noise at every step.
         """
         p = self.current
         space = ImageSpace("linf", p.epsilon / 255.0, (p.step_size or 0.0) / 255.0, p.start)
@@ -95,7 +94,7 @@ class FlowAdversarialTraining(AttackedFlowDefense):
 @FLOW_DEFENSES.register("hybrid")
 class HybridAdversarialTraining(AttackedFlowDefense):
     """Hybrid adversarial training (Pope et al. 2020, section 5): half the sum of the NLL of every image of the batch
-    and of its attacked version (clean and attacked 1:1). Where the paper is silent: both halves are the same images."""
+    and of its attacked version (clean and attacked 1:1). Not stated in the paper: both halves are the same images."""
 
     criterion = "hybrid_bits_per_dim"
 
@@ -113,8 +112,7 @@ def _bits_per_dim(flow: FlowModel, x: Tensor, y: Tensor, generator: torch.Genera
 
 
 def gaussian_bits_per_dim(train: Split, test: Split) -> NDArray[np.float64]:
-    """Bits/dim of every test image under the full-covariance Gaussian of the dequantised training pixels,
-    [N].
+    """Bits/dim [N] of the test images under the full-covariance Gaussian of the dequantised training pixels.
 
     d = (k + u) / L with u ~ U[0,1), as the flows' bits/dim. Both the maximum-likelihood fit and the test
     average over u are exact expectations in float64: the noise has mean 1/2 and adds I / (12 L^2) to the

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robbench.attacks.search.geometry import Start
-from robbench.defenses.base import DEFENSES, Defense, Mixture, mix, perturb, searching
+from robbench.defenses.base import DEFENSES, Defense, Mixture, mix, perturb, search_mode
 from robbench.defenses.budgets import JointSearch, joint_space, resolve_joint
 from robbench.defenses.losses import kl_divergence, mart_loss, mixed_cross_entropy, trades_loss
 
 
 class JointDefense(Defense):
-    """Base: parameters extend `JointSearch`; flow frozen, classifier in eval mode while it is attacked."""
+    """Base: parameters extend `JointSearch`; the flow is frozen, the classifier in eval mode in the attack."""
 
     Parameters = JointSearch
     needs_flow = True
@@ -32,8 +32,7 @@ class JointDefense(Defense):
         generator: torch.Generator,
         loss: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """x' = clip(G(F(x) + lambda) + delta) [B,C,H,W] that maximises `loss` (image -> [B]; default CE(.,
-        y))."""
+        """x' = clip(G(F(x) + lambda) + delta) [B,C,H,W] that maximises `loss` (image -> [B]; by default CE(., y))."""
         p = self.current
 
         def cross_entropy(image: Tensor) -> Tensor:
@@ -52,8 +51,8 @@ class JointSpaceTraining(JointDefense):
 
 
 class IjsatParameters(JointSearch):
-    """tau: both parameters of the Beta distribution of the mixing weight (the print's Beta(-tau, tau) is
-    none)."""
+    """tau: both parameters of the Beta distribution of the mixing weight; the printed Beta(-tau, tau) does not
+    exist."""
 
     tau: float = Field(default=0.1, gt=0)
 
@@ -64,7 +63,7 @@ class IJSAT(JointDefense):
     the mixed IMAGE, attack the mixed loss in the joint space, train on the adversarial term alone.
 
     Corrections to the print: line 5 mixes x_i with itself; eq. 6 has y_i twice; eqs. 8 and 10 neither
-    accumulate nor project. Choice where the paper is silent: one mixing weight per batch.
+    accumulate nor project. Not stated in the paper: one mixing weight per batch.
     """
 
     Parameters = IjsatParameters
@@ -84,7 +83,7 @@ class IJSAT(JointDefense):
 
 
 class TradesJsaParameters(JointSearch):
-    """beta: weight of the KL term. A start at zero is refused: the KL has no gradient at x itself."""
+    """beta: weight of the KL term. A start at zero is refused, since the KL has no gradient at x itself."""
 
     beta: float = Field(default=6.0, ge=0)
 
@@ -104,7 +103,7 @@ class TradesJSA(JointDefense):
     Parameters = TradesJsaParameters
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        with searching(model, self.parameters.attack_bn), torch.no_grad():
+        with search_mode(model, self.parameters.attack_bn), torch.no_grad():
             reference = model(x)
         worst = self.search(model, x, y, generator, lambda image: kl_divergence(reference, model(image)))
         return trades_loss(model(x), model(worst), y, self.parameters.beta)

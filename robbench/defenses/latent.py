@@ -10,7 +10,7 @@ from robbench.attacks.latent import random_latent
 from robbench.attacks.search.geometry import GeneratorNoise
 from robbench.core.schema import Strict
 from robbench.defenses.base import DEFENSES, Defense, perturb
-from robbench.defenses.budgets import LatentSearch, attack_labels, latent_space, named_attack, resolve_latent
+from robbench.defenses.budgets import LatentSearch, attack_labels, find_attack, latent_space, resolve_latent
 from robbench.specs import Norm
 
 
@@ -24,8 +24,7 @@ class RandomLatentParameters(Strict):
 
 @DEFENSES.register("r-la")
 class RandomLatentTraining(Defense):
-    """R-LA training (Yuksel et al., eq. 3): every training image is replaced by clip(G(F(x) + Pi(eta N(0,
-    I)))).
+    """R-LA training (Yuksel et al., eq. 3): training images are replaced by clip(G(F(x) + Pi(eta N(0, I)))).
 
     Deviation: the decoder inverts the encoder exactly; the published one also squeezes the contrast by 10 %.
     """
@@ -34,26 +33,25 @@ class RandomLatentTraining(Defense):
     needs_flow = True
 
     def resolve(self, parameters: Any) -> Any:
-        spec = named_attack(parameters.attack, "latent", self.setting, eta=parameters.eta)
+        spec = find_attack(parameters.attack, "latent", self.setting, eta=parameters.eta)
         return parameters.model_copy(
             update={"norm": parameters.norm or spec.norm, "eta": float(spec.eta or 0.0)}
         )
 
-    def perturbed(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Perturbed images [B,C,H,W]; the classifier plays no part."""
+    def perturb_images(self, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Perturbed images [B,C,H,W], independent of the classifier."""
         assert self.setting.flow is not None
         noise = GeneratorNoise(len(x), generator, x.device)
         image, _ = random_latent(self.setting.flow, x, y, self.current.norm, self.current.eta, noise)
         return image
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return functional.cross_entropy(model(self.perturbed(x, y, generator)), y)
+        return functional.cross_entropy(model(self.perturb_images(x, y, generator)), y)
 
 
 @DEFENSES.register("a-la")
 class AdversarialLatentTraining(Defense):
-    """A-LA training (Yuksel et al., eq. 4): every training image is replaced by its latent adversarial
-    example.
+    """A-LA training (Yuksel et al., eq. 4): training images are replaced by their latent adversarial examples.
 
     Deviations, each an option: the label is the true one (label_source "predicted" as in the CIFAR and SVHN
     code); the classifier is attacked in eval mode (attack_bn "train" as in the code). Decoder: see

@@ -15,14 +15,12 @@ def kl_divergence(reference: Tensor, other: Tensor) -> Tensor:
 
 
 def trades_loss(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float) -> Tensor:
-    """Mean of CE(clean, y) + beta KL(p(x) || p(x')). clean, adversarial: logits [B,K]. Zhang et al. 2019, eq.
-    5."""
+    """Mean of CE(clean, y) + beta KL(p(x) || p(x')). clean, adversarial: logits [B,K]. Zhang et al. 2019, eq. 5."""
     return functional.cross_entropy(clean, labels) + beta * kl_divergence(clean, adversarial).mean()
 
 
 def mart_loss(clean: Tensor, adversarial: Tensor, labels: Tensor, beta: float) -> Tensor:
-    """Mean of BCE(p', y) + beta KL(p || p') (1 - p_y). clean, adversarial: logits [B,K]. Wang et al. 2020,
-    eq. 11.
+    """Mean of BCE(p', y) + beta KL(p || p') (1 - p_y). clean, adversarial: logits [B,K]. Wang et al. 2020, eq. 11.
 
     BCE = -ln p'_y - ln(1.0001 - max_{k != y} p'_k + 1e-12); the weight is 1.0000001 - p_y, as in the
     published code.

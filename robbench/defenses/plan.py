@@ -1,5 +1,4 @@
-"""From what a user asks of `robbench train` to a checked plan: everything that cannot be is refused here,
-before anything is computed."""
+"""From the arguments of `robbench train` to a checked plan; bad input is refused before any computation."""
 
 import inspect
 import re
@@ -24,12 +23,12 @@ from robbench.defenses.base import Defense, Setting, build_defense, defense_kind
 from robbench.defenses.schedule import (
     check_augmentation,
     find_recipe,
-    named_recipe,
+    load_recipe,
     stratified_positions,
     training_splits,
 )
 from robbench.defenses.selection import SplitWords
-from robbench.defenses.settings import grouped_settings, yaml_value
+from robbench.defenses.settings import group_settings, yaml_value
 from robbench.models.classifiers import ARCHITECTURES
 from robbench.models.entry import ZooEntry
 from robbench.models.loading import is_flow, load_flow
@@ -39,14 +38,14 @@ from robbench.specs import ModelKind, threat_models
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OWN_FILES = ("weights.safetensors", "golden.safetensors")
-# Draws the validation images that are scored when a recipe limits their number; the same for every training.
+# Seed of the scored validation images where a recipe limits their number; the same for every training.
 SCORED_SEED = 20260103
-CHECK_EVERY = 8  # batches: how often training looks whether the flow gets its images back (a decode each)
+CHECK_EVERY = 8  # batches between checks that the flow inverts itself, which take a decode each
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What the user asked for. None means the default of data set and defense.
+    """Arguments of `robbench train`. None means the default of data set and defense.
 
     Attributes:
         defense, dataset, recipe, architecture, flow: names.
@@ -55,10 +54,10 @@ class TrainRequest:
         name, out: the zoo folder that is written is `out`/`name`.
         device: "auto", "cpu", "cuda", "cuda:1".
         data_dir: folder of downloaded data sets.
-        data: folder of a data set of one's own, whose card has the name `dataset`.
+        data: folder of the user's own data set, whose card has the name `dataset`.
         zoo, threat_models: extra folders.
-        overrides: `--set key=value`: parameters of the defense; "recipe.KEY" and "architecture.KEY" reach those. Values
-            may be text, read as YAML.
+        overrides: of `--set key=value`: parameters of the defense, or with "recipe.KEY" and "architecture.KEY" those of
+            recipe and architecture. Text values are read as YAML.
         validation_samples: keep only so many validation images, drawn once for all trainings.
         note: for the card.
     """
@@ -85,7 +84,7 @@ class TrainRequest:
 
     @property
     def family(self) -> str:
-        """The data set whose recipes, budgets and flow are the defaults: the one the card of `data` says it is like."""
+        """The data set whose recipes, budgets and flow are the defaults: that of `like` in the card of `data`."""
         return family(self.dataset, None if self.data is None else Path(self.data))
 
     @property
@@ -117,16 +116,16 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked request: what is trained, on what, how, and where it goes.
+    """A checked request.
 
     Attributes:
-        request: what the user asked for.
-        name, kind: of the model that is trained.
-        recipe, architecture, dataset: what `request` leaves to defaults is filled in.
-        train, validation: images to train on, and validation images.
+        request: arguments of the user.
+        name, kind: of the trained model.
+        recipe, architecture, dataset: with defaults filled in.
+        train, validation: training and validation images.
         scored: validation images that select the epoch.
         flow: the zoo flow that the defense uses.
-        setting, defense, device: what trains, and where.
+        setting, defense, device: the objective, and where it is computed.
     """
 
     request: TrainRequest
@@ -150,22 +149,22 @@ class Plan:
 
     @property
     def checkpoint(self) -> Path:
-        """Deleted when the folder is finished."""
+        """Checkpoint file, deleted when the folder is finished."""
         return self.request.out / f"{self.name}.checkpoint.pt"
 
     @property
     def lock(self) -> Path:
-        """Held while this training runs; the empty file stays."""
+        """Lock file of this training; the empty file stays."""
         return self.request.out / f".{self.name}.lock"
 
     @property
     def holds_out(self) -> bool:
-        """Whether the validation images are none of the training images."""
+        """Whether training and validation images are disjoint."""
         return self.recipe.hold_out or self.request.train_samples is not None
 
     @property
     def about(self) -> SplitWords:
-        """What a card says of the validation images."""
+        """How a card describes the validation images."""
         if not self.holds_out:
             return "train", "images of the training: this schedule holds none out"
         chosen = self.recipe.selection == "validation"
@@ -173,12 +172,12 @@ class Plan:
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """The numbers of the recipe, without its texts and without what the plan holds in their place."""
+        """The numbers of the recipe, see `schedule_of`."""
         return schedule_of(self.recipe)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Plain values that decide the weights; a checkpoint is resumed only by an equal one."""
+        """Plain values that determine the weights; a checkpoint is resumed only where they are equal."""
         content = (
             {}
             if self.request.data is None
@@ -201,7 +200,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a request says by itself, before any data or flow is loaded. parameters: those given of the defense."""
+    """The part of a plan that needs no data and no flow. parameters: given ones of the defense."""
 
     kind: ModelKind
     recipe: Recipe
@@ -211,11 +210,9 @@ class Outline:
 
 def outline(request: TrainRequest) -> Outline:
     """The outline of a request; `UserError` for an unknown or malformed part."""
-    settings = grouped_settings(request.overrides)
+    settings = group_settings(request.overrides)
     kind = _kind(request)
-    recipe = _overridden(
-        find_recipe(request.recipe, request.family, kind), request.epochs, settings["recipe"]
-    )
+    recipe = _override(find_recipe(request.recipe, request.family, kind), request.epochs, settings["recipe"])
     check_augmentation(recipe)
     arguments = {**request.architecture_arguments, **settings["architecture"]}
     architecture = _architecture(request.architecture, arguments, recipe, kind)
@@ -224,16 +221,16 @@ def outline(request: TrainRequest) -> Outline:
 
 
 def schedule_of(recipe: Recipe) -> dict[str, Any]:
-    """The numbers of a recipe as cards record them, without texts, architecture and settings of defenses."""
+    """The numbers of a recipe as cards record them: without texts, architecture and parameters of defenses."""
     texts = {"name", "description", "reference", "default_for", "parameters", "architecture"}
     numbers = recipe.model_dump(mode="json", exclude=texts)
-    if recipe.hold_out:  # as schedules were recorded before there was a choice
+    if recipe.hold_out:  # as in old records, which have no hold_out
         del numbers["hold_out"]
     return numbers
 
 
 def make_plan(request: TrainRequest) -> Plan:
-    """The plan of a request; `UserError` for everything in it that cannot be."""
+    """The plan of a request; `UserError` for all errors of the user."""
     outlined = outline(request)
     kind, recipe, architecture = outlined.kind, outlined.recipe, outlined.architecture
     name = _model_name(request, architecture, kind)
@@ -242,7 +239,7 @@ def make_plan(request: TrainRequest) -> Plan:
     dataset = load_dataset(request.dataset, request.data_dir, request.data)
     dataset.require_training("training a model")
     train, validation = training_splits(dataset, request.train_samples, recipe, request.seed)
-    validation = _some(validation, request.validation_samples)
+    validation = _draw_images(validation, request.validation_samples)
     flow, codec = _flow(request, kind, dataset, device)
     setting = Setting(request.family, threat_models(request.threat_models), codec)
     with foreign_code(f"defense {request.defense!r}", "repair the package that it comes from"):
@@ -257,7 +254,7 @@ def make_plan(request: TrainRequest) -> Plan:
         dataset=dataset,
         train=train,
         validation=validation,
-        scored=_some(validation, recipe.validation_samples),
+        scored=_draw_images(validation, recipe.validation_samples),
         flow=flow,
         setting=setting,
         defense=defense,
@@ -267,9 +264,9 @@ def make_plan(request: TrainRequest) -> Plan:
 
 # ------------------------------------------------------------------------------------------ parts of the plan
 def _kind(request: TrainRequest) -> ModelKind:
-    """Flow or classifier, from architecture or recipe when one is named, else the first kind the defense trains."""
+    """Kind of the model: of the named architecture or recipe, else the first kind that the defense trains."""
     kinds = defense_kinds(request.defense)
-    requested = _named_kind(request) or kinds[0]
+    requested = _requested_kind(request) or kinds[0]
     if requested not in kinds:
         option = "--recipe" if request.architecture is None else "--architecture"
         raise UserError(
@@ -279,13 +276,13 @@ def _kind(request: TrainRequest) -> ModelKind:
     return requested
 
 
-def _named_kind(request: TrainRequest) -> ModelKind | None:
+def _requested_kind(request: TrainRequest) -> ModelKind | None:
     if request.architecture is not None:
         return "flow" if is_flow(Architecture(name=request.architecture)) else "classifier"
-    return None if request.recipe is None else named_recipe(request.recipe).kind
+    return None if request.recipe is None else load_recipe(request.recipe).kind
 
 
-def _overridden(recipe: Recipe, epochs: int | None, settings: Mapping[str, Any]) -> Recipe:
+def _override(recipe: Recipe, epochs: int | None, settings: Mapping[str, Any]) -> Recipe:
     changed = dict(settings) if epochs is None else {**settings, "epochs": epochs}
     origin = f"recipe {recipe.name!r} with --epochs and --set recipe.*"
     return validate({**recipe.model_dump(), **changed}, Recipe, origin)
@@ -300,11 +297,11 @@ def _architecture(
             raise UserError(f"recipe {recipe.name!r} names no {kind} architecture; give --architecture NAME")
         name = default.name
     base = default.arguments if default is not None and default.name == name else {}
-    return Architecture(name=name, arguments={**_stated(name), **base, **arguments})
+    return Architecture(name=name, arguments={**_stated_defaults(name), **base, **arguments})
 
 
-def _stated(architecture: str) -> dict[str, Any]:
-    """Defaults of a flow that every card states, because bits/dim and decoded images cannot be read without them."""
+def _stated_defaults(architecture: str) -> dict[str, Any]:
+    """Defaults of a flow that every card states, because bits/dim and decoded images depend on them."""
     known = inspect.signature(ARCHITECTURES.get(architecture)).parameters
     return {name: known[name].default for name in ("preprocessing", "decode_mode") if name in known}
 
@@ -342,11 +339,11 @@ def check_places(out: Path, name: str) -> None:
 
 
 def _is_leftover(name: str) -> bool:
-    """What a training killed while it wrote its folder leaves there."""
+    """Whether a training that was killed while writing its folder left this file."""
     return name in OWN_FILES or (name.startswith(".") and name.endswith(".tmp"))
 
 
-def _some(validation: Split, n: int | None) -> Split:
+def _draw_images(validation: Split, n: int | None) -> Split:
     """`n` validation images with equal class shares, None for all."""
     if n is None or n >= len(validation):
         return validation
@@ -356,8 +353,7 @@ def _some(validation: Split, n: int | None) -> Split:
 def _flow(
     request: TrainRequest, kind: ModelKind, dataset: Dataset, device: torch.device
 ) -> tuple[FlowReference | None, FlowCodec | None]:
-    """The flow a latent or joint defense uses; nothing where none is needed or at hand (the defense then
-    says)."""
+    """The flow of a latent or joint defense; None where none is needed or found (which the defense then reports)."""
     if not find_defense(request.defense, kind).needs_flow:
         if request.flow is not None:
             raise UserError(

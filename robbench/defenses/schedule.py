@@ -1,5 +1,4 @@
-"""A recipe as numbers: optimiser, learning rate at a step, augmentation of a batch, and which samples are
-used."""
+"""A recipe in use: optimiser, learning rate at a step, augmentation of a batch, choice of samples."""
 
 import math
 from pathlib import Path
@@ -29,7 +28,7 @@ def find_recipe(name: str | None, dataset: str, kind: ModelKind) -> Recipe:
                 f"name one with --recipe: {_names(known, kind)}"
             )
         return found
-    recipe = named_recipe(name)
+    recipe = load_recipe(name)
     if recipe.kind != kind:
         raise UserError(
             f"--recipe {name!r} trains a {recipe.kind} and this defense a {kind}; "
@@ -38,7 +37,7 @@ def find_recipe(name: str | None, dataset: str, kind: ModelKind) -> Recipe:
     return recipe
 
 
-def named_recipe(name: str) -> Recipe:
+def load_recipe(name: str) -> Recipe:
     """The recipe called `name`, or the YAML file of that path; `UserError` when there is none."""
     known = recipes()
     if name not in known and name.endswith((".yaml", ".yml")) and Path(name).is_file():
@@ -66,7 +65,7 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def learning_rate(recipe: Recipe, epoch: int, step: int, steps_an_epoch: int) -> float:
-    """Learning rate of the step number `step` (from 0, over all epochs) in epoch `epoch` (from 0).
+    """Learning rate of step `step` (from 0, over all epochs) in epoch `epoch` (from 0).
 
     A pure function of the position, so that a resumed training needs no scheduler state.
     """
@@ -79,7 +78,7 @@ def learning_rate(recipe: Recipe, epoch: int, step: int, steps_an_epoch: int) ->
 def _decay(recipe: Recipe, epoch: int, step: int, steps_an_epoch: int) -> float:
     if recipe.schedule == "multistep":
         scale = recipe.epochs if recipe.milestones_are_fractions else 1.0
-        # Rounded, because .34 of 150 epochs is a hair more than 51 in floating point.
+        # Rounded, because .34 of 150 epochs is slightly more than 51 in floating point.
         passed = sum(epoch >= round(milestone * scale, 6) for milestone in recipe.milestones)
         return float(recipe.decay**passed)
     if recipe.schedule == "exponential-steps":
@@ -92,23 +91,23 @@ def _decay(recipe: Recipe, epoch: int, step: int, steps_an_epoch: int) -> float:
 
 # ----------------------------------------------------------------------------------------------- augmentation
 def augment(x: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
-    """Apply the recipe's augmentations in order. x: [B,C,H,W] in [0,1]. New pixels at the border are 0, after "shift"
+    """Images x [B,C,H,W] in [0,1] after the recipe's augmentations. New pixels at the border are 0, or for "shift"
     those of the edge."""
     for name in names:
         kind, _, amount = name.partition("-")
         if kind == "flip":
             x = torch.where(torch.rand((len(x), 1, 1, 1), generator=generator) < 0.5, x.flip(3), x)
         elif kind == "crop":
-            x = shifted(x, int(amount), int(amount), generator)
+            x = shift_images(x, int(amount), int(amount), generator)
         else:
             height, width = x.shape[2:]
             most = round(float(amount) * height), round(float(amount) * width)
-            x = shifted(x, *most, generator, edge=kind == "shift")
+            x = shift_images(x, *most, generator, edge=kind == "shift")
     return x
 
 
 def check_augmentation(recipe: Recipe) -> None:
-    """`UserError` for an augmentation name that is none."""
+    """`UserError` for an unknown augmentation."""
     for name in recipe.augmentation:
         kind, _, amount = name.partition("-")
         fine = (kind == "flip" and not amount) or (kind == "crop" and amount.isdigit() and int(amount) > 0)
@@ -126,11 +125,11 @@ def _is_fraction(text: str) -> bool:
         return False
 
 
-def shifted(
+def shift_images(
     x: Tensor, vertical: int, horizontal: int, generator: torch.Generator, edge: bool = False
 ) -> Tensor:
-    """Every image moved by its own whole number of pixels, uniform in [-vertical, vertical] x [-horizontal,
-    ...]. New pixels are 0, or with `edge` the nearest one of the image."""
+    """Images shifted by whole pixels, drawn per image uniformly from [-vertical, vertical] x [-horizontal, horizontal].
+    New pixels are 0, or with `edge` the nearest one of the image."""
     n, channels, height, width = x.shape
     sides = (horizontal, horizontal, vertical, vertical)
     padded = functional.pad(x, sides, mode="replicate") if edge else functional.pad(x, sides)
@@ -145,12 +144,14 @@ def shifted(
 
 # ---------------------------------------------------------------------------------------------------- samples
 def training_splits(dataset: Dataset, n: int | None, recipe: Recipe, seed: int) -> tuple[Split, Split]:
-    """(training images, validation images). n: size of the training subset, None for all: of the training split, or of
-    both splits in order of their ids where the recipe holds nothing out (then the validation images are seen ones).
+    """(training images, validation images).
 
-    "stratified": equal class shares, a smaller n is contained in a larger one of the same seed. "flow-lp":
-    positions of `torch.utils.data.random_split` with seed 9999 in the original training set (Yuksel et al.);
-    "first": its first n images (Stutz et al.). The validation images among them leave the validation split.
+    n: size of the training subset, None for the whole training split, or for both splits in order of their ids where
+    the recipe holds nothing out (the validation images are then trained on).
+
+    "stratified": equal class shares; a smaller n is contained in a larger one of the same seed. "flow-lp": positions of
+    `torch.utils.data.random_split` with seed 9999 in the original training set (Yuksel et al.). "first": its first n
+    images (Stutz et al.). In both, chosen validation images leave the validation split.
     """
     train, validation = dataset.train, dataset.validation
     if n is None:
@@ -165,7 +166,8 @@ def training_splits(dataset: Dataset, n: int | None, recipe: Recipe, seed: int) 
 
 
 def stratified_positions(labels: Tensor, n: int, seed: int) -> Tensor:
-    """`n` sorted positions with equal class shares (up to rounding); nested in n for one seed."""
+    """`n` sorted positions with equal class shares (up to rounding); for one seed a smaller n is contained in a
+    larger."""
     order = torch.randperm(len(labels), generator=generator_for(seed, 0, "subset"))
     shares = torch.empty(len(labels), dtype=torch.float64)
     for label in sorted(set(labels.tolist())):
@@ -181,7 +183,7 @@ def flow_lp_ids(total: int, n: int) -> Tensor:
 
 
 def _pool(train: Split, validation: Split) -> Split:
-    """The images of both splits in order of their ids: the original training set where there is one."""
+    """The images of both splits in order of their ids, which is the original training set where there is one."""
     pool = Split(
         torch.cat([train.ids, validation.ids]),
         torch.cat([train.labels, validation.labels]),
@@ -209,6 +211,5 @@ def _fixed_splits(train: Split, validation: Split, n: int, subset: str) -> tuple
 
 
 def generator_for(seed: int, epoch: int, purpose: str) -> torch.Generator:
-    """CPU generator keyed by (seed, epoch, purpose): what an epoch draws does not depend on where training
-    resumed."""
+    """CPU generator keyed by (seed, epoch, purpose), so that the draws of an epoch do not depend on interruptions."""
     return torch.Generator().manual_seed(derive_seed(seed, epoch, purpose))

@@ -1,4 +1,4 @@
-"""Scores on the validation split, by which the best epoch is kept, and the numbers a card records."""
+"""Scores on the validation split that select the best epoch, and the measurements of a card."""
 
 from typing import cast
 
@@ -20,15 +20,15 @@ from robbench.models.flows.checks import frozen_like
 from robbench.specs import resolve_attack
 from robbench.statistics.accuracy import Estimate, accuracy
 
-# One fixed seed: every epoch of every training meets the same random starts and dequantisation noise.
+# One fixed seed, so that every epoch is scored with the same random starts and dequantisation noise.
 SCORE_SEED = 20260102
 EVALUATION_BATCH = 500
-SplitWords = tuple[str, str]  # what a card calls the validation images, and how they were used
+SplitWords = tuple[str, str]  # name of the validation images in a card, and how they were used
 SELECTION_ATTACK = "pgd10"
 
 
 def score(defense: Defense, model: nn.Module, split: Split, device: torch.device) -> float:
-    """The criterion's value on a split: percent, or bits/dim (mean over images)."""
+    """The criterion's value on a split, in percent or bits/dim (mean over images)."""
     criterion = defense.criterion
     if criterion == "accuracy":
         return clean_accuracy(model, split, device).value
@@ -41,7 +41,7 @@ def score(defense: Defense, model: nn.Module, split: Split, device: torch.device
 
 
 def sign(criterion: Criterion) -> float:
-    """Sign that makes the criterion's values "higher is better"."""
+    """1 where higher values of the criterion are better, else -1."""
     return -1.0 if criterion.endswith("bits_per_dim") else 1.0
 
 
@@ -106,9 +106,9 @@ def classifier_measurements(
     command: str,
     about: SplitWords,
 ) -> tuple[Measurement, ...]:
-    """Validation accuracy, and for adversarial defenses PGD-10 accuracy; the test split is not used. about: what the
-    validation images are to this training."""
-    with own_context(), attack_mode(model):  # what no attack would accept is no zoo model
+    """Validation accuracy, and for adversarial defenses PGD-10 accuracy; the test split is not used. about: see
+    `Plan.about`."""
+    with own_context(), attack_mode(model):  # a model that attacks would refuse is not stored
         check_model(
             Victim(model, device, EVALUATION_BATCH), validation.x(torch.arange(min(64, len(validation))))
         )
@@ -143,11 +143,9 @@ def flow_measurements(
     about: SplitWords,
     draws: int = 8,
 ) -> tuple[Measurement, ...]:
-    """Bits/dim of the flow on training, validation and test images, and of the Gaussian on the test images.
+    """Bits/dim of the flow on training, validation and test images, and of a Gaussian on the test images.
 
-    about: as in `classifier_measurements`.
-
-    The test split is read here only, after training and selection have ended.
+    The test split is used here only, after training and selection. about: see `Plan.about`.
     """
     found = [
         _bits(name, bits_per_dim(flow, split, draws, device), name_of_split, command, note)

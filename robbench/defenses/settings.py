@@ -22,8 +22,8 @@ def parse_settings(pairs: list[str] | tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def grouped_settings(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """`--set` entries by what they change: "recipe", "architecture" or "defense" (no prefix)."""
+def group_settings(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`--set` entries by prefix: "recipe", "architecture" or "defense" (no prefix)."""
     groups: dict[str, dict[str, Any]] = {"recipe": {}, "architecture": {}, "defense": {}}
     for key, value in overrides.items():
         prefix, dot, rest = key.partition(".")
@@ -43,5 +43,5 @@ def _read_value(key: str, value: Any) -> Any:
 
 
 def yaml_value(value: Any) -> str:
-    """A value as one line of YAML, to be read back by `--set`."""
+    """A value as one line of YAML that `--set` reads back."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()

@@ -9,7 +9,7 @@ from robbench.defenses.base import DEFENSES, Defense
 
 @DEFENSES.register("standard")
 class Standard(Defense):
-    """Cross-entropy on the (augmented) training images: no defense, the reference of all others."""
+    """Cross-entropy on the (augmented) training images: no defense, the baseline."""
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return functional.cross_entropy(model(x), y)

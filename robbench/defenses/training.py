@@ -1,8 +1,7 @@
-"""The training loop all defenses share: from a request to a finished zoo folder.
+"""The training loop of all defenses: from a request to a finished zoo folder.
 
-Every random draw comes from a generator keyed by (seed, epoch, purpose), so that a training killed at any
-moment and started again ends in the same weights, bit for bit, as one left alone (same machine, same thread
-count).
+Every random draw comes from a generator keyed by (seed, epoch, purpose), so that a training that was interrupted and
+resumed ends with the same weights, bit for bit (same machine, same number of threads).
 """
 
 import platform
@@ -42,11 +41,18 @@ GOLDEN_IMAGES = 4
 
 @dataclass(frozen=True)
 class Report:
-    """What a progress callback is told after every step, and with `epoch_done` after an epoch's checkpoint.
+    """Argument of a progress callback, called after every step, and with `epoch_done` after an epoch's checkpoint.
 
-    epoch, step: 1-based. loss: mean over the epoch so far. score: validation score of the last scored epoch,
-    percent or bits/dim (None before). best: score of the best epoch. seconds: computing time, all sittings
-    together.
+    Attributes:
+        epoch, step: from 1.
+        epochs, steps: their totals; steps per epoch.
+        loss: mean over the epoch so far.
+        learning_rate: of the step.
+        criterion: of the selection.
+        score: validation score of the last scored epoch, in percent or bits/dim; None before the first.
+        best, best_epoch: score and number of the best epoch.
+        seconds: computing time over all sessions.
+        epoch_done: whether the epoch is finished and stored.
     """
 
     epoch: int
@@ -64,16 +70,15 @@ class Report:
 
 
 def train(request: TrainRequest, progress: Callable[[Report], None] | None = None) -> Path:
-    """Train, resume or refuse; returns the finished zoo folder OUT/NAME.
+    """Train or resume; returns the finished zoo folder OUT/NAME.
 
-    A checkpoint of the same training in OUT is resumed; the file is deleted when the folder is finished.
-    `UserError` for everything in the request that cannot be, while another process trains OUT/NAME, and when the loss
-    stops being finite.
+    A checkpoint of the same training in OUT is resumed, and deleted when the folder is finished. `UserError` for errors
+    of the request, while another process trains OUT/NAME, and when the loss stops being finite.
     """
     plan = make_plan(request)
-    with _locked(plan):
+    with _lock_output(plan):
         check_places(request.out, plan.name)  # another training may have finished meanwhile
-        trainer = Trainer(plan, progress or _silent)
+        trainer = Trainer(plan, progress or _ignore)
         with threads_for(trainer.multiply_adds):
             trainer.run()
             trainer.finish()  # records the number of threads
@@ -82,11 +87,9 @@ def train(request: TrainRequest, progress: Callable[[Report], None] | None = Non
 
 
 @contextmanager
-def _locked(plan: Plan) -> Iterator[None]:
-    """Hold OUT/.NAME.lock: two trainings of one name would resume and overwrite each other's checkpoints."""
-    plan.request.out.mkdir(
-        parents=True, exist_ok=True
-    )  # tried before by `check_places`, which leaves nothing behind
+def _lock_output(plan: Plan) -> Iterator[None]:
+    """Inside, hold OUT/.NAME.lock: two trainings of one name would overwrite each other's checkpoints."""
+    plan.request.out.mkdir(parents=True, exist_ok=True)  # `check_places` has tested that this works
     with ExitStack() as stack:
         try:
             stack.enter_context(file_lock(plan.lock))
@@ -96,12 +99,12 @@ def _locked(plan: Plan) -> Iterator[None]:
                 f"another --name or --out"
             ) from error
         for half_written in plan.checkpoint.parent.glob(f".{plan.checkpoint.name}.*.tmp"):
-            half_written.unlink(missing_ok=True)  # by a training that was killed: nobody else holds the lock
+            half_written.unlink(missing_ok=True)  # of a killed training, since this one has the lock
         yield
 
 
-def _silent(report: Report) -> None:
-    """Progress callback of callers who want none."""
+def _ignore(report: Report) -> None:
+    """Progress callback that does nothing."""
 
 
 class Trainer:
@@ -120,7 +123,7 @@ class Trainer:
             self.optimizer.load_state_dict(found.optimizer)
 
     def _fresh_model(self) -> nn.Module:
-        """Initial weights are a function of the seed alone; the caller's random state stays as it was."""
+        """A model with initial weights that depend on the seed only; the caller's random state is not changed."""
         dataset = self.plan.dataset
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.plan.request.seed, "initialisation"))
@@ -130,7 +133,7 @@ class Trainer:
         return model.to(self.plan.device)
 
     def multiply_adds(self) -> float:
-        """Of one call of the model, and of the flow that a latent or joint defense goes through, for one image."""
+        """Multiply-adds per image of the model, and of the flow of a latent or joint defense."""
         plan = self.plan
         x = torch.zeros(1, *plan.dataset.shape, device=plan.device)
         y = torch.zeros(1, dtype=torch.int64, device=plan.device)
@@ -142,14 +145,14 @@ class Trainer:
         )
 
     def run(self) -> None:
-        """Train to the end; afterwards `model` holds the selected epoch's weights."""
+        """Train to the end; afterwards `model` has the selected epoch's weights."""
         state = self.state
         if state.epoch == 0:
             self.model.train()
             with self._foreign():
                 self.plan.defense.prepare(self.model, next(self._images(0))[0])
         while state.epoch < self.recipe.epochs and not self._out_of_patience():
-            self._epoch()
+            self._train_epoch()
             self._save()
             last = state.history[-1]
             self._notify(self._report(self.steps, last["loss"], last["learning_rate"], epoch_done=True))
@@ -162,21 +165,21 @@ class Trainer:
             self.model.load_state_dict(state.best)
 
     def _foreign(self) -> AbstractContextManager[None]:
-        """Around calls of the defense and the model, which may come from another package."""
+        """For calls of the defense and the model, which may be of another package."""
         step = (
             "correct the defense or the architecture, or ask for less at once (--set recipe.batch_size=...)"
         )
         return foreign_code(f"training {self.plan.name!r}", step)
 
     def _save(self) -> None:
-        """The checkpoint, into the same folder as the one before: never a second folder in its place."""
+        """Write the checkpoint; `UserError` when the folder of the last one was removed or replaced."""
         if self._place is not None:
             self._place.require()
         checkpoint.save(self.plan.checkpoint, self.plan.identity, self.state)
         self._place = self._place or Place.of(self.plan.checkpoint.parent)
 
     def finish(self) -> None:
-        """Write the zoo folder of a training that is done."""
+        """Write the zoo folder of the finished training."""
         if self._place is not None:
             self._place.require()
         _write_folder(self.plan, self)
@@ -185,8 +188,8 @@ class Trainer:
         patience, state = self.recipe.patience, self.state
         return patience is not None and state.best_epoch > 0 and state.epoch - state.best_epoch >= patience
 
-    def _epoch(self) -> None:
-        """One epoch and its validation score; `state` moves on only when both are done."""
+    def _train_epoch(self) -> None:
+        """Train and score one epoch; `state` is updated when both are done."""
         state, seed = self.state, self.plan.request.seed
         started, before, epoch = time.perf_counter(), state.seconds, state.epoch
         self.plan.defense.strength = min(1.0, (epoch + 1) / max(self.recipe.budget_warmup_epochs, 1))
@@ -248,7 +251,7 @@ class Trainer:
             return selection.score(plan.defense, self.model, plan.scored, plan.device)
 
     def _keep_best(self, score: float) -> None:
-        """Keep the epoch when it is at least as good: on a tie the later one, trained for longer."""
+        """Keep the epoch when it is at least as good as the best, so that on a tie the later one is kept."""
         state = self.state
         signed = selection.sign(self.plan.defense.criterion) * score
         if signed >= state.best_score:
@@ -256,7 +259,7 @@ class Trainer:
             state.best = {name: value.detach().clone() for name, value in state.model.items()}
 
     def _batches(self, epoch: int) -> list[Tensor]:
-        """Positions of every batch of an epoch. A last batch of a single image is left out: batch norm has no
+        """Positions of every batch of an epoch. A last batch of a single image is left out, since batch norm has no
         statistics of one value."""
         order = torch.randperm(
             len(self.plan.train), generator=generator_for(self.plan.request.seed, epoch, "shuffle")

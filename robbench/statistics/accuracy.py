@@ -1,6 +1,6 @@
-"""Accuracies in percent with honest intervals: per attack, worst case over attacks, and the papers' average.
+"""Accuracies in percent with intervals: per attack, worst case over attacks, and the papers' average.
 
-A verdict is one bool a sample: `True` where it is classified correctly (under the attack in question).
+A verdict is one bool per sample, True where it is classified correctly (under the attack in question).
 """
 
 import math
@@ -43,7 +43,7 @@ def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
     spread = z * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     centre = rate + z * z / (2 * n)
-    # At the ends the closed form is exactly 0 or 1; rounding must not move it off by an ulp.
+    # At the ends the closed form is exactly 0 or 1, which rounding must not change.
     lower = 0.0 if successes == 0 else (centre - spread) / scale
     upper = 1.0 if successes == n else (centre + spread) / scale
     return Estimate(100 * rate, 100 * lower, 100 * upper, n)
@@ -56,10 +56,10 @@ def accuracy(correct: Verdicts) -> Estimate:
 
 
 def worst_case(ids: Sequence[SampleIds], verdicts: Sequence[Verdicts]) -> Verdicts:
-    """Verdicts against an attacker who picks the best attack for every sample: AND over attacks.
+    """Verdicts against an attacker who chooses the best attack per sample: AND over attacks.
 
-    ids[k], verdicts[k]: sample ids and verdicts of attack k, same length and order. All attacks must have
-    seen the same samples in the same order, else ValueError: anything else would be no worst case.
+    ids[k], verdicts[k]: sample ids and verdicts of attack k, same length and order. ValueError unless all attacks have
+    the same samples in the same order.
     """
     if not verdicts or len(ids) != len(verdicts):
         raise ValueError(
@@ -69,17 +69,16 @@ def worst_case(ids: Sequence[SampleIds], verdicts: Sequence[Verdicts]) -> Verdic
         if not np.array_equal(np.asarray(other), np.asarray(ids[0])):
             raise ValueError(f"attack {position} has other sample ids than attack 0; use the same samples")
     columns = [_verdicts(v, expected=len(ids[0])) for v in verdicts]
-    held: Verdicts = np.logical_and.reduce(columns)
-    return held
+    robust: Verdicts = np.logical_and.reduce(columns)
+    return robust
 
 
 def average(columns: Sequence[Verdicts], seed: int, resamples: int = RESAMPLES) -> Estimate:
     """The papers' "Avg": unweighted mean over columns (clean and every attack), with a bootstrap interval.
 
-    columns[k]: verdicts of the same samples in the same order. The bootstrap resamples samples, jointly over
-    all columns, so that the correlation between attacks on one sample is kept; bounds are the 2.5 and 97.5
-    percentiles of `resamples` means. The same seed gives the same bounds. Raises ValueError when columns
-    differ in length or are empty.
+    columns[k]: verdicts of the same samples in the same order. The bootstrap resamples samples jointly over all
+    columns, which preserves the correlation between attacks on one sample; bounds are the 2.5 and 97.5 percentiles of
+    `resamples` means, and a function of the seed. ValueError when columns differ in length or are empty.
     """
     if len(columns) == 0:
         raise ValueError("average over no columns; give at least one")
@@ -95,8 +94,7 @@ def average(columns: Sequence[Verdicts], seed: int, resamples: int = RESAMPLES) 
 def bootstrap_means(scores: NDArray[np.integer], seed: int, resamples: int) -> NDArray[np.float64]:
     """Means of `resamples` bootstrap resamples (with replacement, n of n) of the per-sample integer `scores`.
 
-    Which of several equal scores is drawn does not change a mean, so it is enough to draw how often each
-    distinct score occurs: multinomial counts. Same distribution as drawing n indices, without the
+    Draws multinomial counts of the distinct scores, which has the same distribution as drawing n indices, without the
     resamples x n matrix. Shape [n] -> [resamples].
     """
     values, counts = np.unique(scores, return_counts=True)

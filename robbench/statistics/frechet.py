@@ -1,4 +1,4 @@
-"""Fréchet distance between two sets of features, each taken for a Gaussian; streamed in float64. NumPy only.
+"""Fréchet distance between two sets of features, each modelled as a Gaussian; streamed in float64. NumPy only.
 
 With the pool3 features of the Inception network it is FID: Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter, "GANs
 Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium" (2017), equation 6; the distance itself:
@@ -20,7 +20,7 @@ from robbench.core.resources import write_atomically
 
 Matrix = NDArray[np.float64]
 
-# Of the largest entry or eigenvalue. Sums of a million float64 products stay orders of magnitude below.
+# Relative to the largest entry or eigenvalue. Sums of a million float64 products stay orders of magnitude below.
 _ASYMMETRY, _NEGATIVE = 1e-8, 1e-8
 
 
@@ -61,8 +61,8 @@ class GaussianStatistics:
     def factor(self) -> Matrix:
         """L [d,r] with L L^T = covariance and r its numerical rank; `UserError` unless positive semidefinite.
 
-        Eigenvalues that rounding cannot tell from 0 (at most d times the machine epsilon of the largest, as in
-        `numpy.linalg.matrix_rank`) are left out: their square roots would add up to errors of 1e-5.
+        Eigenvalues indistinguishable from 0 (at most d times the machine epsilon of the largest, as in
+        `numpy.linalg.matrix_rank`) are left out, since their square roots would add up to errors of 1e-5.
         """
         values, vectors = np.linalg.eigh((self.covariance + self.covariance.T) / 2)
         largest = float(np.abs(values).max())
@@ -77,7 +77,7 @@ class GaussianStatistics:
 
     @property
     def note(self) -> str:
-        """What limits these statistics, with its numbers; empty when there are more images than features."""
+        """A remark where there are too few images for the number of features; else ""."""
         if self.n > self.dimension:
             return ""
         return (
@@ -122,7 +122,7 @@ class GaussianStatistics:
 class RunningMoments:
     """Mean and scatter matrix of a stream of features, merged batch by batch (pairwise, in float64).
 
-    All is relative to the first row, and each batch is centred on its own mean before squaring, so that a large
+    Rows are relative to the first one, and each batch is centred on its own mean before squaring, so that a large
     common offset costs no digits.
     Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
     """
@@ -134,7 +134,7 @@ class RunningMoments:
         self._scatter: Matrix = np.zeros((0, 0))
 
     def add(self, features: ArrayLike) -> None:
-        """Take in features [n,d], n >= 0; `UserError` for NaN, infinities or another d."""
+        """Add features [n,d], n >= 0; `UserError` for NaN, infinities or another d."""
         batch = np.asarray(features, dtype=np.float64)
         if batch.ndim != 2 or batch.shape[1] == 0:
             raise UserError(f"features of shape {batch.shape}; give one row of features an image, [n,d]")
@@ -173,9 +173,9 @@ class RunningMoments:
 def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     """|mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)), at least 0, in squared units of the features.
 
-    The trace of the root is the sum of the singular values of L_a^T L_b for A = L_a L_a^T, B = L_b L_b^T: no square
-    root of a nearly singular product, exact also when covariances have no full rank. `UserError` when dimensions
-    differ or a covariance is not positive semidefinite. What limits a value is in `frechet_notes`.
+    The trace of the root is the sum of the singular values of L_a^T L_b for A = L_a L_a^T, B = L_b L_b^T, which avoids
+    the square root of a nearly singular product and is exact for covariances without full rank. `UserError` when
+    dimensions differ or a covariance is not positive semidefinite. See also `frechet_notes`.
     """
     if a.dimension != b.dimension:
         raise UserError(
@@ -190,5 +190,5 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
 
 
 def frechet_notes(a: GaussianStatistics, b: GaussianStatistics) -> tuple[str, ...]:
-    """What a reader of `frechet_distance(a, b)` must know: which side has too few images for its features."""
+    """Remarks on `frechet_distance(a, b)`: which side has too few images for its number of features."""
     return tuple(dict.fromkeys(note for note in (a.note, b.note) if note))

@@ -1,7 +1,4 @@
-"""Bits per dimension over samples, and the two estimates of an image's bits/dim from draws of the dequantisation noise.
-
-Adversarial images reach 1e16 and overflow; none may rule a table.
-"""
+"""Bits per dimension: summary over samples that may overflow, and two estimates from draws of dequantisation noise."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +14,7 @@ if TYPE_CHECKING:
     from robbench.models.flows.base import FlowModel
 
 Z_95 = 1.959963984540054
-# How the draws of an image become one number: the mean of their bits/dim, or the bits/dim of their mean density.
+# Estimate of an image's bits/dim from several draws: mean of their bits/dim, or bits/dim of their mean density.
 BitsEstimate = Literal["mean", "importance"]
 
 
@@ -25,9 +22,12 @@ BitsEstimate = Literal["mean", "importance"]
 class BitsPerDim:
     """Bits/dim of `n` samples.
 
-    mean: over the `n_finite` finite values (None without any), with its 95 % normal interval over samples (None for
-    fewer than two). median: over everything but NaN, infinities in
-    their place (None when all are NaN; may be infinite). n_infinite, n_nan: what the mean leaves out.
+    Attributes:
+        mean: over the finite values; None without any.
+        median: over all values but NaN, infinite ones included; None when all are NaN.
+        n: number of samples.
+        n_finite, n_infinite, n_nan: of them finite, infinite, NaN.
+        lower, upper: 95 % normal interval of the mean over samples; None for fewer than two finite values.
     """
 
     mean: float | None
@@ -41,12 +41,12 @@ class BitsPerDim:
 
     @property
     def median_note(self) -> str:
-        """What the median leaves out; empty when it leaves out nothing."""
+        """A remark on the values that the median leaves out; "" for none."""
         return f"{self.n_nan} NaN left out" if self.n_nan else ""
 
     @property
     def note(self) -> str:
-        """What the mean leaves out, for a table; empty when it leaves out nothing."""
+        """A remark on the values that the mean leaves out; "" for none."""
         if self.n_finite == self.n:
             return ""
         left_out = f"{self.n_infinite} infinite, {self.n_nan} NaN left out"
@@ -84,8 +84,8 @@ def estimated_bits_per_dim(
     seed: int,
     sample_ids: "Sequence[int] | Tensor",
 ) -> "Tensor":
-    """Bits/dim of images x [N,C,H,W] in [0,1] from `draws` draws of the noise, [N]. With one draw both estimates are
-    the same number."""
+    """Bits/dim [N] of images x [N,C,H,W] in [0,1] from `draws` draws of the noise; with one draw both estimates are
+    equal."""
     if estimate == "importance":
         return importance_weighted_bits_per_dim(flow, x, draws, seed=seed, sample_ids=sample_ids, y=y)
     return flow.bits_per_dim(x, y, n_samples=draws, seed=seed, sample_ids=sample_ids)

@@ -1,8 +1,8 @@
 """Two models, or two runs, on the same samples: exact tests, intervals of differences, rank ranges.
 
-Only samples on which the two disagree say anything about which is better: b robust in the first alone, c in the second
-alone. McNemar's exact test (Q. McNemar, Psychometrika 12 (1947) 153-157) asks how surprising that split is under even
-odds. The mid-p variant is not used: it exceeds its level at times, and a claim on a leaderboard should not.
+Which one is better depends only on the samples on which they disagree: b robust in the first only, c in the second
+only. McNemar's exact test (Q. McNemar, Psychometrika 12 (1947) 153-157) tests this split against even odds. The mid-p
+variant is not used, because it sometimes exceeds its level.
 """
 
 import math
@@ -42,10 +42,10 @@ def sign_test(b: ArrayLike, c: ArrayLike) -> float | Floats:
 
 
 def holm(p: ArrayLike) -> Floats:
-    """p-values [n] adjusted for all n being looked at: those at most alpha may be called significant, and the chance of
-    one false call among all is at most alpha, whatever depends on what.
+    """p-values [n] with Holm's adjustment: calling those of at most alpha significant bounds the family-wise error rate
+    by alpha under any dependence.
 
-    Source: S. Holm, Scand. J. Statist. 6 (1979) 65-70. Raises ValueError for a p that is no number in [0, 1].
+    Source: S. Holm, Scand. J. Statist. 6 (1979) 65-70. ValueError for a p outside [0, 1].
     """
     values = np.asarray(p, dtype=np.float64)
     if values.ndim != 1 or not ((values >= 0) & (values <= 1)).all():
@@ -60,7 +60,8 @@ def holm(p: ArrayLike) -> Floats:
 # ------------------------------------------------------------------------------------------------------ pairs
 @dataclass(frozen=True)
 class PairedCounts:
-    """How often two verdicts on one sample are true together. p: of `sign_test` on the discordant pairs."""
+    """Counts of samples by two verdicts a and b: both true, only one, neither. p: of `sign_test` on the discordant
+    ones."""
 
     both: int
     only_a: int
@@ -70,7 +71,7 @@ class PairedCounts:
 
     @property
     def n(self) -> int:
-        """Samples compared."""
+        """Number of samples."""
         return self.both + self.only_a + self.only_b + self.neither
 
     def difference(self, confidence: float = 1 - ALPHA) -> Estimate:
@@ -94,8 +95,8 @@ def paired(robust_a: Verdicts, robust_b: Verdicts) -> PairedCounts:
 def paired_interval(counts: PairedCounts, confidence: float = 1 - ALPHA) -> tuple[float, float]:
     """Interval of the difference b minus a of two accuracies of the same samples, in percentage points.
 
-    Wilson's intervals of both, squared and added with the correlation of the two verdicts; that is taken from the
-    table with n/2 off where it is positive, so that the interval is a little too wide rather than too narrow.
+    Combines Wilson's intervals of both with the correlation of the two verdicts, where n/2 is subtracted from a
+    positive excess, so that the interval is slightly too wide rather than too narrow.
     Source: R. G. Newcombe, Statistics in Medicine 17 (1998) 2635-2650, method 10.
     """
     n = counts.n
@@ -103,17 +104,17 @@ def paired_interval(counts: PairedCounts, confidence: float = 1 - ALPHA) -> tupl
     b = wilson(counts.both + counts.only_b, n, confidence)
     phi = _correlation(counts)
     value = 100 * (counts.only_b - counts.only_a) / n
-    down = _added(b.value - b.lower, a.upper - a.value, phi)
-    up = _added(b.upper - b.value, a.value - a.lower, phi)
+    down = _combine_widths(b.value - b.lower, a.upper - a.value, phi)
+    up = _combine_widths(b.upper - b.value, a.value - a.lower, phi)
     return max(value - down, -100.0), min(value + up, 100.0)
 
 
-def _added(one: float, other: float, phi: float) -> float:
+def _combine_widths(one: float, other: float, phi: float) -> float:
     return math.sqrt(max(one * one - 2 * phi * one * other + other * other, 0.0))
 
 
 def _correlation(counts: PairedCounts) -> float:
-    """Newcombe's phi: 0 where a margin of the table is empty."""
+    """Newcombe's phi; 0 where a margin of the table is empty."""
     in_a, in_b, n = counts.both + counts.only_a, counts.both + counts.only_b, counts.n
     margins = in_a * (n - in_a) * in_b * (n - in_b)
     excess: float = counts.both * counts.neither - counts.only_a * counts.only_b
@@ -124,8 +125,13 @@ def _correlation(counts: PairedCounts) -> float:
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """Mean of after - before over the `n_finite` pairs whose difference is finite, of `n`; None without any. lower,
-    upper: its normal interval over samples, None for fewer than two."""
+    """Mean of after - before.
+
+    Attributes:
+        value: over the pairs with a finite difference; None without any.
+        lower, upper: normal interval over samples; None for fewer than two.
+        n, n_finite: number of pairs, and of those with a finite difference.
+    """
 
     value: float | None
     lower: float | None
@@ -135,7 +141,7 @@ class MeanDifference:
 
 
 def mean_difference(before: ArrayLike, after: ArrayLike, confidence: float = 1 - ALPHA) -> MeanDifference:
-    """Paired difference of two numbers a sample, [n] each."""
+    """Mean difference of two numbers per sample, [n] each."""
     with np.errstate(invalid="ignore", over="ignore"):
         change = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     finite = change[np.isfinite(change)]
@@ -152,14 +158,14 @@ def mean_difference(before: ArrayLike, after: ArrayLike, confidence: float = 1 -
 
 # ------------------------------------------------------------------------------------------------------ ranks
 def rank_ranges(verdicts: NDArray[np.bool_], alpha: float = ALPHA) -> list[tuple[int, int]]:
-    """The ranks (best, worst) that each model may have, 1 the best, by verdicts [models, samples] on the same samples.
+    """Range (best, worst) of the rank of each model, 1 the best, from verdicts [models, samples] on the same samples.
 
-    Every pair of models is tested (`sign_test`), with Holm's adjustment over all pairs: the chance that any of the
-    pairs is wrongly called different is at most alpha. best: 1 + the models significantly better; worst: all models
-    less those significantly worse. Two models whose ranges overlap may still differ significantly in the pair.
+    All pairs of models are tested (`sign_test`) with Holm's adjustment, so that the probability of any false difference
+    is at most alpha. best: 1 + number of significantly better models; worst: number of models minus the significantly
+    worse ones. Two models whose ranges overlap may still differ significantly as a pair.
 
     Time grows with models squared times samples; memory with models times (samples + `BLOCK`). ValueError unless bool,
-    two-dimensional, with a sample.
+    two-dimensional, with at least one sample.
     """
     table = np.asarray(verdicts)
     if table.dtype != np.bool_ or table.ndim != 2 or not table.shape[1]:
@@ -169,9 +175,9 @@ def rank_ranges(verdicts: NDArray[np.bool_], alpha: float = ALPHA) -> list[tuple
     models = len(table)
     if models < 2:
         return [(1, 1)] * models
-    limits = _significant(table, alpha)
+    limits = _significance_limits(table, alpha)
     better, worse = np.zeros(models, np.int64), np.zeros(models, np.int64)
-    for rows, first, second in _discordant(table):
+    for rows, first, second in _count_discordant(table):
         called = np.minimum(first, second) <= limits[first + second]
         wins, losses = called & (first > second), called & (first < second)
         columns = slice(rows.start, None)
@@ -182,9 +188,11 @@ def rank_ranges(verdicts: NDArray[np.bool_], alpha: float = ALPHA) -> list[tuple
     return [(1 + int(up), models - int(down)) for up, down in zip(better, worse, strict=True)]
 
 
-def _discordant(table: NDArray[np.bool_]) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32]]]:
-    """(rows, b, c) a block of models: b[i, j] samples robust in model rows.start + i alone, c[i, j] in model rows.start
-    + j alone; 0 for all but the pairs i < j."""
+def _count_discordant(
+    table: NDArray[np.bool_],
+) -> Iterator[tuple[slice, NDArray[np.int32], NDArray[np.int32]]]:
+    """(rows, b, c) per block of models: b[i, j] samples are robust in model rows.start + i only, c[i, j] in model
+    rows.start + j only; 0 except for pairs i < j."""
     numbers: Matrix = table.astype(np.float32)  # exact: counts stay far below 2**24
     totals = table.sum(1).astype(np.float32)
     for start in range(0, len(table), BLOCK):
@@ -197,11 +205,11 @@ def _discordant(table: NDArray[np.bool_]) -> Iterator[tuple[slice, NDArray[np.in
         yield rows, first, second
 
 
-def _significant(table: NDArray[np.bool_], alpha: float) -> NDArray[np.int32]:
-    """Of each number of discordant pairs m in 0..samples the largest min(b, c) that is significant after Holm's
+def _significance_limits(table: NDArray[np.bool_], alpha: float) -> NDArray[np.int32]:
+    """For every number m in 0..samples of discordant samples, the largest min(b, c) that is significant after Holm's
     adjustment over all pairs of models; -1 where none is.
 
-    Holm rejects every p <= alpha / pairs and none > alpha, so only the few (m, min) in between are counted.
+    Holm rejects every p <= alpha / pairs and none > alpha, so that only the few (m, min) in between are counted.
     """
     models, n = table.shape
     pairs = models * (models - 1) // 2
@@ -212,7 +220,7 @@ def _significant(table: NDArray[np.bool_], alpha: float) -> NDArray[np.int32]:
     counted = np.zeros(offsets[-1], np.int64)
     shift = (offsets[:-1] - surely).astype(np.int32)
     low, high = surely.astype(np.int32), (hardly + 1).astype(np.int32)
-    for _, first, second in _discordant(table):
+    for _, first, second in _count_discordant(table):
         together = first + second
         place = np.clip(np.minimum(first, second), low[together], high[together]) + shift[together]
         counted += np.bincount(place.ravel(), minlength=len(counted))
@@ -226,7 +234,7 @@ def _significant(table: NDArray[np.bool_], alpha: float) -> NDArray[np.int32]:
 
 
 def _threshold(p: Floats, found: Counts, certain: int, pairs: int, alpha: float) -> float:
-    """The largest p that Holm's procedure rejects, of `found` pairs with that p beside `certain` rejected ones."""
+    """The largest p that Holm's procedure rejects, given `found` pairs per p and `certain` pairs rejected already."""
     if not len(p):
         return alpha / pairs
     order = np.argsort(p, kind="stable")
@@ -242,7 +250,7 @@ def _threshold(p: Floats, found: Counts, certain: int, pairs: int, alpha: float)
 
 
 def _largest(sizes: Counts, p: float) -> Counts:
-    """Of each m the largest k <= m / 2 with sign_test(k, m - k) <= p; -1 where there is none."""
+    """For every m the largest k <= m / 2 with sign_test(k, m - k) <= p; -1 where there is none."""
     from scipy.stats import binom
 
     k = np.maximum(binom.ppf(p / 2, sizes, 0.5), 0).astype(np.int64)  # the smallest k with 2 P(X <= k) >= p

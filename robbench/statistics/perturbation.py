@@ -1,4 +1,4 @@
-"""How far adversarial images lie from their originals, in [0, 1] pixels."""
+"""Distances of adversarial images from their originals, in [0, 1] pixels."""
 
 from dataclasses import dataclass
 
@@ -18,11 +18,10 @@ class PerturbationSize:
 
 
 def perturbation_size(l2: ArrayLike, linf: ArrayLike) -> PerturbationSize | None:
-    """Sizes over samples; shapes [n]. None without samples (nothing was attacked).
+    """Sizes over samples from distances [n]; None without samples. ValueError for a distance that is negative or not
+    finite.
 
-    The caller leaves out samples that were misclassified before any attack: most attacks search
-    nothing for them, so their distance 0 says nothing. A distance that is not finite raises ValueError: every
-    adversarial image was checked to lie in [0, 1].
+    The caller leaves out samples that were misclassified before the attack, most of which are not searched.
     """
     l2_values, linf_values = _distances(l2, "l2"), _distances(linf, "linf")
     if len(l2_values) != len(linf_values):

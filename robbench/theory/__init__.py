@@ -1,4 +1,4 @@
-"""The linear theory of likelihood attacks (paper 002): flows that fit a Gaussian, where all has a closed form."""
+"""The linear theory of likelihood attacks (paper 002), in closed form: flows that fit a Gaussian."""
 
 from robbench.theory.bound import Guarantee, chi_quantile, lemma_margin, lemma_tail
 from robbench.theory.perturbation import Gaussian, Perturbation, universal_perturbation, worst_perturbation
@@ -11,7 +11,7 @@ from robbench.theory.training import (
     natural_drop,
     random_gaussian,
     sensitivity,
-    simulated_trade_off,
+    simulate_trade_off,
     spherical_trade_off,
     trained_variances,
 )
@@ -31,7 +31,7 @@ __all__ = [
     "natural_drop",
     "random_gaussian",
     "sensitivity",
-    "simulated_trade_off",
+    "simulate_trade_off",
     "spherical_trade_off",
     "trained_variances",
     "universal_perturbation",

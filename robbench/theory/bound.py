@@ -1,8 +1,8 @@
-"""How much adversarial training makes the likelihood provably robust: paper 002, Theorem 3.2 and Lemma 8.2.
+"""Guaranteed robustness of the likelihood after adversarial training: paper 002, Theorem 3.2 and Lemma 8.2.
 
 Under a model N(mu, v I), the worst perturbation of x ~ N(mu, sigma^2 I) lowers the log-likelihood by
-(2 epsilon ||x - mu|| + epsilon^2) / (2 v), and ||x - mu||/sigma is chi distributed. The theorem in print is the case
-of geometric v_m; what it needs is only a large enough v, so the bound is on v and works with every recursion.
+(2 epsilon ||x - mu|| + epsilon^2) / (2 v), and ||x - mu||/sigma is chi distributed. The printed theorem is the case of
+geometric v_m; it needs only a large enough v, so the bound here is on v and applies to every recursion.
 """
 
 import math
@@ -61,9 +61,9 @@ class Guarantee:
         return math.sqrt(max(20 * math.log(1 / self.gamma), 2.0 * self.n))
 
     def required_steps(self, recursion: Recursion, sharp: bool = False) -> int | None:
-        """Smallest m with v_m above `required_variance`; None when training never gets there (or in 1e6 steps).
+        """Smallest m with v_m above `required_variance`; None where training does not reach it in 1e6 steps.
 
-        With paper_geometric it is the theorem's m, and exact: the print rounds nothing and adds no sigma to alpha.
+        With paper_geometric it is the theorem's m, computed exactly and with the sigma that the printed alpha lacks.
         """
         needed, before = self.required_variance(sharp), -1.0
         for step, variance in enumerate(variances(self.n, self.epsilon, self.sigma, recursion)):
@@ -74,9 +74,9 @@ class Guarantee:
             before = variance
         raise AssertionError("the variances do not end")
 
-    def simulated(self, variance: float, samples: int, seed: int) -> Estimate:
-        """Share of `samples` draws whose worst drop under N(0, variance I) stays below `drop`: percent, with a 95 %
-        Wilson interval. Attacked by `worst_perturbation`, not by the formula that the bound is made of."""
+    def simulate(self, variance: float, samples: int, seed: int) -> Estimate:
+        """Percentage of `samples` draws whose worst drop under N(0, variance I) stays below `drop`, with a 95 % Wilson
+        interval. Attacked by `worst_perturbation`, independently of the bound's formula."""
         if samples < 1:
             raise UserError(f"samples={samples}; give an integer of at least 1")
         generator = np.random.default_rng(seed)
@@ -92,10 +92,10 @@ def chi_quantile(n: int, gamma: float) -> float:
 
 
 def lemma_tail(n: int, t: float) -> tuple[float, float]:
-    """(P[chi2_n >= 2 t n], exp(-t n / 10)): Lemma 8.2 says that the first is at most the second for t > 1.
+    """(P[chi2_n >= 2 t n], exp(-t n / 10)): by Lemma 8.2 the first is at most the second for t > 1.
 
-    It is true: Laurent and Massart's bound needs 1 + 2 sqrt(t/10) + t/5 <= 2t, see `lemma_margin`. The printed proof
-    goes through 1 + 2t/10 + 2t/10 instead, which needs t > 10.
+    The lemma holds: Laurent and Massart's bound needs 1 + 2 sqrt(t/10) + t/5 <= 2t, see `lemma_margin`. The printed
+    proof uses 1 + 2t/10 + 2t/10 instead, which needs t > 10.
     """
     check_dimension(n)
     return float(gammaincc(n / 2, t * n)), math.exp(-t * n / 10)

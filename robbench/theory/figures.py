@@ -1,6 +1,6 @@
 """Figures 2 and 3 of paper 002 as PNG and SVG: the same input gives the same bytes.
 
-Drawn on matplotlib's own canvases, without pyplot: no window, no state shared with the caller's figures.
+Drawn without pyplot: no window, no state shared with the caller's figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ def perturbation_figure(model: Gaussian, points: Floats, found: Perturbation, ep
 
 
 def _contours(axes: "Axes", model: Gaussian, points: Floats) -> None:
-    """Ellipses of Mahalanobis radius 1, 2, 3 on a grid that holds them and the points."""
+    """Draw ellipses of Mahalanobis radius 1, 2, 3 on a grid that contains them and the points."""
     reach = 3.2 * np.sqrt(np.diag(model.covariance))
     low = np.minimum(model.mean - reach, points.min(0) - 0.2)
     high = np.maximum(model.mean + reach, points.max(0) + 0.2)
@@ -78,7 +78,7 @@ def _contours(axes: "Axes", model: Gaussian, points: Floats) -> None:
 def trade_off_figure(
     theory: Mapping[Recursion, TradeOff], simulation: Mapping[Recursion, TradeOff], subtitle: str
 ) -> "Figure":
-    """Figure 3: natural likelihood drop against adversarial sensitivity, a curve a recursion, a mark a step.
+    """Figure 3: natural likelihood drop against adversarial sensitivity, a curve per recursion, a mark per step.
 
     Left: closed form, spherical covariance. Right: simulation for a random covariance.
     """

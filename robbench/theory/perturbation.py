@@ -3,7 +3,7 @@ of flow-based generative models", AISTATS 2020), corrected.
 
 The perturbation of length at most epsilon that lowers ln N(x; mu, K) most, in closed form up to one scalar equation.
 The attack maximises a convex quadratic on a ball (a trust-region problem), so the conditions below are necessary and
-sufficient, and the hard case is part of the answer. With a = x - mu, delta is a maximiser if and only if some nu has
+sufficient, including the hard case. With a = x - mu, delta is a maximiser if and only if some nu has
 
     (i) (nu K - I) delta = a      (ii) nu >= 1/l_min      (iii) ||delta||_2 = epsilon.
 
@@ -24,11 +24,11 @@ from robbench.core.errors import UserError
 Floats = NDArray[np.float64]
 
 EPS = float(np.finfo(np.float64).eps)
-SYMMETRY = 1e-10  # largest |K - K^T| and |U^T U - I| that passes as rounding, relative
+SYMMETRY = 1e-10  # largest relative |K - K^T| and |U^T U - I| accepted as rounding
 NEGLIGIBLE = (
     1e-150  # components of x - mu this small relative to epsilon are 0: their squares would underflow
 )
-HARD = 1e-12  # nu l_min - 1 below this: another maximiser is as good to 4e-12 of the rise
+HARD = 1e-12  # below this nu l_min - 1 another maximiser is as good up to 4e-12 of the rise
 MAX_ITERATIONS = 200
 
 
@@ -69,11 +69,12 @@ class Gaussian:
                 f"covariance is not positive definite in float64: eigenvalues from {values[0]:.3g} to "
                 f"{values[-1]:.3g}; give a symmetric positive definite matrix"
             )
-        return cls(centre, values, _signed(vectors))
+        return cls(centre, values, _fix_signs(vectors))
 
     @classmethod
     def from_spectrum(cls, mean: ArrayLike, values: ArrayLike, vectors: ArrayLike) -> "Gaussian":
-        """From eigenvalues [n] in any order and eigenvectors [n,n] in columns; `UserError` if they are none."""
+        """From positive eigenvalues [n] in any order and orthonormal eigenvectors [n,n] in columns; else
+        `UserError`."""
         centre, spectrum = _vector("mean", mean), _vector("eigenvalues", values)
         basis = _array("eigenvectors", vectors)
         n = len(centre)
@@ -90,7 +91,7 @@ class Gaussian:
         if skew > SYMMETRY:
             raise UserError(f"eigenvectors are off orthonormal by {skew:.3g}; orthonormalise them")
         order = np.argsort(spectrum, kind="stable")
-        return cls(centre, spectrum[order], _signed(basis[:, order]))
+        return cls(centre, spectrum[order], _fix_signs(basis[:, order]))
 
     @classmethod
     def spherical(cls, n: int, variance: float, mean: ArrayLike | None = None) -> "Gaussian":
@@ -160,13 +161,13 @@ def worst_perturbation(model: Gaussian, x: ArrayLike, epsilon: float) -> Perturb
     x: points [N,n] or one point [n]. epsilon >= 0 in units of x. Covers x = mean (delta = +-epsilon u_min), the
     spherical case (delta = +epsilon (x - mean)/||x - mean||, eq. 3) and the hard case, in which x - mean has no
     component in the eigenspace of l_min and epsilon reaches beyond the regular solution. The NLL rise and the
-    length of delta are good to about 1e-14 relative for the given spectrum; in a hard case blurred by rounding
-    one of the two nearly equal maximisers comes out.
+    length of delta are accurate to about 1e-14 relative for the given spectrum; in a hard case blurred by rounding the
+    result is one of the two nearly equal maximisers.
     """
     check_epsilon(epsilon)
     alpha = model.coordinates(x)
     if epsilon == 0:
-        return _unperturbed(alpha)
+        return _zero_perturbation(alpha)
     beta = alpha / epsilon
     if np.abs(beta).max() > 1 / NEGLIGIBLE:
         raise UserError(
@@ -176,7 +177,7 @@ def worst_perturbation(model: Gaussian, x: ArrayLike, epsilon: float) -> Perturb
     ratio, gap = model.values / model.values[0], (model.values - model.values[0]) / model.values[0]
     excess = _secular_root(beta, ratio, gap)
     shift = _quotient(beta, excess[:, None] * ratio + gap)
-    rest = excess == 0  # what the eigenspace of l_min must make up for; its own components of beta are 0 here
+    rest = excess == 0  # hard case: the eigenspace of l_min, where beta is 0, supplies the missing length
     length = _row_norm(shift[rest])
     shift[rest, 0] = np.sqrt(np.maximum((1 - length) * (1 + length), 0.0))
     rise = ((alpha + 0.5 * epsilon * shift) * (epsilon * shift) / model.values).sum(1)
@@ -205,7 +206,7 @@ def universal_perturbation(model: Gaussian, epsilon: float) -> Floats:
 
 # ------------------------------------------------------------------------------------------- the secular equation
 def _secular_root(beta: Floats, ratio: Floats, gap: Floats) -> Floats:
-    """t >= 0 with ||beta_i / (t ratio_i + gap_i)|| = 1 a row of beta [N,n]; 0 in the hard case.
+    """t >= 0 with ||beta_i / (t ratio_i + gap_i)|| = 1 per row of beta [N,n]; 0 in the hard case.
 
     ratio = l/l_min; gap = ratio - 1, computed without cancellation; the radius is scaled to 1. The left side falls
     strictly in t, and 1/||.|| - 1 is concave: Newton's iteration from the left of the root rises to it. The bracket
@@ -218,7 +219,7 @@ def _secular_root(beta: Floats, ratio: Floats, gap: Floats) -> Floats:
     beta = beta[rows]
     single = ((np.abs(beta) - gap) / ratio).max(1, initial=0.0)
     lower, upper = np.maximum(single, _row_norm(smallest[rows])), _row_norm(beta)
-    step = np.minimum(lower, upper)  # rounding may exchange them where they agree
+    step = np.minimum(lower, upper)  # rounding may swap them where they agree
     for _ in range(MAX_ITERATIONS):
         if len(rows) == 0:
             return root
@@ -254,7 +255,7 @@ def _row_norm(rows: Floats) -> Floats:
         return np.asarray(scale * np.sqrt(np.square(rows / scale[:, None]).sum(1)))
 
 
-def _unperturbed(alpha: Floats) -> Perturbation:
+def _zero_perturbation(alpha: Floats) -> Perturbation:
     none, rows = np.zeros_like(alpha), len(alpha)
     infinite = np.full(rows, np.inf)
     return Perturbation(none, none, infinite, infinite, np.zeros(rows), np.zeros(rows, dtype=bool))
@@ -290,8 +291,8 @@ def _vector(name: str, values: ArrayLike) -> Floats:
     return array
 
 
-def _signed(vectors: Floats) -> Floats:
-    """Columns with the sign that makes their first large component positive: LAPACK leaves the sign open."""
+def _fix_signs(vectors: Floats) -> Floats:
+    """Columns with the sign that makes their first large component positive, since LAPACK's sign is arbitrary."""
     magnitude = np.abs(vectors)
     first = (magnitude >= 0.5 * magnitude.max(0)).argmax(0)
     return np.asarray(vectors * np.sign(vectors[first, np.arange(vectors.shape[1])]))

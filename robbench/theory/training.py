@@ -1,8 +1,8 @@
 """Adversarial training of a Gaussian: paper 002, section 3.2, in closed form (spherical) and by simulation.
 
-Where the print is wrong: its alpha has no sigma, so it holds only for sigma = 1 or epsilon in units of sigma; and its
-recursion (4), sigma^2 (1 + alpha)^m, is not what repeated training with a fixed epsilon gives. What "m steps" means
-decides the result, so it is a choice here, `Recursion`.
+Errors in print: alpha lacks sigma, so that it holds only for sigma = 1 or epsilon in units of sigma; and recursion (4),
+sigma^2 (1 + alpha)^m, is not the result of repeated training with a fixed epsilon. The result depends on the meaning of
+"m steps", which is therefore a choice here, `Recursion`.
 """
 
 import math
@@ -129,15 +129,15 @@ def spherical_trade_off(n: int, epsilon: float, sigma: float, steps: int, recurs
     )
 
 
-def simulated_trade_off(
+def simulate_trade_off(
     truth: Gaussian, epsilon: float, steps: int, recursion: Recursion, samples: int, seed: int
 ) -> TradeOff:
     """Train on `samples` attacked draws per step, for any covariance; step 0 is the true Gaussian itself.
 
     The natural drop is exact given the fitted models (the Kullback-Leibler divergence from the truth); the
     sensitivity is a mean over the same `samples` clean draws at every step. paper_geometric is refit with a radius
-    that grows with the model, epsilon sqrt(tr K_m / tr K_0): what (4) takes for granted. The paper draws Figure 3 for a
-    random covariance although its formulas are spherical. `UserError` unless samples > n.
+    that grows with the model, epsilon sqrt(tr K_m / tr K_0), as (4) implies. The paper draws Figure 3 for a random
+    covariance although its formulas are spherical. `UserError` unless samples > n.
     """
     check_epsilon(epsilon)
     check_steps(steps)
@@ -147,7 +147,7 @@ def simulated_trade_off(
     generator = np.random.default_rng(seed)
     clean = truth.sample(samples, generator)
     model, data = truth, clean
-    rows = [_assessed(truth, model, clean, epsilon)]
+    rows = [_assess(truth, model, clean, epsilon)]
     for _ in range(steps):
         radius = epsilon
         if recursion in ("refit", "paper_geometric"):
@@ -157,26 +157,26 @@ def simulated_trade_off(
         attacked = data + worst_perturbation(model, data, radius).delta
         if recursion == "reperturb":
             data = attacked
-        model = fitted(attacked)
-        rows.append(_assessed(truth, model, clean, epsilon))
+        model = fit(attacked)
+        rows.append(_assess(truth, model, clean, epsilon))
     return TradeOff(*np.array(rows).T)
 
 
-def _assessed(truth: Gaussian, model: Gaussian, clean: Floats, epsilon: float) -> tuple[float, ...]:
+def _assess(truth: Gaussian, model: Gaussian, clean: Floats, epsilon: float) -> tuple[float, ...]:
     rise = worst_perturbation(model, clean, epsilon).rise
     error = float(rise.std(ddof=1)) / math.sqrt(len(rise))
     return float(model.values.mean()), divergence(truth, model), float(rise.mean()), error
 
 
 def divergence(truth: Gaussian, model: Gaussian) -> float:
-    """E[ln truth(x) - ln model(x)] for x ~ truth, in nats: what the wrong model costs in natural likelihood."""
+    """E[ln truth(x) - ln model(x)] for x ~ truth, in nats: the loss of natural likelihood."""
     mixed = (model.vectors.T @ truth.vectors) ** 2 @ truth.values / model.values
     shift = model.coordinates(truth.mean)[0] ** 2 / model.values
     logs = np.log(model.values) - np.log(truth.values)
     return 0.5 * float((mixed + shift + logs - 1).sum())
 
 
-def fitted(samples: Floats) -> Gaussian:
+def fit(samples: Floats) -> Gaussian:
     """Maximum likelihood from samples [N,n]: their mean, and (1/N) sum (x-mean)(x-mean)^T.
 
     The covariance that paper 002 prints carries a second 1/N. `UserError` when it is singular (N <= n).

@@ -15,7 +15,7 @@ from robbench.defenses.schedule import (
     find_recipe,
     flow_lp_ids,
     learning_rate,
-    shifted,
+    shift_images,
     stratified_positions,
     training_splits,
 )
@@ -105,7 +105,7 @@ def test_cosine_ends_near_zero():
 # ----------------------------------------------------------------------------------------------- augmentation
 def test_a_crop_is_a_shift_by_whole_pixels_with_zeros_coming_in():
     image = torch.arange(1.0, 17.0).reshape(1, 1, 4, 4)
-    batch = shifted(image.expand(200, 1, 4, 4), 2, 1, torch.Generator().manual_seed(0))
+    batch = shift_images(image.expand(200, 1, 4, 4), 2, 1, torch.Generator().manual_seed(0))
     allowed = set()
     for down in range(-2, 3):
         for right in range(-1, 2):

@@ -252,7 +252,7 @@ def test_dropout_resumes_too(tmp_path):
     ):
         trainer.plan.defense.loss = record
         for _ in range(rounds):
-            trainer._epoch()
+            trainer._train_epoch()
             torch.rand(3)
     half = len(draws) // 2
     assert draws[:half] == draws[half:]

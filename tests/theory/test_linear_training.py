@@ -26,7 +26,7 @@ from robbench.theory import (
     trained_variances,
     worst_perturbation,
 )
-from robbench.theory.training import divergence, fitted
+from robbench.theory.training import divergence, fit
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 200, 5000])
@@ -114,7 +114,7 @@ def test_divergence_against_its_monte_carlo_mean() -> None:
 
 def test_fit_is_the_maximum_likelihood_estimate() -> None:
     x = random_gaussian(3, 1.0, seed=0).sample(500, np.random.default_rng(0))
-    model = fitted(x)
+    model = fit(x)
     assert model.mean == pytest.approx(x.mean(0))
     assert model.covariance == pytest.approx(np.cov(x.T, bias=True), rel=1e-10)
     best = model.log_density(x).sum()

@@ -110,8 +110,8 @@ def build_defense(
 
 @contextmanager
 def search_mode(model: nn.Module, mode: BatchNormMode) -> Iterator[None]:
-    """`attack_mode(model)`; with mode "train" modules are in train mode, as in the reference code of latent perturbation
-    training, where every forward of the attack updates the running statistics."""
+    """`attack_mode(model)`; with mode "train" modules are in train mode, as in the reference code of latent
+    perturbation training, where every forward of the attack updates the running statistics."""
     with attack_mode(model):
         if mode == "train":
             model.train()

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from pathlib import Path
 
 import torch
 
@@ -12,7 +11,7 @@ from robbench.cards import ModelCard
 from robbench.core.device import resolve_device, versions
 from robbench.core.errors import UserError, unknown_name
 from robbench.data import Dataset, load_dataset, sample_ids
-from robbench.data.card import family, require_dataset
+from robbench.data.card import require_dataset
 from robbench.data.corruptions import located
 from robbench.defenses import DEFENSES, FLOW_DEFENSES
 from robbench.models.entry import ModelRequest, ZooEntry
@@ -21,7 +20,8 @@ from robbench.models.loading import load_flow
 from robbench.models.sources import has_scheme
 from robbench.models.zoo import default_flow, find_model, find_models, zoo_entries
 from robbench.run.cells import SHARD_SIZE, Cell, CellBuilder
-from robbench.run.ray_backend import BackendName, RayOptions, ray_options
+from robbench.run.ray_backend import RayOptions, ray_options
+from robbench.run.request import RunRequest
 from robbench.specs import (
     ModelKind,
     ResolvedAttack,
@@ -35,73 +35,6 @@ from robbench.specs import (
 from robbench.store.records import RunFile
 
 DEFAULT_N = 1000
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What `robbench run` was asked for, each argument as the user gave it; `build_plan` checks them.
-
-    Attributes:
-        attacks: names or groups of attacks.
-        defenses: names of defenses, each for all its models in the zoo.
-        models: names in the zoo, model folders, or models of other libraries ("torchvision:NAME").
-        dataset: name of the data set.
-        n: number of test images; None for all of digits and 1,000 of any other data set.
-        seed: seed of the drawn images and of every random number of the attacks.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        batch_size: images at once.
-        flow: normalizing flow of latent attacks and of bits/dim; None for the data set's in the zoo.
-        epsilons: image budgets in place of the data set's, one cell each.
-        etas: latent budgets in place of the data set's, one cell each.
-        steps: numbers of steps in place of the attacks' own, one cell each.
-        likelihood_dtype: "float32" or "float64", in which flows score images; None for float32.
-        likelihood_draws: noise draws of the importance-weighted bits/dim by which attacks on flows are scored; None
-            and 1 for a single draw.
-        compiled: whether attacks search classifiers with torch.compile; verdicts never do.
-        threat_models: folder of further threat models.
-        zoo: folder of further models.
-        checkpoints: folder of weights that cards name.
-        data_dir: folder of data sets in torchvision's layout.
-        data: folder of a data set of one's own, whose card has the name `dataset`.
-        keep_examples: number of adversarial images kept of each cell.
-        backend: "local" or "ray".
-        ray_address: see `RayOptions.address`.
-        gpus_per_cell: see `RayOptions.gpus_per_cell`.
-        resolved: attacks with every number filled in, in place of `attacks` and budgets.
-        note: what every table of the run says of it.
-    """
-
-    attacks: tuple[str, ...]
-    defenses: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    dataset: str = "digits"
-    n: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    batch_size: int = 256
-    flow: str | None = None
-    epsilons: tuple[float, ...] = ()
-    etas: tuple[float, ...] = ()
-    steps: tuple[int, ...] = ()
-    likelihood_dtype: str | None = None
-    likelihood_draws: int | None = None
-    compiled: bool = False
-    threat_models: Path | None = None
-    zoo: Path | None = None
-    checkpoints: Path | None = None
-    data_dir: Path | None = None
-    data: Path | None = None
-    keep_examples: int = 16
-    backend: BackendName = "local"
-    ray_address: str | None = None
-    gpus_per_cell: float | None = None
-    resolved: tuple[ResolvedAttack, ...] = ()
-    note: str = ""
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """The data set, then the one its card says it is like: whose models and budgets are used."""
-        return tuple(dict.fromkeys((self.dataset, family(self.dataset, self.data))))
 
 
 @dataclass(frozen=True)

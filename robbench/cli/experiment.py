@@ -14,7 +14,7 @@ from robbench.core.errors import UserError
 # What an experiment says itself, and what only an experiment can use; names of parameters.
 OF_THE_EXPERIMENT = (
     *("attacks", "defenses", "models", "dataset", "flow", "epsilons", "etas", "steps"),
-    *("likelihood_dtype", "likelihood_draws"),
+    *("likelihood_dtype", "likelihood_draws", "like", "size"),
 )
 ONLY_WITH_EXPERIMENT = ("scale", "fid_weights")
 

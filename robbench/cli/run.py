@@ -53,6 +53,8 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     check_output_folder(folder)
     plan = build_plan(request)
     console = Terminal()
+    for remark in plan.remarks:
+        print_line(console, remark)
     for warning in plan.warnings:
         console.print(f"Suspicious: {warning}", style="yellow", markup=False, soft_wrap=True)
     with opened_backend(plan) as backend, opened(folder, plan.run, fresh) as ledger:

@@ -54,6 +54,7 @@ class Plan:
         compiled: whether attacks search classifiers with torch.compile.
         ray: options of the Ray backend; None for the local one.
         warnings: what is suspicious of a model before it is attacked, one line each.
+        remarks: what else to tell before the run, one line each.
     """
 
     dataset: Dataset
@@ -68,6 +69,7 @@ class Plan:
     compiled: bool = False
     ray: RayOptions | None = None
     warnings: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def blocks(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """(number, sample ids) of the shards-to-be, `SHARD_SIZE` samples each."""
@@ -96,11 +98,14 @@ def build_plan(request: RunRequest) -> Plan:
         )
     flow_entry = _chosen_flow(request, entries, requested) if classifiers else None
     dataset = data()
+    chosen = [entry.restricted(dataset.logits) for entry in chosen]
+    warnings: list[str] = []
+    misfit = _misfit(flow_entry, dataset) if request.flow is None else ""
+    flow_entry = None if misfit else flow_entry
     _require_fitting_flow(flow_entry, dataset)
     attacks = located(attacks, dataset)
     samples = tuple(sample_ids(dataset.test, _count(request, dataset), request.seed))
     frozen = load_flow(flow_entry, device) if flow_entry else None
-    warnings: list[str] = []
     builder = CellBuilder(
         seed=request.seed,
         batch_size=request.batch_size,
@@ -138,6 +143,7 @@ def build_plan(request: RunRequest) -> Plan:
         compiled=request.compiled,
         ray=ray,
         warnings=tuple(warnings),
+        remarks=tuple(filter(None, [misfit])),
     )
 
 
@@ -179,7 +185,8 @@ def _wanted(request: RunRequest, data: Callable[[], Dataset]) -> ModelRequest:
     """What named models are requested for; the data set is loaded for those of other libraries, which must fit it."""
     if not any(has_scheme(name) for name in (*request.models, request.flow or "")):
         return ModelRequest(request.dataset, checkpoints=request.checkpoints)
-    return ModelRequest(request.dataset, data().shape, data().classes, request.checkpoints)
+    classes = None if data().logits else data().classes  # of a model of more classes, some are taken
+    return ModelRequest(request.dataset, data().shape, classes, request.checkpoints)
 
 
 def _chosen_models(
@@ -236,7 +243,7 @@ def _of_dataset(entry: ZooEntry, request: RunRequest) -> ZooEntry:
     card = entry.card
     if card.dataset not in request.datasets:
         verb = "classifies" if card.kind == "classifier" else "models"
-        step = f"say `like: {card.dataset}` in its card if the model fits" if request.data else ""
+        step = f"if the model fits, give --like {card.dataset} or say it in the card" if request.data else ""
         raise UserError(
             f"--model {card.name!r} {verb} {card.dataset}, not {request.dataset}; "
             f"{step or f'give --dataset {card.dataset}'}, or another model"
@@ -291,6 +298,19 @@ def _count(request: RunRequest, dataset: Dataset) -> int | None:
     if request.n is not None or dataset.name == "digits":
         return request.n
     return min(DEFAULT_N, len(dataset.test))
+
+
+def _misfit(flow: ZooEntry | None, dataset: Dataset) -> str:
+    """Why the flow of the zoo is not used with data that are like its own; "" where it fits."""
+    card = flow.card if flow is not None else None
+    if card is None or (
+        card.input_shape == dataset.shape and card.grey_levels in (None, dataset.grey_levels)
+    ):
+        return ""
+    return (
+        f"no bits/dim and no latent attacks: flow {card.name!r} is for images {card.input_shape} of {card.grey_levels} "
+        f"grey levels, {dataset.name} has {dataset.shape} of {dataset.grey_levels}; --flow names another"
+    )
 
 
 def _require_fitting_flow(flow: ZooEntry | None, dataset: Dataset) -> None:

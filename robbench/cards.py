@@ -3,7 +3,7 @@
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from robbench.core.schema import Strict, canonical_hash
 from robbench.specs import SHA256, ModelKind, Name
@@ -12,6 +12,18 @@ Side = Annotated[int, Field(gt=0)]
 Url = Annotated[str, Field(pattern=r"^(https?|file)://\S+$")]
 WeightsFormat = Literal["safetensors", "state-dict"]
 FileName = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f]+$")]
+
+
+def _distinct(indices: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(indices)) < len(indices):
+        raise ValueError("a logit is named twice")
+    return indices
+
+
+# Which logits of a model are classes of the data set, in the order of these.
+LogitIndices = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=2), AfterValidator(_distinct)
+]
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -115,7 +127,8 @@ class Measurement(Strict):
 
 
 class ModelCard(Strict):
-    """zoo/NAME/card.yaml."""
+    """zoo/NAME/card.yaml. logits: those that the model is restricted to, by their indices; None for all. Predictions,
+    and what attacks see, are of these alone."""
 
     schema_version: Literal[1] = 1
     name: Name
@@ -128,12 +141,23 @@ class ModelCard(Strict):
     classes: int | None = Field(default=None, ge=2)
     grey_levels: int | None = Field(default=None, ge=2)
     preprocessing: Preprocessing | None = None
+    logits: LogitIndices | None = None
     weights: Weights
     golden: Golden | None = None
     training: Training | None = None
     measurements: tuple[Measurement, ...] = ()
     license: str = "MIT"
     source: str = ""
+
+    @model_validator(mode="after")
+    def _logits_exist(self) -> Self:
+        if self.logits is not None and self.kind == "flow":
+            raise ValueError("logits is for classifiers; remove it")
+        if self.logits is not None and self.classes is not None and max(self.logits) >= self.classes:
+            raise ValueError(
+                f"logits names {max(self.logits)}, and {self.classes} classes are 0..{self.classes - 1}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _preprocessing_fits(self) -> Self:
@@ -161,6 +185,7 @@ class ModelCard(Strict):
             "preprocessing": self.preprocessing and self.preprocessing.model_dump(mode="json"),
             "weights_key": self.weights.key,
             "weights_prefix": self.weights.prefix,
+            "logits": self.logits,
         }
         return canonical_hash(
             {

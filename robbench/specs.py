@@ -311,7 +311,7 @@ def _budget_value(
         return given
     if default is None:
         raise UserError(
-            f"attack {attack!r} has no {option[2:]} for data set {dataset!r}; give {option} VALUE, "
-            f"or add the data set to `budgets` of its threat model"
+            f"attack {attack!r} has no {option[2:]} for data set {dataset!r}; give {option} VALUE, --like NAME for the "
+            f"budgets of a known data set where yours is a folder, or add it to `budgets` of its threat model"
         )
     return default

@@ -50,8 +50,9 @@ def found_subjects(
     A model of the same name that computes something else is a finding that "differs". `UserError` for a named model
     that the bundle has nothing to do with (unless not strict).
     """
-    entries = zoo_entries(zoo, checkpoints)
-    own = _named(run, named, entries, checkpoints)
+    logits = run.data.classes if run.data else None
+    entries = _restricted(zoo_entries(zoo, checkpoints), logits)
+    own = _restricted(_named(run, named, entries, checkpoints), logits)
     models: dict[str, ZooEntry] = {}
     missing: dict[str, str] = {}
     findings = []
@@ -80,10 +81,20 @@ def found_subjects(
     return Subjects(models, flows, missing, tuple(findings), own)
 
 
+def _restricted(entries: dict[str, ZooEntry], logits: tuple[int, ...] | None) -> dict[str, ZooEntry]:
+    """The models as the run has them: of the logits of its data set's classes."""
+    return {
+        name: entry if entry.card.logits else entry.restricted(logits)
+        for name, entry in entries.items()
+        if entry.card.classes is None or entry.card.classes > max(logits or (0,))
+    }
+
+
 def _named(
     run: Run, named: Sequence[str], entries: dict[str, ZooEntry], checkpoints: Path | None
 ) -> dict[str, ZooEntry]:
-    requested = ModelRequest(run.dataset, run.shape, len(run.class_names), checkpoints)
+    classes = None if run.data and run.data.classes else len(run.class_names)
+    requested = ModelRequest(run.dataset, run.shape, classes, checkpoints)
     return {name: replace(find_model(name, entries, requested=requested), trusted=True) for name in named}
 
 

@@ -22,6 +22,8 @@ from robbench.cli.base import (
     echo_text,
     json_option,
     precision_option,
+    read_data,
+    run_folder,
     threads_option,
     threat_models_option,
     zoo_option,
@@ -102,6 +104,8 @@ def main(debug: bool) -> None:
 )
 @dataset_option
 @data_option
+@click.option("--like", type=Text(), help="For a folder: the data set whose budgets and models fit.")
+@click.option("--size", type=Text(), help="For a folder of images: resize them to 32, or to 32x48.")
 @click.option(
     "--n", type=WholeNumber(), help="Test images, drawn by seed.  [default: all of digits, 1000 of others]"
 )
@@ -186,8 +190,8 @@ def run(
         context.exit(_of_experiment(context, options, out, resume, dry_run, threads))
     for option in ("experiment", "scale", "fid_weights"):
         del options[option]
-    options["dataset"] = chosen_dataset(options["dataset"], options["data"])
-    folder = out or Path("robbench-runs") / f"{options['dataset']}-seed{options['seed']}"
+    read_data(options, out)
+    folder = out or run_folder(options["dataset"], options["seed"])
     try:
         from robbench.cli.run import build_request, dry_run_table, run_matrix
         from robbench.core.allocator import tune_allocator
@@ -283,7 +287,7 @@ def train(context: click.Context, /, threads: int | None, **options: Any) -> Non
     from robbench.cli.train import train_model
     from robbench.core.allocator import tune_allocator
 
-    options["dataset"] = chosen_dataset(options["dataset"], options["data"])
+    options["dataset"], options["data"] = chosen_dataset(options["dataset"], options["data"])
     try:
         tune_allocator()
         _compute_in(context, threads)

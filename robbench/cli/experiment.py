@@ -7,14 +7,14 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from robbench.cli.base import FiniteNumber, FolderOrFile, Text, echo_line, example_count
+from robbench.cli.base import FiniteNumber, FolderOrFile, Text, echo_line
 from robbench.cli.completion import experiment_completion
 from robbench.core.errors import UserError
 
 # What an experiment says itself, and what only an experiment can use; names of parameters.
 OF_THE_EXPERIMENT = (
     *("attacks", "defenses", "models", "dataset", "flow", "epsilons", "etas", "steps"),
-    *("likelihood_dtype", "likelihood_draws"),
+    *("likelihood_dtype", "likelihood_draws", "like", "size"),
 )
 ONLY_WITH_EXPERIMENT = ("scale", "fid_weights")
 
@@ -78,6 +78,7 @@ def _check_options(given: set[str], option: Mapping[str, str]) -> None:
 def run_experiment(options: dict[str, Any], out: Path | None, resume: bool, dry_run: bool) -> int:
     """Run the experiment the options ask for, or print what it costs; returns the number of failures."""
     from robbench.cli import experiment_session
+    from robbench.cli.run import settings
     from robbench.cli.train import trained
     from robbench.experiments.request import ExperimentRequest
     from robbench.experiments.schema import Scale, find_experiment
@@ -86,21 +87,8 @@ def run_experiment(options: dict[str, Any], out: Path | None, resume: bool, dry_
         experiment=find_experiment(options["experiment"]),
         requested=options["experiment"],
         scale=Scale(options["scale"]),
-        n=options["n"],
-        seed=options["seed"],
-        device=options["device"],
-        batch_size=options["batch_size"],
-        compiled=options["compiled"],
-        backend=options["backend"],
-        ray_address=options["ray_address"],
-        gpus_per_cell=options["gpus_per_cell"],
-        keep_examples=example_count(options["keep_examples"]),
-        threat_models=options["threat_models"],
-        zoo=options["zoo"],
-        checkpoints=options["checkpoints"],
-        data_dir=options["data_dir"],
-        data=options["data"],
         fid_weights=options["fid_weights"],
+        **settings(options),
     )
     folder = out or Path("robbench-runs") / request.folder_name
     if dry_run:

@@ -13,9 +13,10 @@ from robbench.core.terminal import Terminal, print_line
 from robbench.report.files import publish
 from robbench.run.cells import Cell
 from robbench.run.executor import execute, open_backend
-from robbench.run.plan import Plan, RunRequest, build_plan
+from robbench.run.plan import Plan, build_plan
 from robbench.run.progress import run_progress
 from robbench.run.rates import PlanRates, format_hours
+from robbench.run.request import RunRequest, pick_settings
 from robbench.store.folder import check_folder, check_not_foreign, open_ledger
 from robbench.store.ledger import Ledger, load_run
 
@@ -27,28 +28,20 @@ def build_request(options: Mapping[str, Any]) -> RunRequest:
         attacks=names("--attacks", options["attacks"]),
         defenses=names("--defense", options["defenses"]),
         models=names("--model", options["models"]),
+        dataset=options["dataset"],
+        flow=options["flow"],
         epsilons=budgets("--epsilon", options["epsilons"]),
         etas=budgets("--eta", options["etas"]),
         steps=counts("--steps", options["steps"]),
-        keep_examples=example_count(options["keep_examples"]),
-        dataset=options["dataset"],
-        n=options["n"],
-        seed=options["seed"],
-        device=options["device"],
-        batch_size=options["batch_size"],
-        flow=options["flow"],
         likelihood_dtype=options["likelihood_dtype"],
         likelihood_draws=options["likelihood_draws"],
-        compiled=options["compiled"],
-        threat_models=options["threat_models"],
-        zoo=options["zoo"],
-        checkpoints=options["checkpoints"],
-        data_dir=options["data_dir"],
-        data=options["data"],
-        backend=options["backend"],
-        ray_address=options["ray_address"],
-        gpus_per_cell=options["gpus_per_cell"],
+        **settings(options),
     )
+
+
+def settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `RunSettings` from the options of `robbench run`, for a matrix or an experiment."""
+    return pick_settings({**options, "keep_examples": example_count(options["keep_examples"])})
 
 
 def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
@@ -60,6 +53,8 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     check_output_folder(folder)
     plan = build_plan(request)
     console = Terminal()
+    for remark in plan.remarks:
+        print_line(console, remark)
     for warning in plan.warnings:
         console.print(f"Suspicious: {warning}", style="yellow", markup=False, soft_wrap=True)
     with open_backend(plan) as backend, open_ledger(folder, plan.run, fresh) as ledger:

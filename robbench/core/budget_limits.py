@@ -13,6 +13,7 @@ IMAGE_SHAPES = {
     "cifar100": (3, 32, 32),
     "digits": (1, 8, 8),
     "fashionmnist": (1, 28, 28),
+    "imagenet": (3, 224, 224),
     "mnist": (1, 28, 28),
     "stl10": (3, 96, 96),
     "svhn": (3, 32, 32),

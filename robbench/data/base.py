@@ -14,20 +14,26 @@ from robbench.core.errors import UserError
 from robbench.core.random import derive_seed
 from robbench.core.registry import Registry
 from robbench.data.card import DatasetCard, SplitCard, SplitName
+from robbench.data.decode import FileImages
 
 
 @dataclass(frozen=True)
 class Split:
     """Images of one split. ids: int64 [N], positions in the source's own order; labels: int64 [N];
-    images: uint8 [N,C,H,W] holding grey levels 0..levels-1."""
+    images: uint8 [N,C,H,W] holding grey levels 0..levels-1, or files that are decoded when they are asked for."""
 
     ids: Tensor
     labels: Tensor
-    images: Tensor
+    images: Tensor | FileImages
     levels: int
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def pixels(self) -> Tensor:
+        """All images, uint8 [N,C,H,W]."""
+        return self.images.all() if isinstance(self.images, FileImages) else self.images
 
     def x(self, positions: Tensor) -> Tensor:
         """Contiguous float32 images [n,C,H,W] in [0,1] at `positions` (0..N-1) of this split."""
@@ -45,7 +51,9 @@ class Split:
 
     def subset(self, positions: Tensor) -> "Split":
         """The split restricted to `positions`; ids stay what they were."""
-        return Split(self.ids[positions], self.labels[positions], self.images[positions], self.levels)
+        files = isinstance(self.images, FileImages)
+        images = self.images.at(positions) if files else self.images[positions]
+        return Split(self.ids[positions], self.labels[positions], images, self.levels)
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Dataset:
 
     source, license, note: for its card; the note is printed wherever results are. like: a data set whose models and
     budgets fit. folder: name of the user's folder it came from. corruptions: folder of its corrupted test images.
+    logits: which logit of a model each class is; None where they are the model's classes.
     """
 
     name: str
@@ -68,6 +77,7 @@ class Dataset:
     like: str | None = None
     folder: str = ""
     corruptions: Path | None = None
+    logits: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -99,6 +109,7 @@ class Dataset:
             shape=self.shape,
             grey_levels=self.grey_levels,
             class_names=self.class_names,
+            classes=self.logits,
             splits={**cards, "test": SplitCard(n=len(self.test), sha256=self.revision)},
         )
 
@@ -112,8 +123,11 @@ class Dataset:
 
     def _sha256(self, split: Split) -> str:
         digest = hashlib.sha256(f"{self.name}:{self.shape}:{self.grey_levels}".encode())
-        for tensor in (split.ids, split.labels, split.images):
+        files = isinstance(split.images, FileImages)
+        for tensor in (split.ids, split.labels, *(() if files else (split.images,))):
             digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+        if isinstance(split.images, FileImages):
+            digest.update(split.images.fingerprint())
         return digest.hexdigest()
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from robbench.cards import Side
+from robbench.cards import LogitIndices, Side
 from robbench.core.errors import UserError, unknown_name
 from robbench.core.schema import Strict, load_yaml
 from robbench.data.names import dataset_names
@@ -27,7 +27,8 @@ class SplitCard(Strict):
 
 class DatasetCard(Strict):
     """A data set as it was at hand. shape: (C,H,W). folder: name of the folder of --data, "" for a named data set.
-    like: the data set whose models and budgets fit. splits: those that have images; test is what is measured."""
+    like: the data set whose models and budgets fit. classes: see `FolderCard`. splits: those that have images; test is
+    what is measured."""
 
     name: str
     source: str = ""
@@ -38,6 +39,7 @@ class DatasetCard(Strict):
     shape: tuple[Side, Side, Side]
     grey_levels: int = Field(ge=2)
     class_names: tuple[str, ...]
+    classes: LogitIndices | None = None
     splits: dict[SplitName, SplitCard]
 
 
@@ -65,11 +67,35 @@ class SplitFiles(Strict):
         return self
 
 
+class Resize(Strict):
+    """The shorter side becomes `shorter` pixels, and the centre is cut out. filter: of Pillow."""
+
+    shorter: Annotated[Side, Field(le=10_000)]
+    filter: Literal["lanczos", "bilinear", "bicubic"] = "lanczos"
+
+
 class ImageFolders(Strict):
-    """size: (height, width) that every image has; channels: 1 (grey) or 3 (RGB)."""
+    """How image files are read.
+
+    Attributes:
+        size: (height, width) that every image has, where `resize` is given after it.
+        channels: 1 (grey) or 3 (RGB).
+        resize: how images are brought to that size; None where they have it.
+        any_mode: whether palettes, transparency, CMYK and 16 bits are converted as Pillow does it, not refused.
+    """
 
     size: tuple[Side, Side]
     channels: Literal[1, 3] = 3
+    resize: Resize | None = None
+    any_mode: bool = False
+
+    @model_validator(mode="after")
+    def _large_enough(self) -> Self:
+        if self.resize is not None and self.resize.shorter < max(self.size):
+            raise ValueError(
+                "resize.shorter is less than a side of size: the rest would be filled with black"
+            )
+        return self
 
 
 class FolderCard(Strict):
@@ -77,7 +103,9 @@ class FolderCard(Strict):
 
     layout: of x in the npz files; image_folder: instead of it, for images in class folders. grey_levels: pixels are
     0..grey_levels-1. like: a data set whose models, budgets and recipes fit this one. corruptions: folder with
-    CORRUPTION.npy of the test images, as CIFAR-10-C is published. normalisation: none; models bring their own.
+    CORRUPTION.npy of the test images, as CIFAR-10-C is published. normalisation: none; models bring their own. classes:
+    which logit of a model each class is, for data of some of a model's classes (`ModelCard.logits`). root: where the
+    files are, of a card that does not lie with them.
     """
 
     schema_version: Literal[1] = 1
@@ -90,6 +118,8 @@ class FolderCard(Strict):
     splits: dict[SplitName, SplitFiles]
     like: str | None = None
     corruptions: str | None = None
+    classes: LogitIndices | None = None
+    root: str | None = None
     source: str = ""
     license: str = ""
     note: str = ""
@@ -98,6 +128,11 @@ class FolderCard(Strict):
     def _consistent(self) -> Self:
         if len(set(self.class_names)) < len(self.class_names):
             raise ValueError("class_names repeats a name")
+        if self.classes is not None and len(self.classes) != len(self.class_names):
+            raise ValueError(
+                f"classes has {len(self.classes)} logits and class_names {len(self.class_names)} names; "
+                f"give one logit a class"
+            )
         if "test" not in self.splits:
             raise ValueError("splits has no `test`, which is what is measured")
         if "validation" in self.splits and "train" not in self.splits:
@@ -132,9 +167,9 @@ def read_folder_card(folder: Path) -> tuple[FolderCard, Path]:
     folder = folder.expanduser()
     path = folder if folder.name == CARD_FILE and folder.is_file() else folder / CARD_FILE
     if not path.is_file():
-        found = "holds no card.yaml" if folder.is_dir() else "is not a folder"
+        found = "holds no card.yaml and no class folders" if folder.is_dir() else "is not a folder"
         raise UserError(
-            f"--data {str(folder)!r} {found}; give a folder with a card.yaml (docs/data.md shows one)"
+            f"--data {str(folder)!r} {found}; give a folder of class folders, or one with a card.yaml (docs/data.md)"
         )
     card = load_yaml(path, FolderCard)
     if card.name in dataset_names():

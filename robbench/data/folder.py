@@ -9,8 +9,8 @@ from robbench.core.errors import UserError
 from robbench.core.resources import dataset_root, sha256_file
 from robbench.data.arrays import read_arrays
 from robbench.data.base import DATASETS, Dataset, Split, stratified_split
-from robbench.data.card import FolderCard, SplitFiles, SplitName, read_folder_card
-from robbench.data.images import folder_sha256, image_files, lossy_note, read_images
+from robbench.data.card import CARD_FILE, FolderCard, SplitFiles, SplitName, read_folder_card
+from robbench.data.images import folder_sha256, image_files, lossy_note, read_images, resize_note
 from robbench.data.names import BUILT_IN, place
 from robbench.data.overlap import with_overlap_noted
 
@@ -25,6 +25,7 @@ def load_folder(path: Path, data_dir: str | Path | None = None) -> Dataset:
     its own or, where they are at hand, those of the data set that it is like. `UserError` for everything malformed.
     """
     card, folder = read_folder_card(path)
+    folder = Path(card.root) if card.root else folder
     notes = [card.note]
     parts = {name: _split(folder, card, files, notes) for name, files in card.splits.items()}
     test = parts["test"]
@@ -48,6 +49,7 @@ def load_folder(path: Path, data_dir: str | Path | None = None) -> Dataset:
         like=card.like,
         folder=folder.resolve().name,
         corruptions=folder / card.corruptions if card.corruptions else None,
+        logits=card.classes,
     )
     return with_overlap_noted(dataset, _at_hand(card.like, data_dir))
 
@@ -56,7 +58,7 @@ def _at_hand(name: str | None, data_dir: str | Path | None) -> Dataset | None:
     """A built-in data set whose files are here; nothing is downloaded for a comparison."""
     from robbench.data import digits, vision  # noqa: F401  (they register themselves)
 
-    if name not in BUILT_IN:
+    if name not in BUILT_IN or not BUILT_IN[name].trains:
         return None
     root = dataset_root(data_dir) if BUILT_IN[name].files else Path()
     return DATASETS.get(name)(root) if not BUILT_IN[name].files or place(name, root) else None
@@ -73,16 +75,18 @@ def _split(folder: Path, card: FolderCard, files: SplitFiles, notes: list[str]) 
     assert files.folder is not None
     root = folder / files.folder
     images = image_files(root, card.class_names)
-    _check_sha256(root, folder_sha256(root, images), files.sha256)
-    notes.append(lossy_note(images))
-    return read_images(images, card.image_folder)
+    _check_sha256(
+        root, folder_sha256(root, images), files.sha256, f", or remove {CARD_FILE} if robbench wrote it"
+    )
+    notes += [lossy_note(images), resize_note(card.image_folder)]
+    return read_images(images, card.image_folder, files.sha256)
 
 
-def _check_sha256(path: Path, found: str, requested: str) -> None:
+def _check_sha256(path: Path, found: str, requested: str, otherwise: str = "") -> None:
     if found != requested:
         raise UserError(
             f"{path}: has sha256 {found}, and its card says {requested}; restore the data, or correct the card if this "
-            f"is what is meant"
+            f"is what is meant{otherwise}"
         )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from robbench.core.errors import unknown_name
 from robbench.core.foreign import foreign_code
 from robbench.core.resources import dataset_root
-from robbench.data import digits, vision  # noqa: F401  (they register themselves)
+from robbench.data import digits, imagenet, vision  # noqa: F401  (they register themselves)
 from robbench.data.base import DATASETS, Dataset
 from robbench.data.card import UNKNOWN_STEP, require_dataset
 from robbench.data.folder import load_folder

@@ -9,7 +9,8 @@ NO_LICENSE = "none stated by its authors"
 @dataclass(frozen=True)
 class Published:
     """A public data set. files: what lies below --data-dir in torchvision's layout ("": inside a package);
-    train, test: images as published; corruptions: folder below --data-dir of its published corrupted test images."""
+    train, test: images as published; trains: whether the training images are read too; corruptions: folder below
+    --data-dir of its published corrupted test images."""
 
     files: str
     train: int
@@ -18,6 +19,7 @@ class Published:
     license: str
     corruptions: str = ""
     corruptions_from: str = ""
+    trains: bool = True
 
 
 BUILT_IN = {
@@ -52,6 +54,14 @@ BUILT_IN = {
         10_000,
         "H. Xiao, K. Rasul, R. Vollgraf, Fashion-MNIST, 2017",
         "MIT",
+    ),
+    "imagenet": Published(
+        "imagenet/val",
+        1_281_167,
+        50_000,
+        "O. Russakovsky et al., ImageNet large scale visual recognition challenge (ILSVRC 2012), 2015",
+        "non-commercial research only",
+        trains=False,
     ),
     "mnist": Published(
         "MNIST/raw",

@@ -15,11 +15,12 @@ def with_overlap_noted(dataset: Dataset, like: Dataset | None = None) -> Dataset
 def overlap_notes(dataset: Dataset, like: Dataset | None = None) -> list[str]:
     """One line for each training set that holds test images of `dataset`, pixel by pixel: its own, and that of the data
     set `like` whose models are used on it. Both with their validation images, which select the epoch of a training."""
-    tested = _fingerprints(dataset.test)
-    notes = []
-    for owner in (dataset, like):
-        if owner is None or (owner.shape, owner.grey_levels) != (dataset.shape, dataset.grey_levels):
-            continue
+    notes, kind = [], (dataset.shape, dataset.grey_levels)
+    owners = [
+        one for one in (dataset, like) if one and len(one.train) and (one.shape, one.grey_levels) == kind
+    ]
+    tested = _fingerprints(dataset.test) if owners else []
+    for owner in owners:
         known = {*_fingerprints(owner.train), *_fingerprints(owner.validation)}
         if count := sum(image in known for image in tested):
             notes.append(
@@ -31,4 +32,4 @@ def overlap_notes(dataset: Dataset, like: Dataset | None = None) -> list[str]:
 
 def _fingerprints(split: Split) -> list[bytes]:
     """16 bytes an image, equal where all pixels are."""
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in split.images.numpy()]
+    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in split.pixels.numpy()]

@@ -125,7 +125,7 @@ def _parts(name: str, source: _Source, root: Path, classes: int) -> tuple[Split,
 
 def _arrays(path: Path, name: str, part: Part, classes: int) -> Split:
     split = read_arrays(path, "NHW" if name in GREY else "NHWC", classes, 256)
-    check_arrays(path, name, part, split.images.numpy(), split.labels.numpy())
+    check_arrays(path, name, part, split.pixels.numpy(), split.labels.numpy())
     return split
 
 

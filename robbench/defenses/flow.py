@@ -119,14 +119,14 @@ def gaussian_bits_per_dim(train: Split, test: Split) -> NDArray[np.float64]:
     covariance.
     """
     levels = train.levels
-    middle = (train.images.flatten(1).numpy().astype(np.float64) + 0.5) / levels
+    middle = (train.pixels.flatten(1).numpy().astype(np.float64) + 0.5) / levels
     noise_variance = 1.0 / (12.0 * levels**2)
     dimensions = middle.shape[1]
     mean = middle.mean(0)
     centred = middle - mean
     covariance = centred.T @ centred / len(middle) + noise_variance * np.eye(dimensions)
     root = np.linalg.cholesky(covariance)
-    points = (test.images.flatten(1).numpy().astype(np.float64) + 0.5) / levels - mean
+    points = (test.pixels.flatten(1).numpy().astype(np.float64) + 0.5) / levels - mean
     squares = (np.linalg.solve(root, points.T) ** 2).sum(0)
     inverse_root = np.linalg.solve(root, np.eye(dimensions))
     squares += noise_variance * (inverse_root**2).sum()  # trace of the precision

@@ -187,7 +187,7 @@ def _pool(train: Split, validation: Split) -> Split:
     pool = Split(
         torch.cat([train.ids, validation.ids]),
         torch.cat([train.labels, validation.labels]),
-        torch.cat([train.images, validation.images]),
+        torch.cat([train.pixels, validation.pixels]),
         train.levels,
     )
     return pool.subset(torch.argsort(pool.ids))

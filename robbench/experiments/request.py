@@ -8,40 +8,25 @@ from robbench.core.errors import UserError
 from robbench.core.schema import Strict, load_yaml
 from robbench.data.card import family, read_folder_card, require_dataset
 from robbench.experiments.schema import Experiment, Scale
-from robbench.run.ray_backend import BackendName
+from robbench.run.request import RunSettings
 
 IDENTITY_FILE = "experiment.yaml"
 
 
 @dataclass(frozen=True)
-class ExperimentRequest:
-    """What `robbench run --experiment` was asked for; the fields without a word here are those of `RunRequest`.
+class ExperimentRequest(RunSettings):
+    """What `robbench run --experiment` was asked for. `n` is the experiment's own number, all of the test images times
+    the scale, unless given; `seed` is added to the seeds of trainings too.
 
     Attributes:
         experiment: the table to run.
         scale: how much smaller than the paper's it is run.
-        n: test images; None for the experiment's own number, all of them times the scale.
-        seed: of subset and attacks, and added to the seeds of trainings.
         fid_weights: weights file of the Inception network; None downloads it once.
         requested: what the user called the experiment.
     """
 
     experiment: Experiment
     scale: Scale = field(default_factory=Scale)
-    n: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    batch_size: int = 256
-    compiled: bool = False
-    backend: BackendName = "local"
-    ray_address: str | None = None
-    gpus_per_cell: float | None = None
-    keep_examples: int = 16
-    threat_models: Path | None = None
-    zoo: Path | None = None
-    checkpoints: Path | None = None
-    data_dir: Path | None = None
-    data: Path | None = None
     fid_weights: Path | None = None
     requested: str = ""
 

@@ -19,7 +19,7 @@ from robbench.experiments.request import IDENTITY_FILE, ExperimentRequest, check
 from robbench.experiments.schema import LEAST_TEST, LEAST_TRAINING, AttackUse, Experiment, TrainedModel
 from robbench.models.entry import ZooEntry
 from robbench.models.zoo import read_entry, zoo_entries
-from robbench.run.plan import RunRequest
+from robbench.run.request import RunRequest
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models, ungrouped
 
 MODELS_FOLDER, RUN_FOLDER = "models", "run"
@@ -111,28 +111,16 @@ class ExperimentPlan:
             flow = None
         classifiers = any(job.outlined.kind == "classifier" for job in self.attacked)
         dtype = experiment.likelihood_dtype if any(a.target == "flow" for a in self.attacks) else None
+        kept = {"keep_examples": 2**62} if self.wants_images else {}
         return RunRequest(
             attacks=(),
             resolved=tuple(attack for attack in self.attacks if attack.label not in left_out),
             models=tuple(str(job.folder) for job in self.attacked if job.name not in failed),
             dataset=request.dataset,
-            n=self.n,
-            seed=request.seed,
-            device=request.device,
-            batch_size=request.batch_size,
             flow=flow if classifiers else None,
             likelihood_dtype=dtype,
-            compiled=request.compiled,
-            threat_models=request.threat_models,
-            zoo=request.zoo,
-            checkpoints=request.checkpoints,
-            data_dir=request.data_dir,
-            data=request.data,
-            keep_examples=2**62 if self.wants_images else request.keep_examples,
-            backend=request.backend,
-            ray_address=request.ray_address,
-            gpus_per_cell=request.gpus_per_cell,
             note=request.note,
+            **request.settings | {"n": self.n} | kept,
         )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from robbench.core.errors import UserError
 from robbench.core.registry import Registry
 
 Builder = Callable[..., nn.Module]
@@ -26,6 +27,26 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+class LogitSubset(nn.Module):
+    """`module` restricted to some of its logits [N,K]: what a model says of data of some of its classes."""
+
+    indices: Tensor
+
+    def __init__(self, module: nn.Module, indices: tuple[int, ...]) -> None:
+        super().__init__()
+        self.module, self.least = module, max(indices) + 1
+        self.register_buffer("indices", torch.tensor(indices), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.module(x)
+        if logits.shape[1] < self.least:
+            raise UserError(
+                f"the model returns {logits.shape[1]} logits, and `classes` of the data set names logit "
+                f"{self.least - 1}; correct `classes`, or name another model"
+            )
+        return logits.index_select(1, self.indices)
 
 
 @ARCHITECTURES.register("digits-cnn")

@@ -1,11 +1,12 @@
 """A model that can be loaded: its card and where its files lie. No torch here."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robbench.cards import ModelCard
+from robbench.core.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,6 +25,23 @@ class ZooEntry:
     checkpoints: Path | None = None
     trusted: bool = True
     build: "Callable[[], nn.Module] | None" = None
+
+    def restricted(self, logits: tuple[int, ...] | None) -> "ZooEntry":
+        """A classifier restricted to `logits` (`ModelCard.logits`), None for all; `UserError` where its card says
+        others or has fewer. A flow stays what it is."""
+        if logits is None or self.card.kind == "flow" or self.card.logits == logits:
+            return self
+        if self.card.logits is not None:
+            raise UserError(
+                f"model {self.card.name!r} is restricted to other logits in its card than `classes` of the data set "
+                f"says; remove one of the two"
+            )
+        if self.card.classes is not None and max(logits) >= self.card.classes:
+            raise UserError(
+                f"model {self.card.name!r} has logits 0 to {self.card.classes - 1}, and `classes` of the data set "
+                f"names {max(logits)}; correct it, or name another model"
+            )
+        return replace(self, card=self.card.model_copy(update={"logits": logits}))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from robbench.core.resources import sha256_file, write_atomically, write_text_at
 from robbench.core.schema import dump_yaml
 from robbench.core.stops import reraise_stop
 from robbench.models.checkpoints import load_strictly, read_golden, read_state
-from robbench.models.classifiers import ARCHITECTURES, Normalize
+from robbench.models.classifiers import ARCHITECTURES, LogitSubset, Normalize
 from robbench.models.entry import ZooEntry
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.flows.checks import frozen_like, require_sound
@@ -105,6 +105,8 @@ def load_model(entry: ZooEntry, device: torch.device | str = "cpu") -> LoadedMod
             _check_golden(entry, card.golden, module)
         elif card.kind == "classifier":
             _check_logits(entry, module)
+        if card.logits is not None:
+            module = LogitSubset(module, card.logits).eval()
         return LoadedModel(card, entry.folder, module.to(device))
 
 

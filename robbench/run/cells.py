@@ -223,7 +223,8 @@ def _require_classes(name: str, logits: Tensor, dataset: Dataset) -> None:
     if logits.shape[1] != dataset.classes:
         raise UserError(
             f"model {name!r} returns {logits.shape[1]} logits per image, {dataset.name} has {dataset.classes} "
-            f"classes; give a model of this data set"
+            f"classes; give a model of this data set{', or say' if dataset.folder else ''}"
+            f"{' which logits they are, as in `classes: [0, 217, 482]` in its card' if dataset.folder else ''}"
         )
 
 

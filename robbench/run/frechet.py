@@ -253,7 +253,7 @@ class _Scorer:
             f"{self.dataset.name}:{self.dataset.shape}:{self.dataset.grey_levels}".encode()
         )
         for split in _reference_splits(self.dataset):
-            digest.update(np.ascontiguousarray(split.images.numpy()).tobytes())
+            digest.update(np.ascontiguousarray(split.pixels.numpy()).tobytes())
         return digest.hexdigest()
 
     def _key(self, images_hash: str) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from pathlib import Path
 
 import torch
 
@@ -12,7 +11,7 @@ from robbench.cards import ModelCard
 from robbench.core.device import resolve_device, versions
 from robbench.core.errors import UserError, unknown_name
 from robbench.data import Dataset, load_dataset, sample_ids
-from robbench.data.card import family, require_dataset
+from robbench.data.card import require_dataset
 from robbench.data.corruptions import located
 from robbench.defenses import DEFENSES, FLOW_DEFENSES
 from robbench.models.entry import ModelRequest, ZooEntry
@@ -21,7 +20,8 @@ from robbench.models.loading import load_flow
 from robbench.models.sources import has_scheme
 from robbench.models.zoo import default_flow, find_model, find_models, zoo_entries
 from robbench.run.cells import SHARD_SIZE, Cell, CellBuilder
-from robbench.run.ray_backend import BackendName, RayOptions, ray_options
+from robbench.run.ray_backend import RayOptions, ray_options
+from robbench.run.request import RunRequest
 from robbench.specs import (
     ModelKind,
     ResolvedAttack,
@@ -35,73 +35,6 @@ from robbench.specs import (
 from robbench.store.records import RunFile
 
 DEFAULT_N = 1000
-
-
-@dataclass(frozen=True)
-class RunRequest:
-    """Arguments of `robbench run` as the user gave them; `build_plan` checks them.
-
-    Attributes:
-        attacks: names or groups of attacks.
-        defenses: names of defenses, each for all its models in the zoo.
-        models: names in the zoo, model folders, or models of other libraries ("torchvision:NAME").
-        dataset: name of the data set.
-        n: number of test images; None for all of digits and 1,000 of any other data set.
-        seed: seed of the drawn images and of every random number of the attacks.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        batch_size: images per batch.
-        flow: normalizing flow of latent attacks and of bits/dim; None for the data set's in the zoo.
-        epsilons: image budgets in place of the data set's, one cell each.
-        etas: latent budgets in place of the data set's, one cell each.
-        steps: numbers of steps in place of the attacks' own, one cell each.
-        likelihood_dtype: precision in which flows score images, "float32" or "float64"; None for float32.
-        likelihood_draws: noise draws of the importance-weighted bits/dim of attacks on flows; None and 1 for a single
-            draw.
-        compiled: whether attacks search classifiers with torch.compile; verdicts never do.
-        threat_models: folder of further threat models.
-        zoo: folder of further models.
-        checkpoints: folder of weights that cards name.
-        data_dir: folder of data sets in torchvision's layout.
-        data: folder of the user's own data set, whose card has the name `dataset`.
-        keep_examples: number of adversarial images stored per cell.
-        backend: "local" or "ray".
-        ray_address: see `RayOptions.address`.
-        gpus_per_cell: see `RayOptions.gpus_per_cell`.
-        resolved: attacks with every number filled in, in place of `attacks` and budgets.
-        note: text that every table of the run shows.
-    """
-
-    attacks: tuple[str, ...]
-    defenses: tuple[str, ...] = ()
-    models: tuple[str, ...] = ()
-    dataset: str = "digits"
-    n: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    batch_size: int = 256
-    flow: str | None = None
-    epsilons: tuple[float, ...] = ()
-    etas: tuple[float, ...] = ()
-    steps: tuple[int, ...] = ()
-    likelihood_dtype: str | None = None
-    likelihood_draws: int | None = None
-    compiled: bool = False
-    threat_models: Path | None = None
-    zoo: Path | None = None
-    checkpoints: Path | None = None
-    data_dir: Path | None = None
-    data: Path | None = None
-    keep_examples: int = 16
-    backend: BackendName = "local"
-    ray_address: str | None = None
-    gpus_per_cell: float | None = None
-    resolved: tuple[ResolvedAttack, ...] = ()
-    note: str = ""
-
-    @property
-    def datasets(self) -> tuple[str, ...]:
-        """The data set, then the one that its card names with `like`, whose models and budgets it may use."""
-        return tuple(dict.fromkeys((self.dataset, family(self.dataset, self.data))))
 
 
 @dataclass(frozen=True)
@@ -121,6 +54,8 @@ class Plan:
         compiled: whether attacks search classifiers with torch.compile.
         ray: options of the Ray backend; None for the local one.
         warnings: suspicions about models before they are attacked, one line each.
+        warnings: what is suspicious of a model before it is attacked, one line each.
+        remarks: what else to tell before the run, one line each.
     """
 
     dataset: Dataset
@@ -135,6 +70,7 @@ class Plan:
     compiled: bool = False
     ray: RayOptions | None = None
     warnings: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def blocks(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """(number, sample ids) of the shards, `SHARD_SIZE` samples each."""
@@ -161,11 +97,14 @@ def build_plan(request: RunRequest) -> Plan:
         )
     flow_entry = _choose_flow(request, entries, requested) if classifiers else None
     dataset = data()
+    chosen = [entry.restricted(dataset.logits) for entry in chosen]
+    warnings: list[str] = []
+    misfit = _misfit(flow_entry, dataset) if request.flow is None else ""
+    flow_entry = None if misfit else flow_entry
     _require_fitting_flow(flow_entry, dataset)
     attacks = located(attacks, dataset)
     samples = tuple(sample_ids(dataset.test, _sample_count(request, dataset), request.seed))
     frozen = load_flow(flow_entry, device) if flow_entry else None
-    warnings: list[str] = []
     builder = CellBuilder(
         seed=request.seed,
         batch_size=request.batch_size,
@@ -203,6 +142,7 @@ def build_plan(request: RunRequest) -> Plan:
         compiled=request.compiled,
         ray=ray,
         warnings=tuple(warnings),
+        remarks=tuple(filter(None, [misfit])),
     )
 
 
@@ -244,7 +184,8 @@ def _model_request(request: RunRequest, data: Callable[[], Dataset]) -> ModelReq
     """What named models must fit; for models of other libraries the data set is loaded."""
     if not any(has_scheme(name) for name in (*request.models, request.flow or "")):
         return ModelRequest(request.dataset, checkpoints=request.checkpoints)
-    return ModelRequest(request.dataset, data().shape, data().classes, request.checkpoints)
+    classes = None if data().logits else data().classes  # of a model of more classes, some are taken
+    return ModelRequest(request.dataset, data().shape, classes, request.checkpoints)
 
 
 def _choose_models(
@@ -303,7 +244,7 @@ def _require_dataset(entry: ZooEntry, request: RunRequest) -> ZooEntry:
     card = entry.card
     if card.dataset not in request.datasets:
         verb = "classifies" if card.kind == "classifier" else "models"
-        step = f"say `like: {card.dataset}` in its card if the model fits" if request.data else ""
+        step = f"if the model fits, give --like {card.dataset} or say it in the card" if request.data else ""
         raise UserError(
             f"--model {card.name!r} {verb} {card.dataset}, not {request.dataset}; "
             f"{step or f'give --dataset {card.dataset}'}, or another model"
@@ -358,6 +299,19 @@ def _sample_count(request: RunRequest, dataset: Dataset) -> int | None:
     if request.n is not None or dataset.name == "digits":
         return request.n
     return min(DEFAULT_N, len(dataset.test))
+
+
+def _misfit(flow: ZooEntry | None, dataset: Dataset) -> str:
+    """Why the flow of the zoo is not used with data that are like its own; "" where it fits."""
+    card = flow.card if flow is not None else None
+    if card is None or (
+        card.input_shape == dataset.shape and card.grey_levels in (None, dataset.grey_levels)
+    ):
+        return ""
+    return (
+        f"no bits/dim and no latent attacks: flow {card.name!r} is for images {card.input_shape} of {card.grey_levels} "
+        f"grey levels, {dataset.name} has {dataset.shape} of {dataset.grey_levels}; --flow names another"
+    )
 
 
 def _require_fitting_flow(flow: ZooEntry | None, dataset: Dataset) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from robbench.core.errors import UserError
 from robbench.core.locks import TABLE, LockHeldError, file_lock, holding_processes
+from robbench.data.card import CARD_FILE
 from robbench.store.ledger import LOCK_FILE, RUN_FILE, Ledger
 from robbench.store.records import RunFile
 
@@ -57,8 +58,8 @@ def foreign_content(folder: Path) -> list[str]:
 
 
 def _is_leftover(name: str) -> bool:
-    """Whether a run that was killed before it wrote run.yaml left this file."""
-    return name.endswith(".tmp") or name in ("cards", "cells")
+    """A file of a run killed before its run.yaml was in place."""
+    return name.endswith(".tmp") or name in ("cards", "cells", CARD_FILE)
 
 
 @contextmanager

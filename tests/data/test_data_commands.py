@@ -175,11 +175,9 @@ def test_a_data_set_is_named_once_and_must_fit_the_model(in_tmp: Path) -> None:
     both = invoked(
         "run", "--data", "mine", "--dataset", "digits", "--model", "digits-at", "--attacks", "fgsm"
     )
-    assert_one_line(
-        both, "--dataset digits and --data 'mine' (data set 'scans') name two data sets; leave one out"
-    )
+    assert_one_line(both, "--dataset digits and --data 'mine' name two data sets; leave one out")
     unlike = invoked("run", "--data", "mine", "--model", "digits-at", "--attacks", "fgsm", "--epsilon", "0.1")
-    assert_one_line(unlike, "'digits-at' classifies digits, not scans; say `like: digits` in its card")
+    assert_one_line(unlike, "'digits-at' classifies digits, not scans; if the model fits, give --like digits")
     assert_one_line(
         invoked("train", "--data", "nowhere", "--defense", "at"), "--data 'nowhere' is not a folder"
     )
@@ -198,9 +196,13 @@ def test_a_data_set_is_named_once_and_must_fit_the_model(in_tmp: Path) -> None:
     )
 
 
-def test_what_a_data_set_is_like_must_have_its_grey_levels(in_tmp: Path) -> None:
+def test_a_flow_of_other_grey_levels_is_not_used(in_tmp: Path) -> None:
     scans(Path("mine"), factor=15, like="digits")
-    result = invoked("run", "--data", "mine", "--model", "digits-at", "--attacks", "fgsm", "--n", 5)
+    run = ("run", "--data", "mine", "--model", "digits-at", "--n", 5, "--attacks")
+    assert "no bits/dim and no latent attacks: flow 'digits-glow' is for images" in done(*run, "fgsm")
+    assert load_run(Path("robbench-runs/scans-seed0")).cells[0].cell.nll_flow is None
+    assert_one_line(invoked(*run, "jsa50"), "jsa50", "flow")
+    result = invoked(*run, "fgsm", "--flow", "digits-glow")
     assert_one_line(result, "flow 'digits-glow' models 17 grey levels and 'scans' has 256", "correct `like`")
 
 

@@ -19,7 +19,7 @@ def main(zoo: Path, before: Path, out: Path) -> None:
     from robbench.compare.identity import other_rows
     from robbench.compare.pairing import pair_runs
     from robbench.compare.samples import of_run, read_samples, write_reference
-    from robbench.run.plan import RunRequest
+    from robbench.run.request import RunRequest
     from robbench.store.ledger import Ledger, load_run
     from robbench.store.merged import conflicts
     from robbench.store.shards import SCHEMA_VERSION, SCHEMAS

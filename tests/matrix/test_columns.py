@@ -12,7 +12,7 @@ import pytest
 
 from robbench.attacks import LikelihoodOutcome, Outcome
 from robbench.cli.run import run_matrix
-from robbench.run.plan import RunRequest
+from robbench.run.request import RunRequest
 from robbench.store.columns import LEDGER_COLUMNS, Column
 from robbench.store.shards import SCHEMAS
 

@@ -22,7 +22,8 @@ from robbench.models.loading import load_flow
 from robbench.models.zoo import zoo_entries
 from robbench.results.likelihood import nll_tables
 from robbench.results.tables import leaderboard
-from robbench.run.plan import RunRequest, build_plan
+from robbench.run.plan import build_plan
+from robbench.run.request import RunRequest
 from robbench.store.ledger import load_run
 
 GLOW = {"levels": 2, "steps": 2, "width": 8}

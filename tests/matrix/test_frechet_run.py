@@ -22,7 +22,7 @@ from robbench.core.errors import UserError
 from robbench.run import frechet
 from robbench.run.features import FeatureExtractor
 from robbench.run.frechet import FrechetRequest, score_run
-from robbench.run.plan import RunRequest
+from robbench.run.request import RunRequest
 from robbench.store.frechet_records import FrechetRecord, load_frechet
 from robbench.store.ledger import Ledger, load_run
 from robbench.store.records import CellResult

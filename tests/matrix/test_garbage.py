@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 from robbench.cli.app import main
 from robbench.cli.run import run_matrix
-from robbench.run.plan import RunRequest
+from robbench.run.request import RunRequest
 from robbench.store.ledger import Ledger
 
 TABLES = ("leaderboard.csv", "leaderboard-wide.csv", "leaderboard.md", "leaderboard.html")

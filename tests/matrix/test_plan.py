@@ -7,7 +7,8 @@ import pytest
 from robbench.cards import Architecture
 from robbench.core.errors import UserError
 from robbench.models.zoo import read_entry
-from robbench.run.plan import SHARD_SIZE, RunRequest, build_plan
+from robbench.run.plan import SHARD_SIZE, build_plan
+from robbench.run.request import RunRequest
 from robbench.specs import resolve_attack, threat_models
 from robbench.store.records import cell_hash
 

@@ -34,8 +34,9 @@ from robbench.core.errors import UserError
 from robbench.models.flows.glow import Glow
 from robbench.run import ray_backend
 from robbench.run.executor import LocalBackend, execute, open_backend, shard_work
-from robbench.run.plan import RunRequest, build_plan
+from robbench.run.plan import build_plan
 from robbench.run.ray_backend import RayOptions
+from robbench.run.request import RunRequest
 from robbench.store.folder import open_ledger
 from robbench.store.ledger import load_run
 from robbench.store.records import CellRecord

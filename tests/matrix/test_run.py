@@ -19,7 +19,7 @@ from robbench.cli.run import dry_run_table, run_matrix
 from robbench.core.errors import AttackViolation, UserError
 from robbench.core.terminal import Terminal
 from robbench.report.files import write_report
-from robbench.run.plan import RunRequest
+from robbench.run.request import RunRequest
 from robbench.store.ledger import Ledger, load_run
 
 SLOW = """

@@ -20,7 +20,7 @@ from robbench.core.errors import UserError
 from robbench.core.resources import data_root
 from robbench.models.loading import load_flow
 from robbench.models.zoo import read_entry
-from robbench.run.plan import RunRequest
+from robbench.run.request import RunRequest
 from robbench.store.ledger import Ledger, load_run
 
 GLOW = read_entry(data_root() / "zoo" / "digits-glow")

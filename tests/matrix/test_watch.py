@@ -22,7 +22,7 @@ from robbench.cli.app import main
 from robbench.cli.run import run_matrix
 from robbench.core.errors import UserError
 from robbench.core.terminal import Terminal
-from robbench.run.plan import RunRequest
+from robbench.run.request import RunRequest
 from robbench.run.watch import CellView, ShardFile, Snapshot, Speed, Watcher
 from robbench.run.watch_screen import changes, duration, screen, speed_text, watch_run, writer_text
 from robbench.store.folder import lock_folder, lock_is_held

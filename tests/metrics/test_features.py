@@ -287,7 +287,7 @@ def test_fid_of_a_run_end_to_end(
     """FID's architecture on a run of a few images, against the definition on the same features."""
     from robbench.cli.run import run_matrix
     from robbench.run import frechet
-    from robbench.run.plan import RunRequest
+    from robbench.run.request import RunRequest
     from robbench.store.frechet_records import load_frechet
     from robbench.store.ledger import load_run
 

@@ -510,7 +510,7 @@ def test_a_table_of_200_models_and_30_attacks_sorts(site: Reader) -> None:
 def test_200_models_and_30_attacks_sort_in_a_second(site: Reader, tmp_path: Path) -> None:
     """From real ledgers, repeated; the clock is the page's own, from its start to sorted rows after a click."""
     from robbench.cli.run import run_matrix
-    from robbench.run.plan import RunRequest
+    from robbench.run.request import RunRequest
     from robbench.store.ledger import load_run
 
     zoo = ("digits-standard", "digits-at")

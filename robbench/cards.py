@@ -3,7 +3,7 @@
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from robbench.core.schema import Strict, canonical_hash
 from robbench.specs import SHA256, ModelKind, Name
@@ -32,8 +32,9 @@ class Weights(Strict):
     """A weights file, pinned by its sha256: beside the card, in the folder of checkpoints, or at a URL.
 
     urls: where it can be downloaded; the first that works is taken, the others are mirrors. format: safetensors, or
-    what torch.save wrote of a state dict (read with weights_only=True). key: the entry of such a checkpoint that holds
-    the state dict ("a.b": entry b of entry a). prefix: what every name in the state dict begins with; it is removed.
+    "state-dict", what torch.save wrote (read with weights_only=True); left out, the name of the file tells. key: the
+    entry of such a checkpoint that holds the state dict ("a.b": entry b of entry a, "a.0": the first of a list).
+    prefix: what every name in the state dict begins with; it is removed.
     """
 
     file: FileName
@@ -43,13 +44,24 @@ class Weights(Strict):
     key: str | None = Field(default=None, min_length=1)
     prefix: str = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _format_of_the_file(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or "format" in values:
+            return values
+        safe = str(values.get("file", "")).endswith(".safetensors")
+        return {**values, "format": "safetensors" if safe else "state-dict"}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         path = PurePath(self.file)
         if self.urls and (path.is_absolute() or ".." in path.parts):
             raise ValueError("with urls, file is a relative path without '..': the place in the cache")
         if self.key is not None and self.format == "safetensors":
-            raise ValueError("a safetensors file has no entries to choose from; remove key")
+            raise ValueError(
+                "a safetensors file has no entries to choose from; remove key, or where torch.save wrote the file, "
+                "write `format: state-dict`"
+            )
         return self
 
 
@@ -80,11 +92,24 @@ class Architecture(Strict):
     """What builds the module, and its keyword arguments.
 
     name: a name of the model registry; "module:callable", a callable in an importable Python module or in a file beside
-    a card that the user names; "torchvision:NAME", "timm:NAME", "robustbench:NAME".
+    a card that the user names; "folder/file.py:callable", in a file whose path is relative to the card;
+    "torchvision:NAME", "timm:NAME", "robustbench:NAME". sha256: of the source of such code (`robbench.models.code`).
     """
 
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
+    sha256: SHA256 | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_source(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in write(self).items() if (key, value) != ("sha256", None)}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the module depends on: of code with a pinned source not where the file lies."""
+        module, _, attribute = self.name.rpartition(":")
+        name = self.name if self.sha256 is None else f"{module.rpartition('/')[2].removesuffix('.py')}:{attribute}"
+        return {**self.model_dump(mode="json"), "name": name}
 
 
 class FlowReference(Strict):
@@ -177,9 +202,7 @@ class ModelCard(Strict):
 
         The weights' sha256 alone is not enough: a flow's scale floor, for one, changes the function and no tensor.
         """
-        parts = self.model_dump(
-            mode="json", include={"architecture", "input_shape", "classes", "grey_levels"}
-        )
+        parts = self.model_dump(mode="json", include={"input_shape", "classes", "grey_levels"})
         # What a card leaves out stays out of the hash too: results of cards written before there was such a key count.
         chosen = {
             "preprocessing": self.preprocessing and self.preprocessing.model_dump(mode="json"),
@@ -190,6 +213,7 @@ class ModelCard(Strict):
         return canonical_hash(
             {
                 **parts,
+                "architecture": self.architecture.identity,
                 **{key: value for key, value in chosen.items() if value},
                 "weights": self.weights.sha256,
             }

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from robbench.core.budget_limits import IMAGE_SHAPES, require_inside_box
 from robbench.core.budget_limits import exact_text as exact_text  # part of this module's names
-from robbench.core.errors import UserError, unknown_name
+from robbench.core.errors import UserError, folded, known_name
 from robbench.core.resources import data_root, existing_folder
 from robbench.core.schema import Strict, load_yaml
 
@@ -215,6 +215,33 @@ def ungrouped(names: Iterable[str], models: dict[str, ThreatModel]) -> list[str]
     return list(dict.fromkeys(attack for name in names for attack in members.get(name, (name,))))
 
 
+# Names of attacks in papers and other libraries, folded, that mean one attack here; and those that mean none, with what
+# comes nearest to them here.
+ALSO_CALLED = {"mifgsm": "mim"}
+NEAREST_HERE = {
+    "cw": ("fab-t-l2", "apgd-t-l2", "aa-l2"),
+    "carlini": ("fab-t-l2", "apgd-t-l2", "aa-l2"),
+    "carliniwagner": ("fab-t-l2", "apgd-t-l2", "aa-l2"),
+    "deepfool": ("fab-t", "fab-t-l2"),
+    "bim": ("pgd10", "pgd20", "mim"),
+    "ifgsm": ("pgd10", "pgd20", "mim"),
+    "autopgd": ("apgd-ce", "apgd-t", "aa"),
+}
+
+
+def attack_name(name: str, models: dict[str, ThreatModel]) -> str:
+    """The attack or group of `models` that `name` means, as in "AutoAttack", "PGD-20", "fgsm_linf", "square-attack";
+    `UserError` with up to three suggestions for one that is none, or could be several ("pgd")."""
+    known = {found for model in models.values() for found in (*model.attacks, *model.groups)}
+    plain = folded(name).replace("autoattack", "aa").removesuffix("attack").removesuffix("linf")
+    there = {folded(found): found for found in known}
+    also = dict(ALSO_CALLED)
+    for shape in (plain, ALSO_CALLED.get(plain, "")):
+        if folded(shape) in there:
+            also[folded(name)] = there[folded(shape)]
+    return known_name("attack", name, known, also=also, near=NEAREST_HERE.get(plain, ()))
+
+
 def resolve_attack(
     name: str,
     dataset: str,
@@ -228,9 +255,11 @@ def resolve_attack(
     An attack that does not iterate ignores `steps`. `UserError` for a budget beyond the diameter of the box of the data
     set's images; where their shape is not known here, the attack looks at the images.
     """
+    name = attack_name(name, models)
     owner = next((m for m in models.values() if name in m.attacks), None)
     if owner is None:
-        raise unknown_name("attack", name, listed_attacks(models))
+        members = next(m.members(name) for m in models.values() if name in m.groups)
+        raise UserError(f"attack {name!r} is a group of {len(members)}; name one of them, as in {members[0]}")
     for option, value in (("--epsilon", epsilon), ("--eta", eta)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise UserError(

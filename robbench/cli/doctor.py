@@ -152,7 +152,7 @@ def _models(zoo: Path | None, checkpoints: Path | None) -> Iterator[Finding]:
 
 def _model(name: str, entry: ZooEntry) -> Finding:
     from robbench.models.loading import load_model
-    from robbench.models.sources import may_run
+    from robbench.models.code import may_run
 
     weights = entry.card.weights
     try:

@@ -4,8 +4,22 @@ Everything a user can get wrong (an unknown name, a bad file, an impossible budg
 command line prints its single line and exits with code 2. Anything else that escapes is a bug in robbench.
 """
 
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+
+LISTED_BY = {  # the list of `robbench list` that has the names of a kind
+    "attack": "attacks",
+    "data set": "datasets",
+    "defense": "defenses",
+    "experiment": "experiments",
+    "flow": "models",
+    "model": "models",
+    "recipe": "recipes",
+    "published table": "published",
+}
+SUGGESTED = 3  # names in a message, at most
+NEAR = 0.15  # by how much a suggestion may be less like a name than the best one is
 
 
 class UserError(Exception):
@@ -32,16 +46,65 @@ def printable_text(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str], next_step: str = "") -> UserError:
-    """`UserError` for a name that is not registered: suggests the nearest name and lists what there is."""
-    import difflib
+def folded(name: str) -> str:
+    """A name without what people write in several ways: case, dashes, underscores, dots, spaces. "+" stays: AA+ is
+    not AA."""
+    return re.sub(r"[\s_.-]+", "", name).casefold()
 
+
+def known_name(
+    kind: str,
+    name: str,
+    known: Iterable[str],
+    next_step: str = "",
+    also: Mapping[str, str] | None = None,
+    near: Sequence[str] = (),
+) -> str:
+    """The one of `known` that `name` is, or is when case, dashes and the like do not count; `unknown_name` otherwise,
+    also where it could be two of them. also: further names, folded, and the known names they stand for."""
+    choices = set(known)
+    if name in choices:
+        return name
+    alike = {choice for choice in choices if folded(choice) == folded(name)}
+    if not alike and also is not None:
+        alike = {also[folded(name)]} & choices if folded(name) in also else set()
+    if len(alike) == 1:
+        return alike.pop()
+    raise unknown_name(kind, name, choices, next_step, sorted(alike) or near)
+
+
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], next_step: str = "", near: Sequence[str] = ()
+) -> UserError:
+    """`UserError` for a name that is none of `known`: suggests up to three, and says which command lists all.
+
+    near: what to suggest in place of names that are spelt alike.
+    """
     choices = sorted(known)
-    lowered = {choice.lower(): choice for choice in choices}
-    near = [
-        lowered[match] for match in difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.5)
-    ]
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    listed = ", ".join(choices) or "none"
-    step = f"; {next_step}" if next_step else ""
-    return UserError(f"unknown {kind} {name!r}{hint} Known: {listed}{step}")
+    found = [one for one in near if one in choices][:SUGGESTED] or nearest(name, choices)
+    quoted = [repr(choice) for choice in found]
+    if quoted:
+        *others, last = quoted
+        parts = [f"did you mean {', '.join(others)} or {last}?" if others else f"did you mean {last}?"]
+    elif 0 < len(choices) <= 2 * SUGGESTED:
+        parts = [f"known: {', '.join(choices)}"]
+    else:
+        parts = []
+    if kind in LISTED_BY:
+        parts.append(f"robbench list {LISTED_BY[kind]} has all")
+    return UserError("; ".join([f"unknown {kind} {name!r}", *parts, *([next_step] if next_step else [])]))
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three of `known` that are spelt most like `name`, the nearest first; where some begin with it, these."""
+    from difflib import SequenceMatcher
+    from os.path import commonprefix
+
+    wanted = folded(name)
+    choices = {choice: folded(choice) for choice in known}
+    longer = {choice: text for choice, text in choices.items() if text.startswith(wanted)} if wanted else {}
+    alike = {choice: SequenceMatcher(None, t, wanted).ratio() for choice, t in (longer or choices).items()}
+    least = max(0.5, max(alike.values(), default=0.0) - NEAR)
+    shared = {choice: len(commonprefix([choices[choice], wanted])) for choice in alike}
+    best = sorted((-ratio, -shared[choice], choice) for choice, ratio in alike.items() if ratio >= least)
+    return [choice for _, _, choice in best[:SUGGESTED]]

@@ -4,9 +4,9 @@ import pickle
 import re
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -17,11 +17,13 @@ from torch.nn.parameter import is_lazy
 from robbench.cards import Golden, Weights
 from robbench.core.download import MOST_BYTES, download, is_html, wrong_digest
 from robbench.core.errors import UserError
-from robbench.core.resources import cache_folder
+from robbench.core.resources import cache_folder, sha256_file
 from robbench.models.entry import ZooEntry
+from robbench.models.layouts import described, dotted_prefixes, entry_called, is_state_dict, state_dicts
 from robbench.models.zoo import present_weights
 
 NAMED = 3  # keys an error names
+WRONG_CARD = "correct the card's architecture or its arguments (--model-args)"
 
 
 # ------------------------------------------------------------------------------------------------------- the file
@@ -63,7 +65,7 @@ def checked(entry: ZooEntry, path: Path, sha256: str) -> Path:
             f"delete it to download it again, or where another card has a file of that name, call yours {own}"
         )
     else:
-        step = "restore the file, or correct the card if the change is meant"
+        step = f"restore the file, or where the change is meant write `sha256: {sha256_file(path)}` in the card"
     raise UserError(f"{_where(entry)}: {path} {wrong}; {step}")
 
 
@@ -120,7 +122,9 @@ def unpickled(entry: ZooEntry, path: Path) -> object:
             raise _not_a_checkpoint(entry, path, error) from error
         raise UserError(
             f"{_where(entry)}: {path} holds more than tensors ({found[1]}); such a pickle can run code and is refused: "
-            f"where you trust it, load it yourself and torch.save its state_dict()"
+            f"where you trust it, load it yourself and torch.save its state_dict(), in Python: "
+            f"c = torch.load({path.name!r}, weights_only=False); torch.save(c.state_dict() if hasattr(c, 'state_dict') "
+            f"else c['state_dict'], 'weights.pt')"
         ) from error
     except Exception as error:  # a broken pickle can fail in any way
         raise _not_a_checkpoint(entry, path, error) from error
@@ -128,59 +132,34 @@ def unpickled(entry: ZooEntry, path: Path) -> object:
 
 def _not_a_checkpoint(entry: ZooEntry, path: Path, error: Exception) -> UserError:
     if "TorchScript" in str(error):
-        reason = "a TorchScript archive, which is code"
+        reason = f"a TorchScript archive, which is code; torch.jit.load({path.name!r}).state_dict() has its weights"
     else:
         found = re.search(r"error:\s+([^\n]+)", str(error))  # behind PyTorch's advice to trust the file
         reason = " ".join((found[1] if found else str(error)).split())[:100] or type(error).__name__
     return UserError(
         f"{_where(entry)}: {path} is not a checkpoint that torch.save wrote ({reason}); "
-        f"restore the file, or correct weights.format and weights.sha256"
+        f"restore the file, or name another, and where a card has them correct format and sha256"
     )
 
 
 def _chosen(content: object, weights: Weights, where: str) -> dict[str, Tensor]:
     """The state dict that `weights.key` names, or the whole content; `UserError` that suggests the right key."""
-    chosen: Any = content if weights.key is None else _entry(content, weights.key)
-    if _is_state_dict(chosen):
-        return chosen
-    candidates = [name for name, value in _entries(content) if _is_state_dict(value)]
+    chosen: Any = content if weights.key is None else entry_called(content, weights.key)
+    if is_state_dict(chosen):
+        return cast("dict[str, Tensor]", chosen)
+    candidates = [name for name in state_dicts(content) if name is not None]
     if candidates:
         step = f"set `key: {candidates[0]}` under weights" + (
             f" (or {', '.join(candidates[1:NAMED])})" if candidates[1:] else ""
         )
     elif others := _beside_tensors(chosen):
         step = f"{len(others)} of its {len(chosen)} entries are no tensors ({_few(others)}): leave them out"
-    elif _is_state_dict(content):
+    elif is_state_dict(content):
         step = "the file is a state dict itself: remove key"
     else:
         step = "torch.save a state_dict()"
     what = "is no state dict" if weights.key is None else f"has no state dict under key {weights.key!r}"
-    raise UserError(f"{where} {what} (it is {_described(content)}); {step}")
-
-
-def _entry(content: object, key: str) -> object:
-    """Entry `key` of a checkpoint; "a.b" is entry b of entry a, unless there is an entry of that very name."""
-    if isinstance(content, Mapping) and key not in content and "." in key:
-        first, _, rest = key.partition(".")
-        return _entry(content.get(first), rest)
-    return content.get(key) if isinstance(content, Mapping) else None
-
-
-def _entries(content: object, depth: int = 2) -> Iterator[tuple[str, object]]:
-    """Names and values of the entries of a checkpoint, and of the entries in them, as `_entry` reads them."""
-    if not isinstance(content, Mapping) or not depth:
-        return
-    for name, value in content.items():
-        yield str(name), value
-        yield from ((f"{name}.{inner}", found) for inner, found in _entries(value, depth - 1))
-
-
-def _is_state_dict(value: object) -> TypeGuard[dict[str, Tensor]]:
-    return (
-        isinstance(value, Mapping)
-        and bool(value)
-        and all(isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items())
-    )
+    raise UserError(f"{where} {what} (it is {described(content)}); {step}")
 
 
 def _beside_tensors(value: Any) -> list[str]:
@@ -188,12 +167,6 @@ def _beside_tensors(value: Any) -> list[str]:
     if not isinstance(value, Mapping) or not any(isinstance(tensor, Tensor) for tensor in value.values()):
         return []
     return [str(name) for name, tensor in value.items() if not isinstance(tensor, Tensor)]
-
-
-def _described(content: object) -> str:
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
-    return f"a dict of {_few(map(str, content))}" if content else "an empty dict"
 
 
 def _without_prefix(state: dict[str, Tensor], prefix: str, where: str) -> dict[str, Tensor]:
@@ -233,7 +206,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], entry: ZooEntry) 
         result = module.load_state_dict(state, strict=False)  # what is left over is an error below
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
-            f"{where}: {' '.join(str(error).split())[:200]}; correct the card's architecture"
+            f"{where}: {_other_shapes(state, own) or ' '.join(str(error).split())[:200]}; {WRONG_CARD}"
         ) from error
     problems = [
         f"{len(names)} {what} ({_few(names)})"
@@ -244,8 +217,15 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], entry: ZooEntry) 
         if names
     ]
     if problems:
-        step = _prefix_hint(set(state), requested, card.weights.prefix) or "correct the card's architecture"
+        step = _prefix_hint(set(state), requested, card.weights.prefix) or WRONG_CARD
         raise UserError(f"{where}: {' and '.join(problems)} of {len(requested)} tensors; {step}")
+
+
+def _other_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """The tensors whose shape is not the network's, counted and the first named; "" when there are none."""
+    other = [name for name in state if name in own and state[name].shape != own[name].shape]
+    named = [f"{n}: {list(state[n].shape)} in the file, {list(own[n].shape)} in the network" for n in other]
+    return f"{len(other)} size mismatches ({_few(named, '; ')})" if other else ""
 
 
 def _lossy(given: Tensor, own: Tensor | None) -> bool:
@@ -262,26 +242,19 @@ def _lossy(given: Tensor, own: Tensor | None) -> bool:
 def _prefix_hint(given: set[str], requested: set[str], prefix: str) -> str | None:
     """What to change when a common prefix explains why names differ."""
     counted = {name for name in requested if name.endswith("num_batches_tracked")}  # absent from old files
-    for cut in _dotted_prefixes(given):
+    for cut in dotted_prefixes(given):
         if requested - counted <= {name.removeprefix(cut) for name in given} <= requested:
             return f'set `prefix: "{prefix}{cut}"` under weights'
-    for cut in _dotted_prefixes(requested):
+    for cut in dotted_prefixes(requested):
         if {cut + name for name in given} <= requested:
             changed = f" (prefix {prefix!r} removes it)" if prefix.endswith(cut) else ""
             return f"the architecture's names begin with {cut!r} and the file's do not{changed}; correct one of them"
     return None
 
 
-def _dotted_prefixes(names: set[str]) -> list[str]:
-    """What all `names` begin with, up to a dot: for a.b.c and a.b.d "a." and "a.b."."""
-    first = min(names, default="")
-    cuts = [first[: place + 1] for place, letter in enumerate(first) if letter == "."]
-    return [cut for cut in cuts if all(name.startswith(cut) for name in names)]
-
-
-def _few(names: Iterable[str]) -> str:
+def _few(names: Iterable[str], between: str = ", ") -> str:
     listed = list(names)
-    return ", ".join(listed[:NAMED]) + (", ..." if len(listed) > NAMED else "")
+    return between.join(listed[:NAMED]) + (f"{between}..." if len(listed) > NAMED else "")
 
 
 def _where(entry: ZooEntry) -> str:

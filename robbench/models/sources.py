@@ -7,28 +7,18 @@ imported when such a name is used, so that optional packages stay optional. Add 
 import importlib
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from robbench.cards import ModelCard
-from robbench.core.errors import UserError, unknown_name
+from robbench.core.errors import SUGGESTED, UserError
 from robbench.core.foreign import cause
 from robbench.core.stops import reraise_stop
+from robbench.models.code import SCHEMES, Code, call, code_of, loaded_callable
 from robbench.models.entry import ModelRequest, ZooEntry
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-SCHEMES = {
-    "onnx": "robbench.models.libraries.onnx",
-    "robustbench": "robbench.models.libraries.robustbench",
-    "timm": "robbench.models.libraries.timm",
-    "torchvision": "robbench.models.libraries.torchvision",
-}
 # Arguments of other libraries' builders that make them read or download weights, unchecked.
 LOADING = ("weights", "pretrained", "checkpoint_path")
 
@@ -52,11 +42,6 @@ class Scheme:
 
     model: Callable[[str, ModelRequest], ZooEntry] | None = None
     architecture: Callable[[str, ModelCard], nn.Module] | None = None
-
-
-def has_scheme(name: str) -> bool:
-    """Whether `name` begins with a scheme and a colon, as in "torchvision:resnet50"."""
-    return ":" in name and name.partition(":")[0] in SCHEMES
 
 
 def named_model(name: str, requested: ModelRequest) -> ZooEntry:
@@ -125,88 +110,40 @@ def build_named(entry: ZooEntry) -> nn.Module:
     return build(rest, card)
 
 
-def may_run(entry: ZooEntry) -> bool:
-    """Whether the code that a card names, if any, may run: for cards that the user named or robbench ships."""
-    name = entry.card.architecture.name
-    return entry.trusted or ":" not in name or has_scheme(name)
-
-
 def _called(entry: ZooEntry) -> nn.Module:
     """What "module:callable" of a card returns. The code runs only for a card that the user named or robbench ships."""
-    card, name = entry.card, entry.card.architecture.name
-    if not may_run(entry):
+    card, architecture = entry.card, entry.card.architecture
+    where, code = f"model {card.name!r}", code_of(entry)
+    if code is None:
         raise UserError(
-            f"model {card.name!r}: architecture {name!r} is code, which runs only from a card that you name; "
+            f"{where}: architecture {architecture.name!r} is code, which runs only from a card that you name; "
             f"read it, then give --model {entry.folder / 'card.yaml'}"
         )
-    call = _imported(entry)
-    given = ", ".join(f"{key}={value!r}" for key, value in card.architecture.arguments.items())
-    try:
-        module = call(**card.architecture.arguments)
-    except BaseException as error:  # somebody else's code can fail in any way
-        reraise_stop(error)
+    if architecture.sha256 is not None and code.file is not None and architecture.sha256 != code.sha256:
         raise UserError(
-            f"model {card.name!r}: {name}({given}) failed ({cause(error)}); "
-            f"correct architecture.arguments in its card, or that code"
-        ) from error
+            f"{where}: the source of {code.name} ({code.file}, and what it imports beside it) is not the one that its "
+            f"card pins ({architecture.sha256[:12]}...); restore it, or where the change is meant write "
+            f"`sha256: {code.sha256}` under architecture"
+        )
+    built = network_class(code, where)
+    step = "correct architecture.arguments in its card, or that code"
+    module = call(built, code, architecture.arguments, where, step)
     if not isinstance(module, nn.Module):
         raise UserError(
-            f"model {card.name!r}: {name}({given}) returned a {type(module).__name__}, not a torch.nn.Module; "
+            f"{where}: {code.name} returned a {type(module).__name__}, not a torch.nn.Module; "
             f"name a class of modules or a function that returns one"
         )
     return module
 
 
-def _imported(entry: ZooEntry) -> Callable[..., Any]:
-    """The callable of "module:callable": in a file beside the card, else in an importable module."""
-    name = entry.card.architecture.name
-    module_name, _, attribute = name.partition(":")
-    where = f"model {entry.card.name!r}: architecture {name!r}"
-    if not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
-        raise UserError(f"{where} is no module:callable, as in my_models:ResNet; correct it")
-    found: Any = _module(module_name, entry.folder, where)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [known for known in vars(found) if callable(getattr(found, known)) and known[0] != "_"]
-            raise unknown_name(f"callable of module {module_name!r} ({where})", attribute, public)
-        found = getattr(found, part)
-    if not callable(found):
+def network_class(code: Code, where: str) -> Callable[..., Any]:
+    """The class or function that `code` names, imported; `UserError` for a class that is no torch.nn.Module."""
+    built = loaded_callable(code, where)
+    if isinstance(built, type) and not issubclass(built, nn.Module):
+        others = vars(sys.modules[code.module]).items()
+        known = [name for name, one in others if isinstance(one, type) and issubclass(one, nn.Module)]
         raise UserError(
-            f"{where} is a {type(found).__name__}, which cannot be called; name a class or function"
+            f"{where}: {code.name} is a class, but no torch.nn.Module; name one that is"
+            + (f": {', '.join(known[:SUGGESTED])}" if known else "")
         )
-    call: Callable[..., Any] = found
-    return call
-
-
-def _module(name: str, folder: Path, where: str) -> Any:
-    """Module `name`, imported with the card's folder in front of the import path."""
-    try:
-        with _import_path(folder):
-            module = importlib.import_module(name)
-    except BaseException as error:  # somebody else's code can fail in any way
-        reraise_stop(error)
-        absent = isinstance(error, ModuleNotFoundError) and error.name == name.split(".")[0]
-        step = (
-            f"put {name.split('.')[0]}.py beside the card, or install its package"
-            if absent
-            else "repair that module, or install what it needs"
-        )
-        raise UserError(f"{where} does not import ({cause(error)}); {step}") from error
-    stem, loaded = folder.resolve() / name.replace(".", "/"), getattr(module, "__file__", None) or "elsewhere"
-    beside = [path for path in (stem / "__init__.py", stem.with_suffix(".py")) if path.is_file()]
-    if beside and Path(loaded).resolve() not in beside:
-        raise UserError(
-            f"{where} means {beside[0]}, but a module {name!r} is loaded already from {loaded}; rename one of the files"
-        )
-    return module
-
-
-@contextmanager
-def _import_path(folder: Path) -> "Iterator[None]":
-    path = str(folder.resolve())
-    sys.path.insert(0, path)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(path)
+    return built

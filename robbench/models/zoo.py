@@ -1,13 +1,15 @@
 """The zoo: one folder a model with card.yaml, weights and golden tensors. No torch here."""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 from robbench.cards import ModelCard
-from robbench.core.errors import UserError, unknown_name
-from robbench.core.resources import cache_folder, data_root, existing_folder
-from robbench.core.schema import load_yaml
+from robbench.core.errors import SUGGESTED, UserError, known_name, nearest, unknown_name
+from robbench.core.resources import cache_folder, data_root, existing_folder, sha256_file
+from robbench.core.schema import load_yaml, read_yaml
+from robbench.models.code import SCHEMES, classes_in, find_code, has_scheme, is_code, pinned
 from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.specs import ModelKind
 
@@ -17,7 +19,24 @@ def read_entry(path: Path, checkpoints: Path | None = None) -> ZooEntry:
     card = path / "card.yaml" if path.is_dir() else path
     if not card.is_file():
         raise UserError(f"{str(path)!r} has no card.yaml; name a zoo model, a model folder or a card file")
-    return ZooEntry(load_yaml(card, ModelCard), card.parent, checkpoints)
+    try:
+        return ZooEntry(load_yaml(card, ModelCard), card.parent, checkpoints)
+    except UserError as error:
+        raise UserError(f"{error}{_hash_to_paste(card)}") from error
+
+
+def _hash_to_paste(card: Path) -> str:
+    """Behind the message about a malformed card without a sha256 of its weights: the right one; "" where none helps."""
+    try:
+        content = read_yaml(card)
+        weights = content["weights"] if isinstance(content, dict) else None
+        file = card.parent / str(weights["file"]) if isinstance(weights, dict) else None
+        given = weights.get("sha256") if isinstance(weights, dict) else None
+    except (UserError, KeyError):
+        return ""
+    if file is None or re.fullmatch("[0-9a-f]{64}", str(given)) or not file.is_file():
+        return ""
+    return f"; for {file.name} as it is write `sha256: {sha256_file(file)}` under weights"
 
 
 def zoo_entries(
@@ -83,24 +102,80 @@ def find_model(
         return entries[name]
     if ":" in name and (found := _of_library(name, requested)) is not None:
         return found
-    path = Path(name)
-    try:
-        named = path.is_dir() or (path.suffix in (".yaml", ".yml") and path.exists())
-    except OSError:  # no path could be called that
-        named = False
-    if named:
-        return read_entry(path, requested.checkpoints if requested is not None else None)
-    known = [known for known, entry in entries.items() if entry.card.kind == kind]
+    if _is_card(Path(name)):
+        return pinned(read_entry(Path(name), requested.checkpoints if requested is not None else None))
     noun = "model" if kind == "classifier" else kind
-    raise unknown_name(noun, name, known, "or give a model folder or card.yaml")
+    if (problem := _misnamed(noun, name)) is not None:
+        raise problem
+    known = [known for known, entry in entries.items() if entry.card.kind == kind]
+    return entries[known_name(noun, name, known, "or give a model folder or card.yaml")]
+
+
+def _is_card(path: Path) -> bool:
+    try:
+        return path.is_dir() or (path.suffix in (".yaml", ".yml") and path.exists())
+    except OSError:  # no path could be called that
+        return False
+
+
+WEIGHTS = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".tar", ".t7")
+FILES = (".yaml", ".yml", ".py", ".onnx", *WEIGHTS)
+
+
+def _misnamed(noun: str, name: str) -> UserError | None:
+    """What is missing of a model that is named by its class, a file or a path; None for other names."""
+    path = Path(name)
+    if is_code(name):
+        return _without_weights(noun, name)
+    try:
+        found, alike = path.is_file(), path.suffix in FILES or "/" in name
+    except OSError:  # no path could be called that
+        return None
+    if not found and not alike:
+        return None
+    return UserError(f"--{noun} {name!r} {_step_for(path, name) if found else _absent(path)}")
+
+
+def _without_weights(noun: str, name: str) -> UserError:
+    module, _, attribute = name.rpartition(":")
+    if find_code(name).file is not None:
+        return UserError(
+            f"--{noun} {name!r} names a class without its weights; add them in robbench run: --weights FILE, elsewhere "
+            f"name the card that robbench init writes"
+        )
+    schemes = [f"{scheme}:{attribute}" for scheme in nearest(module, SCHEMES)]
+    step = f"there is no module {module} in the folder you are in, and none is installed"
+    return unknown_name(noun, name, schemes, step)
+
+
+def _absent(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else Path.cwd()
+    near = nearest(path.name, [one.name for one in folder.iterdir() if one.suffix in FILES or one.is_dir()])
+    listed = f"; near it: {', '.join(str(path.parent / one) for one in near)}" if near else ""
+    return f"is no file or folder{listed}; name a zoo model, a model folder, a card, or module:Class with --weights"
+
+
+def _step_for(path: Path, name: str) -> str:
+    """What to write in place of a file that is there and is no card."""
+    if path.suffix == ".py":
+        classes = classes_in(path)
+        one = classes[0] if len(classes) == 1 else "CLASS"
+        which = f" ({', '.join(classes[:SUGGESTED])})" if classes else ""
+        return f"is Python code; name its class{which} and weights: --model {name}:{one} --weights FILE"
+    if path.suffix == ".onnx":
+        return f"is an ONNX file; give --model onnx:{name}"
+    return (
+        f"is a file of weights without the network they belong to; name its class too: "
+        f"--model module:Class --weights {name}"
+    )
 
 
 def _of_library(name: str, requested: ModelRequest | None) -> ZooEntry | None:
     """The model behind "torchvision:resnet50"; None when what comes before the colon is no scheme."""
-    from robbench.models.sources import has_scheme, named_model
-
     if not has_scheme(name):
         return None
+    from robbench.models.sources import named_model  # which needs torch
+
     if requested is None:
         raise UserError(
             f"{name!r} can be named in robbench run only, which knows its data set; "

@@ -23,7 +23,8 @@ from robbench.core.errors import UserError
 from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.libraries.torchvision import OLD_DENSENET, SCHEME
 from robbench.models.loading import build_architecture, load_model
-from robbench.models.sources import build_named, has_scheme, named_model
+from robbench.models.code import has_scheme
+from robbench.models.sources import build_named, named_model
 from robbench.models.zoo import find_model, read_entry, zoo_entries
 
 SHAPE = (1, 8, 8)

@@ -5,7 +5,11 @@ command line prints its single line and exits with code 2. Anything else that es
 """
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_FROM_PYTHON: ContextVar[bool] = ContextVar("from_python", default=False)
 
 
 class UserError(Exception):
@@ -14,6 +18,25 @@ class UserError(Exception):
 
 class AttackViolation(Exception):
     """An attack left its admissible set. Names attack, sample and by how much; the cell is recorded as failed."""
+
+
+@contextmanager
+def python_arguments() -> Iterator[None]:
+    """Inside, messages spell arguments as a Python call does: the user called the API and gave no options."""
+    token = _FROM_PYTHON.set(True)
+    try:
+        yield
+    finally:
+        _FROM_PYTHON.reset(token)
+
+
+def spell_argument(name: str, value: object = None) -> str:
+    """An argument as the user writes it: "--batch-size 8" on the command line, "batch_size=8" inside
+    `python_arguments`. name: a Python identifier. value: its text; True for a switch; None for the bare name."""
+    if _FROM_PYTHON.get():
+        return f"{name}=" if value is None else f"{name}={value}"
+    option = f"--{name.replace('_', '-')}"
+    return option if value is None or value is True else f"{option} {value}"
 
 
 def printable(text: str) -> str:

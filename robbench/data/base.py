@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, spell_argument
 from robbench.core.random import derive_seed
 from robbench.core.registry import Registry
 from robbench.data.card import DatasetCard, SplitCard, SplitName
@@ -19,7 +19,7 @@ from robbench.data.card import DatasetCard, SplitCard, SplitName
 @dataclass(frozen=True)
 class Split:
     """Images of one split. ids: int64 [N], positions in the source's own order; labels: int64 [N];
-    images: uint8 [N,C,H,W] holding grey levels 0..levels-1."""
+    images: uint8 [N,C,H,W] holding grey levels 0..levels-1, or float32 pixels in [0,1] of arrays without levels."""
 
     ids: Tensor
     labels: Tensor
@@ -31,7 +31,10 @@ class Split:
 
     def x(self, positions: Tensor) -> Tensor:
         """Contiguous float32 images [n,C,H,W] in [0,1] at `positions` (0..N-1) of this split."""
-        return (self.images[positions].to(torch.float32) / (self.levels - 1)).contiguous()
+        chosen = self.images[positions]
+        if not chosen.is_floating_point():
+            chosen = chosen.to(torch.float32) / (self.levels - 1)
+        return chosen.contiguous()
 
     def by_ids(self, ids: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of the samples called `ids`, in that order. KeyError for a foreign id."""
@@ -128,7 +131,7 @@ def sample_ids(split: Split, n: int | None, seed: int) -> list[int]:
     """
     if n is not None and not 0 < n <= len(split):
         raise UserError(
-            f"--n {n} is not available: the split has {len(split)} samples; give 1 to {len(split)}"
+            f"{spell_argument('n', n)} is not available: the split has {len(split)} samples; give 1 to {len(split)}"
         )
     generator = np.random.Generator(np.random.Philox(key=derive_seed(seed, "test subset")))
     order = generator.permutation(len(split))[: n if n is not None else len(split)]

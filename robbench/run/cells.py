@@ -125,7 +125,10 @@ class CellBuilder:
     def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:
         _same_shape(entry.card, self.dataset)
         randomised = any(attack.verdict_forwards > 1 for attack in attacks)
-        model = self._tried(load_model(entry, self.device), randomised)
+        yield from self.cells_of(self._tried(load_model(entry, self.device), randomised), attacks)
+
+    def cells_of(self, model: LoadedModel, attacks: Sequence[Attack]) -> Iterator[ClassifierCell]:
+        """A classifier with every attack."""
         for attack in attacks:
             # The likelihood of what nobody searched for says nothing, and 75 corruptions would cost hours of it.
             flow = self.flow_card if attack.spec.bounded else None

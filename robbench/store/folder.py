@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, spell_argument
 from robbench.core.locks import TABLE, LockHeldError, file_lock, holding_processes
 from robbench.store.ledger import LOCK_FILE, RUN_FILE, Ledger
 from robbench.store.records import RunFile
@@ -24,12 +24,14 @@ def check_folder(folder: Path, run: RunFile, fresh: bool) -> None:
     except UserError as error:
         if fresh:
             return
-        raise UserError(f"{error}; give another --out, or --fresh to put all of it aside") from error
+        raise UserError(
+            f"{error}; give another {spell_argument('out')}, or {spell_argument('fresh', True)} to put all of it aside"
+        ) from error
     differences = existing.differences(run) if existing else []
     if differences and not fresh:
         raise UserError(
-            f"--out {str(folder)!r} holds another run ({'; '.join(differences)}); "
-            f"give another --out, or --fresh to put it aside"
+            f"{_spell(folder)} holds another run ({'; '.join(differences)}); give another {spell_argument('out')}, or "
+            f"{spell_argument('fresh', True)} to put it aside"
         )
 
 
@@ -37,14 +39,14 @@ def check_not_foreign(folder: Path) -> None:
     """`UserError` when `folder` is a file or holds something else than a run. Reads only."""
     try:
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"--out {str(folder)!r} is a file; give a folder")
+            raise UserError(f"{_spell(folder)} is a file; give a folder")
         foreign = foreign_content(folder)
     except OSError as error:
         raise _unusable(folder, error) from error
     if foreign:
         raise UserError(
-            f"--out {str(folder)!r} holds something else ({', '.join(foreign[:3])}) and no {RUN_FILE}; "
-            f"give another --out"
+            f"{_spell(folder)} holds something else ({', '.join(foreign[:3])}) and no {RUN_FILE}; "
+            f"give another {spell_argument('out')}"
         )
 
 
@@ -65,7 +67,7 @@ def _is_leftover(name: str) -> bool:
 def opened(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
     """The ledger of `folder`, locked against a second writer, with superseded results put aside."""
     check_folder(folder, run, fresh)
-    with locked(folder, "or give another --out"):
+    with locked(folder, f"or give another {spell_argument('out')}"):
         check_folder(folder, run, fresh)
         ledger = Ledger(folder)
         if fresh:
@@ -74,9 +76,9 @@ def opened(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
 
 
 @contextmanager
-def locked(folder: Path, otherwise: str, argument: str = "--out") -> Iterator[None]:
+def locked(folder: Path, otherwise: str, argument: str = "") -> Iterator[None]:
     """Hold the lock of `folder`, made where it is absent. `UserError` when another process has it; otherwise: what else
-    the user can do than wait. argument: which one names the folder."""
+    the user can do than wait. argument: which one names the folder; "" for that of the output."""
     with ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,10 @@ def _put_aside(ledger: Ledger, run: RunFile) -> None:
         ledger.supersede([ledger.cell_folder(entry.hash) for entry in run.cells])
 
 
-def _unusable(folder: Path, error: OSError, argument: str = "--out") -> UserError:
-    return UserError(
-        f"{argument} {str(folder)!r} cannot be written ({error.strerror}); give a folder that you may write to"
-    )
+def _spell(folder: Path) -> str:
+    return spell_argument("out", repr(str(folder)))
+
+
+def _unusable(folder: Path, error: OSError, argument: str = "") -> UserError:
+    named = f"{argument} {str(folder)!r}" if argument else _spell(folder)
+    return UserError(f"{named} cannot be written ({error.strerror}); give a folder that you may write to")

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from robbench.core.budget_limits import IMAGE_SHAPES, require_inside_box
 from robbench.core.budget_limits import exact_text as exact_text  # part of this module's names
-from robbench.core.errors import UserError, folded, known_name
+from robbench.core.errors import UserError, folded, known_name, spell_argument
 from robbench.core.resources import data_root, existing_folder
 from robbench.core.schema import Strict, load_yaml
 
@@ -260,22 +260,24 @@ def resolve_attack(
     if owner is None:
         members = next(m.members(name) for m in models.values() if name in m.groups)
         raise UserError(f"attack {name!r} is a group of {len(members)}; name one of them, as in {members[0]}")
-    for option, value in (("--epsilon", epsilon), ("--eta", eta)):
+    for option, value in (("epsilon", epsilon), ("eta", eta)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise UserError(
-                f"{option} {value} is not a budget; give a finite number of at least 0 (0 is clean)"
+                f"{spell_argument(option, value)} is not a budget; give a finite number of at least 0 (0 is clean)"
             )
     if epsilon is not None and owner.pixel_range == 255 and 0 < epsilon < 1:
         raise UserError(
-            f"--epsilon {exact_text(epsilon)}: attack {name!r} counts epsilon on pixels 0..255, and this is less "
-            f"than one of 255; give {exact_text(round(epsilon * 255, 6))} for {exact_text(epsilon)} of the range"
+            f"{spell_argument('epsilon', exact_text(epsilon))}: attack {name!r} counts epsilon on pixels 0..255, and "
+            f"this is less than one of 255; give {exact_text(round(epsilon * 255, 6))} for "
+            f"{exact_text(epsilon)} of the range"
         )
     budget = owner.budgets_of(name).get(dataset, Budget())
     uses_epsilon, uses_eta = owner.space in ("image", "joint"), owner.space in ("latent", "joint")
-    resolved_epsilon = _budget_value(epsilon, budget.epsilon, uses_epsilon, "--epsilon", name, dataset)
-    resolved_eta = _budget_value(eta, budget.eta, uses_eta, "--eta", name, dataset)
+    resolved_epsilon = _budget_value(epsilon, budget.epsilon, uses_epsilon, "epsilon", name, dataset)
+    resolved_eta = _budget_value(eta, budget.eta, uses_eta, "eta", name, dataset)
     if resolved_epsilon is not None:
-        option = "epsilon" if epsilon is None else "--epsilon"
+        given = exact_text(resolved_epsilon)
+        option = f"epsilon {given}" if epsilon is None else spell_argument("epsilon", given)
         shape = IMAGE_SHAPES.get(dataset)
         require_inside_box(resolved_epsilon, owner.norm, shape, owner.pixel_range, name, option)
     label = name
@@ -327,7 +329,7 @@ def refuse_unused_budgets(
     ):
         if given and not used:
             raise UserError(
-                f"--{option} changes none of these attacks; leave it out, or ask for {kind} attack"
+                f"{spell_argument(option)} changes none of these attacks; leave it out, or ask for {kind} attack"
             )
 
 
@@ -340,7 +342,8 @@ def _budget_value(
         return given
     if default is None:
         raise UserError(
-            f"attack {attack!r} has no {option[2:]} for data set {dataset!r}; give {option} VALUE, --like NAME for the "
-            f"budgets of a known data set where yours is a folder, or add it to `budgets` of its threat model"
+            f"attack {attack!r} has no {option} for data set {dataset!r}; give {spell_argument(option, 'VALUE')}, "
+            f"{spell_argument('like', 'NAME')} for the budgets of a known data set where yours is a folder, or add the "
+            f"data set to `budgets` of its threat model"
         )
     return default

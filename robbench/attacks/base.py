@@ -40,7 +40,7 @@ from robbench.attacks.trust.model_call import out_of_memory
 from robbench.attacks.trust.preflight import check_model
 from robbench.attacks.trust.suspicions import Diagnostics, Suspicion
 from robbench.attacks.victim import Victim, full_precision
-from robbench.core.errors import AttackViolation, UserError
+from robbench.core.errors import AttackViolation, UserError, spell_argument
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.state import ModelState
 from robbench.specs import ModelKind, ResolvedAttack
@@ -109,7 +109,7 @@ class Attack(NamedAttack):
         if spec.needs_flow and flow is None:
             raise UserError(
                 f"attack {spec.name!r} searches the latents of a normalizing flow and none is at hand; "
-                f"name one with --flow, or train one: robbench train --defense clean --dataset NAME"
+                f"name one with {spell_argument('flow')}, or train one: robbench train --defense clean --dataset NAME"
             )
         super().__init__(spec)
         self.flow = flow

@@ -8,7 +8,7 @@ from torch import Tensor
 from robbench.attacks.search.geometry import norm_of, per_sample
 from robbench.attacks.search.spaces import Codec
 from robbench.core.budget_limits import exact_text, require_inside_box
-from robbench.core.errors import AttackViolation, UserError
+from robbench.core.errors import AttackViolation, UserError, spell_argument
 from robbench.specs import ResolvedAttack
 
 # Rounding allowance of float32 arithmetic on [0,1] pixels before a point counts as outside its set.
@@ -107,7 +107,10 @@ def require_labels(y: Tensor, classes: int) -> None:
     """`UserError` for labels y [N] outside a model's `classes`."""
     outside = y[(y < 0) | (y >= classes)]
     if len(outside):
-        raise UserError(f"label {int(outside[0])} is outside the model's {classes} classes; check --dataset")
+        raise UserError(
+            f"label {int(outside[0])} is outside the model's {classes} classes; check the labels and "
+            f"{spell_argument('dataset')}"
+        )
 
 
 def check_tensor(spec: ResolvedAttack, adversarial: Tensor, x: Tensor, ids: Tensor) -> None:

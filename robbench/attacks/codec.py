@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks.search.spaces import Codec
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, spell_argument
 from robbench.models.flows.base import Flow, FrozenFlow, Latents
 from robbench.models.flows.checks import (
     CONTRACT,
@@ -78,7 +78,8 @@ def not_inverse(gap: Tensor) -> UserError:
     wrong = ~(gap <= IMAGE_TOLERANCE)
     return UserError(
         f"the flow does not invert itself: decode(encode(x)) is off by up to {float(gap[wrong].max()):.3g} on "
-        f"{int(wrong.sum())} of {len(gap)} images, allowed {IMAGE_TOLERANCE:g}; choose another --flow or train it again"
+        f"{int(wrong.sum())} of {len(gap)} images, allowed {IMAGE_TOLERANCE:g}; choose another "
+        f"{spell_argument('flow')} or train it again"
     )
 
 

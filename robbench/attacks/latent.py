@@ -19,7 +19,7 @@ from robbench.attacks.search.active import still_robust
 from robbench.attacks.search.geometry import Noise, SampleNoise, project
 from robbench.attacks.search.spaces import Codec, InLoop, JointSpace, LatentSpace
 from robbench.attacks.victim import Victim, chunks
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, spell_argument
 from robbench.core.mathml import length, math, row, sub, under
 from robbench.core.schema import Strict
 from robbench.specs import Norm, ResolvedAttack, Semantics
@@ -165,5 +165,5 @@ def _check_levels(flow: Codec, levels: tuple[int, ...] | None, attack: str) -> N
     if not levels or not all(float(flow.level_mask((level,)).sum()) > 0 for level in levels):
         raise UserError(
             f"attack {attack!r} names levels {list(levels)} that the flow does not have; "
-            f"levels count from 1 (finest); choose another level or another --flow"
+            f"levels count from 1 (finest); choose another level or another {spell_argument('flow')}"
         )

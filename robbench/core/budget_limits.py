@@ -40,11 +40,12 @@ def require_inside_box(
     shape: tuple[int, ...] | None,
     pixel_range: int,
     attack: str,
-    option: str = "epsilon",
+    option: str = "",
 ) -> None:
     """`UserError` for an image budget beyond the diameter of the box of images of `shape` (C,H,W; None if not known).
 
-    budget, pixel_range: on pixels in [0, pixel_range]. attack: its name; option: what the budget was given as.
+    budget, pixel_range: on pixels in [0, pixel_range]. attack: its name; option: how the budget was
+    given, as "--epsilon 8"; "" for one that nobody gave.
     """
     diameter = box_diameter(norm, shape)
     if diameter is None or budget <= diameter * pixel_range * (1 + ROUNDING):
@@ -55,8 +56,8 @@ def require_inside_box(
     if pixel_range == 1 and budget <= 255 * diameter:
         advice = f"give {given}/255 if you mean {given} of 255 grey levels, else at most {most}"
     raise UserError(
-        f"{option} {given}: attack {attack!r} counts epsilon on pixels 0..{pixel_range}, and this is beyond the {norm} "
-        f"diameter of the whole box{of}, {most}; {advice}"
+        f"{option or f'epsilon {given}'}: attack {attack!r} counts epsilon on pixels 0..{pixel_range}, and this is "
+        f"beyond the {norm} diameter of the whole box{of}, {most}; {advice}"
     )
 
 

@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, spell_argument
 
 VERSIONED = ("torch", "torchvision", "numpy", "pyautoattack", "scikit-learn")
 
@@ -19,16 +19,20 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cpu")
     kind, _, index = name.partition(":")
     if kind != "cuda" or (index and not index.isdecimal()) or name.endswith(":"):
-        raise UserError(f"--device {name!r} is not a device; give auto, cpu, cuda or cuda:N")
+        raise UserError(
+            f"{spell_argument('device', repr(name))} is not a device; give auto, cpu, cuda or cuda:N"
+        )
     if not torch.cuda.is_available():
         built = "has no CUDA support" if torch.version.cuda is None else "finds no usable NVIDIA GPU"
         raise UserError(
-            f"--device {name!r}: PyTorch {torch.__version__} {built}; "
-            f"give --device cpu, or see robbench doctor"
+            f"{spell_argument('device', repr(name))}: PyTorch {torch.__version__} {built}; "
+            f"give {spell_argument('device', 'cpu')}, or see robbench doctor"
         )
     if index and int(index) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
-        raise UserError(f"--device {name!r}: there are {count} CUDA devices; give cuda:0 to cuda:{count - 1}")
+        raise UserError(
+            f"{spell_argument('device', repr(name))}: there are {count} CUDA devices; give cuda:0 to cuda:{count - 1}"
+        )
     return torch.device(name)
 
 

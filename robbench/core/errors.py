@@ -6,7 +6,9 @@ command line prints its single line and exits with code 2. Anything else that es
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 LISTED_BY = {  # the list of `robbench list` that has the names of a kind
     "attack": "attacks",
@@ -20,6 +22,7 @@ LISTED_BY = {  # the list of `robbench list` that has the names of a kind
 }
 SUGGESTED = 3  # names in a message, at most
 NEAR = 0.15  # by how much a suggestion may be less like a name than the best one is
+_FROM_PYTHON: ContextVar[bool] = ContextVar("from_python", default=False)
 
 
 class UserError(Exception):
@@ -28,6 +31,25 @@ class UserError(Exception):
 
 class AttackViolation(Exception):
     """An attack left its admissible set. Names attack, sample and by how much; the cell is recorded as failed."""
+
+
+@contextmanager
+def python_arguments() -> Iterator[None]:
+    """Inside, messages spell arguments as a Python call does: the user called the API and gave no options."""
+    token = _FROM_PYTHON.set(True)
+    try:
+        yield
+    finally:
+        _FROM_PYTHON.reset(token)
+
+
+def spell_argument(name: str, value: object = None) -> str:
+    """An argument as the user writes it: "--batch-size 8" on the command line, "batch_size=8" inside
+    `python_arguments`. name: a Python identifier. value: its text; True for a switch; None for the bare name."""
+    if _FROM_PYTHON.get():
+        return f"{name}=" if value is None else f"{name}={value}"
+    option = f"--{name.replace('_', '-')}"
+    return option if value is None or value is True else f"{option} {value}"
 
 
 def printable(text: str) -> str:

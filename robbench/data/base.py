@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, spell_argument
 from robbench.core.random import derive_seed
 from robbench.core.registry import Registry
 from robbench.data.card import DatasetCard, SplitCard, SplitName
@@ -20,7 +20,8 @@ from robbench.data.decode import FileImages
 @dataclass(frozen=True)
 class Split:
     """Images of one split. ids: int64 [N], positions in the source's own order; labels: int64 [N];
-    images: uint8 [N,C,H,W] holding grey levels 0..levels-1, or files that are decoded when they are asked for."""
+    images: uint8 [N,C,H,W] holding grey levels 0..levels-1, files that are decoded when they are read,
+    or float32 pixels in [0,1] of arrays without grey levels."""
 
     ids: Tensor
     labels: Tensor
@@ -37,7 +38,10 @@ class Split:
 
     def x(self, positions: Tensor) -> Tensor:
         """Contiguous float32 images [n,C,H,W] in [0,1] at `positions` (0..N-1) of this split."""
-        return (self.images[positions].to(torch.float32) / (self.levels - 1)).contiguous()
+        chosen = self.images[positions]
+        if not chosen.is_floating_point():
+            chosen = chosen.to(torch.float32) / (self.levels - 1)
+        return chosen.contiguous()
 
     def by_ids(self, ids: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of the samples called `ids`, in that order. KeyError for a foreign id."""
@@ -51,8 +55,8 @@ class Split:
 
     def subset(self, positions: Tensor) -> "Split":
         """The split restricted to `positions`; ids stay what they were."""
-        files = isinstance(self.images, FileImages)
-        images = self.images.at(positions) if files else self.images[positions]
+        images = self.images
+        images = images.at(positions) if isinstance(images, FileImages) else images[positions]
         return Split(self.ids[positions], self.labels[positions], images, self.levels)
 
 
@@ -142,7 +146,7 @@ def sample_ids(split: Split, n: int | None, seed: int) -> list[int]:
     """
     if n is not None and not 0 < n <= len(split):
         raise UserError(
-            f"--n {n} is not available: the split has {len(split)} samples; give 1 to {len(split)}"
+            f"{spell_argument('n', n)} is not available: the split has {len(split)} samples; give 1 to {len(split)}"
         )
     generator = np.random.Generator(np.random.Philox(key=derive_seed(seed, "test subset")))
     order = generator.permutation(len(split))[: n if n is not None else len(split)]

@@ -21,7 +21,6 @@ from robbench.core.resources import sha256_file
 from robbench.core.stops import reraise_stop
 from robbench.models.entry import ZooEntry
 
-
 SCHEMES = {
     "onnx": "robbench.models.libraries.onnx",
     "robustbench": "robbench.models.libraries.robustbench",

@@ -125,7 +125,10 @@ class CellBuilder:
     def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:
         _require_same_shape(entry.card, self.dataset)
         randomised = any(attack.verdict_forwards > 1 for attack in attacks)
-        model = self._try_model(load_model(entry, self.device), randomised)
+        yield from self.cells_of(self._try_model(load_model(entry, self.device), randomised), attacks)
+
+    def cells_of(self, model: LoadedModel, attacks: Sequence[Attack]) -> Iterator[ClassifierCell]:
+        """A classifier with every attack."""
         for attack in attacks:
             # The likelihood of corrupted images is of no interest, and would take hours for 75 corruptions.
             flow = self.flow_card if attack.spec.bounded else None

@@ -14,10 +14,10 @@ from robbench.data import Dataset, load_dataset, sample_ids
 from robbench.data.card import require_dataset
 from robbench.data.corruptions import located
 from robbench.defenses import DEFENSES, FLOW_DEFENSES
+from robbench.models.code import has_scheme
 from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow
-from robbench.models.code import has_scheme
 from robbench.models.zoo import default_flow, find_model, find_models, zoo_entries
 from robbench.run.cells import SHARD_SIZE, Cell, CellBuilder
 from robbench.run.ray_backend import RayOptions, ray_options

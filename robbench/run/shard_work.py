@@ -21,7 +21,7 @@ from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.attacks.victim import full_precision
 from robbench.attacks.witness import witnesses
 from robbench.core.device import device_text
-from robbench.core.errors import AttackViolation, UserError
+from robbench.core.errors import AttackViolation, UserError, spell_argument
 from robbench.core.foreign import message_of
 from robbench.core.schema import validate_json
 from robbench.core.stops import reraise_stop
@@ -209,9 +209,9 @@ def _reason(error: BaseException) -> str:
     """The reason of a failure in one line; for lack of memory with the next step."""
     text = message_of(error, 1000)
     if isinstance(error, torch.OutOfMemoryError):
-        return f"out of GPU memory ({text[:120]}); give a smaller --batch-size"
+        return f"out of GPU memory ({text[:120]}); give a smaller {spell_argument('batch_size')}"
     if out_of_memory(error):
-        return f"out of memory ({text[:120]}); give a smaller --batch-size"
+        return f"out of memory ({text[:120]}); give a smaller {spell_argument('batch_size')}"
     return text if isinstance(error, AttackViolation | UserError) else f"{type(error).__name__}: {text[:300]}"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, spell_argument
 from robbench.core.locks import TABLE, LockHeldError, file_lock, holding_processes
 from robbench.data.card import CARD_FILE
 from robbench.store.ledger import LOCK_FILE, RUN_FILE, Ledger
@@ -25,12 +25,14 @@ def check_folder(folder: Path, run: RunFile, fresh: bool) -> None:
     except UserError as error:
         if fresh:
             return
-        raise UserError(f"{error}; give another --out, or --fresh to put all of it aside") from error
+        raise UserError(
+            f"{error}; give another {spell_argument('out')}, or {spell_argument('fresh', True)} to put all of it aside"
+        ) from error
     differences = existing.differences(run) if existing else []
     if differences and not fresh:
         raise UserError(
-            f"--out {str(folder)!r} holds another run ({'; '.join(differences)}); "
-            f"give another --out, or --fresh to put it aside"
+            f"{_spell(folder)} holds another run ({'; '.join(differences)}); give another {spell_argument('out')}, or "
+            f"{spell_argument('fresh', True)} to put it aside"
         )
 
 
@@ -38,14 +40,14 @@ def check_not_foreign(folder: Path) -> None:
     """`UserError` when `folder` is a file or contains something else than a run. Reads only."""
     try:
         if folder.exists() and not folder.is_dir():
-            raise UserError(f"--out {str(folder)!r} is a file; give a folder")
+            raise UserError(f"{_spell(folder)} is a file; give a folder")
         foreign = foreign_content(folder)
     except OSError as error:
         raise _unusable(folder, error) from error
     if foreign:
         raise UserError(
-            f"--out {str(folder)!r} holds something else ({', '.join(foreign[:3])}) and no {RUN_FILE}; "
-            f"give another --out"
+            f"{_spell(folder)} holds something else ({', '.join(foreign[:3])}) and no {RUN_FILE}; "
+            f"give another {spell_argument('out')}"
         )
 
 
@@ -66,7 +68,7 @@ def _is_leftover(name: str) -> bool:
 def open_ledger(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
     """The ledger of `folder`, locked against other writers; with `fresh` earlier results are moved aside."""
     check_folder(folder, run, fresh)
-    with lock_folder(folder, "or give another --out"):
+    with lock_folder(folder, f"or give another {spell_argument('out')}"):
         check_folder(folder, run, fresh)
         ledger = Ledger(folder)
         if fresh:
@@ -75,10 +77,10 @@ def open_ledger(folder: Path, run: RunFile, fresh: bool) -> Iterator[Ledger]:
 
 
 @contextmanager
-def lock_folder(folder: Path, otherwise: str, argument: str = "--out") -> Iterator[None]:
+def lock_folder(folder: Path, otherwise: str, argument: str = "") -> Iterator[None]:
     """Inside, hold the lock of `folder`, which is created if absent. `UserError` when another process has it.
 
-    otherwise: what the user can do besides waiting. argument: the option that names the folder.
+    otherwise: what the user can do besides waiting. argument: the one that names the folder; "" for the output's.
     """
     with ExitStack() as stack:
         try:
@@ -113,7 +115,10 @@ def _put_aside(ledger: Ledger, run: RunFile) -> None:
         ledger.supersede([ledger.cell_folder(entry.hash) for entry in run.cells])
 
 
-def _unusable(folder: Path, error: OSError, argument: str = "--out") -> UserError:
-    return UserError(
-        f"{argument} {str(folder)!r} cannot be written ({error.strerror}); give a folder that you may write to"
-    )
+def _spell(folder: Path) -> str:
+    return spell_argument("out", repr(str(folder)))
+
+
+def _unusable(folder: Path, error: OSError, argument: str = "") -> UserError:
+    named = f"{argument} {str(folder)!r}" if argument else _spell(folder)
+    return UserError(f"{named} cannot be written ({error.strerror}); give a folder that you may write to")

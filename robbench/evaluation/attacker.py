@@ -1,0 +1,161 @@
+"""`robbench.attack`: one attack as a function of model, images and labels."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from robbench.attacks import Attack, Outcome, Victim, build_attack
+from robbench.attacks.search.decision import margins
+from robbench.attacks.search.geometry import norm_of
+from robbench.attacks.search.inner import attack_mode
+from robbench.attacks.trust.context import own_context
+from robbench.attacks.trust.suspicions import RobbenchWarning
+from robbench.attacks.victim import full_precision
+from robbench.core.device import resolve_device
+from robbench.core.errors import UserError, python_arguments
+from robbench.core.foreign import no_exit
+from robbench.core.stops import listening
+from robbench.evaluation.inputs import Array, Inputs, read_inputs, to_tensor
+from robbench.evaluation.request import Budget, GivenFlow, flow_in_use, require_seed, resolve_attacks
+from robbench.evaluation.result import distance_norm
+from robbench.evaluation.subject import Model, prepared
+from robbench.models.flows.base import FrozenFlow
+from robbench.specs import Norm, ResolvedAttack
+
+
+class AttackedImages(NamedTuple):
+    """What `Attacker.run` returns. images: adversarial [N,C,H,W]. success: [N] bool, whether the model is wrong on them
+    (a tie is wrong). distances: float32 [N], from the clean images, in `Attacker.norm`. All on the device of x."""
+
+    images: Tensor
+    success: Tensor
+    distances: Tensor
+
+
+@dataclass(frozen=True, repr=False)
+class Attacker:
+    """An attack with its budget, to be called on models.
+
+    Attributes:
+        spec: the attack with every number filled in.
+        attack: what searches.
+        seed: of its random numbers; sample i is keyed by (seed, i).
+        device: where it computes.
+        batch_size: images at once.
+        flow: what a latent or joint attack searches through.
+    """
+
+    spec: ResolvedAttack
+    attack: Attack
+    seed: int
+    device: str
+    batch_size: int
+    flow: FrozenFlow | None = None
+
+    @property
+    def norm(self) -> Norm:
+        """The norm of `distances`: of the attack's ball, linf for latent and joint attacks."""
+        return distance_norm(self.spec.space, self.spec.norm)
+
+    def __call__(self, model: Model, x: Array, y: Array) -> Tensor:
+        """Adversarial images [N,C,H,W] in [0,1] for images x and labels y [N], on x's device and in its dtype.
+
+        Each is checked to lie in the attack's set; of an image that was not broken, it is the last one tried or the
+        clean one. The model is left as it was found.
+        """
+        with self._attacking(model, x, y) as (inputs, _, outcome):
+            found = _as_given(outcome.adversarial, inputs)
+        self._warn(outcome)
+        return found
+
+    def run(self, model: Model, x: Array, y: Array) -> AttackedImages:
+        """As a call, with the success of each image by a clean forward of it, and its distance."""
+        with self._attacking(model, x, y) as (inputs, victim, outcome):
+            images = _as_given(outcome.adversarial, inputs)
+            back = images.detach().to("cpu", torch.float32)
+            with attack_mode(victim.module), full_precision():
+                victim.draws = self.attack.verdict_forwards
+                success = ~(margins(victim.attacked_logits(back, inputs.labels), inputs.labels) > 0)
+            distances = norm_of(back - inputs.images, self.norm)
+        self._warn(outcome)
+        return AttackedImages(images, success.to(inputs.device), distances.to(inputs.device))
+
+    @contextmanager
+    def _attacking(self, model: Model, x: Array, y: Array) -> Iterator[tuple[Inputs, Victim, Outcome]]:
+        what = f"attack {self.spec.label!r}: the model ({type(model).__qualname__})"
+        with python_arguments(), listening(), no_exit(what), own_context():
+            inputs = _inputs(x, y)
+            with prepared(model, inputs.images, self.device, self.batch_size, inputs.device) as subject:
+                if self.flow is not None:
+                    self.flow.to(subject.victim.device)
+                outcome = self.attack.evaluate(
+                    subject.victim, inputs.ids, inputs.images, inputs.labels, self.seed, self.batch_size
+                )
+                yield inputs, subject.victim, outcome
+
+    def _warn(self, outcome: Outcome) -> None:
+        for one in outcome.suspicions:
+            warnings.warn(f"{self.spec.label}: {one.text}", RobbenchWarning, stacklevel=3)
+
+    def __repr__(self) -> str:
+        budgets = [
+            f"{name}={value:g}"
+            for name in ("epsilon", "eta")
+            if (value := getattr(self.spec, name)) is not None
+        ]
+        return f"robbench.attack({', '.join([repr(self.spec.name), *budgets])})"
+
+
+def attack(
+    name: str,
+    *,
+    epsilon: Budget | None = None,
+    eta: Budget | None = None,
+    dataset: str | None = None,
+    flow: GivenFlow = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    batch_size: int = 256,
+) -> Attacker:
+    """The attack called `name` (`robbench list attacks`), as a function of model, images and labels.
+
+    epsilon, eta: its budget, 0.031 or "8/255", in [0,1] pixels and raw latent units; dataset: whose budget and default
+    flow to use instead. flow: a flow, or the name of one in the zoo, for latent and joint attacks. seed, device,
+    batch_size: as of `evaluate`. `UserError` in one line for anything that does not fit.
+    """
+    with python_arguments(), own_context():
+        specs = resolve_attacks(name, dataset, epsilon, eta)
+        if len(specs) != 1:
+            raise UserError(
+                f"robbench.attack takes one attack and one budget, and these are {len(specs)}; give one each"
+            )
+        resolve_device(str(device))
+        found = flow_in_use(flow, dataset, specs, scored=False)
+        frozen = found.flow if found is not None else None
+        built = build_attack(specs[0], frozen)
+        return Attacker(built.spec, built, require_seed(seed), str(device), batch_size, frozen)
+
+
+def _inputs(x: Array, y: Array) -> Inputs:
+    given = to_tensor("x", x)
+    if given.dtype == torch.uint8:
+        raise UserError(
+            "x is uint8, which cannot hold adversarial images; give floating point pixels in [0,1], as in x / 255"
+        )
+    return read_inputs(x, y)
+
+
+def _as_given(adversarial: Tensor, inputs: Inputs) -> Tensor:
+    """Images in the caller's dtype and on the caller's device. Narrower numbers are rounded towards the clean image, so
+    that an image leaves neither its ball nor the box."""
+    found = adversarial.to(inputs.dtype)
+    if found.dtype not in (torch.float32, torch.float64):
+        clean = inputs.images
+        too_far = (found.float() - clean).abs() > (adversarial - clean).abs()
+        found = torch.where(too_far, torch.nextafter(found, clean.to(inputs.dtype)), found)
+    return found.to(inputs.device)

@@ -151,9 +151,27 @@ class Measurement(Strict):
     note: str = ""
 
 
+class Paper(Strict):
+    """Where a model was published. title: as short as readers know it; venue: "ICML"; url: of the paper."""
+
+    title: str = ""
+    venue: str = ""
+    year: int | None = Field(default=None, ge=1900, le=2200)
+    url: Annotated[str, Field(pattern=r"^(https://\S+)?$")] = ""
+
+
 class ModelCard(Strict):
-    """zoo/NAME/card.yaml. logits: those that the model is restricted to, by their indices; None for all. Predictions,
-    and what attacks see, are of these alone."""
+    """zoo/NAME/card.yaml.
+
+    Attributes:
+        defense: name of the training method.
+        logits: those that the model is restricted to, by index; None for all. Predictions and attacks see only these.
+        parameters: trainable numbers of the module.
+        paper: where the model was published.
+        extra_data: what it was trained on beyond the training set of `dataset`: "synthetic, 1 M".
+        source: where it is from: an address, or words.
+        golden, training, measurements, license: what is known of its outputs, making, numbers and use.
+    """
 
     schema_version: Literal[1] = 1
     name: Name
@@ -173,6 +191,9 @@ class ModelCard(Strict):
     measurements: tuple[Measurement, ...] = ()
     license: str = "MIT"
     source: str = ""
+    parameters: int | None = Field(default=None, gt=0)
+    paper: Paper | None = None
+    extra_data: str = ""
 
     @model_validator(mode="after")
     def _logits_exist(self) -> Self:

@@ -1,24 +1,27 @@
 """Leaderboard pages: models by attacks, for each group and each of its threat models."""
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from markupsafe import Markup
 
+from robbench.core.counting import counted
 from robbench.report.attack_lines import budget_text
 from robbench.report.data_card import data_card
 from robbench.report.site import downloads
-from robbench.report.site.boards import Board, Cell, Table, boards
+from robbench.report.site.boards import boards
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
 from robbench.report.site.page import Page, Part
 from robbench.report.site.provenance import provenance
 from robbench.report.site.ranks import EXPLANATION
+from robbench.report.site.tables import Board, Cell, Table, lead
 from robbench.report.templating import environment
 from robbench.results import corruptions
 from robbench.results.wording import summary
+from robbench.specs import ResolvedAttack
 
 PLAIN_ROWS, PLAIN_CELLS = 400, 40_000  # a table beyond either is paged, its rows in a JSON island
 PAGE_SIZE = 50
@@ -46,40 +49,53 @@ class Rendered:
     more_notes: int
 
     @property
-    def hidden(self) -> list[tuple[int, int]]:
-        spans: list[tuple[int, int]] = []
-        for place, column in enumerate(self.table.columns, 1):
-            if not column.shown:
-                grows = spans and spans[-1][1] == place - 1
-                spans[-1:] = [(spans[-1][0], place)] if grows else [*spans[-1:], (place, place)]
-        return spans
+    def rules(self) -> list[tuple[str, list[tuple[int, int]]]]:
+        """(condition, spans of columns) that style hides until a reader chooses: at a desk and on a phone."""
+        desk, phone = _spans(not c.shown for c in self.table.columns), _spans(not c.narrow for c in self.table.columns)
+        return [(" and (min-width: 40.01rem)", desk), (" and (max-width: 40rem)", phone)]
 
     @property
     def ranked(self) -> bool:
         return any(cell.kind == "rank" for line in self.table.lines for cell in line)
 
 
+def _spans(hidden: Iterable[bool]) -> list[tuple[int, int]]:
+    """(first, last) positions, from 1, of neighbours that are hidden."""
+    spans: list[tuple[int, int]] = []
+    for place, is_hidden in enumerate(hidden, 1):
+        if is_hidden:
+            grows = spans and spans[-1][1] == place - 1
+            spans[-1:] = [(spans[-1][0], place)] if grows else [*spans[-1:], (place, place)]
+    return spans
+
+
 def parts(site: Site) -> Iterator[Part]:
     """The leaderboards of all groups."""
     for group in site.groups:
         files = downloads.tables_by_page(group)
-        found = boards(group)
-        for board in found:
-            yield page(group, board, found, downloads.section(files.get(board.path, [])))
+        siblings = [g for g in site.groups if g.run.dataset == group.run.dataset and g is not group]
+        for board in boards(group):
+            yield page(group, board, boards(group), downloads.section(files.get(board.path, [])), siblings)
 
 
-def page(group: Group, board: Board, boards: Sequence[Board], files: str = "") -> Page:
-    """The page of one of the `boards` of a group. files: what it says of its downloads."""
-    is_first = board is boards[0]
+def page(
+    group: Group, board: Board, boards: Sequence[Board], files: str = "", siblings: Sequence[Group] = ()
+) -> Page:
+    """The page of one of the `boards` of a group. files: what it says of its downloads; siblings: other groups on the
+    same data set."""
     run = group.run
     content = body(
         "board.html.j2",
         group=group,
         board=board,
         boards=boards,
+        siblings=siblings,
         run=run,
-        summary=summary(run),
+        summary=_summary(group, board),
+        lead=lead(board.accuracies) if board.accuracies and not board.is_union else None,
+        comparable=len(group.classifiers) > 1,
         tables=[rendered(table, number) for number, table in enumerate(board.tables, 1)],
+        attacks=_by_strength(group, board),
         ranks=EXPLANATION,
         page_size=PAGE_SIZE,
         budget_text=budget_text,
@@ -90,12 +106,29 @@ def page(group: Group, board: Board, boards: Sequence[Board], files: str = "") -
     )
     return Page(
         path=board.path,
-        title=f"Robustness on {group.title}" if is_first else f"{board.title}: {group.title}",
+        title=f"{group.name}: {board.title}",
         kind="board",
         body=content,
-        crumbs=() if is_first else ((group.title, boards[0].path),),
         provenance=provenance(group, board.results),
+        description=_description(group, board),
     )
+
+
+def _by_strength(group: Group, board: Board) -> list[tuple[ResolvedAttack, float | None]]:
+    """The attacks of a board with the mean accuracy that they left, the strongest first."""
+    order = {label: place for place, label in enumerate(group.by_strength)}
+    attacks = sorted(board.attacks, key=lambda attack: order[attack.label])
+    return [(attack, group.strength(attack.label)[0]) for attack in attacks]
+
+
+def _summary(group: Group, board: Board) -> str:
+    return summary(replace(group.run, cells=list(board.results)))
+
+
+def _description(group: Group, board: Board) -> str:
+    models = counted(len({result.cell.model for result in board.results}), "model")
+    attacks = counted(len(board.attacks), "attack")
+    return f"{models} under {attacks}: {board.title} on {group.title}."
 
 
 # ----------------------------------------------------------------------------------------------------- tables

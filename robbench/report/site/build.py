@@ -19,8 +19,22 @@ from markupsafe import Markup
 from robbench.core.errors import UserError
 from robbench.core.places import check_output_file, check_output_folder
 from robbench.core.resources import new_folder, utf8, write_text_atomically
-from robbench.report.site.frame import SCRIPT, SIGNATURE, STYLE, framed, framed_together, script, style
-from robbench.report.site.groups import Site, site_of
+from robbench.report.site import hosting
+from robbench.report.site.frame import (
+    INDEX,
+    SCRIPT,
+    SIGNATURE,
+    STYLE,
+    Frame,
+    Tab,
+    framed,
+    framed_together,
+    script,
+    search_index,
+    style,
+    today,
+)
+from robbench.report.site.groups import Group, Site, site_of
 from robbench.report.site.page import Download, Page, Part, without_links
 from robbench.store.records import Run
 
@@ -33,8 +47,10 @@ INLINE = 3_000_000  # bytes of downloads that a single file holds
 def parts(site: Site) -> Iterator[Part]:
     """Every page and download of a site; the start page first."""
     from robbench.report.site import (
+        about,
         attack_page,
         board_page,
+        catalog,
         compare_page,
         downloads,
         home,
@@ -43,7 +59,7 @@ def parts(site: Site) -> Iterator[Part]:
     )
 
     more = _endings(site)
-    modules = [home, board_page, model_page, attack_page, compare_page, published, downloads]
+    modules = [home, board_page, catalog, model_page, attack_page, compare_page, published, about, downloads]
     if site.published is not None:
         modules.remove(published)
     for module in modules:
@@ -55,25 +71,37 @@ def parts(site: Site) -> Iterator[Part]:
 
 
 def _endings(site: Site) -> dict[str, Markup]:
-    """What pages end with, by path: a way to compare two models, and (leaderboards say that themselves) the files of
-    their tables."""
+    """What pages of models end with, by path: a way to compare two of them, and the files of their tables."""
     from robbench.report.site import compare_page, downloads
-    from robbench.report.site.boards import boards
 
     found: dict[str, Markup] = {}
     for group in site.groups:
-        for board in boards(group):
-            found[board.path] = compare_page.link(group, board.path)
         tables = downloads.tables_by_page(group)
         for path in (group.model_path(model.name) for model in group.models):
             found[path] = compare_page.link(group, path) + downloads.section(tables.get(path, []))
     return found
 
 
-def write_site(runs: Sequence[Run], folder: Path, inputs: Sequence[Path] = ()) -> Path:
+def frame_of(site: Site, base_url: str = "") -> Frame:
+    """The header and footer of a site: a tab a data set, which opens the group of it with most cells."""
+    by_data: dict[str, list[Group]] = {}
+    for group in site.groups:
+        by_data.setdefault(group.run.dataset, []).append(group)
+    tabs = [
+        Tab(name, max(groups, key=lambda g: len(g.run.cells)).board_path(), tuple(group.slug for group in groups))
+        for name, groups in by_data.items()
+    ]
+    published = "published/index.html" if site.published is None else ""
+    return Frame(tuple(tabs), published, base_url.rstrip("/"), today())
+
+
+def write_site(
+    runs: Sequence[Run], folder: Path, inputs: Sequence[Path] = (), base_url: str = ""
+) -> Path:
     """Write the site of `runs` into `folder`, in the place of an older site; returns the start page.
 
-    inputs: run folders and bundles that the runs were read from. `UserError` for a folder that holds something else or
+    inputs: run folders and bundles that the runs were read from. base_url: address that the site will have, for what
+    search engines, previews and GitHub Pages read. `UserError` for a folder that holds something else or
     overlaps an input, and for runs without any cell. The folder is replaced when all is written: a reader never sees
     half a site.
     """
@@ -81,7 +109,7 @@ def write_site(runs: Sequence[Run], folder: Path, inputs: Sequence[Path] = ()) -
     site = _site(runs)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(folder) as fresh:
-        _fill(fresh, site)
+        _fill(fresh, site, base_url)
         _check_folder(folder)
         _replace(folder, fresh)
     _remove_leftovers(folder)
@@ -120,11 +148,14 @@ def _remove_leftovers(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _fill(folder: Path, site: Site) -> None:
+def _fill(folder: Path, site: Site, base_url: str) -> None:
     """Write every file, and last the list of them."""
+    frame, found = frame_of(site, base_url), list(parts(site))
+    pages = [part for part in found if isinstance(part, Page)]
+    hosted = hosting.parts(pages, frame, site) if base_url else []
     sums = []
-    for part in (*_assets(), *parts(site)):
-        content = part.content if isinstance(part, Download) else utf8(framed(part))
+    for part in (*_assets(), Download(INDEX, utf8(search_index(pages)), "text/javascript"), *found, *hosted):
+        content = part.content if isinstance(part, Download) else utf8(framed(part, frame))
         path = folder / part.path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as stream:  # two pages of one name would hide one of them
@@ -180,7 +211,7 @@ def _together(site: Site, start: str = "index.html") -> str:
     pages = [
         replace(part, body=Markup(without_links(part.body, left))) for part in found if isinstance(part, Page)
     ]
-    return framed_together(pages, files, start)
+    return framed_together(pages, files, start, frame_of(site))
 
 
 def _inlined(files: Sequence[Download]) -> tuple[dict[str, str], frozenset[str]]:

@@ -15,10 +15,11 @@ from markupsafe import Markup
 from robbench.core.markdown import markdown_table
 from robbench.core.resources import utf8
 from robbench.core.spreadsheet import csv_text
-from robbench.report.site import boards
+from robbench.report.site import tables as layout
+from robbench.report.site.boards import boards
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
-from robbench.report.site.page import Download, Part
+from robbench.report.site.page import Download, Part, slugs
 from robbench.report.writers import likelihood_lines
 from robbench.results.likelihood import nll_tables
 from robbench.results.rows import COLUMNS, TableRow
@@ -99,7 +100,8 @@ def tables_by_page(group: Group) -> dict[str, list[Table]]:
 
 
 def _all_tables(group: Group) -> dict[str, list[Table]]:
-    found = {board.path: _board_tables(group, board) for board in boards.boards(group)}
+    names = _board_names(boards(group))
+    found = {board.path: _board_tables(group, board, names[board.path]) for board in boards(group)}
     first = found.setdefault(group.board_path(), [])
     first += _likelihood(group)
     first.append(_tidy(group, "leaderboard", "Every number, one per line", group.rows))
@@ -134,10 +136,19 @@ def _tidy(
     )
 
 
-def _board_tables(group: Group, board: boards.Board) -> list[Table]:
+def _board_names(found: Sequence[layout.Board]) -> dict[str, str]:
+    """The file of each leaderboard by its path: "leaderboard-wide" is of all attacks."""
+    short = {board.path: board.title.replace("ε = ", "").replace("η = ", "eta") for board in found}
+    names = slugs(short.values())
+    whole = next((board for board in reversed(found) if board.accuracies), None)
+    return {
+        path: "leaderboard-wide" if whole and path == whole.path else f"leaderboard-{names[title]}"
+        for path, title in short.items()
+    }
+
+
+def _board_tables(group: Group, board: layout.Board, name: str) -> list[Table]:
     """The accuracies of a board, every column of it, shown or not."""
-    stem = board.path.rpartition("/")[2].removesuffix(".html")
-    name = "leaderboard-wide" if stem == "index" else f"leaderboard-{stem.removeprefix('board-')}"
     return [
         Table(
             path=f"{group.slug}/downloads/{name}",
@@ -152,18 +163,29 @@ def _board_tables(group: Group, board: boards.Board) -> list[Table]:
     ]
 
 
-def _wide_columns(table: boards.Table) -> Iterator[str]:
+def _wide_columns(table: layout.Table) -> Iterator[str]:
     for column in table.columns:
         yield column.key
-        if column.number and column.key != boards.RANK:
+        if _is_measured(column):
             yield from (f"{column.key}_{part}" for part in ("lower", "upper", "status"))
 
 
-def _wide_line(table: boards.Table, line: Sequence[boards.Cell]) -> tuple[Value, ...]:
+def _is_measured(column: layout.Column) -> bool:
+    return column.number and column.key != layout.RANK and column.part != layout.ABOUT
+
+
+def _plain_value(cell: layout.Cell) -> Value:
+    """A name, a rank or what a card says."""
+    if cell.kind == "count" and isinstance(cell.order, float):
+        return int(cell.order)
+    return None if cell.kind == "absent" else cell.text or None
+
+
+def _wide_line(table: layout.Table, line: Sequence[layout.Cell]) -> tuple[Value, ...]:
     values: list[Value] = []
     for column, cell in zip(table.columns, line, strict=True):
-        if not column.number or column.key == boards.RANK:
-            values.append(None if cell.kind == "absent" else cell.text)
+        if not _is_measured(column):
+            values.append(_plain_value(cell))
             continue
         known = cell.kind in ("score", "partial", "number")
         status = cell.text if not known else "partial" if cell.kind == "partial" else "ok"
@@ -171,14 +193,14 @@ def _wide_line(table: boards.Table, line: Sequence[boards.Cell]) -> tuple[Value,
     return tuple(values)
 
 
-def _read(table: boards.Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _read(table: layout.Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """The columns that the page shows at first, rounded as there."""
     shown = [k for k, column in enumerate(table.columns) if column.shown]
     header = tuple(table.columns[k].label for k in shown)
     return header, tuple(tuple(_cell_text(line[k]) for k in shown) for line in table.lines)
 
 
-def _cell_text(cell: boards.Cell) -> str:
+def _cell_text(cell: layout.Cell) -> str:
     if cell.lower is None or cell.upper is None:
         return cell.text
     mark = "partial: " if cell.kind == "partial" else ""

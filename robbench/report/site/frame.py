@@ -1,10 +1,12 @@
-"""Templates, and the frame around every page: head, crumbs, provenance, links that work from where they stand."""
+"""Templates, and the frame around every page: head, header, footer, links that work from where they stand."""
 
 import base64
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 
 from markupsafe import Markup
@@ -14,9 +16,52 @@ from robbench.report.site.page import Page
 from robbench.report.templating import environment
 
 SIGNATURE = "<!-- robbench site -->"  # what every page begins with
-STYLE, SCRIPT = "assets/site.css", "assets/site.js"
-SCRIPTS = ("site.js.j2", "tables.js.j2", "board.js.j2", "paired.js.j2", "compare.js.j2")
+STYLE, SCRIPT, INDEX = "assets/site.css", "assets/site.js", "assets/search.js"
+PICTURE = "assets/preview.png"
+ABOUT, CATALOG = "about.html", "attacks.html"
+SCRIPTS = ("site.js.j2", "search.js.j2", "tables.js.j2", "board.js.j2", "scatter.js.j2", "paired.js.j2", "compare.js.j2")
+WHAT = {"board": "leaderboard", "model": "model", "attack": "attack", "threat": "threat model", "compare": "comparison"}
 _LINK = re.compile(r'\b(href|src)="site:([^"?#]*)([?#][^"]*)?"')
+Address = Callable[[str, str], str]
+
+
+@dataclass(frozen=True)
+class Tab:
+    """A data set in the header. path: of its first leaderboard; folders: of its groups."""
+
+    name: str
+    path: str
+    folders: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What all pages of a site have around them.
+
+    Attributes:
+        tabs: the data sets.
+        published: path of the published tables; empty without.
+        base_url: where the site will stand, without "/" at its end; empty where that is not known.
+        date: on which the site was written.
+        version: of robbench that wrote it.
+    """
+
+    tabs: tuple[Tab, ...] = ()
+    published: str = ""
+    base_url: str = ""
+    date: str = ""
+    version: str = __version__
+
+    def url(self, path: str) -> str:
+        """Public address of a page; empty without a base URL."""
+        return f"{self.base_url}/{'' if path == 'index.html' else path}" if self.base_url else ""
+
+
+def today() -> str:
+    """The day, or that of SOURCE_DATE_EPOCH, with which the same input gives the same bytes on any day."""
+    given = os.environ.get("SOURCE_DATE_EPOCH", "")
+    moment = datetime.fromtimestamp(int(given), UTC) if given.isdecimal() else datetime.now(UTC)
+    return moment.strftime("%Y-%m-%d")
 
 
 def body(template: str, **values: object) -> Markup:
@@ -33,25 +78,51 @@ def style() -> str:
 @cache
 def script() -> str:
     """The script of all pages: plain functions, no library."""
-    found = [environment().get_template(f"site/{name}").render() for name in SCRIPTS if _exists(name)]
-    return "\n".join(found)
+    return "\n".join(environment().get_template(f"site/{name}").render() for name in SCRIPTS)
 
 
-def _exists(name: str) -> bool:
-    return f"site/{name}" in environment().list_templates()
+def search_index(pages: Sequence[Page]) -> str:
+    """A script that knows every page: [title, what it is, path]."""
+    import json
+
+    entries = [[page.title, _where(page), page.path] for page in pages]
+    return f"robbench.index = {json.dumps(entries, ensure_ascii=False, separators=(',', ':'))};\n"
 
 
-def framed(page: Page) -> str:
+def _where(page: Page) -> str:
+    """ "model, digits, seed 0, n = 360": what tells a page from its namesakes."""
+    group = page.crumbs[0][0] if page.crumbs else ""
+    return ", ".join(filter(None, [WHAT.get(page.kind, ""), group]))
+
+
+def framed(page: Page, frame: Frame = Frame()) -> str:  # noqa: B008 - immutable
     """A page as a file of its own; style and script are files beside it."""
-    text = (
-        environment()
-        .get_template("site/page.html.j2")
-        .render(page=page, version=__version__, style=f"site:{STYLE}", script=f"site:{SCRIPT}")
+    if page.path == "404.html" and frame.base_url:  # it is shown at any address that leads nowhere
+        return linked(_rendered("page.html.j2", page, frame), lambda target, rest: f"{frame.base_url}/{target}")
+    return linked(
+        _rendered("page.html.j2", page, frame), lambda target, rest: relative(page.path, target) + _hash(rest)
     )
-    return linked(text, lambda target, rest: relative(page.path, target) + _hash(rest))
 
 
-def framed_together(pages: list[Page], files: dict[str, str], start: str) -> str:
+def _rendered(template: str, page: Page, frame: Frame) -> str:
+    folder = page.path.partition("/")[0]
+    return (
+        environment()
+        .get_template(f"site/{template}")
+        .render(
+            page=page,
+            frame=frame,
+            current=next((tab for tab in frame.tabs if folder in tab.folders), None),
+            style=f"site:{STYLE}",
+            script=f"site:{SCRIPT}",
+            picture=frame.url(PICTURE),
+            about=ABOUT,
+            catalog=CATALOG,
+        )
+    )
+
+
+def framed_together(pages: list[Page], files: dict[str, str], start: str, frame: Frame = Frame()) -> str:  # noqa: B008
     """All pages in one file. files: downloads as data URIs, by path. start: path of the page that it shows first."""
     text = script()
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -60,19 +131,24 @@ def framed_together(pages: list[Page], files: dict[str, str], start: str) -> str
         return files.get(target) or f"#/{target}{rest.replace('#', '@')}"
 
     content = environment().get_template("site/content.html.j2")
-    inner = [(page, Markup(linked(content.render(page=page), address))) for page in pages]
-    return (
+    inner = [(page, _where(page), Markup(content.render(page=page))) for page in pages]
+    whole = (
         environment()
         .get_template("site/single.html.j2")
         .render(
             pages=inner,
+            first=next((page for page in pages if page.path == start), pages[0]),
             start=start,
-            version=__version__,
+            frame=frame,
+            current=None,
             style=Markup(style()),
             script=Markup(text),
             script_hash=digest,
+            about=ABOUT,
+            catalog=CATALOG,
         )
     )
+    return linked(whole, address)
 
 
 def _hash(rest: str) -> str:
@@ -80,7 +156,7 @@ def _hash(rest: str) -> str:
     return f"#{rest}" if rest.startswith("?") else rest
 
 
-def linked(text: str, address: Callable[[str, str], str]) -> str:
+def linked(text: str, address: Address) -> str:
     """`text` with every "site:" link replaced by `address(path, rest)`; rest: "", "#anchor" or "?state"."""
     return _LINK.sub(lambda m: f'{m[1]}="{address(m[2], m[3] or "")}"', text)
 

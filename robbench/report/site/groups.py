@@ -7,8 +7,10 @@ from functools import cached_property
 
 import numpy as np
 
+from robbench.cards import ModelCard
 from robbench.core.memory import Remembers
 from robbench.report.gallery import Originals
+from robbench.report.site.facts import completed
 from robbench.report.site.page import slug, slugs
 from robbench.results.rows import ModelResults, TableRow, models
 from robbench.results.tables import leaderboard
@@ -41,6 +43,11 @@ class Group(Remembers):
     sweep: Run | None = None
     is_sweep: bool = False
 
+    @property
+    def name(self) -> str:
+        """Its title without seed and number of samples."""
+        return self.title.replace(f", seed {self.run.seed}, n = {self.run.n}", "")
+
     def swept(self, model: str) -> list[CellResult]:
         """Cells of `sweep` on one model."""
         return self._swept.get(model, [])
@@ -56,6 +63,26 @@ class Group(Remembers):
     def rows(self) -> list[TableRow]:
         """All numbers of the group, computed once."""
         return leaderboard(self.run)
+
+    @cached_property
+    def _strengths(self) -> dict[str, list[float]]:
+        """Accuracies in percent under each attack on classifiers, a model each."""
+        found: dict[str, list[float]] = {}
+        for row in self.rows:
+            if row.metric == "accuracy" and row.value is not None:
+                found.setdefault(row.attack, []).append(row.value)
+        return found
+
+    def strength(self, label: str) -> tuple[float | None, int]:
+        """(mean accuracy under an attack in percent, models that it is over)."""
+        values = self._strengths.get(label, [])
+        return (sum(values) / len(values) if values else None), len(values)
+
+    @cached_property
+    def by_strength(self) -> list[str]:
+        """Labels of the attacks, that with the lowest mean accuracy first; those without one last, in plan order."""
+        means = {label: self.strength(label)[0] for label in self.attack_labels}
+        return sorted(means, key=lambda label: (means[label] is None, means[label] or 0.0))
 
     @cached_property
     def models(self) -> list[ModelResults]:
@@ -92,6 +119,10 @@ class Group(Remembers):
     def _attack_slugs(self) -> dict[str, str]:
         return slugs(self.attack_labels)
 
+    def card(self, model: str) -> ModelCard | None:
+        """The card of a model, with what the shipped card of the same function says more."""
+        return completed(self.run.cards.get(model))
+
     def model_path(self, name: str) -> str:
         """Path of a model's page."""
         return f"{self.slug}/model-{self._model_slugs[name]}.html"
@@ -104,9 +135,9 @@ class Group(Remembers):
         """Path of a threat model's page."""
         return f"{self.slug}/threat-{slug(threat_model)}.html"
 
-    def board_path(self, board: str = "all") -> str:
-        """Path of a leaderboard: of one threat model's slug, or of all attacks."""
-        return f"{self.slug}/index.html" if board == "all" else f"{self.slug}/board-{board}.html"
+    def board_path(self, board: str = "") -> str:
+        """Path of a leaderboard by its slug; without one, of that which its folder opens with."""
+        return f"{self.slug}/board-{board}.html" if board else f"{self.slug}/index.html"
 
     @property
     def sweep_path(self) -> str:
@@ -202,10 +233,11 @@ def _title(run: Run) -> str:
 
 
 def _titles(runs: Sequence[Run]) -> list[str]:
-    """A title of its own for each group, of the first run of each: what tells it from its namesakes is added."""
+    """A title of its own for each group, of the first run of each; of namesakes all but the largest run get a name."""
     plain = [_title(run) for run in runs]
+    first = {title: max((r for r, t in zip(runs, plain, strict=True) if t == title), key=_size) for title in plain}
     named = [
-        title if plain.count(title) == 1 else f"{title} ({run.folder.name})"
+        title if first[title] is run else f"{title} ({run.folder.name})"
         for title, run in zip(plain, runs, strict=True)
     ]
     counts = Counter(named)
@@ -215,6 +247,10 @@ def _titles(runs: Sequence[Run]) -> list[str]:
         seen[title] += 1
         found.append(title if counts[title] == 1 else f"{title}, {seen[title]}")
     return found
+
+
+def _size(run: Run) -> int:
+    return len(run.cells)
 
 
 def _numbered(names: Iterable[str]) -> list[str]:

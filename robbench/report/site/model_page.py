@@ -5,19 +5,22 @@ from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
+from robbench.core.counting import counted
 from robbench.metrics.accuracy import NEAR_TIE, ROBUST_ACCURACY
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_words, nll_flows
 from robbench.report.flow_page import NO_SHOTS, flow_section, nll_parts
 from robbench.report.gallery import NO_EXAMPLES, NO_ORIGINALS, Triple
+from robbench.report.site.boards import boards
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
-from robbench.report.site.model_classes import LARGEST_MATRIX, class_names, class_table, confusions
+from robbench.report.site.model_classes import LARGEST_MATRIX, Confusion, class_names, class_table, confusions
 from robbench.report.site.model_curves import sweeps
 from robbench.report.site.model_gallery import Levels, examples, levels
 from robbench.report.site.model_joint import Joint, ensembles, joint
 from robbench.report.site.page import Page, Part
 from robbench.report.site.provenance import provenance
-from robbench.report.site.ranks import EXPLANATION, ranges
+from robbench.report.site.ranks import EXPLANATION
+from robbench.report.site.tables import RANK, Board
 from robbench.results import corruptions, wording
 from robbench.results.likelihood import caption
 from robbench.results.parity import parity_note
@@ -106,12 +109,8 @@ class Pages:
         self._rows: dict[str, list[TableRow]] = {}
         for row in group.rows:
             self._rows.setdefault(row.model, []).append(row)
-        classifiers = [model for model in group.models if model.kind == "classifier"]
-        searched = [corruptions.without_corruptions(model) for model in classifiers]
-        labels = dict.fromkeys(r.cell.attack.label for model in searched for r in adversaries(model.cells))
-        ranked = labels and not group.is_sweep
-        self._ranks = ranges(group.run, searched, list(labels)) if ranked else {}
-        self._models = len(classifiers)
+        self._board = boards(group)[0]
+        self._ranks = _ranks(self._board)
         many = len(group.models) > FIGURED
         self._plain = PLAIN.format(models=len(group.models)) if many else ""  # why pages have no figures
 
@@ -126,11 +125,12 @@ class Pages:
         return {
             **self._common(model),
             "accuracies": accuracy_lines(self._group, rows, lines, model.cells),
-            "headline": _headline(rows, not self._group.is_sweep),
+            "headline": _headline(rows),
             "partial_note": wording.partial_note,
-            "rank": self._ranks.get(model.name),
+            "rank": self._ranks.get(model.name, ""),
             "rank_words": EXPLANATION,
-            "models": self._models,
+            "board": self._board,
+            "models": len(self._ranks),
             "intervals": " ".join(filter(None, [wording.measures(rows), wording.INTERVALS])),
             "near_tie": NEAR_TIE,
             **self._counted(corruptions.without_corruptions(model)),
@@ -162,9 +162,9 @@ class Pages:
             "classes": class_table(run, searched, names),
             "class_names": names,
             "confusions": confused,
-            "strongest": min(confused, key=lambda one: one.right).label if confused else "",
+            "opened": _opened(confused, self._board),
             "largest_matrix": LARGEST_MATRIX,
-            "together": together(run, searched),
+            "together": together(run, searched, self._board.title),
             "ensembles": ensembles(done),
         }
 
@@ -201,7 +201,7 @@ class Pages:
             "group": self._group,
             "model": model,
             "defense": model.first.cell.defense,
-            "card": run.cards.get(model.name),
+            "card": self._group.card(model.name),
             "sha256": model.first.cell.model_sha256,
             "unfinished": unfinished(run, model.cells),
             "n_attacks": len(model.cells),
@@ -216,6 +216,7 @@ class Pages:
             body=content,
             crumbs=((self._group.title, self._group.board_path()),),
             provenance=provenance(self._group, model.cells),
+            description=f"{model.name} on {self._group.run.dataset} under {counted(len(model.cells), 'attack')}.",
         )
 
 
@@ -300,31 +301,43 @@ def _missing(row: TableRow) -> str:
     return f"{row.status} ({row.note})" if row.note else row.status
 
 
-def _headline(rows: Sequence[TableRow], combined: bool) -> list[tuple[str, TableRow]]:
-    """The three numbers that a reader looks for first. combined: whether those over all attacks say something."""
-    requested = {CLEAN: "clean accuracy"}
-    if combined:
-        requested |= {WORST_CASE: "worst case over all attacks", AVERAGE: "average of clean and attacks"}
-    return [
-        (requested[row.attack], row)
-        for row in rows
-        if row.attack in requested and row.kind.accuracy and row.threat_model in (CLEAN, ALL_THREATS)
-    ]
+def _headline(rows: Sequence[TableRow]) -> list[tuple[str, TableRow]]:
+    """Clean accuracy, then the worst case of each threat model and budget."""
+    found = [("clean accuracy", row) for row in rows if row.attack == CLEAN and row.kind.accuracy]
+    worst = [row for row in rows if row.attack == WORST_CASE and row.threat_model != ALL_THREATS]
+    return found + [(_title(row).replace("worst case", "worst case:", 1).replace(":,", ":"), row) for row in worst]
+
+
+def _ranks(board: Board) -> dict[str, str]:
+    """Ranks by model name on a leaderboard; empty where it has none."""
+    table = board.accuracies
+    place = table.column(RANK) if table is not None else None
+    if table is None or place is None:
+        return {}
+    return {line[0].text: line[place].text for line in table.lines if line[place].kind == "rank"}
+
+
+def _opened(found: Sequence[Confusion], board: Board) -> str:
+    """The attack whose confusions are open at first: that of the leaderboard which left the fewest right."""
+    labels = {attack.label for attack in board.attacks}
+    mine = [one for one in found if one.label in labels] or list(found)
+    return min(mine, key=lambda one: one.right).label if mine else ""
 
 
 # ----------------------------------------------------------------------------------------------------- parts
-def together(run: Run, results: Sequence[CellResult]) -> list[Together]:
-    """Joint counts over all finished attacks, then over those of each threat model and budget that has several."""
+def together(run: Run, results: Sequence[CellResult], first: str = "") -> list[Together]:
+    """Joint counts over the finished attacks of each threat model and budget that has several, that called `first`
+    before the others; then over all."""
     done = complete(run, adversaries(results))
     groups: dict[str, list[CellResult]] = {}
     for result in done:
         attack = result.cell.attack
         budget = budget_words(attack.epsilon, attack.eta)
         groups.setdefault(", ".join(filter(None, [attack.threat_model, budget])), []).append(result)
-    found = [Together("All attacks", joint(done))] if len(done) > 1 else []
+    found = [Together(title, joint(group)) for title, group in groups.items() if len(group) > 1]
     if len(groups) > 1:
-        found += [Together(title, joint(group)) for title, group in groups.items() if len(group) > 1]
-    return found
+        found.append(Together("All attacks", joint(done)))
+    return sorted(found, key=lambda one: one.title != first)
 
 
 def signs(results: Sequence[CellResult]) -> list[Sign]:

@@ -33,6 +33,7 @@ class Page:
         body: the content of <main>.
         crumbs: (title, path) of the pages above it, outermost first, without the start page.
         provenance: where its numbers come from.
+        description: the page in a sentence, for search engines and previews.
     """
 
     path: str
@@ -41,6 +42,7 @@ class Page:
     body: Markup
     crumbs: tuple[tuple[str, str], ...] = ()
     provenance: Provenance = field(default_factory=Provenance)
+    description: str = ""
 
 
 @dataclass(frozen=True)

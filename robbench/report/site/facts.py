@@ -1,0 +1,74 @@
+"""What a reader looks for beside the numbers of a model: paper, architecture, parameters, extra data, source."""
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+from robbench.cards import ModelCard, Paper
+from robbench.models.zoo import zoo_entries
+from robbench.report.site.tables import ABOUT, Cell, Column
+
+COLUMNS = (
+    Column("architecture", "architecture", ABOUT, number=False, first="asc"),
+    Column("parameters", "parameters", ABOUT, first="asc"),
+    Column("paper", "paper", ABOUT, number=False, first="asc"),
+    Column("venue", "venue", ABOUT, number=False, first="asc"),
+    Column("year", "year", ABOUT),
+    Column("extra data", "extra data", ABOUT, number=False, first="asc"),
+    Column("source", "source", ABOUT, number=False, first="asc", shown=False),
+)
+TRAINED = "robbench train"
+NONE = Cell("text", "")
+
+
+def card_facts(card: ModelCard | None) -> dict[str, Cell]:
+    """A cell for each of `COLUMNS`, empty where the card does not say."""
+    if card is None:
+        return {column.key: NONE for column in COLUMNS}
+    paper = card.paper or Paper()
+    source = card.source or (TRAINED if card.training else "")
+    return {
+        "architecture": _text(card.architecture.name),
+        "parameters": Cell("count", _short(card.parameters), float(card.parameters)) if card.parameters else NONE,
+        "paper": Cell("text", paper.title, paper.title or None, url=paper.url) if paper.title else NONE,
+        "venue": _text(paper.venue),
+        "year": Cell("count", str(paper.year), float(paper.year)) if paper.year else NONE,
+        "extra data": _text(card.extra_data),
+        "source": Cell("text", source, source, url=source) if source.startswith("https://") else _text(source),
+    }
+
+
+def known_columns(found: Sequence[dict[str, Cell]]) -> Iterator[Column]:
+    """Those of `COLUMNS` that any model has something in."""
+    for column in COLUMNS:
+        if any(cells[column.key].text for cells in found):
+            yield column
+
+
+def completed(card: ModelCard | None) -> ModelCard | None:
+    """The card, and what it leaves out from the shipped card of the same function: cards of older runs say less."""
+    if card is None or card.parameters is not None:
+        return card
+    shipped = _shipped().get(card.function_hash)
+    if shipped is None:
+        return card
+    added = {key: getattr(shipped, key) for key in ("parameters", "paper", "extra_data", "source") if not getattr(card, key)}
+    return card.model_copy(update=added)
+
+
+@cache
+def _shipped() -> dict[str, ModelCard]:
+    return {entry.card.function_hash: entry.card for entry in zoo_entries().values()}
+
+
+def _text(text: str) -> Cell:
+    return Cell("text", text, text) if text else NONE
+
+
+def _short(parameters: int | None) -> str:
+    """ "11.2 M", "83.4 k"."""
+    if parameters is None:
+        return ""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if parameters >= size:
+            return f"{parameters / size:.3g} {unit}"
+    return str(parameters)

@@ -217,7 +217,7 @@ def test_places_are_tried_before_the_work(impossible: Path, monkeypatch: pytest.
         "robbench.defenses.plan.load_dataset",
         "robbench.benchmarks.theory_report.random_gaussian",
         "robbench.models.loading.load_flow",
-        "robbench.benchmarks.models.loaded",
+        "robbench.benchmarks.models.load_classifiers",
         "robbench.bundle.merge.opened_bundle",
     ):
         monkeypatch.setattr(place, work)

@@ -14,7 +14,7 @@ from robbench.attacks import Outcome, Victim, build_attack
 from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.victim import full_precision
 from robbench.benchmarks.pages import head, page, plain, spread, table
-from robbench.benchmarks.timing import Tell, timed
+from robbench.benchmarks.timing import Tell, time_call
 from robbench.data import Dataset, sample_ids
 from robbench.models.loading import LoadedModel
 from robbench.specs import resolve_attack, threat_models
@@ -122,7 +122,7 @@ def compare(
             evaluate = partial(
                 attacks[engine].evaluate, victim, torch.tensor(ids), x, y, seed, contest.batch_size
             )
-            outcome, spent = timed(evaluate, device)
+            outcome, spent = time_call(evaluate, device)
             outcomes[engine].append(outcome)
             seconds[engine].append(spent)
             robust = int(outcome.robust.sum())
@@ -208,7 +208,7 @@ def _cost(
     call()
     times: list[float] = []
     while sum(times) < least_seconds or len(times) < 3:
-        times.append(timed(call, x.device)[1])
+        times.append(time_call(call, x.device)[1])
     return min(times) / len(x)
 
 

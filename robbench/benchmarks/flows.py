@@ -44,7 +44,7 @@ from robbench.benchmarks.flow_peers import (
 )
 from robbench.benchmarks.flow_report import REFERENCE
 from robbench.benchmarks.peers import available
-from robbench.benchmarks.timing import Tell, Times, in_turns, processor, quartiles, quotient, timed
+from robbench.benchmarks.timing import Tell, Times, in_turns, processor, quartiles, quotient, time_call
 from robbench.core.allocator import tune_allocator
 from robbench.core.device import installed_version
 from robbench.core.errors import UserError, unknown_name
@@ -263,7 +263,7 @@ def serve(case: Case, threads: int, only: str | None = None) -> None:
     print(json.dumps(report | {"absent": bench.absent, "allocator": state}), flush=True)
     for line in sys.stdin:
         bench.run(line.strip())
-        print(timed(partial(bench.run, line.strip()), CPU)[1], flush=True)
+        print(time_call(partial(bench.run, line.strip()), CPU)[1], flush=True)
 
 
 class Worker:
@@ -307,13 +307,13 @@ def measure(case: str, rounds: int, threads: int, tell: Tell) -> dict[str, Any]:
     names = list(shared.about["memory"])
     workers = {("tuned", name): shared for name in names}
 
-    def told(line: str) -> None:
+    def tell_case(line: str) -> None:
         tell(f"{case}: {line}")
 
     try:
         for name in names if "default" in CASES[case].allocators else []:
             workers["default", name] = Worker(case, "default", threads, only=name)
-        seconds = in_turns(list(workers), lambda key: workers[key].time(key[1]), rounds, told)
+        seconds = in_turns(list(workers), lambda key: workers[key].time(key[1]), rounds, tell_case)
     finally:
         for worker in set(workers.values()):
             worker.close()

@@ -30,7 +30,7 @@ from robbench.benchmarks.flows import CASES, Bench, Case, Disagreement, deviatio
 from robbench.benchmarks.models import random_classifier
 from robbench.benchmarks.pages import Verdicts, head, missing, page, plain, spread, table
 from robbench.benchmarks.pgd import disagreement
-from robbench.benchmarks.timing import Tell, interleaved, peak_bytes, processor, silent
+from robbench.benchmarks.timing import Tell, ignore, interleave, peak_bytes, processor
 from robbench.core.errors import UserError, unknown_name
 from robbench.models.flows.base import Flow, Latents, Memory
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
@@ -127,7 +127,7 @@ def glow_case(name: str) -> Case:
 def compare(
     case: Case,
     contest: Contest,
-    tell: Tell = silent,
+    tell: Tell = ignore,
     device: torch.device = CPU,
 ) -> Result:
     """Parity and times of every attack, and the memory of every mode; `UserError` when a library's flow is another
@@ -142,7 +142,7 @@ def compare(
         raise UserError(f"refused: {error}") from None
     arena = Arena(case, contest, bench, device)
     with attack_mode(arena.module), full_precision():
-        times = [arena.timed(spec, contest.rounds, tell) for spec in specs]
+        times = [arena.time_call(spec, contest.rounds, tell) for spec in specs]
         memory = arena.memory(specs[0])
     name = processor(device)
     return Result(case.what, case.batch, name, torch.get_num_threads(), times, memory, bench.absent)
@@ -173,7 +173,7 @@ class Arena:
         }
         return {**ours, **{name: self._plain(decode, spec) for name, decode in self.decoders.items()}}
 
-    def timed(self, spec: ResolvedAttack, rounds: int, tell: Tell) -> AttackTimes:
+    def time_attack(self, spec: ResolvedAttack, rounds: int, tell: Tell) -> AttackTimes:
         runs = self.runs(spec)
         scores = {name: margins(self.victim.logits(run()), self.y) for name, run in runs.items()}
         found = AttackTimes(
@@ -183,7 +183,7 @@ class Arena:
             refused=disagreement(scores, REFERENCE),
         )
         if not found.refused:
-            times = interleaved(runs, rounds, self.device, lambda line: tell(f"{spec.name}: {line}"))
+            times = interleave(runs, rounds, self.device, lambda line: tell(f"{spec.name}: {line}"))
             found.add_times(times, REFERENCE)
         return found
 

@@ -14,7 +14,7 @@ from robbench.models.loading import LoadedModel, load_model
 from robbench.models.zoo import find_model, zoo_entries
 
 
-def loaded(
+def load_classifiers(
     names: Sequence[str],
     device: str = "auto",
     zoo: Path | None = None,

@@ -23,10 +23,10 @@ from robbench.attacks.base import Task
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.victim import chunks, full_precision
-from robbench.benchmarks.models import loaded, random_classifier
+from robbench.benchmarks.models import load_classifiers, random_classifier
 from robbench.benchmarks.pages import Verdicts, head, missing, page, plain
 from robbench.benchmarks.pgd_peers import DISTRIBUTIONS, Build, Pgd, Search, build_peers
-from robbench.benchmarks.timing import Tell, interleaved, processor, silent
+from robbench.benchmarks.timing import Tell, ignore, interleave, processor
 from robbench.core.counting import counted
 from robbench.core.device import resolve_device
 from robbench.data import sample_ids
@@ -62,9 +62,10 @@ RANDOM_EPSILON = 1 / 255  # more leaves no random network a robust image, and so
 
 
 def zoo_subjects(names: Sequence[str], n: int, **places: Any) -> list[Subject]:
-    """Zoo classifiers with n test images drawn by seed 0 and the data set's own epsilon; places: as for `loaded`."""
+    """Zoo classifiers with n test images drawn by seed 0 and the data set's own epsilon; places: as for
+    `load_classifiers`."""
     known, found = threat_models(), []
-    for model, dataset, device in loaded(names, **places):
+    for model, dataset, device in load_classifiers(names, **places):
         x, y = dataset.test.by_ids(sample_ids(dataset.test, min(n, len(dataset.test)), 0))
         epsilon = float(resolve_attack("pgd50", model.card.dataset, known).epsilon or 0.0)
         found.append(Subject(model.card.name, model.module, x, y, epsilon, device))
@@ -152,7 +153,7 @@ class Arena:
             with self.victim.lean_search(self.x):
                 return attack.search(self.victim, task).adversarial
 
-        peers = {name: _bound(search, self.x, self.y) for name, search in self.peers.items()}
+        peers = {name: _bind(search, self.x, self.y) for name, search in self.peers.items()}
         return {OURS: ours, **peers}
 
     def judgements(self) -> dict[str, Callable[[], Tensor]]:
@@ -174,14 +175,14 @@ class Arena:
         return torch.cat([self.victim.margins(images[part], self.y[part]) for part in rows])
 
 
-def _bound(search: Search, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+def _bind(search: Search, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
     return lambda: search(x, y)
 
 
 def compare(
     subject: Subject,
     contest: Contest,
-    tell: Tell = silent,
+    tell: Tell = ignore,
     peers: dict[str, Build] | None = None,
 ) -> Result:
     """Parity of everybody, then both comparisons. peers: all of `PEERS` unless others are named."""
@@ -196,7 +197,7 @@ def compare(
         verdict.refused = work.refused or _weaker(judged, scores)
         for found, runs in ((work, arena.searches()), (verdict, arena.judgements())):
             if not found.refused:
-                found.add_times(interleaved(runs, contest.rounds, subject.device, tell), OURS)
+                found.add_times(interleave(runs, contest.rounds, subject.device, tell), OURS)
     return Result(
         subject.name,
         len(subject.x),

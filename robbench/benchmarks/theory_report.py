@@ -191,7 +191,7 @@ def _training_table(theory: Curves, request: LinearRequest) -> Table:
         ("steps", *theory),
         [
             [str(step), *(f"{curve.variance[step]:.4g}" for curve in theory.values())]
-            for step in _shown(request.steps)
+            for step in _shown_steps(request.steps)
         ],
         f"alpha = {growth:.4f} (the paper's formula, which lacks sigma: {printed:.4f})",
     )
@@ -245,7 +245,7 @@ def _case(hard: bool) -> str:
     return "hard" if hard else "easy"
 
 
-def _shown(steps: int) -> list[int]:
+def _shown_steps(steps: int) -> list[int]:
     """At most `SHOWN_STEPS` of 0..steps, evenly spread; the CSV has all."""
     return sorted({round(position) for position in np.linspace(0, steps, min(steps + 1, SHOWN_STEPS))})
 

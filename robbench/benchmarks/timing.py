@@ -20,22 +20,22 @@ Quartiles = list[float]  # lower quartile, median, upper quartile
 Tell = Callable[[str], None]
 
 
-def silent(line: str) -> None:
+def ignore(line: str) -> None:
     """Tell nobody."""
 
 
-def timed(call: Callable[[], Found], device: torch.device) -> tuple[Found, float]:
+def time_call(call: Callable[[], Found], device: torch.device) -> tuple[Found, float]:
     """What `call` returns, and its seconds."""
     begun = now(device)
     found = call()
     return found, now(device) - begun
 
 
-def interleaved(
+def interleave(
     runs: Mapping[Key, Callable[[], Any]], rounds: int, device: torch.device, tell: Tell
 ) -> dict[Key, list[float]]:
     """Seconds of every run, one per round, in an order drawn anew each round. The runs have been warmed up before."""
-    return in_turns(list(runs), lambda name: timed(runs[name], device)[1], rounds, tell)
+    return in_turns(list(runs), lambda name: time_call(runs[name], device)[1], rounds, tell)
 
 
 def in_turns(

@@ -20,7 +20,7 @@ from robbench.experiments.schema import LEAST_TEST, LEAST_TRAINING, AttackUse, E
 from robbench.models.entry import ZooEntry
 from robbench.models.zoo import read_entry, zoo_entries
 from robbench.run.plan import RunRequest
-from robbench.specs import ResolvedAttack, resolve_attack, threat_models, ungrouped
+from robbench.specs import ResolvedAttack, expand_groups, resolve_attack, threat_models
 
 MODELS_FOLDER, RUN_FOLDER = "models", "run"
 
@@ -189,7 +189,7 @@ def _corruptions(request: ExperimentRequest, dataset: Dataset) -> tuple[tuple[Re
     if all(column.metric != "corruption_accuracy" for _, column in request.experiment.runnable):
         return (), ""
     known = threat_models(request.threat_models)
-    attacks = [resolve_attack(name, request.family, known) for name in ungrouped([CORRUPTIONS], known)]
+    attacks = [resolve_attack(name, request.family, known) for name in expand_groups([CORRUPTIONS], known)]
     try:
         located(attacks, dataset)
     except UserError as error:

@@ -218,8 +218,16 @@ def blank_model_row(
 ) -> TableRow:
     """A row without a value of the model of a cell: of its clean images, or combined over several attacks."""
     row = blank_row(run, result, metric=metric.name, unit=metric.unit, measure=measure)
-    names = {"attack": attack, "threat_model": threat_model, "epsilon": epsilon, "eta": eta}
-    return replace(row, **names, status="ok", reason="", flow="")
+    return replace(
+        row,
+        attack=attack,
+        threat_model=threat_model,
+        epsilon=epsilon,
+        eta=eta,
+        status="ok",
+        reason="",
+        flow="",
+    )
 
 
 def with_estimate(blank: TableRow, estimate: Estimate) -> TableRow:

@@ -115,7 +115,7 @@ def test_command(honest: Path) -> None:
 def searched_in(precision: str, place: Path) -> Path:
     """A bundle of two cells that say they were searched in `precision`, as an earlier version would have written it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robbench.run.cells.recorded", lambda *_: precision)
+        patch.setattr("robbench.run.cells.format_record", lambda *_: precision)
         return bundled(attacked(place / "run", [AT], ["pgd10", "fgsm"]), place / "old.zip")
 
 

@@ -35,7 +35,7 @@ from robbench.benchmarks.flow_report import REFERENCE
 from robbench.benchmarks.flows import CASES, Case, prepare
 from robbench.benchmarks.models import random_classifier
 from robbench.benchmarks.pages import spread
-from robbench.benchmarks.timing import interleaved, processor, quartiles, quotient
+from robbench.benchmarks.timing import interleave, processor, quartiles, quotient
 from robbench.core.device import versions
 from robbench.core.resources import write_text_atomically
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
@@ -106,7 +106,7 @@ def pgd_row(plan: Plan, device: torch.device) -> Row:
     work = result.work
     with attack_mode(module), full_precision():
         run = pgd.Arena(subject, contest, {}).searches()[pgd.OURS]
-        alone = interleaved({pgd.OURS: run}, plan.rounds, device, tell)[pgd.OURS]
+        alone = interleave({pgd.OURS: run}, plan.rounds, device, tell)[pgd.OURS]
         calls = plan.n * plan.pgd_steps
         peak = peak_seconds(module, x, calls, calls, device, plan)
     seconds = work.seconds.get(pgd.OURS) or quartiles(alone)
@@ -132,7 +132,7 @@ def aa_row(plan: Plan, device: torch.device) -> Row:
 
     outcomes = {name: run(name) for name in attacks}
     robust = {name: int(outcome.robust.sum()) for name, outcome in outcomes.items()}
-    times = interleaved({name: partial(run, name) for name in attacks}, plan.rounds, device, tell)
+    times = interleave({name: partial(run, name) for name in attacks}, plan.rounds, device, tell)
     forwards, backwards = (int(getattr(outcomes["aa"], of).sum()) for of in ("forwards", "backwards"))
     with full_precision():
         peak = peak_seconds(module, x, forwards, backwards, device, plan)
@@ -165,7 +165,7 @@ def jsa_row(plan: Plan, device: torch.device, case: Case) -> Row:
     arena = latent.Arena(case, contest, prepare(replace(case, peers={})).to(device), device)
     with attack_mode(arena.module), full_precision():
         run = arena.runs(contest.spec("jsa50"))[REFERENCE]
-        alone = interleaved({REFERENCE: run}, plan.rounds, device, tell)[REFERENCE]
+        alone = interleave({REFERENCE: run}, plan.rounds, device, tell)[REFERENCE]
         codec = arena.codecs["none"]
         z = codec.encode_flat(arena.x).reshape(arena.x.shape)
         calls = plan.jsa_batch * plan.jsa_steps

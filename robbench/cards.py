@@ -29,12 +29,16 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Weights(Strict):
-    """A weights file, pinned by its sha256: beside the card, in the folder of checkpoints, or at a URL.
+    """A weights file, pinned by its sha256.
 
-    urls: where it can be downloaded; the first that works is taken, the others are mirrors. format: safetensors, or
-    "state-dict", what torch.save wrote (read with weights_only=True); left out, the name of the file tells. key: the
-    entry of such a checkpoint that holds the state dict ("a.b": entry b of entry a, "a.0": the first of a list).
-    prefix: what every name in the state dict begins with; it is removed.
+    Attributes:
+        file: path beside the card, in the folder of checkpoints, or in the cache.
+        sha256: of the file.
+        urls: mirrors to download it from; the first that works is used.
+        format: safetensors, or a state dict written by torch.save (read with weights_only=True); None: by the file's
+            name.
+        key: entry of such a checkpoint with the state dict ("a.b": entry b of entry a, "a.0": the first of a list).
+        prefix: of every name in the state dict, which is removed.
     """
 
     file: FileName
@@ -66,7 +70,7 @@ class Weights(Strict):
 
 
 class Preprocessing(Strict):
-    """(x - mean) / std a channel, for x in [0,1]: part of the model, so that attacks see images in [0,1]."""
+    """(x - mean) / std per channel, for x in [0,1]: part of the model, so that attacks work on images in [0,1]."""
 
     mean: tuple[Real, ...] = Field(min_length=1)
     std: tuple[Positive, ...] = Field(min_length=1)
@@ -89,7 +93,7 @@ class Golden(Strict):
 
 
 class Architecture(Strict):
-    """What builds the module, and its keyword arguments.
+    """The constructor of a module, and its keyword arguments.
 
     name: a name of the model registry; "module:callable", a callable in an importable Python module or in a file beside
     a card that the user names; "folder/file.py:callable", in a file whose path is relative to the card;
@@ -113,14 +117,24 @@ class Architecture(Strict):
 
 
 class FlowReference(Strict):
-    """The flow a defense trained with."""
+    """The flow that a defense was trained with."""
 
     name: str
     sha256: SHA256
 
 
 class Training(Strict):
-    """How the weights came to be: enough to train them again."""
+    """The training of the weights, sufficient to repeat it.
+
+    Attributes:
+        command, seed, recipe, parameters: of `robbench train`; parameters of defense and recipe.
+        train_samples, validation_samples: number of images.
+        epochs, selected_epoch, selection: trained and selected epochs, and how the latter was selected.
+        flow: of a latent or joint defense.
+        versions: of the libraries.
+        minutes: computing time.
+        note: text for people.
+    """
 
     command: str
     seed: int
@@ -138,7 +152,15 @@ class Training(Strict):
 
 
 class Measurement(Strict):
-    """One number in a card with everything needed to believe it."""
+    """One number in a card.
+
+    Attributes:
+        metric, value, unit: the number.
+        split, n: data split and number of images.
+        lower, upper: its interval; None without one.
+        command: that computed it.
+        note: text for people.
+    """
 
     metric: str
     value: float
@@ -164,13 +186,21 @@ class ModelCard(Strict):
     """zoo/NAME/card.yaml.
 
     Attributes:
-        defense: name of the training method.
+        schema_version: of the card.
+        name, kind, description: of the model.
+        dataset, defense: training data and objective.
+        architecture: constructor of the module.
+        input_shape: (C,H,W).
+        classes: of a classifier; grey_levels: of the images of a flow.
         logits: those that the model is restricted to, by index; None for all. Predictions and attacks see only these.
+        preprocessing: normalisation before a classifier's module.
+        weights: their file.
+        golden: recorded outputs that loading must reproduce.
+        training, measurements: where known.
+        license, source: texts for people; source is where the model is from, an address or words.
         parameters: trainable numbers of the module.
         paper: where the model was published.
-        extra_data: what it was trained on beyond the training set of `dataset`: "synthetic, 1 M".
-        source: where it is from: an address, or words.
-        golden, training, measurements, license: what is known of its outputs, making, numbers and use.
+        extra_data: training data beyond the training set of `dataset`, as in "synthetic, 1 M".
     """
 
     schema_version: Literal[1] = 1
@@ -218,10 +248,10 @@ class ModelCard(Strict):
 
     @property
     def function_hash(self) -> str:
-        """Hash of what the model computes: weights, architecture and its arguments, shapes, classes, grey levels, and
-        where a card has them preprocessing and the part of the weights file that is read.
+        """Hash of the function that the model computes: weights, architecture and its arguments, shapes, classes, grey
+        levels, and where present preprocessing and the part of the weights file that is read.
 
-        The weights' sha256 alone is not enough: a flow's scale floor, for one, changes the function and no tensor.
+        The weights' sha256 is not enough: a flow's scale floor, for example, changes the function but no tensor.
         """
         parts = self.model_dump(mode="json", include={"input_shape", "classes", "grey_levels"})
         # What a card leaves out stays out of the hash too: results of cards written before there was such a key count.

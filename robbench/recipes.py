@@ -11,14 +11,14 @@ from robbench.specs import ModelKind
 
 
 class Recipe(Strict):
-    """recipes/NAME.yaml: one training schedule (optimiser, epochs, augmentation), papers' or ours.
+    """recipes/NAME.yaml: a training schedule (optimiser, epochs, augmentation), of a paper or of robbench.
 
     Attributes:
         name, description, reference: texts for people.
-        kind: what the recipe trains.
+        kind: of the trained model.
         default_for: data sets whose default it is.
-        architecture: what is trained unless the user names another.
-        parameters: settings by defense, for recipes of papers that fix them (`--set` wins).
+        architecture: default one.
+        parameters: settings by defense, for recipes of papers that fix them (`--set` takes precedence).
         optimizer, learning_rate, momentum, nesterov, weight_decay: of the optimiser.
         batch_size, epochs: length of a training.
         schedule: rule of the learning rate.
@@ -32,12 +32,12 @@ class Recipe(Strict):
             pixels black), "shift-F" (the same, new pixels those of the edge).
         selection: keep the last epoch, or the best on the validation images.
         validate_every: epochs between two scorings of the validation images.
-        validation_samples: how many of them are scored; None for all.
+        validation_samples: number of scored validation images; None for all.
         patience: early stopping after so many epochs without a better one.
         subset: how --train-samples draws: "flow-lp" is the random split with seed 9999 of Yuksel et al., from the whole
-            original training set; "first" its first images, as Stutz et al. take them.
+            original training set; "first" its first images, as Stutz et al. use them.
         hold_out: keep the validation images out of the training. False trains on all original training images, which
-            only a schedule that selects nothing may do; --train-samples draws from the training split all the same.
+            requires selection "last"; --train-samples draws from the training split in any case.
         budget_warmup_epochs: budgets and steps of inner attacks grow linearly to full over so many epochs. Small
             networks without batch norm otherwise keep predicting a constant.
     """

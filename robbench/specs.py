@@ -17,15 +17,16 @@ from robbench.core.errors import UserError, folded, known_name, spell_argument
 from robbench.core.resources import data_root, existing_folder
 from robbench.core.schema import Strict, load_yaml
 
-# "corruption": images that are given, not searched for; without a budget.
+# "corruption": given images, without search and budget.
 Space = Literal["image", "latent", "joint", "corruption"]
 Norm = Literal["linf", "l2", "l1", "none"]
 ModelKind = Literal["classifier", "flow"]
-# What an attack's images stand for. "worst-case": the strongest of a set that holds the clean image, so that a sample
-# wrong without attack is wrong under it. "perturbation": every image is perturbed, and its own verdict counts.
+# Meaning of an attack's images. "worst-case": the strongest of a set that contains the clean image, so that a sample
+# misclassified without attack is misclassified under it. "perturbation": every image is perturbed, and its own verdict
+# counts.
 Semantics = Literal["worst-case", "perturbation"]
-# What an accuracy counts: right without attack; right without attack and under it; right on the attacked image,
-# whatever the model says of the clean one.
+# Samples that an accuracy counts: right without attack; right without attack and under it; right on the attacked image,
+# whatever the answer on the clean one.
 Measure = Literal["accuracy", "robust accuracy", "accuracy under attack"]
 SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Names become file names, table labels and entries of comma lists.
@@ -35,7 +36,7 @@ RESERVED_ATTACKS = ("clean", "worst-case", "average")
 
 # ---------------------------------------------------------------------------------------------- threat models
 class Budget(Strict):
-    """How far an attacker may go. epsilon: image radius in [0,1] pixels; eta: latent radius in raw z units."""
+    """Budget of an attacker. epsilon: image radius in [0,1] pixels; eta: latent radius in raw z units."""
 
     epsilon: float | None = None
     eta: float | None = None
@@ -57,8 +58,14 @@ class Budget(Strict):
 
 
 class AttackSpec(Strict):
-    """A named attack under a threat model: an algorithm of the registry and its parameters. budgets: of data sets for
-    which it has another than the threat model's."""
+    """A named attack under a threat model: an algorithm of the registry and its parameters.
+
+    Attributes:
+        algorithm: name in the registry.
+        budgets: by data set, where they differ from the threat model's.
+        parameters: of the algorithm.
+        description, reference: texts for people.
+    """
 
     algorithm: str
     budgets: dict[str, Budget] = Field(default_factory=dict)
@@ -68,17 +75,23 @@ class AttackSpec(Strict):
 
 
 class AttackGroup(Strict):
-    """A name for several attacks of a threat model. attacks: their names; "c-fog-*" stands for all that begin so."""
+    """A name for several attacks of a threat model. attacks: their names, or patterns such as "c-fog-*"."""
 
     description: str
     attacks: tuple[str, ...]
 
 
 class ThreatModel(Strict):
-    """What an attacker may do (space, norm, budget a data set) and the named attacks under it.
+    """A set of allowed images (space, norm, budget per data set), and the named attacks under it.
 
-    target: what is attacked: a classifier's decision or a flow's likelihood. pixel_range: epsilon is stated for pixels
-    in [0, pixel_range]; 255 as in papers on likelihoods, whatever number of grey levels the images have.
+    Attributes:
+        name, description: of the threat model.
+        target: attacks change a classifier's decision or a flow's likelihood.
+        space, norm: of the perturbation.
+        pixel_range: epsilon is stated for pixels in [0, pixel_range]; 255 as in papers on likelihoods, whatever number
+            of grey levels the images have.
+        budgets: by data set.
+        attacks, groups: by name.
     """
 
     name: Name
@@ -122,9 +135,15 @@ class ThreatModel(Strict):
 class ResolvedAttack(Strict):
     """An attack with every number filled in for one data set; its hash is part of a cell's address.
 
-    label: how tables name it ("pgd20", or "pgd20@0.1" when the user overrode the budget). semantics: what the algorithm
-    declares (`NamedAttack.declared_semantics`), filled in when the attack is built. Records of before it was declared
-    lack it: their perturbations, corrupted images aside, left misclassified images as they were, as a worst case does.
+    Attributes:
+        name: of the attack.
+        label: its name in tables ("pgd20", or "pgd20@0.1" with a budget of the user).
+        threat_model, target, space, norm, pixel_range: see `ThreatModel`.
+        epsilon, eta: budgets; None where the space has none.
+        algorithm, parameters: see `AttackSpec`.
+        semantics: declared by the algorithm (`NamedAttack.declared_semantics`), filled in when the attack is built. Old
+            records lack it; their perturbations, except corrupted images, left misclassified images as they were, as a
+            worst case does.
     """
 
     name: str
@@ -149,25 +168,25 @@ class ResolvedAttack(Strict):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that results depend on, as JSON values: no label, and no semantics where the space implies them (of
-        everything measured before they were declared)."""
+        """Everything that results depend on, as JSON values: without the label, and without the semantics where the
+        space implies them, as for old records."""
         implied: Semantics = "perturbation" if self.space == "corruption" else "worst-case"
         left_out = {"label"} | ({"semantics"} if self.semantics == implied else set())
         return self.model_dump(mode="json", exclude=left_out)
 
     @property
     def measure(self) -> Measure:
-        """What tables show of the attack on a classifier."""
+        """The accuracy that tables show for the attack on a classifier."""
         return "accuracy under attack" if self.semantics == "perturbation" else "robust accuracy"
 
     @property
     def needs_flow(self) -> bool:
-        """Latent and joint attacks perturb the latents of a normalizing flow."""
+        """Whether the attack perturbs the latents of a normalizing flow."""
         return self.space in ("latent", "joint")
 
     @property
     def bounded(self) -> bool:
-        """Whether a budget bounds the adversarial image; corrupted images are given as they are."""
+        """Whether a budget bounds the adversarial image, which is not so for corrupted images."""
         return self.space != "corruption"
 
     @property
@@ -177,7 +196,7 @@ class ResolvedAttack(Strict):
 
 
 def threat_models(extra_folder: str | Path | None = None) -> dict[str, ThreatModel]:
-    """Every threat model shipped and, with `--threat-models DIR`, the user's; a name given twice is an error."""
+    """All shipped threat models and, with `--threat-models DIR`, the user's, by name; `UserError` for a duplicate."""
     folders = [data_root() / "threat_models"]
     if extra_folder is not None:
         extra = existing_folder(extra_folder, "--threat-models")
@@ -201,7 +220,7 @@ def threat_models(extra_folder: str | Path | None = None) -> dict[str, ThreatMod
 
 
 def listed_attacks(models: dict[str, ThreatModel]) -> list[str]:
-    """What `--attacks` accepts, without the single members of groups: a group has many."""
+    """Names for `--attacks`, without the members of groups."""
     names: list[str] = []
     for model in models.values():
         grouped = {name for group in model.groups for name in model.members(group)}
@@ -209,8 +228,8 @@ def listed_attacks(models: dict[str, ThreatModel]) -> list[str]:
     return names
 
 
-def ungrouped(names: Iterable[str], models: dict[str, ThreatModel]) -> list[str]:
-    """`names` with every group's members in its place; what is neither stays, for `resolve_attack` to refuse."""
+def expand_groups(names: Iterable[str], models: dict[str, ThreatModel]) -> list[str]:
+    """`names` with every group replaced by its members; unknown names stay, and `resolve_attack` refuses them."""
     members = {group: model.members(group) for model in models.values() for group in model.groups}
     return list(dict.fromkeys(attack for name in names for attack in members.get(name, (name,))))
 
@@ -250,10 +269,10 @@ def resolve_attack(
     eta: float | None = None,
     steps: int | None = None,
 ) -> ResolvedAttack:
-    """The attack called `name` with the budget of `dataset`, or with the budgets and steps the user gave instead.
+    """The attack called `name` with the budget of `dataset`, or with the given budgets and steps.
 
     An attack that does not iterate ignores `steps`. `UserError` for a budget beyond the diameter of the box of the data
-    set's images; where their shape is not known here, the attack looks at the images.
+    set's images; where their shape is unknown, the attack checks it later.
     """
     name = attack_name(name, models)
     owner = next((m for m in models.values() if name in m.attacks), None)
@@ -306,8 +325,8 @@ def resolve_attack(
 
 
 def importance_weighted(attack: ResolvedAttack, draws: int) -> ResolvedAttack:
-    """An attack on a flow, scored by importance-weighted bits/dim over `draws` draws of the dequantisation noise; with
-    one draw, and on a classifier, the attack itself, so that its cells keep their address."""
+    """An attack on a flow, scored by importance-weighted bits/dim over `draws` draws of dequantisation noise; with one
+    draw, or on a classifier, the attack itself, so that its cells keep their address."""
     if draws == 1 or attack.target != "flow":
         return attack
     parameters = {**attack.parameters, "noise_draws": draws, "estimate": "importance"}
@@ -320,7 +339,7 @@ def refuse_unused_budgets(
     etas: Sequence[object],
     steps: Sequence[object] = (),
 ) -> None:
-    """`UserError` when the user gave a budget or steps that none of `attacks` has."""
+    """`UserError` for a given budget or number of steps that none of `attacks` uses."""
     found = list(attacks)
     for option, given, used, kind in (
         ("epsilon", epsilons, any(a.epsilon is not None for a in found), "an image or joint"),

@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 
 from robbench.benchmarks.autoattack import OURS, REFERENCE, Contest, Parity, compare, floor, markdown, report
-from robbench.benchmarks.models import loaded
+from robbench.benchmarks.models import load_classifiers
 from robbench.cli.app import main
 from robbench.core.errors import UserError
 
@@ -45,7 +45,7 @@ def test_numbers_follow_from_the_runs():
 
 def test_both_engines_see_the_same_samples_and_disagreement_is_listed():
     """With one engine's verdicts replaced, the samples it differs on are named."""
-    ((model, data, device),) = loaded(["digits-standard"])
+    ((model, data, device),) = load_classifiers(["digits-standard"])
     lines = []
     found = compare(model, data, Contest("aa", 6, (0, 1), batch_size=16), device, lines.append)
     assert found.n == 6
@@ -85,7 +85,7 @@ def test_the_command_writes_what_it_prints(tmp_path, options, stem):
 @pytest.mark.slow
 def test_a_budget_reaches_both_engines(tmp_path):
     """At next to none an undefended model keeps what it classifies; at the data set's it keeps nothing (above)."""
-    ((model, data, device),) = loaded(["digits-standard"])
+    ((model, data, device),) = load_classifiers(["digits-standard"])
     found = compare(model, data, Contest("aa", 4, (0,), epsilon=1e-4), device, lambda _: None)
     assert found.robust[OURS] == found.robust[REFERENCE] == [found.clean]
     assert found.clean > 0
@@ -97,5 +97,5 @@ def test_a_budget_reaches_both_engines(tmp_path):
 )
 def test_refusals(names, words):
     with pytest.raises(UserError) as caught:
-        loaded(names)
+        load_classifiers(names)
     assert all(word in str(caught.value) for word in words)

@@ -18,7 +18,7 @@ from robbench.benchmarks.flow_peers import GLOW, benchmark_glow
 from robbench.benchmarks.flows import Case, prepare
 from robbench.benchmarks.models import random_classifier
 from robbench.benchmarks.pgd_peers import PEERS, Pgd, plain
-from robbench.benchmarks.timing import interleaved, peak_bytes, quartiles, quotient
+from robbench.benchmarks.timing import interleave, peak_bytes, quartiles, quotient
 from robbench.cli.app import main
 from robbench.core.errors import UserError
 
@@ -207,7 +207,7 @@ def test_absent_flow_libraries_are_named():
 def test_rounds_run_everybody_once_each_in_a_changing_order():
     seen: list[str] = []
     runs = {name: lambda name=name: seen.append(name) for name in "abc"}
-    times = interleaved(runs, 6, CPU, lambda line: None)
+    times = interleave(runs, 6, CPU, lambda line: None)
     rounds = ["".join(seen[i : i + 3]) for i in range(0, 18, 3)]
     assert all(sorted(one) == list("abc") for one in rounds)
     assert len(set(rounds)) > 1

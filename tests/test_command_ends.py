@@ -213,12 +213,12 @@ def test_places_are_tried_before_the_work(impossible: Path, monkeypatch: pytest.
         "robbench.store.ledger.load_run",
         "robbench.cli.check_session.load_run",
         "robbench.bundle.export.load_run",
-        "robbench.bundle.runs.opened_runs",
+        "robbench.bundle.runs.open_runs",
         "robbench.defenses.plan.load_dataset",
         "robbench.benchmarks.theory_report.random_gaussian",
         "robbench.models.loading.load_flow",
-        "robbench.benchmarks.models.loaded",
-        "robbench.bundle.merge.opened_bundle",
+        "robbench.benchmarks.models.load_classifiers",
+        "robbench.bundle.merge.open_bundle",
     ):
         monkeypatch.setattr(place, work)
     csv = "reports/leaderboard/digits.csv"

@@ -11,8 +11,8 @@ from robbench.core.precision import (
     PRECISION,
     WITHDRAWN,
     check_precision,
+    format_record,
     read_record,
-    recorded,
     withdrawal,
 )
 
@@ -47,7 +47,7 @@ def test_from_python(name: str) -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", [PRECISION, *WITHDRAWN])
 def test_what_a_cell_records_is_read_back(name: str, compiled: bool) -> None:
-    text = recorded(compiled).replace(PRECISION, name)
+    text = format_record(compiled).replace(PRECISION, name)
     assert read_record(text) == (name, compiled)
     assert bool(withdrawal(text)) == (name in WITHDRAWN)
 

@@ -1,1 +1,1 @@
-"""Comparisons with other implementations at equal work: parity first, then ratios of times. Nothing else needs them."""
+"""Comparisons with other implementations at equal work: parity first, then ratios of times."""

@@ -1,4 +1,5 @@
-"""robbench's AutoAttack against the reference package: verdicts, distances to the floor, times, in one process."""
+"""robbench's AutoAttack against the reference package, in one process: verdicts, times, and their lower bound
+(floor)."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -14,25 +15,25 @@ from robbench.attacks import Outcome, Victim, build_attack
 from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.victim import full_precision
 from robbench.benchmarks.pages import head, page, plain, spread, table
-from robbench.benchmarks.timing import Tell, timed
+from robbench.benchmarks.timing import Tell, time_call
 from robbench.data import Dataset, sample_ids
 from robbench.models.loading import LoadedModel
 from robbench.specs import resolve_attack, threat_models
 
-BATCHES = (32, 64, 128, 256, 512, 1000)  # where the floor looks for the cheapest model call
+BATCHES = (32, 64, 128, 256, 512, 1000)  # batch sizes tried for the cheapest model call
 OURS, REFERENCE = "robbench", "pyautoattack"
 
 
 @dataclass(frozen=True)
 class Contest:
-    """What is compared; both engines compute in fp32.
+    """A comparison; both engines compute in fp32.
 
     Attributes:
         attack: of robbench; its reference is "aa-reference" with the same ending.
         n: test images.
         seeds: each engine attacks the same images once per seed; the order of the two alternates.
-        sample_seed: draws the images.
-        batch_size: images at once.
+        sample_seed: of the drawn images.
+        batch_size: images per batch.
         epsilon: None for the data set's.
     """
 
@@ -55,15 +56,15 @@ class Parity:
     Attributes:
         model: its name.
         attack: of robbench.
-        n: how many images were attacked.
-        clean: images that are classified correctly before the attack.
-        robust: images found robust, per seed, by engine.
+        n: number of attacked images.
+        clean: number of images classified correctly before the attack.
+        robust: number of robust images, per seed, by engine.
         only_ours_breaks: ids of images that every seed of robbench broke and none of the reference.
         only_reference_breaks: the converse.
         seconds: per seed, by engine.
         floor_seconds: `floor` of calls of the model itself in fp32.
         least_seconds: `floor` of the cheapest calls that a search may make.
-        forwards: of robbench's first seed, over all images; those that a backward needs are included.
+        forwards: of robbench's first seed, over all images, including those that a backward needs.
         backwards: of the same.
         threads: CPU threads.
     """
@@ -84,7 +85,7 @@ class Parity:
 
     @property
     def excess(self) -> int:
-        """Images by which robbench's robust accuracy (largest over seeds) exceeds the reference's; at most 0: never."""
+        """Number of images by which robbench's robust accuracy (largest over seeds) exceeds the reference's."""
         return max(self.robust[OURS]) - max(self.robust[REFERENCE])
 
     @property
@@ -104,7 +105,7 @@ class Parity:
 def compare(
     model: LoadedModel, dataset: Dataset, contest: Contest, device: torch.device, tell: Tell
 ) -> Parity:
-    """Both engines on the same seeded samples of the test split, once per seed each."""
+    """Run both engines on the same seeded samples of the test split, once per seed each."""
     ids = sample_ids(dataset.test, min(contest.n, len(dataset.test)), contest.sample_seed)
     x, y = dataset.test.by_ids(ids)
     known = threat_models()
@@ -122,7 +123,7 @@ def compare(
             evaluate = partial(
                 attacks[engine].evaluate, victim, torch.tensor(ids), x, y, seed, contest.batch_size
             )
-            outcome, spent = timed(evaluate, device)
+            outcome, spent = time_call(evaluate, device)
             outcomes[engine].append(outcome)
             seconds[engine].append(spent)
             robust = int(outcome.robust.sum())
@@ -170,10 +171,10 @@ def floor(
     batches: Sequence[int] = BATCHES,
     lean: bool = False,
 ) -> float:
-    """Seconds that so many model calls cost at their cheapest: the best of `batches` and of weights in the usual and
-    in channels_last format, fp32, each call measured alone. forwards includes those that a backward needs.
+    """Least seconds of so many model calls: the best of `batches` and of weights in the usual and in channels_last
+    format, fp32, each call measured alone. forwards includes those that a backward needs.
 
-    lean: also try the lean network that a search may call, of which verdicts are not made.
+    lean: also try the lean network that a search may call.
     """
     victim = Victim(module, device)
     with attack_mode(module), full_precision(), victim.lean_search(x):
@@ -195,7 +196,7 @@ def _batch(x: Tensor, size: int, device: torch.device) -> Tensor:
 def _cost(
     network: Callable[[Tensor], Tensor], x: Tensor, gradient: bool, least_seconds: float = 0.05
 ) -> float:
-    """Seconds an image: the fastest of several calls."""
+    """Seconds per image of the fastest of several calls."""
 
     def call() -> None:
         with torch.set_grad_enabled(gradient):
@@ -208,7 +209,7 @@ def _cost(
     call()
     times: list[float] = []
     while sum(times) < least_seconds or len(times) < 3:
-        times.append(timed(call, x.device)[1])
+        times.append(time_call(call, x.device)[1])
     return min(times) / len(x)
 
 

@@ -1,13 +1,12 @@
 """The flows of `robbench bench flows` in FrEIA, normflows and nflows, at the weights of a robbench flow.
 
 Each builder takes a trainable `Glow` (scale_floor 0, no permutation in its 1x1 convolutions and positive diagonals,
-since nflows knows neither signs nor a permutation on that side) or a `ConditionalFlow`, and returns a module whose
-`decode(levels, y)` is the same function from latents to dequantised images. The libraries' own layers are used as they
-are, with one exception a library: where its coupling cannot express Glow's h2 / sigmoid(raw + 2) - shift, the method
-that holds the formula is overridden with no more operations than the original. Log-dets are computed as each library
-computes them, which none can leave out.
+since nflows supports neither signs nor a permutation on that side) or a `ConditionalFlow`, and returns a module whose
+`decode(levels, y)` is the same function from latents to dequantised images. The libraries' own layers are used
+unchanged, with one exception per library: where its coupling cannot express Glow's h2 / sigmoid(raw + 2) - shift, that
+method is overridden with no more operations than the original. Log-dets are computed as each library computes them.
 
-No library is needed by robbench; `pip install FrEIA normflows nflows` for this comparison.
+robbench itself needs none of the libraries: `pip install FrEIA normflows nflows`.
 """
 
 import warnings
@@ -24,14 +23,12 @@ from robbench.models.flows.layers import GlowStep
 
 Levels = tuple[Tensor, ...]
 Decode = Callable[[Levels, Tensor | None], Tensor]
-Build = Callable[
-    [Flow, bool], "Peer"
-]  # (flow, frozen): frozen asks for the library's cache where there is one
+Build = Callable[[Flow, bool], "Peer"]  # (flow, frozen): frozen uses the library's cache where there is one
 
 
 class Peer(nn.Module):
-    """A library's decoder. layers: what holds the weights; decode(levels, y): latents, fine to coarse with robbench's
-    shapes, and labels [n] to dequantised images [n,C,H,W]."""
+    """A library's decoder. layers: modules with the weights; decode(levels, y): from latents, fine to coarse with
+    robbench's shapes, and labels [n] to dequantised images [n,C,H,W]."""
 
     def __init__(self, layers: nn.Module, decode: Decode) -> None:
         super().__init__()
@@ -39,7 +36,7 @@ class Peer(nn.Module):
 
 
 def coupling_net(step: GlowStep, order: Tensor, flip: bool, leaky: bool = False) -> nn.Sequential:
-    """The step's coupling net with its gain folded in; `order` of output channels, flip: the shift's sign."""
+    """The step's coupling net with its gain folded in. order: of output channels; flip: invert the shift's sign."""
     (first, first_bias), (second, second_bias), (last, last_bias) = step.coupling.folded()
     last_bias = last_bias.clone()
     half = len(last_bias) // 2
@@ -86,7 +83,7 @@ def _coarse_to_fine(
 
 # ------------------------------------------------------------------------------------------ Glow
 def freia_glow(flow: Flow, frozen: bool) -> Peer:
-    """One AllInOneBlock a step, in its forward direction: coupling, scale and offset, 1x1 convolution."""
+    """One AllInOneBlock per step, in its forward direction: coupling, scale and offset, 1x1 convolution."""
     from FrEIA.modules import AllInOneBlock
 
     class Block(AllInOneBlock):  # type: ignore[misc]
@@ -200,7 +197,7 @@ def nflows_glow(flow: Flow, frozen: bool) -> Peer:
 
 
 class _WithContext(nn.Module):
-    """A net as nflows calls it; the context, where there is one, is joined to the input."""
+    """A net as nflows calls it, with the context, if any, concatenated to the input."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -259,7 +256,7 @@ def freia_conditional(flow: Flow, frozen: bool) -> Peer:
 
 
 def nflows_conditional(flow: Flow, frozen: bool) -> Peer:
-    """Two AffineCouplingTransforms and a Permutation a block; the clamp is put into `_scale_and_shift`."""
+    """Two AffineCouplingTransforms and a Permutation per block, with the clamp in `_scale_and_shift`."""
     from nflows import transforms
 
     def coupling(net: nn.Module, changed: Tensor, clamp: float) -> nn.Module:

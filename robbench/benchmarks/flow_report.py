@@ -10,7 +10,7 @@ REFERENCE = "robbench none"
 
 @dataclass(frozen=True)
 class Goal:
-    """value is reached when it is at most `limit`."""
+    """A goal, reached where `value` is at most `limit`."""
 
     what: str
     value: float
@@ -18,7 +18,7 @@ class Goal:
 
 
 def goals(result: dict[str, Any]) -> list[Goal]:
-    """The project's goals for the small image Glow; those whose libraries are absent are left out."""
+    """Goals for the small image Glow, without those whose libraries are missing."""
     ratio, memory = result["ratio"]["tuned"], result["memory_bytes"]
     found = []
     for kind, name in (("frozen", "as constructed"), ("channels_last", "in channels_last")):
@@ -39,7 +39,7 @@ def goals(result: dict[str, Any]) -> list[Goal]:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The tables for people."""
+    """The tables as Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     lines = [
         *head("Decode + backward to the latents of a frozen flow", report["command"]),

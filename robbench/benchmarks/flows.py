@@ -3,19 +3,19 @@
     robbench bench flows --out reports/benchmarks              # writes flows.json and flows.md
     robbench bench flows --case small --rounds 10 --profile    # a quick look, and where the time goes
 
-One process with malloc tuned (`core.allocator`) holds every implementation. To show malloc as glibc has it, each
-has a further process of its own, since what others leave in a heap decides whether glibc returns memory. In each round
-every implementation runs once unmeasured and once measured in each of its processes, in an order drawn anew. A ratio is
-the median over rounds of the quotient of two times of the same round; quartiles are shown. With one thread, times are
-those that a process spent on a CPU, so that other load on the machine enters through shared caches and clocks alone.
+One process with tuned malloc (`core.allocator`) runs all implementations. With glibc's default malloc each has a
+process of its own, since the state of the heap decides whether glibc returns memory. In each round every implementation
+runs once unmeasured and once measured in each of its processes, in random order. A ratio is the median over rounds of
+the quotient of two times of the same round, shown with quartiles. With one thread, times are CPU times of the process,
+so that other load on the machine matters only through shared caches and clocks.
 
 Before any timing every implementation must agree with robbench's trainable flow in float64, in outputs and gradients:
-|difference| / |reference| (Euclidean) at most TOLERANCE of its dtype, first in float64, which proves that it is the
-same function, then as timed in float32, where a ReLU at 0 may flip. Otherwise nothing is timed, no ratio is printed.
+|difference| / |reference| (Euclidean) at most TOLERANCE of its dtype, first in float64, which shows that it is the same
+function, then in float32 as timed, where a ReLU at 0 may flip. Otherwise nothing is timed.
 
 Kinds: "frozen" is eval mode with requires_grad_(False) and the library's cache where it has one; "channels_last" the
 same in that memory format; "naive" trainable parameters as constructed. Memory: bytes that autograd keeps between
-decode and backward, each storage once, weights left out.
+decode and backward, each storage once, without weights.
 """
 
 import copy
@@ -44,7 +44,7 @@ from robbench.benchmarks.flow_peers import (
 )
 from robbench.benchmarks.flow_report import REFERENCE
 from robbench.benchmarks.peers import available
-from robbench.benchmarks.timing import Tell, Times, in_turns, processor, quartiles, quotient, timed
+from robbench.benchmarks.timing import Tell, Times, in_turns, processor, quartiles, quotient, time_call
 from robbench.core.allocator import tune_allocator
 from robbench.core.device import installed_version
 from robbench.core.errors import UserError, unknown_name
@@ -56,20 +56,20 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 
 
 class Disagreement(Exception):
-    """Two implementations that should be the same function are not: comparing their speed means nothing."""
+    """Two implementations that should be the same function are not, so that their times are not comparable."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is compared.
+    """A comparison.
 
     Attributes:
-        what: the flow in words.
-        build: makes it.
-        batch: images at once.
-        rounds: how many are measured.
-        peers: the libraries that can express the flow.
-        allocators: settings of malloc to show.
+        what: description of the flow.
+        build: constructs it.
+        batch: images per batch.
+        rounds: number of measured rounds.
+        peers: libraries that can express the flow.
+        allocators: settings of malloc.
     """
 
     what: str
@@ -107,7 +107,7 @@ CASES = {
 
 
 def case_named(name: str) -> Case:
-    """`UserError` for a case there is not."""
+    """The case called `name`; `UserError` for an unknown one."""
     if name not in CASES:
         raise unknown_name("case", name, CASES)
     return CASES[name]
@@ -118,11 +118,11 @@ class Bench:
     """Implementations of one function, ready to run.
 
     Attributes:
-        levels: latents, fine to coarse, that everybody decodes.
+        levels: the decoded latents, fine to coarse.
         y: labels [n] of a conditional flow.
-        cotangent: what is propagated back from the images.
+        cotangent: gradient at the images, which is propagated back.
         decoders: from latents and labels to images, by name.
-        modules: what holds their weights, by name.
+        modules: with their weights, by name.
         reference: images and gradient of robbench's trainable flow in float64.
         absent: libraries that are not installed, and why.
     """
@@ -190,7 +190,7 @@ def prepare(case: Case, dtype: torch.dtype = torch.float32, only: str | None = N
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """The libraries create some of their tensors in PyTorch's default dtype."""
+    """Inside, `dtype` is PyTorch's default dtype, in which the libraries create some tensors."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -200,7 +200,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _kinds(build: Build, flow: Flow, library: str, only: str | None) -> dict[str, Peer]:
-    """The library's decoder as each kind that is asked for, by name."""
+    """The library's decoder as each requested kind, by name."""
     possible = ("frozen", "naive") if flow.label_classes else ("frozen", "channels_last", "naive")
     found: dict[str, Peer] = {}
     for kind in (kind for kind in possible if only in (None, f"{library} {kind}")):
@@ -249,7 +249,7 @@ def saved_bytes(bench: Bench, name: str) -> int:
 
 # ------------------------------------------------------------------------------------------ processes
 def serve(case: Case, threads: int, only: str | None = None) -> None:
-    """A worker: says what it has, then times each implementation whose name it reads."""
+    """A worker process: prints its implementations, then times each whose name it reads."""
     torch.set_num_threads(threads)
     state = tune_allocator().state
     try:
@@ -263,11 +263,11 @@ def serve(case: Case, threads: int, only: str | None = None) -> None:
     print(json.dumps(report | {"absent": bench.absent, "allocator": state}), flush=True)
     for line in sys.stdin:
         bench.run(line.strip())
-        print(timed(partial(bench.run, line.strip()), CPU)[1], flush=True)
+        print(time_call(partial(bench.run, line.strip()), CPU)[1], flush=True)
 
 
 class Worker:
-    """A process that runs `serve`; `about` is what it said of itself."""
+    """A process that runs `serve`; about: its first output."""
 
     def __init__(self, case: str, allocator: str, threads: int, only: str | None = None) -> None:
         environment = os.environ | {"ROBBENCH_MALLOC": allocator, "OMP_NUM_THREADS": str(threads)}
@@ -285,11 +285,13 @@ class Worker:
             raise Disagreement(self.about["disagreement"])
 
     def time(self, name: str) -> float:
+        """Seconds of one run of an implementation."""
         assert self.process.stdin is not None
         print(name, file=self.process.stdin, flush=True)
         return float(self._line())
 
     def close(self) -> None:
+        """End the process."""
         self.process.communicate()
 
     def _line(self) -> str:
@@ -302,18 +304,18 @@ class Worker:
 
 
 def measure(case: str, rounds: int, threads: int, tell: Tell) -> dict[str, Any]:
-    """Times of every implementation under each malloc, interleaved, and everything the report needs."""
+    """Interleaved times of every implementation under each malloc, and the other content of the report."""
     shared = Worker(case, "tuned", threads)
     names = list(shared.about["memory"])
     workers = {("tuned", name): shared for name in names}
 
-    def told(line: str) -> None:
+    def tell_case(line: str) -> None:
         tell(f"{case}: {line}")
 
     try:
         for name in names if "default" in CASES[case].allocators else []:
             workers["default", name] = Worker(case, "default", threads, only=name)
-        seconds = in_turns(list(workers), lambda key: workers[key].time(key[1]), rounds, told)
+        seconds = in_turns(list(workers), lambda key: workers[key].time(key[1]), rounds, tell_case)
     finally:
         for worker in set(workers.values()):
             worker.close()
@@ -348,7 +350,7 @@ def _summary(case: str, rounds: int, times: dict[str, Times], about: dict[str, A
 
 
 def profile_reference(case: Case, threads: int) -> str:
-    """Where robbench's own time goes, by operator."""
+    """robbench's time by operator."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.set_num_threads(threads)
@@ -364,10 +366,8 @@ def profile_reference(case: Case, threads: int) -> str:
 def report(
     cases: Sequence[str], rounds: int | None, threads: int, command: str, tell: Tell
 ) -> dict[str, Any]:
-    """Every case measured; `UserError` when two implementations are not the same function.
-
-    rounds: instead of each case's own number.
-    """
+    """Measure every case; `UserError` when two implementations are not the same function. rounds: None for each case's
+    own number."""
     try:
         results = {name: measure(name, rounds or CASES[name].rounds, threads, tell) for name in cases}
     except Disagreement as error:

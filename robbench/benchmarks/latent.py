@@ -1,12 +1,12 @@
 """JSA-50 and A-LA through robbench's frozen flow against a plain loop over other libraries' Glow at the same weights.
 
-Before anything is timed, the libraries' flows are checked to be the same function as robbench's (`flows.deviations`),
-and then every attack's verdicts: all start from the clean image, make all their steps, and must agree on who is robust
-after the last one, near ties left out (see `pgd`). The classifier has random weights, its own predictions are the
-labels. Encoding the images is part of everybody's time, and done by robbench's flow for all.
+Before any timing, the libraries' flows must be the same function as robbench's (`flows.deviations`), and the attacks'
+verdicts must agree: all start from the clean image, make all steps, and must find the same images robust after the last
+one, except near ties (see `pgd`). The classifier has random weights; its own predictions are the labels. Encoding the
+images, by robbench's flow, is part of all times.
 
-Memory: peak of bytes that PyTorch holds during one gradient step beyond what it held before, measured; and the largest
-batch whose step stays below the peak that memory "none" has at the batch of the comparison.
+Memory: measured peak of the bytes that PyTorch allocates in one gradient step, and the largest batch whose step stays
+below the peak of memory "none" at the batch of the comparison.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ from robbench.benchmarks.flows import CASES, Bench, Case, Disagreement, deviatio
 from robbench.benchmarks.models import random_classifier
 from robbench.benchmarks.pages import Verdicts, head, missing, page, plain, spread, table
 from robbench.benchmarks.pgd import disagreement
-from robbench.benchmarks.timing import Tell, interleaved, peak_bytes, processor, silent
+from robbench.benchmarks.timing import Tell, ignore, interleave, peak_bytes, processor
 from robbench.core.errors import UserError, unknown_name
 from robbench.models.flows.base import Flow, Latents, Memory
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
@@ -43,12 +43,12 @@ ETA = 0.02  # IJSAT's; the larger one of A-LA drives a Glow with random weights 
 
 @dataclass(frozen=True)
 class Contest:
-    """What is compared.
+    """A comparison.
 
     Attributes:
         attacks: names under the joint or a latent threat model, with CIFAR-10's epsilon.
         steps: instead of the attacks' own.
-        rounds: measured runs of each implementation.
+        rounds: measured runs per implementation.
         eta: latent budget.
         classifier: a registered architecture.
     """
@@ -60,7 +60,7 @@ class Contest:
     classifier: str = "digits-cnn"
 
     def spec(self, name: str) -> ResolvedAttack:
-        """The attack without chance and early stop; `UserError` for one that is not a gradient search in latents."""
+        """The attack without random start and early stop; `UserError` unless it is a gradient search in latents."""
         known = threat_models()
         possible = [
             attack
@@ -98,8 +98,8 @@ class Result:
     """Everything about one flow.
 
     Attributes:
-        flow: what it is.
-        batch: images at once.
+        flow: its description.
+        batch: images per batch.
         device: name of the processor.
         threads: CPU threads.
         attacks: verdicts and times, one per attack.
@@ -127,11 +127,11 @@ def glow_case(name: str) -> Case:
 def compare(
     case: Case,
     contest: Contest,
-    tell: Tell = silent,
+    tell: Tell = ignore,
     device: torch.device = CPU,
 ) -> Result:
-    """Parity and times of every attack, and the memory of every mode; `UserError` when a library's flow is another
-    function than robbench's, or an attack makes no gradient steps through a flow."""
+    """Parity and times of every attack, and memory of every mode; `UserError` when a library's flow differs from
+    robbench's, or an attack makes no gradient steps through a flow."""
     specs = [contest.spec(name) for name in contest.attacks]
     try:
         deviations(prepare(case, torch.float64).to(device))
@@ -142,14 +142,14 @@ def compare(
         raise UserError(f"refused: {error}") from None
     arena = Arena(case, contest, bench, device)
     with attack_mode(arena.module), full_precision():
-        times = [arena.timed(spec, contest.rounds, tell) for spec in specs]
+        times = [arena.time_attack(spec, contest.rounds, tell) for spec in specs]
         memory = arena.memory(specs[0])
     name = processor(device)
     return Result(case.what, case.batch, name, torch.get_num_threads(), times, memory, bench.absent)
 
 
 class Arena:
-    """One flow, one classifier, one batch of images. Use it inside `attacked(module)`."""
+    """One flow, one classifier, one batch of images. Use inside `attack_mode(module)`."""
 
     def __init__(self, case: Case, contest: Contest, bench: Bench, device: torch.device = CPU) -> None:
         self.device = device
@@ -167,13 +167,13 @@ class Arena:
         }
 
     def runs(self, spec: ResolvedAttack) -> dict[str, Callable[[], Tensor]]:
-        """From clean to adversarial images, by name."""
+        """Functions that return adversarial images, by name."""
         ours = {
             f"robbench {memory}": self._ours(build_on(spec, codec)) for memory, codec in self.codecs.items()
         }
         return {**ours, **{name: self._plain(decode, spec) for name, decode in self.decoders.items()}}
 
-    def timed(self, spec: ResolvedAttack, rounds: int, tell: Tell) -> AttackTimes:
+    def time_attack(self, spec: ResolvedAttack, rounds: int, tell: Tell) -> AttackTimes:
         runs = self.runs(spec)
         scores = {name: margins(self.victim.logits(run()), self.y) for name, run in runs.items()}
         found = AttackTimes(
@@ -183,7 +183,7 @@ class Arena:
             refused=disagreement(scores, REFERENCE),
         )
         if not found.refused:
-            times = interleaved(runs, rounds, self.device, lambda line: tell(f"{spec.name}: {line}"))
+            times = interleave(runs, rounds, self.device, lambda line: tell(f"{spec.name}: {line}"))
             found.add_times(times, REFERENCE)
         return found
 
@@ -233,7 +233,7 @@ class Arena:
 
 
 def build_on(spec: ResolvedAttack, codec: FlowCodec) -> GradientAttack:
-    """robbench's attack through a frozen flow whose memory mode was chosen."""
+    """robbench's attack through a frozen flow with a given memory mode."""
     attack = build_attack(spec, codec.flow)
     assert isinstance(attack, GradientAttack)
     return attack
@@ -242,7 +242,7 @@ def build_on(spec: ResolvedAttack, codec: FlowCodec) -> GradientAttack:
 def plain_joint(
     decode: Callable[[Tensor], Tensor], module: nn.Module, z: Tensor, y: Tensor, spec: ResolvedAttack
 ) -> Tensor:
-    """JSA as one writes it by hand: decode, add delta, classify, one gradient for both, sign steps."""
+    """JSA as a plain loop: decode, add delta, classify, one gradient for both, sign steps."""
     epsilon, eta = float(spec.epsilon or 0.0), float(spec.eta or 0.0)
     share, shift = spec.parameters.get("relative_step_size", 0.25), torch.zeros_like(z)
     with torch.no_grad():
@@ -268,7 +268,7 @@ def _in_box(decoded: Tensor, delta: Tensor) -> Tensor:
 def plain_latent(
     decode: Callable[[Tensor], Tensor], module: nn.Module, z: Tensor, y: Tensor, spec: ResolvedAttack
 ) -> Tensor:
-    """A-LA as one writes it by hand."""
+    """A-LA as a plain loop."""
     eta, shift = float(spec.eta or 0.0), torch.zeros_like(z)
     step = spec.parameters.get("relative_step_size", 0.25) * eta
     for _ in range(spec.parameters["steps"]):
@@ -305,7 +305,7 @@ def markdown(found: Sequence[Result], contest: Contest, command: str) -> str:
 
 
 def _memory_table(one: Result) -> list[str]:
-    """Peaks, batches that fit, and what the mode costs in time."""
+    """Peaks, largest batches, and times of the memory modes."""
     costs = [times for times in one.attacks if times.ratio]
     header = ["memory", "peak, MB", "largest batch within the peak of `none`", "batch grows by"]
     rows = [

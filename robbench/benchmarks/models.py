@@ -1,4 +1,4 @@
-"""What comparisons run on: classifiers of the zoo with their data, random networks with random images."""
+"""Models of comparisons: classifiers of the zoo with their data, random networks with random images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from robbench.models.loading import LoadedModel, load_model
 from robbench.models.zoo import find_model, zoo_entries
 
 
-def loaded(
+def load_classifiers(
     names: Sequence[str],
     device: str = "auto",
     zoo: Path | None = None,
@@ -38,8 +38,8 @@ def random_classifier(
     classes: int = 10,
     seed: int = 0,
 ) -> tuple[nn.Module, Tensor, Tensor]:
-    """(network with random weights in evaluation mode, n random images [n,C,H,W] in [0,1], its own predictions of
-    them as labels): what speed can be measured on without data. `UserError` for an unknown architecture."""
+    """(network with random weights in eval mode, n random images [n,C,H,W] in [0,1], its predictions as labels), for
+    timings without data. `UserError` for an unknown architecture."""
     build = ARCHITECTURES.get(architecture)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

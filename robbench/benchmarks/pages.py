@@ -1,4 +1,4 @@
-"""What all comparisons write: a head, tables and missing peers in Markdown, and everything as plain values for JSON."""
+"""Output of comparisons: Markdown pages, and plain values for JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,11 +10,11 @@ from robbench.core.device import installed_version, versions
 
 @dataclass
 class Verdicts:
-    """Who called how many images robust, and how long each took.
+    """Verdicts and times of several implementations.
 
     Attributes:
-        robust: images found robust, by implementation.
-        refused: why there are no times, "" where they were measured.
+        robust: number of robust images, by implementation.
+        refused: why there are no times; "" where they were measured.
         seconds: quartiles by implementation.
         ratio: quartiles of the quotients to the reference's time in the same round, by implementation.
     """
@@ -43,7 +43,7 @@ class Verdicts:
 def plain(
     command: str, contest: Any, peers: Mapping[str, str], kind: str, found: Iterable[Any]
 ) -> dict[str, Any]:
-    """Everything as plain values. peers: distributions by name; kind: what the results of `found` are of."""
+    """A comparison as plain values. peers: distributions by name; kind: key of the results `found`."""
     absent = {name: installed_version(package) or "absent" for name, package in peers.items()}
     return {
         "command": command,
@@ -54,7 +54,7 @@ def plain(
 
 
 def head(title: str, command: str) -> list[str]:
-    """Title and command, with an empty line behind each."""
+    """Lines of title and command."""
     return [f"# {title}", "", f"    {command}", ""]
 
 

@@ -1,4 +1,4 @@
-"""Libraries that a comparison may lack."""
+"""Optional libraries of comparisons."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,8 +10,7 @@ Peer = TypeVar("Peer")
 def available(
     builds: Mapping[str, Callable[[], Peer]], install: Mapping[str, str]
 ) -> tuple[dict[str, Peer], dict[str, str]]:
-    """(peers that are installed, reasons of those that are not), by name. install: how to get a peer, where that is
-    more than `pip install NAME`."""
+    """(installed peers, reasons of missing ones), by name. install: command, where it is not `pip install NAME`."""
     found: dict[str, Peer] = {}
     absent: dict[str, str] = {}
     for name, build in builds.items():

@@ -1,13 +1,13 @@
-"""robbench's PGD against other libraries: the same images first, then times, in one process.
+"""robbench's PGD against other libraries, in one process: verdicts first, then times.
 
-Two comparisons, both from the clean image, so that the start is the same without touching anybody's random numbers:
-* equal work: every image gets all its steps (early_stop off), the attack alone, robbench's as it runs in a benchmark
-  (on a CPU it builds its lean network first, within the time). Every verdict on the last iterates must be the same,
-  except near ties (both margins below `NEAR_TIE`).
-* equal verdict: from images to the list of robust ones. robbench: `evaluate` as in a benchmark run, a sample leaving at
-  its first break, every check included. The others: a forward of the clean images, their attack, a forward of its
-  images. No image that a peer breaks may be robust for robbench, near ties left out; the converse may happen, since
-  an iterate before the last one counts.
+Two comparisons, both from the clean image, so that all have the same start:
+* equal work: the attack alone, all steps for every image (early_stop off); robbench's as in a run (on a CPU including
+the
+  construction of its lean network). All verdicts on the last iterates must agree, except near ties (both margins below
+  `NEAR_TIE`).
+* equal verdict: from images to the list of robust ones. robbench: `evaluate` as in a run, with early stopping and all
+  checks. The others: a forward of the clean images, their attack, a forward of its images. No image that a peer breaks
+  may be robust for robbench, except near ties; the converse may happen, since any iterate counts.
 Where either is violated no ratio is given, for any peer.
 """
 
@@ -23,10 +23,10 @@ from robbench.attacks.base import Task
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.victim import chunks, full_precision
-from robbench.benchmarks.models import loaded, random_classifier
+from robbench.benchmarks.models import load_classifiers, random_classifier
 from robbench.benchmarks.pages import Verdicts, head, missing, page, plain
 from robbench.benchmarks.pgd_peers import DISTRIBUTIONS, Build, Pgd, Search, build_peers
-from robbench.benchmarks.timing import Tell, interleaved, processor, silent
+from robbench.benchmarks.timing import Tell, ignore, interleave, processor
 from robbench.core.counting import counted
 from robbench.core.device import resolve_device
 from robbench.data import sample_ids
@@ -39,7 +39,7 @@ ROUNDING = 1e-5  # by which an image may leave box or ball
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and what is attacked.
+    """A model, images and budget.
 
     Attributes:
         name: as shown.
@@ -47,7 +47,7 @@ class Subject:
         x: images [n,C,H,W] in [0,1], on the CPU.
         y: labels [n], on the CPU.
         epsilon: radius of the Linf ball, of pixels in [0, 1].
-        device: where everybody computes.
+        device: of all computations.
     """
 
     name: str
@@ -58,13 +58,14 @@ class Subject:
     device: torch.device
 
 
-RANDOM_EPSILON = 1 / 255  # more leaves no random network a robust image, and so no verdict to compare
+RANDOM_EPSILON = 1 / 255  # with more, random networks have no robust images, and no verdicts to compare
 
 
 def zoo_subjects(names: Sequence[str], n: int, **places: Any) -> list[Subject]:
-    """Zoo classifiers with n test images drawn by seed 0 and the data set's own epsilon; places: as for `loaded`."""
+    """Zoo classifiers with n test images drawn by seed 0 and the data set's own epsilon; places: as for
+    `load_classifiers`."""
     known, found = threat_models(), []
-    for model, dataset, device in loaded(names, **places):
+    for model, dataset, device in load_classifiers(names, **places):
         x, y = dataset.test.by_ids(sample_ids(dataset.test, min(n, len(dataset.test)), 0))
         epsilon = float(resolve_attack("pgd50", model.card.dataset, known).epsilon or 0.0)
         found.append(Subject(model.card.name, model.module, x, y, epsilon, device))
@@ -72,7 +73,7 @@ def zoo_subjects(names: Sequence[str], n: int, **places: Any) -> list[Subject]:
 
 
 def random_subjects(architectures: Sequence[str], n: int, device: str = "auto") -> list[Subject]:
-    """Networks with random weights on n random 3x32x32 images, labels their own predictions."""
+    """Networks with random weights on n random 3x32x32 images, with their own predictions as labels."""
     target = resolve_device(device)
     return [
         Subject(f"{name} (random weights)", *random_classifier(name, n), RANDOM_EPSILON, target)
@@ -82,7 +83,7 @@ def random_subjects(architectures: Sequence[str], n: int, device: str = "auto") 
 
 @dataclass(frozen=True)
 class Contest:
-    """steps of epsilon/4. rounds: measured runs of each, after one that is not measured."""
+    """steps: of epsilon/4. rounds: measured runs per implementation, after an unmeasured one."""
 
     steps: int = 40
     batch_size: int = 256
@@ -101,7 +102,7 @@ class Result:
 
     Attributes:
         model: its name.
-        n: how many images were attacked.
+        n: number of attacked images.
         epsilon: radius of the Linf ball, of pixels in [0, 1].
         device: name of the processor.
         threads: CPU threads.
@@ -121,7 +122,7 @@ class Result:
 
 
 class Arena:
-    """One model, everybody ready to run on it. Use it inside `attacked(module)`."""
+    """One model with all implementations. Use inside `attack_mode(module)`."""
 
     def __init__(self, subject: Subject, contest: Contest, peers: dict[str, Build] | None = None) -> None:
         self.subject, self.contest = subject, contest
@@ -144,7 +145,7 @@ class Arena:
         return build_attack(self.contest.attack(self.subject.epsilon, early_stop))
 
     def searches(self) -> dict[str, Callable[[], Tensor]]:
-        """The attack alone, all steps for every image, by name: adversarial images."""
+        """Functions that return adversarial images of the attack alone, all steps for every image, by name."""
         attack, ids = self.attack(early_stop=False), torch.arange(len(self.x))
         task = Task(ids, self.x, self.y, self.predictions, 0, self.contest.batch_size)
 
@@ -152,11 +153,11 @@ class Arena:
             with self.victim.lean_search(self.x):
                 return attack.search(self.victim, task).adversarial
 
-        peers = {name: _bound(search, self.x, self.y) for name, search in self.peers.items()}
+        peers = {name: _bind(search, self.x, self.y) for name, search in self.peers.items()}
         return {OURS: ours, **peers}
 
     def judgements(self) -> dict[str, Callable[[], Tensor]]:
-        """From images to who is robust [n], by name."""
+        """Functions that return whether each image is robust, [n] bool, by name."""
         attack, ids = self.attack(early_stop=True), torch.arange(len(self.x))
 
         def ours() -> Tensor:
@@ -174,17 +175,17 @@ class Arena:
         return torch.cat([self.victim.margins(images[part], self.y[part]) for part in rows])
 
 
-def _bound(search: Search, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
+def _bind(search: Search, x: Tensor, y: Tensor) -> Callable[[], Tensor]:
     return lambda: search(x, y)
 
 
 def compare(
     subject: Subject,
     contest: Contest,
-    tell: Tell = silent,
+    tell: Tell = ignore,
     peers: dict[str, Build] | None = None,
 ) -> Result:
-    """Parity of everybody, then both comparisons. peers: all of `PEERS` unless others are named."""
+    """Parity of all implementations, then both comparisons. peers: None for all of `PEERS`."""
     with attack_mode(subject.module), full_precision():
         arena = Arena(subject, contest, peers)
         images = {name: run().detach() for name, run in arena.searches().items()}
@@ -196,7 +197,7 @@ def compare(
         verdict.refused = work.refused or _weaker(judged, scores)
         for found, runs in ((work, arena.searches()), (verdict, arena.judgements())):
             if not found.refused:
-                found.add_times(interleaved(runs, contest.rounds, subject.device, tell), OURS)
+                found.add_times(interleave(runs, contest.rounds, subject.device, tell), OURS)
     return Result(
         subject.name,
         len(subject.x),
@@ -210,7 +211,7 @@ def compare(
 
 
 def _inadmissible(arena: Arena, images: dict[str, Tensor]) -> str:
-    """Who left box or ball: a search that may go further is another search."""
+    """The first implementation that left box or ball, which makes it incomparable; "" for none."""
     for name, found in images.items():
         beyond = float((found - arena.x).abs().max()) - arena.subject.epsilon
         outside = float(torch.maximum(-found, found - 1.0).max())
@@ -220,7 +221,7 @@ def _inadmissible(arena: Arena, images: dict[str, Tensor]) -> str:
 
 
 def disagreement(scores: dict[str, Tensor], reference: str = OURS) -> str:
-    """Who judges the last iterate of an image otherwise than `reference`, near ties left out; "" for nobody.
+    """The first implementation with another verdict on a last iterate than `reference`, except near ties; "" for none.
 
     scores: margins [n] by name.
     """
@@ -234,7 +235,7 @@ def disagreement(scores: dict[str, Tensor], reference: str = OURS) -> str:
 
 
 def _weaker(judged: dict[str, Tensor], scores: dict[str, Tensor]) -> str:
-    """Who breaks an image that robbench, stopping early, calls robust."""
+    """The first implementation that breaks an image which robbench, with early stopping, finds robust; "" for none."""
     for name, robust in judged.items():
         if wrong := (judged[OURS] & ~robust & (scores[name].abs() >= NEAR_TIE)).nonzero().flatten().tolist():
             images = counted(len(wrong), "image")

@@ -1,7 +1,7 @@
-"""PGD of other libraries in an Linf ball, called as their documentation says: the same start (the image itself), step
-size, number of steps and batch as robbench's, on the same frozen model in evaluation mode.
+"""PGD of other libraries in an Linf ball, called as documented: the same start (the image itself), step size, number of
+steps and batch as robbench's, on the same frozen model in eval mode.
 
-No library is needed by robbench; `INSTALL` says how to get them for this comparison.
+robbench itself needs none of the libraries; `INSTALL` has the commands.
 """
 
 from collections.abc import Callable
@@ -31,14 +31,14 @@ DISTRIBUTIONS = {
 
 @dataclass(frozen=True)
 class Pgd:
-    """What everybody runs.
+    """Settings of all implementations.
 
     Attributes:
         epsilon: radius of the Linf ball, of pixels in [0, 1].
-        step_size: of a signed gradient step, in the same unit.
-        steps: how many of them.
-        batch_size: images at once.
-        classes: of the model, which ART asks for.
+        step_size: of a sign step, in the same unit.
+        steps: number of steps.
+        batch_size: images per batch.
+        classes: of the model, which ART needs.
     """
 
     epsilon: float
@@ -52,7 +52,7 @@ Build = Callable[[nn.Module, Pgd, torch.device], Search]
 
 
 def _in_batches(search: Search, size: int) -> Search:
-    """For libraries that leave batches to their caller."""
+    """A search in batches of `size`, for libraries without batches."""
 
     def run(x: Tensor, y: Tensor) -> Tensor:
         return torch.cat([search(x[rows], y[rows]) for rows in chunks(torch.arange(len(x)), size)])
@@ -61,7 +61,7 @@ def _in_batches(search: Search, size: int) -> Search:
 
 
 def plain(module: nn.Module, pgd: Pgd, device: torch.device) -> Search:
-    """The loop one would write by hand."""
+    """PGD as a plain loop."""
 
     def search(x: Tensor, y: Tensor) -> Tensor:
         adversarial = x.clone()
@@ -77,7 +77,7 @@ def plain(module: nn.Module, pgd: Pgd, device: torch.device) -> Search:
 
 
 def foolbox(module: nn.Module, pgd: Pgd, device: torch.device) -> Search:
-    """`run` of LinfPGD, without the forward that its call adds for the verdict."""
+    """`run` of foolbox's LinfPGD, without the forward that its call adds for the verdict."""
     from foolbox.attacks.projected_gradient_descent import LinfProjectedGradientDescentAttack
     from foolbox.criteria import Misclassification
     from foolbox.models.pytorch import PyTorchModel
@@ -104,8 +104,8 @@ def torchattacks(module: nn.Module, pgd: Pgd, device: torch.device) -> Search:
 
 
 def art(module: nn.Module, pgd: Pgd, device: torch.device) -> Search:
-    """ProjectedGradientDescentPyTorch at our batch size (its default of 32 is slower). `generate` cannot be asked to
-    leave out the forwards of clean and final images with which it logs its success rate."""
+    """ART's ProjectedGradientDescentPyTorch at our batch size (its default of 32 is slower). Its `generate` always
+    makes forwards of clean and final images to log the success rate."""
     from art.attacks.evasion import ProjectedGradientDescentPyTorch
     from art.estimators.classification import PyTorchClassifier
 

@@ -1,4 +1,4 @@
-"""What `robbench theory linear` prints and writes: tables, figures 2 and 3 of paper 002, and their numbers as CSV."""
+"""Output of `robbench theory linear`: tables, figures 2 and 3 of paper 002, and their numbers as CSV."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,7 +38,7 @@ Curves = Mapping[Recursion, TradeOff]
 
 @dataclass(frozen=True)
 class LinearRequest:
-    """What to compute, of data N(0, sigma^2 I).
+    """Arguments of `robbench theory linear`, for data N(0, sigma^2 I).
 
     Attributes:
         n: dimensions.
@@ -46,7 +46,7 @@ class LinearRequest:
         sigma: standard deviation of the data.
         steps: of adversarial training.
         seed: of all simulations.
-        recursions: what a step of training does, one curve each.
+        recursions: meanings of a training step, one curve each.
         drop: of the likelihood in nats, which the guarantee bounds.
         gamma: probability that the guarantee fails.
         samples: draws of every simulation.
@@ -65,13 +65,13 @@ class LinearRequest:
 
 @dataclass(frozen=True)
 class BoundRow:
-    """One bound on the model variance with its check.
+    """A bound on the model variance, and its check by simulation.
 
     Attributes:
         bound: its name.
-        required_variance: variance of the model that guarantees the drop.
-        steps: of training that reach it, by recursion; None where none does.
-        kept: percent of draws whose drop is smaller at that variance.
+        required_variance: model variance that guarantees the drop.
+        steps: training steps that reach it, by recursion; None where none do.
+        kept: percentage of draws whose drop is smaller at that variance.
         kept_lower: lower end of its 95 % interval.
         kept_upper: upper end.
     """
@@ -85,7 +85,7 @@ class BoundRow:
 
 
 def linear_report(request: LinearRequest, folder: Path, console: Console) -> list[Path]:
-    """Compute, print to `console`, write into `folder`; returns the paths. `UserError` for impossible arguments."""
+    """Compute, print to `console` and write to `folder`; returns the paths. `UserError` for invalid arguments."""
     for name in request.recursions:
         check_recursion(name)
     check_output_folder(folder)
@@ -147,7 +147,7 @@ def _plane(request: LinearRequest) -> tuple[Gaussian, Floats, Perturbation]:
 
 def _bound_row(request: LinearRequest, guarantee: Guarantee, sharp: bool) -> BoundRow:
     needed = guarantee.required_variance(sharp) * JUST_ABOVE
-    # With epsilon 0 nothing can drop and any variance will do: the check takes the data's own.
+    # With epsilon 0 nothing drops and any variance is enough: the check uses the data's own.
     kept = guarantee.simulate(needed or request.sigma**2, request.samples, derive_seed(request.seed, "bound"))
     return BoundRow(
         "chi quantile" if sharp else "Theorem 3.2",
@@ -191,7 +191,7 @@ def _training_table(theory: Curves, request: LinearRequest) -> Table:
         ("steps", *theory),
         [
             [str(step), *(f"{curve.variance[step]:.4g}" for curve in theory.values())]
-            for step in _shown(request.steps)
+            for step in _shown_steps(request.steps)
         ],
         f"alpha = {growth:.4f} (the paper's formula, which lacks sigma: {printed:.4f})",
     )
@@ -245,8 +245,8 @@ def _case(hard: bool) -> str:
     return "hard" if hard else "easy"
 
 
-def _shown(steps: int) -> list[int]:
-    """At most `SHOWN_STEPS` of 0..steps, evenly spread; the CSV has all."""
+def _shown_steps(steps: int) -> list[int]:
+    """At most `SHOWN_STEPS` of 0..steps, evenly spaced; the CSV has all."""
     return sorted({round(position) for position in np.linspace(0, steps, min(steps + 1, SHOWN_STEPS))})
 
 

@@ -1,4 +1,4 @@
-"""Times that can be compared: one clock, interleaved rounds, ratios of the same round."""
+"""Comparable times: one clock, interleaved rounds, ratios within rounds."""
 
 import os
 import platform
@@ -20,28 +20,28 @@ Quartiles = list[float]  # lower quartile, median, upper quartile
 Tell = Callable[[str], None]
 
 
-def silent(line: str) -> None:
-    """Tell nobody."""
+def ignore(line: str) -> None:
+    """Ignore a line of progress."""
 
 
-def timed(call: Callable[[], Found], device: torch.device) -> tuple[Found, float]:
-    """What `call` returns, and its seconds."""
+def time_call(call: Callable[[], Found], device: torch.device) -> tuple[Found, float]:
+    """The result of `call`, and its seconds."""
     begun = now(device)
     found = call()
     return found, now(device) - begun
 
 
-def interleaved(
+def interleave(
     runs: Mapping[Key, Callable[[], Any]], rounds: int, device: torch.device, tell: Tell
 ) -> dict[Key, list[float]]:
-    """Seconds of every run, one per round, in an order drawn anew each round. The runs have been warmed up before."""
-    return in_turns(list(runs), lambda name: timed(runs[name], device)[1], rounds, tell)
+    """Seconds of every run, one per round, in random order per round. The caller has warmed the runs up."""
+    return in_turns(list(runs), lambda name: time_call(runs[name], device)[1], rounds, tell)
 
 
 def in_turns(
     keys: Sequence[Key], seconds: Callable[[Key], float], rounds: int, tell: Tell
 ) -> dict[Key, list[float]]:
-    """`seconds` of every key, one per round, in an order drawn anew each round."""
+    """`seconds` of every key, one per round, in random order per round."""
     times: dict[Key, list[float]] = {key: [] for key in keys}
     order, turns = random.Random(0), list(keys)
     for done in range(rounds):
@@ -65,7 +65,7 @@ def quotient(above: Sequence[float], below: Sequence[float]) -> Quartiles:
 
 
 def processor(device: torch.device) -> str:
-    """The device's name: a GPU's as CUDA has it, a CPU's as Linux has it, elsewhere what Python knows."""
+    """The name of the GPU from CUDA, of the CPU from Linux, elsewhere the machine type from Python."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     information = Path("/proc/cpuinfo")
@@ -76,10 +76,10 @@ def processor(device: torch.device) -> str:
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
-    """Peak of the bytes that PyTorch holds on `device` while `call` runs, beyond those held before. The first call,
-    which may fill caches, is not measured."""
+    """Peak of the bytes that PyTorch allocates on `device` in `call`. A first call, which may fill caches, is not
+    measured."""
     call()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell stderr when it starts and stops
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the profiler on stderr
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -88,9 +88,9 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         call()
-    held = peak = 0
+    allocated = peak = 0
     for event in recorded.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+            allocated += event.nbytes()
+            peak = max(peak, allocated)
     return peak

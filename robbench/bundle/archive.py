@@ -1,6 +1,6 @@
-"""Bundles as files: a run folder and its manifest in a zip file of the same bytes for the same content.
+"""Bundles as files: a run folder and its manifest in a zip file, with the same bytes for the same content.
 
-`opened_bundle` checks everything that needs no model before anybody reads a number.
+`open_bundle` checks everything that needs no model before any number is read.
 """
 
 import io
@@ -13,16 +13,16 @@ from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from robbench import __version__
-from robbench.bundle.contents import check_contents, reworded
+from robbench.bundle.contents import check_contents, reword
 from robbench.bundle.manifest import LAYOUT, MANIFEST_FILE, MANIFEST_VERSION, FileEntry, Manifest
-from robbench.bundle.zipcheck import Limits, copied, opened_zip, refused
+from robbench.bundle.zipcheck import Limits, copy_entry, open_zip, refusal
 from robbench.core.errors import UserError
 from robbench.core.resources import sha256_file, write_atomically
 from robbench.core.schema import LARGEST, parse_json, validate
 from robbench.store.ledger import load_run
 from robbench.store.records import Run
 
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip file can state
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # earliest date in a zip file
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class OpenBundle:
 
 # ------------------------------------------------------------------------------------------------------- writing
 def check_parent(out: Path) -> None:
-    """`UserError` unless the folder around `out` is there and can be written to."""
+    """`UserError` unless the parent folder of `out` exists and can be written."""
     parent = out.absolute().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         problem = "cannot be written" if parent.is_dir() else "is no folder"
@@ -66,9 +66,9 @@ def file_entries(folder: Path) -> dict[str, FileEntry]:
 
 
 def pack(folder: Path, manifest: Manifest, target: Path) -> Manifest:
-    """Write the files below `folder` as a bundle, atomically; returns the manifest with their hashes filled in.
+    """Write the files below `folder` as a bundle, atomically; returns the manifest with their hashes.
 
-    The same folder and manifest give the same bytes: names are sorted, time stamps and permissions are constants.
+    The same folder and manifest give the same bytes: names are sorted, time stamps and permissions are constant.
     """
     complete = manifest.model_copy(update={"files": file_entries(folder)})
 
@@ -83,7 +83,7 @@ def pack(folder: Path, manifest: Manifest, target: Path) -> Manifest:
 
 
 def _add(archive: ZipFile, name: str, content: bytes) -> None:
-    """Deflated where that makes it smaller; a shard is mostly compressed already."""
+    """Add a file, deflated where that makes it smaller; shards are mostly compressed already."""
     info = ZipInfo(name, _EPOCH)
     info.create_system, info.external_attr = 3, 0o100644 << 16  # whatever system writes it
     with ZipFile(io.BytesIO(), "w") as trial:
@@ -94,68 +94,68 @@ def _add(archive: ZipFile, name: str, content: bytes) -> None:
 
 # ------------------------------------------------------------------------------------------------------- reading
 @contextmanager
-def opened_bundle(path: Path, limits: Limits | None = None) -> Iterator[OpenBundle]:
+def open_bundle(path: Path, limits: Limits | None = None) -> Iterator[OpenBundle]:
     """Check a bundle, unpack it into a temporary folder and read its run; the folder is removed in any case.
 
-    `UserError` naming the reason: no zip file, a bomb, a name that leaves the folder or is there twice, a link, an
+    `UserError` with the reason: not a zip file, a zip bomb, a name that leaves the folder or occurs twice, a link, an
     encrypted entry, a manifest of a newer schema, a file that is missing, not listed or not as hashed, weights of
-    another model, rows or examples that the manifest does not count.
+    another model, other numbers of rows or examples than the manifest states.
     """
     limits = limits or Limits()
     with tempfile.TemporaryDirectory(prefix="robbench-bundle-") as name:
-        folder = Path(name) / (path.stem.strip(".") or "bundle")  # what tables call the run
+        folder = Path(name) / (path.stem.strip(".") or "bundle")  # name of the run in tables
         folder.mkdir()
-        with opened_zip(path, limits) as (archive, entries):
+        with open_zip(path, limits) as (archive, entries):
             manifest = _manifest(path, archive, entries)
             _check_files(path, manifest, set(entries) - {MANIFEST_FILE})
             for listed in sorted(manifest.files):
                 _extract(path, archive, entries[listed], manifest, folder)
         check_contents(path, folder, manifest)
-        yield OpenBundle(path, sha256_file(path), manifest, folder, _run(path, folder, manifest))
+        yield OpenBundle(path, sha256_file(path), manifest, folder, _load_run(path, folder, manifest))
 
 
 def _manifest(path: Path, archive: ZipFile, entries: dict[str, ZipInfo]) -> Manifest:
     if MANIFEST_FILE not in entries:
-        raise refused(path, f"it has no {MANIFEST_FILE}; give a file written by `robbench export`")
+        raise refusal(path, f"it has no {MANIFEST_FILE}; give a file written by `robbench export`")
     buffer, entry = io.BytesIO(), entries[MANIFEST_FILE]
-    copied(path, archive, entry, buffer, min(LARGEST, entry.file_size))
+    copy_entry(path, archive, entry, buffer, min(LARGEST, entry.file_size))
     try:
         content = parse_json(buffer.getvalue())
     except ValueError as error:
-        raise refused(path, f"{MANIFEST_FILE} is not JSON ({' '.join(str(error).split())[:80]})") from error
+        raise refusal(path, f"{MANIFEST_FILE} is not JSON ({' '.join(str(error).split())[:80]})") from error
     _check_version(path, content)
     try:
         return validate(content, Manifest, MANIFEST_FILE)
     except UserError as error:
-        raise refused(path, str(error)) from error
+        raise refusal(path, str(error)) from error
 
 
 def _check_version(path: Path, content: object) -> None:
-    """A newer manifest may have other keys, so this comes first."""
+    """Refuse a newer manifest, before its keys are checked."""
     version = content.get("schema_version") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(version, int) or version <= MANIFEST_VERSION:
         return
     versions = content.get("versions")
     writer = versions.get("robbench") if isinstance(versions, dict) else None
     reader = f"robbench >= {writer}" if isinstance(writer, str) and len(writer) < 40 else "a newer robbench"
-    raise refused(
+    raise refusal(
         path,
         f"written by a newer robbench (bundle schema {version}); {reader} can read it, this is {__version__}",
     )
 
 
 def _check_files(path: Path, manifest: Manifest, names: set[str]) -> None:
-    """The files are those of the manifest, and of the kinds a bundle has."""
+    """Require that the files are those of the manifest and belong into a bundle."""
     missing = sorted(manifest.files.keys() - names)
     if missing:
         more = f" (+{len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise refused(path, f"file {missing[0]!r}{_of_cell(manifest, missing[0])} is missing{more}")
+        raise refusal(path, f"file {missing[0]!r}{_of_cell(manifest, missing[0])} is missing{more}")
     unlisted = sorted(names - manifest.files.keys())
     if unlisted:
-        raise refused(path, f"file {unlisted[0]!r} is not listed in {MANIFEST_FILE}")
+        raise refusal(path, f"file {unlisted[0]!r} is not listed in {MANIFEST_FILE}")
     strange = sorted(name for name in names if not LAYOUT.fullmatch(name))
     if strange:
-        raise refused(path, f"file {strange[0]!r} has no place in a bundle")
+        raise refusal(path, f"file {strange[0]!r} has no place in a bundle")
 
 
 def _of_cell(manifest: Manifest, name: str) -> str:
@@ -169,22 +169,22 @@ def _extract(path: Path, archive: ZipFile, entry: ZipInfo, manifest: Manifest, f
     expected, target = manifest.files[entry.filename], folder / entry.filename
     what = f"file {entry.filename!r}{_of_cell(manifest, entry.filename)}"
     if expected.size > LARGEST and entry.filename.endswith((".json", ".yaml")):
-        raise refused(path, f"{what} has {expected.size:,} bytes, at most {LARGEST:,} are read as text")
+        raise refusal(path, f"{what} has {expected.size:,} bytes, at most {LARGEST:,} are read as text")
     if entry.file_size != expected.size:
-        raise refused(path, f"{what} has {entry.file_size:,} bytes, {MANIFEST_FILE} says {expected.size:,}")
+        raise refusal(path, f"{what} has {entry.file_size:,} bytes, {MANIFEST_FILE} says {expected.size:,}")
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("xb") as stream:
-        digest = copied(path, archive, entry, stream, expected.size)
+        digest = copy_entry(path, archive, entry, stream, expected.size)
     if digest != expected.sha256:
-        raise refused(path, f"{what} is not what {MANIFEST_FILE} hashed (sha256 {digest[:12]})")
+        raise refusal(path, f"{what} is not what {MANIFEST_FILE} hashed (sha256 {digest[:12]})")
 
 
-def _run(path: Path, folder: Path, manifest: Manifest) -> Run:
-    """The run inside, with as many rows and examples per cell as the manifest counts."""
+def _load_run(path: Path, folder: Path, manifest: Manifest) -> Run:
+    """The run in a bundle; refused unless it has as many rows and examples per cell as the manifest states."""
     try:
         run = load_run(folder)
     except UserError as error:
-        raise reworded(path, folder, error) from error
+        raise reword(path, folder, error) from error
     for cell, result in zip(manifest.cells, run.cells, strict=True):
         found = {
             "rows": len(result.rows),
@@ -194,20 +194,20 @@ def _run(path: Path, folder: Path, manifest: Manifest) -> Run:
         for what, value in found.items():
             if value != getattr(cell, what):
                 says = f"{MANIFEST_FILE} says {getattr(cell, what)}"
-                raise refused(path, f"cell {cell.title} has {what} {value}, {says}")
+                raise refusal(path, f"cell {cell.title} has {what} {value}, {says}")
     _check_totals(path, manifest, run)
     return run
 
 
 def _check_totals(path: Path, manifest: Manifest, run: Run) -> None:
-    """What the manifest says of the whole: number of examples and witnesses, and that nothing is unfinished."""
+    """Check the manifest's total numbers of examples and witnesses, and that nothing is unfinished."""
     unique = {result.cell.hash: result.rows for result in run.cells}.values()
     for what, column in (("exported", "example"), ("witnesses", "witness")):
         found = sum(int(rows[column].notna().sum()) for rows in unique if column in rows)
         says = getattr(manifest.examples, what)
         if found != says:
-            raise refused(path, f"it holds {found} values of {column}, {MANIFEST_FILE} says {says}")
+            raise refusal(path, f"it holds {found} values of {column}, {MANIFEST_FILE} says {says}")
     unfinished = [cell for cell in manifest.cells if cell.status != "ok"]
     if unfinished and not manifest.partial:
         cell = unfinished[0]
-        raise refused(path, f"cell {cell.title} is {cell.status!r}, and {MANIFEST_FILE} calls it complete")
+        raise refusal(path, f"cell {cell.title} is {cell.status!r}, and {MANIFEST_FILE} calls it complete")

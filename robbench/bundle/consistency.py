@@ -1,7 +1,7 @@
-"""Whether the rows of a ledger can be what the engine writes: every column against the others. No model, no data.
+"""Consistency of the columns of a ledger's rows with each other. Needs no model and no data.
 
-The rules are those of `attacks.base.Attack` and `attacks.likelihood.LikelihoodAttack`; a row that breaks one was not
-written by them. A row that keeps them all may still be false: that takes the model (`rescore`, `rerun`).
+The rules are those of `attacks.base.Attack` and `attacks.likelihood.LikelihoodAttack`, which never write a row that
+breaks one. A consistent row may still be false, which only a model reveals (`rescore`, `rerun`).
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robbench.attacks.checks import BALL_TOLERANCE
-from robbench.bundle.findings import Finding, judged
+from robbench.bundle.findings import Finding, judge
 from robbench.results.rows import models
 from robbench.specs import ResolvedAttack
 from robbench.store.columns import LEDGER_COLUMNS, select_names
@@ -20,21 +20,21 @@ from robbench.store.records import CellRecord, CellResult, Run
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
-ROUNDING = 1e-4  # of float32 norms and cross-entropies, relative above 1
+ROUNDING = 1e-4  # tolerance of float32 norms and cross-entropies, relative above 1
 CHECK = "rows"
 
 
 def consistency_findings(run: Run) -> Iterator[Finding]:
-    """One finding per cell, then one per model on what its cells must share."""
+    """One finding per cell, then one per model whose cells contradict each other."""
     for result in run.cells:
         cell, rows = result.cell, result.rows
         problems = [*_samples(run, cell, rows), *_identity(run, cell)]
         rules = _flow_rules(run, result) if cell.attack.target == "flow" else _classifier_rules(run, result)
-        problems += [_counted(rows, mask, text) for text, mask in rules if mask.any()]
-        yield judged(cell.model, cell.attack.label, CHECK, len(rows), problems)
+        problems += [_count_rows(rows, mask, text) for text, mask in rules if mask.any()]
+        yield judge(cell.model, cell.attack.label, CHECK, len(rows), problems)
     for model in models(run):
-        if problems := _shared(model.cells):
-            yield judged(model.name, "", CHECK, sum(len(r.rows) for r in model.cells), problems)
+        if problems := _check_shared(model.cells):
+            yield judge(model.name, "", CHECK, sum(len(r.rows) for r in model.cells), problems)
 
 
 def names_classes(run: Run, result: CellResult) -> bool:
@@ -56,8 +56,8 @@ def incomplete(run: Run) -> list[str]:
     return texts
 
 
-def repeated(run: Run) -> list[str]:
-    """Cells of one model that stand under several labels: averages count them as often."""
+def duplicate_labels(run: Run) -> list[str]:
+    """Remarks on cells of one model with several labels, which averages count several times."""
     labels: dict[tuple[str, str], list[str]] = {}
     for cell in (result.cell for result in run.cells):
         labels.setdefault((cell.model, cell.hash), []).append(cell.attack.label)
@@ -68,7 +68,7 @@ def repeated(run: Run) -> list[str]:
     ]
 
 
-def _counted(rows: pd.DataFrame, mask: Mask, text: str) -> str:
+def _count_rows(rows: pd.DataFrame, mask: Mask, text: str) -> str:
     first = int(rows["sample_id"].to_numpy()[mask][0])
     return f"{int(mask.sum())} of {len(rows)} rows: {text} (first sample {first})"
 
@@ -81,7 +81,7 @@ def _samples(run: Run, cell: CellRecord, rows: pd.DataFrame) -> list[str]:
 
 
 def _identity(run: Run, cell: CellRecord) -> list[str]:
-    """The record of a cell against the run and the card of its model."""
+    """Differences between the record of a cell and the run or the card of its model."""
     card = run.cards[cell.model]
     pairs = (
         ("data set", cell.dataset, run.dataset),
@@ -94,8 +94,8 @@ def _identity(run: Run, cell: CellRecord) -> list[str]:
     return [f"{what} {mine} in the cell, {its} in the bundle" for what, mine, its in pairs if mine != its]
 
 
-def _shared(cells: tuple[CellResult, ...]) -> list[str]:
-    """What a model's cells say of the same clean samples must be the same."""
+def _check_shared(cells: tuple[CellResult, ...]) -> list[str]:
+    """Contradictions between a model's cells on the same clean samples."""
     names = [name for name in ("label", "clean_margin") if name in cells[0].rows]
     together = pd.concat([result.rows[["sample_id", *names]] for result in cells])
     groups = together.groupby("sample_id")
@@ -121,9 +121,9 @@ def _classifier_rules(run: Run, result: CellResult) -> Rules:
     classes = len(run.class_names)
     yield from _label_rules(rows, classes)
     yield from _margin_rules(rows, classes)
-    clean_right, held = _floats(rows, "clean_margin") > 0, _floats(rows, "margin") > 0
+    clean_right, right = _floats(rows, "clean_margin") > 0, _floats(rows, "margin") > 0
     robust = rows["robust"].to_numpy(dtype=np.bool_)
-    yield "robust contradicts the margins", robust != (clean_right & held)
+    yield "robust contradicts the margins", robust != (clean_right & right)
     yield from _break_rules(cell, rows, robust, clean_right)
     yield from _size_rules(cell, rows, run)
     yield from _count_rules(cell, rows)
@@ -146,7 +146,7 @@ def _not_finite(rows: pd.DataFrame) -> Mask:
 
 
 def _margin_rules(rows: pd.DataFrame, classes: int) -> Rules:
-    """A positive margin is a right prediction and a negative one a wrong prediction; a tie may be either."""
+    """A positive margin is a right prediction, a negative one a wrong prediction; a tie may be either."""
     label = rows["label"].to_numpy()
     for margin_name, prediction_name in (("clean_margin", "clean_prediction"), ("margin", "prediction")):
         margin, right = _floats(rows, margin_name), rows[prediction_name].to_numpy() == label
@@ -158,8 +158,8 @@ def _margin_rules(rows: pd.DataFrame, classes: int) -> Rules:
         )
     entropy, margin = _floats(rows, "cross_entropy"), _floats(rows, "margin")
     with np.errstate(invalid="ignore"):
-        lowest = np.logaddexp(0.0, -margin)  # the other logits all far below the largest other one
-        highest = np.logaddexp(0.0, np.log(max(classes - 1, 1)) - margin)  # all of them equal to it
+        lowest = np.logaddexp(0.0, -margin)  # where all further logits are far below the largest other one
+        highest = np.logaddexp(0.0, np.log(max(classes - 1, 1)) - margin)  # where all equal it
         slack = ROUNDING * np.maximum(1.0, np.abs(margin))
         outside = ~((entropy >= lowest - slack) & (entropy <= highest + slack))
     outside = np.where(_not_finite(rows), ~np.isposinf(entropy), outside)
@@ -182,13 +182,13 @@ def _break_rules(cell: CellRecord, rows: pd.DataFrame, robust: Mask, clean_right
 
 
 def _last_step(attack: ResolvedAttack, component: str) -> float:
-    """The largest step at which a component of an attack can break a sample; NaN where it has no number of steps (then
-    every step takes a forward at least)."""
+    """The largest step at which a component of an attack can break a sample; NaN where it has no number of steps (every
+    step then takes at least one forward)."""
     name = "square_queries" if component == "square" else "steps"
     count = attack.parameters.get(name, attack.parameters.get("iterations"))
     if not isinstance(count, int):
         return float("nan")
-    # APGD from outside the ball scores one iterate more in each of its first two phases.
+    # APGD with large radii scores one more iterate in each of its first two phases.
     return count + 2 if component.startswith("apgd") else count
 
 
@@ -210,7 +210,7 @@ def _flow_rules(run: Run, result: CellResult) -> Rules:
 
 
 def _size_rules(cell: CellRecord, rows: pd.DataFrame, run: Run) -> Rules:
-    """Norms are finite, ordered (linf <= l2 <= l1 <= D linf) and, of an image attack, within the budget."""
+    """Norms are finite, ordered (linf <= l2 <= l1 <= D linf), and for image attacks within the budget."""
     sizes = {name: _floats(rows, name) for name in select_names("distance", target=cell.attack.target)}
     l1, l2, linf = (sizes[name] for name in ("l1", "l2", "linf"))
     dimensions = int(np.prod(run.shape))

@@ -1,4 +1,4 @@
-"""Which adversarial examples go into a bundle: a share or a number of those a cell stores, drawn by seed."""
+"""Choice of the adversarial examples in a bundle: a share or a number of those that a cell stores, drawn by seed."""
 
 import hashlib
 import math
@@ -12,35 +12,35 @@ from robbench.core.numerals import number
 
 @dataclass(frozen=True)
 class ExampleChoice:
-    """asked: the text the user gave. share: of the examples a cell stores, rounded up; count: at most so many. One of
-    both is None. seed: of the order in which samples are taken, the same in every cell, so that one original serves
-    all of them."""
+    """requested: the user's text. share: of the examples that a cell stores, rounded up; count: largest number; one of
+    both is None. seed: of the order in which samples are chosen, the same in every cell, so that one clean image serves
+    all cells."""
 
-    asked: str
+    requested: str
     share: Fraction | None
     count: int | None
     seed: int
 
     @classmethod
-    def parsed(cls, text: str, seed: int = 0) -> "ExampleChoice":
-        """`--examples`: "all", "none", a share as in 0.1, 1/8 or 10%, or a whole number a cell. `UserError` else."""
-        asked = text.strip()
-        if asked in ("all", "none"):
-            return cls(asked, Fraction(asked == "all"), None, seed)
-        if asked.isascii() and asked.isdecimal() and len(asked) < 19:
-            return cls(asked, None, int(asked), seed)
-        percent, digits = asked.endswith("%"), asked.removesuffix("%").strip()
-        # Checked first: `Fraction` is exact, and takes any memory that an exponent asks for.
+    def parse(cls, text: str, seed: int = 0) -> "ExampleChoice":
+        """`--examples`: "all", "none", a share as in 0.1, 1/8 or 10%, or a whole number per cell; else `UserError`."""
+        requested = text.strip()
+        if requested in ("all", "none"):
+            return cls(requested, Fraction(requested == "all"), None, seed)
+        if requested.isascii() and requested.isdecimal() and len(requested) < 19:
+            return cls(requested, None, int(requested), seed)
+        percent, digits = requested.endswith("%"), requested.removesuffix("%").strip()
+        # Checked first: `Fraction` is exact, and a large exponent would take all memory.
         share = Fraction(-1) if number(digits) is None else Fraction(digits) / (100 if percent else 1)
         if not 0 <= share <= 1:
             raise UserError(
                 f"--examples {text[:40]!r} is no choice; give a share from 0.0 to 1.0, a whole number a cell, all "
                 f"or none"
             )
-        return cls(asked, share, None, seed)
+        return cls(requested, share, None, seed)
 
-    def chosen(self, stored: Sequence[int]) -> frozenset[int]:
-        """Those of the sample ids with a stored example that go into the bundle."""
+    def choose(self, stored: Sequence[int]) -> frozenset[int]:
+        """The samples whose examples go into the bundle, of the ids with a stored example."""
         count = self.count if self.share is None else math.ceil(self.share * len(stored))
         return frozenset(sorted(stored, key=self._place)[:count])
 

@@ -1,7 +1,7 @@
 """`robbench export`: a run folder as a bundle, compact and without loss.
 
-The run is staged as a run folder of its own (the last plan only, one shard per cell, the chosen examples), read back,
-and packed; what the manifest says is what was read back.
+The run is copied to a temporary run folder (the last plan only, one shard per cell, the chosen examples), read back and
+packed; the manifest describes what was read back.
 """
 
 import tempfile
@@ -32,7 +32,7 @@ from robbench.store.frechet_records import FRECHET_FOLDER, read_record, write_re
 from robbench.store.ledger import ORIGINALS_FILE, Ledger, load_run, refuse_shard
 from robbench.store.records import CellResult, Run, RunFile
 
-# What the digest of a table is over, in every version: a column or metric added later must not change old digests.
+# Columns and metrics in the digest of a table, the same in every version, so that later ones do not change old digests.
 DIGESTED_COLUMNS = (
     "dataset", "model", "defense", "threat_model", "attack", "epsilon", "eta", "metric", "value", "lower", "upper",
     "unit", "n", "seed", "status", "model_sha256", "flow", "measure",
@@ -55,8 +55,8 @@ class ExportRequest:
     Attributes:
         folder: the run folder.
         out: the bundle to write.
-        examples: which of the stored adversarial examples go into it.
-        partial: also export a run that is unfinished, being written or has failed cells.
+        examples: choice of the stored adversarial examples.
+        partial: also export a run that is unfinished, being written, or has failed cells.
         overwrite: replace `out`.
         threat_models: folder of further threat models, where attacks came from one.
     """
@@ -70,8 +70,8 @@ class ExportRequest:
 
 
 def export_run(request: ExportRequest) -> Manifest:
-    """Write the bundle; returns its manifest. `UserError` when it cannot be written where asked, or when the run is
-    empty, unfinished, failed in part or being written (see `ExportRequest.partial`)."""
+    """Write the bundle; returns its manifest. `UserError` when it cannot be written there, or when the run is empty,
+    unfinished, failed in part or being written (see `ExportRequest.partial`)."""
     _check_target(request)
     plan, run = Ledger(request.folder).read_run(), load_run(request.folder)
     partial = _check_complete(request, run)
@@ -101,12 +101,12 @@ def _check_target(request: ExportRequest) -> None:
 
 
 def _check_complete(request: ExportRequest, run: Run) -> bool:
-    """Whether anything is unfinished; `UserError` when nothing is there, or anything is missing without --partial."""
+    """Whether the export is partial; `UserError` without any rows, and for an incomplete run without --partial."""
     if not any(len(result.rows) for result in run.cells):
         raise UserError(
             f"{str(request.folder)!r} has no finished rows to export; run its attacks first (robbench run)"
         )
-    problems = list(_unfinished(run))
+    problems = list(_list_unfinished(run))
     if lock_is_held(request.folder):
         problems.insert(0, "another robbench run is writing to it")
     if problems and not request.partial:
@@ -118,7 +118,7 @@ def _check_complete(request: ExportRequest, run: Run) -> bool:
 
 
 def _check_unchanged(request: ExportRequest, plan: RunFile | None, run: Run) -> None:
-    """A run that begins meanwhile may plan other cells and samples."""
+    """`UserError` when another run has changed the plan meanwhile."""
     now = Ledger(request.folder).read_run()
     same = now is not None and [entry.hash for entry in now.cells] == [r.cell.hash for r in run.cells]
     if now != plan or not same:
@@ -128,7 +128,7 @@ def _check_unchanged(request: ExportRequest, plan: RunFile | None, run: Run) -> 
         )
 
 
-def _unfinished(run: Run) -> Iterable[str]:
+def _list_unfinished(run: Run) -> Iterable[str]:
     kinds: tuple[tuple[Literal["running", "failed"], str], ...] = (
         ("running", "unfinished"),
         ("failed", "failed"),
@@ -142,7 +142,7 @@ def _unfinished(run: Run) -> Iterable[str]:
 
 # --------------------------------------------------------------------------------------------------------- staging
 def _stage(request: ExportRequest, run: Run, staged: Ledger) -> int:
-    """Fill `staged` with what goes into the bundle; the number of examples that the run stores in all."""
+    """Fill `staged` with the content of the bundle; returns the number of examples that the run stores."""
     source = Ledger(request.folder)
     plan = source.require_run()
     staged.write_run(plan, run.cards)
@@ -159,27 +159,28 @@ def _stage(request: ExportRequest, run: Run, staged: Ledger) -> int:
 def _stage_cell(
     source: Ledger, staged: Ledger, cell: str, run: Run, choice: ExampleChoice
 ) -> tuple[int, frozenset[int]]:
-    """Record and one shard of a cell; the number of examples it stores, and the ids of those staged."""
+    """Copy the record of a cell, and its rows as one shard; returns the number of its stored examples, and the ids of
+    the chosen ones."""
     result = next(result for result in run.cells if result.cell.hash == cell)
     record = source.read_cell(cell)
     assert record is not None
     seconds = round(result.cell.seconds, 3)
-    # Without `clean`, which no stored row stands for.
+    # Without `clean`, which no stored row supports.
     changes = {"status": result.cell.status, "seconds": seconds, "clean": None}
     staged.write_cell(record.model_copy(update=changes))
     shards = source.shards(cell, refuse_shard)
-    table = _requested_rows([shard.table for shard in shards], run.sample_ids)
+    table = _select_rows([shard.table for shard in shards], run.sample_ids)
     if table is None:
         return 0, frozenset()
     kept = table.filter(pc.is_valid(table["example"]))["sample_id"].to_pylist()
-    chosen = choice.chosen(kept)
+    chosen = choice.choose(kept)
     noticed = sum_diagnostics(shards).model_dump_json(exclude_defaults=True)
     staged.write_shard(cell, 0, _with_pixels_of(table, chosen), seconds, noticed, smallest=True)
     return len(kept), chosen
 
 
-def _requested_rows(tables: list[pa.Table], requested: Iterable[int]) -> pa.Table | None:
-    """Rows of the requested samples by id, or None without any."""
+def _select_rows(tables: list[pa.Table], requested: Iterable[int]) -> pa.Table | None:
+    """Rows of the requested samples, sorted by id; None without any."""
     if not tables:
         return None
     table = pa.concat_tables([table.replace_schema_metadata() for table in tables])
@@ -200,7 +201,7 @@ def _with_pixels_of(table: pa.Table, chosen: frozenset[int]) -> pa.Table:
 
 
 def _stage_originals(source: Ledger, staged: Ledger, exported: set[int]) -> None:
-    """The clean images of the exported examples, where the run has them."""
+    """Copy the clean images of the exported examples."""
     stored: dict[int, Images] = {i: image for i, image in source.originals().items() if i in exported}
     missing = sorted(exported - stored.keys())
     if missing:
@@ -220,7 +221,7 @@ def _stage_frechet(folder: Path, staged: Path, cells: set[str]) -> None:
 
 
 def _stage_threat_models(request: ExportRequest, run: Run, staged: Path) -> None:
-    """The definitions of the attacks, as they are installed; what was run is in every cell.json."""
+    """Copy the installed definitions of the attacks; the settings that were run are in every cell.json."""
     known = threat_models(request.threat_models)
     for result in run.cells:
         attack = result.cell.attack
@@ -244,7 +245,7 @@ def _manifest(request: ExportRequest, run: Run, stored: int, partial: bool) -> M
         run=run_identity(Ledger(run.folder).require_run()),
         partial=partial,
         examples=ExampleShare(
-            asked=choice.asked,
+            asked=choice.requested,
             seed=choice.seed,
             stored=stored,
             exported=counts["example"],
@@ -276,7 +277,7 @@ def _bundle_cell(result: CellResult) -> BundleCell:
 
 
 def _flows(run: Run) -> dict[str, str]:
-    """sha256 of the weights of every flow that an attack or a likelihood of the run used."""
+    """sha256 of the weights of every flow that attacks or likelihoods of the run used, by name."""
     found: dict[str, str] = {}
     for result in run.cells:
         for flow in (result.cell.attack_flow, result.cell.nll_flow):
@@ -289,17 +290,17 @@ def _flows(run: Run) -> dict[str, str]:
 
 
 def table_digests(run: Run, left_out: Collection[str] = ()) -> dict[str, str]:
-    """sha256 of every derived table, by name. A pure function of the rows of the ledger: only `DIGESTED` columns and
-    metrics enter, whatever else is installed, and floats count to 9 digits, since another CPU may round the last ones
-    otherwise. left_out: columns that the tables of an older robbench lacked."""
+    """sha256 of every derived table, by name. A function of the ledger's rows alone: over `DIGESTED_COLUMNS` and
+    `DIGESTED_METRICS`, floats with 9 digits, since CPUs round the last ones differently. left_out: columns that tables
+    of an older robbench lacked."""
     columns = [name for name in DIGESTED_COLUMNS if name not in left_out]
     rows = [
-        [_rounded(getattr(row, name)) for name in columns]
+        [_round(getattr(row, name)) for name in columns]
         for row in leaderboard(run)
         if row.kind.name in DIGESTED_METRICS
     ]
     return {"leaderboard": canonical_hash([columns, *rows])}
 
 
-def _rounded(value: object) -> object:
+def _round(value: object) -> object:
     return f"{value:.9g}" if isinstance(value, float) else value

@@ -1,10 +1,10 @@
-"""What verifying found: one finding per check and cell, and what all of them amount to. No torch here."""
+"""Results of a verification: one finding per check and cell, and the overall result. No torch here."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-# weaker: agrees, but only with what the bundle itself says; unchecked: could not be done, the reason says why.
+# weaker: agrees, but only with other content of the bundle; unchecked: not possible, for the stated reason.
 Verdict = Literal["agrees", "weaker", "differs", "unchecked"]
 WHOLE = ""  # model of a finding about the whole bundle
 AGREES, DIFFERS, UNCHECKED = 0, 1, 3  # exit codes; 2 is a bundle or command that cannot be used
@@ -17,11 +17,11 @@ class Finding:
     Attributes:
         model: name of the model; `WHOLE` for a finding about the whole bundle.
         attack: label of the attack; "" for a finding about no single attack.
-        check: what was checked.
-        verdict: what came of it.
-        count: number of things compared.
-        reason: what differs or is missing, or is worth knowing.
-        near_ties: how many of those compared have a verdict that rounding decides; they are not judged.
+        check: name of the check.
+        verdict: its result.
+        count: number of compared items.
+        reason: what differs or is missing, or a remark.
+        near_ties: number of compared verdicts that rounding decides; they are not judged.
     """
 
     model: str
@@ -33,10 +33,10 @@ class Finding:
     near_ties: int = 0
 
 
-def judged(
+def judge(
     model: str, attack: str, check: str, count: int, problems: Sequence[str], near_ties: int = 0
 ) -> Finding:
-    """A finding that "differs" where there are problems; the first ones are its reason."""
+    """A finding that "differs" where there are problems, of which the first ones are its reason, and else "agrees"."""
     more = f" (+{len(problems) - 3} more)" if len(problems) > 3 else ""
     reason = "; ".join(problems[:3]) + more
     return Finding(model, attack, check, "differs" if problems else "agrees", count, reason, near_ties)
@@ -44,8 +44,8 @@ def judged(
 
 @dataclass
 class Verification:
-    """Everything that was found in one bundle. about: bundle, hash, versions, choices; notes: what a reader must know
-    besides. files_only: no model was asked for, so what is unchecked fails nothing."""
+    """All findings about one bundle. about: bundle, hash, versions, choices; notes: further remarks. files_only: no
+    models were used, so that unchecked findings do not fail."""
 
     about: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
@@ -58,13 +58,13 @@ class Verification:
 
     @property
     def exit_code(self) -> int:
-        """0 all agrees, 1 something differs, 3 nothing differs and not everything could be checked."""
+        """0: everything agrees; 1: something differs; 3: nothing differs, but something could not be checked."""
         if self.of("differs"):
             return DIFFERS
         return UNCHECKED if self.of("unchecked") and not self.files_only else AGREES
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The verification as JSON values."""
         counts = {verdict: len(self.of(verdict)) for verdict in ("agrees", "weaker", "differs", "unchecked")}
         return {
             "schema_version": 1,

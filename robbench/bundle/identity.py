@@ -1,4 +1,4 @@
-"""Whether a bundle measured what it says: the addresses of its cells, and the settings of its attacks."""
+"""Checks of the identity of a bundle's cells: their addresses, and the settings of their attacks."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from robbench.attacks import ATTACKS
-from robbench.bundle.findings import WHOLE, Finding, judged
+from robbench.bundle.findings import WHOLE, Finding, judge
 from robbench.cards import FlowReference, ModelCard
 from robbench.core.errors import UserError
 from robbench.core.schema import load_yaml, validate
@@ -17,14 +17,14 @@ from robbench.store.merged import conflicts
 from robbench.store.records import CellRecord, Run, cell_hash
 
 ADDRESS, SETTINGS = "address", "settings"
-_FILES = ("sha256",)  # parameters that name what was read, not what was asked for
+_FILES = ("sha256",)  # parameters that identify a file that was read, not a setting
 
 
 # ------------------------------------------------------------------------------------------------------ address
 def address_findings(run: Run, flows: Mapping[str, ModelCard]) -> Iterator[Finding]:
-    """Whether every cell has the address that follows from its card, attack, flows, engine, data and seed.
+    """One finding per cell: whether its address follows from its card, attack, flows, engine, data and seed.
 
-    flows: cards at hand, by sha256 of the weights.
+    flows: the verifier's cards, by sha256 of the weights.
     """
     for cell in (result.cell for result in run.cells):
         absent = [ref.name for ref in _references(cell) if ref.sha256 not in flows]
@@ -38,7 +38,7 @@ def address_findings(run: Run, flows: Mapping[str, ModelCard]) -> Iterator[Findi
         wrong = [
             "it does not follow from settings, model and flow: something was edited, or their cards were"
         ]
-        yield judged(cell.model, cell.attack.label, ADDRESS, 1, wrong if found != cell.hash else [])
+        yield judge(cell.model, cell.attack.label, ADDRESS, 1, wrong if found != cell.hash else [])
 
 
 def _references(cell: CellRecord) -> list[FlowReference]:
@@ -69,21 +69,21 @@ def _address(card: ModelCard, cell: CellRecord, flows: Mapping[str, ModelCard]) 
 def settings_findings(
     run: Run, known: Mapping[str, ThreatModel], dataset: Dataset | None = None
 ) -> Iterator[Finding]:
-    """Whether the attacks are those that robbench (and --threat-models) calls so, one finding per attack and setting.
+    """One finding per attack and setting: whether it is what the installed threat models define under its name.
 
-    A bundle's "pgd20" with one step has an address of its own and consistent rows; only its name is false. dataset: the
-    verifier's, which alone says whose budgets apply where it is at hand.
+    A "pgd20" with one step has a valid address and consistent rows; only its name is false. dataset: the verifier's,
+    which decides whose budgets apply, where available.
     """
     like = dataset.like if dataset is not None else run.data.like if run.data is not None else None
     datasets = [name for name in (run.dataset, like) if name]
     if problems := conflicts([run], ["the bundle"]):  # one label with two settings, one name with two results
-        yield judged(WHOLE, "", SETTINGS, len(run.cells), problems)
+        yield judge(WHOLE, "", SETTINGS, len(run.cells), problems)
     attacks = {r.cell.attack.model_dump_json(): r.cell.attack for r in run.cells}
     for attack in attacks.values():
-        yield _setting(attack.label, attack, datasets, known)
+        yield _setting_finding(attack.label, attack, datasets, known)
 
 
-def _setting(
+def _setting_finding(
     label: str, attack: ResolvedAttack, datasets: list[str], known: Mapping[str, ThreatModel]
 ) -> Finding:
     if not any(attack.name in model.attacks for model in known.values()):
@@ -96,12 +96,12 @@ def _setting(
             f"misclassified without attack were left as they are"
         )
         return Finding(WHOLE, label, SETTINGS, "weaker", 1, reason)
-    return judged(WHOLE, label, SETTINGS, 1, problems)
+    return judge(WHOLE, label, SETTINGS, 1, problems)
 
 
 def bundled_findings(folder: Path, run: Run) -> Iterator[Finding]:
-    """Attacks whose budget or settings are not those of the threat models that came with the bundle, one finding each:
-    whoever reads those files takes them for what was measured. folder: the unpacked bundle."""
+    """One finding per attack whose settings differ from the threat models in the bundle, which readers take for what
+    was measured. folder: the unpacked bundle."""
     models = (load_yaml(path, ThreatModel) for path in sorted((folder / "threat_models").glob("*.yaml")))
     bundled = {model.name: model for model in models}
     datasets = [name for name in (run.dataset, run.data.like if run.data is not None else None) if name]
@@ -111,13 +111,13 @@ def bundled_findings(folder: Path, run: Run) -> Iterator[Finding]:
             problems = _problems(attack.label, attack, datasets, bundled)
             if problems:
                 texts = [f"not as in the bundle's own threat_models: {text}" for text in problems]
-                yield judged(WHOLE, attack.label, SETTINGS, 1, texts)
+                yield judge(WHOLE, attack.label, SETTINGS, 1, texts)
 
 
 def _problems(
     label: str, attack: ResolvedAttack, datasets: list[str], known: Mapping[str, ThreatModel]
 ) -> list[str]:
-    """Why an attack is not what threat models that define it call so; empty when it is."""
+    """Differences between an attack and what the threat models define under its label; empty where there are none."""
     base, changes = _parts(label)
     candidates = list(_candidates(attack, datasets, known))
     named = [candidate for candidate in candidates if candidate.label == base]
@@ -128,7 +128,7 @@ def _problems(
 
 
 def _semantics(attack: ResolvedAttack) -> Semantics:
-    """What the algorithm declares for the parameters; as recorded where no attack can have these."""
+    """The semantics that the algorithm declares for the parameters; the recorded ones where these are invalid."""
     found = ATTACKS.get(attack.algorithm)
     try:
         parameters = validate(attack.parameters, found.Parameters, f"attack {attack.name!r}")
@@ -138,7 +138,7 @@ def _semantics(attack: ResolvedAttack) -> Semantics:
 
 
 def _parts(label: str) -> tuple[str, str]:
-    """A label without the changes that an experiment spells out at its end, and those: ("jsa50", "levels=[1]")."""
+    """A label without the changes that an experiment appends to it, and these changes: ("jsa50", "levels=[1]")."""
     base, _, changes = label.rpartition("@")
     return (base, changes) if base and "=" in changes else (label, "")
 
@@ -146,7 +146,7 @@ def _parts(label: str) -> tuple[str, str]:
 def _candidates(
     attack: ResolvedAttack, datasets: list[str], known: Mapping[str, ThreatModel]
 ) -> Iterator[ResolvedAttack]:
-    """The attack of that name with and without the budgets, steps and noise draws that the bundle has."""
+    """The defined attack of that name, with and without the budgets, steps and noise draws of the bundle."""
     steps = attack.parameters.get("steps")
     steps = steps if isinstance(steps, int) else None
     choices = product(datasets, (None, attack.epsilon), (None, attack.eta), (None, steps))
@@ -161,13 +161,13 @@ def _candidates(
 
 
 def _differences(defined: ResolvedAttack, attack: ResolvedAttack, stated: str) -> list[str]:
-    """Settings in which the bundle's attack is another one, defaults of the algorithm filled in, but those `stated` in
-    its label. A parameter that the bundle does not have is newer than it."""
+    """Settings in which the bundle's attack differs from the defined one (with the algorithm's defaults), except those
+    `stated` in its label. Parameters that the bundle lacks are newer than it."""
     left_out = {"label", "parameters", "semantics"}  # the last follows from the parameters
     mine, its = (spec.model_dump(mode="json", exclude=left_out) for spec in (defined, attack))
     pairs = [(key, mine[key], its[key]) for key in mine]
     here = _parameters(defined)
-    said = _stated(stated)
+    said = _parse_changes(stated)
     pairs += [
         (f"parameters.{key}", said.get(key, here.get(key)), value)
         for key, value in attack.parameters.items()
@@ -177,8 +177,8 @@ def _differences(defined: ResolvedAttack, attack: ResolvedAttack, stated: str) -
     return [f"{key} is {other}, here it is {own}" for key, own, other in pairs if own != other]
 
 
-def _stated(changes: str) -> dict[str, str]:
-    """ "levels=[1, 2],steps=5" by key; of a key that is there twice what makes it another value."""
+def _parse_changes(changes: str) -> dict[str, str]:
+    """ "levels=[1, 2],steps=5" as a dictionary; a key that occurs twice gets a value that matches nothing."""
     found: dict[str, str] = {}
     for part in re.split(r",(?=\w+=)", changes) if changes else []:
         key, _, text = part.partition("=")
@@ -187,7 +187,7 @@ def _stated(changes: str) -> dict[str, str]:
 
 
 def _is_called(value: object, text: str) -> bool:
-    """Whether a label that says `text` promises `value`; 1 and 1.0 are one number."""
+    """Whether `text` in a label stands for `value`; 1 and 1.0 are the same number."""
     try:
         return str(value) == text or (isinstance(value, float) and value == float(text))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Stored adversarial examples against clean images: box, ball, distances, witnesses. No classifier is asked."""
+"""Checks of stored adversarial examples: box, ball, distances, witnesses. Needs no classifier."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from robbench.attacks.search.geometry import norm_of
 from robbench.attacks.victim import chunks
 from robbench.attacks.witness import BadWitnessError, Witness
 from robbench.bundle.consistency import ROUNDING
-from robbench.bundle.findings import WHOLE, Finding, judged
+from robbench.bundle.findings import WHOLE, Finding, judge
 from robbench.core.errors import AttackViolation, UserError
 from robbench.data import Dataset, sample_ids
 from robbench.models.flows.base import FrozenFlow
@@ -32,8 +32,7 @@ Flows = Callable[[CellRecord], FrozenFlow | None]
 
 @dataclass(frozen=True)
 class CleanImages:
-    """Where clean images come from: the verifier's data set, or what the bundle says they are. reason: why it is the
-    latter, else ""."""
+    """Source of clean images: the verifier's data set, or the bundle's own copies. reason: why the latter, else ""."""
 
     run: Run
     dataset: Dataset | None
@@ -57,7 +56,7 @@ class CleanImages:
 
 
 def clean_images(run: Run, dataset: Dataset | None, reason: str = "") -> CleanImages:
-    """The data set where it is at hand and of the bundle's revision, else the bundle's own originals."""
+    """The data set, where available and of the bundle's revision, else the bundle's own originals."""
     originals = Ledger(run.folder).originals()
     if dataset is not None and dataset.revision != run.dataset_revision:
         dataset, reason = None, "the data set here has another revision"
@@ -66,14 +65,14 @@ def clean_images(run: Run, dataset: Dataset | None, reason: str = "") -> CleanIm
 
 # ------------------------------------------------------------------------------------------------------- samples
 def data_findings(run: Run, source: CleanImages, given: Dataset | None) -> Iterator[Finding]:
-    """Data revision, the seeded subset, labels, and the bundle's copies of clean images."""
+    """Findings on data revision, the seeded subset, labels, and the bundle's copies of clean images."""
     if given is not None and source.dataset is None:
         problem = f"revision {run.dataset_revision[:12]} in the bundle, {given.revision[:12]} here"
-        yield judged(WHOLE, "", SAMPLES, run.n, [problem])
+        yield judge(WHOLE, "", SAMPLES, run.n, [problem])
     elif source.dataset is None:
         yield Finding(WHOLE, "", SAMPLES, "weaker", 0, f"not compared with the data set: {source.reason}")
     else:
-        yield judged(WHOLE, "", SAMPLES, run.n, list(_sample_problems(run, source.dataset)))
+        yield judge(WHOLE, "", SAMPLES, run.n, list(_sample_problems(run, source.dataset)))
     if source.originals:
         yield _originals_finding(source)
 
@@ -105,7 +104,7 @@ def _originals_finding(source: CleanImages) -> Finding:
     outside = ~((own >= 0) & (own <= 1)).reshape(len(ids), -1).all(1)
     problems = [f"{int(outside.sum())} images leave [0,1]"] if outside.any() else []
     if source.dataset is None:
-        finding = judged(WHOLE, "", ORIGINALS, len(ids), problems)
+        finding = judge(WHOLE, "", ORIGINALS, len(ids), problems)
         return finding if problems else Finding(WHOLE, "", ORIGINALS, "weaker", len(ids), source.reason)
     known = set(source.dataset.test.ids.tolist())
     shared = [i for i in ids if i in known]
@@ -117,14 +116,14 @@ def _originals_finding(source: CleanImages) -> Finding:
         problems.append(f"{strangers} ids are not in the test set")
     if other:
         problems.append(f"{len(other)} images are not the data set's (first sample {other[0]})")
-    return judged(WHOLE, "", ORIGINALS, len(ids), problems)
+    return judge(WHOLE, "", ORIGINALS, len(ids), problems)
 
 
 # ------------------------------------------------------------------------------------------------------ examples
 @dataclass(frozen=True)
 class Stored:
     """Stored examples of a cell: rows of the ledger, adversarial and clean images [n,C,H,W] in their order. problems:
-    rows left out because their image cannot be read."""
+    on rows that were left out because their image cannot be read."""
 
     rows: pd.DataFrame
     adversarial: Tensor
@@ -141,7 +140,7 @@ class Stored:
 
 
 def stored_examples(run: Run, result: CellResult, source: CleanImages) -> Stored:
-    """What a cell stores, with the clean images it started from: of attacks on a flow those named by its settings."""
+    """The stored examples of a cell with their clean images, which for attacks on a flow depend on its settings."""
     rows = result.rows[result.rows["example"].notna()]
     size = 4 * int(np.prod(run.shape))
     readable = rows["example"].map(len) == size
@@ -157,7 +156,7 @@ def stored_examples(run: Run, result: CellResult, source: CleanImages) -> Stored
 
 
 def pixels(column: "pd.Series[bytes]", shape: tuple[int, int, int]) -> Tensor:
-    """Images [n,C,H,W] from ledger bytes."""
+    """Images [n,C,H,W] of a column of bytes."""
     return torch.from_numpy(decode_images(list(column), shape))
 
 
@@ -178,14 +177,14 @@ def _grey_levels(run: Run, source: CleanImages) -> int:
 
 
 def image_findings(run: Run, source: CleanImages, flows: Flows) -> Iterator[Finding]:
-    """One finding per cell with stored examples. flows: the flow of a cell's attack; None if it is absent."""
+    """One finding per cell with stored examples. flows: returns the flow of a cell's attack, None if unavailable."""
     for result in run.cells:
         stored = stored_examples(run, result, source)
         if not len(stored.rows) and not stored.problems:
             continue
         problems = [*stored.problems, *_problems(run, result.cell, stored)]
         name, label, count = result.cell.model, result.cell.attack.label, len(stored.rows)
-        yield judged(name, label, BALL, count, problems)
+        yield judge(name, label, BALL, count, problems)
         if not problems and count:
             yield from _strength(result, stored, source, flows(result.cell))
 
@@ -193,7 +192,7 @@ def image_findings(run: Run, source: CleanImages, flows: Flows) -> Iterator[Find
 def _strength(
     result: CellResult, stored: Stored, source: CleanImages, flow: FrozenFlow | None
 ) -> Iterator[Finding]:
-    """What the finding on the ball leaves open: witnesses, and clean images that are only the bundle's."""
+    """Further findings: on witnesses, and a weaker one where clean images are the bundle's own."""
     name, label = result.cell.model, result.cell.attack.label
     if result.cell.attack.needs_flow:
         yield _witness_finding(result.cell, stored, flow)
@@ -225,7 +224,7 @@ def _problems(run: Run, cell: CellRecord, stored: Stored) -> Iterator[str]:
 
 
 def _other_originals(run: Run, stored: Stored) -> Iterator[str]:
-    """Attacked images of a flow's cell against what they must be: test images, or noise made from the seed."""
+    """Problems of the attacked images of a flow's cell, which must be test images, or noise made from the seed."""
     missing = stored.rows["original"].isna() | (
         stored.rows["original"].map(_length) != 4 * int(np.prod(run.shape))
     )
@@ -252,13 +251,11 @@ def _witness_finding(cell: CellRecord, stored: Stored, flow: FrozenFlow | None) 
         return Finding(name, label, check, "unchecked", 0, reason)
     if (absent & moved).any():
         count = int((absent & moved).sum())
-        return judged(
-            name, label, check, len(absent), [f"{count} examples lack the witness that others have"]
-        )
+        return judge(name, label, check, len(absent), [f"{count} examples lack the witness that others have"])
     if flow is None:
         reason = f"flow {cell.flow} is not at hand; name it with --model CARD"
         return Finding(name, label, check, "unchecked", 0, reason)
-    return judged(
+    return judge(
         name, label, check, int((~absent).sum()), list(_witness_problems(cell, stored, absent, flow))
     )
 
@@ -270,8 +267,8 @@ def _witness_problems(
     try:
         attack = build_attack(cell.attack, flow)
         read = [Witness.from_bytes(content) for content in stored.rows["witness"].iloc[rows]]
-        yield from _strange(cell, stored.labels[rows].tolist(), read)
-        tensors = _stacked(cell, read, flow)
+        yield from _identity_problems(cell, stored.labels[rows].tolist(), read)
+        tensors = _stack(cell, read, flow)
     except (BadWitnessError, UserError) as error:
         yield f"a witness {error}" if isinstance(error, BadWitnessError) else str(error)
         return
@@ -300,7 +297,7 @@ def _witness_problems(
         yield str(error)
 
 
-def _strange(cell: CellRecord, labels: Sequence[int], read: Sequence[Witness]) -> Iterator[str]:
+def _identity_problems(cell: CellRecord, labels: Sequence[int], read: Sequence[Witness]) -> Iterator[str]:
     assert cell.attack_flow is not None
     if count := sum(witness.flow != cell.attack_flow.sha256 for witness in read):
         yield f"{count} witnesses are of another flow than the cell's"
@@ -308,7 +305,7 @@ def _strange(cell: CellRecord, labels: Sequence[int], read: Sequence[Witness]) -
         yield f"{count} witnesses have another condition than the label"
 
 
-def _stacked(cell: CellRecord, read: Sequence[Witness], flow: FrozenFlow) -> dict[str, Tensor]:
+def _stack(cell: CellRecord, read: Sequence[Witness], flow: FrozenFlow) -> dict[str, Tensor]:
     """Perturbations as tensors [n,...]; `BadWitnessError` for other names, shapes, or numbers that are not finite."""
     shapes = {"lambda": (flow.dimensions,), "delta": flow.input_shape}
     names = _PERTURBATIONS[cell.attack.space]

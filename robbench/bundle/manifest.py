@@ -1,4 +1,4 @@
-"""manifest.json of a bundle: what is inside, hashed, and what it claims. No torch here."""
+"""manifest.json of a bundle: its files with their hashes, and its claims. No torch here."""
 
 import re
 from typing import Annotated, Literal
@@ -10,7 +10,7 @@ from robbench.specs import SHA256, Name
 
 MANIFEST_FILE = "manifest.json"
 MANIFEST_VERSION = 1
-# What a bundle may hold beside its manifest: a run folder, and the threat models its attacks come from.
+# Files of a bundle besides its manifest: a run folder, and the threat models of its attacks.
 LAYOUT = re.compile(
     r"run\.yaml|originals\.npz"
     r"|(?:cards|threat_models)/[A-Za-z0-9][A-Za-z0-9._-]*\.yaml"
@@ -28,16 +28,16 @@ class FileEntry(Strict):
 
 
 class RunIdentity(Strict):
-    """Which run it is: two bundles are parts of one leaderboard when all of it agrees.
+    """Identity of a run: two bundles are parts of one leaderboard when all of it agrees.
 
     Attributes:
         dataset: name of the data set.
         dataset_revision: its revision.
-        split: the split that is attacked.
+        split: the attacked split.
         seed: seed of the run.
-        n: number of samples requested.
+        n: number of requested samples.
         samples_sha256: `frechet_records.samples_hash` of the requested sample ids.
-        versions: of the libraries that ran.
+        versions: of the libraries.
     """
 
     dataset: str
@@ -50,11 +50,11 @@ class RunIdentity(Strict):
 
 
 class ExampleShare(Strict):
-    """Which of the stored adversarial examples are in the bundle.
+    """The stored adversarial examples in the bundle.
 
     Attributes:
         asked: `--examples` as given: "0.1" for a share, "5" for a number per cell, "all", "none".
-        seed: seed of the choice, which is made for every cell on its own.
+        seed: of the choice, which is made per cell.
         stored: number of examples that the run stores in all cells together.
         exported: number of those in the bundle.
         witnesses: number of exported examples that have a witness.
@@ -68,13 +68,13 @@ class ExampleShare(Strict):
 
 
 class BundleCell(Strict):
-    """A cell of the plan and what the bundle holds of it.
+    """A cell of the plan in the bundle.
 
     Attributes:
         hash: its address.
         model: name of the model.
         attack: label of the attack.
-        status: how it ended.
+        status: of the cell.
         rows: number of rows of requested samples.
         examples: number of those with an adversarial example.
     """
@@ -97,11 +97,11 @@ class Manifest(Strict):
 
     Attributes:
         schema_version: of the manifest.
-        kind: what sort of file this is.
+        kind: of file.
         versions: of robbench and the libraries that exported.
-        run: which run it is.
+        run: identity of the run.
         partial: exported although cells failed or lack rows (those have another status than "ok").
-        examples: which adversarial examples are in it.
+        examples: the adversarial examples in it.
         models: sha256 of the weights, by name of the model.
         flows: sha256 of the weights of the flows that attacks or likelihoods used, by name.
         cells: the cells, in plan order.

@@ -1,7 +1,7 @@
 """`robbench merge`: verified bundles as one run folder, or as one bundle.
 
-What is merged is what `store.merged` calls one leaderboard; everything else is refused with its reason. The shards are
-copied as they are: a merged run can be exported, verified and merged again.
+Runs with conflicts (`store.merged`) are refused with the reason. Shards are copied as they are: a merged run can be
+exported, verified and merged again.
 """
 
 import math
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from robbench.bundle.archive import OpenBundle, check_parent, opened_bundle
+from robbench.bundle.archive import OpenBundle, check_parent, open_bundle
 from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run
 from robbench.bundle.findings import AGREES, Verification
-from robbench.bundle.verify import Say, VerifyRequest, check_options, verified
+from robbench.bundle.verify import Say, VerifyRequest, check_options, verify_open
 from robbench.core.errors import UserError
 from robbench.core.resources import new_folder
 from robbench.store.columns import Images
@@ -31,9 +31,9 @@ BUNDLE_SUFFIX = ".zip"
 
 @dataclass(frozen=True)
 class MergeRequest:
-    """bundles: two or more. out: a new or empty folder, or the name of a bundle (.zip). verify: how each bundle is
-    verified first (its `bundle` is replaced). accept_versions: merge what engines or major versions apart measured; the
-    tables then say so."""
+    """bundles: two or more. out: a new or empty folder, or the name of a bundle (.zip). verify: options of the
+    verification of each bundle (its `bundle` is replaced). accept_versions: merge measurements of different engines or
+    major versions, which the tables then state."""
 
     bundles: tuple[Path, ...]
     out: Path
@@ -41,23 +41,25 @@ class MergeRequest:
     accept_versions: bool = False
 
 
-def merge_bundles(request: MergeRequest, say: Say, told: Callable[[Verification], None]) -> tuple[bool, Path]:
-    """Verify every bundle and write their union; whether it was written, and where.
+def merge_bundles(
+    request: MergeRequest, say: Say, report: Callable[[Verification], None]
+) -> tuple[bool, Path]:
+    """Verify every bundle and write their union; returns whether it was written, and where.
 
-    Nothing is written when a bundle does not verify: something differs, or (without files_only) could not be checked.
-    told: given every verification. `UserError` for bundles that are no one leaderboard and an `out` that is taken.
+    Nothing is written when something in a bundle differs, or (without files_only) could not be checked. report: called
+    with every verification. `UserError` for bundles that cannot be merged and an `out` that exists.
     """
     _check(request)
     with ExitStack() as stack:
-        bundles = [stack.enter_context(opened_bundle(path)) for path in request.bundles]
+        bundles = [stack.enter_context(open_bundle(path)) for path in request.bundles]
         _check_different(bundles)
         names = [str(path) for path in request.bundles]
         runs = [bundle.run for bundle in bundles]
-        merged = merge_runs(runs, names, request.accept_versions)  # costs nothing: before any model is asked
-        verdicts = [_verifies(bundle, request, say, told) for bundle in bundles]
+        merged = merge_runs(runs, names, request.accept_versions)  # fast, hence before the verification
+        verdicts = [_verify(bundle, request, say, report) for bundle in bundles]
         if not all(verdicts):
             return False, request.out
-        note = ". ".join([*_stated(bundles), *_notes(request, bundles, names)])
+        note = ". ".join([*_bundle_notes(bundles), *_notes(request, bundles, names)])
         _write(replace(merged, note=note), runs, request)
     return True, request.out
 
@@ -90,23 +92,23 @@ def _check_different(bundles: Sequence[OpenBundle]) -> None:
             )
 
 
-def _verifies(
-    bundle: OpenBundle, request: MergeRequest, say: Say, told: Callable[[Verification], None]
+def _verify(
+    bundle: OpenBundle, request: MergeRequest, say: Say, report: Callable[[Verification], None]
 ) -> bool:
-    result = verified(bundle, replace(request.verify, bundle=bundle.path, several=True), say)
-    told(result)
+    result = verify_open(bundle, replace(request.verify, bundle=bundle.path, several=True), say)
+    report(result)
     return result.exit_code == AGREES
 
 
-def _stated(bundles: Sequence[OpenBundle]) -> Iterator[str]:
-    """Notes that the bundles bring: claims of theirs, and nothing that was found here."""
+def _bundle_notes(bundles: Sequence[OpenBundle]) -> Iterator[str]:
+    """The notes in the bundles, which are their own claims."""
     for bundle in bundles:
         if bundle.run.note:
             yield f"{bundle.path.name} says of itself: {bundle.run.note!r}"
 
 
 def _notes(request: MergeRequest, bundles: Sequence[OpenBundle], names: Sequence[str]) -> Iterator[str]:
-    """What every table of the union says of how it came to be."""
+    """Notes on the merge that every table shows."""
     listed = ", ".join(f"{bundle.path.name} ({bundle.sha256[:12]})" for bundle in bundles)
     verify = request.verify
     if verify.files_only:
@@ -122,13 +124,13 @@ def _notes(request: MergeRequest, bundles: Sequence[OpenBundle], names: Sequence
 
 # -------------------------------------------------------------------------------------------------------- writing
 def _write(merged: Run, runs: Sequence[Run], request: MergeRequest) -> None:
-    """The folder, whole or not at all."""
+    """Write the folder, or the bundle, completely or not at all."""
     out = request.out
     with _new_folder(out.absolute().parent) as folder:
         _fill(folder, merged, runs)
         if out.suffix == BUNDLE_SUFFIX:
             partial = any(result.cell.status != "ok" for result in merged.cells)
-            choice = ExampleChoice.parsed("all")
+            choice = ExampleChoice.parse("all")
             export_run(
                 ExportRequest(folder, out, choice, partial, threat_models=request.verify.threat_models)
             )
@@ -192,7 +194,7 @@ def _refuse(path: Path, reason: str) -> None:
 
 
 def _copy_frechet(folder: Path, runs: Sequence[Run]) -> None:
-    """Distances of all runs; one that two runs have must be the same."""
+    """Copy the Fréchet distances of all runs; `UserError` where two runs disagree on one."""
     for path in (path for run in runs for path in sorted((run.folder / FRECHET_FOLDER).glob("*.json"))):
         target = folder / FRECHET_FOLDER / path.name
         if target.exists():

@@ -1,6 +1,6 @@
-"""A random share of the cells attacked again from their seeds, and held to the bundle's rows sample by sample.
+"""A random share of the cells attacked again from their seeds, and compared with the bundle's rows per sample.
 
-Judged by `compare.paired`: rounding may flip a verdict now and then, a different attack or model flips many.
+`compare.paired` decides: rounding may flip a few verdicts, a different attack or model flips many.
 """
 
 import math
@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from robbench.attacks import ATTACKS
-from robbench.bundle.findings import WHOLE, Finding, judged
+from robbench.bundle.findings import WHOLE, Finding, judge
 from robbench.bundle.subjects import Subjects
 from robbench.compare.paired import RULES, Rules, compare_samples, largest_count
 from robbench.compare.pairs import NEAR_TIE, Pair, Shift, same
@@ -30,13 +30,13 @@ from robbench.run.shard_work import CleanLikelihood, ShardFailure, ShardWork
 from robbench.store.records import CellResult, Run
 
 CHECK = "re-run"
-FLIP_RATE = 0.005  # of `compare.paired.Rules`: how many verdicts another processor may turn
+FLIP_RATE = 0.005  # share of verdicts that another processor may flip, see `compare.paired.Rules`
 
 
 @dataclass(frozen=True)
 class RerunChoice:
-    """share: of the cells that can be run again, rounded up. samples: of each, None for all. seed: of the choice; drawn
-    after the bundle was written, so that nobody could know it. flip_rate: see `compare.paired.Rules`."""
+    """share: of the cells that can be run again, rounded up. samples: per cell, None for all. seed: of the choice,
+    drawn by the verifier, so that the bundle's author cannot know it. flip_rate: see `compare.paired.Rules`."""
 
     share: float
     samples: int | None
@@ -47,14 +47,14 @@ class RerunChoice:
     def rules(self) -> Rules:
         return replace(RULES["default"], flip_rate=self.flip_rate)
 
-    def cells(self, able: Sequence[CellResult]) -> list[CellResult]:
+    def cells(self, runnable: Sequence[CellResult]) -> list[CellResult]:
         """The cells to run again, in plan order."""
-        count = min(len(able), math.ceil(self.share * len(able)))
-        chosen = random.Random(f"{self.seed} cells").sample(range(len(able)), count)
-        return [able[number] for number in sorted(chosen)]
+        count = min(len(runnable), math.ceil(self.share * len(runnable)))
+        chosen = random.Random(f"{self.seed} cells").sample(range(len(runnable)), count)
+        return [runnable[number] for number in sorted(chosen)]
 
     def ids(self, run: Run, result: CellResult) -> tuple[int, ...]:
-        """Samples of a cell to run again, in the order drawn; whole blocks where a result depends on its batch."""
+        """Samples of a cell to run again, in the order drawn; whole blocks where results depend on the batch."""
         ids, rng = run.sample_ids, random.Random(f"{self.seed} {result.cell.hash}")
         if self.samples is None or self.samples >= len(ids):
             return ids
@@ -77,10 +77,10 @@ class Reruns:
     Attributes:
         run: the bundle's run.
         subjects: the verifier's models.
-        flows: a flow by the sha256 of its weights; None for one that is not at hand.
+        flows: returns a flow by the sha256 of its weights; None if unavailable.
         dataset: the verifier's data set.
-        device: where to compute.
-        batch_size: images at once.
+        device: of models and flows.
+        batch_size: images per batch.
     """
 
     run: Run
@@ -90,8 +90,8 @@ class Reruns:
     device: torch.device
     batch_size: int
 
-    def able(self) -> list[CellResult]:
-        """Cells with all rows whose model, and flow if any, is at hand, and whose search still exists."""
+    def runnable(self) -> list[CellResult]:
+        """Complete cells whose model, and flow if any, is available, and whose search precision still exists."""
         return [
             result
             for result in self.run.cells
@@ -105,41 +105,42 @@ class Reruns:
         ]
 
     def findings(self, choice: RerunChoice, say: Callable[[str], None]) -> Iterator[Finding]:
-        """A finding for every cell that was run again or never can be, then one over all that were: small samples
-        together see what none of them does alone."""
-        yield from self._withdrawn()
+        """A finding per cell that was run again or cannot be, then one over all that were run again, which detects
+        differences that are too small within one cell."""
+        yield from self._withdrawn_findings()
         pairs = []
-        for result in choice.cells(self.able()):
+        for result in choice.cells(self.runnable()):
             say(f"Re-running {result.cell.model} x {result.cell.attack.label}")
-            finding, pair = self._again(result, choice)
+            finding, pair = self._rerun(result, choice)
             yield finding
             if pair is not None:
                 pairs.append(pair)
         if pairs:
-            whole = _together(pairs, choice.rules)
+            whole = _judge_together(pairs, choice.rules)
             if len(pairs) > 1 or whole.verdict == "unchecked":
                 yield whole
 
-    def _withdrawn(self) -> Iterator[Finding]:
-        """Of every such cell, not of a share: a bundle must not escape being run again by naming such a search."""
+    def _withdrawn_findings(self) -> Iterator[Finding]:
+        """A finding for every cell with a withdrawn precision, so that a bundle cannot evade re-runs by claiming
+        one."""
         for result in self.run.cells:
             if result.cell.status == "ok" and (why := withdrawal(result.cell.search_precision)):
                 reason = f"cannot be run again: {why}"
                 yield Finding(result.cell.model, result.cell.attack.label, CHECK, "unchecked", 0, reason)
 
-    def _again(self, result: CellResult, choice: RerunChoice) -> tuple[Finding, Pair | None]:
+    def _rerun(self, result: CellResult, choice: RerunChoice) -> tuple[Finding, Pair | None]:
         cell, ids = result.cell, choice.ids(self.run, result)
         try:
-            built = self._built(result, ids)
+            built = self._build_cell(result, ids)
         except UserError as error:
             return Finding(cell.model, cell.attack.label, CHECK, "unchecked", 0, f"not re-run: {error}"), None
         rows = self._rows(built, result, ids)
         if isinstance(rows, ShardFailure):
             reason = f"not re-run: the attack failed here ({rows.error})"
             return Finding(cell.model, cell.attack.label, CHECK, "unchecked", 0, reason), None
-        return self._compared(result, rows, built, choice.rules)
+        return self._compare(result, rows, built, choice.rules)
 
-    def _built(self, result: CellResult, ids: Sequence[int]) -> Cell:
+    def _build_cell(self, result: CellResult, ids: Sequence[int]) -> Cell:
         cell, entry = result.cell, self._flow_entry(result)
         precision, compiled = read_record(cell.search_precision)
         check_precision(precision)
@@ -185,12 +186,12 @@ class Reruns:
         frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
         return frame
 
-    def _compared(
+    def _compare(
         self, result: CellResult, rows: pd.DataFrame, built: Cell, rules: Rules
     ) -> tuple[Finding, Pair]:
         cell = result.cell
         if built.record.attack.semantics != cell.attack.semantics:
-            rows = _as_then(result, rows)
+            rows = _without_misclassified(result, rows)
         stored = result.rows[result.rows["sample_id"].isin(rows["sample_id"])]
         reference, measured = (
             self._samples(result, part) for part in (stored, rows.sort_values("sample_id"))
@@ -201,9 +202,9 @@ class Reruns:
         problems += _likelihood_problems(stored, rows, rules)
         if problems and built.record.engine != cell.engine:
             problems.append(f"the bundle's engine is {cell.engine!r}, here it is {built.record.engine!r}")
-        pair = Pair.of(_only(reference), _only(measured))
+        pair = Pair.of(_single_cell(reference), _single_cell(measured))
         shift = pair.shift()
-        finding = judged(cell.model, cell.attack.label, CHECK, len(rows), problems, shift.near_ties)
+        finding = judge(cell.model, cell.attack.label, CHECK, len(rows), problems, shift.near_ties)
         flips, excess = shift.lost + shift.gained, _excess_ties(shift, rules)
         if not problems and excess:
             return replace(finding, verdict="unchecked", reason=excess), pair
@@ -213,22 +214,22 @@ class Reruns:
         return finding, pair
 
     def _samples(self, result: CellResult, rows: pd.DataFrame) -> Samples:
-        """A run of these rows alone."""
+        """The samples of a run with these rows only."""
         return of_run(replace(self.run, n=len(rows), cells=[CellResult(result.cell, rows)]))
 
 
-def _as_then(result: CellResult, rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a perturbation run again for a cell that left misclassified images as they were: without those."""
+def _without_misclassified(result: CellResult, rows: pd.DataFrame) -> pd.DataFrame:
+    """Re-run rows of a perturbation, without the misclassified images that an older version did not perturb."""
     right = result.rows["sample_id"][result.rows["clean_margin"] > 0]
     return rows[rows["sample_id"].isin(right)]
 
 
-def _only(samples: Samples) -> CellSamples:
+def _single_cell(samples: Samples) -> CellSamples:
     return next(iter(samples.cells.values()))
 
 
 def _likelihood_problems(stored: pd.DataFrame, rows: pd.DataFrame, rules: Rules) -> list[str]:
-    """Bits/dim of a classifier's images, which the paired check does not look at; of a flow's it does."""
+    """Problems of the bits/dim of a classifier's images, which the paired comparison does not cover."""
     if "margin" not in rows:
         return []
     first, second = (part.sort_values("sample_id") for part in (stored, rows))
@@ -240,8 +241,8 @@ def _likelihood_problems(stored: pd.DataFrame, rows: pd.DataFrame, rules: Rules)
     return problems
 
 
-def _together(pairs: Sequence[Pair], rules: Rules) -> Finding:
-    """Flips over all cells that were run again."""
+def _judge_together(pairs: Sequence[Pair], rules: Rules) -> Finding:
+    """The finding on flips over all cells that were run again."""
     shift = Pair.joined(pairs).shift()
     flips, rate = shift.lost + shift.gained, rules.flip_rate or 0.0
     allowed = largest_count(shift.n, rate, rules.alpha)
@@ -249,7 +250,7 @@ def _together(pairs: Sequence[Pair], rules: Rules) -> Finding:
         f"{flips} of {shift.n} verdicts flipped ({shift.lost} broken now, {shift.gained} robust now), "
         f"{allowed} are allowed"
     )
-    finding = judged(WHOLE, "", CHECK, shift.n, [text] if flips > allowed else [], shift.near_ties)
+    finding = judge(WHOLE, "", CHECK, shift.n, [text] if flips > allowed else [], shift.near_ties)
     if flips > allowed:
         return finding
     if allowed >= shift.n:
@@ -262,7 +263,7 @@ def _together(pairs: Sequence[Pair], rules: Rules) -> Finding:
 
 
 def _excess_ties(shift: Shift, rules: Rules) -> str:
-    """Why flips that were excused as near ties are too many to be; "" where they are not."""
+    """A reason where more flips are near ties than rounding explains; else ""."""
     allowed = max(1, largest_count(shift.n, rules.flip_rate or 0.0, rules.alpha))
     if shift.near_ties <= allowed:
         return ""

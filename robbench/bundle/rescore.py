@@ -1,7 +1,7 @@
 """Stored examples scored again with the verifier's model: fp32, at two batch sizes.
 
-A stored example proves a break, never that a sample holds: only `rerun` speaks of that. Where rounding decides, nothing
-is judged: a difference counts only if two logits that disagree lie further apart than `NEAR_TIE`.
+A stored example proves that a sample is broken, never that it is robust, which only `rerun` tests. Where rounding
+decides, nothing is judged: a difference counts only if the logits differ by more than `NEAR_TIE`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,7 @@ from robbench.attacks.search.decision import margins
 from robbench.attacks.search.decision import predictions as predicted
 from robbench.attacks.trust.preflight import RandomisedModelError, check_model
 from robbench.attacks.victim import full_precision
-from robbench.bundle.findings import Finding, judged
+from robbench.bundle.findings import Finding, judge
 from robbench.bundle.images import CleanImages, Stored, stored_examples
 from robbench.compare.paired import RULES, largest_count
 from robbench.compare.pairs import same
@@ -33,10 +33,10 @@ from robbench.store.records import CellRecord, CellResult, Run
 _ALPHA = RULES["default"].alpha
 VERDICTS, MARGINS, CLEAN, LIKELIHOOD = "verdicts", "margins", "clean", "likelihood"
 EXCUSED = (
-    0.05  # share of verdicts that rounding may turn; a model of tiny logits would have all of them excused
+    0.05  # share of verdicts that rounding may flip; for a model with tiny logits all would be near ties
 )
 Mask = NDArray[np.bool_]
-Draws = tuple[BitsEstimate, int]  # how an image is scored, and from how many draws of the noise
+Draws = tuple[BitsEstimate, int]  # estimate of an image's bits/dim, and number of noise draws
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Scored:
     logits: tuple[Tensor, ...]
 
     def near_ties(self, predictions: Tensor) -> int:
-        """Samples whose verdict or stored prediction [n] rounding may decide in some batch size."""
+        """Number of samples whose verdict or stored prediction [n] rounding may decide at some batch size."""
         near = torch.zeros(len(self.labels), dtype=torch.bool)
         for logits in self.logits:
             other = predicted(logits) != predictions
@@ -62,19 +62,19 @@ class Scored:
     def cross_entropies(self) -> list[Tensor]:
         return [nn.functional.cross_entropy(each, self.labels, reduction="none") for each in self.logits]
 
-    def allowed(self) -> Tensor:
-        """What rounding may do to a margin, [n]: what golden outputs are allowed."""
+    def tolerance(self) -> Tensor:
+        """Tolerance of the margins, [n], as that of golden outputs."""
         return GOLDEN_TOLERANCE * torch.stack(self.logits).abs().amax((0, 2)).clamp(min=1.0)
 
 
 def _lead(logits: Tensor, predictions: Tensor) -> Tensor:
-    """How far the largest logit is above that of a prediction, [n]; infinite where there is no prediction."""
+    """Largest logit minus that of a prediction, [n]; infinite where there is no prediction."""
     lead = logits.amax(1) - logits.gather(1, predictions.clamp(min=0)[:, None]).squeeze(1)
     return torch.where((predictions >= 0) & logits.isfinite().all(1), lead, float("inf"))
 
 
 def batch_sizes(n: int, largest: int) -> tuple[int, ...]:
-    """Two sizes for n images where there are two: all that fit at once, and a third of that."""
+    """Two batch sizes for n images where possible: as large as fits, and a third of that."""
     first = max(1, min(n, largest))
     return tuple(dict.fromkeys((first, max(1, first // 3))))
 
@@ -88,9 +88,9 @@ def classifier_findings(
     device: torch.device,
     batch_size: int,
 ) -> Iterator[Finding]:
-    """Clean verdicts of every sample whose image is at hand, then every stored example, one finding per cell and check.
+    """Findings on the clean verdicts of all samples with a known image, then per cell and check on stored examples.
 
-    model: called as in the bundle. results: its cells.
+    model: with the name of the bundle. results: its cells.
     """
     scorer = _Scorer(model.module, device, batch_size, len(run.class_names))
     with full_precision():
@@ -103,7 +103,7 @@ def classifier_findings(
 
 
 def _without_examples(results: Sequence[CellResult], check: str) -> Iterator[Finding]:
-    """Cells of a model that store nothing to score."""
+    """A finding on the cells of a model that store no example."""
     bare = [r.cell.attack.label for r in results if len(r.rows) and not r.rows["example"].notna().any()]
     if bare:
         reason = f"{len(bare)} of {len(results)} cells store no example ({', '.join(bare[:3])})"
@@ -130,7 +130,8 @@ class _Scorer:
         return Scored(labels, tuple(logits))
 
     def is_randomised(self, images: Tensor) -> bool:
-        """Whether the same images get other logits a second time; `UserError` for what else `check_model` refuses."""
+        """Whether logits of the same images differ between calls; `UserError` for anything else `check_model`
+        refuses."""
         try:
             check_model(Victim(self.module, self.device, self.batch_size), images)
         except RandomisedModelError:
@@ -141,7 +142,7 @@ class _Scorer:
 def _clean_findings(
     run: Run, scorer: _Scorer, results: Sequence[CellResult], source: CleanImages
 ) -> Iterator[Finding]:
-    """Clean predictions and margins of all rows; a sample is scored once for all cells."""
+    """Findings on clean predictions and margins of all rows; each sample is scored once for all cells."""
     rows = pd.concat([result.rows[["sample_id", "label"]] for result in results]).drop_duplicates("sample_id")
     rows = rows[source.has([int(i) for i in rows["sample_id"]])].sort_values("sample_id")
     name = results[0].cell.model
@@ -158,20 +159,20 @@ def _clean_findings(
         own = result.rows[result.rows["sample_id"].isin(ids)]
         part = _part(scored, np.searchsorted(ids, own["sample_id"].to_numpy()))
         if randomised:
-            yield _randomised(name, result.cell.attack.label, CLEAN, part, own, "clean_prediction")
+            yield _randomised_finding(name, result.cell.attack.label, CLEAN, part, own, "clean_prediction")
             continue
         wrong, near = _other_verdicts(part, own, "clean_prediction", "clean_margin")
         excused = max(excused, near)
         far = _other_numbers(part, own, "clean_margin", part.margins())
         ties = max(ties, part.near_ties(_column(own, "clean_prediction")))
         problems += [
-            f"{result.cell.attack.label}: {_counted(own, mask, what)}"
+            f"{result.cell.attack.label}: {_count_text(own, mask, what)}"
             for mask, what in ((wrong, "clean verdicts"), (far & ~wrong, "clean margins"))
             if mask.any()
         ]
     if randomised:
         return
-    verdict = _decided(judged(name, "", CLEAN, len(rows), problems, ties), excused)
+    verdict = _judge_excused(judge(name, "", CLEAN, len(rows), problems, ties), excused)
     yield (
         verdict
         if verdict.verdict != "agrees" or not source.weaker
@@ -179,8 +180,8 @@ def _clean_findings(
     )
 
 
-def _decided(finding: Finding, excused: int) -> Finding:
-    """ "unchecked" where more verdicts are others than rounding turns, each of them excused as a near tie."""
+def _judge_excused(finding: Finding, excused: int) -> Finding:
+    """The finding, made "unchecked" where more verdicts differ as near ties than rounding explains."""
     if finding.verdict != "agrees" or excused <= max(1, EXCUSED * finding.count):
         return finding
     reason = (
@@ -190,11 +191,11 @@ def _decided(finding: Finding, excused: int) -> Finding:
     return replace(finding, verdict="unchecked", reason=reason)
 
 
-def _randomised(
+def _randomised_finding(
     name: str, label: str, check: str, scored: Scored, rows: pd.DataFrame, prediction: str, near: int = 0
 ) -> Finding:
-    """Verdicts of a model that gives the same images other logits each time: no stronger than "weaker", and "unchecked"
-    where far more of them are others than between two scorings here."""
+    """The finding on verdicts of a randomised model: "weaker", or "unchecked" where far more of them differ than
+    between two scorings here."""
     predictions, first, last = _column(rows, prediction), scored.logits[0], scored.logits[-1]
     wrong = int((predicted(first) != predictions).sum())
     own = int((predicted(first) != predicted(last)).sum())
@@ -214,50 +215,50 @@ def _example_findings(scorer: _Scorer, cell: CellRecord, stored: Stored) -> Iter
     near = scored.near_ties(_column(rows, "prediction"))
     wrong, excused = _other_verdicts(scored, rows, "prediction", "margin")
     if draws > 1 and scorer.is_randomised(stored.clean):
-        yield _randomised(name, label, VERDICTS, scored, rows, "prediction", near)
+        yield _randomised_finding(name, label, VERDICTS, scored, rows, "prediction", near)
         return
-    problems = [_counted(rows, wrong, "verdicts")] if wrong.any() else []
-    verdict = judged(name, label, VERDICTS, len(rows), problems, near)
-    yield _decided(verdict, excused)
+    problems = [_count_text(rows, wrong, "verdicts")] if wrong.any() else []
+    verdict = judge(name, label, VERDICTS, len(rows), problems, near)
+    yield _judge_excused(verdict, excused)
     far = _other_numbers(scored, rows, "margin", scored.margins())
     entropy = _other_numbers(scored, rows, "cross_entropy", scored.cross_entropies())
     problems = [
-        _counted(rows, mask, what)
+        _count_text(rows, mask, what)
         for mask, what in ((far, "margins"), (entropy & ~far, "cross-entropies"))
         if mask.any()
     ]
-    yield judged(name, label, MARGINS, len(rows), problems)
+    yield judge(name, label, MARGINS, len(rows), problems)
 
 
 def verdict_forwards(cell: CellRecord) -> int:
-    """Forwards averaged for a verdict of the cell's attack; 1 but for attacks on randomised models."""
+    """Forwards averaged per verdict of the cell's attack; 1 except for attacks on randomised models."""
     found = ATTACKS.get(cell.attack.algorithm)
     if not issubclass(found, Attack):
         return 1
-    attack = object.__new__(found)  # its flow or files may not be here, and are not what is asked for
+    attack = object.__new__(found)  # without its flow or files, which are not needed and may be missing
     attack.parameters = validate(cell.attack.parameters, found.Parameters, f"attack {cell.attack.name!r}")
     return attack.verdict_forwards
 
 
 def _other_verdicts(scored: Scored, rows: pd.DataFrame, prediction: str, margin: str) -> tuple[Mask, int]:
-    """Rows whose prediction, or side of the margin, is another one in some batch size by more than a near tie; and how
-    many are others only by a near tie."""
-    predictions, held = _column(rows, prediction), torch.tensor(rows[margin].to_numpy() > 0)
+    """Rows whose prediction, or sign of the margin, differs at some batch size by more than a near tie, and the number
+    of those that differ by a near tie only."""
+    predictions, right = _column(rows, prediction), torch.tensor(rows[margin].to_numpy() > 0)
     wrong = other = torch.zeros(len(rows), dtype=torch.bool)
     for logits, own in zip(scored.logits, scored.margins(), strict=True):
-        renamed, turned = predicted(logits) != predictions, (own > 0) != held
-        other = other | renamed | turned
-        wrong = wrong | (renamed & (_lead(logits, predictions) >= NEAR_TIE))
-        wrong = wrong | (turned & (own.abs() >= NEAR_TIE))
+        changed, flipped = predicted(logits) != predictions, (own > 0) != right
+        other = other | changed | flipped
+        wrong = wrong | (changed & (_lead(logits, predictions) >= NEAR_TIE))
+        wrong = wrong | (flipped & (own.abs() >= NEAR_TIE))
     return np.asarray(wrong.numpy(), dtype=np.bool_), int((other & ~wrong).sum())
 
 
 def _other_numbers(scored: Scored, rows: pd.DataFrame, column: str, measured: Iterable[Tensor]) -> Mask:
-    """Rows whose number in `column` is another one in some batch size, by more than rounding. measured: [n] each."""
+    """Rows whose number in `column` differs at some batch size by more than rounding. measured: [n] per batch size."""
     said = torch.tensor(rows[column].to_numpy(dtype=np.float64))
     wrong = torch.zeros(len(rows), dtype=torch.bool)
     for own in measured:
-        wrong |= ~((own == said) | ((own.double() - said).abs() <= scored.allowed()))
+        wrong |= ~((own == said) | ((own.double() - said).abs() <= scored.tolerance()))
     return np.asarray(wrong.numpy(), dtype=np.bool_)
 
 
@@ -265,7 +266,7 @@ def _column(rows: pd.DataFrame, name: str) -> Tensor:
     return torch.tensor(rows[name].to_numpy(), dtype=torch.int64)
 
 
-def _counted(rows: pd.DataFrame, mask: Mask, what: str) -> str:
+def _count_text(rows: pd.DataFrame, mask: Mask, what: str) -> str:
     first = int(rows["sample_id"].to_numpy()[mask][0])
     return f"{int(mask.sum())} of {len(rows)} {what} are others (first sample {first})"
 
@@ -274,7 +275,8 @@ def _counted(rows: pd.DataFrame, mask: Mask, what: str) -> str:
 def classifier_likelihood(
     run: Run, result: CellResult, source: CleanImages, flow: FrozenFlow | None, batch_size: int
 ) -> Iterator[Finding]:
-    """Bits/dim of stored examples of a classifier's cell, and of their clean images, under the run's flow."""
+    """The finding on bits/dim of stored examples of a classifier's cell and of their clean images under the run's
+    flow."""
     cell, stored = result.cell, stored_examples(run, result, source)
     if cell.nll_flow is None or not len(stored.rows):
         return
@@ -288,8 +290,8 @@ def classifier_likelihood(
 def flow_findings(
     run: Run, model: LoadedFlow, results: Sequence[CellResult], source: CleanImages, batch_size: int
 ) -> Iterator[Finding]:
-    """Bits/dim of stored examples of attacks on a flow, and of what was attacked. model: its judge in the precision of
-    the cells."""
+    """Findings on bits/dim of stored examples of attacks on a flow, and of the attacked images. model: its judge has
+    the precision of the cells."""
     for result in results:
         stored = stored_examples(run, result, source)
         if len(stored.rows):
@@ -298,7 +300,7 @@ def flow_findings(
 
 
 def _draws(cell: CellRecord) -> Draws:
-    """How an attack on a flow scores images, from its parameters."""
+    """Estimate and number of draws of an attack on a flow, from its parameters."""
     parameters = cell.attack.parameters
     estimate: BitsEstimate = "importance" if parameters.get("estimate") == "importance" else "mean"
     return estimate, int(parameters.get("noise_draws", 1))
@@ -314,14 +316,14 @@ def _likelihood(
         for size in batch_sizes(len(images), batch_size):
             wrong |= ~same(said, _bits(run, flow, stored, images, draws, size))
         if wrong.any():
-            problems.append(_counted(stored.rows, wrong, f"values of {column}"))
-    return judged(cell.model, cell.attack.label, LIKELIHOOD, len(stored.rows), problems)
+            problems.append(_count_text(stored.rows, wrong, f"values of {column}"))
+    return judge(cell.model, cell.attack.label, LIKELIHOOD, len(stored.rows), problems)
 
 
 def _bits(
     run: Run, flow: FrozenFlow, stored: Stored, images: Tensor, draws: Draws, size: int
 ) -> NDArray[np.float64]:
-    """Bits/dim [n] with the dequantisation noise that the run's seed gives every sample."""
+    """Bits/dim [n] with the dequantisation noise of the run's seed."""
     device, ids, labels, parts = next(flow.buffers()).device, stored.ids, stored.labels, []
     with torch.no_grad(), full_precision():
         for start in range(0, len(images), size):

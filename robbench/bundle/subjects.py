@@ -1,4 +1,4 @@
-"""The models and flows a bundle is held to: the verifier's own, never anything that came with the bundle."""
+"""The models and flows with which a bundle is verified: the verifier's own, never any of the bundle."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -22,8 +22,8 @@ class Subjects:
         models: entries by the bundle's name of the model.
         flows: entries by the sha256 of their weights.
         missing: why a model of the bundle has no entry, by its name.
-        findings: what came of comparing the models with the bundle's cards.
-        given: entries that the user named, by that name: their weights must be there.
+        findings: on the models compared with the bundle's cards.
+        given: entries that the user named, by that name, whose weights must exist.
     """
 
     models: dict[str, ZooEntry]
@@ -34,30 +34,30 @@ class Subjects:
 
     @property
     def flow_cards(self) -> dict[str, ModelCard]:
-        """Cards of the flows at hand, by sha256 of their weights."""
+        """Cards of the flows, by sha256 of their weights."""
         return {sha256: entry.card for sha256, entry in self.flows.items()}
 
 
-def found_subjects(
+def find_subjects(
     run: Run,
     named: Sequence[str],
     zoo: Path | None = None,
     checkpoints: Path | None = None,
     strict: bool = True,
 ) -> Subjects:
-    """The models of `run`: among those the user named by what they compute (`function_hash`), in the zoo by name too.
+    """The verifier's models for `run`: among those the user named by `function_hash`, in the zoo also by name.
 
-    A model of the same name that computes something else is a finding that "differs". `UserError` for a named model
-    that the bundle has nothing to do with (unless not strict).
+    A model of the same name that computes something else is a finding that "differs". With `strict`, `UserError` for a
+    named model that is not in the bundle.
     """
     logits = run.data.classes if run.data else None
     entries = _restricted(zoo_entries(zoo, checkpoints), logits)
-    own = _restricted(_named(run, named, entries, checkpoints), logits)
+    own = _restricted(_find_named(run, named, entries, checkpoints), logits)
     models: dict[str, ZooEntry] = {}
     missing: dict[str, str] = {}
     findings = []
     for name, card in run.cards.items():
-        # Whom the user names is meant, also where the zoo has another one of that name.
+        # A model that the user named takes precedence over one of the same name in the zoo.
         called = [entry for entry in own.values() if entry.card.name == name]
         called = called or [entry for entry in entries.values() if entry.card.name == name]
         eligible = [*own.values(), *called]
@@ -90,7 +90,7 @@ def _restricted(entries: dict[str, ZooEntry], logits: tuple[int, ...] | None) ->
     }
 
 
-def _named(
+def _find_named(
     run: Run, named: Sequence[str], entries: dict[str, ZooEntry], checkpoints: Path | None
 ) -> dict[str, ZooEntry]:
     classes = None if run.data and run.data.classes else len(run.class_names)
@@ -99,7 +99,7 @@ def _named(
 
 
 def _foreign(card: ModelCard, entry: ZooEntry) -> str:
-    """Two models of one name, and in what they differ."""
+    """How the verifier's model of a name differs from the bundle's."""
     mine, its = entry.card, card
     if mine.weights.sha256 != its.weights.sha256:
         return f"measured on weights {its.weights.sha256[:12]}, {entry.folder} has {mine.weights.sha256[:12]}"
@@ -109,7 +109,7 @@ def _foreign(card: ModelCard, entry: ZooEntry) -> str:
 
 
 def _other_labels(card: ModelCard, own: ModelCard) -> str:
-    """What tables say of a model and its card here does not."""
+    """Differences between the bundle's and the verifier's card in what tables show of a model."""
     pairs = (("defense", card.defense, own.defense), ("data set", card.dataset, own.dataset))
     return "; ".join(f"{what} {its}, here it is {mine}" for what, its, mine in pairs if its != mine)
 

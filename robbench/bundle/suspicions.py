@@ -1,10 +1,10 @@
-"""Whether a bundle states what its own counts make suspicious. No model, no data."""
+"""Check that a bundle states the suspicions that follow from its own counts. Needs no model and no data."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from robbench.attacks.named import ENGINE_VERSION
-from robbench.bundle.findings import Finding, judged
+from robbench.bundle.findings import Finding, judge
 from robbench.core.errors import UserError
 from robbench.run.shard_work import sum_diagnostics
 from robbench.store.ledger import Ledger, refuse_shard
@@ -30,9 +30,9 @@ def _finding(folder: Path, result: CellResult) -> Finding:
         found = {one.text for one in counted.suspicions}
     except (UserError, ValueError, ArithmeticError, RecursionError) as error:
         problem = f"its shards hold no counts that robbench writes ({' '.join(str(error).split())[:100]})"
-        return judged(cell.model, cell.attack.label, CHECK, 0, [problem])
+        return judge(cell.model, cell.attack.label, CHECK, 0, [problem])
     stated = set(cell.suspicions)
-    if counted.samples < rows:  # shards of before there were counts, or a forger who took them out
+    if counted.samples < rows:  # old shards without counts, or removed ones
         reason = (
             f"its shards count {counted.samples} of {rows} samples, and only counts tell what was suspicious"
         )
@@ -46,4 +46,4 @@ def _finding(folder: Path, result: CellResult) -> Finding:
         return Finding(cell.model, cell.attack.label, CHECK, "unchecked", 0, reason)
     problems = [f"it leaves out: {text[:100]}" for text in sorted(found - stated)]
     problems += [f"its counts do not give: {text[:100]}" for text in sorted(stated - found)]
-    return judged(cell.model, cell.attack.label, CHECK, counted.samples, problems)
+    return judge(cell.model, cell.attack.label, CHECK, counted.samples, problems)

@@ -1,17 +1,15 @@
-"""The tables of a bundle, derived again from its rows."""
+"""Check of a bundle's table digests against tables derived from its rows."""
 
 from robbench.bundle.archive import OpenBundle
 from robbench.bundle.export import table_digests
-from robbench.bundle.findings import WHOLE, Finding, judged
+from robbench.bundle.findings import WHOLE, Finding, judge
 
 CHECK = "tables"
-NEWER = (
-    "measure",
-)  # columns that bundles of an older robbench lack; each follows from the rows that are checked
+NEWER = ("measure",)  # columns that bundles of an older robbench lack
 
 
 def table_finding(bundle: OpenBundle) -> Finding:
-    """Whether every table that the manifest claims follows from the rows, and no other one does."""
+    """The finding whether the digests in the manifest are those of the tables derived from the rows."""
     from robbench import __version__
 
     claimed, derived = bundle.manifest.tables, table_digests(bundle.run)
@@ -30,4 +28,4 @@ def table_finding(bundle: OpenBundle) -> Finding:
         problems.append(
             f"written by robbench {writer}, derived again by {__version__}, which may word notes otherwise"
         )
-    return judged(WHOLE, "", CHECK, len(names), problems)
+    return judge(WHOLE, "", CHECK, len(names), problems)

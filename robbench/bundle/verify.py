@@ -1,9 +1,8 @@
-"""`robbench verify`: a bundle held to the verifier's own models, data and engine.
+"""`robbench verify`: checks a bundle with the verifier's own models, data and engine.
 
-Nothing in a bundle is believed because it is hashed: whoever changes a row can hash it again. What can be found without
-a model is found first (`opened_bundle`, `consistency`, `identity`, `tables`); then stored examples are checked and
-scored again (`images`, `rescore`); last a random share of the cells is attacked again (`rerun`), which alone can tell
-that a sample said to hold really does.
+No hash in a bundle is trusted, since a forger can compute it again. Checks without a model come first (`open_bundle`,
+`consistency`, `identity`, `tables`); then stored examples are checked and scored again (`images`, `rescore`); last a
+random share of the cells is attacked again (`rerun`), the only check that a sample stated as robust is robust.
 """
 
 import secrets
@@ -15,17 +14,17 @@ from pathlib import Path
 import torch
 
 from robbench.attacks.named import ENGINE_VERSION
-from robbench.bundle.archive import OpenBundle, opened_bundle
-from robbench.bundle.consistency import consistency_findings, incomplete, names_classes, repeated
+from robbench.bundle.archive import OpenBundle, open_bundle
+from robbench.bundle.consistency import consistency_findings, duplicate_labels, incomplete, names_classes
 from robbench.bundle.findings import WHOLE, Finding, Verification
 from robbench.bundle.identity import address_findings, bundled_findings, settings_findings
 from robbench.bundle.images import CleanImages, clean_images, data_findings, image_findings
 from robbench.bundle.rerun import FLIP_RATE, RerunChoice, Reruns
 from robbench.bundle.rescore import classifier_findings, classifier_likelihood, flow_findings
-from robbench.bundle.subjects import Subjects, found_subjects
+from robbench.bundle.subjects import Subjects, find_subjects
 from robbench.bundle.suspicions import suspicion_findings
 from robbench.bundle.tables import table_finding
-from robbench.bundle.zipcheck import refused
+from robbench.bundle.zipcheck import refusal
 from robbench.core.device import resolve_device, versions
 from robbench.core.errors import UserError
 from robbench.core.foreign import foreign_code
@@ -38,7 +37,7 @@ from robbench.specs import threat_models
 from robbench.store.records import CellRecord, CellResult, Run
 
 Say = Callable[[str], None]
-# Of a card: what is compared elsewhere, and names.
+# Entries of a card that are names or compared elsewhere.
 _CHECKED = ("schema_version", "name", "defense", "dataset", "weights", "golden")
 
 
@@ -48,20 +47,20 @@ class VerifyRequest:
 
     Attributes:
         bundle: the bundle file.
-        models: zoo names, folders or cards; the models of the bundle are looked for in the zoo in any case.
+        models: zoo names, folders or cards, besides the models of the zoo.
         share: see `RerunChoice.share`.
         rerun_samples: see `RerunChoice.samples`.
-        seed: see `RerunChoice.seed`; None draws a fresh one.
+        seed: see `RerunChoice.seed`; None draws one.
         flip_tolerance: see `RerunChoice.flip_rate`.
-        files_only: ask no model and run nothing again.
+        files_only: use no model and run nothing again.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        batch_size: images at once.
+        batch_size: images per batch.
         zoo: folder of further models.
         checkpoints: folder of weights that cards name.
         threat_models: folder of further threat models.
         data_dir: folder of data sets in torchvision's layout.
         data: folder of the bundle's data set, where that is one of the user's own.
-        several: the models are for several bundles, and this one may lack some of them.
+        several: whether `models` are for several bundles, so that this one may lack some of them.
     """
 
     bundle: Path
@@ -82,17 +81,17 @@ class VerifyRequest:
 
     @property
     def choice(self) -> RerunChoice:
-        """What to run again; a fresh seed each time it is asked without one."""
+        """The cells and samples to run again; without a seed, a new one per access."""
         seed = secrets.randbits(63) if self.seed is None else self.seed
         return RerunChoice(self.share, self.rerun_samples, seed, self.flip_tolerance)
 
 
 def verify_bundle(request: VerifyRequest, say: Say | None = None) -> Verification:
-    """Everything that can be found about a bundle. `UserError` for one that is refused, and for options that do not fit
-    it. say: told what takes long before it begins."""
+    """All findings about a bundle. `UserError` for a refused bundle and for options that do not fit it. say: called
+    with a line before every long step."""
     check_options(request)
-    with opened_bundle(request.bundle) as bundle:
-        return verified(bundle, request, say)
+    with open_bundle(request.bundle) as bundle:
+        return verify_open(bundle, request, say)
 
 
 def check_options(request: VerifyRequest) -> None:
@@ -104,8 +103,8 @@ def check_options(request: VerifyRequest) -> None:
         raise UserError("--files-only asks no model; leave it or --model out")
 
 
-def verified(bundle: OpenBundle, request: VerifyRequest, say: Say | None = None) -> Verification:
-    """`verify_bundle` of a bundle that is open."""
+def verify_open(bundle: OpenBundle, request: VerifyRequest, say: Say | None = None) -> Verification:
+    """`verify_bundle` for an open bundle."""
     _require_cards(bundle)
     choice = request.choice
     result = Verification(about=_about(bundle, request, choice), files_only=request.files_only)
@@ -118,7 +117,7 @@ def verified(bundle: OpenBundle, request: VerifyRequest, say: Say | None = None)
 def _require_cards(bundle: OpenBundle) -> None:
     absent = [cell.cell.model for cell in bundle.run.cells if cell.cell.model not in bundle.run.cards]
     if absent:
-        raise refused(bundle.path, f"run.yaml plans cells of {absent[0]!r}, which is none of its models")
+        raise refusal(bundle.path, f"run.yaml plans cells of {absent[0]!r}, which is none of its models")
 
 
 def _about(bundle: OpenBundle, request: VerifyRequest, choice: RerunChoice) -> dict[str, object]:
@@ -147,8 +146,8 @@ class _Verifier:
 
     @cached_property
     def run(self) -> Run:
-        """The run without cells whose rows name classes that there are not: no model can be asked about those, and
-        they are found to differ."""
+        """The run without cells whose rows name non-existent classes, which models cannot score; other findings report
+        them."""
         run = self.bundle.run
         return replace(run, cells=[result for result in run.cells if names_classes(run, result)])
 
@@ -159,13 +158,13 @@ class _Verifier:
     @cached_property
     def subjects(self) -> Subjects:
         request = self.request
-        return found_subjects(
+        return find_subjects(
             self.run, request.models, request.zoo, request.checkpoints, strict=not request.several
         )
 
     @cached_property
     def _data(self) -> tuple[Dataset | None, str]:
-        """The data set, or why it is not at hand. One that the user named must be there."""
+        """The data set, or why it is not available; `UserError` for a missing one that the user named."""
         request = self.request
         try:
             return load_dataset(self.run.dataset, request.data_dir, request.data), ""
@@ -188,10 +187,10 @@ class _Verifier:
         yield from suspicion_findings(self.bundle.folder, run)
         yield from address_findings(run, self.subjects.flow_cards)
         yield from data_findings(run, self.source, self._data[0])
-        yield from image_findings(run, self.source, self._searched_flow)
+        yield from image_findings(run, self.source, self._attack_flow)
         yield from self.subjects.findings if not request.files_only else self._no_model()
         if not request.files_only:
-            yield from self._rescored()
+            yield from self._rescore()
             yield from self._rerun()
 
     def _no_model(self) -> Iterator[Finding]:
@@ -200,19 +199,19 @@ class _Verifier:
 
     # ------------------------------------------------------------------------------------------------------- models
     def _flow(self, sha256: str) -> FrozenFlow | None:
-        """A flow by the sha256 of its weights, loaded once; None where it is not here, or no model is asked for."""
+        """A flow by the sha256 of its weights, loaded once; None where it is not available, or with files_only."""
         if self.request.files_only or sha256 not in self.subjects.flows:
             return None
         if sha256 not in self._flows:
-            self._flows[sha256] = self._loaded_flow(self.subjects.flows[sha256])
+            self._flows[sha256] = self._load_flow(self.subjects.flows[sha256])
         return self._flows[sha256]
 
     @cached_property
     def _flows(self) -> dict[str, FrozenFlow | None]:
         return {}
 
-    def _loaded_flow(self, entry: ZooEntry) -> FrozenFlow | None:
-        """None for a flow of the zoo whose weights cannot be had; one that the user named must be there."""
+    def _load_flow(self, entry: ZooEntry) -> FrozenFlow | None:
+        """A flow; None for a zoo flow without available weights; `UserError` for one that the user named."""
         try:
             return load_flow(entry, self.device)
         except UserError as error:
@@ -221,10 +220,10 @@ class _Verifier:
             self.say(f"Flow {entry.card.name} is not at hand: {error}")
             return None
 
-    def _searched_flow(self, cell: CellRecord) -> FrozenFlow | None:
+    def _attack_flow(self, cell: CellRecord) -> FrozenFlow | None:
         return self._flow(cell.attack_flow.sha256) if cell.attack_flow else None
 
-    def _rescored(self) -> Iterator[Finding]:
+    def _rescore(self) -> Iterator[Finding]:
         for model in models(self.run):
             if model.name in self.subjects.models:
                 self.say(f"Re-scoring {model.name} ({len(model.cells)} cells)")
@@ -263,14 +262,14 @@ class _Verifier:
             return
         size = self.request.batch_size
         reruns = Reruns(self.run, self.subjects, self._flow, self.source.dataset, self.device, size)
-        if not reruns.able():
+        if not reruns.runnable():
             reason = "nothing re-run: no cell that can be run again has its model at hand"
             yield Finding(WHOLE, "", "re-run", "unchecked", 0, reason)
         yield from reruns.findings(self.choice, self.say)
 
     # -------------------------------------------------------------------------------------------------------- notes
     def notes(self) -> list[str]:
-        """What is no finding, and what a reader must know of this verification."""
+        """Remarks on the verification that are not findings."""
         return [
             *self._version_notes(),
             *self._coverage(),
@@ -280,7 +279,7 @@ class _Verifier:
         ]
 
     def _claims(self) -> Iterator[str]:
-        """What tables would repeat, and nobody checked."""
+        """Claims of the bundle that tables would repeat and that are not checked."""
         if self.bundle.run.note:
             yield f"the bundle says of itself: {self.bundle.run.note!r}"
         if not self.request.files_only:
@@ -289,7 +288,7 @@ class _Verifier:
                 other = [key for key, value in theirs.items() if value != mine[key] and key not in _CHECKED]
                 if other:
                     yield f"the card of {name} in the bundle is not the one here in {', '.join(other)}"
-        yield from repeated(self.bundle.run)
+        yield from duplicate_labels(self.bundle.run)
 
     def _choice(self) -> Iterator[str]:
         choice = self.choice

@@ -1,6 +1,6 @@
-"""Reading a zip file of unknown origin: no name leaves the folder, and no entry grows beyond what it declares.
+"""Reading a zip file of unknown origin: names stay inside the folder, and no entry exceeds its declared size.
 
-Nothing a header says is trusted: bytes are counted as they are decompressed, and reading stops at the limit.
+Headers are not trusted: bytes are counted while they are decompressed, and reading stops at the limit.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".bz2", ".zst", ".7z", ".rar"
 
 @dataclass(frozen=True)
 class Limits:
-    """What a bundle may hold. files: entries; total: bytes of all when unpacked; ratio: unpacked over packed bytes, of
-    all and of every entry above `slack` bytes."""
+    """Limits of a bundle. files: number of entries; total: unpacked bytes; ratio: unpacked over packed bytes, in total
+    and per entry above `slack` bytes."""
 
     files: int = 100_000
     total: int = 32 << 30
@@ -37,20 +37,20 @@ class Limits:
     slack: int = 1 << 20
 
 
-def refused(path: Path, reason: str) -> UserError:
-    """A bundle that is not accepted, and why."""
+def refusal(path: Path, reason: str) -> UserError:
+    """The error for a bundle that is not accepted."""
     return UserError(f"bundle {str(path)!r} is refused: {reason}")
 
 
 @contextmanager
-def opened_zip(path: Path, limits: Limits) -> Iterator[tuple[ZipFile, dict[str, ZipInfo]]]:
-    """The zip file and its entries by name, every name and every declared size checked. `UserError` otherwise."""
+def open_zip(path: Path, limits: Limits) -> Iterator[tuple[ZipFile, dict[str, ZipInfo]]]:
+    """The zip file and its entries by name; `UserError` unless all names and declared sizes are acceptable."""
     if not path.is_file():
         raise UserError(f"bundle {str(path)!r} is no file; give a file written by `robbench export`")
     try:
         archive = ZipFile(path)
     except (LargeZipFile, OSError, *_BAD_ZIP) as error:
-        raise refused(path, f"not a zip file ({error}); give a file written by `robbench export`") from error
+        raise refusal(path, f"not a zip file ({error}); give a file written by `robbench export`") from error
     with archive:
         entries = archive.infolist()
         _check_count(path, entries, limits)
@@ -63,24 +63,24 @@ def opened_zip(path: Path, limits: Limits) -> Iterator[tuple[ZipFile, dict[str, 
 
 def _check_count(path: Path, entries: list[ZipInfo], limits: Limits) -> None:
     if len(entries) > limits.files:
-        raise refused(path, f"zip bomb: {len(entries):,} files, at most {limits.files:,} are accepted")
+        raise refusal(path, f"zip bomb: {len(entries):,} files, at most {limits.files:,} are accepted")
 
 
 def _check_entry(path: Path, entry: ZipInfo) -> None:
-    # zipfile cuts orig_filename at a null byte and turns the system's separator into "/".
+    # zipfile truncates the name at a null byte and replaces the system's separator by "/".
     if problem := name_problem(entry.orig_filename):
-        raise refused(path, f"file {entry.orig_filename[:80]!r} {problem}")
+        raise refusal(path, f"file {entry.orig_filename[:80]!r} {problem}")
     if entry.flag_bits & _ENCRYPTED:
-        raise refused(path, f"file {entry.filename!r} is encrypted; a bundle is readable by everybody")
+        raise refusal(path, f"file {entry.filename!r} is encrypted; a bundle is readable by everybody")
     if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG):
         kind = "a link" if stat.S_ISLNK(entry.external_attr >> 16) else "no plain file"
-        raise refused(path, f"file {entry.filename!r} is {kind}")
+        raise refusal(path, f"file {entry.filename!r} is {kind}")
     if entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-        raise refused(path, f"file {entry.filename!r} is packed by method {entry.compress_type}, not deflate")
+        raise refusal(path, f"file {entry.filename!r} is packed by method {entry.compress_type}, not deflate")
 
 
 def name_problem(name: str) -> str | None:
-    """Why an entry of this name is not accepted; None for a good one."""
+    """Why an entry of this name is not accepted; None where it is."""
     parts = name.split("/")
     rules: Iterable[tuple[bool, str]] = (
         (any(ord(c) < 32 or ord(c) == 127 for c in name), "has control characters in its name"),
@@ -103,14 +103,14 @@ def _check_distinct(path: Path, names: list[str]) -> None:
         if other is name:
             continue
         if other == name:
-            raise refused(path, f"file {name!r} is there twice")
-        raise refused(path, f"files {other!r} and {name!r} differ in case only")
+            raise refusal(path, f"file {name!r} is there twice")
+        raise refusal(path, f"files {other!r} and {name!r} differ in case only")
 
 
 def _check_sizes(path: Path, entries: list[ZipInfo], limits: Limits) -> None:
     for entry in entries:
         if entry.file_size > limits.slack and entry.file_size > limits.ratio * max(1, entry.compress_size):
-            raise refused(
+            raise refusal(
                 path,
                 f"zip bomb: file {entry.filename!r} grows from {entry.compress_size:,} to {entry.file_size:,} "
                 f"bytes; at most {limits.ratio} times is accepted",
@@ -118,41 +118,41 @@ def _check_sizes(path: Path, entries: list[ZipInfo], limits: Limits) -> None:
     total, packed = sum(entry.file_size for entry in entries), path.stat().st_size
     allowed = min(limits.total, limits.ratio * packed + limits.slack)
     if total > allowed:
-        raise refused(path, f"zip bomb: {total:,} bytes in {packed:,}, at most {allowed:,} are accepted")
+        raise refusal(path, f"zip bomb: {total:,} bytes in {packed:,}, at most {allowed:,} are accepted")
     _check_overlap(path, entries)
 
 
 def _check_overlap(path: Path, entries: list[ZipInfo]) -> None:
-    """Entries that share their compressed bytes would unpack the same bytes again and again."""
+    """Refuse entries that share compressed bytes, as zip bombs do."""
     end, previous = 0, ""
     for entry in sorted(entries, key=lambda e: e.header_offset):
         if entry.header_offset < end:
-            raise refused(path, f"zip bomb: files {previous!r} and {entry.filename!r} share bytes")
+            raise refusal(path, f"zip bomb: files {previous!r} and {entry.filename!r} share bytes")
         end, previous = entry.header_offset + 30 + entry.compress_size, entry.filename
 
 
-def _opened(path: Path, archive: ZipFile, entry: ZipInfo) -> IO[bytes]:
+def _open_entry(path: Path, archive: ZipFile, entry: ZipInfo) -> IO[bytes]:
     try:
         return archive.open(entry)
-    except OSError as error:  # an offset outside the file; a full disk says the same later, of the target
-        raise refused(path, f"file {entry.filename!r} cannot be found in it ({error})") from error
+    except OSError as error:  # an offset outside the file
+        raise refusal(path, f"file {entry.filename!r} cannot be found in it ({error})") from error
 
 
-def copied(path: Path, archive: ZipFile, entry: ZipInfo, target: BinaryIO, limit: int) -> str:
-    """Unpack an entry into `target`, never more than `limit` bytes; the sha256 of what was written."""
+def copy_entry(path: Path, archive: ZipFile, entry: ZipInfo, target: BinaryIO, limit: int) -> str:
+    """Unpack an entry into `target`, at most `limit` bytes; returns the sha256 of the written bytes."""
     digest, size = hashlib.sha256(), 0
     try:
-        with _opened(path, archive, entry) as stream:
+        with _open_entry(path, archive, entry) as stream:
             while block := stream.read(min(BLOCK, limit + 1 - size)):
                 size += len(block)
                 if size > limit:
-                    raise refused(
+                    raise refusal(
                         path,
                         f"zip bomb: file {entry.filename!r} holds more than the {limit:,} bytes declared",
                     )
                 digest.update(block)
                 target.write(block)
-    except _BAD_ZIP as error:  # of RuntimeErrors those about encryption, and NotImplementedError
+    except _BAD_ZIP as error:  # RuntimeError: encryption, or NotImplementedError
         reason = " ".join(str(error).split())[:120]
-        raise refused(path, f"file {entry.filename!r} cannot be unpacked ({reason})") from error
+        raise refusal(path, f"file {entry.filename!r} cannot be unpacked ({reason})") from error
     return digest.hexdigest()

@@ -88,7 +88,7 @@ def autoattack(
     Example: robbench bench aa --model digits-at,digits-trades --n 360
     """
     from robbench.benchmarks import autoattack as contest_of
-    from robbench.benchmarks.models import loaded
+    from robbench.benchmarks.models import load_classifiers
 
     _prepare(out, threads)
     requested = budgets("--epsilon", epsilons) or (None,)
@@ -99,7 +99,7 @@ def autoattack(
     contest = contest_of.Contest(
         attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, epsilon=requested[0]
     )
-    entries = loaded(names("--model", models), **options)
+    entries = load_classifiers(names("--model", models), **options)
     found = [contest_of.compare(model, data, contest, device, echo_line) for model, data, device in entries]
     stem = f"{attack}-{'-'.join(dict.fromkeys(data.name for _, data, _ in entries))}"
     stem += f"-epsilon{requested[0]:g}" if requested[0] is not None else ""

@@ -63,7 +63,7 @@ def export(
     from robbench.bundle.examples import ExampleChoice
     from robbench.bundle.export import ExportRequest, export_run
 
-    choice = ExampleChoice.parsed(examples, seed)
+    choice = ExampleChoice.parse(examples, seed)
     manifest = export_run(ExportRequest(run_folder, out, choice, partial, overwrite, threat_models))
     rows, unpacked = sum(cell.rows for cell in manifest.cells), sum(f.size for f in manifest.files.values())
     chosen, size = manifest.examples, out.stat().st_size

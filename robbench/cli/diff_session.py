@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from robbench.bundle.runs import opened_runs
+from robbench.bundle.runs import open_runs
 from robbench.cli.base import print_json
 from robbench.compare.changes import Correction
 from robbench.compare.runs import compare_runs, document
@@ -35,7 +35,7 @@ def diff_runs(request: DiffRequest) -> bool:
             f"--alpha {request.alpha:g} is no error rate; give a number between 0 and 1 (at least "
             f"{SMALLEST_ALPHA:g}), as in --alpha 0.05"
         )
-    with opened_runs([request.run_a, request.run_b]) as (a, b):
+    with open_runs([request.run_a, request.run_b]) as (a, b):
         found = compare_runs(
             a,
             b,

@@ -70,9 +70,9 @@ def report(
 
 
 def _opened(paths: Sequence[Path]) -> AbstractContextManager[list["Run"]]:
-    from robbench.bundle.runs import opened_runs
+    from robbench.bundle.runs import open_runs
 
-    return opened_runs(paths)
+    return open_runs(paths)
 
 
 def _write_tables(paths: Sequence[Path], runs: Sequence["Run"], published: bool, console: "Console") -> None:

@@ -1,1 +1,1 @@
-"""What every room needs: errors, schemas, files, locks, devices, random numbers. Imports no other room."""
+"""Basics of all rooms: errors, schemas, files, locks, devices, random numbers. Imports no other room."""

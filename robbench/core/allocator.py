@@ -1,14 +1,15 @@
-"""glibc's malloc, told to keep freed memory: large tensors stop being mapped, zeroed and unmapped at every use.
+"""Tuning of glibc's malloc to keep freed memory, so that large tensors are not mapped, zeroed and unmapped at every
+use.
 
 By default glibc gives blocks above M_MMAP_THRESHOLD (at most 32 MiB) and a free heap top above M_TRIM_THRESHOLD (at
 most 64 MiB) back to the kernel at once. A loop that allocates the same activations again and again, as attacks and
 training do, then pays a page fault every 4 KiB each time. `tune_allocator` raises both thresholds and M_TOP_PAD
 (the step in which the heap grows) with mallopt(3), for the whole process and those it forks.
 
-What it costs: resident memory stays near its peak instead of falling between batches, up to `TRIM_THRESHOLD` at the
-top of the heap and without limit below blocks still in use. The peak itself grows by fragmentation only.
+The cost: resident memory stays near its peak instead of falling between batches, up to `TRIM_THRESHOLD` at the top of
+the heap and without limit below blocks still in use. The peak itself grows by fragmentation only.
 
-The user decides: ROBBENCH_MALLOC=default leaves malloc alone, and glibc's own variables (MALLOC_TRIM_THRESHOLD_,
+The user can change it: ROBBENCH_MALLOC=default leaves malloc alone, and glibc's own variables (MALLOC_TRIM_THRESHOLD_,
 MALLOC_MMAP_THRESHOLD_, MALLOC_TOP_PAD_, MALLOC_MMAP_MAX_, glibc.malloc in GLIBC_TUNABLES) win. Nothing happens on
 musl, macOS, Windows, or under another allocator (LD_PRELOAD of jemalloc, tcmalloc, ...). GPU memory is not touched.
 """
@@ -38,10 +39,10 @@ MMAP_THRESHOLDS = (1 << 30, 32 << 20)  # glibc before 2.35 refuses more than 32 
 
 @dataclass(frozen=True)
 class AllocatorState:
-    """What was done with malloc; `reason` says why, in words for a terminal.
+    """What was done with malloc; reason: text for a terminal.
 
-    tuned: thresholds raised. default: switched off by ROBBENCH_MALLOC. user: glibc's own variables are set and
-    were left alone. unsupported: not glibc's malloc, or it refused.
+    tuned: thresholds raised. default: switched off by ROBBENCH_MALLOC. user: glibc's own variables are set, which are
+    respected. unsupported: not glibc's malloc, or it refused.
     """
 
     state: Literal["tuned", "default", "user", "unsupported"]
@@ -73,12 +74,12 @@ def _glibc_variables() -> list[str]:
 
 
 def _glibc() -> ctypes.CDLL | None:
-    """glibc when malloc is its own; None elsewhere and where another library has taken malloc's place."""
+    """glibc where malloc is its own; None elsewhere and where another library replaces malloc."""
     try:
         os.confstr("CS_GNU_LIBC_VERSION")
         process, libc = ctypes.CDLL(None), ctypes.CDLL("libc.so.6")
         used, own = (ctypes.cast(library.malloc, ctypes.c_void_p).value for library in (process, libc))
-    except (ValueError, AttributeError, OSError, TypeError):  # each what one of the other platforms raises
+    except (ValueError, AttributeError, OSError, TypeError):  # on other platforms
         return None
     return libc if used == own else None
 

@@ -1,6 +1,6 @@
-"""How large a budget can be: the box [0,1]^D has a diameter, and beyond it every image is allowed.
+"""The largest meaningful budget: the diameter of the box [0,1]^D, beyond which every image is allowed.
 
-A budget beyond it is surely one of another scale, such as 8 of 255 grey levels. No torch here.
+A larger budget is an error of scale, such as 8 of 255 grey levels. No torch here.
 """
 
 import math
@@ -18,7 +18,7 @@ IMAGE_SHAPES = {
     "stl10": (3, 96, 96),
     "svhn": (3, 32, 32),
 }
-ROUNDING = 1e-6  # relative; sqrt(3072) typed with seven digits is no larger than the box
+ROUNDING = 1e-6  # relative, so that sqrt(3072) with seven digits is accepted
 
 
 def box_diameter(norm: str, shape: tuple[int, ...] | None) -> float | None:
@@ -42,7 +42,7 @@ def require_inside_box(
     attack: str,
     option: str = "",
 ) -> None:
-    """`UserError` for an image budget beyond the diameter of the box of images of `shape` (C,H,W; None if not known).
+    """`UserError` for an image budget beyond the diameter of the box of images of `shape` (C,H,W; None if unknown).
 
     budget, pixel_range: on pixels in [0, pixel_range]. attack: its name; option: how the budget was
     given, as "--epsilon 8"; "" for one that nobody gave.
@@ -62,7 +62,7 @@ def require_inside_box(
 
 
 def exact_text(budget: float) -> str:
-    """The shortest text that `--epsilon` reads back as the same number: "0.1", "8/255", "0.123456789"."""
+    """The shortest text from which `--epsilon` reads the same number: "0.1", "8/255", "0.123456789"."""
     if float(short := f"{budget:g}") == budget:
         return short
     levels = round(budget * 255)

@@ -2,5 +2,5 @@
 
 
 def counted(count: int, noun: str, plural: str = "") -> str:
-    """ "1 cell", "2,000 cells"; plural: of a noun that does not end in "s" then, as "entries"."""
+    """ "1 cell", "2,000 cells"; plural: of a noun whose plural is not formed with "s"."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

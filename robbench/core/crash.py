@@ -1,4 +1,4 @@
-"""The last resort of the command line: an exception that nobody expected, as one line and a file with the traceback."""
+"""Unexpected exceptions on the command line: one line, and a file with the traceback."""
 
 import os
 import platform
@@ -14,17 +14,17 @@ from robbench.core.foreign import cause
 
 
 def crash_line(error: BaseException) -> str:
-    """What happened, where the traceback is, and how to report it; writes the file."""
+    """Write the traceback to a file; returns a line with the error, that file, and how to report it."""
     what = f"robbench ended on an unexpected {cause(error)}"
     try:
-        path = _written(error)
+        path = _write_report(error)
     except OSError as problem:
         return f"{what}; its traceback could not be written ({problem.strerror}): run again with --debug, and report it"
     return f"{what}; the traceback is in {path}: please report it with that file and the command"
 
 
-def _written(error: BaseException) -> Path:
-    """The file with command, versions and traceback, in the system's folder of temporary files."""
+def _write_report(error: BaseException) -> Path:
+    """Write command, versions and traceback to the system's folder of temporary files."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = Path(tempfile.gettempdir()) / f"robbench-crash-{stamp}-{os.getpid()}.txt"
     lines = (
@@ -33,7 +33,7 @@ def _written(error: BaseException) -> Path:
         "",
         "".join(traceback.format_exception(error)),
     )
-    # "x": never through a link that somebody has put there.
+    # "x": never follows an existing link.
     with path.open("x", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write("\n".join(lines))
     return path

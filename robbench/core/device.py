@@ -1,4 +1,4 @@
-"""`--device` as a torch device, its clock, and the versions a result depends on."""
+"""`--device` as a torch device, its clock, and the versions on which results depend."""
 
 import platform
 import time
@@ -37,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_text(device: torch.device) -> str:
-    """What computes on `device`: "cpu", or the name of the GPU."""
+    """ "cpu", or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
@@ -50,7 +50,7 @@ def installed_version(package: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, robbench and the packages whose numbers enter a result."""
+    """Versions of Python, robbench and the packages on which results depend."""
     from robbench import __version__
 
     found = {"python": platform.python_version(), "robbench": __version__}
@@ -60,7 +60,7 @@ def versions() -> dict[str, str]:
 
 
 def now(device: torch.device) -> float:
-    """Seconds; with one CPU thread those this process spent computing, whatever else the machine does."""
+    """Seconds of a clock: wall time, or with one CPU thread the CPU time of this process, independent of other load."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return (

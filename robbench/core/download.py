@@ -1,4 +1,4 @@
-"""Downloading a weights file: to a temporary file of limited size, checked, then renamed; every mirror's failure is
+"""Downloading a file: to a temporary file of limited size, checked, then renamed; failures of all mirrors are
 listed."""
 
 import ssl
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 TIMEOUT_SECONDS = 30  # without a byte from the server
 BLOCK_BYTES = 1 << 18
-MOST_BYTES = 4 << 30  # of a file whose size nothing tells; the largest of RobustBench has 3 GB
+MOST_BYTES = 4 << 30  # limit of a file of unknown size; the largest of RobustBench has 3 GB
 AGENT = {"User-Agent": "robbench"}  # some hosts refuse urllib's own
 
 
 class _Failed(Exception):
-    """Why one URL gave no file, in a few words."""
+    """Reason why a URL gave no file."""
 
 
 class TooLarge(_Failed):
-    """A file goes on beyond the size that it may have."""
+    """A file is larger than allowed."""
 
 
 def download(
@@ -62,7 +62,7 @@ def download(
 
 
 def _fetch(url: str, problem: Callable[[Path], str | None], most_bytes: int, temporary: Path) -> None:
-    """`url` as the file `temporary`, complete and right, or `_Failed`."""
+    """Download `url` to `temporary` and check it; `_Failed` otherwise."""
     try:
         with urllib.request.urlopen(
             urllib.request.Request(url, headers=AGENT), timeout=TIMEOUT_SECONDS
@@ -85,7 +85,7 @@ def _fetch(url: str, problem: Callable[[Path], str | None], most_bytes: int, tem
 
 
 def _copy(answer: IO[bytes], temporary: Path, announced: int, url: str, most_bytes: int) -> int:
-    """Write the answer's body to a file under a progress bar; bytes written. `_Failed` once it is too long."""
+    """Write the response's body to a file, with a progress bar; returns its bytes. `_Failed` where it is too large."""
     console = Terminal(stderr=True)
     name = urlsplit(url).path.rpartition("/")[2] or url
     if not console.is_terminal:
@@ -109,7 +109,7 @@ def _copy(answer: IO[bytes], temporary: Path, announced: int, url: str, most_byt
 
 
 class LimitedFile(BufferedWriter):
-    """A new file that refuses to become larger than `most_bytes`; to be handed to whatever downloads."""
+    """A new file that refuses to become larger than `most_bytes`."""
 
     def __init__(self, path: Path, most_bytes: int) -> None:
         super().__init__(FileIO(path, "w"))
@@ -126,7 +126,7 @@ def _at_most(most_bytes: int) -> str:
 
 
 def wrong_digest(path: Path, sha256: str) -> str | None:
-    """Why `path` is not the file whose hex sha256 begins with `sha256`; None when it is."""
+    """Why `path` is not the file whose hex sha256 begins with `sha256`; None if it is."""
     digest = sha256_file(path)
     if digest.startswith(sha256):
         return None

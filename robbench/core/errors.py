@@ -1,7 +1,7 @@
-"""The one error type a user can cause.
+"""Errors of the user.
 
-Everything a user can get wrong (an unknown name, a bad file, an impossible budget) raises `UserError`; the
-command line prints its single line and exits with code 2. Anything else that escapes is a bug in robbench.
+Every error of the user (an unknown name, a bad file, an impossible budget) raises `UserError`; the command line prints
+its single line and exits with code 2. Any other exception that escapes is a bug in robbench.
 """
 
 import re
@@ -30,7 +30,7 @@ class UserError(Exception):
 
 
 class AttackViolation(Exception):
-    """An attack left its admissible set. Names attack, sample and by how much; the cell is recorded as failed."""
+    """An attack left its admissible set; the message names attack, sample and distance. The cell fails."""
 
 
 @contextmanager
@@ -53,8 +53,8 @@ def spell_argument(name: str, value: object = None) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with everything a terminal would act on or cannot write (line ends, escape sequences,
-    direction marks, half a UTF-8 character) as Python escapes it: "\\x1b[31m"."""
+    """`text` on one line, with everything that a terminal would interpret or cannot write (line ends, escape sequences,
+    direction marks, surrogates) escaped as in Python: "\\x1b[31m"."""
     if text.isprintable():
         return text
     return "".join(
@@ -64,7 +64,7 @@ def printable(text: str) -> str:
 
 
 def printable_text(text: str) -> str:
-    """`printable` of every line of `text`, which may have several."""
+    """`printable` applied to every line of `text`."""
     return "\n".join(map(printable, text.split("\n")))
 
 

@@ -1,7 +1,7 @@
-"""Calls of code that others wrote: models, plugins, architectures that a card names.
+"""Calls of foreign code: models, plugins, architectures that a card names.
 
-Such code may raise anything, SystemExit(0) and StopIteration too, which would end a program or a loop as if all were
-done. Here it becomes an error like any other.
+Such code may raise anything, also SystemExit(0) and StopIteration, which would end a program or a loop as if it had
+finished. Here it becomes an ordinary error.
 """
 
 from collections.abc import Iterator
@@ -14,25 +14,25 @@ MESSAGE = 160  # characters of an exception's text that a line quotes
 
 
 def message_of(error: BaseException, length: int = MESSAGE) -> str:
-    """The text of an exception on one line, cut to `length` characters; also of one that cannot say it."""
+    """The text of an exception on one line, cut to `length` characters; also where its `__str__` fails."""
     try:
         text = str(error)
-    except BaseException as other:  # its __str__ is somebody else's code as well
+    except BaseException as other:  # __str__ is foreign code too
         reraise_stop(other)
         text = "its message cannot be read"
     return " ".join(text[: 10 * length].split())[:length] or "no message"
 
 
 def cause(error: BaseException) -> str:
-    """An exception as one line quotes it: "ValueError: no such layer"."""
+    """An exception as text: "ValueError: no such layer"."""
     return f"{type(error).__name__}: {message_of(error)}"
 
 
 @contextmanager
 def foreign_code(what: str, step: str = "correct that code") -> Iterator[None]:
-    """Inside, whatever is raised becomes a `UserError`: "WHAT failed (SystemExit: 0); STEP".
+    """Inside, every exception becomes a `UserError`: "WHAT failed (SystemExit: 0); STEP".
 
-    A `UserError` passes as it is, and so does what stops this process (`robbench.core.stops`).
+    A `UserError` passes unchanged, and so do signals that stop this process (`robbench.core.stops`).
     """
     try:
         yield
@@ -45,8 +45,9 @@ def foreign_code(what: str, step: str = "correct that code") -> Iterator[None]:
 
 @contextmanager
 def no_exit(what: str) -> Iterator[None]:
-    """Inside, what would end the caller's program or loop in silence (SystemExit, GeneratorExit, StopIteration, any
-    BaseException that is no Exception) becomes a `UserError`; errors pass with their traceback."""
+    """Inside, exceptions that would silently end the caller's program or loop (SystemExit, GeneratorExit,
+    StopIteration, any BaseException that is not an Exception) become a `UserError`; errors pass with their
+    traceback."""
     try:
         yield
     except BaseException as error:

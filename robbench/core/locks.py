@@ -1,5 +1,5 @@
-"""Locks on files: who writes to an output, so that nobody else does. The system releases them when a process ends,
-however it ends; the empty file that stays holds nothing back."""
+"""Locks on files, so that one process writes to an output at a time. The system releases them when a process ends,
+however it ends; the empty lock file may stay."""
 
 import fcntl
 import os
@@ -11,7 +11,7 @@ TABLE = Path("/proc/locks")  # Linux's list of all locks
 
 
 class LockHeldError(Exception):
-    """Another process has the lock. process: " (process 4242)" where the system tells, else ""."""
+    """Another process has the lock. process: " (process 4242)" where known, else ""."""
 
     def __init__(self, process: str) -> None:
         super().__init__(f"the lock is held{process}")
@@ -20,9 +20,9 @@ class LockHeldError(Exception):
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, made where it is absent. `LockHeldError` when it is held, OSError when it cannot be
-    made."""
-    with path.open("a") as stream:  # never empties what a link leads to
+    """Inside, hold the lock of the file `path`, which is created if absent. `LockHeldError` when another process holds
+    it, OSError when it cannot be created."""
+    with path.open("a") as stream:  # "a" does not truncate the target of a link
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -33,9 +33,9 @@ def file_lock(path: Path) -> Iterator[None]:
 
 
 def holding_processes(path: Path, table: Path = TABLE) -> list[int] | None:
-    """Processes of this machine that hold the lock of `path`; None where the system does not tell.
+    """Processes of this machine that hold the lock of `path`; None where the system does not report it.
 
-    Asks Linux's list of locks: to try the lock would be to take it, and whoever starts just then would be refused.
+    Reads Linux's list of locks: trying the lock would take it, so that a process that starts just then would fail.
     """
     try:
         lines = table.read_text(encoding="ascii").splitlines()

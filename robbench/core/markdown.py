@@ -1,6 +1,6 @@
-"""Markdown as every writer makes it: names, notes and versions of others stay plain text in it.
+"""Markdown in which names, notes and versions of others stay plain text.
 
-GitHub's dialect renders raw HTML, remote images and links; none of them comes from a name or a note.
+GitHub's dialect renders raw HTML, remote images and links; escaping prevents that a name or a note contains any.
 """
 
 import re
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from robbench.core.errors import printable
 
-# What always means something, and what ends the text of a link, an image or the name of a definition.
+# Characters with a meaning anywhere, and ends of the text of a link, an image or the name of a definition.
 _SPECIAL = re.compile(r"[\\|`*_<>&~$]|\](?=[(\[:])")
-# What would begin a heading, a list, a line or a footnote at the beginning of a paragraph.
+# Beginnings of a heading, a list, a line or a footnote.
 _BEGINNING = re.compile(r"(?=#{1,6}(?:\s|$)|[-+](?:[-+\s]|$)|=)")
 _NUMBERED = re.compile(r"(\d{1,9})([.)])(?=\s|$)")
 
@@ -29,7 +29,7 @@ def paragraph(text: str) -> str:
 
 
 def bullets(texts: Sequence[str]) -> str:
-    """A list, one entry a text."""
+    """A list with one entry per text."""
     return "\n".join(f"* {paragraph(text)}" for text in texts)
 
 

@@ -1,4 +1,4 @@
-"""Formulas as MathML, put together from Unicode text: `sub`, `sup` and `under` place what stands below or above."""
+"""Formulas as MathML, composed of Unicode text with `sub`, `sup` and `under`."""
 
 # ruff: noqa: RUF001 - the letters of formulas are meant
 import re
@@ -7,16 +7,16 @@ from markupsafe import Markup, escape
 
 _TOKEN = re.compile(r"arg max|\d+(?:\.\d+)?|[^\W\d_]+|\S")
 _FUNCTIONS = ("arg max", "max", "min", "sign", "log")
-_FENCES = "()[]{}‖"  # no taller than the text, also where a tall sum stands beside them
+_FENCES = "()[]{}‖"  # not stretched to the height of the formula
 
 
 def math(*parts: str) -> Markup:
-    """A formula in a line of its own. A part is text, "f(x) = y", or what the functions below return."""
+    """A formula on its own line. A part is text, "f(x) = y", or a result of the functions below."""
     return Markup('<math display="block">{}</math>').format(row(*parts))
 
 
 def row(*parts: str) -> Markup:
-    """The parts side by side, as one."""
+    """The parts side by side, as one element."""
     drawn = (part if isinstance(part, Markup) else _tokens(part) for part in parts)
     return Markup("<mrow>{}</mrow>").format(Markup("").join(drawn))
 
@@ -38,7 +38,7 @@ def under(base: str, small: str) -> Markup:
 
 
 def length(inside: str, index: str) -> Markup:
-    """The norm of `inside`, with `index` to say which."""
+    """The norm of `inside`, with `index`."""
     return row("‖", inside, sub("‖", index))
 
 

@@ -1,4 +1,4 @@
-"""Values that are computed from an object once and remembered with it."""
+"""Values that are computed from an object once and cached with it."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Remembers:
-    """An immutable object with what was computed of it. A copy with other fields (`replace`) remembers nothing."""
+    """An immutable object with a cache of computed values. A copy with other fields (`replace`) has an empty cache."""
 
     @cached_property
     def _computed(self) -> dict[Callable[[Self], Any], Any]:

@@ -1,4 +1,4 @@
-"""Names of modules from before the rooms: they lead to where the modules are now, for this version, with a warning."""
+"""Old names of modules, which import the module under its present name with a warning."""
 
 import sys
 import warnings
@@ -35,7 +35,7 @@ _PACKAGES = {old.rpartition(".")[0] for old in MOVED} - {"robbench", "robbench.a
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds the modules of `MOVED`, and the packages that held them and are gone."""
+    """Finds the modules of `MOVED`, and their former packages."""
 
     _real: ModuleSpec | None = None
 
@@ -58,11 +58,11 @@ class _Moved(MetaPathFinder, Loader):
         return import_module(new)
 
     def exec_module(self, module: ModuleType) -> None:
-        """The module was executed under its own name, and keeps it."""
+        """Restore the module's own spec; it was executed under its own name."""
         if module.__name__ not in _PACKAGES:
             module.__spec__ = self._real
 
 
 def follow_moves() -> None:
-    """Let imports of old names work. Behind every other finder: a module that exists is never hidden."""
+    """Make imports of old names work, after all other finders, so that no existing module is hidden."""
     sys.meta_path.append(_Moved())

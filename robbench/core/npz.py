@@ -1,4 +1,4 @@
-"""Arrays from npz files of unknown origin: a header is held to what the file has before memory is asked for.
+"""Arrays from npz files of unknown origin: headers are checked against the file's size before memory is allocated.
 
 No torch here.
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 Array = np.ndarray[tuple[int, ...], np.dtype[Any]]
 _LONGEST_HEADER = 10_000  # bytes; numpy's own limit, which it checks after reading them all
-_DEFLATE = 1032  # times that deflate can shrink anything, at most
+_DEFLATE = 1032  # largest compression ratio of deflate
 _BAD = (
     BadZipFile,
     zlib.error,
@@ -32,7 +32,7 @@ _BAD = (
 
 
 def npz_names(path: Path) -> list[str]:
-    """Names of the arrays in an npz file. `OSError`, and `ValueError` with the reason when it is none."""
+    """Names of the arrays in an npz file. `OSError`, or `ValueError` with the reason where it is not one."""
     try:
         with ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
@@ -41,10 +41,10 @@ def npz_names(path: Path) -> list[str]:
 
 
 def read_npz(path: Path, names: Sequence[str]) -> dict[str, Array]:
-    """The arrays called `names`; others are not read, pickled objects never.
+    """The arrays `names`; others are not read, pickled objects never.
 
-    `OSError` when the file cannot be read, `ValueError` with the reason for everything else that is wrong with it: no
-    zip file, encrypted, damaged, an array missing, a header that declares more than the file holds.
+    `OSError` when the file cannot be read, `ValueError` with the reason for any other problem: not a zip file,
+    encrypted, damaged, a missing array, a header that declares more than the file contains.
     """
     try:
         with ZipFile(path) as archive:
@@ -61,7 +61,7 @@ def _reason(error: BaseException) -> str:
 def _array(archive: ZipFile, entry: ZipInfo, packed: int) -> Array:
     if entry.file_size > _DEFLATE * packed:
         raise ValueError(f"{entry.filename} declares {entry.file_size:,} bytes in a file of {packed:,}")
-    with _opened(archive, entry) as stream:
+    with _open_entry(archive, entry) as stream:
         shape, dtype, offset = _header(stream)
     declared = math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and declared != entry.file_size - offset:
@@ -69,12 +69,12 @@ def _array(archive: ZipFile, entry: ZipInfo, packed: int) -> Array:
             f"{entry.filename} declares shape {str(shape)[:60]} of {dtype}, {declared:,} bytes, and holds "
             f"{entry.file_size - offset:,}"
         )
-    with _opened(archive, entry) as stream:
+    with _open_entry(archive, entry) as stream:
         array: Array = np.lib.format.read_array(stream, allow_pickle=False)
     return array
 
 
-def _opened(archive: ZipFile, entry: ZipInfo) -> IO[bytes]:
+def _open_entry(archive: ZipFile, entry: ZipInfo) -> IO[bytes]:
     try:
         return archive.open(entry)
     except OSError as error:  # an offset outside the file
@@ -95,7 +95,7 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any], int]:
 
 
 class _Prefixed:
-    """A stream that gives bytes that were read from it once more."""
+    """A stream that returns bytes which were already read from it again."""
 
     def __init__(self, prefix: bytes, stream: IO[bytes]) -> None:
         self._prefix, self._stream = prefix, stream

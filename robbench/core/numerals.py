@@ -1,12 +1,12 @@
-"""Numbers as people write them in options and files: read in one place, and never at a cost that the text decides.
+"""Parsing numbers in options and files, at a bounded cost.
 
-Python's own `int` gives up at 4,300 digits with a traceback, and `Fraction("1e999999999")` takes all memory.
+Python's `int` fails at 4,300 digits with a traceback, and `Fraction("1e999999999")` takes all memory.
 """
 
 import math
 import re
 
-_WHOLE = re.compile(r"[0-9]{1,18}")  # fits 64 bits, which files and tensors have for it
+_WHOLE = re.compile(r"[0-9]{1,18}")  # fits into 64 bits
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,4})?")
 _FRACTION = re.compile(r"([+-]?[0-9]{1,15})/([0-9]{1,15})")  # both sides are exact in float64
 

@@ -1,4 +1,4 @@
-"""Places that a command writes to: tried before the work begins, and known again while it goes on."""
+"""Output files and folders: checked before the work begins, and recognised while it goes on."""
 
 import os
 import tempfile
@@ -12,8 +12,7 @@ from robbench.core.errors import UserError
 
 @dataclass(frozen=True)
 class Place:
-    """A folder that a command writes to for a long time. device, inode: by what the system knows it, whatever it is
-    called; option: which argument named it."""
+    """An output folder. device, inode: identify it independently of its name; option: argument that named it."""
 
     folder: Path
     device: int
@@ -27,7 +26,8 @@ class Place:
         return cls(folder, status.st_dev, status.st_ino, option)
 
     def require(self) -> None:
-        """`UserError` when the folder was removed, renamed or replaced: writing on would make a second, half one."""
+        """`UserError` when the folder was removed, renamed or replaced, where writing would create a partial second
+        one."""
         try:
             status = self.folder.stat()
             same = (status.st_dev, status.st_ino) == (self.device, self.inode)
@@ -42,10 +42,7 @@ class Place:
 
 
 def check_output_file(path: Path | None, option: str) -> None:
-    """`UserError` unless a file can be written at `path` (None: nothing is asked for).
-
-    Missing folders above it are made by who writes; nothing is left behind here.
-    """
+    """`UserError` unless a file can be written at `path` (None: no file is requested); leaves nothing behind."""
     if path is None:
         return
     if path.is_dir():
@@ -77,7 +74,7 @@ def _refusals(path: Path, option: str) -> Iterator[None]:
 
 
 def _try_folder(folder: Path) -> None:
-    """Make what is missing of `folder` and a file in it, and remove both again: only this tells on every system."""
+    """Create the missing parts of `folder` and a file in it, and remove them again, the only reliable test."""
     made: list[Path] = []
     try:
         for part in reversed([folder, *folder.parents]):

@@ -1,4 +1,4 @@
-"""The precision in which attacks search classifiers: fp32, which verdicts are in too. Lower ones were withdrawn."""
+"""The precision in which attacks search classifiers: fp32, as for verdicts. Lower ones were withdrawn."""
 
 from robbench.core.errors import UserError, unknown_name
 
@@ -11,7 +11,7 @@ WITHDRAWN = {
 
 
 def check_precision(name: str) -> None:
-    """`UserError` for a precision that no search can have any more, or never could."""
+    """`UserError` for a withdrawn or unknown precision."""
     if name in WITHDRAWN:
         raise UserError(
             f"--precision {name} was withdrawn because it overstates robustness ({WITHDRAWN[name]}); "
@@ -21,20 +21,20 @@ def check_precision(name: str) -> None:
         raise unknown_name("precision", name, (PRECISION,))
 
 
-def recorded(compiled: bool) -> str:
-    """How a cell records what its search computed in: "fp32", or "fp32, compiled" with torch.compile."""
+def format_record(compiled: bool) -> str:
+    """A cell's record of its search precision: "fp32", or "fp32, compiled" with torch.compile."""
     return f"{PRECISION}, compiled" if compiled else PRECISION
 
 
 def read_record(search_precision: str) -> tuple[str, bool]:
-    """(precision, compiled) of what a cell records; the precision may be one that is not known here."""
+    """(precision, compiled) from a cell's record; the precision may be unknown here."""
     name, _, compiled = search_precision.partition(", ")
     return name, bool(compiled)
 
 
 def withdrawal(search_precision: str) -> str:
-    """What a reader must know of a cell that was searched in a withdrawn precision; "" for any other cell.
-    search_precision: as the cell records it."""
+    """A remark on a cell that was searched in a withdrawn precision; "" for any other. search_precision: as
+    recorded."""
     name, _ = read_record(search_precision)
     return (
         f"searched in {name}, which was withdrawn because it overstates robustness"

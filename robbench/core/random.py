@@ -1,7 +1,7 @@
 """Counter-based random numbers keyed by (seed, stream, restart, sample id).
 
-A sample's noise never depends on batch size, order, device or on who else is still under attack: each sample has
-a Philox counter of its own. Numbers are drawn on the CPU in float64 and cast, so that a GPU gets the same ones.
+The noise of a sample never depends on batch size, order, device or other samples: each sample has its own Philox
+counter. Numbers are drawn on the CPU in float64 and cast, so that a GPU gets the same ones.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ def derive_seed(*parts: object) -> int:
 class SampleRandom:
     """Draws random tensors row by row, each row from its own generator.
 
-    seed: the run's seed. stream: what the numbers are for (the attack's name). Two streams are independent.
+    seed: of the run. stream: name of the use of the numbers (the attack's name); two streams are independent.
     """
 
     def __init__(self, seed: int, stream: str) -> None:
@@ -40,7 +40,7 @@ class SampleRandom:
         sampler: Callable[[np.random.Generator, tuple[int, ...]], np.ndarray],
         restart: int = 0,
     ) -> Tensor:
-        """Float32 tensor (len(sample_ids), *shape): `sampler(generator, shape)` once a sample."""
+        """Float32 tensor (len(sample_ids), *shape): `sampler(generator, shape)` per sample."""
         size = tuple(shape)
         rows = [sampler(self.generator(int(i), restart), size) for i in sample_ids]
         if not rows:
@@ -48,11 +48,11 @@ class SampleRandom:
         return torch.from_numpy(np.stack(rows)).to(torch.float32)
 
     def uniform(self, sample_ids: Sequence[int] | Tensor, shape: Sequence[int], restart: int = 0) -> Tensor:
-        """Uniform on [-1, 1), float32, one row a sample."""
+        """Uniform on [-1, 1), float32, one row per sample."""
         return self.draw(sample_ids, shape, lambda g, s: g.uniform(-1.0, 1.0, s), restart)
 
     def normal(self, sample_ids: Sequence[int] | Tensor, shape: Sequence[int], restart: int = 0) -> Tensor:
-        """Standard normal, float32, one row a sample."""
+        """Standard normal, float32, one row per sample."""
         return self.draw(sample_ids, shape, lambda g, s: g.standard_normal(s), restart)
 
 
@@ -77,8 +77,8 @@ class KeyedNumbers:
 
     @staticmethod
     def uniform(keys: Tensor, counter: Tensor, count: int) -> Tensor:
-        """[n,count] float32 in [0,1). keys: [n] of this class; counter: [n] int64, number of the draw; at most
-        2**20 numbers a draw."""
+        """[n,count] float32 in [0,1). keys: [n] of this class; counter: [n] int64, number of the draw; at most 2**20
+        numbers per draw."""
         bits = KeyedNumbers.bits(keys, counter, count)
         return (bits >> 40 & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
@@ -95,7 +95,7 @@ _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64  # as int64; products wrap modulo 2**
 
 
 def _splitmix64(z: Tensor) -> Tensor:
-    """Its finaliser on int64, with logical shifts."""
+    """The finaliser of splitmix64 on int64, with logical shifts."""
     z = (z ^ (z >> 30 & (2**34 - 1))) * (0xBF58476D1CE4E5B9 - 2**64)
     z = (z ^ (z >> 27 & (2**37 - 1))) * (0x94D049BB133111EB - 2**64)
     return z ^ (z >> 31 & (2**33 - 1))

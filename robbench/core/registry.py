@@ -1,7 +1,7 @@
-"""One small registry for everything that is chosen by name.
+"""A registry for everything that is chosen by name.
 
-Duplicates raise; an unknown name suggests the nearest one and lists what there is. Packages outside robbench add
-entries through entry points (`robbench.attacks`, `robbench.defenses`, `robbench.models`, `robbench.datasets`).
+Duplicates raise; the error for an unknown name suggests the nearest one and lists all. Other packages add entries
+through entry points (`robbench.attacks`, `robbench.defenses`, `robbench.models`, `robbench.datasets`).
 """
 
 from collections.abc import Callable, Iterator

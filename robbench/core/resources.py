@@ -1,4 +1,4 @@
-"""Where data files live: shipped with the package, or in a folder the user names."""
+"""Locations of data files, and atomic writing."""
 
 import hashlib
 import os
@@ -12,13 +12,13 @@ from robbench.core.errors import UserError
 
 
 def data_root() -> Path:
-    """The folder of `threat_models`, `recipes`, `experiments`, `zoo` and `reports`: in the wheel, or the checkout."""
+    """The folder with `threat_models`, `recipes`, `experiments`, `zoo` and `reports`, in the wheel or the checkout."""
     packaged = Path(str(files("robbench"))) / "_data"
     return packaged if packaged.is_dir() else Path(str(files("robbench"))).parent
 
 
 def existing_folder(path: str | Path, option: str) -> Path:
-    """`path` as a folder the user named with `option`; `UserError` if it is not one."""
+    """`path`, given with `option`, as a folder; `UserError` if it is not one."""
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise UserError(f"{option} {str(path)!r} is not a folder; give an existing folder")
@@ -49,16 +49,16 @@ def sha256_file(path: Path) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path beside path)`, flush it to disk, then rename it into place.
+    """Call `write(temporary path beside path)`, flush the file to disk, then rename it to `path`.
 
-    A reader never sees half a file, whatever kills this process and whenever. Its permissions are the umask's.
+    A reader never sees a partial file, even when this process is killed. Permissions follow the umask.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _new_file(path)
     try:
         mode = stat.S_IMODE(temporary.stat().st_mode)
         write(temporary)
-        temporary.chmod(mode)  # safetensors puts a file of its own in the place
+        temporary.chmod(mode)  # safetensors replaces the file by its own
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
@@ -67,7 +67,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _new_file(path: Path) -> Path:
-    """An empty file beside `path`; the system applies the umask, which `tempfile` does not ask."""
+    """An empty file beside `path` with the permissions of the umask, which `tempfile` ignores."""
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
@@ -78,7 +78,7 @@ def _new_file(path: Path) -> Path:
 
 
 def new_folder(parent: Path, prefix: str) -> Path:
-    """A new folder in `parent` with a name of its own behind `prefix`, and the permissions of the umask."""
+    """A new folder in `parent` with `prefix` and a unique name, and the permissions of the umask."""
     while True:
         folder = parent / f"{prefix}{secrets.token_hex(4)}"
         try:
@@ -94,5 +94,5 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 
 def utf8(text: str) -> bytes:
-    """`text` as UTF-8. Half a character, which a file name or a foreign error may hold, is escaped: "\\udc80"."""
+    """`text` as UTF-8. Surrogates, which file names or foreign errors may contain, are escaped: "\\udc80"."""
     return text.encode("utf-8", errors="backslashreplace")

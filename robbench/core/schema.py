@@ -1,4 +1,4 @@
-"""What typed YAML files rest on: strict schemas, reading with errors in one line, canonical hashes.
+"""Typed YAML and JSON files: strict schemas, reading with one-line errors, canonical hashes.
 
 No torch here: listing attacks and models stays fast.
 """
@@ -26,24 +26,24 @@ class Strict(BaseModel):
 
 
 Schema = TypeVar("Schema", bound=BaseModel)
-DEEPEST = 64  # levels of nesting in a file; everything that walks a document recurses
-LARGEST = 64 << 20  # bytes of a file that is read as text: parsing takes far more memory and time
-EXPANDED = 10_000  # values that aliases may stand for beyond those that are written out
+DEEPEST = 64  # limit of nesting in a file, since functions on documents recurse
+LARGEST = 64 << 20  # limit of bytes of a text file, since parsing takes far more memory and time
+EXPANDED = 10_000  # limit of the values that aliases in a file stand for
 
 
 def load_yaml(path: Path, schema: type[Schema]) -> Schema:
-    """Read `path` as `schema`; `UserError` with file, key and reason when it is malformed, larger or deeper than any
-    file of robbench, or a few aliases that stand for millions of values."""
+    """Read `path` as `schema`; `UserError` with file, key and reason when it is malformed, too large, too deep, or has
+    aliases that stand for too many values."""
     return validate(read_yaml(path), schema, str(path))
 
 
 def read_yaml(path: Path) -> object:
-    """The plain values in a YAML file; `UserError` with the reason when it is no YAML."""
+    """The plain values in a YAML file; `UserError` with the reason where it is not valid YAML."""
     return parse_yaml(_text(path), str(path))
 
 
 def parse_yaml(text: str, origin: str) -> Any:
-    """The plain values in YAML text; `UserError` that names `origin` otherwise. The only reader of YAML here."""
+    """The plain values in YAML text; `UserError` that names `origin` otherwise. All YAML is read here."""
     try:
         return yaml.load(text, Loader=_Careful)  # built on PyYAML's safe loader
     except yaml.YAMLError as error:
@@ -53,7 +53,7 @@ def parse_yaml(text: str, origin: str) -> Any:
 
 
 def load_json(path: Path) -> Any:
-    """The plain values in a JSON file; `ValueError` otherwise, also for one that is too deep, `OSError` as usual."""
+    """The plain values in a JSON file; `ValueError` for invalid or too deep JSON, `OSError` as usual."""
     return parse_json(path.read_bytes())
 
 
@@ -112,7 +112,7 @@ def validate(content: object, schema: type[Schema], origin: str) -> Schema:
 
 
 def _problem(problem: "ErrorDetails", schema: type[BaseModel]) -> str:
-    """One finding of pydantic in the words of somebody who edits the file."""
+    """An error of pydantic as text for a person who edits the file."""
     place = [str(part) for part in problem["loc"]]
     key = f"key {'.'.join(place)}" if place else "the whole"
     if problem["type"] == "extra_forbidden":
@@ -127,13 +127,13 @@ def _problem(problem: "ErrorDetails", schema: type[BaseModel]) -> str:
 
 
 class _Careful(yaml.SafeLoader):
-    """PyYAML's safe loader, but a key given twice is an error (alone it would keep the last one in silence), and so are
-    documents whose size is not that of their text: nested beyond `DEEPEST`, or aliases of aliases of aliases."""
+    """PyYAML's safe loader with further errors: a key given twice (of which PyYAML keeps the last), nesting beyond
+    `DEEPEST`, and aliases that stand for more than `EXPANDED` values."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self._depth = 0
-        self._sizes: dict[int, int] = {}  # values that a node stands for, by its id
+        self._sizes: dict[int, int] = {}  # number of values of a node, by its id
         self._expanded = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
@@ -182,7 +182,7 @@ def dump_yaml(model: BaseModel) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML whose strings are read back as they were: PyYAML folds Unicode's own line breaks into spaces."""
+    """YAML that quotes strings with Unicode line breaks, which PyYAML would otherwise fold into spaces."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -194,7 +194,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def yaml_text(content: object) -> str:
-    """Plain values as YAML text, keys in the order they have."""
+    """Plain values as YAML text, keys in their order."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 

@@ -1,8 +1,8 @@
-"""CSV as every table is written, and the way back: what others wrote into a name or a note is never a formula.
+"""Writing CSV tables whose texts are never formulas, and reading their cells.
 
-Spreadsheets compute a cell that begins with = + - or @, also behind a tab or line end (OWASP, "CSV Injection"). Such a
-text gets an apostrophe in front, as one types it there by hand; a text that is a number, such as -0.5, stays. A text
-that had an apostrophe there already gets another one, so that `plain_cell` gives back exactly what was written.
+Spreadsheets compute a cell that begins with = + - or @, also after a tab or line end (OWASP, "CSV Injection"). Such a
+text gets an apostrophe in front; a number such as -0.5 does not. A text that begins with an apostrophe gets another
+one, so that `plain_cell` recovers the original exactly.
 """
 
 import re
@@ -22,7 +22,7 @@ def csv_text(lines: Iterable[Sequence[object]]) -> str:
 
 
 def plain_cell(text: str) -> str:
-    """What a cell said before `csv_text` made it harmless."""
+    """The original text of a cell of `csv_text`."""
     return text.removeprefix(MARK) if _MARKED.match(text) else text
 
 

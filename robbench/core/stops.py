@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM, told apart from exceptions that other people's code raises.
+"""Ctrl-C and SIGTERM, distinguished from exceptions of foreign code.
 
-A model may raise KeyboardInterrupt too, and may swallow a real one with a bare `except`. What counts is therefore that
-a signal arrived, which only a handler sees, and not which exception reaches us.
+A model may raise KeyboardInterrupt itself, and may swallow a real one with a bare `except`. So a handler records that a
+signal arrived; the exception alone does not count.
 """
 
 import signal
@@ -24,21 +24,21 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """What shells call a process that ended by the signal: 130 or 143."""
+        """Exit code of a process that ended by the signal: 130 or 143."""
         return 128 + self.signal
 
     @property
     def word(self) -> str:
-        """What happened, in one word."""
+        """ "Interrupted" or "Terminated"."""
         return "Interrupted" if self.signal == signal.SIGINT else "Terminated"
 
 
 @contextmanager
 def listening(signals: Sequence[int] = (signal.SIGINT,)) -> Iterator[None]:
-    """Inside, each of `signals` raises `Stopped` in the main thread, and is remembered.
+    """Inside, each of `signals` raises `Stopped` in the main thread, and is recorded.
 
-    A signal that is ignored (a background job's SIGINT), or that the application around us handles itself, stays as it
-    is. Outside the main thread, and inside another `listening`, nothing changes.
+    Signals that are ignored (a background job's SIGINT) or handled by the calling application are not changed. Outside
+    the main thread, and inside another `listening`, nothing happens.
     """
     global _listening, _received
     if _listening or threading.current_thread() is not threading.main_thread():
@@ -46,7 +46,7 @@ def listening(signals: Sequence[int] = (signal.SIGINT,)) -> Iterator[None]:
         return
     before = {number: signal.getsignal(number) for number in signals}
     ours = {number: handler for number, handler in before.items() if handler in _DEFAULTS}
-    # An ignored SIGINT cannot arrive: a KeyboardInterrupt is not the user's then either.
+    # An ignored SIGINT cannot arrive, so that a KeyboardInterrupt is not the user's either.
     _listening = signal.SIGINT in ours or before.get(signal.SIGINT) == signal.SIG_IGN
     _received = None
     for number in ours:
@@ -69,7 +69,7 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """What `listening` has installed is there afterwards, whatever a library installs inside."""
+    """Restores the handlers of `listening` after a library has installed others inside."""
     ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is _stop]
     try:
         yield
@@ -79,7 +79,7 @@ def handlers_kept() -> Iterator[None]:
 
 
 def remember_termination() -> None:
-    """In a worker process that is not ours: remember a SIGTERM and then do what the process does at one."""
+    """In a worker process of a library: record a SIGTERM, then call the process's own handler."""
     global _received
     if threading.current_thread() is not threading.main_thread():
         return
@@ -97,22 +97,22 @@ def remember_termination() -> None:
 
 
 def as_stop(error: KeyboardInterrupt) -> Stopped:
-    """The signal behind a KeyboardInterrupt: libraries raise a plain one in place of ours (Ray's waiting loops do)."""
+    """The signal behind a KeyboardInterrupt, which libraries such as Ray raise in place of `Stopped`."""
     if isinstance(error, Stopped):
         return error
     return Stopped(signal.SIGINT if _received is None else _received)
 
 
 def check_stop() -> None:
-    """`Stopped` when a signal arrived, though other people's code swallowed the exception."""
+    """Raise `Stopped` if a signal arrived, even if foreign code swallowed the exception."""
     if _received is not None:
         raise Stopped(_received)
 
 
 def reraise_stop(error: BaseException) -> None:
-    """Raise again what stops this process; return for every exception that the code around it made itself.
+    """Raise `Stopped` if a signal arrived; return for exceptions of foreign code.
 
-    Where nobody listens to signals, a KeyboardInterrupt is taken for the user's.
+    Outside `listening`, a KeyboardInterrupt is raised again as the user's.
     """
     if _received is not None:
         raise error if isinstance(error, Stopped) else Stopped(_received) from error

@@ -1,10 +1,10 @@
-"""How many CPU threads PyTorch computes an operation with ("intra-op threads"), chosen by the size of the networks.
+"""Number of CPU threads per PyTorch operation ("intra-op threads"), chosen by the size of the networks.
 
-Every operation ends with its threads waiting for the slowest of them, in a small network after a fraction of a
-millisecond. Two threads then gain little on idle cores, and beside other work they mostly wait for one that the system
-does not run. So commands compute small networks in one thread (`thread_rule`); a large one gets as many as PyTorch has
-by itself. What the user says goes first: --threads, OMP_NUM_THREADS, MKL_NUM_THREADS, and torch.set_num_threads in code
-that a command loads. Nothing here acts outside `thread_rule`: callers from Python keep their setting.
+At the end of every operation its threads wait for the slowest one, in a small network after a fraction of a
+millisecond. Two threads then gain little on idle cores, and on busy ones mostly wait. So commands compute small
+networks in one thread (`thread_rule`), and large ones in PyTorch's own number. The user's choice takes precedence:
+--threads, OMP_NUM_THREADS, MKL_NUM_THREADS, and torch.set_num_threads in code that a command loads. Outside
+`thread_rule` nothing changes: callers from Python keep their setting.
 """
 
 import os
@@ -26,7 +26,7 @@ LARGE = 100e6
 
 
 class Coder(Protocol):
-    """What computes latents of images and images of latents."""
+    """An encoder and decoder between images and latents."""
 
     def encode_flat(self, x: "Tensor", y: "Tensor") -> "Tensor":
         """Latents [n,D] of images x [n,C,H,W] with labels y [n]."""
@@ -48,9 +48,9 @@ _RULE: ContextVar[_Rule | None] = ContextVar("thread_rule", default=None)
 
 @contextmanager
 def thread_rule(requested: int | None = None) -> Iterator[None]:
-    """Inside, one thread but for large networks (`threads_for`); the number of before is restored after.
+    """Inside, one thread except for large networks (`threads_for`); the previous number is restored after.
 
-    requested: so many threads for every network instead. Without it, a number given in the environment stays for all.
+    requested: number of threads for every network instead. Without it, a number in the environment is kept for all.
     """
     import torch
 
@@ -72,8 +72,8 @@ def thread_rule(requested: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def threads_for(multiply_adds: Callable[[], float]) -> Iterator[None]:
-    """Inside, the threads that the rule in force has for a network of so many `multiply_adds` per image. Without one,
-    and where other code has called torch.set_num_threads since the rule began, nothing changes."""
+    """Inside, the number of threads of the present rule for a network of `multiply_adds` per image. Nothing changes
+    without a rule, and where other code has called torch.set_num_threads since it began."""
     import torch
 
     rule = _RULE.get()
@@ -88,9 +88,9 @@ def threads_for(multiply_adds: Callable[[], float]) -> Iterator[None]:
 
 
 def multiply_adds(call: Callable[[], object]) -> float:
-    """Multiply-adds of the convolutions and matrix products in one `call`, without those of a backward in it. The call
-    is made once, the random state restored after. What scripted modules compute is not seen; 0 where the call raises an
-    exception, since the number decides on speed alone."""
+    """Multiply-adds of the convolutions and matrix products in one `call`, without those of a backward in it. The
+    random state is restored after. Scripted modules are not counted; 0 where the call raises an exception, since the
+    number affects speed only."""
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -98,7 +98,7 @@ def multiply_adds(call: Callable[[], object]) -> float:
     products = (torch.matmul, torch.mm, torch.bmm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.bmm)
     found = [0.0]
 
-    class Counter(TorchFunctionMode):  # torch.utils.flop_counter sees more, and takes seconds to import
+    class Counter(TorchFunctionMode):  # torch.utils.flop_counter counts more, but takes seconds to import
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             out = func(*args, **(kwargs or {}))
             if func in convolutions:
@@ -112,7 +112,7 @@ def multiply_adds(call: Callable[[], object]) -> float:
     try:
         with torch.random.fork_rng(devices=[]), Counter():
             call()
-    except Exception:  # somebody's forward can fail in any way; whoever computes with it will say so
+    except Exception:  # a foreign forward can raise anything, which later calls report
         return 0.0
     return found[0]
 
@@ -120,8 +120,8 @@ def multiply_adds(call: Callable[[], object]) -> float:
 def search_multiply_adds(
     model: Callable[["Tensor"], object], codec: Coder | None, x: "Tensor", y: "Tensor"
 ) -> float:
-    """Multiply-adds of one call of `model` with the image x [1,C,H,W], and of the decoder where a search goes through a
-    flow. y: [1], its label."""
+    """Multiply-adds of one call of `model` with the image x [1,C,H,W], and with `codec` of the decoder. y: label
+    [1]."""
     through = (
         multiply_adds(lambda: codec.decode_flat(codec.encode_flat(x, y), y)) / 2 if codec is not None else 0.0
     )

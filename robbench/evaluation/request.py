@@ -21,10 +21,10 @@ from robbench.models.loading import load_flow
 from robbench.models.zoo import default_flow, find_model, zoo_entries
 from robbench.specs import (
     ResolvedAttack,
+    expand_groups,
     refuse_unused_budgets,
     resolve_attack,
     threat_models,
-    ungrouped,
 )
 
 Budget = float | str
@@ -50,7 +50,7 @@ def resolve_attacks(
             "data set", str(dataset), dataset_names(), "or leave dataset= out and give epsilon="
         )
     known = threat_models()
-    names = ungrouped(_names(attacks), known)
+    names = expand_groups(_names(attacks), known)
     found = [
         resolve_attack(name, dataset or "(none given)", known, one_epsilon, one_eta)
         for one_epsilon, one_eta, name in product(epsilons or (None,), etas or (None,), names)

@@ -1,4 +1,4 @@
-"""Printed numbers that follow from others of their table: means, differences and relative drops, computed again."""
+"""Printed numbers that follow from others of their table (means, differences, relative drops), recomputed."""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from robbench.experiments.published import PublishedRow
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """A printed number that follows from others. recomputed: from what is printed. agrees: whether the printed number
-    lies within the rounding of all numbers involved."""
+    """A printed number that follows from others. recomputed: from the printed ones. agrees: whether the printed number
+    is equal up to the rounding of all numbers involved."""
 
     row: PublishedRow
     recomputed: float
@@ -19,22 +19,21 @@ class Arithmetic:
 
 
 def arithmetic(rows: Sequence[PublishedRow]) -> list[Arithmetic]:
-    """Averages, differences and relative drops of a table beside what their rows give, in the table's order."""
+    """Averages, differences and relative drops of a table, recomputed, in the table's order."""
     stated = [row for row in rows if row.origin != "recomputed"]
-    return [_checked(row, stated) for row in stated if row.derived]
+    return [_check(row, stated) for row in stated if row.derived]
 
 
-def _checked(row: PublishedRow, rows: Sequence[PublishedRow]) -> Arithmetic:
-    recomputed, slack = _recomputed(row, rows)
+def _check(row: PublishedRow, rows: Sequence[PublishedRow]) -> Arithmetic:
+    recomputed, slack = _recompute(row, rows)
     gap = abs(float(row.value or 0) - recomputed)
     return Arithmetic(row, recomputed, gap <= row.rounding + slack + 1e-9)
 
 
-def _recomputed(row: PublishedRow, rows: Sequence[PublishedRow]) -> tuple[float, float]:
-    """The number that follows from others, and how far the rounding of a ratio may move it.
+def _recompute(row: PublishedRow, rows: Sequence[PublishedRow]) -> tuple[float, float]:
+    """The recomputed number, and the tolerance for the rounding of a ratio.
 
-    The rounding of the columns is not allowed for in means and differences: printed averages of these papers are of
-    printed columns, and the findings of the transcription count them so.
+    Means and differences have no tolerance for the rounding of columns: the papers average printed columns.
     """
     if row.combines:
         values = [_value(rows, row.row, attack=attack) for attack in row.combines]
@@ -49,7 +48,8 @@ def _recomputed(row: PublishedRow, rows: Sequence[PublishedRow]) -> tuple[float,
 
 
 def _value(rows: Sequence[PublishedRow], name: str, **requested: str) -> float:
-    """The one number of row `name` whose fields are `requested`; averages and drops are no parts of others."""
+    """The number of row `name` whose fields are `requested`, averages and drops excluded; `UserError` unless there is
+    exactly one."""
     metrics = {requested["metric"]} if "metric" in requested else {"accuracy", "average_accuracy"}
     if "attack" in requested:
         metrics.discard("average_accuracy")

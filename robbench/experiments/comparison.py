@@ -1,16 +1,15 @@
-"""Published numbers beside measured ones: for every row a verdict, and what differs in the setting.
+"""Comparison of published with measured numbers: for every row a verdict, and the differences of the settings.
 
-within, outside: the setting is the published one as far as it is known; within means that the measured 95 % interval,
-widened by the rounding of the print, holds the published number. Clean accuracy of a loadable model on the whole
-published test set is a fixed number: there 0.05 points are allowed, and no interval. Numbers without an interval
-(distances) may be off by 1 %.
-differs: measured on the same data, model and budget, and otherwise in another setting (steps, training images, epochs,
-parameters of the training): the numbers stand side by side and get no verdict.
-not comparable: what was measured is on another data set, under another budget or of another model; its number is not
-shown, and `reason` says what differs.
-not run: nothing comparable was measured; `reason` says what robbench lacks ("needs DMAT") or that no run has it.
+within, outside: the known settings are equal; within means that the measured 95 % interval, widened by the rounding of
+the print, contains the published number. Clean accuracy of a loadable model on the whole published test set is
+deterministic: it may differ by 0.05 points. Numbers without an interval (distances) may differ by 1 %.
+differs: same data, model and budget, but another setting (steps, training images, epochs, parameters of the training):
+the numbers are shown without a verdict.
+not comparable: measured on another data set, under another budget or of another model; the number is not shown, and
+`reason` states the difference.
+not run: nothing comparable was measured; `reason` states what robbench lacks ("needs DMAT") or that no run has it.
 
-An interval covers the draw of test images, not the draw of a training: papers print single trainings, and so do runs.
+An interval covers the draw of test images, not that of trainings: papers print single trainings, and so do runs.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -52,12 +51,10 @@ COMPARABLE = (
 )
 OF_EVERY_IMAGE = ("accuracy", "accuracy_drop", "fid")
 WITHOUT_MODEL = ("fid", "l2_all", "linf_all")
-RANDOM = (
-    "r-la"  # perturbations of every image; what attacks on the true label leave wrong is wrong in papers too
-)
-LIKELIHOOD = "nll-in"  # the attack whose budget 0 stands for clean images in tables of bits/dim
+RANDOM = "r-la"  # perturbs every image, misclassified ones too
+LIKELIHOOD = "nll-in"  # attack whose budget 0 means clean images in tables of bits/dim
 
-# How names that robbench lacks are called in "needs NAME".
+# Display names of missing attacks, defenses and data sets, in "needs NAME".
 CALLED = {
     "dmat": "DMAT",
     "dmat-jsa": "DMAT",
@@ -84,8 +81,8 @@ CALLED = {
 
 @dataclass(frozen=True)
 class Known:
-    """Names robbench has: what is missing from them is what a row "needs". weights: of the zoo's models, first digits
-    of the sha256 that their cards pin, so that another network of that name is not taken for the published one."""
+    """Names that robbench has; a row "needs" all others. weights: first digits of the sha256 of the zoo's models, by
+    name, so that another network of the same name is not taken for the published one."""
 
     attacks: Collection[str]
     defenses: Collection[str]
@@ -95,20 +92,20 @@ class Known:
 
 @dataclass(frozen=True)
 class Measured:
-    """A row of a run's leaderboard, and the setting it was measured in as far as cards and cells say.
+    """A row of a run's leaderboard with its setting, as far as cards and cells state it.
 
     Attributes:
         row: the number.
         run: name of the run's folder.
         attack: without options ("pgd20" of "pgd20@0.1").
         architecture: of the card; "" without one.
-        train_samples, epochs: of the training; None where the card does not say.
+        train_samples, epochs: of the training; None where the card does not state them.
         steps, step_size: of the attack; None where it has none.
-        held_out: training images kept for validation.
+        held_out: number of training images kept for validation.
         draws: importance samples of bits/dim; None for any other number.
         trained: parameters of defense and recipe on the card, and the flow's name under "flow".
         weights: first digits of their sha256.
-        every_image: whether misclassified images were perturbed too, as papers do with R-LA; searches leave them.
+        every_image: whether misclassified images were perturbed too, as papers do with R-LA.
     """
 
     row: TableRow
@@ -128,13 +125,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One published number beside what was measured of it.
+    """A published number and its measurement.
 
     Attributes:
         published: the printed number.
-        recomputed: what it should be where it does not follow from its own table; the measurement is compared with it.
+        recomputed: its correct value where the printed one contradicts its own table, to compare with; else None.
         measured: None where nothing comparable was measured.
-        verdict: of the two.
+        verdict: of the comparison.
         reason: of the verdict.
         differences: between the settings.
     """
@@ -162,7 +159,7 @@ class Comparison:
 
     @property
     def setting(self) -> str:
-        """What differs, as text; empty when nothing is known to."""
+        """The differences between the settings as text; empty without known ones."""
         return sentence(self.differences)
 
 
@@ -188,11 +185,11 @@ def measured_rows(run: Run) -> list[Measured]:
         )
         rows.append(measured if training is None else _with_training(measured, training))
     of_noise = {place for place, attack in cells.items() if attack.parameters.get("images") == "noise"}
-    return [*rows, *_unattacked([m for m in rows if (m.row.model, m.row.attack) not in of_noise])]
+    return [*rows, *_list_unattacked([m for m in rows if (m.row.model, m.row.attack) not in of_noise])]
 
 
 def _step_size(attack: ResolvedAttack) -> float | None:
-    """Absolute step size, in the latent space for latent attacks; None for an attack without one."""
+    """Absolute step size, for latent attacks in the latent space; None for an attack without one."""
     absolute, relative = (attack.parameters.get(key) for key in ("step_size", "relative_step_size"))
     radius = attack.eta if attack.epsilon is None else attack.epsilon
     if absolute is not None:
@@ -218,9 +215,9 @@ def _draws(row: TableRow, attack: ResolvedAttack | None) -> int | None:
     return estimate_of(attack)[1] if attack is not None and weighted else None
 
 
-def _unattacked(rows: Sequence[Measured]) -> Iterator[Measured]:
-    """Bits/dim before any attack of rows on test images, once per flow, estimate and run: as budget 0 of `LIKELIHOOD`,
-    and where they are importance-weighted as those of clean images."""
+def _list_unattacked(rows: Sequence[Measured]) -> Iterator[Measured]:
+    """Bits/dim of unattacked test images, once per flow, estimate and run: as budget 0 of `LIKELIHOOD`, or where they
+    are importance-weighted as those of clean images."""
     seen = set()
     for m in rows:
         metric, key = m.row.metric.removesuffix("_before"), (m.row.model, m.row.metric, m.draws)
@@ -238,9 +235,9 @@ def _unattacked(rows: Sequence[Measured]) -> Iterator[Measured]:
 def compare(
     published: Sequence[PublishedRow], measured: Sequence[Measured], known: Known
 ) -> list[Comparison]:
-    """One comparison per published number of a table, in its order; recomputed numbers are part of their printed twins.
+    """One comparison per published number of a table, in its order; recomputed numbers belong to their printed ones.
 
-    measured: rows of one or more runs. Of several that fit, the one with the fewest differences counts, then the one
+    measured: rows of one or more runs. Of several that fit, the one with the fewest differences is chosen, then the one
     with the most test images, then the first.
     """
     wrong = {id(found.row): found.recomputed for found in arithmetic(published) if not found.agrees}
@@ -248,20 +245,20 @@ def compare(
     of: dict[tuple[str, str], list[Measured]] = {}
     for m in measured:
         of.setdefault((m.attack, m.row.metric), []).append(m)
-    return [_compared(row, wrong.get(id(row)), of.get(_quantity(row), []), known) for row in printed]
+    return [_compare_row(row, wrong.get(id(row)), of.get(_quantity(row), []), known) for row in printed]
 
 
 def _quantity(row: PublishedRow) -> tuple[str, str]:
-    """The attack and what was measured, as `Measured` names them."""
+    """(attack, metric) of a published row, as `Measured` names them."""
     return row.attack.partition("@")[0], row.metric
 
 
-def _compared(
+def _compare_row(
     row: PublishedRow, recomputed: float | None, measured: Sequence[Measured], known: Known
 ) -> Comparison:
-    lacking = _lacking(row, known)
+    lacking = _find_missing(row, known)
     found = [m for m in measured if _fits(row, m)]
-    # A partial average that fits is over what the print averages over; that its run has further attacks is no matter.
+    # A partial average that fits is over the attacks of the printed one; further attacks of the run do not matter.
     done = [m for m in found if m.row.measured and m.row.value is not None]
     if row.value is None or row.metric not in COMPARABLE or (lacking and not done):
         return Comparison(row, recomputed, None, "not run", lacking or "nothing that a run measures")
@@ -269,19 +266,19 @@ def _compared(
         why = f"{found[0].row.status}: {found[0].row.note}" if found else "no run has it"
         return Comparison(row, recomputed, None, "not run", why.removesuffix(": "))
     best = min(done, key=lambda m: _distance(row, m, known))
-    differences = tuple(found for found in _weighed(row, best, known) if found is not None)
+    differences = tuple(found for found in _list_differences(row, best, known) if found is not None)
     if apart := [d for d in differences if d.effect == "not comparable"]:
         reason = f"{best.row.model} ({best.run}): {sentence(apart)}"
         return Comparison(row, recomputed, None, "not comparable", reason, differences)
     blank = Comparison(row, recomputed, best, "differs", "another setting", differences)
     if any(found.effect == "no verdict" for found in differences):
         return blank
-    verdict, reason = _judged(blank)
+    verdict, reason = _judge(blank)
     return replace(blank, verdict=verdict, reason=reason)
 
 
-def _lacking(row: PublishedRow, known: Known) -> str:
-    """ "needs DMAT" for what robbench does not have; empty when it has everything."""
+def _find_missing(row: PublishedRow, known: Known) -> str:
+    """ "needs DMAT" where robbench lacks something; else ""."""
     missing = [
         CALLED.get(name, name)
         for name, names in (
@@ -296,29 +293,29 @@ def _lacking(row: PublishedRow, known: Known) -> str:
 
 
 def _fits(row: PublishedRow, m: Measured) -> bool:
-    """Whether `m` is the published quantity of that model, or of a model trained the same way."""
+    """Whether `m` is the published quantity for that model, or for a model trained the same way."""
     who = row.model == m.row.model if row.model else _same_defense(row, m)
     same = who and _quantity(row) == (m.attack, m.row.metric)
     if row.attack == AVERAGE:
         return same and set(row.combines) == set(m.row.combined)
-    return same and (row.epsilon == 0) == (m.row.epsilon == 0)  # no attack at all is no smaller budget
+    return same and (row.epsilon == 0) == (m.row.epsilon == 0)  # budget 0 is no attack, not a smaller budget
 
 
 def _same_defense(row: PublishedRow, m: Measured) -> bool:
-    """A perturbation that needs no classifier (R-LA) has a size and a distance whatever the model."""
+    """Whether the defenses agree, or do not matter: distances of R-LA do not depend on the classifier."""
     return row.defense == m.row.defense or (not row.defense and row.metric in WITHOUT_MODEL)
 
 
 def _distance(row: PublishedRow, m: Measured, known: Known) -> tuple[float, ...]:
-    """How far a measurement is from the published setting; of equally far ones the one with the most images is less."""
-    found = _weighed(row, m, known)
+    """Sort key: distance of a measurement from the published setting, then more images first."""
+    found = _list_differences(row, m, known)
     apart = [d is not None and d.effect == "not comparable" for d in found]
     decides = [d is not None and d.effect != "named" for d in found]
     return (any(apart), *decides, -m.row.n)
 
 
-def _weighed(row: PublishedRow, m: Measured, known: Known) -> list[Difference | None]:
-    """One entry per part of the setting, the weightiest first; None where the sides agree or the print does not say."""
+def _list_differences(row: PublishedRow, m: Measured, known: Known) -> list[Difference | None]:
+    """One entry per part of the setting, most important first; None where both agree or the print does not state it."""
     r = m.row
     weights = known.weights.get(row.model) if row.model and m.weights else None
     apart = Setting(r.dataset, m.architecture, r.epsilon, r.eta).apart_from(row)
@@ -340,7 +337,8 @@ def _weighed(row: PublishedRow, m: Measured, known: Known) -> list[Difference | 
 
 
 def _training_images(row: PublishedRow, m: Measured) -> Difference | None:
-    """Fewer images are another setting; all of them but robbench's validation split are named and compared."""
+    """Difference in training images: another setting, unless only robbench's validation split is left out, which is
+    named."""
     found = difference("training images", row.train_samples, m.train_samples)
     if found is None or m.train_samples is None or m.train_samples + m.held_out != row.train_samples:
         return found
@@ -351,10 +349,10 @@ def _training_images(row: PublishedRow, m: Measured) -> Difference | None:
 def _parameters(text: str) -> dict[str, object]:
     """ "key=value; key=value": fractions as numbers, "none" as an empty list, "crop-4+flip" as a list."""
     pairs = (part.partition("=") for part in text.split("; ") if part)
-    return {key: _parsed(value) for key, _, value in pairs}
+    return {key: _parse_value(value) for key, _, value in pairs}
 
 
-def _parsed(text: str) -> object:
+def _parse_value(text: str) -> object:
     if text == "none":
         return []
     if "+" in text:
@@ -363,7 +361,7 @@ def _parsed(text: str) -> object:
     return text if found is None else found
 
 
-def _judged(comparison: Comparison) -> tuple[Verdict, str]:
+def _judge(comparison: Comparison) -> tuple[Verdict, str]:
     row, m = comparison.published, comparison.measured
     if m is None or m.row.value is None or comparison.reference is None:
         raise ValueError("nothing to judge")

@@ -1,7 +1,7 @@
-"""What an experiment costs before anything is trained: model calls of trainings and cells, and hours on this device.
+"""Cost of an experiment before anything is trained: model calls of trainings and cells, and hours on this device.
 
-Calls come from the defenses' losses and the attacks' own counts; seconds from freshly initialised networks of the same
-architectures, each measured for a moment.
+Calls are counted in the defenses' losses or stated by the attacks; seconds are measured briefly on newly initialised
+networks of the same architectures.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """A job's training: model calls over all epochs, and hours; nothing where the model is there already."""
+    """Model calls of a job's training over all epochs, and hours; 0 where the model exists."""
 
     job: Job
     forwards: int
@@ -41,7 +41,7 @@ class TrainingCost:
 
 @dataclass(frozen=True)
 class CellCost:
-    """One model under one attack over all samples, none of which breaks early."""
+    """Model calls and hours of one model under one attack, if all samples stay robust."""
 
     model: str
     attack: str
@@ -59,6 +59,7 @@ class ExperimentCosts:
 
     @property
     def device(self) -> torch.device:
+        """Device of the measurements."""
         return resolve_device(self.plan.request.device)
 
     def trainings(self) -> list[TrainingCost]:
@@ -66,7 +67,7 @@ class ExperimentCosts:
         return [self._training(job) for job in self.plan.jobs]
 
     def cells(self) -> list[CellCost]:
-        """One entry per (model, attack), models outermost. What the run folder has already is not subtracted."""
+        """One entry per (model, attack), models outermost; rows that exist already are not subtracted."""
         return [
             self._cell(job, attack)
             for job in self.plan.attacked
@@ -86,7 +87,7 @@ class ExperimentCosts:
         return TrainingCost(job, round(images * step.forwards), round(images * step.backwards), hours)
 
     def _seconds(self, job: Job, step: StepCost) -> float:
-        """Of one image of one step."""
+        """Seconds per image of one training step."""
         search, last = self._search_rate(job, None), self._training_seconds(job)
         inner = step.backwards - step.last
         seconds = search.seconds(step.forwards - step.last, inner) + step.last * last
@@ -116,7 +117,7 @@ class ExperimentCosts:
         return lambda x: nn.functional.cross_entropy(module(x), make_labels(x))
 
     def _codec_rates(self, flow: FrozenFlow, job: Job) -> tuple[float, Rate]:
-        """Seconds per image of encoding; of decoding, with and without the gradient to the latents."""
+        """Seconds per image of encoding, and the rate of decoding."""
         largest = min(job.outlined.recipe.batch_size, job.train_samples)
         encode = self._calls(("encode", id(flow)), flow, None, job, largest)
         return encode.forward, self._calls(("decode", id(flow)), nn.Flatten(), flow, job, largest)
@@ -124,7 +125,7 @@ class ExperimentCosts:
     def _calls(
         self, key: tuple[object, ...], model: nn.Module, flow: FrozenFlow | None, job: Job, largest: int
     ) -> Rate:
-        """The rate of `measure_calls` on images of a job's data set. flow: whose latents are decoded, None for none."""
+        """The rate of `measure_calls` on images of a job's data set. flow: decodes latents, None for none."""
         codec = FlowCodec(flow) if flow is not None else None
         return self._once(key, lambda: measure_calls(model, codec, job.dataset.shape, largest, self.device))
 
@@ -148,7 +149,7 @@ class ExperimentCosts:
         return found(attack, codec).cost  # type: ignore[call-arg]
 
     def _search_rate(self, job: Job, attack: ResolvedAttack | None) -> Rate:
-        """Of one forward, and forward with backward, as a search makes them; attack None: in image space."""
+        """The rate of the model's calls in a search; attack None means in image space."""
         largest = min(self.plan.request.batch_size, SHARD_SIZE, max(self.plan.n, 1))
         model = self._frozen(job) if job.outlined.kind == "flow" else self._network(job)
         flow = self._experiment_flow(job) if attack is not None and attack.needs_flow else None
@@ -157,7 +158,7 @@ class ExperimentCosts:
     # -------------------------------------------------------------------------------------------------- networks
     def _network(self, job: Job) -> nn.Module:
         return self._once(
-            _key("network", job), lambda: _built(job.outlined.architecture, job.dataset, self.device)
+            _key("network", job), lambda: _build_network(job.outlined.architecture, job.dataset, self.device)
         )
 
     def _frozen(self, job: Job) -> FrozenFlow:
@@ -166,14 +167,14 @@ class ExperimentCosts:
         )
 
     def _flow_of(self, job: Job) -> FrozenFlow:
-        """What a job trains with: the flow of another job, as it will be, or one of the zoo."""
+        """The flow of a job's defense: that of another job (untrained), or one of the zoo."""
         owner = next((other for other in self.plan.jobs if other.name == job.requires), None)
         return (
             self._frozen(owner) if owner else self._zoo_flow(job.request.flow or f"{job.dataset.name}-glow")
         )
 
     def _experiment_flow(self, job: Job) -> FrozenFlow | None:
-        """What latent attacks search and what scores images; None where the experiment names none."""
+        """The flow of latent attacks and bits/dim; None where the experiment names none."""
         name = self.plan.request.experiment.flow
         if name is None:
             return None
@@ -194,12 +195,12 @@ class ExperimentCosts:
 
 
 def _key(what: str, job: Job) -> tuple[object, ...]:
-    """What is the same for all jobs of one architecture on one data set."""
+    """Cache key shared by all jobs of one architecture on one data set."""
     return what, job.outlined.architecture.model_dump_json(), job.dataset.name, job.dataset.shape
 
 
-def _built(architecture: Architecture, dataset: Dataset, device: torch.device) -> nn.Module:
-    """A freshly initialised network in eval mode; a flow after its data-dependent initialisation."""
+def _build_network(architecture: Architecture, dataset: Dataset, device: torch.device) -> nn.Module:
+    """A newly initialised network in eval mode; a flow after its data-dependent initialisation."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = build_architecture(architecture, dataset.shape, dataset.classes, dataset.grey_levels)

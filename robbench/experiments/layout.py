@@ -1,5 +1,7 @@
-"""A published table in the shape it has in print: rows x columns, recomputed numbers beside printed ones, doubts as
-footnotes. Neither torch nor pandas: `robbench show` stays fast."""
+"""A published table as in print: rows x columns, recomputed numbers beside printed ones, doubts as footnotes.
+
+Neither torch nor pandas: `robbench show` stays fast.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from robbench.experiments.published import PublishedRow
 
 @dataclass(frozen=True)
 class PrintedCell:
-    """text: as printed. marks: footnotes, from 1. wrong: it does not follow from the numbers it is made of."""
+    """text: as printed. marks: footnotes, from 1. wrong: whether it contradicts the numbers it follows from."""
 
     text: str
     marks: tuple[int, ...] = ()
@@ -24,8 +26,14 @@ class PrintedCell:
 
 @dataclass(frozen=True)
 class PrintedTable:
-    """cells: by (row, column); a pair that the paper leaves empty is absent. doubts: the footnotes, in order. remarks:
-    what the transcription noted besides."""
+    """A table in the order of print.
+
+    Attributes:
+        rows, columns: labels.
+        cells: by (row, column); pairs that the paper leaves empty are absent.
+        doubts: the footnotes, in order.
+        remarks: further remarks of the transcription.
+    """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -35,8 +43,8 @@ class PrintedTable:
 
 
 def printed_table(rows: Sequence[PublishedRow]) -> PrintedTable:
-    """The rows of one table, in the order of the file. Behind averages, and where print and arithmetic disagree, a
-    column has what was recomputed."""
+    """The rows of one table, in the order of the file, with a column of recomputed numbers after averages and where
+    print and arithmetic disagree."""
     wrong = {id(found.row) for found in arithmetic(rows) if not found.agrees}
     recomputed = {row.column for row in rows if id(row) in wrong or row.metric == "average_accuracy"}
     columns = [
@@ -69,5 +77,5 @@ def _beside(column: str) -> str:
 
 
 def value_text(row: PublishedRow) -> str:
-    """The number with its printed digits ("48.80", "2.0e6"), or the printed text that is no number ("10-25")."""
+    """The number with its printed digits ("48.80", "2.0e6"), or a printed text ("10-25")."""
     return row.printed_as if row.value is None else str(row.value).lower().replace("e+", "e")

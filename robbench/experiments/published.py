@@ -1,8 +1,8 @@
 """Published numbers: tables of papers, leaderboards and authors' checkpoints, as typed rows. No torch here.
 
-`reports/published/index.yaml` names the tables; a table is `NAME.csv` beside it, one number per row, the columns in the
-order of the fields of `PublishedRow`. Settings that papers state lie in `settings/`. docs/published.md says what the
-columns mean and how to add a table.
+`reports/published/index.yaml` lists the tables; a table is `NAME.csv` beside it, one number per row, with the fields of
+`PublishedRow` as columns. Settings that papers state are in `settings/`. docs/published.md describes the columns and
+how to add a table.
 """
 
 import csv
@@ -55,7 +55,7 @@ def _none_if_empty(text: object) -> object:
     return None if text == "" else text
 
 
-def _listed(cell: object) -> object:
+def _split_list(cell: object) -> object:
     return tuple(filter(None, cell.split("; "))) if isinstance(cell, str) else cell
 
 
@@ -63,29 +63,29 @@ Flag = Annotated[bool, BeforeValidator(_true_or_false)]
 Count = Annotated[Annotated[int, Field(ge=1)] | None, BeforeValidator(_none_if_empty)]
 Radius = Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, BeforeValidator(_none_if_empty)]
 Number = Annotated[Decimal | None, BeforeValidator(_none_if_empty)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_listed)]  # in a file: a; b; c
+Texts = Annotated[tuple[str, ...], BeforeValidator(_split_list)]  # in a file: a; b; c
 Remarks = Annotated[Texts, PlainSerializer("; ".join)]
 Word = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.@-]*$|^$")]
 
 
 class PublishedRow(Strict):
-    """One published number. Names are robbench's where it has the thing, else in the same style ("dmat").
+    """One published number. Names are robbench's where they exist, else in the same style ("dmat").
 
     Attributes:
         source: table that prints the number ("IJSAT Table 1").
-        row, column: place in the table, under the printed labels.
+        row, column: printed labels of its place in the table.
         dataset, architecture, defense, attack, threat_model: setting; empty where there is none, or none is stated.
-        model: model that can be loaded, as tables call it; empty for papers' own models.
+        model: name of a model that can be loaded; empty for papers' own models.
         train_samples, epochs, n: training images, epochs, test images; None where unknown.
         defense_parameters, attack_parameters: "key=value; key=value".
         epsilon, eta: attacker's budgets, pixels in [0, 1] (of 255 for attacks on a likelihood).
         steps: the attacker's steps.
-        metric, unit, better: what was measured, and which direction is better.
-        origin: printed; inferred (lost in the extracted text, taken from elsewhere in the paper); recomputed (by us).
+        metric, unit, better: quantity, unit, and the better direction.
+        origin: printed; inferred (lost in the extracted text, taken from elsewhere in the paper); recomputed (here).
         value: with its printed digits; None for a text such as "10-25", which is in printed_as.
-        tolerance: largest difference `robbench check` allows; None for its policy's.
+        tolerance: largest difference that `robbench check` allows; None for its default.
         gate, doubt: whether a check may fail on the number, and why not.
-        combines: attacks that an average is over, "clean" among them.
+        combines: attacks of an average, "clean" among them.
         difference_of: labels of two rows; the number is the first minus the second.
         relative_to: clean accuracy in % that a drop is relative to.
         printed_as: the text printed in place of a number.
@@ -162,7 +162,7 @@ class Hyperparameter(Strict):
 
     Attributes:
         source: where it is stated.
-        name, parameter, value: of what it is a parameter, which, and its value, as printed.
+        name, parameter, value: its owner, the parameter, and its value, as printed.
         note: remarks of the transcription.
     """
 
@@ -178,8 +178,8 @@ class Layer(Strict):
 
     Attributes:
         source: where it is stated.
-        name, layer: of the network, and the number of the layer; None where none is itemised.
-        description: what it is, as printed.
+        name, layer: name of the network, and number of the layer; None where layers are not listed.
+        description: as printed.
         note: remarks of the transcription.
     """
 
@@ -191,7 +191,7 @@ class Layer(Strict):
 
 
 class Paper(Strict):
-    """Where tables come from."""
+    """A paper with tables. where: it was published."""
 
     title: str
     authors: str = ""
@@ -209,9 +209,9 @@ class Table(Strict):
     Attributes:
         name: of its file.
         source: its name in print.
-        what: what it is about.
+        what: its subject.
         paper: key of `Index.papers`; empty for one collected from several.
-        kind: results are rows of `PublishedRow`, and so are sentences, numbers of the running text that no run repeats.
+        kind: "results" and "sentences" (numbers of the running text, which no run repeats) have rows of `PublishedRow`.
     """
 
     name: Name
@@ -259,7 +259,7 @@ def published_index(folder: Path | None = None) -> Index:
 
 
 def find_table(name: str, index: Index) -> Table | None:
-    """The table called `name` (ijsat-table1) or printed as it (IJSAT Table 1); case and punctuation do not count."""
+    """The table with name (ijsat-table1) or printed name (IJSAT Table 1) `name`; case and punctuation do not count."""
     requested = _key(name)
     return next((t for t in index.tables if requested in (_key(t.name), _key(t.source))), None)
 
@@ -293,14 +293,14 @@ def table_settings(table: Table, folder: Path | None = None) -> list[Hyperparame
 
 
 def _path(table: Table, folder: Path | None) -> Path:
-    """Settings have a folder of their own: `robbench check --against` takes the other one as a whole."""
+    """Path of a table; settings are in a subfolder, since `robbench check --against` reads the folder as a whole."""
     part = "." if table.has_numbers else SETTINGS
     return (folder or published_folder()) / part / f"{table.name}.csv"
 
 
 def read_published(path: Path) -> list[PublishedRow]:
-    """The rows of a table of results; `UserError` naming file, line and column for anything malformed, and for two
-    numbers in one place."""
+    """The rows of a table of results; `UserError` with file, line and column for malformed rows and for two numbers in
+    one place."""
     rows = read_rows(path, PublishedRow)
     places: dict[tuple[str, str, str, bool], int] = {}
     for line, row in enumerate(rows, 2):
@@ -315,7 +315,7 @@ def read_published(path: Path) -> list[PublishedRow]:
 
 
 def read_rows(path: Path, schema: type[AnyRow]) -> list[AnyRow]:
-    """The rows of a CSV whose columns are the fields of `schema`; `UserError` naming file, line and column."""
+    """The rows of a CSV with the fields of `schema` as columns; `UserError` with file, line and column."""
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             lines = [list(map(plain_cell, line)) for line in csv.reader(stream, strict=True)]

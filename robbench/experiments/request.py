@@ -1,4 +1,4 @@
-"""What was asked of an experiment run, and whose output folder is whose."""
+"""Arguments of an experiment run, and the identity of its output folder."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +22,7 @@ class ExperimentRequest(RunSettings):
         experiment: the table to run.
         scale: how much smaller than the paper's it is run.
         fid_weights: weights file of the Inception network; None downloads it once.
-        requested: what the user called the experiment.
+        requested: the user's name of the experiment.
     """
 
     experiment: Experiment
@@ -32,7 +32,7 @@ class ExperimentRequest(RunSettings):
 
     @cached_property
     def dataset(self) -> str:
-        """The experiment's data set, or that of `data`, which is the same or like it (`UserError` otherwise)."""
+        """The experiment's data set, or that of `data`, which must be the same or like it; else `UserError`."""
         if self.data is None:
             return self.experiment.dataset
         require_dataset(self.experiment.dataset, self.data)
@@ -45,7 +45,7 @@ class ExperimentRequest(RunSettings):
 
     @property
     def differs(self) -> str:
-        """Why the numbers are not those of the experiment; empty when they are."""
+        """How the run differs from the experiment (scale, data); empty where it does not."""
         other = f"data set {self.dataset}" if self.dataset != self.experiment.dataset else ""
         return ", ".join(part for part in (self.scale.label, other) if part)
 
@@ -56,12 +56,12 @@ class ExperimentRequest(RunSettings):
 
     @property
     def note(self) -> str:
-        """What every table says: the experiment's name, how much smaller it was run, and on which other data."""
+        """Note in every table: the experiment's name, its scale, and other data."""
         return ", ".join(part for part in (f"experiment {self.experiment.name}", self.differs) if part)
 
 
 class Identity(Strict):
-    """experiment.yaml of an output folder: whose it is."""
+    """experiment.yaml of an output folder: its experiment, scale and seed."""
 
     experiment: str
     scale: float
@@ -69,12 +69,12 @@ class Identity(Strict):
 
 
 def identity(request: ExperimentRequest) -> Identity:
-    """Whose the output folder of a request is."""
+    """The identity of a request's output folder."""
     return Identity(experiment=request.experiment.name, scale=request.scale.factor, seed=request.seed)
 
 
 def check_folder(folder: Path, identity: Identity) -> None:
-    """`UserError` when `folder` holds another experiment, or something else."""
+    """`UserError` when `folder` contains another experiment, or something else."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {str(folder)!r} is a file; give a folder")
     path = folder / IDENTITY_FILE

@@ -1,6 +1,6 @@
-"""An experiment run: train the models that are absent, run their matrix, score what else is asked, compare with print.
+"""An experiment run: trains missing models, attacks them, computes further metrics, compares with print.
 
-Training and attacks are those of `robbench train` and `robbench run`, so that both resume where they were stopped.
+Training and attacks are those of `robbench train` and `robbench run`, so that both resume after interruptions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,23 +20,23 @@ from robbench.experiments.schema import LEAST_TEST, LEAST_TRAINING, AttackUse, E
 from robbench.models.entry import ZooEntry
 from robbench.models.zoo import read_entry, zoo_entries
 from robbench.run.request import RunRequest
-from robbench.specs import ResolvedAttack, resolve_attack, threat_models, ungrouped
+from robbench.specs import ResolvedAttack, expand_groups, resolve_attack, threat_models
 
 MODELS_FOLDER, RUN_FOLDER = "models", "run"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A model of the experiment, trained already or to be trained.
+    """A model of the experiment, trained or to be trained.
 
     Attributes:
         name: of its folder.
         member: its name in the experiment.
-        request, outlined: the training, and what that amounts to.
-        dataset: what it is trained on.
-        train_samples, full_samples: training images, here and at scale 1.
+        request, outlined: the training, and its outline.
+        dataset: training data.
+        train_samples, full_samples: number of training images, here and at scale 1.
         requires: name of the job whose flow it uses.
-        finished: where the model lies when it is trained already.
+        finished: the model where it exists; else None.
     """
 
     name: str
@@ -51,21 +51,21 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where the model lies, or will."""
+        """Folder of the model, which may not exist yet."""
         return self.finished.folder if self.finished else self.request.out / self.name
 
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """What an experiment run will do in `folder`.
+    """A planned experiment run.
 
     Attributes:
-        request, folder: what was asked for, and where its files go.
+        request, folder: arguments, and output folder.
         jobs: models to train or to find, flows before the models that use them; none where `absent`.
-        attacks: of the columns, without doubles.
-        n: test images.
-        absent: a data set that robbench does not have, so that nothing can be run; empty otherwise.
-        uncorrupted: why there are no corrupted images, where a column is about them; empty otherwise.
+        attacks: of the columns, each once.
+        n: number of test images.
+        absent: a data set that robbench lacks, so that nothing can be run; else "".
+        uncorrupted: why corrupted images that a column needs are missing; else "".
     """
 
     request: ExperimentRequest
@@ -97,13 +97,13 @@ class ExperimentPlan:
         return any(column.metric == "fid" and not column.needs for column in self.request.experiment.columns)
 
     def left_out(self, failed: Mapping[str, str]) -> dict[str, str]:
-        """Why attacks cannot be run, by label: those through a flow that failed to train."""
+        """Reasons of attacks that cannot be run, because their flow failed to train, by label."""
         names = self.names(self.request.experiment.flow or "")
         reason = next((f"the flow {name} failed to train" for name in names if name in failed), "")
         return {attack.label: reason for attack in self.attacks if reason and attack.needs_flow}
 
     def run_request(self, failed: Mapping[str, str]) -> RunRequest:
-        """The matrix over all models that did not fail to train, and all attacks that can be run."""
+        """The run of all attacks that can be run on all models whose training did not fail."""
         request, experiment, left_out = self.request, self.request.experiment, self.left_out(failed)
         flows = [job for job in self.jobs if job.member == experiment.flow]
         flow = str(flows[0].folder) if flows else experiment.flow
@@ -126,10 +126,8 @@ class ExperimentPlan:
 
 # ----------------------------------------------------------------------------------------------------- planning
 def plan_experiment(request: ExperimentRequest, folder: Path) -> ExperimentPlan:
-    """Everything that can be checked before anything is computed; `UserError` for what cannot be.
-
-    Reads `folder` and the zoo, writes nothing.
-    """
+    """The plan of a request, checked before any computation; `UserError` for bad input. Reads `folder` and the zoo,
+    writes nothing."""
     experiment = request.experiment
     check_folder(folder, identity(request))
     others = {m.dataset for m in experiment.models.values() if m.dataset}
@@ -138,7 +136,7 @@ def plan_experiment(request: ExperimentRequest, folder: Path) -> ExperimentPlan:
         return ExperimentPlan(request, folder, (), (), 0, f"data set {', '.join(unknown)}")
     if not experiment.needed_models:
         return ExperimentPlan(request, folder, (), (), 0)
-    attacks = resolved_attacks(request)
+    attacks = resolve_attacks(request)
     datasets = {name: load_dataset(name, request.data_dir) for name in sorted(others)}
     datasets[request.dataset] = load_dataset(request.dataset, request.data_dir, request.data)
     corruptions, uncorrupted = _corruptions(request, datasets[request.dataset])
@@ -151,8 +149,8 @@ def plan_experiment(request: ExperimentRequest, folder: Path) -> ExperimentPlan:
     return ExperimentPlan(request, folder, jobs, (*attacks, *corruptions), n, uncorrupted=uncorrupted)
 
 
-def resolved_attacks(request: ExperimentRequest) -> tuple[ResolvedAttack, ...]:
-    """The attacks of all columns, without doubles; one that changes nothing where only clean numbers are asked for."""
+def resolve_attacks(request: ExperimentRequest) -> tuple[ResolvedAttack, ...]:
+    """The attacks of all columns, each once; one that changes nothing where only clean numbers are requested."""
     experiment, known = request.experiment, threat_models(request.threat_models)
     found: dict[str, ResolvedAttack] = {}
     for row, column in experiment.runnable:
@@ -166,7 +164,7 @@ def resolved_attacks(request: ExperimentRequest) -> tuple[ResolvedAttack, ...]:
 
 
 def _members(experiment: Experiment, uncorrupted: bool) -> tuple[str, ...]:
-    """Models to train: without corrupted images none for columns about them alone."""
+    """Models to train, without those that only columns on missing corrupted images need."""
     named = {name for row in experiment.rows for name in row.difference or ()}
     for row, column in experiment.runnable:
         if not (uncorrupted and column.metric == "corruption_accuracy"):
@@ -175,11 +173,11 @@ def _members(experiment: Experiment, uncorrupted: bool) -> tuple[str, ...]:
 
 
 def _corruptions(request: ExperimentRequest, dataset: Dataset) -> tuple[tuple[ResolvedAttack, ...], str]:
-    """The corruptions a column is about, and why they cannot be had; both empty without such a column."""
+    """The corruptions of a column, or the reason why their images are missing; both empty without such a column."""
     if all(column.metric != "corruption_accuracy" for _, column in request.experiment.runnable):
         return (), ""
     known = threat_models(request.threat_models)
-    attacks = [resolve_attack(name, request.family, known) for name in ungrouped([CORRUPTIONS], known)]
+    attacks = [resolve_attack(name, request.family, known) for name in expand_groups([CORRUPTIONS], known)]
     try:
         located(attacks, dataset)
     except UserError as error:
@@ -192,7 +190,7 @@ CLEAN_USE = AttackUse(name="fgsm", epsilon=0.0)  # scores the clean images and s
 
 
 def resolve_use(use: AttackUse, dataset: str, known: Mapping[str, object]) -> ResolvedAttack:
-    """The attack with the experiment's changes; its label says which."""
+    """The attack with the experiment's changes, which its label shows."""
     attack = resolve_attack(use.name, dataset, dict(known), use.epsilon, use.eta, use.steps)  # type: ignore[arg-type]
     if not use.parameters:
         return attack
@@ -211,7 +209,7 @@ def _jobs(
         spec = request.experiment.models[member]
         for seed in spec.seeds:
             job = _job(request, models, datasets, member, spec, seed, jobs)
-            jobs[job.name] = replace(job, finished=_finished(job, entries, jobs))
+            jobs[job.name] = replace(job, finished=_find_finished(job, entries, jobs))
     return tuple(jobs.values())
 
 
@@ -253,7 +251,7 @@ def _job(
     full = spec.train_samples or len(dataset.train) + len(dataset.validation) - held_out
     samples = full if scale.full else scale.count(full, LEAST_TRAINING)
     if not scale.full:
-        # Without a size of its own a smaller training draws from the training split alone.
+        # Without a size of its own a scaled training draws from the training split only.
         samples = samples if spec.train_samples else min(samples, len(dataset.train))
         train = replace(train, train_samples=samples)
     smaller = scale.schedule(full_outline.recipe, full, samples)
@@ -263,14 +261,14 @@ def _job(
     return Job(name, member, train, outline(train), dataset, samples, full, flow.name if flow else None, None)
 
 
-def _finished(job: Job, entries: Mapping[str, ZooEntry], jobs: Mapping[str, Job]) -> ZooEntry | None:
+def _find_finished(job: Job, entries: Mapping[str, ZooEntry], jobs: Mapping[str, Job]) -> ZooEntry | None:
     """The trained model, in the experiment's own folder or in the zoo; `UserError` for another model of that name."""
     own = job.request.out / job.name / "card.yaml"
-    # A folder somebody else filled may name code; what this experiment trains never does.
+    # A foreign folder may name code, which models trained by this experiment never do.
     entry = replace(read_entry(own.parent), trusted=False) if own.is_file() else entries.get(job.name)
     if entry is None:
         return None
-    requested, found = _wanted(job, jobs), _recorded(entry.card)
+    requested, found = _expected_identity(job, jobs), _recorded_identity(entry.card)
     if different := [key for key, value in requested.items() if found.get(key) != value]:
         raise UserError(
             f"{entry.folder} is another model than the experiment's {job.name!r} (its {', '.join(different)} differ); "
@@ -279,8 +277,8 @@ def _finished(job: Job, entries: Mapping[str, ZooEntry], jobs: Mapping[str, Job]
     return entry
 
 
-def _wanted(job: Job, jobs: Mapping[str, Job]) -> dict[str, object]:
-    """What decides the weights of a job's model, as far as it is known before training."""
+def _expected_identity(job: Job, jobs: Mapping[str, Job]) -> dict[str, object]:
+    """What determines the weights of a job's model, as far as known before training."""
     flow = jobs[job.requires].finished if job.requires else None
     return {
         "defense": job.request.defense,
@@ -294,8 +292,8 @@ def _wanted(job: Job, jobs: Mapping[str, Job]) -> dict[str, object]:
     }
 
 
-def _recorded(card: ModelCard) -> dict[str, object]:
-    """What a card says of the entries of `_wanted`."""
+def _recorded_identity(card: ModelCard) -> dict[str, object]:
+    """The entries of `_expected_identity` in a card."""
     training = card.training
     found: dict[str, object] = {"defense": card.defense, "data set": card.dataset}
     found["architecture"] = card.architecture.model_dump(mode="json")
@@ -312,7 +310,7 @@ def _recorded(card: ModelCard) -> dict[str, object]:
 
 # ------------------------------------------------------------------------------------------------------ folder
 def claim(plan: ExperimentPlan) -> None:
-    """Make the folder the experiment's."""
+    """Write the identity of the experiment into its folder."""
     write_text_atomically(plan.folder / IDENTITY_FILE, dump_yaml(identity(plan.request)))
 
 
@@ -320,9 +318,9 @@ def claim(plan: ExperimentPlan) -> None:
 def train_absent(
     plan: ExperimentPlan, train: Callable[[TrainRequest], Path], tell: Callable[[str], None]
 ) -> dict[str, str]:
-    """Train every model that is not there yet; returns the reasons of those that failed, by name.
+    """Train every missing model; returns the reasons of those that failed, by name.
 
-    train: trains one and returns its folder. A model whose flow failed is not tried.
+    train: trains one and returns its folder. A model whose flow failed is not trained.
     """
     failed: dict[str, str] = {}
     for number, job in enumerate(plan.jobs, start=1):

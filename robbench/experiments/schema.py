@@ -32,7 +32,7 @@ METRICS = (
     "importance_weighted_bits_per_dim",
 )
 WITHOUT_ATTACK = ("accuracy", "average_accuracy", "test_loss", "corruption_accuracy")
-LEAST_TRAINING, LEAST_TEST = 16, 8  # images that no scale goes below
+LEAST_TRAINING, LEAST_TEST = 16, 8  # least number of images at any scale
 
 
 def _number(value: object) -> object:
@@ -47,7 +47,14 @@ Budget = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=Fa
 
 
 class AttackUse(Strict):
-    """A named attack, and what the experiment changes: budgets (a fraction is fine), steps, parameters."""
+    """A named attack with the experiment's changes.
+
+    Attributes:
+        name: of the attack.
+        epsilon, eta: budgets, also as fractions; None for the attack's own.
+        steps: number of steps; None for the attack's own.
+        parameters: of the algorithm.
+    """
 
     name: str
     epsilon: Budget | None = None
@@ -62,10 +69,10 @@ class AttackUse(Strict):
 
 
 class TrainedModel(Strict):
-    """A model that is trained when it is absent, as `robbench train` would.
+    """A model that is trained if missing, as by `robbench train`.
 
     Attributes:
-        defense: how it is trained.
+        defense: training objective.
         recipe, architecture: training schedule and network; None means the data set's default.
         flow: another model of the experiment, or one of the zoo.
         dataset: None means the experiment's.
@@ -92,7 +99,7 @@ class Row(Strict):
         model: one of the experiment's, or one per column by the column's title.
         difference: two models, first minus second.
         attack: of columns that name none.
-        needs: what robbench does not have.
+        needs: what robbench lacks.
     """
 
     title: str
@@ -109,7 +116,7 @@ class Row(Strict):
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of all models it takes numbers from."""
+        """Names of all its models."""
         if self.difference:
             return self.difference
         return (
@@ -126,8 +133,8 @@ class Row(Strict):
 
 
 class Column(Strict):
-    """A column of the table. title: as in the published one. metric: see `METRICS`, of clean images where no attack is
-    named. needs: as in `Row`; then the metric may be one that robbench does not have.
+    """A column of the table. title: as in the published one. metric: one of `METRICS`, on clean images where no attack
+    is named. needs: as in `Row`; the metric may then be an unknown one.
 
     "average_accuracy" is the unweighted mean of all other columns, clean accuracy included. "accuracy_drop": relative,
     100 (1 - attacked / clean). "test_loss": mean cross-entropy of clean images. "l2_all", "linf_all": mean sizes.
@@ -151,15 +158,15 @@ class Experiment(Strict):
     """experiments/NAME.yaml.
 
     Attributes:
-        name, title, source: how it is called, and where it is printed.
-        published: the table to compare with (`robbench list published`); None where nothing is printed as numbers.
-        dataset: what models are attacked on, and trained on where they do not say otherwise.
+        name, title, source: its names, and where it is printed.
+        published: the table to compare with (`robbench list published`); None where no numbers are printed.
+        dataset: of attacks, and by default of trainings.
         flow: of latent attacks and bits/dim, a model of the experiment or of the zoo.
-        likelihood_dtype: in what attacks on flows score images; None for the default.
-        doubts: what the paper leaves open or gets wrong, and what is done here; printed with the table.
-        differences: where this is another experiment than the paper's; printed with the table.
-        models: what is trained when it is absent, by name.
-        rows, columns: the table.
+        likelihood_dtype: precision of scores of attacks on flows; None for the default.
+        doubts: open questions and errors of the paper, and how they are resolved here; printed with the table.
+        differences: from the paper's experiment; printed with the table.
+        models: by name, trained if missing.
+        rows, columns: of the table.
     """
 
     name: Name
@@ -200,7 +207,7 @@ class Experiment(Strict):
 
     @property
     def runnable(self) -> tuple[tuple[Row, Column], ...]:
-        """Cells that robbench can compute, averages and differences aside."""
+        """Cells that robbench can compute, without averages and differences."""
         pairs = product(self.rows, self.columns)
         return tuple(
             (row, column) for row, column in pairs if row.model_of(column.title) and not column.needs
@@ -208,7 +215,7 @@ class Experiment(Strict):
 
     @property
     def needed_models(self) -> tuple[str, ...]:
-        """Models of rows and flows they and the attacks use, each after the flow it needs."""
+        """Models of rows, and flows of these models and of attacks, each after the flow it needs."""
         return self.with_flows([name for row in self.rows for name in row.models])
 
     def with_flows(self, named: Sequence[str]) -> tuple[str, ...]:
@@ -228,7 +235,7 @@ class Experiment(Strict):
 # ------------------------------------------------------------------------------------------------------ finding
 def experiments() -> dict[str, Experiment]:
     """Every shipped experiment by name, in the order of tables."""
-    found = (load_yaml(path, Experiment) for path in sorted(_folder().glob("*.yaml"), key=_numbered))
+    found = (load_yaml(path, Experiment) for path in sorted(_folder().glob("*.yaml"), key=_sort_key))
     return {experiment.name: experiment for experiment in found}
 
 
@@ -245,7 +252,7 @@ def find_experiment(name: str) -> Experiment:
 
 def experiment_names() -> list[str]:
     """Names of the shipped experiments, in the order of tables."""
-    return [path.stem for path in sorted(_folder().glob("*.yaml"), key=_numbered)]
+    return [path.stem for path in sorted(_folder().glob("*.yaml"), key=_sort_key)]
 
 
 def experiment_text(name: str) -> str:
@@ -257,8 +264,8 @@ def _folder() -> Path:
     return data_root() / "experiments"
 
 
-def _numbered(path: Path) -> tuple[str, int]:
-    """Table 2 before table 10."""
+def _sort_key(path: Path) -> tuple[str, int]:
+    """Sort key of table files, with table 2 before table 10."""
     stem = path.stem.rstrip("0123456789")
     return stem, int(path.stem[len(stem) :] or 0)
 
@@ -266,7 +273,7 @@ def _numbered(path: Path) -> tuple[str, int]:
 # -------------------------------------------------------------------------------------------------------- scale
 @dataclass(frozen=True)
 class Scale:
-    """How much smaller an experiment is run than it is: 0 < factor <= 1; 1 is the experiment itself."""
+    """Size of an experiment run relative to the experiment: 0 < factor <= 1."""
 
     factor: float = 1.0
 
@@ -292,11 +299,11 @@ class Scale:
         return "" if self.full else f"-scale{self.factor:g}"
 
     def count(self, full: int, least: int) -> int:
-        """`full` times the factor, rounded, at least `least` of what there is."""
+        """`full` times the factor, rounded, but at least `least` (or all, if fewer)."""
         return max(min(least, full), round(full * self.factor))
 
     def schedule(self, recipe: Recipe, full: int, samples: int) -> dict[str, Any]:
-        """`recipe.KEY` settings that keep the shape of a schedule with fewer epochs and training images.
+        """`recipe.KEY` settings that scale a schedule to fewer epochs and training images.
 
         full, samples: training images of the experiment and of the scaled training.
         """
@@ -317,7 +324,7 @@ class Scale:
         return {f"recipe.{key}": value for key, value in changes.items()}
 
     def flow_size(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """`architecture.KEY` settings of a smaller flow: steps, blocks and width by the root of the factor."""
+        """`architecture.KEY` settings of a smaller flow: steps, blocks and width times the root of the factor."""
         if self.full:
             return {}
         root, least = math.sqrt(self.factor), {"steps": 1, "blocks": 1, "width": 8}

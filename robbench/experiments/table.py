@@ -1,4 +1,4 @@
-"""An experiment's table beside the published one: what was measured, what is printed, and why a cell is empty."""
+"""An experiment's table beside the published one: measured and printed numbers, and reasons of empty cells."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -30,8 +30,8 @@ class Value:
         value: the number; None where status is not "ok".
         lower, upper: its 95 % interval; None where it has none.
         status: whether it was measured.
-        reason: why it was not; of a number how it came about.
-        n: images it is of.
+        reason: why it was not measured, or how a number was computed.
+        n: number of images.
         needs: what robbench lacks to measure it.
     """
 
@@ -44,8 +44,8 @@ class Value:
     needs: tuple[str, ...] = ()
 
 
-def lacking(*needs: str) -> Value:
-    """No number, for robbench lacks `needs`."""
+def missing_value(*needs: str) -> Value:
+    """A value that is not run because robbench lacks `needs`."""
     return Value(status="not run", reason=f"needs {', '.join(needs)}", needs=needs)
 
 
@@ -55,13 +55,13 @@ class Line:
 
     Attributes:
         row, column: titles of the cell.
-        published: the printed number; None where there is none, or where data set, model or budget are not the paper's.
-        measured: what the run has.
-        verdict: of the two.
+        published: the printed number; None without one, or where data set, model or budget are not the paper's.
+        measured: number of the run.
+        verdict: of the comparison.
         unit: of the printed number.
-        note: what a reader must know besides.
+        note: further remarks.
         printed: the printed number with its digits, or "-".
-        differs: whether the run is another experiment than the paper's, by scale, data, model or budget.
+        differs: whether scale, data, model or budget differ from the paper's.
     """
 
     row: str
@@ -76,7 +76,7 @@ class Line:
 
     @property
     def difference(self) -> float | None:
-        """Measured minus published; None where one is missing or the experiment is another one."""
+        """Measured minus published; None where one is missing or the experiment differs."""
         value = self.measured.value
         return None if value is None or self.published is None or self.differs else value - self.published
 
@@ -88,7 +88,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Measurements:
-    """The numbers of a run by what the experiment calls its models; accuracies are those under attack, as papers print.
+    """The numbers of a run by the experiment's names of models; accuracies are those under attack, as papers print
+    them.
 
     Attributes:
         run: the run; None before there is one.
@@ -96,7 +97,7 @@ class Measurements:
         failed: why models failed to train, by folder.
         left_out: why attacks were not run, by label.
         corruptions: labels of the attacks whose mean is the corruption accuracy.
-        absent: a data set that is not there at all.
+        absent: a data set that robbench lacks; else "".
         not_scored: why there are no Frechet distances.
         uncorrupted: why there are no corrupted images.
     """
@@ -116,11 +117,11 @@ class Measurements:
         return {(row.model, row.attack, row.metric): row for row in rows}
 
     def of(self, model: str, attack: str, metric: str) -> Value:
-        """The metric of a model under the attack called `attack` ("clean" for none); the mean over its seeds."""
+        """The metric of a model under `attack` ("clean" for none), the mean over its seeds."""
         if self.absent:
-            return lacking(self.absent)
+            return missing_value(self.absent)
         if metric == "corruption_accuracy" and self.uncorrupted:
-            return lacking(f"corrupted images ({self.uncorrupted})")
+            return missing_value(f"corrupted images ({self.uncorrupted})")
         values = [self._one(folder, attack, metric) for folder in self.folders[model]]
         return values[0] if len(values) == 1 else _over_seeds(values)
 
@@ -135,9 +136,9 @@ class Measurements:
             return _average([self._one(folder, label, "accuracy") for label in self.corruptions])
         if metric == "test_loss":
             return self._loss(folder)
-        return self._tabled(folder, attack, metric)
+        return self._read_table(folder, attack, metric)
 
-    def _tabled(self, folder: str, attack: str, metric: str) -> Value:
+    def _read_table(self, folder: str, attack: str, metric: str) -> Value:
         """A number of the run's leaderboard."""
         row = self._rows.get((folder, attack, metric))
         if row is None:
@@ -152,7 +153,7 @@ class Measurements:
         return Value(row.value, row.lower, row.upper, n=row.n)
 
     def _loss(self, folder: str) -> Value:
-        """Mean cross-entropy of clean images, from the cell whose budget is 0, with its normal interval."""
+        """Mean cross-entropy of clean images, from the cell with budget 0, with its normal interval."""
         cells = self.run.cells if self.run else []
         cell = next((c for c in cells if c.cell.model == folder and c.cell.attack.epsilon == 0), None)
         if self.run is None or cell is None:
@@ -166,23 +167,23 @@ class Measurements:
         return Value(mean, mean - half, mean + half, n=len(losses))
 
 
-def _combined(values: Sequence[Value], compute: Callable[[Sequence[float]], Value]) -> Value:
-    """What follows from several numbers; of missing ones the first."""
+def _combine(values: Sequence[Value], compute: Callable[[Sequence[float]], Value]) -> Value:
+    """The value computed from several numbers; the first missing one where there is any."""
     missing = next((value for value in values if value.value is None), None)
     numbers = [value.value for value in values if value.value is not None]
     return missing or replace(compute(numbers), n=values[0].n)
 
 
 def _drop(clean: Value, attacked: Value) -> Value:
-    """100 (1 - attacked / clean), without an interval: the two accuracies are of the same images."""
+    """100 (1 - attacked / clean), without an interval, since both accuracies are on the same images."""
     if clean.value == 0 and attacked.value is not None:
         return Value(status="not run", reason="no clean image is classified correctly", n=clean.n)
-    return _combined((clean, attacked), lambda both: Value(100.0 * (1.0 - both[1] / both[0])))
+    return _combine((clean, attacked), lambda both: Value(100.0 * (1.0 - both[1] / both[0])))
 
 
 def _over_seeds(values: Sequence[Value]) -> Value:
-    """Mean over trainings; the interval is that of the mean's Student distribution over seeds."""
-    return _combined(values, _student)
+    """Mean over trainings, with Student's interval over seeds."""
+    return _combine(values, _student)
 
 
 def _student(numbers: Sequence[float]) -> Value:
@@ -194,15 +195,16 @@ def _student(numbers: Sequence[float]) -> Value:
 
 
 def _average(values: Sequence[Value]) -> Value:
-    """Unweighted mean, without an interval: all are of the same images. Of missing numbers every reason is named."""
+    """Unweighted mean, without an interval, since all numbers are on the same images; or the reasons of missing
+    ones."""
     missing = [value for value in values if value.value is None]
     if missing and all(value.needs for value in missing):
-        return lacking(*dict.fromkeys(need for value in missing for need in value.needs))
+        return missing_value(*dict.fromkeys(need for value in missing for need in value.needs))
     if missing:
         failed = any(value.status == "failed" for value in missing)
         reason = "; ".join(dict.fromkeys(value.reason for value in missing))
         return Value(status="failed" if failed else "not run", reason=reason)
-    return _combined(values, lambda numbers: Value(fmean(numbers)))
+    return _combine(values, lambda numbers: Value(fmean(numbers)))
 
 
 # ------------------------------------------------------------------------------------------------------- table
@@ -216,20 +218,20 @@ def comparison(
 ) -> list[Line]:
     """One line per cell, rows outermost: the cells of the published table, or all where nothing is printed.
 
-    labels: the attack of a cell (row, column), "clean" for none. differs: why no number may be held against the printed
-    one ("scale 0.01"); empty for the experiment itself. settings: of every cell that is measured.
+    labels: the attack of a cell (row, column), "clean" for none. differs: why numbers are not comparable with the
+    printed ones ("scale 0.01"); empty for the experiment itself. settings: of every measured cell.
     """
     lines = []
     for row, column in product(experiment.rows, experiment.columns):
         printed = published.get((row.title, column.title)) if published is not None else None
         if printed is not None or published is None:
-            value = _measured(experiment, row, column, measured, labels)
+            value = _measure(experiment, row, column, measured, labels)
             setting = settings.get((row.title, column.title))
             lines.append(_line(row, column, printed, value, differs, setting))
     return lines
 
 
-def _measured(
+def _measure(
     experiment: Experiment,
     row: Row,
     column: Column,
@@ -237,15 +239,15 @@ def _measured(
     labels: Mapping[tuple[str, str], str],
 ) -> Value:
     if needs := tuple(dict.fromkeys((*row.needs, *column.needs))):
-        return lacking(*needs)
+        return missing_value(*needs)
     if column.metric == "average_accuracy":
         others = [other for other in experiment.columns if other is not column]
-        return _average([_measured(experiment, row, other, measured, labels) for other in others])
+        return _average([_measure(experiment, row, other, measured, labels) for other in others])
     if row.difference:
         first, second = (
-            _measured(experiment, _as(row, model), column, measured, labels) for model in row.difference
+            _measure(experiment, _as(row, model), column, measured, labels) for model in row.difference
         )
-        return _combined((first, second), lambda both: Value(both[0] - both[1]))
+        return _combine((first, second), lambda both: Value(both[0] - both[1]))
     model = row.model_of(column.title)
     if model is None:
         return Value(status="not run", reason="no model of the experiment is for this cell")
@@ -283,8 +285,8 @@ def _line(
 
 
 def _verdict(printed: float | None, widened: float, value: Value, differs: str) -> Verdict:
-    """A scaled run is another experiment, and a number without an interval (FID, means over columns) has nothing the
-    printed one could lie in."""
+    """The verdict; none for a run that differs from the experiment, and for numbers without an interval (FID, means
+    over columns)."""
     if value.status != "ok":
         return value.status
     if differs:
@@ -295,7 +297,7 @@ def _verdict(printed: float | None, widened: float, value: Value, differs: str) 
 
 
 def printed_cells(table: str) -> dict[tuple[str, str], PublishedRow]:
-    """The numbers of a published table by row and column, those that robbench recomputed left out."""
+    """The printed numbers of a published table by row and column, without recomputed ones."""
     rows = table_rows(published_table(table, published_index()))
     return {(row.row, row.column): row for row in rows if row.origin != "recomputed"}
 
@@ -338,7 +340,7 @@ def _markdown(title: str, notes: Sequence[str], lines: Sequence[Line]) -> str:
 
 
 def texts(line: Line) -> list[str]:
-    """Published, measured with its interval, n, difference, verdict. A cell without a number says why."""
+    """Published, measured with its interval (or the reason why not), n, difference, verdict."""
     m = line.measured
     published = line.printed
     if m.value is None:
@@ -349,5 +351,5 @@ def texts(line: Line) -> list[str]:
 
 
 def number(value: float) -> str:
-    """Two decimals; four significant digits of small and of large numbers."""
+    """A number with two decimals; four significant digits for small and for large ones."""
     return f"{value:.2f}" if 0.1 <= abs(value) < 1e4 or value == 0 else f"{value:.4g}"

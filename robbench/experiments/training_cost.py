@@ -1,4 +1,4 @@
-"""How many model calls a training takes: a defense's own loss, run once on stand-ins that only count."""
+"""Number of model calls of a training: the defense's loss, computed once with stand-ins that count calls."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robbench.defenses.base import Setting, build_defense
 from robbench.specs import ModelKind, ThreatModel
 
-IMAGES = 4  # of the batch that is counted
+IMAGES = 4  # in the counted batch
 SIDE = 8
 
 
@@ -20,7 +20,7 @@ class StepCost:
     """Model calls per image of one training step.
 
     Attributes:
-        forwards, backwards: of the model, the last step's own included.
+        forwards, backwards: of the model, those of the step's own loss included.
         last: backwards of the step's own loss, to the parameters.
         encodes, decodes, decode_backwards: of a flow.
     """
@@ -34,7 +34,7 @@ class StepCost:
 
 
 class _Counted(torch.autograd.Function):
-    """The identity; counts images on the way there and back."""
+    """The identity; counts images in forward and backward."""
 
     @staticmethod
     def forward(context: Any, value: Tensor, counter: Counter[str], name: str) -> Tensor:
@@ -48,7 +48,7 @@ class _Counted(torch.autograd.Function):
         return gradients[0], None, None
 
 
-def _counted(value: Tensor, counter: Counter[str], name: str) -> Tensor:
+def _count_calls(value: Tensor, counter: Counter[str], name: str) -> Tensor:
     found: Tensor = _Counted.apply(value, counter, name)
     return found
 
@@ -61,18 +61,18 @@ class _Classifier(nn.Module):
         self.layer, self.counter = nn.Linear(size, classes), counter
 
     def forward(self, x: Tensor) -> Tensor:
-        return _counted(self.layer(x.flatten(1)), self.counter, "model")
+        return _count_calls(self.layer(x.flatten(1)), self.counter, "model")
 
 
 class _Density(nn.Module):
-    """What trains a flow sees of one: log-densities, a frozen copy of itself; counts its calls."""
+    """A flow as trainings use it (log-densities, a frozen copy of itself) that counts its calls."""
 
     def __init__(self, size: int, counter: Counter[str]) -> None:
         super().__init__()
         self.layer, self.counter, self.dimensions = nn.Linear(size, 1), counter, size
 
     def log_prob(self, x: Tensor, y: Tensor | None = None, u: Tensor | float = 0.5) -> Tensor:
-        return _counted(self.layer(x.flatten(1)).squeeze(1), self.counter, "model")
+        return _count_calls(self.layer(x.flatten(1)).squeeze(1), self.counter, "model")
 
     def freeze(self) -> "_Density":
         return self
@@ -85,10 +85,10 @@ class CountingCodec:
         self.shape, self.counter = shape, Counter[str]() if counter is None else counter
 
     def encode_flat(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        return _counted(x.flatten(1), self.counter, "encode")
+        return _count_calls(x.flatten(1), self.counter, "encode")
 
     def decode_flat(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        return _counted(z.reshape(-1, *self.shape), self.counter, "decode")
+        return _count_calls(z.reshape(-1, *self.shape), self.counter, "decode")
 
     def level_mask(self, levels: tuple[int, ...]) -> Tensor:
         return torch.ones(SIDE * SIDE)
@@ -101,9 +101,9 @@ def step_cost(
     dataset: str,
     threat_models: Mapping[str, ThreatModel],
 ) -> StepCost:
-    """Calls per image of a training step of `defense` with `parameters` on `dataset`; `UserError` where they cannot be.
+    """Calls per image of a training step of `defense` with `parameters` on `dataset`; `UserError` for invalid ones.
 
-    A plug-in's defense is counted too, as long as it computes through the model and the flow it is given.
+    A plug-in's defense is counted too, as long as it calls only the model and the flow that it is given.
     """
     shape, counter = (1, SIDE, SIDE), Counter[str]()
     setting = Setting(dataset, threat_models, CountingCodec(shape, counter))

@@ -1,4 +1,4 @@
-"""A measured number beside a printed one: where their settings differ, and whether the interval holds the print."""
+"""Differences between the settings of a measured and a printed number, and whether the interval contains the print."""
 
 import math
 from collections.abc import Iterable
@@ -8,15 +8,15 @@ from typing import Literal
 from robbench.experiments.published import PublishedRow
 
 Verdict = Literal["within", "outside", "differs", "not compared", "not comparable", "not run", "failed"]
-# What a difference does to a comparison: forbid it, leave it without a verdict, or only be named.
+# Effect of a difference on a comparison: forbid it, leave it without a verdict, or only be named.
 Effect = Literal["not comparable", "no verdict", "named"]
 
-FIXED = 0.05  # percentage points; what print and another machine's rounding may differ by
+FIXED = 0.05  # percentage points that print and rounding of another machine may differ by
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A part of the setting in which print and measurement differ; both sides as texts."""
+    """A part of the setting in which print and measurement differ, both as texts."""
 
     what: str
     published: str
@@ -31,7 +31,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a number is, or will be, measured on. architecture: "" without a model. epsilon, eta: None without one."""
+    """Setting of a measurement. architecture: "" without a model. epsilon, eta: None without one."""
 
     dataset: str
     architecture: str = ""
@@ -39,8 +39,8 @@ class Setting:
     eta: float | None = None
 
     def apart_from(self, printed: PublishedRow) -> list[Difference | None]:
-        """Data set, architecture and budgets: where one of them differs, the measured number is never shown beside the
-        printed one. None where the sides agree or the print does not say."""
+        """Differences in data set, architecture and budgets, any of which makes the numbers incomparable; None where
+        both agree or the print does not state it."""
         trained = printed.defense and not printed.model
         pairs: tuple[tuple[str, object, object], ...] = (
             ("data set", printed.dataset or None, self.dataset),
@@ -54,7 +54,7 @@ class Setting:
 def difference(
     what: str, published: object, measured: object, effect: Effect = "no verdict"
 ) -> Difference | None:
-    """What differs; None when nothing does, or the published side is None."""
+    """The difference; None where both agree, or the published value is None."""
     if published is None or published == measured or _close(published, measured):
         return None
     return Difference(what, _text(published), _text(measured), effect)
@@ -66,7 +66,7 @@ def sentence(differences: Iterable[Difference | None]) -> str:
 
 
 def _close(published: object, measured: object) -> bool:
-    """Equal up to rounding; a flow ("cifar10-glow") is of the data set it is named after."""
+    """Whether both are equal up to rounding; a flow ("cifar10-glow") equals its data set's name."""
     if isinstance(published, float) and isinstance(measured, float | int):
         return math.isclose(published, measured, rel_tol=1e-6, abs_tol=1e-12)
     if isinstance(published, list) and isinstance(measured, list | tuple):
@@ -87,11 +87,11 @@ def _text(value: object) -> str:
 
 
 def widening(printed: PublishedRow) -> float:
-    """What the measured interval is widened by: half of the last printed digit, of percentages `FIXED` at most."""
+    """Widening of the measured interval: half of the last printed digit, for percentages at most `FIXED`."""
     return min(printed.rounding, FIXED) if printed.unit == "%" else printed.rounding
 
 
 def in_interval(reference: float, lower: float, upper: float, widened: float) -> Verdict:
     """Whether `reference` lies in [lower, upper], widened on both sides."""
-    held = lower - widened - 1e-9 <= reference <= upper + widened + 1e-9
-    return "within" if held else "outside"
+    inside = lower - widened - 1e-9 <= reference <= upper + widened + 1e-9
+    return "within" if inside else "outside"

@@ -27,7 +27,7 @@ from robbench.attacks.victim import full_precision
 from robbench.cards import FlowReference, ModelCard
 from robbench.core.errors import UserError
 from robbench.core.foreign import cause, foreign_code
-from robbench.core.precision import recorded
+from robbench.core.precision import format_record
 from robbench.core.stops import reraise_stop
 from robbench.core.threads import multiply_adds, search_multiply_adds
 from robbench.data import Dataset
@@ -174,7 +174,7 @@ class CellBuilder:
         self, card: ModelCard, attack: NamedAttack, flow: ModelCard | None, precision: Precision
     ) -> CellRecord:
         spec, dataset = attack.spec, self.dataset
-        search = recorded(self.compiled and attack.target == "classifier")
+        search = format_record(self.compiled and attack.target == "classifier")
         attack_flow = flow if spec.needs_flow else None
         batch = min(self.batch_size, SHARD_SIZE) if attack.batch_dependent else None
         return CellRecord(

@@ -26,11 +26,11 @@ from robbench.specs import (
     ModelKind,
     ResolvedAttack,
     ThreatModel,
+    expand_groups,
     importance_weighted,
     refuse_unused_budgets,
     resolve_attack,
     threat_models,
-    ungrouped,
 )
 from robbench.store.records import RunFile
 
@@ -157,7 +157,7 @@ def _resolve_attacks(request: RunRequest) -> list[ResolvedAttack]:
     settings = product(request.epsilons or (None,), request.etas or (None,), request.steps or (None,))
     resolved = (
         resolve_attack(name, _dataset_with_budgets(name, request, known), known, epsilon, eta, steps)
-        for (epsilon, eta, steps), name in product(list(settings), ungrouped(request.attacks, known))
+        for (epsilon, eta, steps), name in product(list(settings), expand_groups(request.attacks, known))
     )
     attacks = [importance_weighted(attack, request.likelihood_draws or 1) for attack in resolved]
     refuse_unused_budgets(attacks, request.epsilons, request.etas, request.steps)

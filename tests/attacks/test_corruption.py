@@ -14,7 +14,7 @@ from robbench.core.errors import UserError
 from robbench.data import Dataset, Split
 from robbench.data.corruption_names import Corruption, Headline
 from robbench.data.corruptions import located
-from robbench.specs import ResolvedAttack, resolve_attack, threat_models, ungrouped
+from robbench.specs import ResolvedAttack, expand_groups, resolve_attack, threat_models
 
 MODELS = threat_models()
 N, SIDE, CLASSES = 20, 4, 3
@@ -54,10 +54,10 @@ def spec(name: str) -> ResolvedAttack:
 
 def test_the_groups_are_the_published_corruptions() -> None:
     grid = [f"c-{name}-{severity}" for name in get_args(Headline) for severity in range(1, 6)]
-    assert ungrouped(["corruptions"], MODELS) == grid
+    assert expand_groups(["corruptions"], MODELS) == grid
     assert len(grid) == 75
-    assert len(ungrouped(["corruptions-extra", "corruptions", "c-fog-1", "pgd20"], MODELS)) == 96
-    for name in ungrouped(["corruptions", "corruptions-extra"], MODELS):
+    assert len(expand_groups(["corruptions-extra", "corruptions", "c-fog-1", "pgd20"], MODELS)) == 96
+    for name in expand_groups(["corruptions", "corruptions-extra"], MODELS):
         corruption, _, severity = name.removeprefix("c-").rpartition("-")
         assert spec(name).parameters == {"corruption": corruption, "severity": int(severity)}
     assert len(get_args(Corruption)) == 19

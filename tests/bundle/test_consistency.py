@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from zoo_runs import attacked
 
 from robbench.attacks import ATTACKS
-from robbench.bundle.consistency import _last_step, consistency_findings, incomplete, repeated
+from robbench.bundle.consistency import _last_step, consistency_findings, duplicate_labels, incomplete
 from robbench.bundle.identity import address_findings, settings_findings
 from robbench.models.zoo import zoo_entries
 from robbench.specs import ThreatModel, resolve_attack, threat_models
@@ -165,9 +165,9 @@ def test_rows_that_are_missing(run: Run) -> None:
 def test_one_attack_under_two_names(run: Run) -> None:
     cell = run.cells[0]
     alias = cell.cell.model_copy(update={"attack": cell.cell.attack.model_copy(update={"label": "fgsm@0.2"})})
-    assert repeated(run) == []
+    assert duplicate_labels(run) == []
     twice = replace(run, cells=[*run.cells, CellResult(alias, cell.rows)])
-    assert repeated(twice) == ["digits-at: fgsm, fgsm@0.2 are one attack; averages count it 2 times"]
+    assert duplicate_labels(twice) == ["digits-at: fgsm, fgsm@0.2 are one attack; averages count it 2 times"]
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from written_runs import attack, card, cell, contents, likelihood_rows, write_run
 
-from robbench.bundle.archive import opened_bundle
+from robbench.bundle.archive import open_bundle
 from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run, table_digests
 from robbench.bundle.manifest import Manifest
-from robbench.bundle.runs import opened_runs
+from robbench.bundle.runs import open_runs
 from robbench.cli.app import main
 from robbench.core.errors import UserError
 from robbench.core.resources import sha256_file
@@ -25,7 +25,7 @@ from robbench.store.records import PlanEntry, Run
 
 
 def exported(folder: Path, out: Path, examples: str = "all", **options: bool) -> Manifest:
-    return export_run(ExportRequest(folder, out, ExampleChoice.parsed(examples), **options))
+    return export_run(ExportRequest(folder, out, ExampleChoice.parse(examples), **options))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_round_trip(
     write_run(folder / "run", ids=ids, blocks=blocks, kept=ids[:share], seed=seed)
     manifest = exported(folder / "run", folder / "bundle.zip")
     before = load_run(folder / "run")
-    with opened_bundle(folder / "bundle.zip") as bundle:
+    with open_bundle(folder / "bundle.zip") as bundle:
         same_rows(before, bundle.run)
         assert (bundle.run.cards, bundle.run.sample_ids) == (before.cards, before.sample_ids)
         assert bundle.manifest == manifest
@@ -86,7 +86,7 @@ def test_the_same_bytes(tmp_path: Path) -> None:
 def test_an_exported_bundle_exports_to_itself(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     exported(tmp_path / "run", tmp_path / "one.zip")
-    with opened_bundle(tmp_path / "one.zip") as bundle:
+    with open_bundle(tmp_path / "one.zip") as bundle:
         exported(bundle.folder, tmp_path / "two.zip")
     assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
 
@@ -114,7 +114,7 @@ def test_a_share_of_the_examples(written: Path, tmp_path: Path, examples: str, e
     assert (manifest.examples.stored, manifest.examples.exported) == (12, 4 * each)
     assert [cell.examples for cell in manifest.cells] == [each] * 4
     before = load_run(written)
-    with opened_bundle(tmp_path / "x.zip") as bundle:
+    with open_bundle(tmp_path / "x.zip") as bundle:
         same_rows(before, bundle.run, but=("example", "witness"))
         stored = [set(r.rows["sample_id"][r.rows["example"].notna()]) for r in bundle.run.cells]
         assert set(Ledger(bundle.folder).originals()) == set().union(*stored)
@@ -127,15 +127,15 @@ def test_a_share_of_the_examples(written: Path, tmp_path: Path, examples: str, e
 
 def test_the_choice_is_seeded() -> None:
     stored = list(range(100))
-    choices = [ExampleChoice.parsed("10", seed).chosen(stored) for seed in (0, 0, 1)]
+    choices = [ExampleChoice.parse("10", seed).choose(stored) for seed in (0, 0, 1)]
     assert choices[0] == choices[1] != choices[2]
-    assert ExampleChoice.parsed("5").chosen(stored) < choices[0]
+    assert ExampleChoice.parse("5").choose(stored) < choices[0]
 
 
 @pytest.mark.parametrize("text", ["", "some", "-1", "1.5", "101%", "1/0", "nan", "1e999999999x", "0.5.5"])
 def test_no_choice(text: str) -> None:
     with pytest.raises(UserError, match=r"--examples .* is no choice; give a share"):
-        ExampleChoice.parsed(text)
+        ExampleChoice.parse(text)
 
 
 def test_flows_keep_their_originals_in_the_rows(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_flows_keep_their_originals_in_the_rows(tmp_path: Path) -> None:
     ledger.write_run(run.model_copy(update=changes), {"alpha": card("alpha"), "dense": flow}, [record])
     ledger.write_shard(record.hash, 0, likelihood_rows([3, 11, 5, 8, 20], [3, 11, 5], 0), 0.5)
     exported(tmp_path / "run", tmp_path / "x.zip", "1")
-    with opened_bundle(tmp_path / "x.zip") as bundle:
+    with open_bundle(tmp_path / "x.zip") as bundle:
         rows = bundle.run.cells[-1].rows
         before = load_run(tmp_path / "run").cells[-1].rows
         assert rows["original"].notna().sum() == rows["example"].notna().sum() == 1
@@ -187,7 +187,7 @@ def test_incomplete(tmp_path: Path, status: str, reason: str) -> None:
     manifest = exported(tmp_path / "run", tmp_path / "x.zip", partial=True)
     assert manifest.partial
     assert [cell.status for cell in manifest.cells] == ["ok", status, "ok", "ok"]
-    with opened_bundle(tmp_path / "x.zip") as bundle:
+    with open_bundle(tmp_path / "x.zip") as bundle:
         assert [r.cell.status for r in bundle.run.cells] == ["ok", status, "ok", "ok"]
         same_rows(load_run(tmp_path / "run"), bundle.run)
 
@@ -280,10 +280,10 @@ def test_the_command(tmp_path: Path) -> None:
 def test_folders_and_bundles_side_by_side(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     exported(tmp_path / "run", tmp_path / "x.zip")
-    with opened_runs([tmp_path / "x.zip", tmp_path / "run"]) as runs:
+    with open_runs([tmp_path / "x.zip", tmp_path / "run"]) as runs:
         same_rows(*runs)
         folders = [run.folder for run in runs]
         assert folders[0].is_dir()
     assert [folder.is_dir() for folder in folders] == [False, True]
-    with pytest.raises(UserError, match="not a run folder"), opened_runs([tmp_path / "absent"]):
+    with pytest.raises(UserError, match="not a run folder"), open_runs([tmp_path / "absent"]):
         pass

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 from zoo_runs import Forgery, N, attacked, bundled, checked, say_robust, stored_row
 
-from robbench.bundle.archive import opened_bundle
+from robbench.bundle.archive import open_bundle
 from robbench.cli.app import main
 from robbench.report.writers import markdown
 from robbench.results.tables import leaderboard
@@ -67,7 +67,7 @@ def test_into_a_bundle_that_verifies(bundles: tuple[Path, Path], tmp_path: Path)
     result = merged(*bundles, "-o", out, "--files-only")
     assert result.exit_code == 0, result.output
     assert checked(out).exit_code == 0
-    with opened_bundle(out) as bundle:
+    with open_bundle(out) as bundle:
         assert len(bundle.run.cells) == 3
         assert "not re-scored" in bundle.run.note
         assert "not re-scored" in markdown(bundle.run, leaderboard(bundle.run))

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from written_runs import contents, edited, rehashed, set_manifest, write_run
 
-from robbench.bundle.archive import opened_bundle
+from robbench.bundle.archive import open_bundle
 from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run
 from robbench.bundle.zipcheck import Limits
@@ -28,7 +28,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A good bundle of two models and two attacks. Read only."""
     folder = tmp_path_factory.mktemp("good")
     write_run(folder / "run")
-    export_run(ExportRequest(folder / "run", folder / "good.zip", ExampleChoice.parsed("all")))
+    export_run(ExportRequest(folder / "run", folder / "good.zip", ExampleChoice.parse("all")))
     return folder / "good.zip"
 
 
@@ -42,7 +42,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def refusal(path: Path, temporary: Path, limits: Limits | None = None) -> str:
-    with pytest.raises(UserError) as caught, opened_bundle(path, limits):
+    with pytest.raises(UserError) as caught, open_bundle(path, limits):
         pass
     text = str(caught.value)
     assert "\n" not in text
@@ -56,14 +56,14 @@ def shard_of(files: dict[str, bytes], number: int = 0) -> str:
 
 
 def test_a_good_bundle_opens_and_its_folder_goes(bundle: Path, temporary: Path) -> None:
-    with opened_bundle(bundle) as opened:
+    with open_bundle(bundle) as opened:
         assert opened.folder.is_dir()
         assert [len(result.rows) for result in opened.run.cells] == [5, 5, 5, 5]
     assert list(temporary.iterdir()) == []
 
 
 def test_the_folder_goes_when_the_reader_fails(bundle: Path, temporary: Path) -> None:
-    with pytest.raises(ZeroDivisionError), opened_bundle(bundle):
+    with pytest.raises(ZeroDivisionError), open_bundle(bundle):
         raise ZeroDivisionError
     assert list(temporary.iterdir()) == []
 
@@ -241,7 +241,7 @@ def test_anything_damaged_is_refused_in_one_line_or_read(
         )
     reason = ""
     try:
-        with opened_bundle(path) as opened:
+        with open_bundle(path) as opened:
             assert [len(result.rows) for result in opened.run.cells] == [5, 5, 5, 5]
     except UserError as error:
         reason = str(error)
@@ -371,7 +371,7 @@ def test_totals(bundle: Path, tmp_path: Path, temporary: Path, change: dict[str,
 def test_a_partial_bundle_that_calls_itself_complete(tmp_path: Path, temporary: Path) -> None:
     write_run(tmp_path / "run")
     sorted((tmp_path / "run").glob("cells/*/shard-*"))[0].unlink()
-    export_run(ExportRequest(tmp_path / "run", tmp_path / "p.zip", ExampleChoice.parsed("all"), partial=True))
+    export_run(ExportRequest(tmp_path / "run", tmp_path / "p.zip", ExampleChoice.parse("all"), partial=True))
     path = edited(tmp_path / "p.zip", tmp_path / "x.zip", lambda files: set_manifest(files, partial=False))
     assert "cell alpha x pgd20 is 'running', and manifest.json calls it complete" in refusal(path, temporary)
 
@@ -452,7 +452,7 @@ def test_a_seed_that_is_none(bundle: Path, tmp_path: Path, temporary: Path) -> N
 @pytest.mark.parametrize("name", ["..zip", "...zip", "é ✓;$x.zip", "n" * 251 + ".zip"])
 def test_names_of_the_bundle_itself(bundle: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(bundle.read_bytes())
-    with opened_bundle(tmp_path / name) as opened:
+    with open_bundle(tmp_path / name) as opened:
         assert opened.folder.parent.name.startswith("robbench-bundle-")
 
 

@@ -32,10 +32,10 @@ from zoo_runs import (
 from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.attacks.witness import Witness
 from robbench.bundle import rescore, suspicions
-from robbench.bundle.archive import opened_bundle, pack
-from robbench.bundle.findings import judged
+from robbench.bundle.archive import open_bundle, pack
+from robbench.bundle.findings import judge
 from robbench.bundle.images import clean_images, data_findings, image_findings
-from robbench.bundle.rerun import _together
+from robbench.bundle.rerun import _judge_together
 from robbench.cli.app import main
 from robbench.compare.paired import RULES
 from robbench.compare.pairs import Pair
@@ -115,7 +115,7 @@ def test_command(honest: Path) -> None:
 def searched_in(precision: str, place: Path) -> Path:
     """A bundle of two cells that say they were searched in `precision`, as an earlier version would have written it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("robbench.run.cells.recorded", lambda *_: precision)
+        patch.setattr("robbench.run.cells.format_record", lambda *_: precision)
         return bundled(attacked(place / "run", [AT], ["pgd10", "fgsm"]), place / "old.zip")
 
 
@@ -481,7 +481,7 @@ def test_missing_witnesses(forgery: Forgery) -> None:
 
 # ------------------------------------------------------------------------------------------------- the file itself
 def test_an_edited_table(honest: Path, tmp_path: Path) -> None:
-    with opened_bundle(honest) as bundle:
+    with open_bundle(honest) as bundle:
         tables = dict.fromkeys(bundle.manifest.tables, "0" * 64)
         pack(bundle.folder, bundle.manifest.model_copy(update={"tables": tables}), tmp_path / "x.zip")
     result = checked(tmp_path / "x.zip", files_only=True)
@@ -596,7 +596,7 @@ def test_logits_too_small_to_tell(false: int, verdict: str) -> None:
     wrong, excused = rescore._other_verdicts(scored, rows, "prediction", "margin")
     assert not wrong.any()
     assert excused == false
-    assert rescore._decided(judged(AT, "pgd10", "verdicts", 24, []), excused).verdict == verdict
+    assert rescore._judge_excused(judge(AT, "pgd10", "verdicts", 24, []), excused).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -611,7 +611,7 @@ def test_a_randomised_model_is_no_excuse(noise: float, false: int, verdict: str)
     said = torch.where(torch.arange(100) < false, (past.argmax(1) + 1) % 10, past.argmax(1))
     rows = pd.DataFrame({"prediction": said.numpy()})
     scored = rescore.Scored(logits.argmax(1), (first, last))
-    assert rescore._randomised(AT, "pgd10", "verdicts", scored, rows, "prediction").verdict == verdict
+    assert rescore._randomised_finding(AT, "pgd10", "verdicts", scored, rows, "prediction").verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -635,5 +635,5 @@ def test_flips_of_a_re_run(n: int, margin: float, flipped: int, verdict: str, wh
 
     said, found = np.ones(n, dtype=np.bool_), np.arange(n) >= flipped
     pair = Pair(rows(said), rows(found), np.full(n, "pgd10", dtype=np.object_))
-    finding = _together([pair], RULES["default"])
+    finding = _judge_together([pair], RULES["default"])
     assert (finding.verdict, why in finding.reason) == (verdict, True)

@@ -37,7 +37,7 @@ def attacked(folder: Path, models: Sequence[str], attacks: Sequence[str], *optio
 
 def bundled(folder: Path, out: Path) -> Path:
     """The run as a bundle; every hash, digest and count is that of what is there now."""
-    export_run(ExportRequest(folder, out, ExampleChoice.parsed("all"), partial=True))
+    export_run(ExportRequest(folder, out, ExampleChoice.parse("all"), partial=True))
     return out
 
 

@@ -174,7 +174,7 @@ def test_r_la_in_l2_has_length_exactly_eta(setting, batch, codec):
     clean_latents = codec.encode_flat(x, y)
     # Images away from the box, so that the final clip does not touch them.
     inner = codec.decode_flat(clean_latents).mul(0.5).add(0.25)
-    moved = defense.perturbed(inner, y, seeded())
+    moved = defense.perturb_images(inner, y, seeded())
     assert float(moved.min()) > 0.0
     assert float(moved.max()) < 1.0
     length = (codec.encode_flat(moved) - codec.encode_flat(inner)).norm(dim=1)

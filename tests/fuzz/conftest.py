@@ -25,5 +25,5 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(undisturbed: Path) -> Path:
     """The same run as a bundle."""
     path = undisturbed.parent / "run.zip"
-    export_run(ExportRequest(undisturbed, path, ExampleChoice.parsed("all")))
+    export_run(ExportRequest(undisturbed, path, ExampleChoice.parse("all")))
     return path

@@ -14,7 +14,7 @@ from fuzzing import allowed, cases, chosen, command, copied, flipped, numbers
 
 from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run
-from robbench.bundle.runs import opened_runs
+from robbench.bundle.runs import open_runs
 from robbench.store.ledger import Ledger, load_run
 from robbench.store.shards import SCHEMAS
 
@@ -96,7 +96,7 @@ def read(path: Path) -> dict[tuple[object, ...], object] | None:
     """The numbers that reports print of a bundle; None of one that is refused."""
 
     def run_numbers() -> dict[tuple[object, ...], object]:
-        with opened_runs([path]) as [run]:
+        with open_runs([path]) as [run]:
             return numbers(run)
 
     return allowed(run_numbers)
@@ -174,7 +174,7 @@ def forged(folder: Path, out: Path, change: Change, rng: np.random.Generator) ->
             table = pa.Table.from_pandas(rows, SCHEMAS[record.attack.target], preserve_index=False)
             shard.path.unlink()
             ledger.write_shard(entry.hash, block, table, shard.seconds, shard.diagnostics)
-    export_run(ExportRequest(folder, out, ExampleChoice.parsed("all"), partial=True))
+    export_run(ExportRequest(folder, out, ExampleChoice.parse("all"), partial=True))
     return out
 
 

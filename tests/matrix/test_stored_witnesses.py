@@ -12,7 +12,7 @@ from test_ledger import first_schema, stated
 from robbench.attacks.base import WITNESS_TOLERANCE
 from robbench.attacks.codec import FlowCodec, decode_witness
 from robbench.attacks.witness import Witness
-from robbench.bundle.archive import opened_bundle
+from robbench.bundle.archive import open_bundle
 from robbench.bundle.examples import ExampleChoice
 from robbench.bundle.export import ExportRequest, export_run
 from robbench.cli.run import run_matrix
@@ -86,10 +86,10 @@ def test_image_attacks_have_none(folder: Path) -> None:
 
 
 def test_witnesses_travel(folder: Path, tmp_path: Path) -> None:
-    manifest = export_run(ExportRequest(folder, tmp_path / "x.zip", ExampleChoice.parsed("8")))
+    manifest = export_run(ExportRequest(folder, tmp_path / "x.zip", ExampleChoice.parse("8")))
     assert (manifest.examples.stored, manifest.examples.exported) == (384, 24)
     before = load_run(folder)
-    with opened_bundle(tmp_path / "x.zip") as bundle:
+    with open_bundle(tmp_path / "x.zip") as bundle:
         assert bundle.manifest.flows == {"digits-glow": GLOW.card.weights.sha256}
         for mine, its in zip(before.cells, bundle.run.cells, strict=True):
             there = its.rows["example"].notna()
@@ -116,8 +116,8 @@ def test_a_resumed_run_may_mix_schemas(tmp_path: Path) -> None:
     after = load_run(tmp_path).cells[0].rows
     pd.testing.assert_frame_equal(before.drop(columns="witness"), after.drop(columns="witness"))
     assert 0 < after["witness"].notna().sum() < before["witness"].notna().sum()
-    export_run(ExportRequest(tmp_path, tmp_path / "x.zip", ExampleChoice.parsed("all")))
-    with opened_bundle(tmp_path / "x.zip") as bundle:
+    export_run(ExportRequest(tmp_path, tmp_path / "x.zip", ExampleChoice.parse("all")))
+    with open_bundle(tmp_path / "x.zip") as bundle:
         pd.testing.assert_frame_equal(bundle.run.cells[0].rows, after)
 
 

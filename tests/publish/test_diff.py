@@ -403,7 +403,7 @@ def test_bundles_are_runs_too(run: Run, tmp_path: Path) -> None:
     for result in linf.cells:
         result.rows["example"] = None
     a, b = written(linf, tmp_path / "a"), written(edited(linf, 1, broken(20)), tmp_path / "b")
-    export_run(ExportRequest(b, tmp_path / "b.zip", ExampleChoice.parsed("none")))
+    export_run(ExportRequest(b, tmp_path / "b.zip", ExampleChoice.parse("none")))
     found = invoke(a, tmp_path / "b.zip")
     assert found.exit_code == 1, found.output
     assert "b.zip (digits, n = 120, seed 3)" in found.output

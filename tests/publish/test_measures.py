@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from publish_runs import attack, cell, frame, make_run
 
-from robbench.bundle.archive import opened_bundle
+from robbench.bundle.archive import open_bundle
 from robbench.compare.numbers import Numbers
 from robbench.compare.paired import compare_samples
 from robbench.compare.pairing import pair_runs
@@ -213,7 +213,7 @@ def test_an_r_la_of_before_that_left_images_alone_gets_no_verdict(run: Run) -> N
 @pytest.mark.skipif(not (BUNDLES / "digits.zip").exists(), reason="no committed bundle")
 def test_a_committed_bundle_is_read_as_what_it_was() -> None:
     """Where it was written before semantics were declared, its R-LA shows robust accuracy and says so."""
-    with opened_bundle(BUNDLES / "digits.zip") as bundle:
+    with open_bundle(BUNDLES / "digits.zip") as bundle:
         old = bundle.run
         rows = {(row.model, row.attack): row for row in leaderboard(old) if row.metric == "accuracy"}
     for result in old.cells:

@@ -19,7 +19,7 @@ from robbench.store.records import CellResult, Run
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parity tables of version 7, measured with engine 5 alone."""
     tables = parity.ParityTables(version=7, engines=("robbench engine 5",))
-    monkeypatch.setattr(parity, "_shipped", lambda: tables)
+    monkeypatch.setattr(parity, "_load_tables", lambda: tables)
 
 
 def of_engine(run: Run, engine: str) -> Run:
@@ -46,7 +46,7 @@ def test_every_form_of_a_report_names_it(run: Run, engine: str, said: str) -> No
         assert f"aa: {said}." in " ".join(text.split())  # a caption is wrapped
 
 
-def test_the_shipped_file_names_this_engine() -> None:
+def test_the_load_tables_file_names_this_engine() -> None:
     from robbench.attacks.named import ENGINE_VERSION
 
     shipped = load_yaml(data_root() / "reports" / "autoattack" / "parity.yaml", parity.ParityTables)

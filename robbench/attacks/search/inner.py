@@ -76,7 +76,7 @@ def gradients(space: SearchSpace, state: State, loss: Callable[[Tensor], Tensor]
 
 
 def ascend(space: SearchSpace, loss: Callable[[Tensor], Tensor], state: State, steps: int) -> State:
-    """`steps` ascent steps on `loss` from `state`; call it inside `attacked(model)`."""
+    """`steps` ascent steps on `loss` from `state`; call it inside `attack_mode(model)`."""
     for _ in range(steps):
         found, state = gradients(space, state, loss)
         state = space.advance(state, found)

@@ -95,7 +95,7 @@ def _where(page: Page) -> str:
     return ", ".join(filter(None, [WHAT.get(page.kind, ""), group]))
 
 
-def framed(page: Page, frame: Frame = Frame()) -> str:  # noqa: B008 - immutable
+def framed(page: Page, frame: Frame = Frame()) -> str:
     """A page as a file of its own; style and script are files beside it."""
     if page.path == "404.html" and frame.base_url:  # it is shown at any address that leads nowhere
         return linked(_rendered("page.html.j2", page, frame), lambda target, rest: f"{frame.base_url}/{target}")
@@ -122,7 +122,7 @@ def _rendered(template: str, page: Page, frame: Frame) -> str:
     )
 
 
-def framed_together(pages: list[Page], files: dict[str, str], start: str, frame: Frame = Frame()) -> str:  # noqa: B008
+def framed_together(pages: list[Page], files: dict[str, str], start: str, frame: Frame = Frame()) -> str:
     """All pages in one file. files: downloads as data URIs, by path. start: path of the page that it shows first."""
     text = script()
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

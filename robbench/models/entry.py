@@ -18,6 +18,7 @@ class ZooEntry:
 
     checkpoints: further folder to look for the weights in (--checkpoints). trusted: the card is shipped or the user
     named it, so that code it names may run. build: returns the module with its weights, where a library loads them.
+    named: how the user named the model, "" where it was not.
     """
 
     card: ModelCard
@@ -25,6 +26,7 @@ class ZooEntry:
     checkpoints: Path | None = None
     trusted: bool = True
     build: "Callable[[], nn.Module] | None" = None
+    named: str = ""
 
     def restricted(self, logits: tuple[int, ...] | None) -> "ZooEntry":
         """A classifier restricted to `logits` (`ModelCard.logits`), None for all; `UserError` where its card says

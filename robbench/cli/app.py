@@ -333,6 +333,7 @@ def show(name: str, as_json: bool, **options: Path | None) -> None:
 
 
 @main.command()
+@click.argument("what", nargs=-1)
 @zoo_option
 @checkpoints_option
 @data_dir_option
@@ -340,15 +341,20 @@ def show(name: str, as_json: bool, **options: Path | None) -> None:
 @click.pass_context
 def doctor(
     context: click.Context,
+    /,
+    what: tuple[str, ...],
     zoo: Path | None,
     checkpoints: Path | None,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Say what is installed, present or missing, and how to get it."""
+    """Say what is installed, present or missing, and how to get it.
+
+    All of it, or WHAT: packages, models, data-sets, ...; torch, mnist, digits-at, ...
+    """
     from robbench.cli.doctor import examine
 
-    context.exit(0 if examine(zoo, data_dir, checkpoints, as_json) else 1)
+    context.exit(0 if examine(zoo, data_dir, checkpoints, as_json, what) else 1)
 
 
 def _compute_in(context: click.Context, threads: int | None) -> None:

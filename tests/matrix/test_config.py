@@ -42,7 +42,10 @@ def test_a_run_is_repeated_from_its_run_yaml(tiny_zoo: Path, in_tmp: Path) -> No
     done = load_run(Path("first"))
     assert [one.cell.attack.epsilon for one in done.cells] == [0.05, 0.05, 0.0625, 0.0625]
     assert done.options == {
-        "attacks": ["fgsm,pgd10"], "model": ["tiny-a"], "n": 20, "zoo": str(tiny_zoo),
+        "attacks": ["fgsm,pgd10"],
+        "model": ["tiny-a"],
+        "n": 20,
+        "zoo": str(tiny_zoo),
         "epsilon": ["0.05", "1/16"],
     }
     before = stamps(Path("first"))

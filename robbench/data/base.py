@@ -51,8 +51,8 @@ class Split:
 
     def subset(self, positions: Tensor) -> "Split":
         """The split restricted to `positions`; ids stay what they were."""
-        files = isinstance(self.images, FileImages)
-        images = self.images.at(positions) if files else self.images[positions]
+        images = self.images
+        images = images.at(positions) if isinstance(images, FileImages) else images[positions]
         return Split(self.ids[positions], self.labels[positions], images, self.levels)
 
 
@@ -123,11 +123,13 @@ class Dataset:
 
     def _sha256(self, split: Split) -> str:
         digest = hashlib.sha256(f"{self.name}:{self.shape}:{self.grey_levels}".encode())
-        files = isinstance(split.images, FileImages)
-        for tensor in (split.ids, split.labels, *(() if files else (split.images,))):
-            digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+        tensors = [split.ids, split.labels]
         if isinstance(split.images, FileImages):
             digest.update(split.images.fingerprint())
+        else:
+            tensors.append(split.images)
+        for tensor in tensors:
+            digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
         return digest.hexdigest()
 
 

@@ -46,7 +46,10 @@ def join_earlier(run: RunFile, cards: Mapping[str, ModelCard], folder: Path) -> 
         return Joined(run)
     taken, left_out = {(entry.model, entry.attack) for entry in run.cells}, []
     added: list[PlanEntry] = []
-    for record in _others(ledger, {entry.hash for entry in run.cells}):
+    for place, record in _others(ledger, {entry.hash[:16] for entry in run.cells}):
+        if record is None:
+            left_out.append(place)
+            continue
         key = record.model, record.attack.label
         if key in taken or not _fits(record, run, cards, ledger):
             left_out.append(" x ".join(key))
@@ -75,15 +78,17 @@ def _joined(run: RunFile, added: Sequence[PlanEntry], existing: RunFile) -> RunF
     return run.model_copy(update=changes)
 
 
-def _others(ledger: Ledger, own: set[str]) -> Iterator[CellRecord]:
-    """Records of the cells that are not in the plan; one that cannot be read is none."""
+def _others(ledger: Ledger, own: set[str]) -> Iterator[tuple[str, CellRecord | None]]:
+    """(folder, record) of the cells in no folder of `own`; None for a record that cannot be read."""
     for path in sorted(ledger.folder.glob(f"cells/*/{CELL_FILE}")):
+        if path.parent.name in own:
+            continue
         try:
             record = read_json_record(path, CellRecord, "")
         except UserError:
+            yield path.parent.name, None
             continue
-        if record.hash not in own and ledger.cell_folder(record.hash) == path.parent:
-            yield record
+        yield path.parent.name, record if ledger.cell_folder(record.hash) == path.parent else None
 
 
 def _fits(record: CellRecord, run: RunFile, cards: Mapping[str, ModelCard], ledger: Ledger) -> bool:

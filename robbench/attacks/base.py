@@ -31,6 +31,7 @@ from robbench.attacks.named import ATTACKS, NamedAttack
 from robbench.attacks.search.decision import losses, margins, predictions
 from robbench.attacks.search.geometry import norm_of
 from robbench.attacks.search.inner import attack_mode
+from robbench.attacks.search.progress import tell
 from robbench.attacks.search.spaces import Codec
 from robbench.attacks.search.task import Candidates, Samples, SearchSettings, Task
 from robbench.attacks.trust.audit import SearchAudit, Searched, check_afterwards
@@ -275,6 +276,7 @@ class Attack(NamedAttack):
         full.forwards += victim.draws
         full.claimed = torch.zeros_like(alive)
         rows = alive.nonzero().squeeze(1)
+        tell(done=len(alive) - len(rows))
         if len(rows):
             x, y, clean = (t[rows].to(victim.device) for t in (samples.x, samples.y, clean_predictions))
             task = Task(samples.ids[rows], x, y, clean, settings.seed, settings.batch_size)

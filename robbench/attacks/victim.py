@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.forward import SearchForward
+from robbench.attacks.search.progress import tell
 from robbench.attacks.trust.model_call import call_model
 from robbench.core.errors import UserError
 
@@ -119,6 +120,7 @@ class Victim:
 
     def differentiable(self, x: Tensor) -> Tensor:
         """float32 logits [n,K] of the search's forward, with a graph to x."""
+        tell(calls=len(x))
         out = call_model(self.forward.network, x)
         if self._listener is not None:
             self._listener.note(x, out)

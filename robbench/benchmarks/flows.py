@@ -46,8 +46,8 @@ from robbench.benchmarks.flow_report import REFERENCE
 from robbench.benchmarks.peers import available
 from robbench.benchmarks.timing import Tell, Times, in_turns, processor, quartiles, quotient, time_call
 from robbench.core.allocator import tune_allocator
-from robbench.core.device import installed_version
 from robbench.core.errors import UserError, unknown_name
+from robbench.core.versions import installed_version
 from robbench.models.flows import Flow
 from robbench.models.flows.base import Memory
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from robbench.benchmarks.timing import Quartiles, Times, quartiles, quotient
-from robbench.core.device import installed_version, versions
+from robbench.core.device import versions
+from robbench.core.versions import installed_version
 
 
 @dataclass

@@ -145,7 +145,8 @@ def _stage(request: ExportRequest, run: Run, staged: Ledger) -> int:
     """Fill `staged` with the content of the bundle; returns the number of examples that the run stores."""
     source = Ledger(request.folder)
     plan = source.require_run()
-    staged.write_run(plan, run.cards)
+    # Paths on this machine are nobody else's business, and would make equal runs unequal bundles.
+    staged.write_run(plan.model_copy(update={"options": {}, "given": {}}), run.cards)
     stored, exported = 0, set[int]()
     for cell in dict.fromkeys(entry.hash for entry in plan.cells):  # one cell may have two names in a plan
         of_cell, chosen = _stage_cell(source, staged, cell, run, request.examples)

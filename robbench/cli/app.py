@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from robbench import __version__
+from robbench.cli import help
 from robbench.cli.badge import badge
 from robbench.cli.base import (
     FiniteNumber,
@@ -14,7 +15,6 @@ from robbench.cli.base import (
     Text,
     WholeNumber,
     checkpoints_option,
-    chosen_dataset,
     data_dir_option,
     data_option,
     dataset_option,
@@ -22,8 +22,6 @@ from robbench.cli.base import (
     echo_text,
     json_option,
     precision_option,
-    read_data,
-    run_folder,
     threads_option,
     threat_models_option,
     zoo_option,
@@ -39,6 +37,8 @@ from robbench.cli.completion import (
     schedule_completion,
     shown_completion,
 )
+from robbench.cli.config import config_option, kept_options
+from robbench.cli.dataset import chosen_dataset, read_data, run_folder
 from robbench.cli.diff import diff
 from robbench.cli.experiment import (
     experiment_option,
@@ -50,6 +50,7 @@ from robbench.cli.experiment import (
 )
 from robbench.cli.fid import fid
 from robbench.cli.gc import gc
+from robbench.cli.help import GroupedCommand
 from robbench.cli.report import report
 from robbench.cli.samples import samples
 from robbench.cli.theory import theory
@@ -84,7 +85,7 @@ def main(debug: bool) -> None:
     """
 
 
-@main.command()
+@main.command(cls=GroupedCommand, groups=help.RUN)
 @click.option(
     "--attacks", multiple=True, help="Attacks, as in pgd20,aa,jsa50.", shell_complete=attack_completion
 )
@@ -160,6 +161,7 @@ def main(debug: bool) -> None:
 @zoo_option
 @checkpoints_option
 @data_dir_option
+@config_option
 @experiment_option
 @recipe_option
 @scale_option
@@ -181,7 +183,8 @@ def run(
 
     Example: robbench run --experiment ijsat-table1 --scale 0.01
     """
-    options = experiment_options(context, options)
+    kept = kept_options(context)
+    options = experiment_options(context, options) | {"options": kept}
     if threads is not None and options["backend"] == "ray":
         raise UserError(
             f"--threads {threads} with --backend ray: Ray tasks have one CPU thread each; leave --threads out"
@@ -237,7 +240,7 @@ def _of_experiment(
         return stop.exit_code
 
 
-@main.command()
+@main.command(cls=GroupedCommand, groups=help.TRAIN)
 @click.option(
     "--defense",
     required=True,
@@ -330,6 +333,7 @@ def show(name: str, as_json: bool, **options: Path | None) -> None:
 
 
 @main.command()
+@click.argument("what", nargs=-1)
 @zoo_option
 @checkpoints_option
 @data_dir_option
@@ -337,15 +341,20 @@ def show(name: str, as_json: bool, **options: Path | None) -> None:
 @click.pass_context
 def doctor(
     context: click.Context,
+    /,
+    what: tuple[str, ...],
     zoo: Path | None,
     checkpoints: Path | None,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
-    """Say what is installed, present or missing, and how to get it."""
+    """Say what is installed, present or missing, and how to get it.
+
+    All of it, or WHAT: packages, models, data-sets, ...; torch, mnist, digits-at, ...
+    """
     from robbench.cli.doctor import examine
 
-    context.exit(0 if examine(zoo, data_dir, checkpoints, as_json) else 1)
+    context.exit(0 if examine(zoo, data_dir, checkpoints, as_json, what) else 1)
 
 
 def _compute_in(context: click.Context, threads: int | None) -> None:

@@ -216,56 +216,6 @@ def _budget(
     return value
 
 
-def chosen_dataset(dataset: str | None, data: Path | None) -> tuple[str, Path | None]:
-    """The name of the data set asked for, and the folder where it is one of one's own: --dataset, a name or a folder,
-    or --data, a folder; else digits."""
-    data = chosen_folder(dataset, data)
-    if data is None:
-        return "digits" if dataset is None else dataset, None
-    from robbench.data.card import read_folder_card
-
-    return read_folder_card(data)[0].name, data
-
-
-def chosen_folder(dataset: str | None, data: Path | None) -> Path | None:
-    """The folder that --data or --dataset names; None for a data set by name, also where a folder is called like it."""
-    if dataset is not None and data is not None:
-        raise UserError(f"--dataset {dataset} and --data {str(data)!r} name two data sets; leave one out")
-    if dataset is None:
-        return data
-    from robbench.data.names import dataset_names
-
-    path = Path(dataset).expanduser()
-    is_path = dataset.strip() and dataset not in dataset_names() and (os.sep in dataset or path.is_dir())
-    return path if is_path else None
-
-
-def read_data(options: dict[str, Any], out: Path | None) -> None:
-    """Set `dataset` and `data` of the options of `robbench run` to name and folder of the data set asked for, and take
-    --like and --size out; a folder without a card gets one, and a line says where."""
-    like, size = options.pop("like"), options.pop("size")
-    folder = chosen_folder(options["dataset"], options["data"])
-    if folder is None:
-        for option, value in (("--like", like), ("--size", size)):
-            if value is not None:
-                raise UserError(
-                    f"{option} {value} is for a folder of one's own; leave it out, or name one with --dataset"
-                )
-        options["dataset"] = options["dataset"] if options["dataset"] is not None else "digits"
-        return
-    from robbench.data.bare import own_data
-
-    own = own_data(folder, size, like, lambda name: out or run_folder(name, options["seed"]))
-    if own.line:
-        echo_line(own.line)
-    options["dataset"], options["data"] = own.name, own.path
-
-
-def run_folder(dataset: str, seed: int) -> Path:
-    """Where a run goes unless --out says otherwise."""
-    return Path("robbench-runs") / f"{dataset}-seed{seed}"
-
-
 def example_count(text: str) -> int:
     """`--keep-examples`: a count, or "all"."""
     if text == "all":
@@ -340,6 +290,9 @@ class WholeNumber(click.IntRange):
 
     def __init__(self, least: int | None = None) -> None:
         super().__init__(least)
+
+    def _describe_range(self) -> str:
+        return "" if self.min is None else super()._describe_range()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if isinstance(value, str) and whole_number(value.strip().lstrip("+-")) is None:

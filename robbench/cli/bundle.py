@@ -22,6 +22,7 @@ from robbench.cli.base import (
     threat_models_option,
     zoo_option,
 )
+from robbench.cli.help import VERIFY, GroupedCommand
 from robbench.core.counting import counted
 
 
@@ -124,7 +125,7 @@ def _say(text: str) -> None:
     echo_line(text, err=True)
 
 
-@click.command()
+@click.command(cls=GroupedCommand, groups=VERIFY)
 @click.argument("bundle", metavar="BUNDLE", type=FolderOrFile())
 @_verify_options
 @json_option
@@ -150,7 +151,7 @@ def verify(context: click.Context, /, bundle: Path, as_json: bool, **options: An
 
 
 # ------------------------------------------------------------------------------------------------------------- merge
-@click.command()
+@click.command(cls=GroupedCommand, groups=VERIFY)
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=FolderOrFile())
 @click.option("-o", "--out", type=FolderOrFile(), required=True, help="A new folder, or a new bundle (.zip).")
 @click.option(

@@ -2,16 +2,18 @@
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
 from robbench.cli.base import echo_line, print_json
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, unknown_name
 from robbench.core.resources import data_root, dataset_root
 from robbench.core.stops import reraise_stop
+from robbench.core.versions import installed_version
 from robbench.data.names import BUILT_IN, dataset_names, place
 from robbench.models.entry import ZooEntry
 from robbench.models.zoo import present_weights, zoo_entries
@@ -44,26 +46,38 @@ class Finding:
     details: str
 
 
+Checks = dict[
+    str, Callable[[], Finding]
+]  # by what they find out about; nothing is imported before one is called
+
+
 def examine(
-    zoo: Path | None, data_dir: Path | None, checkpoints: Path | None = None, as_json: bool = False
+    zoo: Path | None,
+    data_dir: Path | None,
+    checkpoints: Path | None = None,
+    as_json: bool = False,
+    what: Sequence[str] = (),
 ) -> bool:
-    """Print every finding; False when something required is broken."""
+    """Print every finding, or those about `what`: titles of sections ("models", "data-sets") and things in them
+    ("torch"). False when something required is broken; `UserError` for what nothing is known of."""
+    sections: dict[str, Callable[[], Checks]] = {
+        "Machine": _machine,
+        "Packages": _packages,
+        "Device": _device,
+        "Specs": _specs,
+        "Data sets": lambda: _data_sets(data_dir),
+        "Models": lambda: _models(zoo, checkpoints),
+        "Optional tools": _optional,
+    }
     found: list[dict[str, str]] = []
-    for title, findings in (
-        ("Machine", _machine()),
-        ("Packages", _packages()),
-        ("Device", _device()),
-        ("Specs", _specs()),
-        ("Data sets", _data_sets(data_dir)),
-        ("Models", _models(zoo, checkpoints)),
-        ("Optional tools", _optional()),
-    ):
+    for title, checks in _chosen(sections, what):
         if not as_json:
             echo_line(title)
-        for finding in findings:
+        for name, check in checks.items():
+            finding = check()
             found.append({"section": title, **asdict(finding)})
             if not as_json:
-                echo_line(f"  {finding.state:8} {finding.what:24} {finding.details}")
+                echo_line(f"  {finding.state:8} {name:24} {finding.details}")
     healthy = all(entry["state"] != "broken" for entry in found)
     if as_json:
         print_json({"healthy": healthy, "findings": found})
@@ -72,82 +86,123 @@ def examine(
     return healthy
 
 
-def _machine() -> Iterator[Finding]:
-    yield Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}")
-    yield Finding("ok", "cores", f"{os.cpu_count()}")
-    from robbench.core.allocator import tune_allocator
+def _chosen(sections: dict[str, Callable[[], Checks]], what: Sequence[str]) -> Iterator[tuple[str, Checks]]:
+    """The sections with the checks about `what`. Sections are looked into one after the other, until all is found: what
+    the devices are called, for one, takes an import of torch."""
+    titles = {title.lower().replace(" ", "-"): title for title in sections}
+    if not what:
+        yield from ((title, checks()) for title, checks in sections.items())
+        return
+    left, seen = [name for name in what if name not in titles], list(titles)
+    order = sorted(sections, key=lambda title: (title == "Device", title == "Models"))
+    for title in order:
+        named = any(titles.get(name) == title for name in what)
+        if not (named or left):
+            continue
+        checks = sections[title]()
+        seen += checks
+        chosen = {name: check for name, check in checks.items() if named or name in left}
+        left = [name for name in left if name not in checks]
+        if chosen:
+            yield title, chosen
+    if left:
+        raise unknown_name("thing to look at", left[0], seen)
 
-    try:
-        allocator = tune_allocator()
-        yield Finding("missing" if allocator.state == "unsupported" else "ok", "allocator", allocator.reason)
-    except UserError as error:
-        yield Finding("broken", "allocator", str(error))
 
+def _machine() -> Checks:
+    def allocator() -> Finding:
+        from robbench.core.allocator import tune_allocator
 
-def _packages() -> Iterator[Finding]:
-    from robbench.core.device import installed_version
-
-    for package, module in REQUIRED:
         try:
-            import_module(module)
-        except BaseException as error:  # an import can fail in any way; each one is a finding
-            reraise_stop(error)
-            reason = " ".join(str(error).split())[:120]
-            yield Finding("broken", package, f"does not import ({reason}); pip install --upgrade {package}")
-        else:
-            yield Finding("ok", package, installed_version(package) or "version unknown")
+            found = tune_allocator()
+        except UserError as error:
+            return Finding("broken", "allocator", str(error))
+        return Finding("missing" if found.state == "unsupported" else "ok", "allocator", found.reason)
+
+    return {
+        "python": lambda: Finding("ok", "python", f"{platform.python_version()} on {platform.platform()}"),
+        "cores": lambda: Finding("ok", "cores", f"{os.cpu_count()}"),
+        "allocator": allocator,
+    }
 
 
-def _device() -> Iterator[Finding]:
+def _packages() -> Checks:
+    return {package: partial(_package, package, module) for package, module in REQUIRED}
+
+
+def _package(package: str, module: str) -> Finding:
+    try:
+        import_module(module)
+    except BaseException as error:  # an import can fail in any way; each one is a finding
+        reraise_stop(error)
+        reason = " ".join(str(error).split())[:120]
+        how = f"does not import ({reason}); pip install --upgrade {package}"
+        return Finding("broken", package, how)
+    return Finding("ok", package, installed_version(package) or "version unknown")
+
+
+def _device() -> Checks:
     import torch
 
     number = torch.get_num_threads()
-    said = "--threads and OMP_NUM_THREADS go first"
-    yield Finding("ok", "threads", f"{number} for large networks, 1 for small ones ({said})")
+    said = f"{number} for large networks, 1 for small ones (--threads and OMP_NUM_THREADS go first)"
+    checks: Checks = {"threads": lambda: Finding("ok", "threads", said)}
     if not torch.cuda.is_available():
-        reason = (
-            "PyTorch is built without CUDA" if torch.version.cuda is None else "no usable NVIDIA GPU found"
-        )
-        yield Finding("missing", "cuda", f"{reason}; robbench runs on the CPU")
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        properties = torch.cuda.get_device_properties(index)
-        yield Finding("ok", f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        built = torch.version.cuda is not None
+        reason = "no usable NVIDIA GPU found" if built else "PyTorch is built without CUDA"
+        return {**checks, "cuda": lambda: Finding("missing", "cuda", f"{reason}; robbench runs on the CPU")}
+    return {**checks, **{f"cuda:{n}": partial(_gpu, n) for n in range(torch.cuda.device_count())}}
 
 
-def _specs() -> Iterator[Finding]:
-    for what, read in (("threat models", threat_models), ("recipes", recipes)):
-        try:
-            yield Finding("ok", what, f"{len(read())} in {data_root()}")
-        except UserError as error:
-            yield Finding("broken", what, str(error))
+def _gpu(index: int) -> Finding:
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    return Finding("ok", f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
 
 
-def _data_sets(data_dir: Path | None) -> Iterator[Finding]:
+def _specs() -> Checks:
+    return {
+        "threat models": partial(_read, "threat models", threat_models),
+        "recipes": partial(_read, "recipes", recipes),
+    }
+
+
+def _read(what: str, read: Callable[[], Sized]) -> Finding:
+    try:
+        return Finding("ok", what, f"{len(read())} in {data_root()}")
+    except UserError as error:
+        return Finding("broken", what, str(error))
+
+
+def _data_sets(data_dir: Path | None) -> Checks:
     try:
         root = dataset_root(data_dir)
     except UserError as error:
-        yield Finding("broken", "data folder", str(error))
-        return
-    for name in dataset_names():
-        if name not in BUILT_IN or not BUILT_IN[name].files:
-            yield Finding("ok", name, "inside an installed package")
-        elif found := place(name, root):
-            yield Finding("ok", name, str(found))
-        else:
-            how = "downloaded at first use, or name its folder with --data-dir or ROBBENCH_DATA"
-            yield Finding("missing", name, f"not in {root}; {how}")
+        finding = Finding("broken", "data folder", str(error))
+        return {"data folder": lambda: finding}
+    return {name: partial(_data_set, name, root) for name in dataset_names()}
 
 
-def _models(zoo: Path | None, checkpoints: Path | None) -> Iterator[Finding]:
+def _data_set(name: str, root: Path) -> Finding:
+    if name not in BUILT_IN or not BUILT_IN[name].files:
+        return Finding("ok", name, "inside an installed package")
+    if found := place(name, root):
+        return Finding("ok", name, str(found))
+    how = "downloaded at first use, or name" if BUILT_IN[name].trains else "name"
+    return Finding("missing", name, f"not whole in {root}; {how} its folder with --data-dir or ROBBENCH_DATA")
+
+
+def _models(zoo: Path | None, checkpoints: Path | None) -> Checks:
     try:
         entries = zoo_entries(zoo, checkpoints)
     except UserError as error:
-        yield Finding("broken", "zoo", str(error))
-        return
+        broken = Finding("broken", "zoo", str(error))
+        return {"zoo": lambda: broken}
     if not entries:
-        yield Finding("missing", "zoo", "no models; train one: robbench train --defense standard")
-    for name, entry in entries.items():
-        yield _model(name, entry)
+        none = Finding("missing", "zoo", "no models; train one: robbench train --defense standard")
+        return {"zoo": lambda: none}
+    return {name: partial(_model, name, entry) for name, entry in entries.items()}
 
 
 def _model(name: str, entry: ZooEntry) -> Finding:
@@ -173,18 +228,21 @@ def _model(name: str, entry: ZooEntry) -> Finding:
     return Finding("ok", name, what)
 
 
-def _optional() -> Iterator[Finding]:
-    from robbench.core.device import installed_version
+def _optional() -> Checks:
+    return {
+        package: partial(_tool, package, extra, use)
+        for package, extra, use in (
+            ("playwright", "dev", "browser test of the HTML report"),
+            ("foolbox", "dev", "reference attacks in tests"),
+            ("ray", "ray", "--backend ray"),
+            ("mlflow-skinny", "mlflow", "robbench report --mlflow"),
+            ("FrEIA", "bench", "robbench bench latent and flows"),
+        )
+    }
 
-    for package, extra, use in (
-        ("playwright", "dev", "browser test of the HTML report"),
-        ("foolbox", "dev", "reference attacks in tests"),
-        ("ray", "ray", "--backend ray"),
-        ("mlflow-skinny", "mlflow", "robbench report --mlflow"),
-        ("FrEIA", "bench", "robbench bench latent and flows"),
-    ):
-        version = installed_version(package)
-        if version is None:
-            yield Finding("missing", package, f"{use}; pip install 'robbench[{extra}]'")
-        else:
-            yield Finding("ok", package, f"{version}, {use}")
+
+def _tool(package: str, extra: str, use: str) -> Finding:
+    version = installed_version(package)
+    if version is None:
+        return Finding("missing", package, f"{use}; pip install 'robbench[{extra}]'")
+    return Finding("ok", package, f"{version}, {use}")

@@ -41,8 +41,8 @@ fid_weights_option = click.option(
 def experiment_options(context: click.Context, options: dict[str, Any]) -> dict[str, Any]:
     """The options of `run`, --recipe of before as --experiment; `UserError` for options that exclude each other: an
     experiment names its attacks, models and data itself."""
-    unset = (ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
-    given = {name for name in context.params if context.get_parameter_source(name) not in unset}
+    unset = ParameterSource.DEFAULT
+    given = {name for name in context.params if context.get_parameter_source(name) != unset}
     old = options.pop("recipe")
     if old is not None:
         if "experiment" in given:

@@ -1,6 +1,7 @@
 """What the command `run` does, from a request to files and lines on the terminal."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from robbench.core.places import check_output_folder
 from robbench.core.terminal import Terminal, print_line
 from robbench.report.files import publish
 from robbench.run.cells import Cell
+from robbench.run.earlier import join_earlier
 from robbench.run.executor import execute, open_backend
 from robbench.run.plan import Plan, build_plan
 from robbench.run.progress import run_progress
@@ -41,7 +43,8 @@ def build_request(options: Mapping[str, Any]) -> RunRequest:
 
 def settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `RunSettings` from the options of `robbench run`, for a matrix or an experiment."""
-    return pick_settings({**options, "keep_examples": example_count(options["keep_examples"])})
+    keep = example_count(options["keep_examples"])
+    return pick_settings({**options, "keep_examples": keep})
 
 
 def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
@@ -51,19 +54,23 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     """
     check_not_foreign(folder)  # before models are loaded, which can take minutes
     check_output_folder(folder)
-    plan = build_plan(request)
-    console = Terminal()
+    plan, console = build_plan(request), Terminal()
     for remark in plan.remarks:
         print_line(console, remark)
     for warning in plan.warnings:
         console.print(f"Suspicious: {warning}", style="yellow", markup=False, soft_wrap=True)
     with open_backend(plan) as backend, open_ledger(folder, plan.run, fresh) as ledger:
         records = [cell.record for cell in plan.cells]
+        joined = join_earlier(plan.run, plan.cards, folder)
+        plan = replace(plan, run=joined.run)
         with run_progress(console, records, len(plan.samples)) as progress:
             execute(plan, ledger, progress, backend)
         run = load_run(folder)
         paths = publish(run, console)
-    finished = [result.cell for result in run.cells]
+        if joined.left_out:
+            print_line(console, joined.line(folder))
+    asked = {record.hash for record in records}
+    finished = [result.cell for result in run.cells if result.cell.hash in asked]
     failed = sum(record.status == "failed" for record in finished)
     unfinished = [f"{cell.model} x {cell.attack.label}" for cell in finished if cell.status == "running"]
     if unfinished:

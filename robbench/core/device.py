@@ -2,11 +2,11 @@
 
 import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from robbench.core.errors import UserError, spell_argument
+from robbench.core.versions import installed_version
 
 VERSIONED = ("torch", "torchvision", "numpy", "pyautoattack", "scikit-learn")
 
@@ -39,14 +39,6 @@ def resolve_device(name: str) -> torch.device:
 def device_text(device: torch.device) -> str:
     """ "cpu", or the name of the GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-
-
-def installed_version(package: str) -> str | None:
-    """Version of an installed distribution, or None."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def versions() -> dict[str, str]:

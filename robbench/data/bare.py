@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from robbench.core.errors import UserError, unknown_name
 from robbench.core.resources import write_text_atomically
@@ -40,8 +41,9 @@ def own_data(folder: Path, size: str | None, like: str | None, run_folder: Calla
     data set whose models and budgets fit. `UserError` for what is no data set, and for a card that says otherwise.
     """
     folder = folder.expanduser()
-    if folder.name == CARD_FILE or (folder / CARD_FILE).is_file() or not _is_bare(folder):
+    if folder.name == CARD_FILE or (folder / CARD_FILE).is_file() or not folder.is_dir():
         return _with_card(folder, size, like)
+    _require_class_folders(folder)
     name = _name(folder)
     elsewhere = run_folder(name) / CARD_FILE
     if elsewhere.is_file() and load_yaml(elsewhere, FolderCard).root == str(folder.resolve()):
@@ -55,10 +57,14 @@ def own_data(folder: Path, size: str | None, like: str | None, run_folder: Calla
     return OwnData(name, folder, _line(card, folder / CARD_FILE))
 
 
-def _is_bare(folder: Path) -> bool:
+def _require_class_folders(folder: Path) -> None:
     from robbench.data.images import class_folders
 
-    return folder.is_dir() and bool(class_folders(folder))
+    if not class_folders(folder):
+        raise UserError(
+            f"{folder}: holds no card.yaml and no class folders; give a folder of class folders of images, or one "
+            f"with a card (docs/data.md)"
+        )
 
 
 def _with_card(path: Path, size: str | None, like: str | None) -> OwnData:
@@ -134,7 +140,7 @@ def _how(paths: Sequence[Path], size: str | None) -> ImageFolders:
                 f"{path}: has mode {mode}; save it as grey or RGB with 8 bits and without transparency, as in "
                 f"PIL.Image.open(path).convert('RGB')"
             )
-    channels = 1 if {*modes} <= {"1", "L"} else 3
+    channels: Literal[1, 3] = 1 if {*modes} <= {"1", "L"} else 3
     if size is not None:
         sides, shorter = _sizes(size)
         return ImageFolders(size=sides, channels=channels, resize=Resize(shorter=shorter))

@@ -127,11 +127,13 @@ class Dataset:
 
     def _sha256(self, split: Split) -> str:
         digest = hashlib.sha256(f"{self.name}:{self.shape}:{self.grey_levels}".encode())
-        files = isinstance(split.images, FileImages)
-        for tensor in (split.ids, split.labels, *(() if files else (split.images,))):
-            digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+        tensors = [split.ids, split.labels]
         if isinstance(split.images, FileImages):
             digest.update(split.images.fingerprint())
+        else:
+            tensors.append(split.images)
+        for tensor in tensors:
+            digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
         return digest.hexdigest()
 
 

@@ -167,9 +167,10 @@ def read_folder_card(folder: Path) -> tuple[FolderCard, Path]:
     folder = folder.expanduser()
     path = folder if folder.name == CARD_FILE and folder.is_file() else folder / CARD_FILE
     if not path.is_file():
-        found = "holds no card.yaml and no class folders" if folder.is_dir() else "is not a folder"
+        found = "holds no card.yaml" if folder.is_dir() else "is not a folder"
         raise UserError(
-            f"--data {str(folder)!r} {found}; give a folder of class folders, or one with a card.yaml (docs/data.md)"
+            f"--data {str(folder)!r} {found}; give a folder with one (docs/data.md; robbench run --dataset writes it "
+            f"for class folders of images)"
         )
     card = load_yaml(path, FolderCard)
     if card.name in dataset_names():

@@ -45,8 +45,7 @@ def imagenet(root: Path) -> Dataset:
         )
     files = image_files(folder, wnids)
     test = read_images(files, HOW, folder_sha256(folder, files))
-    found = len(files)
-    few = f"{found:,} of the {about.test:,} validation images" if found != about.test else ""
+    few = f"{len(files):,} of the {about.test:,} validation images" if len(files) != about.test else ""
     notes = (few, "files not compared with published ones", lossy_note(files), resize_note(HOW))
     nothing = test.subset(torch.arange(0))
     return Dataset(

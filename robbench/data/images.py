@@ -14,6 +14,7 @@ from robbench.data.card import ImageFolders
 from robbench.data.decode import FileImages
 
 IN_MEMORY = 1 << 30  # bytes of pixels
+DEEPEST = 32  # folders in a class folder
 LOSSLESS = (".bmp", ".pgm", ".png", ".ppm", ".tif", ".tiff")
 LOSSY = (".jpeg", ".jpg", ".webp")
 
@@ -85,12 +86,16 @@ def _class_files(folder: Path) -> list[Path]:
     return files
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, depth: int = 1) -> Iterator[Path]:
     _refuse_link(folder)
+    if depth > DEEPEST:
+        raise UserError(
+            f"{folder}: lies more than {DEEPEST} folders deep; give a folder a class, with images in it"
+        )
     for entry in _entries(folder):
         _refuse_link(entry)
         if entry.is_dir():
-            yield from _files(entry)
+            yield from _files(entry, depth + 1)
         elif not _is_image(entry):
             raise UserError(
                 f"{entry}: {entry.suffix or 'a file without an ending'} is no image format read here; use "

@@ -95,10 +95,20 @@ def dataset_names() -> list[str]:
 
 
 def place(name: str, root: Path) -> Path | None:
-    """Where the files of a data set lie below `root`, in torchvision's layout or else as arrays; None for neither.
-    Empty folders, which a failed download leaves, do not count."""
-    arrays = root / name
-    folder = root / BUILT_IN[name].files
-    if folder.is_file() or any(path.is_file() for path in folder.rglob("*")):
+    """Where the files of a data set lie below `root`, in torchvision's layout or else as arrays; None for neither. All
+    must be there with something in them: a failed download leaves folders, and files that are empty."""
+    from robbench.data.checksums import FILES
+
+    folder, arrays = root / BUILT_IN[name].files, root / name
+    published = FILES.get(name)
+    if all(_filled(root / file) for file in published) if published else _holds_file(folder):
         return folder
-    return arrays if all((arrays / f"{split}.npz").is_file() for split in ("train", "test")) else None
+    return arrays if all(_filled(arrays / f"{split}.npz") for split in ("train", "test")) else None
+
+
+def _filled(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _holds_file(folder: Path) -> bool:
+    return any(_filled(path) for path in folder.glob("*/*"))

@@ -23,6 +23,7 @@ class ZooEntry:
         trusted: the card is shipped or the user named it, so that code it names may run.
         build: returns the module with its weights, where a library loads them.
         code: folder to import code from before `folder`.
+        named: how the user named the model; "" for a model that was not named.
     """
 
     card: ModelCard
@@ -31,6 +32,7 @@ class ZooEntry:
     trusted: bool = True
     build: "Callable[[], nn.Module] | None" = None
     code: Path | None = None
+    named: str = ""
 
     def restricted(self, logits: tuple[int, ...] | None) -> "ZooEntry":
         """A classifier restricted to `logits` (`ModelCard.logits`), None for all; `UserError` where its card says

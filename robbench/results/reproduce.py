@@ -2,6 +2,8 @@
 
 import math
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 from robbench.core.precision import PRECISION, WITHDRAWN, read_record
 from robbench.results import corruptions
@@ -10,17 +12,43 @@ from robbench.store.records import CellRecord, Run
 
 Options = tuple[tuple[str, str], ...]  # ("--epsilon", "8"), ... as given by hand
 Matrix = tuple[str, str, tuple[str, ...]]  # models, attacks, further options
+# Options of `robbench run` that cells, data and samples state, or that change no number.
+STATED = frozenset(
+    (
+        *(
+            "attacks",
+            "model",
+            "defense",
+            "dataset",
+            "data",
+            "n",
+            "seed",
+            "epsilon",
+            "eta",
+            "steps",
+            "compile",
+        ),
+        *("likelihood-dtype", "likelihood-draws", "precision", "out", "device", "backend", "ray-address"),
+        *("gpus-per-cell", "keep-examples", "threads", "experiment", "scale", "fid-weights"),
+    )
+)
 
 
 def commands(run: Run) -> list[str]:
-    """`robbench run` lines for all cells of a run: one where every combination of the given budgets and steps was run,
-    else one per combination. Searches in a withdrawn precision become fp32."""
-    cells: dict[Options, list[CellRecord]] = {}
+    """`robbench run` lines for all cells of a run and no others: one for models attacked alike, where every combination
+    of the given budgets and steps is there, else one for each. Models and places are named as they were
+    given. What was searched in a precision since withdrawn is searched in fp32."""
+    cells: dict[Options, dict[str, list[CellRecord]]] = {}
     for result in run.cells:
-        cells.setdefault(_given_options(result.cell.attack), []).append(result.cell)
+        given, model = _given_options(result.cell.attack), result.cell.model
+        cells.setdefault(given, {}).setdefault(model, []).append(result.cell)
     settings: dict[Matrix, list[Options]] = {}
-    for given, group in cells.items():
-        settings.setdefault(_matrix(group), []).append(given)
+    for given, of_models in cells.items():
+        alike: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for model, group in of_models.items():
+            alike.setdefault(_attacks(group), []).append(run.given.get(model, model))
+        for (attacks, further), models in alike.items():
+            settings.setdefault((",".join(models), attacks, further), []).append(given)
     return [
         command(run, models, attacks, *words, *further)
         for (models, attacks, further), options in settings.items()
@@ -30,24 +58,37 @@ def commands(run: Run) -> list[str]:
 
 def command(run: Run, models: str, attacks: str, *options: str) -> str:
     """One `robbench run` line on the samples of a run. models, attacks: comma lists; options: ("--epsilon", "0.1")."""
-    data = ("--data", run.data.folder) if run.data and run.data.folder else ("--dataset", run.dataset)
+    given = run.options
+    data = ("--dataset", run.dataset)
+    if run.data and run.data.folder:
+        option = "dataset" if "dataset" in given else "data"
+        data = (f"--{option}", str(given.get(option, run.data.folder)))
     sample = ("--n", str(run.n), "--seed", str(run.seed))
-    return shlex.join(["robbench", "run", *data, "--model", models, "--attacks", attacks, *sample, *options])
+    words = ["robbench", "run", *data, "--model", models, "--attacks", attacks, *sample, *options]
+    return shlex.join([*words, *_places(given)])
 
 
-def _matrix(cells: list[CellRecord]) -> Matrix:
-    models, attacks = (
-        ",".join(dict.fromkeys(names))
-        for names in zip(*((cell.model, cell.attack.name) for cell in cells), strict=True)
-    )
-    attacks = corruptions.shorten_group(attacks)
+def _places(given: Mapping[str, Any]) -> list[str]:
+    """The options of the last command that say where things are and how images are read: those that no cell states."""
+    words: list[str] = []
+    for name, value in given.items():
+        if name in STATED:
+            continue
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name}" if one is True else f"--{name}={one}" for one in values]
+    return words
+
+
+def _attacks(cells: list[CellRecord]) -> tuple[str, tuple[str, ...]]:
+    """The comma list of the attacks of some cells, and the further options they need."""
+    attacks = corruptions.shorten_group(",".join(dict.fromkeys(cell.attack.name for cell in cells)))
     further: list[str] = []
     if any(cell.precision == "fp64" for cell in cells):
         further += ["--likelihood-dtype", "float64"]
     for name, compiled in sorted({read_record(cell.search_precision) for cell in cells}):
         further += ["--precision", name] if name not in (PRECISION, *WITHDRAWN) else []
         further += ["--compile"] if compiled else []
-    return models, attacks, tuple(further)
+    return attacks, tuple(further)
 
 
 def _lists(options: list[Options]) -> list[list[str]]:

@@ -198,6 +198,7 @@ class CellBuilder:
             seed=self.seed,
             attack=spec,
             model_sha256=card.weights.sha256,
+            model_hash=card.function_hash,
             attack_flow=_reference(attack_flow),
             nll_flow=_reference(flow),
             precision=precision,

@@ -4,13 +4,15 @@ A backend only computes; ledger, progress and cell records belong to the driver.
 completed by either backend.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from robbench.attacks.search.progress import heard_by
 from robbench.core.errors import UserError
 from robbench.core.places import Place
 from robbench.core.stops import check_stop, reraise_stop
@@ -31,6 +33,8 @@ from robbench.statistics.likelihood import bits_per_dim
 from robbench.store.ledger import Ledger
 from robbench.store.records import CellRecord, CleanScore, Status
 from robbench.store.shards import shown_values
+
+SHOW_EVERY = 0.5  # seconds
 
 
 class Backend(Protocol):
@@ -146,6 +150,32 @@ class _OpenCell:
 
 
 @dataclass
+class _Searching:
+    """A shard that is being searched in this process: images in model calls so far, and samples done with."""
+
+    task: ShardTask
+    calls: int = 0
+    done: int = 0
+    shown: float = field(default_factory=time.monotonic)
+
+    def hears(self, calls: int, done: int) -> bool:
+        """Count; whether it is time to show it."""
+        self.calls, self.done = self.calls + calls, min(self.done + done, len(self.task.ids))
+        now = time.monotonic()
+        if now - self.shown < SHOW_EVERY:
+            return False
+        self.shown = now
+        return True
+
+    @property
+    def samples(self) -> int:
+        """Samples done: those done with, and of the calls that the others need at most the share that was made."""
+        left = len(self.task.ids) - self.done
+        share = self.calls / max(self.task.cell.cost.forwards * left, 1)
+        return self.done + int(left * min(share, 1.0))
+
+
+@dataclass
 class _Driver:
     plan: Plan
     ledger: Ledger
@@ -155,21 +185,35 @@ class _Driver:
     _open: dict[int, _OpenCell] = field(default_factory=dict)
     _records: dict[int, CellRecord] = field(default_factory=dict)
     _clean: dict[str, CleanScore | None] = field(default_factory=dict)
+    _searching: "_Searching | None" = None
 
     def __post_init__(self) -> None:
         self._place = Place.of(self.ledger.folder)
 
     def run(self) -> list[CellRecord]:
-        for task, result in self.backend.results(self._tasks()):
-            cell = self._open[task.number]
-            cell.computing.remove(task.block)
-            if isinstance(result, ShardFailure):
-                cell.fail(task.block, result)
-            else:
-                self._store(cell, task, result)
-            self._end_if_done(cell)
+        with heard_by(self._hear):
+            for task, result in self.backend.results(self._tasks()):
+                self._searching = None
+                cell = self._open[task.number]
+                cell.computing.remove(task.block)
+                if isinstance(result, ShardFailure):
+                    cell.fail(task.block, result)
+                else:
+                    self._store(cell, task, result)
+                self._end_if_done(cell)
         self._fail_unended()
         return [self._records[number] for number in range(len(self.plan.cells))]
+
+    def _hear(self, calls: int, done: int) -> None:
+        """Of a search in this process: show how far the shard is, twice a second. This is called from inside an attack,
+        whose failure nothing here may become."""
+        if self._searching is None or not self._searching.hears(calls, done):
+            return
+        task = self._searching.task
+        values = self._open[task.number].values
+        shown = min(len(values) + self._searching.samples, len(self.plan.samples))
+        with suppress(Exception):
+            self.progress.on_advance(task.number, shown, score_text(task.cell.record, values))
 
     def _fail_unended(self) -> None:
         """Fail the cells whose samples a backend that stopped early did not all compute."""
@@ -195,7 +239,9 @@ class _Driver:
                 if cell.cell.attack.batch_dependent:
                     self._put_aside(cell.cell.record.hash, ids)
                 cell.computing.add(block)
-                yield ShardTask(cell.number, cell.cell, block, ids)
+                task = ShardTask(cell.number, cell.cell, block, ids)
+                self._searching = _Searching(task)
+                yield task
 
     def _in_order(self) -> Iterator[_OpenCell]:
         cells = (self._read_cell(number, cell) for number, cell in enumerate(self.plan.cells))

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.victim import chunks, full_precision
-from robbench.core.device import installed_version, resolve_device, versions
+from robbench.core.device import resolve_device, versions
 from robbench.core.errors import UserError
 from robbench.core.resources import cache_folder
 from robbench.core.schema import canonical_hash
+from robbench.core.versions import installed_version
 from robbench.data import Dataset, Split, load_dataset
 from robbench.models.entry import ZooEntry
 from robbench.models.zoo import find_model, zoo_entries

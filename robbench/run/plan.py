@@ -1,7 +1,7 @@
 """From the user's request to cells with everything loaded; bad input is refused before any computation."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 
@@ -118,6 +118,7 @@ def build_plan(request: RunRequest) -> Plan:
         warn=warnings.append,
     )
     cells = tuple(builder.cells(chosen, attacks))
+    given = {one.card.name: one.named for one in chosen if one.named and one.named not in entries}
     return Plan(
         dataset=dataset,
         samples=samples,
@@ -132,7 +133,7 @@ def build_plan(request: RunRequest) -> Plan:
             data=dataset.card,
             versions=versions(),
             note=request.note,
-        ),
+        ).model_copy(update={"options": dict(request.options), "given": given}),
         cells=cells,
         cards={entry.card.name: entry.card for entry in chosen},
         nll_flow=frozen,
@@ -203,7 +204,10 @@ def _choose_models(
         for entry in _models_of_defense(defense, targets, request, entries)
     ]
     named = (find_model(name, entries, targets[0], requested) for name in request.models)
-    chosen += [_require_dataset(entry, request) for entry in named]
+    chosen += [
+        replace(_require_dataset(entry, request), named=name)
+        for name, entry in zip(request.models, named, strict=True)
+    ]
     _require_partners(chosen, attacks)
     unique: dict[str, ZooEntry] = {}
     for entry in chosen:

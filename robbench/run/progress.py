@@ -2,6 +2,7 @@
 
 import time
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -24,6 +25,7 @@ from robbench.core.terminal import print_line
 from robbench.store.records import CellRecord
 
 FAILED = "failed"
+LINE_EVERY = 30.0  # seconds
 
 
 class RunProgress(Protocol):
@@ -33,7 +35,7 @@ class RunProgress(Protocol):
         """A cell starts with `done` samples already in the ledger."""
 
     def on_advance(self, cell: int, done: int, score: str) -> None:
-        """A shard of the cell is in the ledger."""
+        """So many samples of the cell are done, by the model calls made for those that are not in the ledger yet."""
 
     def on_end(self, cell: int, record: CellRecord, done: int, score: str) -> None:
         """The cell is complete or failed (`record.status`)."""
@@ -42,12 +44,22 @@ class RunProgress(Protocol):
         """One line the user should see."""
 
 
+@dataclass
+class _Begun:
+    """A cell that is being computed: when it began, with how many samples, and when a line last spoke of it."""
+
+    record: CellRecord
+    at: float
+    done: int
+    said: float
+
+
 class PlainProgress(AbstractContextManager["PlainProgress"]):
-    """One line when a cell starts and one when it ends."""
+    """One line when a cell starts, one when it ends, and one every `LINE_EVERY` seconds between."""
 
     def __init__(self, console: Console, records: list[CellRecord], total: int) -> None:
         self._console, self._count, self._total = console, len(records), total
-        self._begun: dict[int, float] = {}  # cells overlap where several workers compute
+        self._begun: dict[int, _Begun] = {}  # cells overlap where several workers compute
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -58,15 +70,22 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
         print_line(self._console, line)
 
     def on_start(self, cell: int, record: CellRecord, done: int) -> None:
-        self._begun[cell] = time.monotonic()
+        now = time.monotonic()
+        self._begun[cell] = _Begun(record, now, done, now)
         already = f", {done} of them in the ledger" if done else ""
         self.message(f"{self._where(cell, record)}: {self._total} samples{already}")
 
     def on_advance(self, cell: int, done: int, score: str) -> None:
-        return None
+        begun, now = self._begun[cell], time.monotonic()
+        if now - begun.said < LINE_EVERY or done >= self._total:
+            return
+        begun.said = now
+        rate = (done - begun.done) / (now - begun.at)
+        where = self._where(cell, begun.record)
+        self.message(f"{where}: {done} of {self._total} samples{speed_text(rate, self._total - done)}")
 
     def on_end(self, cell: int, record: CellRecord, done: int, score: str) -> None:
-        seconds = time.monotonic() - self._begun.pop(cell)
+        seconds = time.monotonic() - self._begun.pop(cell).at
         outcome = f"{score} of {done}"
         if record.status == "failed":
             outcome = f"failed ({record.error})"
@@ -74,6 +93,16 @@ class PlainProgress(AbstractContextManager["PlainProgress"]):
 
     def _where(self, cell: int, record: CellRecord) -> str:
         return f"[{cell + 1}/{self._count}] {record.model} x {record.attack.label}"
+
+
+def speed_text(rate: float, left: int) -> str:
+    """ ", 1.9 per second, 2.7 min remaining" for samples per second and samples left; "" for no speed yet."""
+    if rate <= 0:
+        return ""
+    per = f"{rate:.2g} per second" if rate >= 0.1 else f"{60 * rate:.2g} per minute"
+    seconds = left / rate
+    size, unit = next(one for one in ((3600, "h"), (60, "min"), (0, "s")) if seconds >= one[0])
+    return f", {per}, {seconds / (size or 1):.1f} {unit} remaining"
 
 
 class _Score(ProgressColumn):

@@ -1,7 +1,7 @@
 """What `robbench run` was asked for, each argument as the user gave it; `run.plan` and `experiments.runs` check it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class RunSettings:
         backend: "local" or "ray".
         ray_address: see `RayOptions.address`.
         gpus_per_cell: see `RayOptions.gpus_per_cell`.
+        options: what was given on the command line, as --config reads it; for run.yaml.
     """
 
     n: int | None = None
@@ -45,6 +46,7 @@ class RunSettings:
     backend: BackendName = "local"
     ray_address: str | None = None
     gpus_per_cell: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -54,7 +56,7 @@ class RunSettings:
 
 def pick_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of `values` that are fields of `RunSettings`."""
-    return {field.name: values[field.name] for field in fields(RunSettings)}
+    return {one.name: values[one.name] for one in fields(RunSettings)}
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ _SHARD, _CELL, _NAME = r"shard-\d{4,}-[0-9a-f]{8}\.parquet", r"[0-9a-f]{16}", r"
 _RUN_CONTENT = "|".join(
     (
         r"run\.yaml",
+        r"card\.yaml",
         r"originals(-\d+)?\.npz",
         rf"cards/{_NAME}\.yaml",
         rf"cells/{_CELL}/(cell\.json|{_SHARD})",

@@ -262,6 +262,8 @@ def load_run(folder: Path) -> Run:
         versions=run.versions,
         data=run.data,
         note=run.note,
+        options=run.options,
+        given=run.given,
     )
 
 

@@ -3,10 +3,10 @@
 No torch here, and pandas only for type checkers: reading a run folder stays cheap.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,6 +45,7 @@ class CellRecord(Strict):
         seed: seed of the run.
         attack: the attack with every number filled in.
         model_sha256: sha256 of the model's weights.
+        model_hash: `ModelCard.function_hash` of the model; "" in old records.
         attack_flow: flow through which the attack searches; None for an attack in image space.
         nll_flow: flow that scores the images in bits/dim; None for no scores.
         precision: of the scores.
@@ -69,6 +70,7 @@ class CellRecord(Strict):
     seed: int
     attack: ResolvedAttack
     model_sha256: SHA256
+    model_hash: str = ""
     attack_flow: FlowReference | None = None
     nll_flow: FlowReference | None = None
     precision: Precision = "fp32"
@@ -164,6 +166,8 @@ class RunFile(Strict):
         versions: of the libraries.
         samples: the requested sample ids in the order drawn, as one string (YAML reads a list of 10,000 slowly).
         note: text that every table of the run shows; "" for none.
+        options: of the last `robbench run`, as its --config reads them; none in bundles.
+        given: how models were named on the command line, by name, where otherwise; none in bundles.
     """
 
     schema_version: Literal[1, 2] = RECORD_VERSION
@@ -182,6 +186,8 @@ class RunFile(Strict):
     versions: dict[str, str]
     samples: Annotated[str, Field(pattern=r"^[0-9]+( [0-9]+)*$")]
     note: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    given: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -229,10 +235,12 @@ class RunFile(Strict):
         return [int(part) for part in self.samples.split()]
 
     def differences(self, other: "RunFile") -> list[str]:
-        """Differences between the identities of two runs, as "dataset digits, not mnist"; empty for the same run."""
+        """Where the identities of two runs differ, as "dataset digits, not mnist"; empty for the same run."""
+        logits = [run.data.classes if run.data else None for run in (self, other)]
         pairs = (
             ("dataset", self.dataset, other.dataset),
             ("revision", self.dataset_revision[:12], other.dataset_revision[:12]),
+            ("classes", *("all" if one is None else str(list(one)) for one in logits)),
             ("split", self.split, other.split),
             ("seed", self.seed, other.seed),
         )
@@ -271,6 +279,7 @@ class Run(Remembers):
         data: the data set's card; None in old run folders.
         note: text that every table of the run shows; "" for none.
         frechet_folders: run folders with its Fréchet distances, where not `folder`.
+        options, given: see `RunFile`.
     """
 
     folder: Path
@@ -287,6 +296,8 @@ class Run(Remembers):
     data: DatasetCard | None = None
     note: str = ""
     frechet_folders: tuple[Path, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:

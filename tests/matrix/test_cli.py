@@ -1,5 +1,6 @@
 """The command line: its speed, its lists, and one line and exit code 2 for every wrong use."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from click.testing import CliRunner, Result
 from tiny_models import saved_model
 
 from robbench.cli.app import main
+from robbench.data.checksums import FILES
 
 Arguments = list[str]
 
@@ -109,8 +111,13 @@ def test_show_other_kinds(name: str, part: str, tiny_zoo: Path) -> None:
 
 
 def test_doctor_finds_this_installation_healthy(tiny_zoo: Path, tmp_path: Path) -> None:
-    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
-    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").touch()
+    for file in FILES["mnist"]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"x")
+    (tmp_path / "cifar-10-batches-py").mkdir()  # what failed downloads leave
+    (tmp_path / "svhn").mkdir()
+    for file in FILES["svhn"]:
+        (tmp_path / file).touch()
     result = invoked("doctor", "--zoo", tiny_zoo, "--data-dir", tmp_path)
     assert result.exit_code == 0, result.output
     lines = [line.split() for line in result.output.splitlines()]
@@ -122,6 +129,54 @@ def test_doctor_finds_this_installation_healthy(tiny_zoo: Path, tmp_path: Path) 
         "missing",
         "ok",
     )
+
+
+@pytest.mark.parametrize(
+    ("what", "shown", "silent"),
+    [
+        ("python", ["python"], ["torch", "cores", "mnist"]),
+        ("numpy", ["numpy"], ["torch", "pandas"]),
+        ("data-sets", ["mnist", "imagenet"], ["numpy", "digits-at"]),
+        ("tiny-a", ["tiny-a"], ["tiny-b", "mnist"]),
+        ("FrEIA", ["FrEIA"], ["ray"]),
+    ],
+)
+def test_doctor_about_one_thing(
+    what: str, shown: list[str], silent: list[str], tiny_zoo: Path, tmp_path: Path
+) -> None:
+    result = invoked("doctor", what, "--zoo", tiny_zoo, "--data-dir", tmp_path)
+    assert result.exit_code == 0, result.output
+    found = {line.split()[1] for line in result.output.splitlines() if line.startswith("  ")}
+    assert found >= {*shown}
+    assert not found & {*silent}
+
+
+def test_doctor_about_nothing_known() -> None:
+    assert_one_line(invoked("doctor", "numpi"), "unknown thing to look at 'numpi'; did you mean 'numpy'?")
+
+
+def test_doctor_about_the_machine_imports_no_torch() -> None:
+    code = (
+        "import sys; from robbench.cli.app import main; main(['doctor', 'python', 'mnist'], standalone_mode=False); "
+        "assert not {'torch', 'pandas', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_partial_downloads_are_not_present(tmp_path: Path) -> None:
+    first, *others = FILES["mnist"]
+    (tmp_path / first).parent.mkdir(parents=True)
+    (tmp_path / first).write_bytes(b"x")
+    (tmp_path / "imagenet" / "val" / "n01440764").mkdir(parents=True)
+    for name in ("mnist", "imagenet"):
+        assert "missing" in invoked("doctor", name, "--data-dir", tmp_path).output
+    listed = json.loads(invoked("list", "datasets", "--data-dir", tmp_path, "--json").output)
+    assert {one["name"] for one in listed if one["path"]} == set()
+    for file in others:
+        (tmp_path / file).write_bytes(b"x")
+    (tmp_path / "imagenet" / "val" / "n01440764" / "a.JPEG").write_bytes(b"x")
+    for name in ("mnist", "imagenet"):
+        assert "missing" not in invoked("doctor", name, "--data-dir", tmp_path).output
 
 
 def test_doctor_reports_broken_weights(tiny_zoo: Path, tmp_path: Path) -> None:

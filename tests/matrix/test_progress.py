@@ -2,12 +2,19 @@
 
 import io
 import re
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
-from robbench.run.progress import LiveProgress, PlainProgress, run_progress
+from robbench.cli.run import run_matrix
+from robbench.run import executor
+from robbench.run import progress as progress_module
+from robbench.run.progress import LiveProgress, PlainProgress, run_progress, speed_text
+from robbench.run.request import RunRequest
 from robbench.specs import resolve_attack, threat_models
+from robbench.store.ledger import load_run
 from robbench.store.records import CellRecord
 
 
@@ -93,3 +100,63 @@ def test_overlapping_cells_have_their_own_seconds(monkeypatch: pytest.MonkeyPatc
         progress.on_end(number, cells[number], 10, "accuracy 50.00 %")
     lines = stream.getvalue().splitlines()
     assert [line.split(", ")[-1] for line in lines[2:]] == ["5.0 s", "10.0 s"]
+
+
+def test_a_line_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 29.9, 40.0, 60.0, 75.0, 80.0])
+    monkeypatch.setattr("robbench.run.progress.time.monotonic", lambda: next(clock))
+    console, stream = screen(terminal=False)
+    (cell,) = records(1)
+    progress = PlainProgress(console, [cell], 200)
+    progress.started(0, cell, 20)
+    for done in (30, 50, 60, 70, 95):
+        progress.advanced(0, done, "-")
+    progress.ended(0, cell, 200, "accuracy 50.00 %")
+    assert stream.getvalue().splitlines()[1:-1] == [
+        "[1/1] model-0 x pgd20: 60 of 200 samples, 1 per second, 2.3 min remaining",
+        "[1/1] model-0 x pgd20: 95 of 200 samples, 1 per second, 1.8 min remaining",
+    ]
+
+
+def test_speeds_in_words() -> None:
+    assert speed_text(0.0, 5) == ""
+    assert speed_text(0.05, 100) == ", 3 per minute, 33.3 min remaining"
+    assert speed_text(2.0, 20) == ", 2 per second, 10.0 s remaining"
+    assert speed_text(0.01, 100) == ", 0.6 per minute, 2.8 h remaining"
+
+
+@pytest.mark.parametrize(("attack", "steps"), [("pgd20", 6), ("aa", 2)])
+def test_progress_within_a_shard_changes_no_number(
+    attack: str,
+    steps: int,
+    tiny_zoo: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    request = RunRequest((attack,), models=("tiny-a",), n=20, zoo=tiny_zoo, device="cpu")
+    assert run_matrix(request, tmp_path / "silent") == 0
+    capsys.readouterr()
+    monkeypatch.setattr(executor, "SHOW_EVERY", 0.0)
+    monkeypatch.setattr(progress_module, "LINE_EVERY", 0.0)
+    assert run_matrix(request, tmp_path / "loud") == 0
+    shown = [int(one) for one in re.findall(r": (\d+) of 20 samples", capsys.readouterr().out)]
+    assert len({*shown}) >= steps, "one shard, many steps"
+    assert shown == sorted(shown)
+    assert max(shown) <= 20
+    one, two = (load_run(tmp_path / name).cells[0] for name in ("silent", "loud"))
+    assert one.cell.hash == two.cell.hash
+    pd.testing.assert_frame_equal(one.rows, two.rows)
+
+
+def test_a_terminal_that_went_away_is_no_failed_attack(tiny_zoo: Path, tmp_path: Path, monkeypatch) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(executor, "SHOW_EVERY", 0.0)
+    monkeypatch.setattr(executor, "score_text", broken)  # within a search
+    with pytest.raises(BrokenPipeError):  # and after it
+        run_matrix(
+            RunRequest(("fgsm",), models=("tiny-a",), n=5, zoo=tiny_zoo, device="cpu"), tmp_path / "run"
+        )
+    assert load_run(tmp_path / "run").cells[0].cell.error is None

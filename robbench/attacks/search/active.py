@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from robbench.attacks.search.geometry import known_empty, put
+from robbench.attacks.search.progress import tell
 from robbench.attacks.search.spaces import State
 from robbench.attacks.search.task import Candidates, Task
 from robbench.attacks.trust.suspicions import Diagnostics
@@ -142,6 +143,7 @@ def _record(search: Search, found: Candidates, state: State, rows: Tensor) -> No
     if found.claimed is None:
         found.claimed = torch.zeros(len(found.step), dtype=torch.bool)
     found.claimed[rows] = state["broken"].cpu()
+    tell(done=int(found.claimed[rows].sum()))
     found.diagnostics += Diagnostics(
         gradients=int(state["backwards"].sum()), zero_steps=int(state["zero_gradients"].sum())
     )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks.search.geometry import finite_part
+from robbench.attacks.search.progress import tell
 from robbench.attacks.search.spaces import SearchSpace, State
 
 SURE, FLAT = 16.0, 0.5  # of logits, see `temper_logits`
@@ -78,6 +79,7 @@ def gradients(space: SearchSpace, state: State, loss: Callable[[Tensor], Tensor]
 def ascend(space: SearchSpace, loss: Callable[[Tensor], Tensor], state: State, steps: int) -> State:
     """`steps` ascent steps on `loss` from `state`; call it inside `attack_mode(model)`."""
     for _ in range(steps):
+        tell(calls=len(next(iter(state.values()))))
         found, state = gradients(space, state, loss)
         state = space.advance(state, found)
     return state

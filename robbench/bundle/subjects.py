@@ -7,6 +7,7 @@ from pathlib import Path
 from robbench.bundle.findings import Finding
 from robbench.cards import ModelCard
 from robbench.core.errors import UserError
+from robbench.models.code import pinned
 from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.zoo import find_model, zoo_entries
 from robbench.store.records import Run
@@ -84,7 +85,8 @@ def _named(
     run: Run, named: Sequence[str], entries: dict[str, ZooEntry], checkpoints: Path | None
 ) -> dict[str, ZooEntry]:
     requested = ModelRequest(run.dataset, run.shape, len(run.class_names), checkpoints)
-    return {name: replace(find_model(name, entries, requested=requested), trusted=True) for name in named}
+    found = {name: find_model(name, entries, requested=requested) for name in named}
+    return {name: pinned(replace(entry, trusted=True)) for name, entry in found.items()}
 
 
 def _foreign(card: ModelCard, entry: ZooEntry) -> str:

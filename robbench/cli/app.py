@@ -48,6 +48,7 @@ from robbench.cli.experiment import (
 )
 from robbench.cli.fid import fid
 from robbench.cli.gc import gc
+from robbench.cli.own import init, own_model_options
 from robbench.cli.report import report
 from robbench.cli.samples import samples
 from robbench.cli.theory import theory
@@ -97,9 +98,10 @@ def main(debug: bool) -> None:
     "--model",
     "models",
     multiple=True,
-    help="Zoo models, folders with a card.yaml, torchvision:NAME, timm:NAME, ...",
+    help="Zoo models, cards, module:Class with --weights, torchvision:NAME, timm:NAME, ...",
     shell_complete=model_completion,
 )
+@own_model_options
 @dataset_option
 @data_option
 @click.option(
@@ -186,7 +188,9 @@ def run(
         context.exit(_of_experiment(context, options, out, resume, dry_run, threads))
     for option in ("experiment", "scale", "fid_weights"):
         del options[option]
-    options["dataset"] = chosen_dataset(options["dataset"], options["data"])
+    from robbench.cli.naming import settled
+
+    options = settled(options)
     folder = out or Path("robbench-runs") / f"{options['dataset']}-seed{options['seed']}"
     try:
         from robbench.cli.run import build_request, dry_run_table, run_matrix
@@ -360,6 +364,7 @@ for command in (
     export,
     fid,
     gc,
+    init,
     merge,
     report,
     samples,

@@ -151,8 +151,8 @@ def _models(zoo: Path | None, checkpoints: Path | None) -> Iterator[Finding]:
 
 
 def _model(name: str, entry: ZooEntry) -> Finding:
-    from robbench.models.loading import load_model
     from robbench.models.code import may_run
+    from robbench.models.loading import load_model
 
     weights = entry.card.weights
     try:

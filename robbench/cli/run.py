@@ -27,6 +27,7 @@ def build_request(options: Mapping[str, Any]) -> RunRequest:
         attacks=names("--attacks", options["attacks"]),
         defenses=names("--defense", options["defenses"]),
         models=names("--model", options["models"]),
+        own=options["own"],
         epsilons=budgets("--epsilon", options["epsilons"]),
         etas=budgets("--eta", options["etas"]),
         steps=counts("--steps", options["steps"]),

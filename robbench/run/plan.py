@@ -1,7 +1,7 @@
 """From what the user asked to cells with everything loaded: bad input shows before any computing."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -15,10 +15,10 @@ from robbench.data import Dataset, load_dataset, sample_ids
 from robbench.data.card import family, require_dataset
 from robbench.data.corruptions import located
 from robbench.defenses import DEFENSES, FLOW_DEFENSES
+from robbench.models.code import has_scheme
 from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow
-from robbench.models.code import has_scheme
 from robbench.models.zoo import default_flow, find_model, find_models, zoo_entries
 from robbench.run.cells import SHARD_SIZE, Cell, CellBuilder
 from robbench.run.ray_backend import BackendName, RayOptions, ray_options
@@ -67,6 +67,7 @@ class RunRequest:
         backend: "local" or "ray".
         ray_address: see `RayOptions.address`.
         gpus_per_cell: see `RayOptions.gpus_per_cell`.
+        own: models that were read from a class and weights, by the name in `models` that stands for them.
         resolved: attacks with every number filled in, in place of `attacks` and budgets.
         note: what every table of the run says of it.
     """
@@ -95,6 +96,7 @@ class RunRequest:
     backend: BackendName = "local"
     ray_address: str | None = None
     gpus_per_cell: float | None = None
+    own: Mapping[str, tuple[ZooEntry, ...]] = field(default_factory=dict)
     resolved: tuple[ResolvedAttack, ...] = ()
     note: str = ""
 
@@ -261,17 +263,25 @@ def _chosen_models(
     chosen = [
         entry for defense in request.defenses for entry in _of_defense(defense, targets, request, entries)
     ]
-    named = (find_model(name, entries, targets[0], requested) for name in request.models)
+    named = (
+        entry
+        for name in request.models
+        for entry in request.own.get(name) or (find_model(name, entries, targets[0], requested),)
+    )
     chosen += [_of_dataset(entry, request) for entry in named]
     _require_partners(chosen, attacks)
     unique: dict[str, ZooEntry] = {}
     for entry in chosen:
         other = unique.setdefault(entry.card.name, entry)
-        if other.folder.resolve() != entry.folder.resolve():
+        if other.folder.resolve() != entry.folder.resolve() or other.card != entry.card:
             raise UserError(
-                f"two models are called {entry.card.name!r}: {other.folder} and {entry.folder}; rename one"
+                f"two models are called {entry.card.name!r}: {_place(other)} and {_place(entry)}; rename one"
             )
     return list(unique.values())
+
+
+def _place(entry: ZooEntry) -> Path:
+    return entry.folder / entry.card.weights.file
 
 
 def _of_defense(

@@ -20,10 +20,10 @@ from torchvision.transforms.functional import normalize
 
 from robbench.cli.app import main
 from robbench.core.errors import UserError
+from robbench.models.code import has_scheme
 from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.libraries.torchvision import OLD_DENSENET, SCHEME
 from robbench.models.loading import build_architecture, load_model
-from robbench.models.code import has_scheme
 from robbench.models.sources import build_named, named_model
 from robbench.models.zoo import find_model, read_entry, zoo_entries
 

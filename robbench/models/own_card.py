@@ -27,7 +27,8 @@ def write_card(model: OwnModel, folder: Path, name: str | None) -> Path:
             f"{path} exists and says something else; give another --name or --out, or remove it first"
         )
     check_output_folder(folder)
-    load_model(ZooEntry(card, folder))
+    there = card.weights.model_copy(update={"file": str(model.entry.folder / model.entry.card.weights.file)})
+    load_model(ZooEntry(card.model_copy(update={"weights": there}), folder))  # `folder` may not be there yet
     write_text_atomically(path, text)
     return path
 

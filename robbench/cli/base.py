@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from robbench.cli.completion import dataset_completion
-from robbench.core.errors import UserError, printable, printable_text
+from robbench.core.errors import UserError, known_name, printable, printable_text
 from robbench.core.foreign import cause
 from robbench.core.numerals import number, whole_number
 from robbench.core.precision import PRECISION, WITHDRAWN, check_precision
@@ -219,7 +219,7 @@ def _budget(
 def chosen_dataset(dataset: str | None, data: Path | None) -> str:
     """The name of the data set asked for: --dataset, else the one in the card of --data, else digits."""
     if data is None:
-        return "digits" if dataset is None else dataset
+        return "digits" if dataset is None else _known_dataset(dataset)
     from robbench.data.card import read_folder_card
 
     name = read_folder_card(data)[0].name
@@ -228,6 +228,24 @@ def chosen_dataset(dataset: str | None, data: Path | None) -> str:
             f"--dataset {dataset} and --data {str(data)!r} (data set {name!r}) name two data sets; leave one out"
         )
     return name
+
+
+def _known_dataset(name: str) -> str:
+    """The data set that a name means; itself where it means none, for whoever loads it to refuse."""
+    from robbench.data.names import dataset_names
+
+    try:
+        return taken("--dataset", name, lambda written: known_name("data set", written, dataset_names()))
+    except UserError:
+        return name
+
+
+def taken(option: str, written: str, find: Callable[[str], str]) -> str:
+    """What `find` says that `written` means; said on stderr where it is written in another way."""
+    found = find(written)
+    if found != written:
+        echo_line(f"{option} {written} is {found} here", err=True)
+    return found
 
 
 def example_count(text: str) -> int:

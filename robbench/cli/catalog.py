@@ -9,9 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from robbench.cli import catalog_json, catalog_text
-from robbench.cli.base import echo_cells, echo_line, echo_text, print_json
+from robbench.cli.base import echo_cells, echo_line, echo_text, print_json, taken
 from robbench.cli.catalog_json import Folders, Object
-from robbench.cli.naming import taken
 from robbench.cli.published_show import show_table
 from robbench.core.errors import UserError, known_name, printable
 from robbench.core.schema import dump_yaml

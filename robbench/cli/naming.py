@@ -4,10 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robbench.cli.base import chosen_dataset, echo_line, names
+from robbench.cli.base import chosen_dataset, echo_line, names, taken
 from robbench.cli.own import OPTIONS, own_models, own_weights
 from robbench.core.errors import UserError, folded, known_name
-from robbench.data.names import dataset_names
 from robbench.models.code import has_scheme, is_code
 from robbench.models.zoo import find_model, zoo_entries
 from robbench.specs import attack_name, threat_models
@@ -28,7 +27,7 @@ def settled(options: Mapping[str, Any]) -> dict[str, Any]:
     classes = [name for name in found["models"] if is_class(name, entries)]
     _require_a_class(own, classes, found["models"], entries)
     given = rest["dataset"] is not None or rest["data"] is not None
-    dataset = known_dataset(chosen_dataset(rest["dataset"], rest["data"])) if given else None
+    dataset = chosen_dataset(rest["dataset"], rest["data"]) if given else None
     if dataset is None:
         dataset = _of_cards([name for name in found["models"] if name not in classes], entries)
     models = own_models(classes, own, dataset, rest) if own.files else {}
@@ -39,22 +38,6 @@ def settled(options: Mapping[str, Any]) -> dict[str, Any]:
         echo_line(f"data set: {dataset}, that of the models' cards", err=True)
     found["own"] = {name: tuple(one.entry for one in listed) for name, listed in models.items()}
     return {**rest, **found, "dataset": dataset or "digits"}
-
-
-def taken(option: str, written: str, find: Callable[[str], str]) -> str:
-    """What `find` says that `written` means; said on stderr where it is written in another way."""
-    found = find(written)
-    if found != written:
-        echo_line(f"{option} {written} is {found} here", err=True)
-    return found
-
-
-def known_dataset(name: str) -> str:
-    """The data set that a name means; itself where none does, for whoever loads it to refuse."""
-    try:
-        return taken("--dataset", name, lambda written: known_name("data set", written, dataset_names()))
-    except UserError:
-        return name
 
 
 def attack_names(values: Sequence[str], folder: Path | None) -> tuple[str, ...]:

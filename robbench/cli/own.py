@@ -71,10 +71,11 @@ def _numbers(option: str, values: Sequence[str]) -> tuple[float, ...]:
 
 
 def _arguments(text: str | None) -> dict[str, Any]:
-    from robbench.core.schema import parse_json
+    from robbench.core.schema import canonical_hash, parse_json
 
     try:
         found = {} if text is None else parse_json(text)
+        canonical_hash(found)  # 1e999 is JSON, and no number
     except ValueError as error:
         found = error
     if not isinstance(found, dict):
@@ -132,7 +133,6 @@ def init(model: str, name: str | None, out: Path, **options: Any) -> None:
 
     Example: robbench init mynet:MyNet --weights mynet.pt --dataset digits
     """
-    from robbench.cli.naming import known_dataset
     from robbench.models.own_card import write_card
     from robbench.models.zoo import require_class
 
@@ -141,7 +141,7 @@ def init(model: str, name: str | None, out: Path, **options: Any) -> None:
     if len(own.files) != 1:
         raise UserError(f"robbench init {model} needs the weights of that network: --weights FILE, once")
     given = options["dataset"] is not None or options["data"] is not None
-    dataset = known_dataset(chosen_dataset(options["dataset"], options["data"])) if given else None
+    dataset = chosen_dataset(options["dataset"], options["data"]) if given else None
     found = own_models([model], own, dataset, options)[model][0]
     path = write_card(found, out, name)
     echo_line(found.text, err=True)

@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -174,7 +175,7 @@ def _sources(file: Path, module: str, root: Path) -> set[Path]:
         found.add(path)
         for imported in _imported_names(path, name):
             parts = imported.split(".")
-            if parts[0] == "robbench" or (top is not None and parts[0] != top):
+            if parts[0] in ("", "robbench") or (top is not None and parts[0] != top):
                 continue
             names = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
             todo += [(other, each) for each in names if (other := _file_below(root, each))]
@@ -272,7 +273,7 @@ def _module(code: Code, where: str) -> Any:
 def _import_path(folders: Sequence[Path]) -> Iterator[None]:
     """`folders` in front of the import path. No bytecode is written: Python takes that of a source of the same second
     and size for the source itself."""
-    places, bytecode = [str(folder) for folder in folders], sys.dont_write_bytecode
+    places, bytecode, here = [str(folder) for folder in folders], sys.dont_write_bytecode, Path.cwd()
     sys.path[:0] = places
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
@@ -281,4 +282,6 @@ def _import_path(folders: Sequence[Path]) -> Iterator[None]:
     finally:
         sys.dont_write_bytecode = bytecode
         for place in places:
-            sys.path.remove(place)
+            if place in sys.path:  # that code may have changed it, and the working directory as well
+                sys.path.remove(place)
+        os.chdir(here)

@@ -112,7 +112,11 @@ class Architecture(Strict):
     def identity(self) -> dict[str, Any]:
         """What the module depends on: of code with a pinned source not where the file lies."""
         module, _, attribute = self.name.rpartition(":")
-        name = self.name if self.sha256 is None else f"{module.rpartition('/')[2].removesuffix('.py')}:{attribute}"
+        name = (
+            self.name
+            if self.sha256 is None
+            else f"{module.rpartition('/')[2].removesuffix('.py')}:{attribute}"
+        )
         return {**self.model_dump(mode="json"), "name": name}
 
 

@@ -10,6 +10,7 @@ from robbench.core.device import resolve_device
 from robbench.core.errors import UserError
 from robbench.data import Dataset, load_dataset
 from robbench.models.classifiers import ARCHITECTURES
+from robbench.models.entry import ModelRequest
 from robbench.models.loading import LoadedModel, load_model
 from robbench.models.zoo import find_model, zoo_entries
 
@@ -20,10 +21,12 @@ def load_classifiers(
     zoo: Path | None = None,
     data_dir: Path | None = None,
     data: Path | None = None,
+    checkpoints: Path | None = None,
 ) -> list[tuple[LoadedModel, Dataset, torch.device]]:
     """Classifiers with the data sets they classify, on a device; `UserError` for anything else."""
-    target, entries = resolve_device(device), zoo_entries(zoo)
-    chosen = [find_model(name, entries) for name in names]
+    target, entries = resolve_device(device), zoo_entries(zoo, checkpoints)
+    requested = ModelRequest("", checkpoints=checkpoints)
+    chosen = [find_model(name, entries, requested=requested) for name in names]
     for entry in chosen:
         if entry.card.kind != "classifier":
             raise UserError(f"--model {entry.card.name!r} is a {entry.card.kind}; name classifiers")

@@ -61,22 +61,29 @@ class Subject:
 RANDOM_EPSILON = 1 / 255  # with more, random networks have no robust images, and no verdicts to compare
 
 
-def zoo_subjects(names: Sequence[str], n: int, **places: Any) -> list[Subject]:
-    """Zoo classifiers with n test images drawn by seed 0 and the data set's own epsilon; places: as for
+def zoo_subjects(names: Sequence[str], n: int, epsilon: float | None = None, **places: Any) -> list[Subject]:
+    """Zoo classifiers with n test images drawn by seed 0. epsilon: None for the data set's own. places: as for
     `load_classifiers`."""
     known, found = threat_models(), []
     for model, dataset, device in load_classifiers(names, **places):
         x, y = dataset.test.by_ids(sample_ids(dataset.test, min(n, len(dataset.test)), 0))
-        epsilon = float(resolve_attack("pgd50", model.card.dataset, known).epsilon or 0.0)
-        found.append(Subject(model.card.name, model.module, x, y, epsilon, device))
+        budget = float(resolve_attack("pgd50", model.card.dataset, known, epsilon).epsilon or 0.0)
+        found.append(Subject(model.card.name, model.module, x, y, budget, device))
     return found
 
 
-def random_subjects(architectures: Sequence[str], n: int, device: str = "auto") -> list[Subject]:
-    """Networks with random weights on n random 3x32x32 images, with their own predictions as labels."""
+def random_subjects(
+    architectures: Sequence[str], n: int, epsilon: float | None = None, device: str = "auto"
+) -> list[Subject]:
+    """Networks with random weights on n random 3x32x32 images, labels their own predictions."""
     target = resolve_device(device)
     return [
-        Subject(f"{name} (random weights)", *random_classifier(name, n), RANDOM_EPSILON, target)
+        Subject(
+            f"{name} (random weights)",
+            *random_classifier(name, n),
+            RANDOM_EPSILON if epsilon is None else epsilon,
+            target,
+        )
         for name in architectures
     ]
 

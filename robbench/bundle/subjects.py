@@ -7,6 +7,7 @@ from pathlib import Path
 from robbench.bundle.findings import Finding
 from robbench.cards import ModelCard
 from robbench.core.errors import UserError
+from robbench.models.code import pinned
 from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.zoo import find_model, zoo_entries
 from robbench.store.records import Run
@@ -93,9 +94,9 @@ def _restricted(entries: dict[str, ZooEntry], logits: tuple[int, ...] | None) ->
 def _find_named(
     run: Run, named: Sequence[str], entries: dict[str, ZooEntry], checkpoints: Path | None
 ) -> dict[str, ZooEntry]:
-    classes = None if run.data and run.data.classes else len(run.class_names)
-    requested = ModelRequest(run.dataset, run.shape, classes, checkpoints)
-    return {name: replace(find_model(name, entries, requested=requested), trusted=True) for name in named}
+    requested = ModelRequest(run.dataset, run.shape, len(run.class_names), checkpoints)
+    found = {name: find_model(name, entries, requested=requested) for name in named}
+    return {name: pinned(replace(entry, trusted=True)) for name, entry in found.items()}
 
 
 def _foreign(card: ModelCard, entry: ZooEntry) -> str:

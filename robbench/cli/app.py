@@ -51,6 +51,7 @@ from robbench.cli.experiment import (
 from robbench.cli.fid import fid
 from robbench.cli.gc import gc
 from robbench.cli.help import GroupedCommand
+from robbench.cli.own import init, own_model_options
 from robbench.cli.report import report
 from robbench.cli.samples import samples
 from robbench.cli.theory import theory
@@ -100,9 +101,10 @@ def main(debug: bool) -> None:
     "--model",
     "models",
     multiple=True,
-    help="Zoo models, folders with a card.yaml, torchvision:NAME, timm:NAME, ...",
+    help="Zoo models, cards, module:Class with --weights, torchvision:NAME, timm:NAME, ...",
     shell_complete=model_completion,
 )
+@own_model_options
 @dataset_option
 @data_option
 @click.option("--like", type=Text(), help="For a folder: the data set whose budgets and models fit.")
@@ -193,7 +195,10 @@ def run(
         context.exit(_of_experiment(context, options, out, resume, dry_run, threads))
     for option in ("experiment", "scale", "fid_weights"):
         del options[option]
+    from robbench.cli.naming import settled
+
     read_data(options, out)
+    options = settled(options)
     folder = out or run_folder(options["dataset"], options["seed"])
     try:
         from robbench.cli.run import build_request, dry_run_table, run_matrix
@@ -373,6 +378,7 @@ for command in (
     export,
     fid,
     gc,
+    init,
     merge,
     report,
     samples,

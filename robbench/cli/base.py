@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -214,6 +214,14 @@ def _budget(
     if value is None or value < 0:
         raise UserError(f"{option} {text[:40]} is not {what}; give a finite number of at least {examples}")
     return value
+
+
+def taken(option: str, written: str, find: Callable[[str], str]) -> str:
+    """What `find` says that `written` means; said on stderr where it is written in another way."""
+    found = find(written)
+    if found != written:
+        echo_line(f"{option} {written} is {found} here", err=True)
+    return found
 
 
 def example_count(text: str) -> int:

@@ -13,6 +13,7 @@ from robbench.cli.base import (
     FolderOrFile,
     WholeNumber,
     budgets,
+    checkpoints_option,
     data_dir_option,
     data_option,
     device_option,
@@ -35,6 +36,9 @@ threads_option = click.option(
     help="CPU threads; with 1, times are those spent computing.",
 )
 out_option = click.option("--out", type=FolderOrFile(), default=Path("robbench-bench"), show_default=True)
+epsilon_option = click.option(
+    "--epsilon", "epsilons", multiple=True, help="One budget instead of the data set's: 0.1 or 8/255."
+)
 
 
 @click.group()
@@ -53,9 +57,7 @@ def bench() -> None:
 )
 @click.option("--attack", default="aa", show_default=True, type=click.Choice(("aa", "aa-l2", "aa-l1")))
 @click.option("--n", type=WholeNumber(1), default=1000, show_default=True, help="Test images, drawn by seed.")
-@click.option(
-    "--epsilon", "epsilons", multiple=True, help="One budget instead of the data set's: 0.1 or 8/255."
-)
+@epsilon_option
 @click.option(
     "--seeds",
     "seed_texts",
@@ -70,6 +72,7 @@ def bench() -> None:
 @out_option
 @device_option
 @zoo_option
+@checkpoints_option
 @data_option
 @data_dir_option
 def autoattack(
@@ -91,18 +94,14 @@ def autoattack(
     from robbench.benchmarks.models import load_classifiers
 
     _prepare(out, threads)
-    requested = budgets("--epsilon", epsilons) or (None,)
-    if len(requested) > 1:
-        raise UserError(
-            f"--epsilon {','.join(map(str, requested))}: bench aa compares at one budget; give one"
-        )
+    epsilon = _one_budget(epsilons)
     contest = contest_of.Contest(
-        attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, epsilon=requested[0]
+        attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, epsilon=epsilon
     )
     entries = load_classifiers(names("--model", models), **options)
     found = [contest_of.compare(model, data, contest, device, echo_line) for model, data, device in entries]
     stem = f"{attack}-{'-'.join(dict.fromkeys(data.name for _, data, _ in entries))}"
-    stem += f"-epsilon{requested[0]:g}" if requested[0] is not None else ""
+    stem += f"-epsilon{epsilon:g}" if epsilon is not None else ""
     _write(out / f"{stem}.json", contest_of, found, contest)
 
 
@@ -119,10 +118,12 @@ def autoattack(
 @click.option("--n", type=WholeNumber(1), default=256, show_default=True, help="Images of each model.")
 @click.option("--batch-size", type=WholeNumber(1), default=256, show_default=True)
 @click.option("--rounds", type=WholeNumber(1), default=9, show_default=True)
+@epsilon_option
 @threads_option
 @out_option
 @device_option
 @zoo_option
+@checkpoints_option
 @data_option
 @data_dir_option
 def pgd(
@@ -132,6 +133,7 @@ def pgd(
     steps: int,
     batch_size: int,
     rounds: int,
+    epsilons: tuple[str, ...],
     threads: int,
     out: Path,
     **places: Any,
@@ -145,15 +147,16 @@ def pgd(
     from robbench.benchmarks import pgd as contest_of
 
     _prepare(out, threads)
-    contest = contest_of.Contest(steps, batch_size, rounds)
+    contest, epsilon = contest_of.Contest(steps, batch_size, rounds), _one_budget(epsilons)
     chosen = names("--model", models) if models else ()
     built = names("--architecture", architectures) if architectures else ()
     if not chosen and not built:
         chosen = ("digits-at", "fashionmnist-at") if places["data_dir"] else ("digits-at",)
-    subjects = contest_of.zoo_subjects(chosen, n, **places) if chosen else []
-    subjects += contest_of.random_subjects(built, n, places["device"])
+    subjects = contest_of.zoo_subjects(chosen, n, epsilon, **places) if chosen else []
+    subjects += contest_of.random_subjects(built, n, epsilon, places["device"])
     found = [contest_of.compare(subject, contest, _tell(subject.name)) for subject in subjects]
-    stem = f"pgd{contest.steps}-{'-'.join((*chosen, *built))}"
+    stem = f"pgd{contest.steps}-{'-'.join(subject.name.split()[0] for subject in subjects)}"
+    stem += f"-epsilon{epsilon:g}" if epsilon is not None else ""
     _write(out / f"{stem}.json", contest_of, found, contest)
 
 
@@ -208,6 +211,14 @@ def flows(cases: tuple[str, ...], rounds: int | None, threads: int, out: Path, p
     if profile:
         echo_text(contest_of.profile_reference(known[0], threads))
     _write_report(out / "flows.json", found, markdown(found))
+
+
+def _one_budget(texts: tuple[str, ...]) -> float | None:
+    """What --epsilon says; None without it, `UserError` for several."""
+    requested = budgets("--epsilon", texts)
+    if len(requested) > 1:
+        raise UserError(f"--epsilon {','.join(map(str, requested))}: bench compares at one budget; give one")
+    return requested[0] if requested else None
 
 
 def _prepare(out: Path, threads: int | None = None) -> None:

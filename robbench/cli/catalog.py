@@ -9,17 +9,19 @@ from rich.table import Table
 from rich.text import Text
 
 from robbench.cli import catalog_json, catalog_text
-from robbench.cli.base import echo_cells, echo_line, echo_text, print_json
+from robbench.cli.base import echo_cells, echo_line, echo_text, print_json, taken
 from robbench.cli.catalog_json import Folders, Object
 from robbench.cli.published_show import show_table
-from robbench.core.errors import printable, unknown_name
+from robbench.core.errors import UserError, known_name, printable
 from robbench.core.schema import dump_yaml
 from robbench.core.terminal import Terminal
 from robbench.data.names import dataset_names
 from robbench.experiments.published import find_table, published_index
 from robbench.experiments.schema import experiment_names, experiment_text, find_experiment
+from robbench.models.zoo import is_model_card
 from robbench.recipes import recipes
 from robbench.report.data_card import HEADER, dataset_rows, dataset_text, is_data_folder
+from robbench.specs import attack_name
 
 Rows = Iterable[tuple[str, ...]]
 
@@ -119,6 +121,7 @@ KINDS = {  # by what `robbench list` calls them, in the order of `robbench show`
         lambda folders: folders.entries,
         catalog_text.show_model,
         catalog_json.model,
+        is_model_card,
     ),
     "recipes": _as_files(
         "recipe",
@@ -195,12 +198,25 @@ def _print_table(header: tuple[str, ...], rows: Rows) -> None:
     console.print(table)
 
 
+def _of_name(name: str, folders: Folders) -> list[Kind]:
+    return [kind for kind in KINDS.values() if kind.has(name, folders)]
+
+
+def _meant(written: str, known: set[str], folders: Folders) -> str:
+    """The one name that `written` means ("PGD-20", "CIFAR10"); `UserError` otherwise."""
+    try:
+        return attack_name(written, folders.models_of_threats)
+    except UserError:
+        return known_name("name", written, known)
+
+
 def show_name(name: str, folders: Folders, as_json: bool = False) -> None:
     """Print everything called `name`, of any kind; `UserError` with the nearest name when nothing is."""
-    found = [kind for kind in KINDS.values() if kind.has(name, folders)]
+    found = _of_name(name, folders)
     if not found:
-        known = {known for kind in KINDS.values() for known in kind.names(folders)}
-        raise unknown_name("name", name, known - folders.members)
+        known = {known for kind in KINDS.values() for known in kind.names(folders)} - folders.members
+        name = taken("show", name, lambda written: _meant(written, known, folders))
+        found = _of_name(name, folders)
     if as_json:
         entries = [{"kind": kind.word, "entry": kind.described(name, folders)} for kind in found]
         print_json({"name": name, "found": entries})

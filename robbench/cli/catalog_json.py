@@ -19,8 +19,8 @@ from robbench.core.resources import dataset_root
 from robbench.core.schema import validate
 from robbench.data.names import BUILT_IN, dataset_names, place
 from robbench.experiments import published, schema
-from robbench.models.entry import ZooEntry
-from robbench.models.zoo import present_weights, zoo_entries
+from robbench.models.entry import ModelRequest, ZooEntry
+from robbench.models.zoo import find_model, present_weights, zoo_entries
 from robbench.recipes import recipes
 from robbench.specs import ThreatModel, listed_attacks, resolve_attack
 
@@ -60,6 +60,12 @@ class Folders:
         """Names of the attacks that groups stand for."""
         models = self.models_of_threats.values()
         return {name for model in models for group in model.groups for name in model.members(group)}
+
+    def entry(self, name: str) -> ZooEntry:
+        """The model of that name, or of the card or folder at that path."""
+        return self.entries.get(name) or find_model(
+            name, self.entries, requested=ModelRequest("", checkpoints=self.checkpoints)
+        )
 
     def owner(self, attack: str) -> ThreatModel:
         """The threat model of an attack or group."""
@@ -161,7 +167,7 @@ def _model(entry: ZooEntry) -> Object:
 
 def model(name: str, folders: Folders) -> Object:
     """What the list says of a model, and its whole card."""
-    entry = folders.entries[name]
+    entry = folders.entry(name)
     return {**_model(entry), "card": entry.card.model_dump(mode="json")}
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def show_model(name: str, folders: Folders) -> None:
     """Where the card and its weights lie, then the card."""
-    entry = folders.entries[name]
+    entry = folders.entry(name)
     weights = present_weights(entry)
     get = "downloaded when first used" if entry.card.weights.urls else "name their folder with --checkpoints"
     echo_line(f"# {entry.folder}")

@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from robbench.cli.base import echo_line
-from robbench.core.errors import UserError
+from robbench.cli.base import echo_line, taken
+from robbench.core.errors import UserError, known_name
 
 
 def chosen_dataset(dataset: str | None, data: Path | None) -> tuple[str, Path | None]:
@@ -13,10 +13,20 @@ def chosen_dataset(dataset: str | None, data: Path | None) -> tuple[str, Path | 
     or --data, a folder; else digits."""
     data = chosen_folder(dataset, data)
     if data is None:
-        return "digits" if dataset is None else dataset, None
+        return "digits" if dataset is None else known_dataset(dataset), None
     from robbench.data.card import read_folder_card
 
     return read_folder_card(data)[0].name, data
+
+
+def known_dataset(name: str) -> str:
+    """The data set that a name means; itself where it means none, for whoever loads it to refuse."""
+    from robbench.data.names import dataset_names
+
+    try:
+        return taken("--dataset", name, lambda written: known_name("data set", written, dataset_names()))
+    except UserError:
+        return name
 
 
 def chosen_folder(dataset: str | None, data: Path | None) -> Path | None:
@@ -33,8 +43,8 @@ def chosen_folder(dataset: str | None, data: Path | None) -> Path | None:
 
 
 def read_data(options: dict[str, Any], out: Path | None) -> None:
-    """Set `dataset` and `data` of the options of `robbench run` to name and folder of the data set asked for, and take
-    --like and --size out; a folder without a card gets one, and a line says where."""
+    """Set `dataset` and `data` of the options of `robbench run` to name and folder of the requested data set, None where
+    none was requested, and remove --like and --size; a folder without a card gets one, and a line says where."""
     like, size = options.pop("like"), options.pop("size")
     folder = chosen_folder(options["dataset"], options["data"])
     if folder is None:
@@ -43,7 +53,8 @@ def read_data(options: dict[str, Any], out: Path | None) -> None:
                 raise UserError(
                     f"{option} {value} is for a folder of one's own; leave it out, or name one with --dataset"
                 )
-        options["dataset"] = options["dataset"] if options["dataset"] is not None else "digits"
+        if options["dataset"] is not None:
+            options["dataset"] = known_dataset(options["dataset"])
         return
     from robbench.data.bare import own_data
 

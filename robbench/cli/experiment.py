@@ -15,6 +15,7 @@ from robbench.core.errors import UserError
 OF_THE_EXPERIMENT = (
     *("attacks", "defenses", "models", "dataset", "flow", "epsilons", "etas", "steps"),
     *("likelihood_dtype", "likelihood_draws", "like", "size"),
+    *("weights", "model_args", "weights_key", "mean", "std"),
 )
 ONLY_WITH_EXPERIMENT = ("scale", "fid_weights")
 

@@ -32,6 +32,7 @@ def build_request(options: Mapping[str, Any]) -> RunRequest:
         models=names("--model", options["models"]),
         dataset=options["dataset"],
         flow=options["flow"],
+        own=options["own"],
         epsilons=budgets("--epsilon", options["epsilons"]),
         etas=budgets("--eta", options["etas"]),
         steps=counts("--steps", options["steps"]),

@@ -120,13 +120,18 @@ def unknown_name(
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """Up to three of `known` that are spelt most like `name`, the nearest first; where some begin with it, these."""
     from difflib import SequenceMatcher
-    from os.path import commonprefix
+    from itertools import takewhile
 
     wanted = folded(name)
     choices = {choice: folded(choice) for choice in known}
     longer = {choice: text for choice, text in choices.items() if text.startswith(wanted)} if wanted else {}
     alike = {choice: SequenceMatcher(None, t, wanted).ratio() for choice, t in (longer or choices).items()}
     least = max(0.5, max(alike.values(), default=0.0) - NEAR)
-    shared = {choice: len(commonprefix([choices[choice], wanted])) for choice in alike}
+    shared = {
+        choice: sum(
+            1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(choices[choice], wanted, strict=False))
+        )
+        for choice in alike
+    }
     best = sorted((-ratio, -shared[choice], choice) for choice, ratio in alike.items() if ratio >= least)
     return [choice for _, _, choice in best[:SUGGESTED]]

@@ -65,7 +65,9 @@ def checked(entry: ZooEntry, path: Path, sha256: str) -> Path:
             f"delete it to download it again, or where another card has a file of that name, call yours {own}"
         )
     else:
-        step = f"restore the file, or where the change is meant write `sha256: {sha256_file(path)}` in the card"
+        step = (
+            f"restore the file, or where the change is meant write `sha256: {sha256_file(path)}` in the card"
+        )
     raise UserError(f"{_where(entry)}: {path} {wrong}; {step}")
 
 
@@ -82,11 +84,20 @@ def most_weights_bytes(module: nn.Module) -> int:
 def read_state(entry: ZooEntry, module: nn.Module) -> dict[str, Tensor]:
     """The state dict of a card's weights file, as the card's format, key and prefix say; on the CPU. module: what the
     weights are for, whose size limits a download."""
-    weights, path = entry.card.weights, weights_file(entry, most_weights_bytes(module))
-    if weights.format == "safetensors":
-        return _without_prefix(read_safetensors(entry, path), weights.prefix, f"{_where(entry)}: {path}")
-    state = _chosen(unpickled(entry, path), weights, f"{_where(entry)}: {path}")
-    return _without_prefix(state, weights.prefix, f"{_where(entry)}: {path}")
+    path = weights_file(entry, most_weights_bytes(module))
+    return state_in(read_weights(entry, path), entry, path)
+
+
+def read_weights(entry: ZooEntry, path: Path) -> object:
+    """What a weights file of the card's format holds."""
+    safe = entry.card.weights.format == "safetensors"
+    return read_safetensors(entry, path) if safe else unpickled(entry, path)
+
+
+def state_in(content: object, entry: ZooEntry, path: Path) -> dict[str, Tensor]:
+    """The state dict in the `content` of the file at `path`, as the card's key and prefix say."""
+    where = f"{_where(entry)}: {path}"
+    return _without_prefix(_chosen(content, entry.card.weights, where), entry.card.weights.prefix, where)
 
 
 def read_golden(entry: ZooEntry, golden: Golden) -> dict[str, Tensor]:

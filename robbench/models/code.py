@@ -1,13 +1,15 @@
 """Code that builds a network, "module:Class": where its Python file lies, the sha256 of its source, and calling it.
 
 The source is part of what a model computes, as its weights are: a card pins both (`architecture.sha256`,
-`weights.sha256`), and the address of every row depends on both. No torch here, and nothing runs before `loaded_callable`.
+`weights.sha256`), and the address of every row depends on both. No torch here; nothing runs before `loaded_callable`.
 """
 
 import ast
 import hashlib
 import importlib
 import importlib.util
+import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
@@ -15,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robbench.core.errors import UserError, unknown_name
+from robbench.core.errors import UserError, nearest, unknown_name
 from robbench.core.foreign import cause
 from robbench.core.resources import sha256_file
 from robbench.core.stops import reraise_stop
@@ -74,8 +76,12 @@ def is_code(name: str) -> bool:
     module, colon, attribute = name.rpartition(":")
     path = Path(module)
     stem = path.stem if path.suffix == ".py" else module
-    parts = [*stem.split("."), *attribute.split(".")]
-    return bool(colon) and all(part.isidentifier() for part in parts)
+    modules, attributes = stem.split("."), attribute.split(".")
+    return (
+        bool(colon)
+        and all(re.fullmatch(r"[\w-]+", part) for part in modules)
+        and all(part.isidentifier() for part in attributes)
+    )
 
 
 def find_code(name: str, *folders: Path) -> Code:
@@ -89,9 +95,11 @@ def find_code(name: str, *folders: Path) -> Code:
     if module.endswith(".py"):
         file = (places[0] / module).resolve()
         if not file.is_file():
-            raise UserError(f"{name!r}: {file} is no file; name the Python file that has {attribute}")
+            near = nearest(file.name, [one.name for one in file.parent.glob("*.py")])
+            listed = f"; near it: {', '.join(near)}" if near else ""
+            raise UserError(f"{name!r}: {file} is no file{listed}; name the Python file that has {attribute}")
         module, places = file.stem, tuple(dict.fromkeys((file.parent, *places)))
-    found = next((file for folder in places if (file := _file_below(folder, module))), None)
+    found = next((below for folder in places if (below := _file_below(folder, module))), None)
     if found is not None and module.split(".")[0] in sys.stdlib_module_names:
         raise UserError(
             f"{name!r} means {found}, but {module.split('.')[0]} is a module of Python itself; rename the file"
@@ -133,7 +141,8 @@ def code_of(entry: ZooEntry) -> Code | None:
         return None
     if not is_code(name):
         raise UserError(
-            f"model {entry.card.name!r}: architecture {name!r} is no module:callable, as in my_models:ResNet; correct it"
+            f"model {entry.card.name!r}: architecture {name!r} is no module:callable, as in my_models:ResNet; "
+            f"correct it"
         )
     return find_code(name, *([entry.code] if entry.code else []), entry.folder)
 
@@ -166,7 +175,7 @@ def _sources(file: Path, module: str, root: Path) -> set[Path]:
         found.add(path)
         for imported in _imported_names(path, name):
             parts = imported.split(".")
-            if parts[0] == "robbench" or (top is not None and parts[0] != top):
+            if parts[0] in ("", "robbench") or (top is not None and parts[0] != top):
                 continue
             names = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
             todo += [(other, each) for each in names if (other := _file_below(root, each))]
@@ -254,8 +263,8 @@ def _module(code: Code, where: str) -> Any:
     loaded = getattr(module, "__file__", None) or "elsewhere"
     if code.file is not None and Path(loaded).resolve() != code.file.resolve():
         raise UserError(
-            f"{where}: {code.name!r} means {code.file}, but a module {code.module!r} is loaded already from {loaded}; rename one of "
-            f"the files"
+            f"{where}: {code.name!r} means {code.file}, but a module {code.module!r} is loaded already from {loaded}; "
+            f"rename one of the files"
         )
     return module
 
@@ -264,7 +273,7 @@ def _module(code: Code, where: str) -> Any:
 def _import_path(folders: Sequence[Path]) -> Iterator[None]:
     """`folders` in front of the import path. No bytecode is written: Python takes that of a source of the same second
     and size for the source itself."""
-    places, bytecode = [str(folder) for folder in folders], sys.dont_write_bytecode
+    places, bytecode, here = [str(folder) for folder in folders], sys.dont_write_bytecode, Path.cwd()
     sys.path[:0] = places
     sys.dont_write_bytecode = True
     importlib.invalidate_caches()
@@ -273,4 +282,6 @@ def _import_path(folders: Sequence[Path]) -> Iterator[None]:
     finally:
         sys.dont_write_bytecode = bytecode
         for place in places:
-            sys.path.remove(place)
+            if place in sys.path:  # that code may have changed it, and the working directory as well
+                sys.path.remove(place)
+        os.chdir(here)

@@ -46,7 +46,11 @@ def find_layout(content: object, module: nn.Module, key: str | None, where: str)
     if not found:
         raise UserError(f"{where} {_nothing(content, key)}")
     requested = set(module.state_dict())
-    fitting = {one: Layout(one, cut) for one, state in found.items() if (cut := _prefix(state, requested)) is not None}
+    fitting = {
+        one: Layout(one, cut)
+        for one, state in found.items()
+        if (cut := _prefix(state, requested)) is not None
+    }
     different = list(fitting)[:1]
     for one in fitting:
         if all(not _same(found[one], fitting[one], found[other], fitting[other]) for other in different):
@@ -98,7 +102,11 @@ def entry_called(content: object, key: str) -> object:
 def _parts(content: object) -> list[tuple[str, object]]:
     if isinstance(content, Mapping):
         return [(str(name), value) for name, value in content.items()]
-    return [(str(place), value) for place, value in enumerate(content)] if isinstance(content, list | tuple) else []
+    return (
+        [(str(place), value) for place, value in enumerate(content)]
+        if isinstance(content, list | tuple)
+        else []
+    )
 
 
 def _prefix(state: Mapping[str, Tensor], requested: set[str]) -> str | None:
@@ -128,14 +136,17 @@ def _same(one: Mapping[str, Tensor], its: Layout, other: Mapping[str, Tensor], o
     first = {name.removeprefix(its.prefix): value for name, value in one.items()}
     second = {name.removeprefix(others.prefix): value for name, value in other.items()}
     return first.keys() == second.keys() and all(
-        value.shape == second[name].shape and torch.equal(value, second[name]) for name, value in first.items()
+        value.shape == second[name].shape and torch.equal(value, second[name])
+        for name, value in first.items()
     )
 
 
 def _nothing(content: object, key: str | None) -> str:
     held = [name for name in state_dicts(content) if name is not None]
     what = "has no state dict" if key is None else f"has no state dict under {key!r}"
-    step = f"it has them under {', '.join(held[:3])}" if held else "torch.save the state_dict() of your network"
+    step = (
+        f"it has them under {', '.join(held[:3])}" if held else "torch.save the state_dict() of your network"
+    )
     return f"{what} (it is {described(content)}); {step}"
 
 
@@ -144,4 +155,6 @@ def described(content: object) -> str:
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"
     names = list(map(str, content))
-    return f"a dict of {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "an empty dict"
+    return (
+        f"a dict of {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}" if names else "an empty dict"
+    )

@@ -7,7 +7,7 @@ source, and is loaded like any other.
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from robbench.cards import Architecture, ModelCard, Preprocessing, Weights
 from robbench.core.budget_limits import IMAGE_SHAPES
-from robbench.core.errors import UserError, folded, nearest
+from robbench.core.errors import SUGGESTED, UserError, folded, nearest
 from robbench.core.foreign import cause
 from robbench.core.resources import sha256_file
 from robbench.core.stops import reraise_stop
-from robbench.models.checkpoints import read_safetensors, unpickled
+from robbench.models.checkpoints import load_strictly, read_weights, state_in
 from robbench.models.classifiers import Normalize
 from robbench.models.code import Code, call, find_code
 from robbench.models.entry import OwnWeights, ZooEntry
@@ -42,8 +42,9 @@ class Images:
 
 
 def built_in_images() -> list[Images]:
-    """Those of the built-in data sets."""
-    return [Images(name, shape, CLASSES[name]) for name, shape in IMAGE_SHAPES.items()]
+    """Those of the built-in data sets, digits first: the data set of who names none."""
+    names = sorted(IMAGE_SHAPES, key=lambda name: (name != "digits", name))
+    return [Images(name, IMAGE_SHAPES[name], CLASSES[name]) for name in names]
 
 
 @dataclass(frozen=True)
@@ -59,56 +60,73 @@ class OwnModel:
         card, layout = self.entry.card, self.layout.text
         held = f" ({layout})" if layout else ""
         scaled = card.preprocessing
-        norm = f"mean {_list(scaled.mean)}, std {_list(scaled.std)}" if scaled else "no normalisation but the network's"
+        norm = (
+            f"mean {_list(scaled.mean)}, std {_list(scaled.std)}"
+            if scaled
+            else "no normalisation but the network's own (--mean, --std)"
+        )
         return (
-            f"model {card.name}: {card.architecture.name} with {card.weights.file}{held}, images {_list(card.input_shape)} "
-            f"in [0,1] of {card.dataset}, {norm}" + ("" if scaled else " (--mean, --std)")
+            f"model {card.name}: {card.architecture.name} with {card.weights.file}{held}, {norm}, on images "
+            f"{_list(card.input_shape)} in [0,1] of {card.dataset}"
         )
 
 
-def own_model(name: str, file: Path, own: OwnWeights, candidates: Sequence[Images], called: str = "") -> OwnModel:
+def own_model(
+    name: str, file: Path, own: OwnWeights, candidates: Sequence[Images], called: str = ""
+) -> OwnModel:
     """The network "module:Class" with the weights in `file`.
 
-    candidates: the images it may be for: one, or several of which exactly one must fit. called: the name of its card; ""
-    for one made of its file and class. `UserError` for whatever does not fit, before anything is computed.
+    candidates: the images it may be for: one, or several of which exactly one must fit. called: the name of its card;
+    "" for one made of its file and class. `UserError` for whatever does not fit, before anything is computed.
     """
     code = find_code(name)
     where = f"--model {name!r}"
     weights = _weights_file(file)
     built = network_class(code, where)
     _require_arguments(built, code, own.arguments, where, candidates)
+    architecture = Architecture(
+        name=f"{code.module}:{code.attribute}", arguments=dict(own.arguments), sha256=code.sha256
+    )
     card = ModelCard(
         name=called or _name(code, weights),
         kind="classifier",
-        description=f"{code.module}:{code.attribute} with the weights {weights.name}",
+        description=f"{architecture.name} with the weights {weights.name}",
         dataset=candidates[0].dataset,
         defense="unstated",
-        architecture=Architecture(
-            name=f"{code.module}:{code.attribute}", arguments=dict(own.arguments), sha256=code.sha256
-        ),
+        architecture=architecture,
         input_shape=candidates[0].shape,
         classes=candidates[0].classes,
         weights=Weights(file=weights.name, sha256=sha256_file(weights)),
         license="see its source",
     )
-    entry = ZooEntry(card, weights.parent, code=code.folders[0])
     step = f"correct --model-args, as in {_arguments_line(built, candidates[0])}"
-    module = call(built, code, own.arguments, where, step)
-    if not isinstance(module, nn.Module):
-        raise UserError(f"{where} returned a {type(module).__name__}, not a torch.nn.Module; name a class of modules")
-    if isinstance(module, Flow):
-        raise UserError(f"{where} is a flow; write its card (docs/models.md, A flow of your own), and name that")
-    content = read_safetensors(entry, weights) if card.weights.format == "safetensors" else unpickled(entry, weights)
+    module = _network(call(built, code, own.arguments, where, step), where)
+    entry = ZooEntry(card, weights.parent, code=code.folders[0])
+    content = read_weights(entry, weights)
     layout = find_layout(content, module, own.key, f"--weights {str(file)!r}")
+    lies = {"key": layout.key, "prefix": layout.prefix}
+    entry = _changed(entry, weights=card.weights.model_copy(update=lies))
+    load_strictly(module, state_in(content, entry, weights), entry)
     images = _fitting(module.eval(), own, candidates, where)
-    update = {
-        "dataset": images.dataset,
-        "input_shape": images.shape,
-        "classes": images.classes,
-        "preprocessing": _preprocessing(own, images.shape[0]),
-        "weights": card.weights.model_copy(update={"key": layout.key, "prefix": layout.prefix}),
-    }
-    return OwnModel(ZooEntry(card.model_copy(update=update), weights.parent, code=code.folders[0]), layout)
+    scaled = _preprocessing(own, images.shape[0])
+    fitted = {"dataset": images.dataset, "input_shape": images.shape, "classes": images.classes}
+    return OwnModel(_changed(entry, **fitted, preprocessing=scaled), layout)
+
+
+def _changed(entry: ZooEntry, **fields: Any) -> ZooEntry:
+    return replace(entry, card=entry.card.model_copy(update=fields))
+
+
+def _network(built: object, where: str) -> nn.Module:
+    if not isinstance(built, nn.Module):
+        raise UserError(
+            f"{where} returned a {type(built).__name__}, not a torch.nn.Module; name a class of modules"
+        )
+    if isinstance(built, Flow):
+        raise UserError(
+            f"{where} is a flow; write its card (docs/models.md, A flow of your own), and name that"
+        )
+    return built
 
 
 def _weights_file(file: Path) -> Path:
@@ -117,16 +135,21 @@ def _weights_file(file: Path) -> Path:
     if path.is_file():
         return path
     folder = path if path.is_dir() else path.parent
-    names = [one.name for one in folder.iterdir() if one.is_file()] if folder.is_dir() else []
-    near = sorted(names)[:3] if path.is_dir() else nearest(path.name, names)
-    what = "is a folder" if path.is_dir() else "is no file"
-    listed = f"; it holds {', '.join(near)}" if path.is_dir() and near else f"; near it: {', '.join(near)}" if near else ""
-    raise UserError(f"--weights {str(file)!r} {what}{listed}; name the file of the weights (one a --weights)")
+    names = sorted(one.name for one in folder.iterdir() if one.is_file()) if folder.is_dir() else []
+    near = names[:SUGGESTED] if path.is_dir() else nearest(path.name, names)
+    what = "is a folder; it holds" if path.is_dir() else "is no file; near it"
+    listed = f"{what}: {', '.join(near)}" if near else what.partition(";")[0]
+    raise UserError(
+        f"--weights {str(file)!r} {listed}; name the file of the weights (--weights once for each)"
+    )
 
 
 def _name(code: Code, weights: Path) -> str:
     """A name for tables: that of the file where it holds that of the class, else both."""
-    stem = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in weights.stem)
+    stem = "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-"
+        for letter in weights.stem
+    )
     stem = stem.lstrip("._-") or "weights"
     attribute = code.attribute.rpartition(".")[2]
     whole = stem if folded(attribute) in folded(stem) else f"{attribute.strip('_')}-{stem}"
@@ -161,7 +184,9 @@ def _arguments_line(built: Callable[..., Any], images: Images, given: Mapping[st
     guesses |= dict.fromkeys(("num_outputs", "out_features", "out_dim", "output_dim"), images.classes)
     guesses |= dict.fromkeys(("in_channels", "in_chans", "channels", "input_channels"), images.shape[0])
     guesses |= dict.fromkeys(("image_size", "img_size", "input_size", "size"), images.shape[1])
-    names = [*(given or {}), *(name for name in _required(built) if name not in (given or {}))] or ["num_classes"]
+    names = [*(given or {}), *(name for name in _required(built) if name not in (given or {}))] or [
+        "num_classes"
+    ]
     values: dict[str, Any] = {name: guesses.get(name, 0) for name in names} | dict(given or {})
     if "input_shape" in values and "input_shape" not in (given or {}):
         values["input_shape"] = list(images.shape)
@@ -193,16 +218,20 @@ def _fitting(module: nn.Module, own: OwnWeights, candidates: Sequence[Images], w
             f"{where} takes the images of {', '.join(names[:-1])} and {names[-1]} alike; say which it was trained on: "
             f"--dataset {names[0]}"
         )
+    first = candidates[0]
     if len(candidates) > 1:
-        first = candidates[0]
         raise UserError(
-            f"{where} fits no built-in data set (on images of {first.dataset} it {problems[first.dataset]}); name yours "
-            f"with --dataset or --data, or correct --model-args"
+            f"{where} fits no built-in data set (on images of {first.dataset} it {problems[first.dataset]}); "
+            f"name yours with --dataset or --data, or correct --model-args"
         )
     others = [one.dataset for one in built_in_images() if _problem(module, own, one) is None]
-    step = f"it fits {', '.join(others)}: give --dataset" if others else "correct --model-args, or give another --dataset"
+    step = (
+        f"it fits {', '.join(others)}, so give one of them"
+        if others
+        else "correct --model-args, or give another"
+    )
     raise UserError(
-        f"{where} on images {_list(candidates[0].shape)} of {candidates[0].dataset} {problems[candidates[0].dataset]}; {step}"
+        f"{where} on images {_list(first.shape)} of {first.dataset} {problems[first.dataset]}; {step} (--dataset)"
     )
 
 

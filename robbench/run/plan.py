@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
+from pathlib import Path
 
 import torch
 
@@ -203,20 +204,24 @@ def _choose_models(
         for defense in request.defenses
         for entry in _models_of_defense(defense, targets, request, entries)
     ]
-    named = (find_model(name, entries, targets[0], requested) for name in request.models)
     chosen += [
         replace(_require_dataset(entry, request), named=name)
-        for name, entry in zip(request.models, named, strict=True)
+        for name in request.models
+        for entry in request.own.get(name) or (find_model(name, entries, targets[0], requested),)
     ]
     _require_partners(chosen, attacks)
     unique: dict[str, ZooEntry] = {}
     for entry in chosen:
         other = unique.setdefault(entry.card.name, entry)
-        if other.folder.resolve() != entry.folder.resolve():
+        if other.folder.resolve() != entry.folder.resolve() or other.card != entry.card:
             raise UserError(
-                f"two models are called {entry.card.name!r}: {other.folder} and {entry.folder}; rename one"
+                f"two models are called {entry.card.name!r}: {_place(other)} and {_place(entry)}; rename one"
             )
     return list(unique.values())
+
+
+def _place(entry: ZooEntry) -> Path:
+    return entry.folder / entry.card.weights.file
 
 
 def _models_of_defense(

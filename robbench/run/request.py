@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from robbench.data.card import family
+from robbench.models.entry import ZooEntry
 from robbench.run.ray_backend import BackendName
 from robbench.specs import ResolvedAttack
 
@@ -76,6 +77,7 @@ class RunRequest(RunSettings):
         likelihood_dtype: "float32" or "float64", in which flows score images; None for float32.
         likelihood_draws: noise draws of the importance-weighted bits/dim by which attacks on flows are scored; None
             and 1 for a single draw.
+        own: models that were read from a class and weights, by the name in `models` that stands for them.
         resolved: attacks with every number filled in, in place of `attacks` and budgets.
         note: what every table of the run says of it.
     """
@@ -90,6 +92,7 @@ class RunRequest(RunSettings):
     steps: tuple[int, ...] = ()
     likelihood_dtype: str | None = None
     likelihood_draws: int | None = None
+    own: Mapping[str, tuple[ZooEntry, ...]] = field(default_factory=dict)
     resolved: tuple[ResolvedAttack, ...] = ()
     note: str = ""
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import robbench
+from robbench.evaluation import EvaluationResult
 
 N, CLASSES = 20, 3
 
@@ -27,13 +28,13 @@ def _make() -> tuple[nn.Module, Tensor, Tensor]:
 NET, X, Y = _make()
 
 
-def evaluate(model: Any, *data: Any, **options: Any) -> robbench.evaluation.EvaluationResult:
+def evaluate(model: Any, *data: Any, **options: Any) -> EvaluationResult:
     chosen = {"attacks": "fgsm", "epsilon": 0.1, "progress": False, "device": "cpu", **options}
     return robbench.evaluate(model, *data, **chosen)
 
 
 @pytest.fixture(scope="module")
-def plain() -> robbench.evaluation.EvaluationResult:
+def plain() -> EvaluationResult:
     found = evaluate(NET, X, Y)
     assert 0 < found.accuracy["fgsm@0.1"].value < found.clean.value == 100
     return found
@@ -89,7 +90,7 @@ def test_images_of_8_bits_are_scaled_and_it_is_said_once(plain: Any) -> None:
 
 @pytest.mark.parametrize("data", [Endless, one_buffer])
 def test_what_has_no_length_is_read_as_far_as_asked(data: Callable[[], Any], plain: Any) -> None:
-    with pytest.raises(robbench.UserError, match="without a length, which may never end.*n=1000"):
+    with pytest.raises(robbench.UserError, match=r"without a length, which may never end.*n=1000"):
         evaluate(NET, data())
     assert evaluate(NET, data(), n=N).samples.equals(plain.samples)
 
@@ -283,11 +284,11 @@ def test_the_model_the_data_and_the_random_states_are_left_as_found(make: Callab
         lambda: evaluate(model, x, y),
         lambda: robbench.attack("pgd10", epsilon=0.1).run(model, x, y),
     ):
-        try:
+        if isinstance(model, Dirty):
+            with pytest.raises(robbench.UserError, match="a forward of the model changes the model"):
+                call()
+        else:
             call()
-        except robbench.UserError as error:
-            assert "a forward of the model changes the model" in str(error)
-            assert isinstance(model, Dirty)
         assert _found(model) == before
     assert torch.equal(x, X)
     assert torch.equal(y, Y)
@@ -307,5 +308,5 @@ def test_the_callers_context_changes_nothing(context: Any, plain: Any) -> None:
 def test_a_model_of_inference_mode_is_refused() -> None:
     with torch.inference_mode():
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES))
-    with pytest.raises(robbench.UserError, match="was made inside torch.inference_mode"):
+    with pytest.raises(robbench.UserError, match=r"was made inside torch\.inference_mode"):
         evaluate(model, X, Y)

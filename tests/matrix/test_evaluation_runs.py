@@ -131,7 +131,7 @@ def test_a_run_folder_is_that_of_the_command_line_and_is_resumed(
     def computed(*_: object) -> None:
         raise AssertionError("the second call computes nothing")
 
-    monkeypatch.setattr("robbench.attacks.pgd.PGD.search", computed)
+    monkeypatch.setattr("robbench.attacks.pgd.GradientAttack.search", computed)
     again = _evaluate(model, data, folder)
     assert again.samples.equals(first.samples)
     with pytest.raises(robbench.UserError, match="fresh=True"):
@@ -166,7 +166,8 @@ def test_other_data_another_model_and_another_function_are_not_mixed_up(
     hidden.scale = -1.0  # type: ignore[attr-defined]
     with pytest.raises(robbench.UserError, match="looks the same and gives other logits now"):
         _evaluate(scaled, small, tmp_path)
-    third = _evaluate(scaled, small, tmp_path, fresh=True)
+    with pytest.warns(robbench.RobbenchWarning, match="clean accuracy"):
+        third = _evaluate(scaled, small, tmp_path, fresh=True)
     assert third.clean.value < first.clean.value
 
 
@@ -187,7 +188,7 @@ def test_a_failed_attack_is_an_error_and_the_others_stay(
         raise RuntimeError("no luck")
 
     small = (data[0][:8], data[1][:8])
-    monkeypatch.setattr(REGISTRY.get("square"), "search", failing)
+    monkeypatch.setattr(REGISTRY.get("autoattack"), "search", failing)
     with pytest.raises(robbench.UserError, match=r"square@0\.1 failed: RuntimeError: no luck; the run is in"):
         robbench.evaluate(model, *small, "fgsm,square", epsilon=0.1, out=tmp_path, progress=False)
     assert [one.cell.status for one in load_run(tmp_path).cells] == ["ok", "failed"]

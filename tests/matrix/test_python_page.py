@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import robbench
+from robbench.evaluation import EvaluationResult
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "python.md"
 
@@ -34,5 +35,5 @@ def test_every_argument_is_explained(function: object, text: str) -> None:
 
 
 def test_every_property_of_the_result_is_explained(text: str) -> None:
-    public = [name for name in dir(robbench.evaluation.EvaluationResult) if not name.startswith("_")]
+    public = [name for name in dir(EvaluationResult) if not name.startswith("_")]
     assert not [name for name in public if f"`{name}" not in text]

@@ -271,8 +271,8 @@ def resolve_attack(
 ) -> ResolvedAttack:
     """The attack called `name` with the budget of `dataset`, or with the given budgets and steps.
 
-    An attack that does not iterate ignores `steps`. `UserError` for a budget beyond the diameter of the box of the data
-    set's images; where their shape is unknown, the attack checks it later.
+    dataset: "" for none. An attack that does not iterate ignores `steps`. `UserError` for a budget beyond the diameter
+    of the box of the data set's images; where their shape is unknown, the attack checks it later.
     """
     name = attack_name(name, models)
     owner = next((m for m in models.values() if name in m.attacks), None)
@@ -359,6 +359,11 @@ def _budget_value(
         return None
     if given is not None:
         return given
+    if default is None and not dataset:
+        raise UserError(
+            f"attack {attack!r} needs an {option}; give {spell_argument(option, 'VALUE')}, or "
+            f"{spell_argument('dataset', 'NAME')} for that of a known data set"
+        )
     if default is None:
         raise UserError(
             f"attack {attack!r} has no {option} for data set {dataset!r}; give {spell_argument(option, 'VALUE')}, "

@@ -7,20 +7,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, spell_argument
 
 
 @dataclass(frozen=True)
 class Place:
-    """An output folder. device, inode: identify it independently of its name; option: argument that named it."""
+    """An output folder. device, inode: identify it independently of its name; option: argument that named it, ""
+    for the output's."""
 
     folder: Path
     device: int
     inode: int
-    option: str = "--out"
+    option: str = ""
 
     @classmethod
-    def of(cls, folder: Path, option: str = "--out") -> "Place":
+    def of(cls, folder: Path, option: str = "") -> "Place":
         """The folder as it is now; it must exist."""
         status = folder.stat()
         return cls(folder, status.st_dev, status.st_ino, option)
@@ -34,10 +35,11 @@ class Place:
         except OSError:
             same = False
         if not same:
+            path = repr(str(self.folder))
+            named = f"{self.option} {path}" if self.option else spell_argument("out", path)
             raise UserError(
-                f"{self.option} {str(self.folder)!r} was removed or renamed while robbench was writing to it, and "
-                f"nothing more is written there; what was finished is where the folder is now: bring it back and run "
-                f"the same command again"
+                f"{named} was removed or renamed while robbench was writing to it, and nothing more is written there; "
+                f"what was finished is where the folder is now: bring it back and run the same command again"
             )
 
 

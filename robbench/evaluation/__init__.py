@@ -68,7 +68,7 @@ def evaluate(
     n: so many samples: drawn by `seed` from arrays and data sets with random access, of other iterables the first n.
     epsilon, eta: budgets, 0.031, "8/255" or several; dataset: whose budgets and default flow to use instead.
     flow: a flow or the name of one in the zoo, for latent and joint attacks. Sample i is keyed by (seed, i).
-    device: "auto", "cpu", "cuda" or "cuda:N". batch_size: images at once; no number depends on it.
+    device: "auto", "cpu", "cuda" or "cuda:N". batch_size: images at once.
     keep_images: keep every adversarial image. progress: show it on stderr.
     out: folder of the run, as `robbench run` writes one; the same call again computes nothing. fresh: put what is in it
     aside. name: of the model in its tables; None for that of its class.

@@ -129,6 +129,10 @@ def attack(
     batch_size: as of `evaluate`. `UserError` in one line for anything that does not fit.
     """
     with python_arguments(), own_context():
+        if not isinstance(name, str):
+            raise UserError(
+                f"name={name!r} is no name of an attack (robbench list attacks); give one, as in 'pgd20'"
+            )
         specs = resolve_attacks(name, dataset, epsilon, eta)
         if len(specs) != 1:
             raise UserError(

@@ -58,12 +58,13 @@ def read_inputs(x: Data, y: Array | None = None, n: int | None = None, seed: int
         return _collected((x[int(i)] for i in ids), len(ids), ids)  # type: ignore[index]
     if not hasattr(x, "__iter__"):
         raise UserError(
-            f"x is a {type(x).__name__} and y is missing: give images x and labels y, or for x a data set, a "
+            f"x is of type {type(x).__name__} and y is missing: give images x and labels y, or for x a data set, a "
             f"DataLoader or another iterable of (image, label) pairs or (images, labels) batches"
         )
     if n is None and not _is_sized(x):
         raise UserError(
-            f"x is a {type(x).__name__} without a length, which may never end; say how many samples to read: n=1000"
+            f"x is of type {type(x).__name__} without a length, which may never end; say how many samples "
+            f"to read: n=1000"
         )
     return _collected(iter(x), n)
 
@@ -71,7 +72,8 @@ def read_inputs(x: Data, y: Array | None = None, n: int | None = None, seed: int
 def _of_arrays(x: Data, y: Array, n: int | None, seed: int) -> Inputs:
     if isinstance(x, Dataset) or not _is_sized(x):
         raise UserError(
-            f"x is a {type(x).__name__}, which brings its own labels, and y is given too; leave y out, or give arrays"
+            f"x is of type {type(x).__name__}, which brings its own labels, and y is given too; leave y out, "
+            f"or give arrays"
         )
     given = to_tensor("x", x)
     images, labels = _images(given, x), _labels(y)

@@ -7,6 +7,7 @@ from itertools import product
 from numbers import Real
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from robbench.attacks.checks import check_seed
@@ -52,7 +53,7 @@ def resolve_attacks(
     known = threat_models()
     names = expand_groups(_names(attacks), known)
     found = [
-        resolve_attack(name, dataset or "(none given)", known, one_epsilon, one_eta)
+        resolve_attack(name, dataset or "", known, one_epsilon, one_eta)
         for one_epsilon, one_eta, name in product(epsilons or (None,), etas or (None,), names)
     ]
     refuse_unused_budgets(found, epsilons, etas)
@@ -75,6 +76,8 @@ def read_budgets(name: str, given: Budgets) -> tuple[float, ...]:
     """Budgets as numbers: of a number, a text ("8/255", "0.1,8/255") or several of these."""
     if given is None:
         return ()
+    if isinstance(given, Tensor | np.ndarray):
+        given = given.tolist()
     several = [given] if isinstance(given, str | Real) or not hasattr(given, "__iter__") else list(given)
     parts = [part for one in several for part in (one.split(",") if isinstance(one, str) else [one])]
     if not parts:
@@ -84,8 +87,6 @@ def read_budgets(name: str, given: Budgets) -> tuple[float, ...]:
 
 def _budget(name: str, part: object) -> float:
     value = number(part) if isinstance(part, str) else part
-    if isinstance(value, Tensor) and value.numel() == 1:
-        value = value.item()
     if isinstance(value, bool) or not isinstance(value, Real):
         raise UserError(
             f"{spell_argument(name, repr(part))} is not a budget; give a finite number of at least 0, as in 0.1, "
@@ -115,7 +116,7 @@ def flow_in_use(
         return FlowInUse(frozen, _made_up_card(frozen))
     if flow is not None and not isinstance(flow, str):
         raise UserError(
-            f"flow is a {type(flow).__name__}; give the name of a flow in the zoo (robbench list models) or a "
+            f"flow is of type {type(flow).__name__}; give the name of a flow in the zoo (robbench list models) or a "
             f"robbench.models.flows.base.Flow"
         )
     entries = zoo_entries()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robbench.attacks import Victim
 from robbench.attacks.search.inner import attack_mode
+from robbench.attacks.trust.context import refuse_inference_tensors
 from robbench.attacks.victim import full_precision
 from robbench.core.device import resolve_device
 from robbench.core.errors import UserError
@@ -73,6 +74,7 @@ def prepared(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size={batch_size!r}; give a whole number of images of at least 1")
     module = as_module(model)
+    refuse_inference_tensors(module)
     target = choose_device(model, device, data)
     with _random_states(target), preserved(module):
         ready, notes = _with_logits(module.to(target), images[:2].to(target))

@@ -164,7 +164,7 @@ def test_evaluate_names_what_it_counts_and_leaves_perturbations_out_of_the_worst
     clean = torch.where(torch.arange(N) >= 12, (y + 1) % 10, y)  # half is wrong without attack
     model = Scripted(x, clean, moved)
     table = evaluate(model, x, y, ["fgsm", "r-la", "a-la-pred"], dataset="digits", flow=flow, device="cpu")
-    rows = table.set_index("attack")
+    rows = table.to_dataframe().set_index("attack")
     assert rows["measure"].to_dict() == {
         "clean": "accuracy",
         "fgsm": "robust accuracy",
@@ -175,5 +175,7 @@ def test_evaluate_names_what_it_counts_and_leaves_perturbations_out_of_the_worst
     assert rows.loc["r-la", "accuracy"] == 75.0
     assert rows.loc["r-la", "robust_accuracy"] == 25.0
     assert rows.loc["worst-case", "accuracy"] == rows.loc["fgsm", "accuracy"]
-    alone = evaluate(model, x, y, ["r-la"], dataset="digits", flow=flow, device="cpu").set_index("attack")
+    alone = evaluate(model, x, y, ["r-la"], dataset="digits", flow=flow, device="cpu")
+    assert alone.worst_case is None
+    alone = alone.to_dataframe().set_index("attack")
     assert alone["accuracy"].isna().to_dict() == {"clean": False, "r-la": False, "worst-case": True}

@@ -283,7 +283,7 @@ def test_the_size_that_fits_is_remembered_and_said_once(classifier, images):
     with pytest.warns(RobbenchWarning) as caught:
         table = robbench.evaluate(
             model, x, y, ["fgsm", "pgd10", "pgd20"], epsilon=0.1, device="cpu", batch_size=48
-        )
+        ).to_dataframe()
     assert [str(one.message).partition(":")[0] for one in caught] == ["fgsm@0.1"]
     assert model.failures == 2
     assert ["halved to 12" in text for text in table["suspicions"]] == [False, True, False, False, False]
@@ -294,7 +294,7 @@ def test_evaluate_takes_double_and_strided_images(classifier, images):
     _, x, y = images
     strided = x.double().permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     tables = [
-        robbench.evaluate(classifier, inputs, labels, ["pgd10"], epsilon=0.1, device="cpu")
+        robbench.evaluate(classifier, inputs, labels, ["pgd10"], epsilon=0.1, device="cpu").to_dataframe()
         for inputs, labels in ((x, y), (strided, y.int()), (x.repeat_interleave(2, 0)[::2], y))
     ]
     for table in tables[1:]:
@@ -373,7 +373,7 @@ def test_evaluate_shows_and_warns_once_each(classifier, images):
     _, x, y = images
     model = Around(classifier, after=lambda out: out.softmax(1))
     with pytest.warns(RobbenchWarning) as caught:
-        table = robbench.evaluate(model, x, y, ["fgsm", "square"], epsilon=0.05, device="cpu")
+        table = robbench.evaluate(model, x, y, ["fgsm", "square"], epsilon=0.05, device="cpu").to_dataframe()
     assert len(caught) == 1
     assert str(caught[0].message).startswith("fgsm@0.05, square@0.05: the model returns probabilities")
     assert caught[0].filename == __file__
@@ -385,5 +385,5 @@ def test_evaluate_is_silent_where_there_is_nothing(classifier, images):
     _, x, y = images
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        table = robbench.evaluate(classifier, x, y, ["fgsm"], epsilon=0.05, device="cpu")
+        table = robbench.evaluate(classifier, x, y, ["fgsm"], epsilon=0.05, device="cpu").to_dataframe()
     assert (table["suspicions"] == "").all()

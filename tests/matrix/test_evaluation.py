@@ -27,7 +27,8 @@ def test_rows_are_clean_attacks_worst_case(
     model: torch.nn.Module, images: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     x, y = images
-    table = robbench.evaluate(model, x, y, ["fgsm", "pgd20-l2"], dataset="digits", device="cpu", seed=3)
+    result = robbench.evaluate(model, x, y, ["fgsm", "pgd20-l2"], dataset="digits", device="cpu", seed=3)
+    table = result.to_dataframe()
     assert table["attack"].tolist() == ["clean", "fgsm", "pgd20-l2", "worst-case"]
     assert model.training
     right = []
@@ -52,7 +53,9 @@ def test_rows_are_clean_attacks_worst_case(
 
 
 def test_several_budgets(model: torch.nn.Module, images: tuple[torch.Tensor, torch.Tensor]) -> None:
-    table = robbench.evaluate(model, *images, ["pgd10"], epsilon=[0.0, 0.05, 0.3], device="cpu")
+    table = robbench.evaluate(
+        model, *images, ["pgd10"], epsilon=[0.0, 0.05, 0.3], device="cpu"
+    ).to_dataframe()
     accuracies = table["accuracy"].tolist()
     assert table["attack"].tolist()[1:4] == ["pgd10@0", "pgd10@0.05", "pgd10@0.3"]
     assert accuracies[0] == accuracies[1] >= accuracies[2] > accuracies[3]
@@ -66,7 +69,9 @@ def test_a_latent_attack_with_a_flow(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         flow = Glow((1, 8, 8), 17, levels=1, steps=1, width=8)
-    table = robbench.evaluate(model, *images, ["jsa10"], dataset="digits", flow=flow, device="cpu")
+    table = robbench.evaluate(
+        model, *images, ["jsa10"], dataset="digits", flow=flow, device="cpu"
+    ).to_dataframe()
     assert table["accuracy"].iloc[1] < table["accuracy"].iloc[0]
     assert table["eta"].iloc[1] > 0
 
@@ -74,12 +79,12 @@ def test_a_latent_attack_with_a_flow(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"attacks": "pgd20"}, "give a list"),
-        ({"attacks": []}, "give a list"),
+        ({"attacks": 3}, "give names"),
+        ({"attacks": []}, "give names"),
         ({"attacks": ["pgd2"]}, "did you mean 'pgd20'"),
-        ({"attacks": ["pgd20"]}, "no epsilon"),
+        ({"attacks": ["pgd20"]}, "needs an epsilon; give epsilon=VALUE, or dataset=NAME"),
         ({"attacks": ["pgd20"], "epsilon": -1.0}, "not a budget"),
-        ({"attacks": ["jsa10"], "epsilon": 0.1, "eta": 0.1}, "--flow"),
+        ({"attacks": ["jsa10"], "epsilon": 0.1, "eta": 0.1}, "flow="),
         ({"attacks": ["pgd20"], "epsilon": 0.1, "device": "gpu"}, "not a device"),
     ],
 )

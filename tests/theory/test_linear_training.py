@@ -10,23 +10,20 @@ from hypothesis import strategies as st
 from scipy.stats import chi
 
 from robbench.core.errors import UserError
-from robbench.theory import (
+from robbench.theory.bound import Guarantee, chi_quantile, lemma_margin, lemma_tail
+from robbench.theory.perturbation import Gaussian, worst_perturbation
+from robbench.theory.training import (
     RECURSIONS,
-    Gaussian,
-    Guarantee,
     Recursion,
     alpha,
-    chi_quantile,
-    lemma_margin,
-    lemma_tail,
+    divergence,
+    fit,
     mean_chi,
     random_gaussian,
-    simulated_trade_off,
+    simulate_trade_off,
     spherical_trade_off,
     trained_variances,
-    worst_perturbation,
 )
-from robbench.theory.training import divergence, fit
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 200, 5000])
@@ -68,7 +65,7 @@ def test_recursions_end_where_they_should(recursion: Recursion, variance: float)
 def test_simulated_training_follows_the_closed_form(recursion: Recursion) -> None:
     """For a spherical truth, every recursion means the procedure that its docstring names."""
     exact = spherical_trade_off(4, 0.7, 1.5, 4, recursion)
-    found = simulated_trade_off(
+    found = simulate_trade_off(
         Gaussian.spherical(4, 1.5**2, mean=np.ones(4)), 0.7, 4, recursion, 40_000, seed=1
     )
     assert found.variance == pytest.approx(exact.variance, rel=0.02)
@@ -97,11 +94,11 @@ def test_sensitivity_is_a_mean_over_attacked_samples() -> None:
 def test_random_covariance_shows_the_trade_off() -> None:
     truth = random_gaussian(10, 1.0, seed=0)
     assert np.trace(truth.covariance) == pytest.approx(10, rel=1e-12)
-    curve = simulated_trade_off(truth, 0.5, 5, "refit", 5_000, seed=0)
+    curve = simulate_trade_off(truth, 0.5, 5, "refit", 5_000, seed=0)
     assert curve.natural_drop[0] == pytest.approx(0.0, abs=1e-12)
     assert all(later > earlier for earlier, later in pairwise(curve.natural_drop))
     assert all(later < earlier for earlier, later in pairwise(curve.sensitivity))
-    again = simulated_trade_off(truth, 0.5, 5, "refit", 5_000, seed=0)
+    again = simulate_trade_off(truth, 0.5, 5, "refit", 5_000, seed=0)
     assert (again.sensitivity == curve.sensitivity).all()
 
 
@@ -208,7 +205,7 @@ def test_bad_arguments_are_user_errors() -> None:
     with pytest.raises(UserError, match="exceeds float64"):
         trained_variances(3, 1.0, 1.0, 5000, "paper_geometric")
     with pytest.raises(UserError, match="samples=3"):
-        simulated_trade_off(Gaussian.spherical(3, 1.0), 1.0, 1, "refit", 3, seed=0)
+        simulate_trade_off(Gaussian.spherical(3, 1.0), 1.0, 1, "refit", 3, seed=0)
     for drop, gamma in ((0.0, 0.1), (math.nan, 0.1), (1.0, 0.0), (1.0, 1.0), (1.0, math.nan)):
         with pytest.raises(UserError, match=r"drop=|gamma="):
             Guarantee(3, 1.0, 1.0, drop, gamma)

@@ -117,7 +117,8 @@ def resolve_joint(p: JointP, setting: Setting) -> JointP:
 
 def image_space(p: ImageSearch) -> ImageSpace:
     """Search space of resolved parameters."""
-    return ImageSpace(*_filled_values(p, "norm", "epsilon", "step_size", "start"), box=p.box)
+    norm, epsilon, step, start = _filled_values(p, "norm", "epsilon", "step_size", "start")
+    return ImageSpace(norm, epsilon, step, start, p.box)
 
 
 def latent_space(p: LatentSearch, setting: Setting) -> LatentSpace:

@@ -46,6 +46,7 @@ class Contest:
 
     @property
     def reference(self) -> str:
+        """Name of the attack of the reference package."""
         return "aa-reference" + self.attack.removeprefix("aa")
 
 
@@ -95,10 +96,12 @@ class Parity:
 
     @property
     def over_floor(self) -> float:
+        """robbench's median time over `floor_seconds`."""
         return median(self.seconds[OURS]) / self.floor_seconds
 
     @property
     def over_least(self) -> float:
+        """robbench's median time over `least_seconds`."""
         return median(self.seconds[OURS]) / self.least_seconds
 
 

@@ -174,6 +174,7 @@ class Arena:
         return {**ours, **{name: self._plain(decode, spec) for name, decode in self.decoders.items()}}
 
     def time_attack(self, spec: ResolvedAttack, rounds: int, tell: Tell) -> AttackTimes:
+        """Verdicts of all implementations, and interleaved times where they agree."""
         runs = self.runs(spec)
         scores = {name: margins(self.victim.logits(run()), self.y) for name, run in runs.items()}
         found = AttackTimes(
@@ -188,6 +189,7 @@ class Arena:
         return found
 
     def memory(self, spec: ResolvedAttack) -> dict[str, MemoryUse]:
+        """Peak and largest batch of every memory mode."""
         batch = len(self.x)
         limit = self._peak(spec, "none", batch)
         return {

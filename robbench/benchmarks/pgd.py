@@ -149,6 +149,7 @@ class Arena:
         self.peers, self.absent = build_peers(subject.module, pgd, subject.device, peers)
 
     def attack(self, early_stop: bool) -> Attack:
+        """robbench's attack of the contest."""
         return build_attack(self.contest.attack(self.subject.epsilon, early_stop))
 
     def searches(self) -> dict[str, Callable[[], Tensor]]:

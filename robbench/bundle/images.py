@@ -41,6 +41,7 @@ class CleanImages:
 
     @property
     def weaker(self) -> bool:
+        """Whether the images are the bundle's own."""
         return self.dataset is None
 
     def has(self, ids: Sequence[int]) -> list[bool]:
@@ -132,10 +133,12 @@ class Stored:
 
     @property
     def ids(self) -> list[int]:
+        """Sample ids."""
         return [int(i) for i in self.rows["sample_id"]]
 
     @property
     def labels(self) -> Tensor:
+        """Labels [n] int64."""
         return torch.tensor(self.rows["label"].to_numpy(), dtype=torch.int64)
 
 

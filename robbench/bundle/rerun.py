@@ -45,6 +45,7 @@ class RerunChoice:
 
     @property
     def rules(self) -> Rules:
+        """The default rules with this flip rate."""
         return replace(RULES["default"], flip_rate=self.flip_rate)
 
     def cells(self, runnable: Sequence[CellResult]) -> list[CellResult]:

@@ -57,9 +57,11 @@ class Scored:
         return int(near.sum())
 
     def margins(self) -> list[Tensor]:
+        """Margins [n] per batch size."""
         return [margins(logits, self.labels) for logits in self.logits]
 
     def cross_entropies(self) -> list[Tensor]:
+        """Cross-entropies [n] in nats per batch size."""
         return [nn.functional.cross_entropy(each, self.labels, reduction="none") for each in self.logits]
 
     def tolerance(self) -> Tensor:

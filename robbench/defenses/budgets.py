@@ -1,8 +1,7 @@
 """Parameters of inner attacks. Values left None come from a named attack of the threat models, so that training and
 evaluation use the same ball by default."""
 
-from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field
@@ -77,6 +76,7 @@ class JointSearch(Strict):
 ImageP = TypeVar("ImageP", bound=ImageSearch)
 LatentP = TypeVar("LatentP", bound=LatentSearch)
 JointP = TypeVar("JointP", bound=JointSearch)
+SearchP = TypeVar("SearchP", bound=Strict)
 
 
 def find_attack(
@@ -95,35 +95,15 @@ def find_attack(
 def resolve_image(p: ImageP, setting: Setting) -> ImageP:
     """`p` with norm, epsilon, step size, steps and start filled in."""
     spec = find_attack(p.attack, "image", setting, epsilon=p.epsilon)
-    defaults = _parameters(spec, GradientParameters)
-    epsilon = float(spec.epsilon or 0.0)
-    return p.model_copy(
-        update=_fill_defaults(
-            p,
-            norm=spec.norm,
-            epsilon=epsilon,
-            step_size=defaults.step(epsilon),
-            steps=defaults.steps,
-            start=defaults.start,
-        )
-    )
+    defaults, epsilon = _parameters(spec, GradientParameters), float(spec.epsilon or 0.0)
+    return _fill(p, defaults, norm=spec.norm, epsilon=epsilon, step_size=defaults.step(epsilon))
 
 
 def resolve_latent(p: LatentP, setting: Setting) -> LatentP:
     """`p` with norm, eta, step size, steps and start filled in."""
     spec = find_attack(p.attack, "latent", setting, eta=p.eta)
-    defaults = _parameters(spec, LatentParameters)
-    eta = float(spec.eta or 0.0)
-    return p.model_copy(
-        update=_fill_defaults(
-            p,
-            norm=spec.norm,
-            eta=eta,
-            step_size=defaults.step(eta),
-            steps=defaults.steps,
-            start=defaults.start,
-        )
-    )
+    defaults, eta = _parameters(spec, LatentParameters), float(spec.eta or 0.0)
+    return _fill(p, defaults, norm=spec.norm, eta=eta, step_size=defaults.step(eta))
 
 
 def resolve_joint(p: JointP, setting: Setting) -> JointP:
@@ -131,49 +111,27 @@ def resolve_joint(p: JointP, setting: Setting) -> JointP:
     spec = find_attack(p.attack, "joint", setting, p.epsilon, p.eta)
     defaults = _parameters(spec, JointParameters)
     epsilon, eta = float(spec.epsilon or 0.0), float(spec.eta or 0.0)
-    return p.model_copy(
-        update=_fill_defaults(
-            p,
-            epsilon=epsilon,
-            epsilon_step=defaults.step(epsilon),
-            eta=eta,
-            eta_step=defaults.step(eta),
-            steps=defaults.steps,
-            start=defaults.start,
-            in_loop=defaults.in_loop,
-        )
-    )
+    steps = {"epsilon_step": defaults.step(epsilon), "eta_step": defaults.step(eta)}
+    return _fill(p, defaults, epsilon=epsilon, eta=eta, **steps, in_loop=defaults.in_loop)
 
 
 def image_space(p: ImageSearch) -> ImageSpace:
     """Search space of resolved parameters."""
-    assert p.norm is not None
-    assert p.epsilon is not None
-    assert p.step_size is not None
-    assert p.start is not None
-    return ImageSpace(p.norm, p.epsilon, p.step_size, p.start, p.box)
+    norm, epsilon, step, start = _filled_values(p, "norm", "epsilon", "step_size", "start")
+    return ImageSpace(norm, epsilon, step, start, p.box)
 
 
 def latent_space(p: LatentSearch, setting: Setting) -> LatentSpace:
     """Search space of resolved parameters on the setting's flow."""
     assert setting.flow is not None
-    assert p.norm is not None
-    assert p.eta is not None
-    assert p.step_size is not None
-    assert p.start is not None
-    return LatentSpace(setting.flow, p.norm, p.eta, p.step_size, p.start)
+    return LatentSpace(setting.flow, *_filled_values(p, "norm", "eta", "step_size", "start"))
 
 
 def joint_space(p: JointSearch, setting: Setting) -> JointSpace:
     """Search space of resolved parameters on the setting's flow."""
     assert setting.flow is not None
-    assert p.epsilon is not None
-    assert p.epsilon_step is not None
-    assert p.eta is not None
-    assert p.eta_step is not None
-    assert p.start is not None
-    assert p.in_loop is not None
-    return JointSpace(setting.flow, p.epsilon, p.epsilon_step, p.eta, p.eta_step, p.start, p.in_loop)
+    names = ("epsilon", "epsilon_step", "eta", "eta_step", "start", "in_loop")
+    return JointSpace(setting.flow, *_filled_values(p, *names))
 
 
 def attack_labels(model: nn.Module, x: Tensor, y: Tensor, p: ImageSearch | LatentSearch) -> Tensor:
@@ -189,6 +147,14 @@ def _parameters(spec: ResolvedAttack, schema: type[GradientP]) -> GradientP:
     return validate(spec.parameters, schema, f"attack {spec.name!r} (as an inner attack of training)")
 
 
-def _fill_defaults(p: Strict, **defaults: object) -> Mapping[str, object]:
-    """The defaults of the fields of `p` that are None."""
-    return {name: value for name, value in defaults.items() if getattr(p, name) is None}
+def _fill(p: SearchP, defaults: GradientParameters, **values: object) -> SearchP:
+    """`p` with those fields that are None taken from `values`, steps and start from `defaults`."""
+    values |= {"steps": defaults.steps, "start": defaults.start}
+    return p.model_copy(update={name: value for name, value in values.items() if getattr(p, name) is None})
+
+
+def _filled_values(p: Strict, *names: str) -> list[Any]:
+    """Values of fields that `resolve_image` and its like have filled in."""
+    values = [getattr(p, name) for name in names]
+    assert None not in values
+    return values

@@ -38,9 +38,13 @@ class Clean(FlowDefense):
 
 
 class FlowSearch(Strict):
-    """Inner likelihood attack. attack: named attack whose settings replace those that are None.
+    """Inner likelihood attack.
 
-    epsilon, step_size: on the 0..255 scale; step_size None means 2.5 epsilon / steps. steps: 10, as in the paper.
+    Attributes:
+        attack: named attack whose settings replace those that are None.
+        epsilon, step_size: on the 0..255 scale; step_size None means 2.5 epsilon / steps.
+        steps: sign steps, 10 as in the paper.
+        start: where the search starts.
     """
 
     attack: str = "nll-in"

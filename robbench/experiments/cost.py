@@ -41,7 +41,13 @@ class TrainingCost:
 
 @dataclass(frozen=True)
 class CellCost:
-    """Model calls and hours of one model under one attack, if all samples stay robust."""
+    """Cost of one model under one attack, if all samples stay robust.
+
+    Attributes:
+        model, attack: name and label.
+        forwards, backwards: model calls over all samples.
+        hours: on this device.
+    """
 
     model: str
     attack: str

@@ -66,6 +66,7 @@ class CellView:
 
     @property
     def name(self) -> str:
+        """ "MODEL x ATTACK"."""
         return f"{self.model} x {self.attack}"
 
     @property
@@ -104,6 +105,7 @@ class Snapshot:
 
     @property
     def begun(self) -> bool:
+        """Whether there is a run.yaml."""
         return bool(self.dataset)
 
     def count(self, state: CellState) -> int:

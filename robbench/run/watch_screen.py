@@ -97,6 +97,7 @@ def _is_moving(now: Snapshot) -> bool:
 
 # -------------------------------------------------------------------------------------------------------- texts
 def waiting_text(now: Snapshot) -> str:
+    """The line for a folder without a run."""
     held = ", but a process holds the lock: a run is about to begin" if now.writing else ""
     return f"Waiting for a run: no run.yaml in {now.folder.absolute()} yet{held}."
 
@@ -138,10 +139,12 @@ def speed_text(now: Snapshot, at: float) -> str:
 
 
 def damaged_text(now: Snapshot) -> str:
+    """The line on damaged shards."""
     return f"{counted(now.damaged, 'damaged shard')}; the next run quarantines what is damaged and computes it again"
 
 
 def end_text(now: Snapshot) -> str:
+    """The last line: whether cells failed."""
     failed = now.count("failed")
     if not failed:
         return f"Done: {counted(len(now.cells), 'cell')}."
@@ -149,6 +152,7 @@ def end_text(now: Snapshot) -> str:
 
 
 def one_line(text: str) -> str:
+    """`text` with single spaces for all white space."""
     return " ".join(text.split())
 
 

@@ -60,8 +60,12 @@ def holm(p: ArrayLike) -> Floats:
 # ------------------------------------------------------------------------------------------------------ pairs
 @dataclass(frozen=True)
 class PairedCounts:
-    """Counts of samples by two verdicts a and b: both true, only one, neither. p: of `sign_test` on the discordant
-    ones."""
+    """Two verdicts a and b on the same samples.
+
+    Attributes:
+        both, only_a, only_b, neither: number of samples with these verdicts true.
+        p: of `sign_test` on the discordant samples.
+    """
 
     both: int
     only_a: int

@@ -8,7 +8,13 @@ from numpy.typing import ArrayLike, NDArray
 
 @dataclass(frozen=True)
 class PerturbationSize:
-    """Mean and standard deviation (population, ddof=0) of the image distances of `n` samples."""
+    """Image distances over samples.
+
+    Attributes:
+        l2_mean, linf_mean: means.
+        l2_std, linf_std: standard deviations (population, ddof=0).
+        n: number of samples.
+    """
 
     l2_mean: float
     l2_std: float

@@ -201,6 +201,7 @@ class Ledger:
         diagnostics: str = "{}",
         smallest: bool = False,
     ) -> None:
+        """Write the rows of a block of a cell as a shard, see `shards.write_shard`."""
         path = self.cell_folder(cell) / shard_name(block, table["sample_id"].to_pylist())
         write_shard(path, table, cell, seconds, diagnostics, smallest)
 

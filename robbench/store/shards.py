@@ -57,6 +57,7 @@ class Shard:
 
     @property
     def ids(self) -> list[int]:
+        """Sample ids of the rows."""
         return [int(i) for i in self.table["sample_id"].to_pylist()]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from robbench.attacks.search.geometry import GeneratorNoise
 from robbench.attacks.search.inner import ascend, attack_mode
 from robbench.attacks.search.spaces import ImageSpace
-from robbench.theory import Gaussian, worst_perturbation
+from robbench.theory.perturbation import Gaussian, worst_perturbation
 
 EPSILON, RESTARTS = 0.05, 8
 

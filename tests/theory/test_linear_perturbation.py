@@ -8,8 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from robbench.core.errors import UserError
-from robbench.theory import Gaussian, universal_perturbation, worst_perturbation
-from robbench.theory.perturbation import Floats
+from robbench.theory.perturbation import Floats, Gaussian, universal_perturbation, worst_perturbation
 
 PLANE = np.diag([1.0, 4.0])
 EASY, HARD = False, True

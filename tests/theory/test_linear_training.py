@@ -10,23 +10,20 @@ from hypothesis import strategies as st
 from scipy.stats import chi
 
 from robbench.core.errors import UserError
-from robbench.theory import (
+from robbench.theory.bound import Guarantee, chi_quantile, lemma_margin, lemma_tail
+from robbench.theory.perturbation import Gaussian, worst_perturbation
+from robbench.theory.training import (
     RECURSIONS,
-    Gaussian,
-    Guarantee,
     Recursion,
     alpha,
-    chi_quantile,
-    lemma_margin,
-    lemma_tail,
+    divergence,
+    fit,
     mean_chi,
     random_gaussian,
     simulate_trade_off,
     spherical_trade_off,
     trained_variances,
-    worst_perturbation,
 )
-from robbench.theory.training import divergence, fit
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 200, 5000])

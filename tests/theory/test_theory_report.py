@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from robbench.cli.base import OneLineErrors
 from robbench.cli.theory import RECURSIONS, theory
-from robbench.theory import RECURSIONS as EXISTING
+from robbench.theory.training import RECURSIONS as EXISTING
 
 FILES = {
     "figure2-perturbations.png",

@@ -46,6 +46,7 @@ class Timetable:
         return Timetable(*(column[iteration] for column in vars(self).values()))
 
     def to(self, device: torch.device) -> "Timetable":
+        """The timetable on `device`."""
         return Timetable(*(column.to(device) for column in vars(self).values()))
 
 
@@ -130,6 +131,8 @@ class HalvingRule(Rule):
 
 
 class LinfRule(HalvingRule):
+    """APGD in Linf balls."""
+
     norm = "linf"
 
     def begin(self, x: Tensor, radius: Tensor) -> State:
@@ -144,6 +147,8 @@ class LinfRule(HalvingRule):
 
 
 class L2Rule(HalvingRule):
+    """APGD in L2 balls."""
+
     norm = "l2"
 
     def noise(self, uniform: Tensor, normal: Tensor) -> Tensor:

@@ -82,6 +82,7 @@ class Schedule:
 
     @property
     def queries(self) -> int:
+        """Number of the last query."""
         return len(self.at) - 1
 
     def windows(self, words: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:

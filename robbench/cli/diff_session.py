@@ -5,7 +5,7 @@ from pathlib import Path
 
 from robbench.bundle.runs import opened_runs
 from robbench.cli.base import print_json
-from robbench.compare.changes import Correction
+from robbench.compare.comparison import Correction
 from robbench.compare.runs import compare_runs, document
 from robbench.core.errors import UserError
 from robbench.core.terminal import Terminal

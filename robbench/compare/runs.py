@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from robbench.compare.changes import VERDICTS, Change, Correction, judged
+from robbench.compare.comparison import VERDICTS, Comparison, Correction, judged
 from robbench.compare.identity import Difference, OtherRows, differences, other_labels, other_rows
 from robbench.compare.numbers import Numbers
 from robbench.compare.pairing import PairedRuns, pair_runs
@@ -26,10 +26,10 @@ class RunDiff:
     differences: tuple[Difference, ...]
     other_rows: tuple[OtherRows, ...]
     other_labels: int
-    changes: tuple[Change, ...]
+    changes: tuple[Comparison, ...]
 
     @property
-    def fell(self) -> list[Change]:
+    def fell(self) -> list[Comparison]:
         """What makes the exit code 1."""
         return [change for change in self.changes if change.regression]
 
@@ -69,7 +69,7 @@ def compare_runs(
     )
 
 
-def _order(change: Change) -> tuple[int, float]:
+def _order(change: Comparison) -> tuple[int, float]:
     better = change.verdict in ("better", "maybe better")
     return VERDICTS.index(change.verdict), change.loss if better else -change.loss
 
@@ -146,5 +146,7 @@ def _cell(run: Run, result: CellResult) -> dict[str, Any]:
     }
 
 
-def _change(change: Change) -> dict[str, Any]:
-    return {**vars(change), "a": vars(change.a), "b": vars(change.b), "regression": change.regression}
+def _change(change: Comparison) -> dict[str, Any]:
+    left_out = ("path", "line", "tolerance", "basis", "component", "shift")  # of tables and reference runs
+    kept = {name: value for name, value in vars(change).items() if name not in left_out}
+    return {**kept, "a": vars(change.a), "b": vars(change.b), "regression": change.regression}

@@ -55,8 +55,7 @@ class Metric:
         accuracy: whether it is an accuracy in percent, and so belongs into the matrix of models by attacks.
         headline: whether a cell without a reference for this metric counts as unchecked.
         attacked: whether an attack moves it; False for numbers of clean images.
-        absolute, relative: how far two measurements on the same samples may differ: the larger of `absolute` (in the
-            unit) and `relative` times the reference.
+        absolute, relative: how far two measurements on the same samples may differ (`tolerance`).
         column, part: name of its column of a leaderboard, before the attack's, and heading in the column chooser; a
             metric without `part` has no column there.
         decimals: of a number on a page.
@@ -95,6 +94,11 @@ class Metric:
     def measure_of(self, cell: CellRecord) -> Measure | Literal[""]:
         """What its accuracy counts in a cell; "" for any other number."""
         return cell.attack.measure if self.measure is None else self.measure
+
+    def tolerance(self, value: float) -> float:
+        """How far two measurements on the same samples may differ, in the unit: the larger of `absolute` and `relative`
+        times the reference's value."""
+        return max(self.absolute, self.relative * abs(value))
 
     def column_of(self, variant: str) -> str:
         """Its column's name for a variant: "FID (3f2a)" for "fid (3f2a)"."""

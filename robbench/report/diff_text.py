@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from robbench.compare.changes import Change, Side, Verdict
+from robbench.compare.comparison import Comparison, Side, Verdict
+from robbench.compare.reference import Reference
 from robbench.compare.runs import RunDiff
 from robbench.core.counting import counted
 from robbench.core.terminal import print_line
-from robbench.report.check_text import blank_table
+from robbench.report.check_text import Kind, text_table
 from robbench.results.likelihood import bits_text
-from robbench.results.rows import CLEAN, WORST_CASE, cell_model
+from robbench.results.rows import CLEAN, WORST_CASE, TableRow, cell_model
 from robbench.results.tables import ALL_THREATS
 from robbench.store.records import CellResult
 
@@ -125,43 +126,38 @@ def _more(console: "Console", count: int, listed: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- changes
-def _table(changes: Sequence[Change]) -> "Table":
-    from rich.text import Text
-
-    table = blank_table("")
-    table.caption = None
-    table.add_column("what", overflow="fold")
-    for name in ("A", "B", "B - A", "p", "-/+"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for change in changes:
-        table.add_row(*(Text(text) for text in (name_of(change), *_numbers(change))))
-    return table
+def _table(changes: Sequence[Comparison]) -> "Table":
+    columns: list[tuple[str, Kind]] = [("what", "text")]
+    columns += [(name, "unbroken number") for name in ("A", "B", "B - A", "p", "-/+")]
+    return text_table(None, columns, ([name_of(change), *numbers_of(change)] for change in changes))
 
 
-def name_of(change: Change) -> str:
+def name_of(change: Comparison) -> str:
     """ "digits-at pgd20", "digits-at worst case linf@0.2", "digits-glow nll-in@8 bits/dim"."""
     words = [change.model or CLEAN, change.attack if change.model else ""]
     if change.attack == WORST_CASE:
-        words = [change.model, "worst case"] + (
-            [change.threat_model] if change.threat_model != ALL_THREATS else []
-        )
-    plain: list[str] = [change.measure] if change.measure == "accuracy under attack" else []
-    units = {"%": plain, "distance": [change.metric]}.get(change.unit, [change.unit])
-    return " ".join(word for word in [*words, *units] if word)
+        words = [
+            change.model,
+            "worst case",
+            change.threat_model if change.threat_model != ALL_THREATS else "",
+        ]
+    plain = change.measure if change.measure == "accuracy under attack" else ""
+    unit = {"%": plain, "distance": change.metric}.get(change.unit, change.unit)
+    return " ".join(filter(None, [*words, unit]))
 
 
-def _numbers(change: Change) -> list[str]:
-    counts = f"{len(change.fell)}/{len(change.rose)}" if change.p is not None else "-"
+def numbers_of(change: Comparison) -> list[str]:
+    """A, B, their difference with its interval, p, and how many samples fell and rose."""
     return [
         _value(change.a, change.unit),
         _value(change.b, change.unit),
         _difference(change),
         "-" if change.p_adjusted is None else _p_text(change.p_adjusted),
-        counts,
+        f"{len(change.fell)}/{len(change.rose)}" if change.p is not None else "-",
     ]
 
 
-def _value(side: Side, unit: str) -> str:
+def _value(side: Side | Reference | TableRow, unit: str) -> str:
     if side.status != "ok":
         return side.status
     if side.value is None:
@@ -169,7 +165,7 @@ def _value(side: Side, unit: str) -> str:
     return f"{side.value:.1f}" if unit == "%" else bits_text(side.value)
 
 
-def _difference(change: Change) -> str:
+def _difference(change: Comparison) -> str:
     if change.difference is None:
         return "-"
     if change.lower is None or change.upper is None:
@@ -187,7 +183,7 @@ def _p_text(p: float) -> str:
     return f"{p:.2f}" if p >= 0.095 else f"{p:.1g}"
 
 
-def _print_samples(change: Change, console: "Console") -> None:
+def _print_samples(change: Comparison, console: "Console") -> None:
     for ids, words in ((change.fell, "worse in B"), (change.rose, "better in B")):
         if ids:
             more = f" and {len(ids) - LISTED_IDS} more" if len(ids) > LISTED_IDS else ""
@@ -199,17 +195,14 @@ def _print_notes(diff: RunDiff, console: "Console") -> None:
     """Why there is no number; what combined numbers leave out; near ties among the samples that changed."""
     lines: dict[str, None] = {}
     for change in diff.changes:
-        reasons = [f"{side} {found.status}: {found.note}" for side, found in _sides(change) if found.note]
+        sides = (("A", change.a), ("B", change.b))
+        reasons = [f"{side} {s.status}: {s.note}" for side, s in sides if s.status != "ok" and s.note]
         ties = [f"{change.near_ties} of the samples that changed are near ties"] if change.near_ties else []
         for text in [*reasons, *change.notes, *ties]:
             lines[" ".join(f"* {name_of(change)}: {text}".split())] = None
     for line in list(lines)[:LISTED_DIFFERENCES]:
         print_line(console, line, "yellow")
     _more(console, len(lines), LISTED_DIFFERENCES)
-
-
-def _sides(change: Change) -> list[tuple[str, Side]]:
-    return [(name, side) for name, side in (("A", change.a), ("B", change.b)) if side.status != "ok"]
 
 
 def _method(diff: RunDiff) -> str:

@@ -9,8 +9,9 @@ import pytest
 from publish_runs import cell, make_run
 from rich.console import Console
 
+from robbench.compare.comparison import Comparison
 from robbench.compare.policy import Policy
-from robbench.compare.tables import CheckResult, check, passed, without_reference
+from robbench.compare.tables import check, passed, without_reference
 from robbench.core.errors import UserError
 from robbench.report.check_text import check_table, print_results
 from robbench.report.writers import tidy_csv
@@ -35,7 +36,7 @@ def write(table: Path, **cells: object) -> Path:
     return table
 
 
-def verdict(run: Run, table: Path, **changes: object) -> CheckResult:
+def verdict(run: Run, table: Path, **changes: object) -> Comparison:
     """The result for one reference row: the run's own pgd20 accuracy with cells changed or added."""
     own = {"dataset": "digits", "model": MODEL, "attack": "pgd20", "metric": "accuracy"}
     own["value"] = str(measured(run).value)
@@ -156,7 +157,7 @@ def test_a_folder_of_tables(run: Run, tmp_path: Path) -> None:
     results = check(run, tmp_path)
     assert len(results) == len(rows)
     assert {result.verdict for result in results} == {"pass"}
-    assert {result.reference.path.name for result in results} == {"part-0.csv", "part-1.csv"}
+    assert {result.path.name for result in results} == {"part-0.csv", "part-1.csv"}
 
 
 def test_default_tolerance_of_other_units_is_one_percent(run: Run, table: Path) -> None:
@@ -270,7 +271,7 @@ def test_a_part_of_the_matrix_checks_against_all_of_it(run: Run, table: Path) ->
     part = make_run([cell(r.cell.model, r.cell.attack, r.rows) for r in run.cells[:2]], run.n)
     results = check(part, table)
     assert passed(results)
-    average = next(r for r in results if r.reference.attack == "average")
+    average = next(r for r in results if r.attack == "average")
     assert (average.verdict, average.reason) == ("not run", "the run's number is over clean, pgd20, aa")
 
 

@@ -15,6 +15,8 @@ _NO_XML = dict.fromkeys((*range(9), 11, 12, *range(14, 32), *range(0xD800, 0xE00
 
 def reason_of(found: Comparison) -> str:
     """Why, with the numbers where a number failed."""
+    if found.verdict in ("worse", "failed") and not found.reason:
+        return _fall(found)
     if found.tolerance is None or found.verdict != "fail" or None in (found.a.value, found.b.value):
         return found.reason
     numbers = (
@@ -22,6 +24,16 @@ def reason_of(found: Comparison) -> str:
         + (f" ({found.basis})" if found.basis else "")
     )
     return "; ".join(filter(None, (numbers, found.reason)))
+
+
+def _fall(found: Comparison) -> str:
+    values = [side.status if side.value is None else f"{side.value:.6g}" for side in (found.a, found.b)]
+    texts = [f"{values[0]} -> {values[1]} {found.unit}", found.b.note if found.verdict == "failed" else ""]
+    if None not in (found.difference, found.lower, found.upper):
+        texts[0] += f" ({found.difference:+.3g} [{found.lower:+.3g}, {found.upper:+.3g}])"
+    if found.p_adjusted is not None:
+        texts.append(f"p = {found.p_adjusted:.2g}, {len(found.fell)} samples fell, {len(found.rose)} rose")
+    return "; ".join(filter(None, texts))
 
 
 # ------------------------------------------------------------------------------------------------------- JSON
@@ -100,8 +112,7 @@ def _xml(text: str) -> str:
 # ----------------------------------------------------------------------------------------------------- GitHub
 def annotations(title: str, results: Sequence[Comparison], problems: Sequence[str] = ()) -> list[str]:
     """Workflow commands of GitHub Actions, one line each: errors for regressions, notices for what differs without
-    gating. A file is named only where the reference is a table; relative to the working directory where it lies in
-    it."""
+    gating. A file is named where the reference is one; relative to the working directory where it lies in it."""
     lines = [_annotation("error" if r.regression else "notice", r) for r in results if r.verdict in FAILS]
     return [*lines, *(f"::error title={_property(title)}::{_data(problem)}" for problem in problems)]
 
@@ -111,8 +122,8 @@ def _annotation(level: str, result: Comparison) -> str:
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
     title = f"{result.model} {result.name}"
-    place = f"file={_property(str(path))},line={result.line},title={_property(title)}"
-    return f"::{level} {place}::{_data(f'{title}: {reason_of(result)}')}"
+    place = f"file={_property(str(path))},line={result.line}," if path != Path() else ""
+    return f"::{level} {place}title={_property(title)}::{_data(f'{title}: {reason_of(result)}')}"
 
 
 def _data(text: str) -> str:

@@ -20,12 +20,14 @@ _DISCRETE, _SCORES = select_names("class", "verdict", "step"), select_names("sco
 
 @dataclass(frozen=True)
 class Difference:
-    """One setting in both runs. subject: the model or attack it belongs to, "" for the run. cells: that have it."""
+    """One setting in both runs. subject: the model or attack it belongs to, "" for the run. unlike: whether the numbers
+    of both do not answer one question, as of other budgets or engines. cells: that have it."""
 
     subject: str
     what: str
     a: str
     b: str
+    unlike: bool = False
     cells: int = 0
 
     @property
@@ -59,7 +61,7 @@ def differences(runs: PairedRuns) -> list[Difference]:
     found = _pairs("", ("seed", a.seed, b.seed), ("note", a.note or "none", b.note or "none"))
     if set(a.sample_ids) != set(b.sample_ids):
         what = f"samples (compared: the {len(runs.ids)} of both)"
-        found.append(Difference("", what, str(a.n), str(b.n)))
+        found.append(Difference("", what, str(a.n), str(b.n), unlike=True))
     libraries = dict.fromkeys([*a.versions, *b.versions])
     versions = (
         (f"version of {name}", a.versions.get(name, "none"), b.versions.get(name, "none"))
@@ -86,14 +88,16 @@ def _cards(name: str, a: Run, b: Run) -> list[Difference]:
 
 def _cell(pair: CellPair) -> list[Difference]:
     ours, theirs = pair.a.cell, pair.b.cell
-    fields = ("engine", "precision", "search_precision", "batch_size")
-    return _pairs(
+    fields = ("engine", "precision", "search_precision")
+    unlike = _pairs(
         pair.label,
         *spec_changes(ours.attack, theirs.attack),
         ("flow of the attack", _flow(ours.attack_flow), _flow(theirs.attack_flow)),
         ("flow of the NLL", _flow(ours.nll_flow), _flow(theirs.nll_flow)),
         *((name.replace("_", " "), getattr(ours, name), getattr(theirs, name)) for name in fields),
     )
+    alike = _pairs(pair.label, ("batch size", ours.batch_size, theirs.batch_size))
+    return [*(replace(difference, unlike=True) for difference in unlike), *alike]
 
 
 def _flow(reference: FlowReference | None) -> str:

@@ -9,12 +9,13 @@ from robbench.compare.comparison import Comparison, Side, Verdict
 from robbench.compare.reference import Reference
 from robbench.compare.runs import RunDiff
 from robbench.core.counting import counted
+from robbench.core.markdown import bullets, escaped, markdown_table
 from robbench.core.terminal import print_line
 from robbench.report.check_text import Kind, text_table
 from robbench.results.likelihood import bits_text
 from robbench.results.rows import CLEAN, WORST_CASE, TableRow, cell_model
 from robbench.results.tables import ALL_THREATS
-from robbench.store.records import CellResult
+from robbench.store.records import CellResult, Run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,16 +65,60 @@ def _heading(console: "Console", text: str, style: str = "") -> None:
 
 
 def _print_verdict(diff: RunDiff, console: "Console") -> None:
-    if diff.fell:
-        print_line(console, f"{counted(len(diff.fell), 'number')} fell.", "bold red")
-    else:
-        print_line(console, "Nothing fell beyond its interval.", "green")
+    for missed in diff.missed:
+        print_line(console, f"{missed.model} {missed.attack}: {missed.reason}", "bold red")
+    if diff.gaps:
+        _heading(console, "Not compared like for like (exit code 3 without --accept-differences)", "yellow")
+    for gap in diff.gaps[:LISTED_DIFFERENCES]:
+        print_line(console, f"  {gap}", "yellow")
+    _more(console, len(diff.gaps), LISTED_DIFFERENCES)
+    style = "bold red" if diff.fell or diff.missed else "yellow" if diff.gaps else "green"
+    print_line(console, verdict_line(diff), style)
+
+
+def verdict_line(diff: RunDiff) -> str:
+    """The last line of a comparison: what fell, and which minimums are missed."""
+    fell = f"{counted(len(diff.fell), 'number')} fell." if diff.fell else "Nothing fell beyond its interval."
+    if not diff.minimums:
+        return fell
+    return f"{fell} {counted(len(diff.missed), 'minimum')} of {len(diff.minimums)} missed."
+
+
+# --------------------------------------------------------------------------------------------------- Markdown
+def diff_markdown(diff: RunDiff) -> str:
+    """The comparison as a GitHub table: what changed beyond chance or is not judged, the minimums, and what was not
+    compared like for like."""
+    a, b = (f"{name} ({run.dataset}, n = {run.n}, seed {run.seed})" for name, run in _named(diff))
+    loud = [change for change in diff.changes if change.verdict not in QUIET]
+    lines = [[change.verdict, name_of(change), *numbers_of(change)] for change in loud[:LISTED_CHANGES]]
+    lines += [
+        [
+            "missed" if m.regression else "reached",
+            f"minimum {m.model} {m.attack}",
+            f"{m.a.value:g}",
+            _value(m.b, "%"),
+        ]
+        + ["-"] * 3
+        for m in diff.minimums
+    ]
+    more = len(loud) - LISTED_CHANGES
+    parts = [f"### Robustness: {escaped(verdict_line(diff))}", f"A: {escaped(a)}. B: {escaped(b)}."]
+    if lines:
+        parts.append(markdown_table(["verdict", "what", "A", "B", "B - A", "p", "-/+"], lines))
+    parts += [f"{more} more changes are in --format json."] if more > 0 else []
+    if diff.gaps:
+        parts += ["Not compared like for like:", bullets(diff.gaps[:LISTED_DIFFERENCES])]
+    return "\n\n".join([*parts, f"{counted(len(diff.changes), 'number')} compared."]) + "\n"
+
+
+def _named(diff: RunDiff) -> list[tuple[str, Run]]:
+    return list(zip(diff.names, (diff.runs.a, diff.runs.b), strict=True))
 
 
 # --------------------------------------------------------------------------------------------------- identity
 def _print_identity(diff: RunDiff, console: "Console") -> None:
     runs = diff.runs
-    for side, name, run in zip("AB", diff.names, (runs.a, runs.b), strict=True):
+    for side, (name, run) in zip("AB", _named(diff), strict=True):
         print_line(console, f"{side}: {name} ({run.dataset}, n = {run.n}, seed {run.seed})")
     shared = f"{counted(len(runs.ids), 'sample')} and {counted(len(runs.cells), 'cell')} in both."
     print_line(console, shared if diff.differences else f"{shared} Their settings are the same.")

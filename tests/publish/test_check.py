@@ -10,7 +10,7 @@ from publish_runs import cell, make_run
 from rich.console import Console
 
 from robbench.compare.comparison import Comparison
-from robbench.compare.policy import Policy
+from robbench.compare.policy import Policy, PolicyName
 from robbench.compare.tables import check, passed, without_reference
 from robbench.core.errors import UserError
 from robbench.report.check_text import check_table, print_results
@@ -65,6 +65,23 @@ def test_attacked_accuracies_of_the_same_samples_may_differ_by_one_sample(
         result = verdict(run, table, attack=attack, value=value, **SAME)
         assert result.tolerance == pytest.approx(100 * (1 + ties) / 120)
         assert result.verdict == expected
+
+
+@pytest.mark.parametrize("policy", ["default", "exact", "interval"])
+def test_a_leaderboard_that_is_read_back_gives_the_verdicts_of_its_numbers(
+    run: Run, table: Path, policy: PolicyName
+) -> None:
+    """As written now, and as written before with every digit: one sample of 10,000 off is off, although 57.1 has one
+    decimal."""
+    row = replace(measured(run, "clean"), value=100 * 0.571, n=10_000, near_ties=0)
+    for digits in (12, 17):
+        reference = replace(row, value=float(f"{row.value:.{digits}g}"))
+        table.write_text(tidy_csv([reference]))
+        for samples in (0, 1, -1, 300):
+            now = replace(row, value=100 * ((5710 + samples) / 10_000))
+            (result,) = check([now], table, policy=Policy(policy))
+            expected = abs(samples) < 100 if policy == "interval" else samples == 0
+            assert (result.verdict == "pass") == expected, (digits, samples)
 
 
 def test_half_a_point_of_many_samples(run: Run, table: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Literal
 from robbench.core.errors import UserError
 from robbench.core.spreadsheet import plain_cell
 from robbench.results import corruptions
-from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE, RowStatus
+from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE, RowStatus, TableRow
 
 Budget = float | Literal["none"] | None
 REQUIRED = ("dataset", "model", "attack", "metric", "value")
@@ -129,6 +129,12 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
                 f"{path}, line {number}: {len(line)} cells for {len(header)} columns; repair the file"
             )
     return header, rows
+
+
+def written_cell(row: TableRow, column: str) -> str | float | int | None:
+    """A cell of leaderboard.csv: twelve digits of a value and its bounds, so that 571 of 1000 are 57.1."""
+    value = row.cell(column)
+    return float(f"{value:.12g}") if column in ("value", "lower", "upper") and value is not None else value
 
 
 def _reference(row: "_Cells") -> Reference:

@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from robbench.compare.comparison import Comparison
-from robbench.compare.reference import Reference, read_csv
+from robbench.compare.reference import Reference, read_csv, written_cell
 from robbench.core.errors import UserError
 from robbench.core.resources import write_text_atomically
 from robbench.core.spreadsheet import csv_text
@@ -78,7 +78,7 @@ def _rewrite(path: Path, rows: dict[int, TableRow], reason: str) -> None:
 
 
 def _updated(line: dict[str, str], row: TableRow, reason: str) -> dict[str, str]:
-    new = {"value": row.value, **{name: getattr(row, name) for name in _FOLLOW if name in line}}
-    history = f"{date.today().isoformat()}: {line['value']} -> {row.value}, {reason}"
+    new = {name: written_cell(row, name) for name in ("value", *_FOLLOW) if name in line}
+    history = f"{date.today().isoformat()}: {line['value']} -> {new['value']}, {reason}"
     texts = {name: "" if value is None else str(value) for name, value in new.items()}
     return {**line, **texts, HISTORY: "; ".join(part for part in (line.get(HISTORY, ""), history) if part)}

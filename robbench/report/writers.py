@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from robbench.compare.reference import written_cell
 from robbench.core.markdown import bullets, escaped, markdown_table, paragraph
 from robbench.core.spreadsheet import csv_text
 from robbench.metrics import all_metrics
@@ -21,14 +22,8 @@ if TYPE_CHECKING:
 
 # -------------------------------------------------------------------------------------------------------- CSV
 def tidy_csv(rows: Sequence[TableRow]) -> str:
-    """One row per number. Values and bounds have twelve digits, so that 571 of 1000 are 57.1 %; `check` gives a table
-    that is read back the verdicts of the numbers themselves."""
-
-    def cell(row: TableRow, name: str) -> object:
-        value = row.cell(name)
-        return float(f"{value:.12g}") if name in ("value", "lower", "upper") and value is not None else value
-
-    return csv_text([list(COLUMNS), *([cell(row, name) for name in COLUMNS] for row in rows)])
+    """One row per number (`written_cell`): `check` gives a table that is read back the verdicts of the numbers."""
+    return csv_text([list(COLUMNS), *([written_cell(row, name) for name in COLUMNS] for row in rows)])
 
 
 def wide_csv(table: Wide) -> str:

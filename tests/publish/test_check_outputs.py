@@ -177,14 +177,15 @@ def test_update_writes_what_failed_with_its_reason_and_nothing_else(
     changes = update_tables(check(rows, path), "a faster engine, parity in reports/autoattack")
     assert [(change.old.line, change.old.value) for change in changes] == [(3, 10.0)]
     after = stored(path)
-    line = f"{date.today().isoformat()}: 10 -> {rows[1].value}, a faster engine, parity in reports/autoattack"
-    assert after[1] == {**before[1], "value": str(rows[1].value), "history": line}
+    new = float(f"{rows[1].value:.12g}")
+    line = f"{date.today().isoformat()}: 10 -> {new}, a faster engine, parity in reports/autoattack"
+    assert after[1] == {**before[1], "value": str(new), "history": line}
     assert [{k: v for k, v in row.items() if k != "history"} for row in after[2:]] == before[2:]
     assert check(rows, path)[1].verdict == "pass"
     again = check([replace(row, value=50.0) for row in rows[1:2]], path)
     update_tables(again, "second")
     history = stored(path)[1]["history"]
-    assert history == f"{line}; {date.today().isoformat()}: {rows[1].value} -> 50.0, second"
+    assert history == f"{line}; {date.today().isoformat()}: {new} -> 50.0, second"
 
 
 def test_published_numbers_are_not_updated(rows: list[TableRow], tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import test_broken_attacks as broken
 
-from robbench.compare.paired import RULES, PairedResult, compare_samples
+from robbench.compare.comparison import Comparison
+from robbench.compare.paired import RULES, compare_samples
 from robbench.compare.samples import CellSamples, of_run
 from robbench.statistics.accuracy import wilson
 from robbench.store.ledger import load_run
@@ -38,7 +39,7 @@ def seen_by_interval(before: CellSamples, after: CellSamples, n: int) -> bool:
     return high.value - low.value > ((high.value - high.lower) ** 2 + (low.upper - low.value) ** 2) ** 0.5
 
 
-def evidence(results: list[PairedResult], attack: str) -> str:
+def evidence(results: list[Comparison], attack: str) -> str:
     reasons = " ".join(result.reason for result in results if result.attack == attack)
     return (
         ", ".join(name for name, texts in EVIDENCE.items() if any(text in reasons for text in texts))

@@ -23,6 +23,7 @@ from robbench.core.stops import Stopped, listening
 
 _EXAMPLES = {
     "--attacks": "pgd20,aa",
+    "--min": "aa=45,clean=80",
     "--defense": "at,ijsat",
     "--model": "digits-at",
     "--epsilon": "0.1,8/255",

@@ -5,18 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from robbench.compare.findings import Finding, Value, annotations, as_json, as_junit, of_table
+from robbench.compare.comparison import Comparison, Value
+from robbench.compare.documents import annotations, as_json, as_junit
 from robbench.compare.paired import compare_samples
 from robbench.compare.policy import Policy, PolicyName
-from robbench.compare.samples import SUFFIX, Samples, of_run, read_samples, write_reference
-from robbench.compare.tables import check, without_reference
+from robbench.compare.samples import SUFFIX, of_run, read_samples, write_reference
+from robbench.compare.tables import check, compared_names, without_reference
 from robbench.compare.update import required_reason, update_tables
 from robbench.core.errors import UserError
 from robbench.core.places import check_output_file
 from robbench.core.resources import write_text_atomically
 from robbench.core.terminal import Terminal, print_line
-from robbench.report.check_text import print_results
-from robbench.report.paired_text import of_paired, print_paired
+from robbench.report.check_text import print_paired, print_results
 from robbench.results.tables import leaderboard
 from robbench.store.ledger import RUN_FILE, load_run
 from robbench.store.records import Run
@@ -24,11 +24,23 @@ from robbench.store.records import Run
 if TYPE_CHECKING:
     from rich.console import Console
 
+TITLE = "robbench check"
+
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """Options of `robbench check`. against: tables, folders of tables, reference runs or run folders. complete: every
-    accuracy (of flows every bits/dim) of the run must have a reference, and the run every cell of a reference run."""
+    """Options of `robbench check`.
+
+    Attributes:
+        run_folder: the run.
+        against: tables, folders of tables, reference runs or run folders.
+        tolerance, tolerance_policy: how far numbers may lie apart.
+        complete: every accuracy (of flows every bits/dim) of the run must have a reference, and the run every cell of a
+            reference run.
+        json, junit: files to write.
+        output: "github": annotations, too.
+        update, write_reference, reason: what to write as the new reference, and why.
+    """
 
     run_folder: Path
     against: tuple[Path, ...] = ()
@@ -42,6 +54,10 @@ class CheckRequest:
     write_reference: Path | None = None
     reason: str | None = None
 
+    @property
+    def policy(self) -> Policy:
+        return Policy(self.tolerance_policy, self.tolerance)
+
 
 @dataclass
 class _Outcome:
@@ -49,7 +65,7 @@ class _Outcome:
     compared, as problems for machines; compared: "model x attack" of what has a verdict."""
 
     passed: bool = True
-    findings: list[Finding] = field(default_factory=list)
+    results: list[Comparison] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     compared: set[str] = field(default_factory=set)
@@ -58,24 +74,24 @@ class _Outcome:
 def check_run(request: CheckRequest) -> bool:
     """Compare a run with references, print and write what came of it; True when it passed."""
     _consistent(request)
-    for option, path in (
-        ("--json", request.json),
-        ("--junit", request.junit),
-        ("--write-reference", request.write_reference),
-    ):
-        check_output_file(path, option)
+    check_output_file(request.json, "--json")
+    check_output_file(request.junit, "--junit")
+    check_output_file(request.write_reference, "--write-reference")
     run, console = load_run(request.run_folder), Terminal()
     passed = _checked(run, request, console) if request.against else True
-    if (
-        request.write_reference is not None
-    ):  # last: a reference stays what it was when the check cannot be done
-        _write_reference(run, request, console)
+    if request.write_reference is not None:  # last: it stays what it was when the check cannot be done
+        path, reason = request.write_reference, required_reason(request.reason, "--write-reference")
+        entry = write_reference(of_run(run), path, reason)
+        print_line(console, f"wrote {path}: {entry.changes}, {path.stat().st_size / 1024:.0f} KB")
     return passed
 
 
 def _checked(run: Run, request: CheckRequest, console: "Console") -> bool:
-    if request.update:
-        _update(run, request, console)
+    if request.update:  # all tables, or none of them
+        rows, tolerance = leaderboard(run), request.tolerance
+        results = [r for path in request.against for r in check(rows, path, tolerance, request.policy)]
+        for update in update_tables(results, required_reason(request.reason, "--update")):
+            print_line(console, f"updated {update.text}")
     outcome = _compared(run, request, console)
     for problem in outcome.problems:
         print_line(console, problem, "red")
@@ -86,6 +102,7 @@ def _checked(run: Run, request: CheckRequest, console: "Console") -> bool:
 
 
 def _consistent(request: CheckRequest) -> None:
+    """`UserError` for options that contradict each other, or that nothing would come of."""
     if not request.against and request.write_reference is None:
         raise UserError("check compares a run with references; name one with --against FILE_OR_FOLDER")
     for option, given in (("--update", request.update), ("--write-reference", request.write_reference)):
@@ -101,11 +118,6 @@ def _consistent(request: CheckRequest) -> None:
             f"--update changes tables; for {str(runs[0])!r} write the run as the reference: "
             f"robbench check {request.run_folder} --write-reference FILE{SUFFIX} --reason TEXT"
         )
-    _used(request, runs)
-
-
-def _used(request: CheckRequest, runs: Sequence[Path]) -> None:
-    """`UserError` for an option that nothing would come of."""
     files = (("--json", request.json), ("--junit", request.junit), ("--complete", request.complete))
     for option, given in (*files, ("--format github", request.output == "github")):
         if given and not request.against:
@@ -117,10 +129,13 @@ def _used(request: CheckRequest, runs: Sequence[Path]) -> None:
 def _compared(run: Run, request: CheckRequest, console: "Console") -> _Outcome:
     outcome = _Outcome()
     for path in request.against:
-        if _is_run(path):
-            _against_run(run, path, request, outcome, console)
-        else:
-            _against_tables(run, path, request, outcome, console)
+        judge = _against_run if _is_run(path) else _against_tables
+        passed, results = judge(run, path, request, outcome, console)
+        outcome.passed &= passed
+        outcome.results += results
+        outcome.compared |= compared_names(results)
+        if not passed and not any(result.regression for result in results):
+            outcome.empty.append(f"nothing of {path} was measured by the run, so nothing was checked")
     if request.complete:
         names = [name for name in without_reference(leaderboard(run), ()) if name not in outcome.compared]
         if names:
@@ -136,81 +151,41 @@ def _is_run(path: Path) -> bool:
 
 def _against_tables(
     run: Run, path: Path, request: CheckRequest, outcome: _Outcome, console: "Console"
-) -> None:
-    policy = Policy(request.tolerance_policy, request.tolerance)
-    rows = leaderboard(run)
-    results = check(rows, path, request.tolerance, policy)
-    _note(outcome, print_results(results, console), [of_table(result) for result in results], path)
-    outcome.compared |= {
-        f"{r.measured.model} x {r.measured.attack}"
-        for r in results
-        if r.measured is not None and r.verdict != "not run"
-    }
+) -> tuple[bool, Sequence[Comparison]]:
+    results = check(leaderboard(run), path, request.tolerance, request.policy)
+    return print_results(results, console), results
 
 
-def _note(outcome: _Outcome, passed: bool, findings: Sequence[Finding], path: Path) -> None:
-    outcome.passed &= passed
-    outcome.findings += findings
-    if not passed and not any(finding.regression for finding in findings):
-        outcome.empty.append(f"nothing of {path} was measured by the run, so nothing was checked")
-
-
-def _update(run: Run, request: CheckRequest, console: "Console") -> None:
-    """Put measured values into all tables, or into none of them."""
-    rows, policy = leaderboard(run), Policy(request.tolerance_policy, request.tolerance)
-    results = [result for path in request.against for result in check(rows, path, request.tolerance, policy)]
-    for change in update_tables(results, required_reason(request.reason, "--update")):
-        print_line(console, f"updated {change.text}")
-
-
-def _against_run(run: Run, path: Path, request: CheckRequest, outcome: _Outcome, console: "Console") -> None:
-    reference = _samples(path)
+def _against_run(
+    run: Run, path: Path, request: CheckRequest, outcome: _Outcome, console: "Console"
+) -> tuple[bool, Sequence[Comparison]]:
+    reference = of_run(load_run(path)) if path.is_dir() else read_samples(path)
     results = compare_samples(reference, of_run(run), request.tolerance_policy)
     if reference.identity.history:
         last = reference.identity.history[-1]
         print_line(console, f"reference of {last.date} ({last.reason}; {last.changes})")
-    passed = print_paired(results, path, console)
-    _note(outcome, passed, [of_paired(result, path) for result in results], path)
     absent = [f"{r.model} x {r.attack}" for r in results if r.verdict == "not run"]
     if request.complete and absent:
         outcome.problems.append(
             f"{len(absent)} cells of the reference are not in the run: {', '.join(absent[:5])}"
         )
-    outcome.compared |= {
-        name
-        for r in results
-        if r.verdict != "not run"
-        for name in (f"{r.model} x {r.attack}", f"{r.model} x clean")
-    }
-
-
-def _samples(path: Path) -> Samples:
-    return of_run(load_run(path)) if path.is_dir() else read_samples(path)
-
-
-def _write_reference(run: Run, request: CheckRequest, console: "Console") -> None:
-    assert request.write_reference is not None
-    path, reason = request.write_reference, required_reason(request.reason, "--write-reference")
-    entry = write_reference(of_run(run), path, reason)
-    print_line(console, f"wrote {path}: {entry.changes}, {path.stat().st_size / 1024:.0f} KB")
+    outcome.compared |= {f"{r.model} x clean" for r in results if r.verdict != "not run"}
+    return print_paired(results, path, console), results
 
 
 def _write_files(outcome: _Outcome, passed: bool, request: CheckRequest, console: "Console") -> None:
+    results, problems = outcome.results, outcome.problems
     about: dict[str, Value] = {
         "run": str(request.run_folder),
         "against": ", ".join(map(str, request.against)),
         "policy": request.tolerance_policy,
     }
+    if problems:
+        about["problems"] = "; ".join(problems)
     if request.output == "github":
-        for line in annotations(outcome.findings, outcome.problems):
+        for line in annotations(TITLE, results, problems):
             print_line(console, line)
     if request.json is not None:
-        write_text_atomically(
-            request.json, as_json(outcome.findings, passed, about | _problems(outcome.problems))
-        )
+        write_text_atomically(request.json, as_json(results, passed, about))
     if request.junit is not None:
-        write_text_atomically(request.junit, as_junit(outcome.findings, request.run_folder, outcome.problems))
-
-
-def _problems(problems: Sequence[str]) -> dict[str, Value]:
-    return {"problems": "; ".join(problems)} if problems else {}
+        write_text_atomically(request.junit, as_junit(f"{TITLE} {request.run_folder}", results, problems))

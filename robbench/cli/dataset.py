@@ -43,8 +43,8 @@ def chosen_folder(dataset: str | None, data: Path | None) -> Path | None:
 
 
 def read_data(options: dict[str, Any], out: Path | None) -> None:
-    """Set `dataset` and `data` of the options of `robbench run` to name and folder of the requested data set, None where
-    none was requested, and remove --like and --size; a folder without a card gets one, and a line says where."""
+    """Set `dataset` and `data` of the options of `robbench run` to name and folder of the requested data set, None
+    where none was requested, and remove --like and --size; a folder without a card gets one, and a line says where."""
     like, size = options.pop("like"), options.pop("size")
     folder = chosen_folder(options["dataset"], options["data"])
     if folder is None:

@@ -15,18 +15,17 @@ to rounding. So what is judged is how many samples went another way, and whether
 Rates and thresholds are measured: docs/check.md.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
-from robbench.compare.pairs import Pair, Shift
+from robbench.compare.comparison import Comparison, Verdict
+from robbench.compare.pairs import IDENTITY, Pair, Shift
 from robbench.compare.policy import PolicyName
 from robbench.compare.samples import CellSamples, Samples
-from robbench.compare.tables import Verdict
+from robbench.specs import ResolvedAttack
 from robbench.statistics.paired import sign_test
 from robbench.store.merged import changed_entries
 
 ALL_MODELS = "all models"
-IDENTITY = "identity"
 
 
 @dataclass(frozen=True)
@@ -51,58 +50,43 @@ RULES: dict[PolicyName, Rules] = {
 }
 
 
-@dataclass(frozen=True)
-class PairedResult:
-    """Verdict on one component of an attack (or its `IDENTITY`) on one model, or over `ALL_MODELS`."""
-
-    model: str
-    attack: str
-    component: str
-    verdict: Verdict
-    reason: str
-    shift: Shift = field(default_factory=Shift)
-
-    @property
-    def regression(self) -> bool:
-        return self.verdict == "fail"
-
-
 def compare_samples(
     reference: Samples, measured: Samples, policy: PolicyName = "default", rules: Rules | None = None
-) -> list[PairedResult]:
-    """Every cell of the reference, by component; then every component over all models where there are several.
+) -> list[Comparison]:
+    """Every cell of the reference, by component (`IDENTITY` first); then every component over `ALL_MODELS` where there
+    are several.
 
     rules: in place of those of the policy. A cell that the run lacks is "not run"; one that failed, or lacks samples of
     the reference, fails.
     """
     rules = rules or RULES[policy]
-    results: list[PairedResult] = []
+    results: list[Comparison] = []
     pooled: dict[tuple[str, str], list[Pair]] = {}
     for (model, attack), cell in reference.cells.items():
         ours = measured.cells.get((model, attack))
-        if ours is None:
-            results.append(PairedResult(model, attack, IDENTITY, "not run", "not in the run"))
+        pair = None if ours is None else Pair.of(cell, ours)
+        results.append(_identity(reference, measured, cell, ours, pair))
+        if pair is None or results[-1].verdict == "not run":
             continue
-        identity, pair = _identity(reference, measured, cell, ours)
-        results.append(identity)
-        for component, part in pair.groups() if pair else ():
+        for component, part in pair.groups():
             results.append(_judged(model, attack, component, part, rules))
             pooled.setdefault((attack, component), []).append(part)
     for (attack, component), parts in pooled.items():
         if len(parts) > 1:
             results.append(_judged(ALL_MODELS, attack, component, Pair.joined(parts), rules))
-    return results
+    return [replace(result, path=reference.path) for result in results]
 
 
 # --------------------------------------------------------------------------------------------------- identity
 def _identity(
-    reference: Samples, measured: Samples, cell: CellSamples, ours: CellSamples
-) -> tuple[PairedResult, Pair | None]:
-    """Whether both cells are of the same thing, and the pairs of samples that both have."""
-    model, attack = cell.identity.key
-    pair = Pair.of(cell, ours)
+    reference: Samples, measured: Samples, cell: CellSamples, ours: CellSamples | None, pair: Pair | None
+) -> Comparison:
+    """Whether both cells are of the same thing. pair: of the samples that both have."""
+    blank = Comparison(*cell.identity.key, metric="", component=IDENTITY)
+    if ours is None or pair is None:
+        return blank.said("not run", "not in the run")
     if ours.problem and not ours.failed and not len(pair):
-        return PairedResult(model, attack, IDENTITY, "not run", ours.problem), None
+        return blank.said("not run", ours.problem)
     problems = [*_differences(reference, measured, cell, ours), *pair.inputs()]
     missing = len(cell.rows) - len(pair)
     if ours.failed:
@@ -110,14 +94,13 @@ def _identity(
     elif missing:
         problems.append(f"lacks {missing} of the reference's {len(cell.rows)} samples")
     verdict: Verdict = "fail" if problems else "pass"
-    shift = Shift(n=len(pair))
-    return PairedResult(model, attack, IDENTITY, verdict, "; ".join(problems), shift), pair
+    return replace(blank, shift=Shift(n=len(pair))).said(verdict, "; ".join(problems))
 
 
 def _differences(reference: Samples, measured: Samples, cell: CellSamples, ours: CellSamples) -> list[str]:
     """What the cells depend on and do not share, in words."""
     theirs, mine = reference.identity, measured.identity
-    pairs = [
+    pairs: list[tuple[str, object, object]] = [
         ("dataset", theirs.dataset, mine.dataset),
         ("data revision", theirs.dataset_revision[:12], mine.dataset_revision[:12]),
         ("seed", theirs.seed, mine.seed),
@@ -125,30 +108,30 @@ def _differences(reference: Samples, measured: Samples, cell: CellSamples, ours:
         ("flow", cell.identity.flow_sha256[:12], ours.identity.flow_sha256[:12]),
         ("precision", cell.identity.precision, ours.identity.precision),
         ("search precision", cell.identity.search_precision, ours.identity.search_precision),
+        *spec_changes(cell.identity.attack, ours.identity.attack),
     ]
-    if cell.identity.spec_hash != ours.identity.spec_hash:
-        before, now = (c.identity.attack.model_dump(mode="json", exclude={"label"}) for c in (cell, ours))
-        pairs += spec_changes(before, now)
     return [f"{name} {new}, reference {old}" for name, old, new in pairs if old != new]
 
 
-def spec_changes(before: Mapping[str, object], now: Mapping[str, object]) -> list[tuple[str, object, object]]:
-    """Differing entries of two attack specs, "attack spec parameters.iterations" with both values."""
-    return [(f"attack spec {key}", old, new) for key, old, new in changed_entries(before, now)]
+def spec_changes(before: ResolvedAttack, now: ResolvedAttack) -> list[tuple[str, object, object]]:
+    """Differing entries of two attacks, "attack spec parameters.iterations" with both values; labels are only names."""
+    one, other = (attack.model_dump(mode="json", exclude={"label"}) for attack in (before, now))
+    return [(f"attack spec {key}", old, new) for key, old, new in changed_entries(one, other)]
 
 
 # ---------------------------------------------------------------------------------------------------- verdict
-def _judged(model: str, attack: str, component: str, pair: Pair, rules: Rules) -> PairedResult:
+def _judged(model: str, attack: str, component: str, pair: Pair, rules: Rules) -> Comparison:
     shift = pair.shift()
     unscored = [f"{shift.unscored} of {shift.n} scores are NaN now"] if shift.unscored else []
-    problems = [*unscored, *_counted(shift, rules), *_leaning(shift, rules), *_calls(shift, rules)]
+    problems = [*unscored, *_counts(shift, rules), *_leaning(shift, rules), *_calls(shift, rules)]
     if problems and abs(shift.size - shift.reference_size) > 0.01 * shift.reference_size:
         problems.append(f"perturbations reach {shift.size:.4g}, in the reference {shift.reference_size:.4g}")
     reason = f"{attack}, component {component}: {'; '.join(problems)}" if problems else ""
-    return PairedResult(model, attack, component, "fail" if problems else "pass", reason, shift)
+    found = Comparison(model, attack, metric="", component=component, shift=shift, n=shift.n)
+    return found.said("fail" if problems else "pass", reason)
 
 
-def _counted(shift: Shift, rules: Rules) -> list[str]:
+def _counts(shift: Shift, rules: Rules) -> list[str]:
     """Counts beyond what rounding may do."""
     flips, limits = shift.lost + shift.gained, (rules.flip_rate, rules.moved_rate)
     texts = (

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from robbench.compare.pairs import matched_rows
 from robbench.core.errors import UserError
-from robbench.results.rows import cell_model, cell_status
+from robbench.results.rows import CellStatus, cell_model, cell_status
 from robbench.specs import ModelKind
 from robbench.store.records import CellResult, Run
 
@@ -25,8 +26,8 @@ class CellPair:
 
     a: CellResult
     b: CellResult
-    status_a: tuple[str, str]
-    status_b: tuple[str, str]
+    status_a: tuple[CellStatus, str]
+    status_b: tuple[CellStatus, str]
     rows_a: "pd.DataFrame"
     rows_b: "pd.DataFrame"
 
@@ -85,35 +86,26 @@ def pair_runs(a: Run, b: Run, names: tuple[str, str]) -> PairedRuns:
             f"{names[0]} (n {a.n}, seed {a.seed}) and {names[1]} (n {b.n}, seed {b.seed}) have no sample in common; "
             "run both with one --seed"
         )
-    theirs_by_key = {_key(result): result for result in b.cells}
-    shared = [result for result in a.cells if _key(result) in theirs_by_key]
-    if not shared:
+    in_a, in_b = ({_key(result): result for result in run.cells} for run in (a, b))
+    cells = [_pair(a, b, in_a[key], in_b[key], ids) for key in in_a if key in in_b]
+    if not cells:
         raise UserError(
             f"{names[0]} and {names[1]} have no model x attack in common; A has {_listed(a)}; B has {_listed(b)}"
         )
-    keys = {_key(result) for result in a.cells}
-    return PairedRuns(
-        a,
-        b,
-        ids,
-        tuple(_pair(a, b, result, theirs_by_key[_key(result)], ids) for result in shared),
-        tuple(result for result in a.cells if _key(result) not in theirs_by_key),
-        tuple(result for result in b.cells if _key(result) not in keys),
-    )
+    only = [
+        tuple(result for key, result in one.items() if key not in other)
+        for one, other in ((in_a, in_b), (in_b, in_a))
+    ]
+    return PairedRuns(a, b, ids, tuple(cells), *only)
 
 
 def _pair(a: Run, b: Run, ours: CellResult, theirs: CellResult, ids: Ids) -> CellPair:
     statuses = cell_status(a, ours), cell_status(b, theirs)
-    first, second = (
-        _rows(result, ids if status[0] == "ok" else ids[:0])
+    rows = [
+        matched_rows(result.rows, ids if status[0] == "ok" else ids[:0])
         for result, status in zip((ours, theirs), statuses, strict=True)
-    )
-    return CellPair(ours, theirs, *statuses, first, second)
-
-
-def _rows(result: CellResult, ids: Ids) -> "pd.DataFrame":
-    rows = result.rows[result.rows["sample_id"].isin(ids)]
-    return rows.sort_values("sample_id").reset_index(drop=True)
+    ]
+    return CellPair(ours, theirs, *statuses, *rows)
 
 
 def _key(result: CellResult) -> Key:

@@ -17,6 +17,7 @@ Floats = NDArray[np.float64]
 Names = NDArray[np.object_]
 
 HELD, CLEAN = "held", "clean"  # not broken; wrong before the attack
+IDENTITY = "identity"  # what is no component: whether both cells are of the same thing
 NEAR_TIE = 1e-3
 ROUNDING = 1e-3  # of a margin or bits/dim, relative above 1; of a size, relative
 
@@ -68,10 +69,7 @@ class Pair:
     def of(cls, cell: CellSamples, ours: CellSamples) -> "Pair":
         """The samples that both cells have."""
         shared = np.intersect1d(cell.rows["sample_id"], ours.rows["sample_id"])
-        first, second = (
-            rows[rows["sample_id"].isin(shared)].sort_values("sample_id").reset_index(drop=True)
-            for rows in (cell.rows, ours.rows)
-        )
+        first, second = (matched_rows(rows, shared) for rows in (cell.rows, ours.rows))
         if cell.identity.attack.semantics == "perturbation":
             name = cell.identity.components[0]
             first, second = _of_every_image(first, name), _of_every_image(second, name)
@@ -145,6 +143,11 @@ class Pair:
             reference_step=float(np.median(step[0][broken])) if broken.any() else None,
             step=float(np.median(step[1][broken])) if broken.any() else None,
         )
+
+
+def matched_rows(rows: "pd.DataFrame", ids: NDArray[np.int64]) -> "pd.DataFrame":
+    """The rows of these samples, by sample id: those of two runs stand side by side."""
+    return rows[rows["sample_id"].isin(ids)].sort_values("sample_id").reset_index(drop=True)
 
 
 def _of_every_image(rows: "pd.DataFrame", name: str) -> "pd.DataFrame":

@@ -1,15 +1,15 @@
 """How far a measured number may lie from its reference, and why: tolerance policies.
 
-`default`: what differs for a reason gets an interval, what should be the same gets next to nothing.
+`default`: what differs for a reason gets an interval, what should be the same gets what its metric allows
+(`metrics.registry.Metric.absolute` and `relative`).
 
 * clean accuracy of the same samples: exact, up to the near ties that the run (or the reference) counted;
-* other accuracies of the same samples: 0.5 points, or one sample and the near ties where that is more;
+* other accuracies of the same samples: the metric's points, or one sample and the near ties where that is more;
 * accuracies of other samples: the 95 % interval of the difference of two proportions, in which the n of both enter
   (Newcombe 1998, method 10, from Wilson bounds); a reference without n is taken as exact;
-* bits/dim: 0.01; after an attack 1 % where that is more, since single samples in the tail rule the mean; of other
-  samples the intervals of both on top;
-* Fréchet distances: 0.5 or 1 %, whichever is larger, and the same samples only;
-* anything else: 1 % of the reference, the same samples only.
+* bits/dim: the metric's absolute; after an attack the relative where that is more, since single samples in the tail
+  rule the mean; of other samples the intervals of both on top;
+* anything else: what the metric says, the same samples only.
 
 `exact`: nothing but the digits the reference was written with. `interval`: as `default`, but the same samples are
 treated as others, too. A row's own tolerance beats a policy; `--tolerance` replaces it for numbers in percent.
@@ -20,16 +20,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from robbench.compare.reference import Reference
+from robbench.metrics.accuracy import PERCENT
 from robbench.metrics.likelihood import BITS
 from robbench.results.rows import CLEAN, TableRow
 from robbench.statistics.accuracy import wilson
 
 PolicyName = Literal["default", "exact", "interval"]
 POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
-PERCENT = "%"
-PERCENTAGE_POINTS = 0.5
-RELATIVE = 0.01
-BITS_PER_DIM = 0.01
 
 
 @dataclass(frozen=True)
@@ -62,24 +59,29 @@ class Policy:
             return self._percent(reference, row, same)
         if row.unit == BITS:
             return self._bits(reference, row, same)
-        return Allowed(_other_units(reference, row), "same samples", comparable=same is not False)
+        fixed = max(row.kind.tolerance(reference.value or 0.0), reference.rounding)
+        return Allowed(fixed, "same samples", comparable=same is not False)
 
     def _percent(self, reference: Reference, row: TableRow, same: bool | None) -> Allowed:
         if not same or self.name == "interval":
-            return Allowed(max(_binomial(reference, row), reference.rounding), _interval_text(reference, row))
+            return Allowed(
+                max(_binomial(reference, row), reference.rounding),
+                f"95 % interval, n {row.n} and {reference.n or 'not stated'}",
+            )
         ties = max(reference.near_ties, row.near_ties)
         if row.attack == CLEAN:
             return Allowed(
                 max(100 * ties / row.n, reference.rounding),
                 f"same samples, {ties} near ties" if ties else "exact",
             )
-        samples = 100 * (1 + ties) / row.n
-        return Allowed(max(PERCENTAGE_POINTS, samples, reference.rounding), "same samples")
+        fixed = max(row.kind.tolerance(reference.value or 0.0), 100 * (1 + ties) / row.n, reference.rounding)
+        return Allowed(fixed, "same samples")
 
     def _bits(self, reference: Reference, row: TableRow, same: bool | None) -> Allowed:
-        attacked = bool(row.epsilon) and row.kind.attacked
-        own = default_tolerance(BITS, float(reference.value or 0.0)) if attacked else BITS_PER_DIM
-        fixed = max(own, reference.rounding)
+        attacked, metric = bool(row.epsilon) and row.kind.attacked, row.kind
+        fixed = max(
+            metric.tolerance(reference.value or 0.0) if attacked else metric.absolute, reference.rounding
+        )
         if same and self.name == "default":
             return Allowed(fixed, "same samples")
         halves = [_half(reference.lower, reference.upper), _half(row.lower, row.upper)]
@@ -88,25 +90,12 @@ class Policy:
         return Allowed(fixed + math.hypot(*halves), "95 % interval of the difference")
 
 
-def default_tolerance(unit: str, value: float) -> float:
-    """Of the same samples, under attack, without near ties: 0.5 points; for bits/dim 0.01 or 1 % of the reference,
-    whichever is larger; else 1 % of it."""
-    if unit == PERCENT:
-        return PERCENTAGE_POINTS
-    return max(BITS_PER_DIM, RELATIVE * abs(value)) if unit == BITS else RELATIVE * abs(value)
-
-
 def same_samples(reference: Reference, row: TableRow) -> bool | None:
     """Whether both are of the same samples; None where the reference does not say."""
     pairs = ((reference.n, row.n), (reference.seed, row.seed))
     if any(theirs not in (None, ours) for theirs, ours in pairs):
         return False
     return None if any(theirs is None for theirs, _ in pairs) else True
-
-
-def _other_units(reference: Reference, row: TableRow) -> float:
-    metric = row.kind
-    return max(metric.absolute, metric.relative * abs(reference.value or 0.0), reference.rounding)
 
 
 def _binomial(reference: Reference, row: TableRow) -> float:
@@ -129,10 +118,6 @@ def _bounds(percent: float, n: int) -> tuple[float, float]:
         percent - estimate.value
     )  # a percentage that is no multiple of 1/n: rounded in print, or an average
     return max(estimate.lower + shift, 0.0), min(estimate.upper + shift, 100.0)
-
-
-def _interval_text(reference: Reference, row: TableRow) -> str:
-    return f"95 % interval, n {row.n} and {reference.n or 'not stated'}"
 
 
 def _half(lower: float | None, upper: float | None) -> float:

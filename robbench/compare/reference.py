@@ -27,7 +27,7 @@ from typing import Literal
 from robbench.core.errors import UserError
 from robbench.core.spreadsheet import plain_cell
 from robbench.results import corruptions
-from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE
+from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE, RowStatus, TableRow
 
 Budget = float | Literal["none"] | None
 REQUIRED = ("dataset", "model", "attack", "metric", "value")
@@ -40,8 +40,8 @@ class Reference:
     epsilon, eta: None only without the column; an empty cell is "none", for it says that there is no budget.
     combined: what a worst case or average combines, empty for anything else. scope: the samples that a mean speaks of,
     "" where it is over all or not said. near_ties: of the samples. stated: whether the table can say what a number
-    combines. rounding: half of the last digit that
-    `value` was written with. measure: which accuracy it is, "" where that is not said. line: in `path`, from 1.
+    combines. rounding: half of the last digit that `value` was written with. measure: which accuracy it is, "" where
+    that is not said. line: in `path`, from 1.
     """
 
     line: int
@@ -67,6 +67,16 @@ class Reference:
     rounding: float = 0.0
     measure: str = ""
     path: Path = field(default_factory=Path)
+
+    @property
+    def status(self) -> RowStatus:
+        """As of any number: "ok" where there is one."""
+        return "not run" if self.value is None else "ok"
+
+    @property
+    def note(self) -> str:
+        """A table's notes are for people and not read."""
+        return ""
 
 
 def read_references(path: Path) -> list[Reference]:
@@ -121,6 +131,12 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, rows
 
 
+def written_cell(row: TableRow, column: str) -> str | float | int | None:
+    """A cell of leaderboard.csv: twelve digits of a value and its bounds, so that 571 of 1000 are 57.1."""
+    value = row.cell(column)
+    return float(f"{value:.12g}") if column in ("value", "lower", "upper") and value is not None else value
+
+
 def _reference(row: "_Cells") -> Reference:
     cells = row.cells
     has_value = cells.get("status", "ok") in ("ok", "partial")
@@ -150,7 +166,8 @@ def _reference(row: "_Cells") -> Reference:
         scope=cells.get("scope", ""),
         near_ties=row.whole("near_ties") or 0,
         stated="combined" in cells or "model_sha256" not in cells or not combines,
-        rounding=_half_digit(cells["value"]),
+        # A leaderboard.csv, which alone has hashes of models, has all digits that count: its 57.1 is not 57.14.
+        rounding=0.0 if "model_sha256" in cells else _half_digit(cells["value"]),
         measure=cells.get("measure", _measure_of_before(cells)),
     )
 

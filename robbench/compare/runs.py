@@ -1,15 +1,19 @@
 """Two runs compared: identities, common cells and samples, every number with its verdict."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
-from robbench.compare.changes import VERDICTS, Change, Correction, judged
+from robbench.compare.comparison import VERDICTS, Comparison, Correction, judged
 from robbench.compare.identity import Difference, OtherRows, differences, other_labels, other_rows
+from robbench.compare.minimums import hold_to_minimums
 from robbench.compare.numbers import Numbers
 from robbench.compare.pairing import PairedRuns, pair_runs
+from robbench.core.counting import counted
 from robbench.core.errors import unknown_name
 from robbench.results.rows import cell_model, cell_status
+from robbench.results.tables import leaderboard
 from robbench.statistics.paired import ALPHA
 from robbench.store.records import CellResult, Run
 
@@ -26,12 +30,31 @@ class RunDiff:
     differences: tuple[Difference, ...]
     other_rows: tuple[OtherRows, ...]
     other_labels: int
-    changes: tuple[Change, ...]
+    changes: tuple[Comparison, ...]
+    minimums: tuple[Comparison, ...] = ()
 
     @property
-    def fell(self) -> list[Change]:
-        """What makes the exit code 1."""
+    def fell(self) -> list[Comparison]:
+        """The numbers that fell; with `missed` what makes the exit code 1."""
         return [change for change in self.changes if change.regression]
+
+    @property
+    def missed(self) -> list[Comparison]:
+        """The minimums that B does not reach."""
+        return [minimum for minimum in self.minimums if minimum.regression]
+
+    @property
+    def gaps(self) -> list[str]:
+        """What of A was not compared like for like, so that no fall is no proof: what makes the exit code 3."""
+        absent = [f"{cell_model(r)} x {r.cell.attack.label}" for r in self.runs.only_a]
+        unfinished = [c for c in self.changes if c.verdict == "not compared" and c.a.status == "ok"]
+        labels = f"{counted(self.other_labels, 'common sample')} with another label"
+        return [
+            *(found.text for found in self.differences if found.unlike),
+            *([labels] if self.other_labels else []),
+            *(f"{name}: not in B" for name in absent),
+            *(f"{c.model} x {c.attack}: {c.b.status} in B" for c in unfinished),
+        ]
 
     @property
     def tested(self) -> int:
@@ -48,12 +71,16 @@ def compare_runs(
     attacks: Sequence[str] = (),
     alpha: float = ALPHA,
     correction: Correction = "holm",
+    minimums: Mapping[str, float] = MappingProxyType({}),
 ) -> RunDiff:
     """Compare run b with run a on the samples and cells of both.
 
-    models, attacks: compare these only (labels or names of attacks; empty: all). `UserError` for a name that is in
-    neither run, and where nothing is in both.
+    models, attacks: compare these only (labels or names of attacks; empty: all). minimums: accuracies in percent that
+    every classifier of b must reach, by attack (`minimums.hold_to_minimums`); they ask for all its samples and attacks.
+    `UserError` for a name that is in neither run, and where nothing is in both.
     """
+    whole = _filtered((b,), models, ()) if minimums else []
+    held = [c for run in whole for c in hold_to_minimums(minimums, leaderboard(run), names[1])]
     a, b = _filtered((a, b), models, attacks)
     runs = pair_runs(a, b, names)
     changes = judged(Numbers(runs, 1 - alpha).all(), alpha, correction)
@@ -66,15 +93,16 @@ def compare_runs(
         other_rows=tuple(other_rows(runs)),
         other_labels=other_labels(runs),
         changes=tuple(sorted(changes, key=_order)),
+        minimums=tuple(held),
     )
 
 
-def _order(change: Change) -> tuple[int, float]:
+def _order(change: Comparison) -> tuple[int, float]:
     better = change.verdict in ("better", "maybe better")
     return VERDICTS.index(change.verdict), change.loss if better else -change.loss
 
 
-def _filtered(runs: tuple[Run, Run], models: Sequence[str], attacks: Sequence[str]) -> list[Run]:
+def _filtered(runs: Sequence[Run], models: Sequence[str], attacks: Sequence[str]) -> list[Run]:
     cells = [result for run in runs for result in run.cells]
     _known("model", models, (cell_model(result) for result in cells))
     _known("attack", attacks, (name for result in cells for name in _names(result)))
@@ -112,6 +140,8 @@ def document(diff: RunDiff) -> dict[str, Any]:
         "a": _run(diff.names[0], runs.a),
         "b": _run(diff.names[1], runs.b),
         "fell": bool(diff.fell),
+        "missed": bool(diff.missed),
+        "gaps": diff.gaps,
         "alpha": diff.alpha,
         "correction": diff.correction,
         "tested": diff.tested,
@@ -122,6 +152,10 @@ def document(diff: RunDiff) -> dict[str, Any]:
         "only_a": [_cell(runs.a, result) for result in runs.only_a],
         "only_b": [_cell(runs.b, result) for result in runs.only_b],
         "changes": [_change(change) for change in diff.changes],
+        "minimums": [
+            {"model": m.model, "attack": m.attack, "verdict": m.verdict, "reason": m.reason, **m.values}
+            for m in diff.minimums
+        ],
     }
 
 
@@ -146,5 +180,7 @@ def _cell(run: Run, result: CellResult) -> dict[str, Any]:
     }
 
 
-def _change(change: Change) -> dict[str, Any]:
-    return {**vars(change), "a": vars(change.a), "b": vars(change.b), "regression": change.regression}
+def _change(change: Comparison) -> dict[str, Any]:
+    left_out = ("path", "line", "tolerance", "basis", "component", "shift")  # of tables and reference runs
+    kept = {name: value for name, value in vars(change).items() if name not in left_out}
+    return {**kept, "a": vars(change.a), "b": vars(change.b), "regression": change.regression}

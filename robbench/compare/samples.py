@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from robbench.core.errors import UserError
 from robbench.core.resources import write_atomically
-from robbench.core.schema import Strict, canonical_hash, parse_json, validate
+from robbench.core.schema import Strict, parse_json, validate
 from robbench.specs import SHA256, ResolvedAttack
 from robbench.store.columns import LEDGER_COLUMNS, list_columns
 from robbench.store.ledger import unify_robust
@@ -67,11 +67,6 @@ class CellIdentity(Strict):
     @property
     def key(self) -> tuple[str, str]:
         return self.model, self.attack.label
-
-    @property
-    def spec_hash(self) -> str:
-        """Hash of the attack with every parameter; its label is only a name."""
-        return canonical_hash(self.attack.identity)
 
     @property
     def components(self) -> tuple[str, ...]:

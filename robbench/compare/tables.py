@@ -7,10 +7,9 @@ published matrix can be checked against all of it.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from robbench.compare.comparison import Comparison, Side, Verdict
 from robbench.compare.policy import Policy, same_samples
 from robbench.compare.reference import Budget, Reference, read_references
 from robbench.core.errors import UserError
@@ -18,33 +17,7 @@ from robbench.results.rows import TableRow
 from robbench.results.tables import leaderboard
 from robbench.store.records import Run
 
-Verdict = Literal["pass", "fail", "not run"]
 _SAME_BUDGET = 1e-6  # relative: 8/255 written with seven digits is still 8/255
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """Verdict on one reference number. tolerance: the absolute one that was applied, None when none was. basis: what
-    the tolerance is made of."""
-
-    reference: Reference
-    measured: TableRow | None
-    tolerance: float | None
-    verdict: Verdict
-    reason: str
-    basis: str = ""
-
-    @property
-    def difference(self) -> float | None:
-        """Measured minus reference value, None when one of them is missing."""
-        if self.measured is None or self.measured.value is None or self.reference.value is None:
-            return None
-        return self.measured.value - self.reference.value
-
-    @property
-    def regression(self) -> bool:
-        """Whether this alone fails a check: rows with gate false never do."""
-        return self.verdict == "fail" and self.reference.gate
 
 
 def check(
@@ -52,8 +25,8 @@ def check(
     against: Path,
     tolerance: float | None = None,
     policy: Policy | None = None,
-) -> list[CheckResult]:
-    """One result a row of the reference CSV (or of all in a folder), in its order, for a run or its `leaderboard`.
+) -> list[Comparison]:
+    """One comparison a row of the reference CSV (or of all in a folder), in its order, for a run or its `leaderboard`.
 
     tolerance: percentage points, instead of the policy's for numbers in percent. Raises `UserError` for a reference
     that is missing, no CSV, lacks columns or holds malformed numbers, and for a negative tolerance.
@@ -62,50 +35,82 @@ def check(
         raise UserError(f"--tolerance {tolerance} is no tolerance; give a finite number of at least 0")
     chosen = policy or Policy(points=tolerance)
     rows = leaderboard(measured) if isinstance(measured, Run) else measured
-    return [_judge(reference, rows, chosen) for reference in read_references(against)]
+    return [_compared(reference, rows, chosen) for reference in read_references(against)]
 
 
-def passed(results: Sequence[CheckResult]) -> bool:
+def passed(results: Sequence[Comparison]) -> bool:
     """No regression and at least one number compared: a check that compared nothing has shown nothing."""
     return not any(result.regression for result in results) and any(
         result.verdict != "not run" for result in results
     )
 
 
-def without_reference(measured: Sequence[TableRow], results: Sequence[CheckResult]) -> list[str]:
+def compared_names(results: Sequence[Comparison]) -> set[str]:
+    """What has a verdict, as "model x attack"."""
+    return {f"{result.model} x {result.attack}" for result in results if result.verdict != "not run"}
+
+
+def without_reference(measured: Sequence[TableRow], results: Sequence[Comparison]) -> list[str]:
     """Accuracies, and of flows bits/dim, of the run that no reference number speaks of, as "model x attack": after a
     renamed attack or model, everything that is left may still pass."""
-    judged = [r for r in results if r.verdict != "not run"]
-    compared = {(r.measured.model, r.measured.attack) for r in judged if r.measured is not None}
-    names = {(row.model, row.attack): None for row in measured if row.kind.headline}
-    return [f"{model} x {attack}" for model, attack in names if (model, attack) not in compared]
+    compared = compared_names(results)
+    names = dict.fromkeys(f"{row.model} x {row.attack}" for row in measured if row.kind.headline)
+    return [name for name in names if name not in compared]
 
 
-def _judge(reference: Reference, rows: Sequence[TableRow], policy: Policy) -> CheckResult:
+def _compared(reference: Reference, rows: Sequence[TableRow], policy: Policy) -> Comparison:
     found = [row for row in rows if _matches(reference, row)]
     if len(found) > 1:
         raise UserError(
             f"{reference.path}, line {reference.line}: {reference.model} {reference.attack} {reference.metric} matches "
             f"{len(found)} numbers of the run; add the columns threat_model, epsilon and eta"
         )
-    if not found:
-        return CheckResult(reference, None, None, "not run", "not in the run")
-    row = found[0]
+    row = found[0] if found else None
+    values = reference.value, row.value if row else None
+    blank = Comparison(
+        model=reference.model,
+        attack=reference.attack,
+        metric=reference.metric,
+        threat_model=reference.threat_model or "",
+        a=reference,
+        b=row or Side(),
+        gate=reference.gate,
+        path=reference.path,
+        line=reference.line,
+        n=row.n if row else 0,
+        difference=None if values[0] is None or values[1] is None else values[1] - values[0],
+    )
+    return _judged(blank, reference, row, policy)
+
+
+def _judged(blank: Comparison, reference: Reference, row: TableRow | None, policy: Policy) -> Comparison:
+    if row is None:
+        return blank.said("not run", "not in the run")
     if reference.value is None:
-        return CheckResult(reference, row, None, "not run", "the reference has no number")
+        return blank.said("not run", "the reference has no number")
     if reference.measure not in ("", row.measure):
-        why = f"the reference is {reference.measure}, the run's number {row.measure or 'another one'}"
-        return CheckResult(reference, row, None, "not run", why)
+        other = row.measure or "another one"
+        return blank.said("not run", f"the reference is {reference.measure}, the run's number {other}")
     if not row.measured:
-        verdict: Verdict = "fail" if row.status == "failed" and not reference.combined else "not run"
-        why = f"{row.status}: {row.note}" if row.note else row.status
-        return CheckResult(reference, row, None, verdict, why)
+        failed = row.status == "failed" and not reference.combined
+        return blank.said(
+            "fail" if failed else "not run", f"{row.status}: {row.note}" if row.note else row.status
+        )
     if not reference.stated:
         why = "the reference does not say which attacks it combines; write it anew from its run (column combined)"
-        return CheckResult(reference, row, None, "not run", why)
+        return blank.said("not run", why)
     if not _over_the_same(reference, row):
-        return CheckResult(reference, row, None, "not run", f"the run's number is {row.note}")
-    return _compare(reference, row, reference.value, policy)
+        return blank.said("not run", f"the run's number is {row.note}")
+    if not math.isfinite(reference.value):
+        return blank.said("fail", f"the reference value is {reference.value}", reference.tolerance)
+    if row.value is None or not math.isfinite(row.value):
+        return blank.said("fail", f"measured no finite value ({row.note or row.value})", reference.tolerance)
+    allowed = policy.allowed(reference, row)
+    # Values printed with few digits: allow for the rounding of the subtraction, not more.
+    rounding = 1e-9 * max(1.0, abs(reference.value))
+    close = abs(row.value - reference.value) <= allowed.tolerance + rounding
+    verdict: Verdict = "pass" if close and allowed.comparable else "fail"
+    return blank.said(verdict, _other_samples(reference, row), allowed.tolerance, allowed.basis)
 
 
 def _over_the_same(reference: Reference, row: TableRow) -> bool:
@@ -113,21 +118,6 @@ def _over_the_same(reference: Reference, row: TableRow) -> bool:
     if reference.combined:
         return reference.combined == frozenset(row.combined)
     return reference.scope in ("", row.scope)
-
-
-def _compare(reference: Reference, row: TableRow, value: float, policy: Policy) -> CheckResult:
-    if not math.isfinite(value):
-        return CheckResult(reference, row, reference.tolerance, "fail", f"the reference value is {value}")
-    if row.value is None or not math.isfinite(row.value):
-        why = f"measured no finite value ({row.note or row.value})"
-        return CheckResult(reference, row, reference.tolerance, "fail", why)
-    allowed = policy.allowed(reference, row)
-    others = _other_samples(reference, row)
-    if not allowed.comparable:
-        return CheckResult(reference, row, allowed.tolerance, "fail", others, allowed.basis)
-    # Values printed with few digits: allow for the rounding of the subtraction, not more.
-    close = abs(row.value - value) <= allowed.tolerance + 1e-9 * max(1.0, abs(value))
-    return CheckResult(reference, row, allowed.tolerance, "pass" if close else "fail", others, allowed.basis)
 
 
 def _matches(reference: Reference, row: TableRow) -> bool:

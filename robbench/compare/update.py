@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from robbench.compare.reference import read_csv
-from robbench.compare.tables import CheckResult
+from robbench.compare.comparison import Comparison
+from robbench.compare.reference import Reference, read_csv, written_cell
 from robbench.core.errors import UserError
 from robbench.core.resources import write_text_atomically
 from robbench.core.spreadsheet import csv_text
@@ -15,16 +15,7 @@ from robbench.results.rows import TableRow
 
 HISTORY = "history"
 # Columns that belong to the value.
-_FOLLOW = (
-    "lower",
-    "upper",
-    "n",
-    "seed",
-    "model_sha256",
-    "note",
-    "scope",
-    "near_ties",
-)
+_FOLLOW = ("lower", "upper", "n", "seed", "model_sha256", "note", "scope", "near_ties")
 
 
 def required_reason(reason: str | None, option: str) -> str:
@@ -38,68 +29,56 @@ def required_reason(reason: str | None, option: str) -> str:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A new value for the row at `line` of `path`."""
+class Update:
+    """A new value for a line of a table."""
 
-    path: Path
-    line: int
-    old: float
+    old: Reference
     row: TableRow
 
     @property
     def text(self) -> str:
         name = f"{self.row.model} {self.row.attack} {self.row.metric}"
-        return f"{self.path}:{self.line}: {name}: {self.old:g} -> {self.row.value:g}"
+        return f"{self.old.path}:{self.old.line}: {name}: {self.old.value:g} -> {self.row.value:g}"
 
 
-def update_tables(results: Sequence[CheckResult], reason: str) -> list[Change]:
+def update_tables(results: Sequence[Comparison], reason: str) -> list[Update]:
     """Put what was measured in place of every gating value that failed; returns the changes.
 
     Value, interval, n, seed and note of a row change; its tolerance never does. The column `history` gets a line with
     date, old and new value and the reason. `UserError`, and nothing written, for numbers that were published: what is
     printed in a paper does not change with a measurement.
     """
-    changes = [_change(result) for result in results if result.regression and _measured(result)]
-    for path in dict.fromkeys(change.path for change in changes):
-        _rewrite(path, {change.line: change for change in changes if change.path == path}, reason)
-    return changes
+    updates = [Update(r.a, r.b) for r in results if r.regression and _two_numbers(r)]  # type: ignore[arg-type]
+    for old in (update.old for update in updates if update.old.source):
+        raise UserError(
+            f"{old.path}, line {old.line}: {old.model} {old.attack} is published "
+            f"({old.source}) and is not updated; state a tolerance in the row, or gate false, if the "
+            "difference is understood"
+        )
+    for path in dict.fromkeys(update.old.path for update in updates):
+        _rewrite(path, {u.old.line: u.row for u in updates if u.old.path == path}, reason)
+    return updates
 
 
-def _measured(result: CheckResult) -> bool:
+def _two_numbers(result: Comparison) -> bool:
     """Whether there are two finite numbers: a failed cell has nothing to record."""
-    values = (result.measured.value if result.measured else None, result.reference.value)
+    values = result.a.value, result.b.value
     return result.tolerance is not None and all(v is not None and math.isfinite(v) for v in values)
 
 
-def _change(result: CheckResult) -> Change:
-    reference, row = result.reference, result.measured
-    if reference.source:
-        raise UserError(
-            f"{reference.path}, line {reference.line}: {reference.model} {reference.attack} is published "
-            f"({reference.source}) and is not updated; state a tolerance in the row, or gate false, if the "
-            "difference is understood"
-        )
-    assert row is not None
-    assert reference.value is not None
-    return Change(reference.path, reference.line, reference.value, row)
-
-
-def _rewrite(path: Path, changes: dict[int, Change], reason: str) -> None:
-    header, rows = read_csv(path)
+def _rewrite(path: Path, rows: dict[int, TableRow], reason: str) -> None:
+    header, lines = read_csv(path)
     columns = header if HISTORY in header else [*header, HISTORY]
-    lines = [columns]
-    for number, cells in rows:
-        row = dict(zip(header, cells, strict=True))
-        lines.append(
-            [_updated(row, changes[number], reason).get(name, "") for name in columns]
-            if number in changes
-            else [row.get(name, "") for name in columns]
-        )
-    write_text_atomically(path, csv_text(lines))
+    text = [columns]
+    for number, cells in lines:
+        line = dict(zip(header, cells, strict=True))
+        new = _updated(line, rows[number], reason) if number in rows else line
+        text.append([new.get(name, "") for name in columns])
+    write_text_atomically(path, csv_text(text))
 
 
-def _updated(row: dict[str, str], change: Change, reason: str) -> dict[str, str]:
-    new = {"value": change.row.value, **{name: getattr(change.row, name) for name in _FOLLOW if name in row}}
-    line = f"{date.today().isoformat()}: {row['value']} -> {change.row.value}, {reason}"
+def _updated(line: dict[str, str], row: TableRow, reason: str) -> dict[str, str]:
+    new = {name: written_cell(row, name) for name in ("value", *_FOLLOW) if name in line}
+    history = f"{date.today().isoformat()}: {line['value']} -> {new['value']}, {reason}"
     texts = {name: "" if value is None else str(value) for name, value in new.items()}
-    return {**row, **texts, HISTORY: "; ".join(part for part in (row.get(HISTORY, ""), line) if part)}
+    return {**line, **texts, HISTORY: "; ".join(part for part in (line.get(HISTORY, ""), history) if part)}

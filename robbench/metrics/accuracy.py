@@ -37,15 +37,15 @@ def _shows_another(cell: CellRecord) -> bool:
 
 
 ACCURACY = Metric(
-    "accuracy", "accuracy", PERCENT, "higher", accuracy=True, headline=True, absolute=POINTS, decimals=1, place=0,
-    measure=None, compute=_under_attack,
+    "accuracy", "accuracy", PERCENT, "higher", accuracy=True, headline=True, absolute=POINTS, relative=0.0, decimals=1,
+    place=0, measure=None, compute=_under_attack,
 )  # fmt: skip
 ROBUST_ACCURACY = Metric(
-    "robust_accuracy", "robust accuracy", PERCENT, "higher", accuracy=True, absolute=POINTS, decimals=1, place=0,
-    measure="robust accuracy", applies=_shows_another, compute=_robust,
+    "robust_accuracy", "robust accuracy", PERCENT, "higher", accuracy=True, absolute=POINTS, relative=0.0, decimals=1,
+    place=0, measure="robust accuracy", applies=_shows_another, compute=_robust,
 )  # fmt: skip
 WORST_CASE_ACCURACY, AVERAGE_ACCURACY, CORRUPTION_ACCURACY = (
-    Metric(name, title, PERCENT, "higher", accuracy=True, absolute=POINTS, decimals=1, place=0)
+    Metric(name, title, PERCENT, "higher", accuracy=True, absolute=POINTS, relative=0.0, decimals=1, place=0)
     for name, title in (
         ("worst_case_accuracy", "worst-case accuracy"),
         ("average_accuracy", "average accuracy"),

@@ -55,8 +55,7 @@ class Metric:
         accuracy: whether it is an accuracy in percent, shown in the matrix of models by attacks.
         headline: whether a cell without a reference for this metric counts as unchecked.
         attacked: whether it depends on the attack; False for numbers of clean images.
-        absolute, relative: tolerance between two measurements on the same samples: the larger of `absolute` (in the
-            unit) and `relative` times the reference.
+        absolute, relative: of `tolerance`, in the unit and as a share of the reference.
         column, part: prefix of its column in a leaderboard, before the attack's name, and heading in the column
             chooser; a metric without `part` has no column.
         decimals: of a number on a page.
@@ -95,6 +94,11 @@ class Metric:
     def measure_of(self, cell: CellRecord) -> Measure | Literal[""]:
         """What the accuracy counts in a cell; "" for any other metric."""
         return cell.attack.measure if self.measure is None else self.measure
+
+    def tolerance(self, value: float) -> float:
+        """How far two measurements on the same samples may differ, in the unit: the larger of `absolute` and `relative`
+        times the reference's value."""
+        return max(self.absolute, self.relative * abs(value))
 
     def column_of(self, variant: str) -> str:
         """Name of the column of a variant: "FID (3f2a)" for "fid (3f2a)"."""

@@ -5,15 +5,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from robbench.compare.changes import Change, Side, Verdict
+from robbench.compare.comparison import Comparison, Side, Verdict
+from robbench.compare.reference import Reference
 from robbench.compare.runs import RunDiff
 from robbench.core.counting import counted
+from robbench.core.markdown import bullets, escaped, markdown_table
 from robbench.core.terminal import print_line
-from robbench.report.check_text import blank_table
+from robbench.report.check_text import Kind, text_table
 from robbench.results.likelihood import bits_text
-from robbench.results.rows import CLEAN, WORST_CASE, cell_model
+from robbench.results.rows import CLEAN, WORST_CASE, TableRow, cell_model
 from robbench.results.tables import ALL_THREATS
-from robbench.store.records import CellResult
+from robbench.store.records import CellResult, Run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,16 +65,60 @@ def _heading(console: "Console", text: str, style: str = "") -> None:
 
 
 def _print_verdict(diff: RunDiff, console: "Console") -> None:
-    if diff.fell:
-        print_line(console, f"{counted(len(diff.fell), 'number')} fell.", "bold red")
-    else:
-        print_line(console, "Nothing fell beyond its interval.", "green")
+    for missed in diff.missed:
+        print_line(console, f"{missed.model} {missed.attack}: {missed.reason}", "bold red")
+    if diff.gaps:
+        _heading(console, "Not compared like for like (exit code 3 without --accept-differences)", "yellow")
+    for gap in diff.gaps[:LISTED_DIFFERENCES]:
+        print_line(console, f"  {gap}", "yellow")
+    _more(console, len(diff.gaps), LISTED_DIFFERENCES)
+    style = "bold red" if diff.fell or diff.missed else "yellow" if diff.gaps else "green"
+    print_line(console, verdict_line(diff), style)
+
+
+def verdict_line(diff: RunDiff) -> str:
+    """The last line of a comparison: what fell, and which minimums are missed."""
+    fell = f"{counted(len(diff.fell), 'number')} fell." if diff.fell else "Nothing fell beyond its interval."
+    if not diff.minimums:
+        return fell
+    return f"{fell} {counted(len(diff.missed), 'minimum')} of {len(diff.minimums)} missed."
+
+
+# --------------------------------------------------------------------------------------------------- Markdown
+def diff_markdown(diff: RunDiff) -> str:
+    """The comparison as a GitHub table: what changed beyond chance or is not judged, the minimums, and what was not
+    compared like for like."""
+    a, b = (f"{name} ({run.dataset}, n = {run.n}, seed {run.seed})" for name, run in _named(diff))
+    loud = [change for change in diff.changes if change.verdict not in QUIET]
+    lines = [[change.verdict, name_of(change), *numbers_of(change)] for change in loud[:LISTED_CHANGES]]
+    lines += [
+        [
+            "missed" if m.regression else "reached",
+            f"minimum {m.model} {m.attack}",
+            f"{m.a.value:g}",
+            _value(m.b, "%"),
+        ]
+        + ["-"] * 3
+        for m in diff.minimums
+    ]
+    more = len(loud) - LISTED_CHANGES
+    parts = [f"### Robustness: {escaped(verdict_line(diff))}", f"A: {escaped(a)}. B: {escaped(b)}."]
+    if lines:
+        parts.append(markdown_table(["verdict", "what", "A", "B", "B - A", "p", "-/+"], lines))
+    parts += [f"{more} more changes are in --format json."] if more > 0 else []
+    if diff.gaps:
+        parts += ["Not compared like for like:", bullets(diff.gaps[:LISTED_DIFFERENCES])]
+    return "\n\n".join([*parts, f"{counted(len(diff.changes), 'number')} compared."]) + "\n"
+
+
+def _named(diff: RunDiff) -> list[tuple[str, Run]]:
+    return list(zip(diff.names, (diff.runs.a, diff.runs.b), strict=True))
 
 
 # --------------------------------------------------------------------------------------------------- identity
 def _print_identity(diff: RunDiff, console: "Console") -> None:
     runs = diff.runs
-    for side, name, run in zip("AB", diff.names, (runs.a, runs.b), strict=True):
+    for side, (name, run) in zip("AB", _named(diff), strict=True):
         print_line(console, f"{side}: {name} ({run.dataset}, n = {run.n}, seed {run.seed})")
     shared = f"{counted(len(runs.ids), 'sample')} and {counted(len(runs.cells), 'cell')} in both."
     print_line(console, shared if diff.differences else f"{shared} Their settings are the same.")
@@ -125,43 +171,38 @@ def _more(console: "Console", count: int, listed: int) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- changes
-def _table(changes: Sequence[Change]) -> "Table":
-    from rich.text import Text
-
-    table = blank_table("")
-    table.caption = None
-    table.add_column("what", overflow="fold")
-    for name in ("A", "B", "B - A", "p", "-/+"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for change in changes:
-        table.add_row(*(Text(text) for text in (name_of(change), *_numbers(change))))
-    return table
+def _table(changes: Sequence[Comparison]) -> "Table":
+    columns: list[tuple[str, Kind]] = [("what", "text")]
+    columns += [(name, "unbroken number") for name in ("A", "B", "B - A", "p", "-/+")]
+    return text_table(None, columns, ([name_of(change), *numbers_of(change)] for change in changes))
 
 
-def name_of(change: Change) -> str:
+def name_of(change: Comparison) -> str:
     """ "digits-at pgd20", "digits-at worst case linf@0.2", "digits-glow nll-in@8 bits/dim"."""
     words = [change.model or CLEAN, change.attack if change.model else ""]
     if change.attack == WORST_CASE:
-        words = [change.model, "worst case"] + (
-            [change.threat_model] if change.threat_model != ALL_THREATS else []
-        )
-    plain: list[str] = [change.measure] if change.measure == "accuracy under attack" else []
-    units = {"%": plain, "distance": [change.metric]}.get(change.unit, [change.unit])
-    return " ".join(word for word in [*words, *units] if word)
+        words = [
+            change.model,
+            "worst case",
+            change.threat_model if change.threat_model != ALL_THREATS else "",
+        ]
+    plain = change.measure if change.measure == "accuracy under attack" else ""
+    unit = {"%": plain, "distance": change.metric}.get(change.unit, change.unit)
+    return " ".join(filter(None, [*words, unit]))
 
 
-def _numbers(change: Change) -> list[str]:
-    counts = f"{len(change.fell)}/{len(change.rose)}" if change.p is not None else "-"
+def numbers_of(change: Comparison) -> list[str]:
+    """A, B, their difference with its interval, p, and how many samples fell and rose."""
     return [
         _value(change.a, change.unit),
         _value(change.b, change.unit),
         _difference(change),
         "-" if change.p_adjusted is None else _p_text(change.p_adjusted),
-        counts,
+        f"{len(change.fell)}/{len(change.rose)}" if change.p is not None else "-",
     ]
 
 
-def _value(side: Side, unit: str) -> str:
+def _value(side: Side | Reference | TableRow, unit: str) -> str:
     if side.status != "ok":
         return side.status
     if side.value is None:
@@ -169,7 +210,7 @@ def _value(side: Side, unit: str) -> str:
     return f"{side.value:.1f}" if unit == "%" else bits_text(side.value)
 
 
-def _difference(change: Change) -> str:
+def _difference(change: Comparison) -> str:
     if change.difference is None:
         return "-"
     if change.lower is None or change.upper is None:
@@ -187,7 +228,7 @@ def _p_text(p: float) -> str:
     return f"{p:.2f}" if p >= 0.095 else f"{p:.1g}"
 
 
-def _print_samples(change: Change, console: "Console") -> None:
+def _print_samples(change: Comparison, console: "Console") -> None:
     for ids, words in ((change.fell, "worse in B"), (change.rose, "better in B")):
         if ids:
             more = f" and {len(ids) - LISTED_IDS} more" if len(ids) > LISTED_IDS else ""
@@ -199,17 +240,14 @@ def _print_notes(diff: RunDiff, console: "Console") -> None:
     """Why there is no number; what combined numbers leave out; near ties among the samples that changed."""
     lines: dict[str, None] = {}
     for change in diff.changes:
-        reasons = [f"{side} {found.status}: {found.note}" for side, found in _sides(change) if found.note]
+        sides = (("A", change.a), ("B", change.b))
+        reasons = [f"{side} {s.status}: {s.note}" for side, s in sides if s.status != "ok" and s.note]
         ties = [f"{change.near_ties} of the samples that changed are near ties"] if change.near_ties else []
         for text in [*reasons, *change.notes, *ties]:
             lines[" ".join(f"* {name_of(change)}: {text}".split())] = None
     for line in list(lines)[:LISTED_DIFFERENCES]:
         print_line(console, line, "yellow")
     _more(console, len(lines), LISTED_DIFFERENCES)
-
-
-def _sides(change: Change) -> list[tuple[str, Side]]:
-    return [(name, side) for name, side in (("A", change.a), ("B", change.b)) if side.status != "ok"]
 
 
 def _method(diff: RunDiff) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from robbench.compare.reference import written_cell
 from robbench.core.markdown import bullets, escaped, markdown_table, paragraph
 from robbench.core.spreadsheet import csv_text
 from robbench.metrics import all_metrics
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 # -------------------------------------------------------------------------------------------------------- CSV
 def tidy_csv(rows: Sequence[TableRow]) -> str:
-    """One row per number. Floats keep every digit, so that reading them back gives the same numbers."""
-    return csv_text([list(COLUMNS), *([row.cell(name) for name in COLUMNS] for row in rows)])
+    """One row per number (`written_cell`): `check` gives a table that is read back the verdicts of the numbers."""
+    return csv_text([list(COLUMNS), *([written_cell(row, name) for name in COLUMNS] for row in rows)])
 
 
 def wide_csv(table: Wide) -> str:

@@ -9,8 +9,9 @@ import pytest
 from publish_runs import cell, make_run
 from rich.console import Console
 
-from robbench.compare.policy import Policy
-from robbench.compare.tables import CheckResult, check, passed, without_reference
+from robbench.compare.comparison import Comparison
+from robbench.compare.policy import Policy, PolicyName
+from robbench.compare.tables import check, passed, without_reference
 from robbench.core.errors import UserError
 from robbench.report.check_text import check_table, print_results
 from robbench.report.writers import tidy_csv
@@ -35,7 +36,7 @@ def write(table: Path, **cells: object) -> Path:
     return table
 
 
-def verdict(run: Run, table: Path, **changes: object) -> CheckResult:
+def verdict(run: Run, table: Path, **changes: object) -> Comparison:
     """The result for one reference row: the run's own pgd20 accuracy with cells changed or added."""
     own = {"dataset": "digits", "model": MODEL, "attack": "pgd20", "metric": "accuracy"}
     own["value"] = str(measured(run).value)
@@ -64,6 +65,23 @@ def test_attacked_accuracies_of_the_same_samples_may_differ_by_one_sample(
         result = verdict(run, table, attack=attack, value=value, **SAME)
         assert result.tolerance == pytest.approx(100 * (1 + ties) / 120)
         assert result.verdict == expected
+
+
+@pytest.mark.parametrize("policy", ["default", "exact", "interval"])
+def test_a_leaderboard_that_is_read_back_gives_the_verdicts_of_its_numbers(
+    run: Run, table: Path, policy: PolicyName
+) -> None:
+    """As written now, and as written before with every digit: one sample of 10,000 off is off, although 57.1 has one
+    decimal."""
+    row = replace(measured(run, "clean"), value=100 * 0.571, n=10_000, near_ties=0)
+    for digits in (12, 17):
+        reference = replace(row, value=float(f"{row.value:.{digits}g}"))
+        table.write_text(tidy_csv([reference]))
+        for samples in (0, 1, -1, 300):
+            now = replace(row, value=100 * ((5710 + samples) / 10_000))
+            (result,) = check([now], table, policy=Policy(policy))
+            expected = abs(samples) < 100 if policy == "interval" else samples == 0
+            assert (result.verdict == "pass") == expected, (digits, samples)
 
 
 def test_half_a_point_of_many_samples(run: Run, table: Path) -> None:
@@ -156,7 +174,7 @@ def test_a_folder_of_tables(run: Run, tmp_path: Path) -> None:
     results = check(run, tmp_path)
     assert len(results) == len(rows)
     assert {result.verdict for result in results} == {"pass"}
-    assert {result.reference.path.name for result in results} == {"part-0.csv", "part-1.csv"}
+    assert {result.path.name for result in results} == {"part-0.csv", "part-1.csv"}
 
 
 def test_default_tolerance_of_other_units_is_one_percent(run: Run, table: Path) -> None:
@@ -270,7 +288,7 @@ def test_a_part_of_the_matrix_checks_against_all_of_it(run: Run, table: Path) ->
     part = make_run([cell(r.cell.model, r.cell.attack, r.rows) for r in run.cells[:2]], run.n)
     results = check(part, table)
     assert passed(results)
-    average = next(r for r in results if r.reference.attack == "average")
+    average = next(r for r in results if r.attack == "average")
     assert (average.verdict, average.reason) == ("not run", "the run's number is over clean, pgd20, aa")
 
 

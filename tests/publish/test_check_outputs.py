@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robbench.cli.app import main
-from robbench.compare.findings import Finding, annotations, as_json, as_junit, of_table
+from robbench.compare.comparison import Comparison, Side
+from robbench.compare.documents import annotations, as_json, as_junit
 from robbench.compare.tables import check
 from robbench.compare.update import update_tables
 from robbench.core.errors import UserError
@@ -64,7 +65,7 @@ def rows(run: Run) -> list[TableRow]:
 
 
 @pytest.fixture
-def mixed(rows: list[TableRow], tmp_path: Path) -> list[Finding]:
+def mixed(rows: list[TableRow], tmp_path: Path) -> list[Comparison]:
     """One of each: a pass, a regression, a number that differs without gating, one that is not in the run."""
     reference = table(
         tmp_path / "published.csv",
@@ -72,11 +73,11 @@ def mixed(rows: list[TableRow], tmp_path: Path) -> list[Finding]:
         value={1: "10", 2: "20"},
         gate={2: "false"},
     )
-    return [of_table(result) for result in check(rows, reference)]
+    return check(rows, reference)
 
 
 # ------------------------------------------------------------------------------------------------------- JSON
-def test_json_says_everything(mixed: list[Finding]) -> None:
+def test_json_says_everything(mixed: list[Comparison]) -> None:
     document = json.loads(as_json(mixed, False, {"run": "r"}))
     assert document["passed"] is False
     assert document["counts"] == {"pass": 2, "fail": 2, "not run": 1, "regressions": 1}
@@ -93,10 +94,10 @@ def test_json_says_everything(mixed: list[Finding]) -> None:
     assert values["n"] == values["reference_n"] == 120
 
 
-def test_json_has_no_nan(mixed: list[Finding]) -> None:
-    broken = replace(mixed[0], values={"measured": float("nan"), "reference": float("inf")})
+def test_json_has_no_nan(mixed: list[Comparison]) -> None:
+    broken = replace(mixed[0], a=Side("ok", float("inf")), b=Side("ok", float("nan")))
     (finding,) = json.loads(as_json([broken], True, {}))["findings"]
-    assert finding["values"] == {"measured": None, "reference": None}
+    assert (finding["values"]["measured"], finding["values"]["reference"]) == (None, None)
 
 
 # ------------------------------------------------------------------------------------------------------ JUnit
@@ -121,8 +122,8 @@ def assert_junit(text: str) -> ElementTree.Element:
     return suites
 
 
-def test_junit(mixed: list[Finding]) -> None:
-    suites = assert_junit(as_junit(mixed, Path("run"), ["2 numbers have no reference"]))
+def test_junit(mixed: list[Comparison]) -> None:
+    suites = assert_junit(as_junit("robbench check run", mixed, ["2 numbers have no reference"]))
     failures = suites.findall(".//failure")
     assert [failure.get("type") for failure in failures] == ["regression", "incomplete"]
     assert "measured" in (failures[0].text or "")
@@ -134,31 +135,35 @@ def test_junit(mixed: list[Finding]) -> None:
 @given(group=ANY_TEXT, name=ANY_TEXT, reason=ANY_TEXT)
 def test_junit_survives_any_text(group: str, name: str, reason: str) -> None:
     reason = reason.encode("utf-8", "replace").decode()  # a lone surrogate has no bytes at all
-    finding = Finding(group.encode("utf-8", "replace").decode(), "x", "fail", reason, True, Path("a.csv"))
-    assert_junit(as_junit([finding], Path("run")))
+    found = Comparison(group.encode("utf-8", "replace").decode(), name, "x", verdict="fail", reason=reason)
+    assert_junit(as_junit("robbench check run", [found]))
 
 
 # ----------------------------------------------------------------------------------------------------- GitHub
-def test_annotations(mixed: list[Finding], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_annotations(mixed: list[Comparison], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    error, notice = annotations(mixed)
+    error, notice = annotations("robbench check", mixed)
     assert error.startswith(
         f"::error file=published.csv,line=3,title={MODEL} pgd20 accuracy::{MODEL} pgd20 accuracy: "
     )
     assert notice.startswith("::notice file=published.csv,line=4,")
-    assert annotations([], ["a\nb"]) == ["::error title=robbench check::a%0Ab"]
+    assert annotations("robbench check", [], ["a\nb"]) == ["::error title=robbench check::a%0Ab"]
+
+
+def failing(attack: str, reason: str) -> Comparison:
+    return Comparison("m", attack, "x", verdict="fail", reason=reason, path=Path("a,b:c.csv"), line=7)
 
 
 @given(reason=ANY_TEXT, name=ANY_TEXT)
 def test_an_annotation_is_one_line_whatever_it_says(reason: str, name: str) -> None:
-    (line,) = annotations([Finding("m", name, "fail", reason, True, Path("a,b:c.csv"), 7)])
+    (line,) = annotations("robbench check", [failing(name, reason)])
     assert "\n" not in line
     assert "\r" not in line
     properties, _, message = line.removeprefix("::error ").partition("::")
     assert properties.startswith("file=a%2Cb%3Ac.csv,line=7,title=")
     assert properties.count(",") == 2
     decoded = message.replace("%0A", "\n").replace("%0D", "\r").replace("%25", "%")
-    assert decoded == f"m {name}: {reason}"
+    assert decoded == f"m {name} x: {reason}"
 
 
 # ----------------------------------------------------------------------------------------------------- update
@@ -170,16 +175,17 @@ def test_update_writes_what_failed_with_its_reason_and_nothing_else(
     )
     before = stored(path)
     changes = update_tables(check(rows, path), "a faster engine, parity in reports/autoattack")
-    assert [(change.line, change.old) for change in changes] == [(3, 10.0)]
+    assert [(change.old.line, change.old.value) for change in changes] == [(3, 10.0)]
     after = stored(path)
-    line = f"{date.today().isoformat()}: 10 -> {rows[1].value}, a faster engine, parity in reports/autoattack"
-    assert after[1] == {**before[1], "value": str(rows[1].value), "history": line}
+    new = float(f"{rows[1].value:.12g}")
+    line = f"{date.today().isoformat()}: 10 -> {new}, a faster engine, parity in reports/autoattack"
+    assert after[1] == {**before[1], "value": str(new), "history": line}
     assert [{k: v for k, v in row.items() if k != "history"} for row in after[2:]] == before[2:]
     assert check(rows, path)[1].verdict == "pass"
     again = check([replace(row, value=50.0) for row in rows[1:2]], path)
     update_tables(again, "second")
     history = stored(path)[1]["history"]
-    assert history == f"{line}; {date.today().isoformat()}: {rows[1].value} -> 50.0, second"
+    assert history == f"{line}; {date.today().isoformat()}: {new} -> 50.0, second"
 
 
 def test_published_numbers_are_not_updated(rows: list[TableRow], tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from publish_runs import attack, cell, frame, make_run
 from scipy import stats
 
+from robbench.compare.comparison import Comparison
 from robbench.compare.paired import (
     ALL_MODELS,
     IDENTITY,
-    PairedResult,
     compare_samples,
     largest_count,
 )
@@ -47,7 +47,7 @@ def run_of(
     return make_run([cell(model, spec, rows, **changes)], 120)  # type: ignore[arg-type]
 
 
-def compared(change: Change | None = None, **options: object) -> dict[str, PairedResult]:
+def compared(change: Change | None = None, **options: object) -> dict[str, Comparison]:
     """Results by component of the ensemble against itself with rows changed."""
     rows = ensemble()
     if change is not None:

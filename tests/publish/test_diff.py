@@ -19,7 +19,7 @@ from site_runs import written
 
 from robbench.attacks.named import ENGINE_VERSION
 from robbench.cli.app import main
-from robbench.compare.changes import Change, Side, judged
+from robbench.compare.comparison import Comparison, Side, judged
 from robbench.compare.runs import RunDiff, compare_runs, document
 from robbench.core.errors import UserError
 from robbench.report.diff_text import print_diff
@@ -34,7 +34,7 @@ def compare(a: Run, b: Run, **options: object) -> RunDiff:
     return compare_runs(a, b, NAMES, **options)  # type: ignore[arg-type]
 
 
-def change_of(diff: RunDiff, model: str, name: str, threat_model: str | None = None) -> Change:
+def change_of(diff: RunDiff, model: str, name: str, threat_model: str | None = None) -> Comparison:
     found = [
         c
         for c in diff.changes
@@ -277,10 +277,10 @@ def test_other_labels_are_said_loudly(run: Run) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------- verdicts
-def number(p: float | None, lower: float, upper: float, lower_is_better: bool = False) -> Change:
+def number(p: float | None, lower: float, upper: float, lower_is_better: bool = False) -> Comparison:
     side = Side("ok", 1.0)
-    return Change(
-        "m", "a", "t", "accuracy", "%", side, side, 10, (lower + upper) / 2, lower, upper, p,
+    return Comparison(
+        "m", "a", "accuracy", side, side, n=10, difference=(lower + upper) / 2, lower=lower, upper=upper, p=p,
         fell=(1,), rose=(2,), lower_is_better=lower_is_better,
     )  # fmt: skip
 

@@ -17,8 +17,8 @@ from markdown_it import MarkdownIt
 from publish_runs import attack, cell, frame
 from rich.console import Console
 
-from robbench.compare.policy import default_tolerance
 from robbench.compare.tables import check, passed, without_reference
+from robbench.metrics.registry import metric_of
 from robbench.report.files import write_tables
 from robbench.report.terminal import terminal_likelihood, terminal_sizes
 from robbench.report.writers import likelihood_csv, markdown, terminal_table, tidy_csv
@@ -400,7 +400,7 @@ def test_checking_a_poisoned_or_scored_run_does_not_crash(poisoned: Run, tmp_pat
     run = stored_distances(poisoned, tmp_path, {"": 11.5, poisoned.cells[0].cell.hash: 72.25})
     table = tmp_path / "reference.csv"
     table.write_text(tidy_csv(leaderboard(run)))
-    verdicts = {(r.reference.attack, r.reference.metric, r.verdict) for r in check(run, table)}
+    verdicts = {(r.a.attack, r.a.metric, r.verdict) for r in check(run, table)}
     assert ("clean", "frechet[toy]", "pass") in verdicts
     assert ("nll-in@8", "bits_per_dim", "pass") in verdicts
     assert not any(verdict == "fail" for _, _, verdict in verdicts)
@@ -412,7 +412,7 @@ def test_checking_a_poisoned_or_scored_run_does_not_crash(poisoned: Run, tmp_pat
 def test_bits_per_dim_under_attack_may_differ_by_a_hundredth_or_one_percent(
     value: float, allowed: float
 ) -> None:
-    assert default_tolerance("bits/dim", value) == pytest.approx(allowed)
+    assert metric_of("bits_per_dim").tolerance(value) == pytest.approx(allowed)
 
 
 @pytest.mark.parametrize(("shift", "verdict"), [(0.009, "pass"), (0.011, "fail"), (-0.011, "fail")])

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from publish_runs import JSA, attack, cell, frame, make_run
 from rich.console import Console
 
+from robbench.compare.comparison import Comparison
 from robbench.compare.reference import read_reference
-from robbench.compare.tables import CheckResult, check
+from robbench.compare.tables import check
 from robbench.core.spreadsheet import csv_text
 from robbench.experiments.comparison import Known, compare, measured_rows
 from robbench.experiments.published import published_index, published_table, table_rows
@@ -108,7 +109,7 @@ def test_combined_numbers_of_a_table_without_the_column_are_not_compared(mixed: 
         del line["combined"]
     (tmp_path / "table.csv").write_text(csv_text([list(lines[0]), *(list(line.values()) for line in lines)]))
     for result in check(mixed, tmp_path / "table.csv"):
-        if result.reference.attack in ("worst-case", "average") and result.reference.value is not None:
+        if result.a.attack in ("worst-case", "average") and result.a.value is not None:
             assert (result.verdict, "does not say which attacks" in result.reason) == ("not run", True)
 
 
@@ -216,8 +217,8 @@ def test_a_badge_says_it(mixed: Run) -> None:
 
 
 # ------------------------------------------------------------------------------------------- comparing partial ones
-def is_combined(result: CheckResult) -> bool:
-    return result.reference.attack in ("worst-case", "average")
+def is_combined(result: Comparison) -> bool:
+    return result.a.attack in ("worst-case", "average")
 
 
 def test_check_compares_a_partial_number_with_one_over_the_same_attacks_only(
@@ -226,18 +227,14 @@ def test_check_compares_a_partial_number_with_one_over_the_same_attacks_only(
     alone = run_of({"a-part": (FGSM,)})
     reference = tmp_path / "reference.csv"
     reference.write_text(tidy_csv(leaderboard(alone)), encoding="utf-8")
-    found = {
-        (r.reference.attack, r.reference.threat_model): r
-        for r in check(mixed, reference)
-        if r.reference.combined
-    }
+    found = {(r.a.attack, r.a.threat_model): r for r in check(mixed, reference) if r.a.combined}
     assert {r.verdict for r in found.values()} == {"pass"}
     reference.write_text(tidy_csv(leaderboard(mixed)), encoding="utf-8")
     again = [r for r in check(mixed, reference) if is_combined(r)]
     assert {r.verdict for r in again} == {"pass"}
-    assert all(r.reference.value is not None for r in again), "a partial row of a reference holds a number"
+    assert all(r.a.value is not None for r in again), "a partial row of a reference holds a number"
     more = run_of({"a-part": (FGSM, PGD)})
-    judged = [r for r in check(more, reference) if is_combined(r) and r.reference.model == "a-part"]
+    judged = [r for r in check(more, reference) if is_combined(r) and r.a.model == "a-part"]
     assert {r.verdict for r in judged} == {"not run"}, "over other attacks it is another quantity"
 
 
@@ -318,7 +315,7 @@ def test_check_compares_a_mean_with_one_over_as_many_samples_only(tmp_path: Path
 
     def verdicts(scope: str) -> set[str]:
         reference.write_text(text.replace(broken, scope), encoding="utf-8")
-        return {r.verdict for r in check(run, reference) if "attack broke" in r.reference.scope}
+        return {r.verdict for r in check(run, reference) if "attack broke" in r.a.scope}
 
     assert verdicts(broken) == {"pass"}
     assert verdicts("over the 59 samples that the attack broke") == {"not run"}

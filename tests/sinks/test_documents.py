@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from robbench.compare.findings import Finding, annotations, as_json, as_junit
+from robbench.compare.comparison import Comparison
+from robbench.compare.documents import annotations, as_json, as_junit
 from robbench.compare.reference import read_csv, read_reference
 from robbench.compare.update import update_tables
 from robbench.core.markdown import bullets, escaped, markdown_table, paragraph
@@ -223,26 +224,27 @@ def test_half_a_character_is_written_escaped(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------- annotations, JUnit
-def finding(text: str) -> Finding:
-    return Finding(text, text, "fail", text, True, Path(text.replace("\0", "") or "x"), 3, {"a": text})
+def finding(text: str) -> Comparison:
+    path = Path(text.replace("\0", "") or "x")
+    return Comparison(text, text, text, verdict="fail", reason=text, threat_model=text, path=path, line=3)
 
 
 @given(ANY | st.sampled_from([hostile.ALL, "%0A::error::x", "a\n::stop-commands::x", "x,line=1::y"]))
 def test_an_annotation_is_one_command(text: str) -> None:
     """As GitHub's runner reads it: "::NAME KEY=VALUE,...::MESSAGE", a line each, with %25, %0A, %0D, %3A, %2C."""
-    [line, problem] = annotations([finding(text)], [text])
+    [line, problem] = annotations(text, [finding(text)], [text])
     for command in (line, problem):
         assert "\n" not in command
         assert "\r" not in command
     found = re.fullmatch(r"::error file=([^:,]*),line=3,title=([^:,]*)::(.*)", line, re.DOTALL)
     assert found is not None
     plain = found[3].replace("%0A", "\n").replace("%0D", "\r").replace("%25", "%")
-    assert plain == f"{text} {text}: {text}"
+    assert plain == f"{text} {text} {text}: {text}"
 
 
 @given(ANY)
 def test_junit_is_xml_whatever_is_in_it(text: str) -> None:
-    document = as_junit([finding(text)], Path("run"), [text])
+    document = as_junit(f"robbench check {text}", [finding(text)], [text])
     write = document.encode("utf-8", errors="backslashreplace")
     suites = ElementTree.fromstring(write)
     assert len(suites.findall(".//failure")) == 2

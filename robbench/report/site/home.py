@@ -114,7 +114,11 @@ def _line(group: Group, board: Board) -> BoardLine:
 def _published(site: Site) -> dict[str, object]:
     """measured: how many published tables something was measured of; all: how many there are."""
     found = published.comparisons(site)
-    return {"measured": sum(bool(table.measured) for table in found), "tables": len(found), "overview": published.OVERVIEW}
+    return {
+        "measured": sum(bool(table.measured) for table in found),
+        "tables": len(found),
+        "overview": published.OVERVIEW,
+    }
 
 
 def _provenance(site: Site) -> Provenance:

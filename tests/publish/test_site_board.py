@@ -152,9 +152,7 @@ def test_points_are_reached_by_keyboard_and_lead_to_models(site: Reader) -> None
         names.append(page.evaluate("document.activeElement.getAttribute('aria-label').split(':')[0]"))
     assert sorted(names) == ["m0", "m1", "m2"]
     assert page.locator(".scatter a:focus text").evaluate("e => getComputedStyle(e).opacity") == "1"
-    with page.expect_navigation():
-        page.keyboard.press("Enter")
-    assert "model-" in page.url
+    assert page.evaluate("document.activeElement.href.baseVal").startswith("model-m")
 
 
 def test_who_leads_is_said_with_those_not_told_apart() -> None:
@@ -209,7 +207,7 @@ def test_failed_and_missing_cells_say_so(site: Reader, damaged: Run) -> None:
     assert "not" in column(opened(site, damaged, "joint-0.2-eta0.35"), "jsa50")
     page = site.open(group_of(damaged).board_path())
     assert sorted(column(page, "aa"))[1] == "failed"
-    assert "0.0" not in column(page, "worst case")
+    assert "partial:" in column(page, "worst case")
     assert set(column(page, "rank")) == {"none"}
     reason = page.locator("td[title*='left its set']").first
     assert reason.inner_text() == "failed"
@@ -477,7 +475,7 @@ def test_hostile_names_are_text(site: Reader) -> None:
     hostile = attack("pgd20").model_copy(update={"label": EVIL, "threat_model": EVIL, "algorithm": EVIL})
     flow = flow_cell(EVIL + "3", flow_attack("nll-in"), flow_frame(1))
     cells = [cell(EVIL, hostile, rows, defense=EVIL), failed, cell(EVIL, attack(), rows, defense=EVIL), flow]
-    page = opened(site, replace(make_run(cells, 30), note=EVIL))
+    page = opened(site, replace(make_run(cells, 30), note=EVIL), "all")
     assert page.locator("table.board tbody th").first.inner_text() == EVIL
     assert page.locator("img").count() == 0
     page.locator("details.columns summary").first.click()

@@ -88,7 +88,7 @@ def _picture(groups: Sequence[Group]) -> tuple[Board, Table] | None:
 
 # ---------------------------------------------------------------------------------------------------------- groups
 def _section(group: Group) -> Section:
-    single = [board for board in boards(group) if not board.is_union] or boards(group)
+    single = [board for board in boards(group) if board.accuracies and not board.is_union] or boards(group)
     status = [(r.cell.model_name, r.cell.attack.label, *cell_status(group.run, r)) for r in group.run.cells]
     return Section(
         group=group,

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 @click.argument("paths", metavar="RUN...", nargs=-1, required=True, type=FolderOrFile())
 @click.option("--out", type=FolderOrFile(), help="Write a site here: a new folder, or that of an older site.")
 @click.option("--single-file", is_flag=True, help="Write the site as one page, --out FILE.html.")
+@click.option(
+    "--base-url",
+    type=Text(),
+    metavar="URL",
+    help="Where --out will stand, as https://NAME.github.io/PROJECT.",
+)
 @click.option("--sizes", is_flag=True, help="Print perturbation sizes and Frechet distances too.")
 @click.option(
     "--published", is_flag=True, help="Compare the runs with published tables (robbench list published)."
@@ -36,6 +42,7 @@ def report(
     paths: tuple[Path, ...],
     out: Path | None,
     single_file: bool,
+    base_url: str | None,
     sizes: bool,
     published: bool,
     mlflow_uri: str | None,
@@ -49,19 +56,23 @@ def report(
     """
     if single_file and out is None:
         raise UserError("--single-file needs a name for the page; give --out report.html")
+    if base_url is not None and (out is None or single_file):
+        raise UserError("--base-url is for a site in a folder; give --out SITE, without --single-file")
     from robbench.core.terminal import Terminal
     from robbench.report.files import print_sizes
 
     console = Terminal()
     if out is not None:
         from robbench.report.site.build import check_out
+        from robbench.report.site.hosting import check_base_url
 
         check_out(out, paths, single_file)
+        base_url = check_base_url(base_url) if base_url is not None else ""
     with _opened(paths) as runs:
         if out is None:
             _write_tables(paths, runs, published, console)
         else:
-            _write_site(paths, runs, out, single_file)
+            _write_site(paths, runs, out, single_file, base_url or "")
             _print_published(runs, published, console)
         for run in runs if sizes else ():
             print_sizes(run, console)
@@ -91,12 +102,13 @@ def _write_tables(paths: Sequence[Path], runs: Sequence["Run"], published: bool,
     print_paths(written)
 
 
-def _write_site(paths: Sequence[Path], runs: Sequence["Run"], out: Path, single_file: bool) -> None:
+def _write_site(
+    paths: Sequence[Path], runs: Sequence["Run"], out: Path, single_file: bool, base_url: str
+) -> None:
     """Write the site; print its start page and its size."""
     from robbench.report.site import write_single_file, write_site
 
-    write = write_single_file if single_file else write_site
-    page = write(runs, out, inputs=paths)
+    page = write_single_file(runs, out, paths) if single_file else write_site(runs, out, paths, base_url)
     files = [page] if single_file else [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 1e6
     print_paths([page])

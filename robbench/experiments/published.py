@@ -212,6 +212,7 @@ class Table(Strict):
         what: its subject.
         paper: key of `Index.papers`; empty for one collected from several.
         kind: "results" and "sentences" (numbers of the running text, which no run repeats) have rows of `PublishedRow`.
+        context: whether it is a leaderboard of others, shown for comparison only.
     """
 
     name: Name
@@ -219,6 +220,7 @@ class Table(Strict):
     what: str
     paper: str = ""
     kind: Kind = "results"
+    context: bool = False
 
     @property
     def has_numbers(self) -> bool:

@@ -242,7 +242,8 @@ def save_model_folder(
 ) -> ModelCard:
     """Write weights, golden tensors and card.yaml (last, so that a folder with a card is complete).
 
-    card: fields of `ModelCard` without `weights` and `golden`. golden_inputs: a few images [n,C,H,W] in [0,1].
+    card: fields of `ModelCard` without `parameters`, `weights` and `golden`. golden_inputs: a few images [n,C,H,W] in
+    [0,1].
     """
     module = module.to("cpu").eval()
     state = {name: value.detach().contiguous().clone() for name, value in module.state_dict().items()}
@@ -253,6 +254,7 @@ def save_model_folder(
     write_atomically(golden, lambda path: path.write_bytes(save(recorded)))
     complete = ModelCard(
         **card,
+        parameters=sum(value.numel() for value in module.parameters()) or None,
         weights=Weights(file=weights.name, sha256=sha256_file(weights)),
         golden=Golden(file=golden.name, sha256=sha256_file(golden), tolerance=GOLDEN_TOLERANCE),
     )

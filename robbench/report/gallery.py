@@ -4,7 +4,7 @@ that were attacked and what became of them, each with its bits/dim."""
 import base64
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,13 +78,15 @@ def triples(
     originals: Originals,
     limit: int = TRIPLES,
     side: int = SHOWN_SIDE,
+    order: Mapping[int, int] | None = None,
 ) -> list[Triple]:
-    """Up to `limit` stored examples of one model, attack by attack in turn, broken samples first.
+    """Up to `limit` stored examples of one model, attack by attack in turn, broken samples first, of these by `order`
+    (place by sample id) or else by sample id.
 
     originals: clean images [n,C,H,W] in [0,1] for sample ids; ValueError when it returns another shape. side: as in
     `data_uri`.
     """
-    return shown(run, _chosen(complete(run, results), limit), originals, side)
+    return shown(run, _chosen(complete(run, results), limit, order or {}), originals, side)
 
 
 def shown(
@@ -105,9 +107,11 @@ def shown(
     return [_triple(run, result, row, x, side) for (result, row), x in zip(chosen, clean, strict=True)]
 
 
-def _chosen(results: Sequence[CellResult], limit: int) -> "list[tuple[CellResult, pd.Series[float]]]":
+def _chosen(
+    results: Sequence[CellResult], limit: int, order: Mapping[int, int]
+) -> "list[tuple[CellResult, pd.Series[float]]]":
     """Rows with an example, one attack after the other until `limit`."""
-    queues = [_candidates(result) for result in results]
+    queues = [_candidates(result, order) for result in results]
     chosen: list[tuple[CellResult, pd.Series[float]]] = []
     while queues and len(chosen) < limit:
         queue = queues.pop(0)
@@ -118,12 +122,30 @@ def _chosen(results: Sequence[CellResult], limit: int) -> "list[tuple[CellResult
     return sorted(chosen, key=lambda pair: results.index(pair[0]))
 
 
-def _candidates(result: CellResult) -> "Iterator[tuple[CellResult, pd.Series[float]]]":
-    """Attacked samples with a stored example: broken ones, then those that held, each by sample id."""
+def _candidates(
+    result: CellResult, order: Mapping[int, int]
+) -> "Iterator[tuple[CellResult, pd.Series[float]]]":
+    """Attacked samples with a stored example: broken ones, then those that held."""
     rows = result.rows
     kept = rows[rows["example"].notna() & clean_correct(rows)]
-    for _, row in kept.sort_values(["robust", "sample_id"], kind="stable").iterrows():
+    placed = kept.assign(place=[order.get(int(i), len(order)) for i in kept["sample_id"]])
+    for _, row in placed.sort_values(["robust", "place", "sample_id"], kind="stable").iterrows():
         yield result, row
+
+
+def disputed(results: Sequence[CellResult]) -> list[int]:
+    """Ids of the samples with images, first those of which about half of `results` are broken."""
+    held: dict[int, list[bool]] = {}
+    for result in results:
+        kept = result.rows[result.rows["example"].notna() & clean_correct(result.rows)]
+        for i, is_robust in zip(kept["sample_id"], kept["robust"], strict=True):
+            held.setdefault(int(i), []).append(bool(is_robust))
+    return sorted(held, key=lambda i: (abs(2 * sum(held[i]) / len(held[i]) - 1), i))
+
+
+def places(ids: Sequence[int], turn: int) -> dict[int, int]:
+    """Place of each of `ids` when one begins with the `turn`-th and goes round: every page shows others first."""
+    return {i: (place - turn) % len(ids) for place, i in enumerate(ids)}
 
 
 def _triple(run: Run, result: CellResult, row: "pd.Series[float]", clean: Pixels, side: int) -> Triple:

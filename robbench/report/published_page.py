@@ -26,6 +26,7 @@ from robbench.experiments.comparison import (
 from robbench.experiments.layout import PrintedTable, printed_table, value_text
 from robbench.experiments.published import Paper, PublishedRow, Table, published_index, table_rows
 from robbench.experiments.verdicts import Verdict
+from robbench.report.facts import PublishedModel, published_models
 from robbench.report.templating import environment
 from robbench.results.wording import ANY_ITERATE, summary, versions
 from robbench.store.records import Run
@@ -145,9 +146,17 @@ def table_values(comparison: TableComparison, runs: Sequence[Run], csv: str) -> 
         "printed": comparison.printed,
         "lines": [_line(c) for c in comparison.comparisons],
         "any_iterate": ANY_ITERATE,
+        "models": _known_models(comparison),
         "runs": run_sentences(runs),
         "csv": csv,
     }
+
+
+def _known_models(comparison: TableComparison) -> list[tuple[str, PublishedModel]]:
+    """(row, what is known of it) of the models of a table of which more than a name is known."""
+    known = published_models()
+    names = {p.row: p.model for p in comparison.rows if p.model in known}
+    return [(row, known[model]) for row, model in names.items()]
 
 
 def render_overview(comparisons: Sequence[TableComparison], runs: Sequence[Run]) -> str:

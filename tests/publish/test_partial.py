@@ -156,7 +156,7 @@ def test_the_page_of_a_run_marks_it_and_sorts_it_below(mixed: Run) -> None:
     headers = re.findall(r"<th scope=\"col\"[^>]*>(.*?)</th>", board)
     lines = re.findall(r'<tr><th scope="row"><a href="#/([^"]*)">(.*?)</a>(.*?)</tr>', board, re.DOTALL)
     assert [name for _, name, _ in lines] == ["b-whole", "c-whole", "a-part"]
-    assert all(f'<template data-path="{path}" data-title="{name}">' in page for path, name, _ in lines)
+    assert all(f'<template data-path="{path}" data-title="{name}" ' in page for path, name, _ in lines)
     cells = {name: re.findall(r"<td.*?</td>", rest, re.DOTALL) for _, name, rest in lines}
     for column in COMBINED:
         place = headers.index(column) - 1
@@ -169,8 +169,8 @@ def test_the_page_of_a_run_marks_it_and_sorts_it_below(mixed: Run) -> None:
 def test_boards_and_downloads_of_a_site(mixed: Run) -> None:
     group = Group("g", "digits", mixed, (mixed,))
     for board in boards(group):
-        if "joint" in board.title:
-            continue  # the model was not run under it at all
+        if "joint" in board.title or board.accuracies is None:
+            continue  # the model was not run under it at all; likelihoods are not combined
         (table,) = board.tables
         keys = [column.key for column in table.columns]
         last = table.lines[-1]

@@ -161,7 +161,7 @@ def test_attacks_that_left_the_same_accuracy_are_all_the_strongest() -> None:
     found = re.findall(
         r'<td class="number" data-order="(\d)">\1</td><td class="number" data-order="1">1</td>', text
     )
-    assert found == ["0", "1", "1", "1", "1"]
+    assert found == ["1", "1", "1", "1", "0"], "the strongest first"
     line = re.search(r'<tr><th scope="row"><a [^>]*>a</a>.*?</tr>', text, re.DOTALL)
     assert line is not None
     assert re.search(r">pgd20</a>, <a [^>]*>aa</a>, <a [^>]*>mim</a> and 1 more</td>", line[0])

@@ -10,17 +10,21 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from flow_runs import N, flow_attack, flow_cell, flow_frame, flow_run, three_flows
-from publish_runs import JSA, attack, cell, frame, make_run
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from publish_runs import attack, cell, frame, make_run
 from scipy.stats import binomtest
 from site_pages import EVIL, PHONE, Reader
 
 from robbench.data.corruption_names import Headline
 from robbench.report.site import board_page
-from robbench.report.site.boards import DEFENSE, NAME, RANK, Board, Cell, Column, Table, board_paths, boards
+from robbench.report.site.boards import EVERY, board_paths, boards
 from robbench.report.site.frame import framed
 from robbench.report.site.groups import Group, site_of
 from robbench.report.site.page import Page
 from robbench.report.site.ranks import ranges
+from robbench.report.site.scatter import Point, Scatter
+from robbench.report.site.tables import DEFENSE, NAME, RANK, Board, Cell, Column, Table, lead
 from robbench.results.likelihood import mean_text, nll_tables
 from robbench.results.rows import models
 from robbench.results.tables import leaderboard
@@ -36,10 +40,14 @@ def only_boards(site: Any) -> Any:
     return (part for part in board_page.parts(site) if isinstance(part, Page))
 
 
-def opened(site: Reader, run: Run, **how: Any) -> Any:
-    """The board of all attacks of a run."""
+def opened(site: Reader, run: Run, board: str = "", **how: Any) -> Any:
+    """The board that a run opens with, or another: "all", "likelihood"."""
     site.build(run, pages=only_boards)
-    return site.open(group_of(run).board_path(), **how)
+    return site.open(group_of(run).board_path(board), **how)
+
+
+def board_called(run: Run, title: str) -> Board:
+    return {board.title: board for board in boards(group_of(run))}[title]
 
 
 def column(page: Any, title: str, table: str = "table.board") -> list[str]:
@@ -67,21 +75,119 @@ def graded(values: list[float], defenses: tuple[str, ...] = ("at", "ijsat")) -> 
 def test_every_accuracy_of_the_ledger_stands_on_a_board(run: Run) -> None:
     group = group_of(run)
     pages = {part.path: part.body for part in board_page.parts(site_of([run])) if isinstance(part, Page)}
-    assert list(pages) == [group.board_path(), *board_paths(group).values()]
+    assert list(pages) == [
+        *board_paths(group).values(), group.board_path("likelihood"), group.board_path("all")
+    ]  # fmt: skip
     for row in leaderboard(run):
         if row.metric.endswith("accuracy"):
             assert row.value is not None
             interval = f"[{row.lower:.1f}, {row.upper:.1f}]"
-            assert re.search(
-                rf">{row.value:.1f}(<sup>\*</sup>)? <small>{re.escape(interval)}<", pages[group.board_path()]
-            )
+            number = rf">{row.value:.1f}(<sup>\*</sup>)? <small>{re.escape(interval)}<"
+            assert re.search(number, pages[group.board_path("all")])
+
+
+def test_a_group_opens_with_one_threat_model_linf_with_autoattack_first() -> None:
+    """Never with all attacks, over which a worst case says nothing."""
+    specs = [
+        attack("pgd20-l2", "l2"), attack("fgsm-l2", "l2"), attack("aa-l2", "l2", algorithm="autoattack"),
+        attack("pgd20@0.1", "linf", 0.1), attack("mim@0.1", "linf", 0.1),
+        attack("aa", "linf", 0.2, algorithm="autoattack"),
+    ]  # fmt: skip
+    run = make_run([cell(m, s, frame(40, 0.9, 0.5, k)) for k, s in enumerate(specs) for m in "ab"], 40)
+    assert [board.title for board in boards(group_of(run))] == [
+        "linf, ε = 0.2", "l2, ε = 0.2", "linf, ε = 0.1", "Likelihood", EVERY
+    ]  # fmt: skip
+    first, *_, every = boards(group_of(run))
+    assert first.path == group_of(run).board_path()
+    keys = [column.key for column in every.tables[0].columns if column.shown]
+    assert RANK not in keys
+    assert "worst case" not in keys
+
+
+def test_likelihoods_are_on_their_own_board_only(run: Run) -> None:
+    for board in boards(group_of(run)):
+        parts = {column.part for table in board.tables for column in table.columns}
+        assert any("NLL" in part for part in parts) == (board.title == "Likelihood")
+
+
+# ------------------------------------------------------------------------------------------------------- scatter
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=12))
+def test_the_front_is_what_no_model_beats(places: list[tuple[int, int]]) -> None:
+    points = [
+        Point(f"m{k}", "x.html", (10.0 * a, 10.0 * a, 10.0 * a), (10.0 * b, 10.0 * b, 10.0 * b))
+        for k, (a, b) in enumerate(places)
+    ]
+    beaten = {
+        p.name for p in points for q in points
+        if q.clean[0] >= p.clean[0] and q.robust[0] >= p.robust[0]
+        and (q.clean[0], q.robust[0]) != (p.clean[0], p.robust[0])
+    }  # fmt: skip
+    scatter = Scatter("worst case", tuple(points))
+    assert {p.name for p in scatter.front} == {p.name for p in points} - beaten
+    for mark in scatter.marks:
+        assert 46 <= mark.x <= 704
+        assert 12 <= mark.y <= 290
+
+
+def test_a_scatter_shows_every_complete_model_with_its_intervals(run: Run, damaged: Run) -> None:
+    table = boards(group_of(run))[0].tables[0]
+    assert table.scatter is not None
+    for line in table.lines:
+        (point,) = [p for p in table.scatter.points if p.name == line[0].text]
+        for cell_of, shown in zip((line[2], line[3]), (point.clean, point.robust), strict=True):
+            assert (cell_of.order, cell_of.lower, cell_of.upper) == shown
+    assert boards(group_of(damaged))[0].tables[0].scatter is None, "one complete model is no picture"
+
+
+def test_points_are_reached_by_keyboard_and_lead_to_models(site: Reader) -> None:
+    page = opened(site, graded([20, 80, 50]), scheme="dark")
+    assert page.locator(".scatter a[tabindex='0']").count() == 1
+    page.locator(".scatter a").first.evaluate(
+        "e => e.closest('svg').querySelector(\"a[tabindex='0']\").focus()"
+    )
+    names = [page.evaluate("document.activeElement.getAttribute('aria-label').split(':')[0]")]
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+        names.append(page.evaluate("document.activeElement.getAttribute('aria-label').split(':')[0]"))
+    assert sorted(names) == ["m0", "m1", "m2"]
+    assert page.locator(".scatter a:focus text").evaluate("e => getComputedStyle(e).opacity") == "1"
+    assert page.evaluate("document.activeElement.href.baseVal").startswith("model-m")
+
+
+def test_who_leads_is_said_with_those_not_told_apart() -> None:
+    run = graded([70, 68, 20])
+    found = lead(boards(group_of(run))[0].tables[0])
+    assert found is not None
+    assert found.name.text == "m0"
+    assert [name.text for name in found.ties] == ["m1"]
+
+
+def test_on_a_phone_two_columns_are_shown_and_the_controls_are_one_line(site: Reader, run: Run) -> None:
+    page = opened(site, run, width=PHONE)
+    shown = page.locator("table.board thead th").evaluate_all(
+        "l => l.filter(e => e.offsetWidth).map(e => e.dataset.key)"
+    )
+    assert shown == ["model", "worst case"]
+    tops = page.locator(".controls > *").evaluate_all(
+        "l => l.filter(e => e.offsetWidth > 1).map(e => e.offsetTop + e.offsetHeight / 2)"
+    )
+    assert max(tops) - min(tops) < 6
+    page.locator("details.columns summary").first.click()
+    page.get_by_label("clean", exact=True).check()
+    assert page.locator("table.board th[data-key=clean]").is_visible()
+
+
+def test_nothing_is_cut_off_at_1400_pixels(site: Reader, run: Run) -> None:
+    page = opened(site, run, width=1400)
+    assert page.locator(".scroll.tall").first.evaluate("e => e.scrollWidth - e.clientWidth") <= 0
 
 
 def test_a_threat_model_has_its_own_worst_case_and_average(run: Run) -> None:
     """Against verdicts combined by hand."""
     board = {board.title: board for board in boards(group_of(run))}["linf, ε = 0.2"]
     keys = [column.key for column in board.tables[0].columns]
-    assert keys[:6] == ["model", "defense", "rank", "clean", "worst case", "average"]
+    assert keys[:6] == ["model", "rank", "clean", "worst case", "average", "defense"]
     assert {"pgd20", "aa"} <= set(keys)
     assert "jsa50" not in keys
     for line in board.tables[0].lines:
@@ -98,10 +204,10 @@ def test_a_threat_model_has_its_own_worst_case_and_average(run: Run) -> None:
 
 
 def test_failed_and_missing_cells_say_so(site: Reader, damaged: Run) -> None:
-    page = opened(site, damaged)
+    assert "not" in column(opened(site, damaged, "joint-0.2-eta0.35"), "jsa50")
+    page = site.open(group_of(damaged).board_path())
     assert sorted(column(page, "aa"))[1] == "failed"
-    assert "not" in column(page, "jsa50")
-    assert "0.0" not in column(page, "worst case")
+    assert "partial:" in column(page, "worst case")
     assert set(column(page, "rank")) == {"none"}
     reason = page.locator("td[title*='left its set']").first
     assert reason.inner_text() == "failed"
@@ -113,7 +219,7 @@ def test_failed_and_missing_cells_say_so(site: Reader, damaged: Run) -> None:
 
 
 def test_likelihoods_and_distances_have_columns(run: Run) -> None:
-    table = boards(group_of(run))[0].tables[0]
+    table = board_called(run, "Likelihood").tables[0]
     keys = [column.key for column in table.columns]
     expected = {(r.model, f"NLL {r.attack}"): r for r in leaderboard(run) if r.metric == "bits_per_dim_after"}
     assert len(expected) == 6
@@ -138,17 +244,17 @@ def corruption(name: str, severity: int) -> CellResult:
 def test_corruptions_have_their_mean_and_a_board() -> None:
     cells = [corruption(name, severity) for name in get_args(Headline) for severity in range(1, 6)]
     mean = 100 * np.mean([r.rows["robust"].mean() for r in cells])
-    first, corrupted, linf = boards(
+    linf, corrupted, _, every = boards(
         group_of(make_run([*cells, cell("m", attack(), frame(20, 0.9, 0.5, 3))], 20))
     )
-    for board in (first, corrupted):
+    for board in (every, corrupted):
         table = board.tables[0]
         shown = dict(zip([c.key for c in table.columns], table.lines[0], strict=True))
         assert shown["corruptions"].order == pytest.approx(mean)
         assert "worst case" not in shown or shown["worst case"].order == shown["pgd20"].order
         assert [t.model for t in board.corruption_tables] == ["m"]
     assert "c-fog-3" in shown
-    assert sum(column.shown for column in corrupted.tables[0].columns) == 4, "75 more wait in the chooser"
+    assert sum(column.shown for column in corrupted.tables[0].columns) == 5, "75 more wait in the chooser"
     assert linf.corruption_tables == ()
     alone = boards(group_of(make_run(cells, 20)))
     assert len(alone) == 1
@@ -177,34 +283,34 @@ def test_ranks_are_those_of_paired_tests_on_the_worst_case() -> None:
     cells = [
         cell(f"m{k}", spec, frame(150, 0.95, rate, 10 * k + j))
         for k, rate in enumerate(rates)
-        for j, spec in enumerate((attack(), JSA))
+        for j, spec in enumerate((attack(), attack("mim")))
     ]
     run = make_run(cells, 150)
     held = np.stack([np.stack([r.rows["robust"] for r in model.cells]).all(0) for model in models(run)])
     expected = dict(zip([f"m{k}" for k in range(6)], brute_ranges(held), strict=True))
-    assert ranges(run, models(run), ["pgd20", "jsa50"]) == expected
+    assert ranges(run, models(run), ["pgd20", "mim"]) == expected
     assert len(set(expected.values())) > 2
     table = boards(group_of(run))[0].tables[0]
-    shown = {line[0].text: line[2].text for line in table.lines}
+    shown = {line[0].text: line[1].text for line in table.lines}
     assert shown == {name: f"{a}-{b}" if a != b else f"{a}" for name, (a, b) in expected.items()}
 
 
 def test_a_model_without_all_attacks_has_no_rank_and_its_worst_case_says_so() -> None:
-    cells = [cell("whole", spec, frame(60, 0.9, 0.5, k)) for k, spec in enumerate((attack(), JSA))]
+    cells = [cell("whole", spec, frame(60, 0.9, 0.5, k)) for k, spec in enumerate((attack(), attack("mim")))]
     run = make_run([*cells, cell("part", attack(), frame(60, 0.9, 0.99, 5))], 60)
-    assert ranges(run, models(run), ["pgd20", "jsa50"]) == {"whole": (1, 1)}
+    assert ranges(run, models(run), ["pgd20", "mim"]) == {"whole": (1, 1)}
     table = boards(group_of(run))[0].tables[0]
     assert [line[0].text for line in table.lines] == ["whole", "part"], "an easier worst case is not ahead"
     keys = [column.key for column in table.columns]
     worst = table.lines[1][keys.index("worst case")]
     assert worst.marked
-    assert worst.note == "over 1 of 2 attacks; not run: jsa50"
+    assert worst.note == "over 1 of 2 attacks; not run: mim"
     assert table.lines[1][keys.index("average")].marked
-    assert "part, worst case and average: partial, over 1 of 2 attacks; not run: jsa50" in table.notes
+    assert "part, worst case and average: partial, over 1 of 2 attacks; not run: mim" in table.notes
     assert {line[keys.index("rank")].text for line in table.lines} == {"none"}, (
         "one alone is compared with nothing"
     )
-    assert table.lines[1][keys.index("jsa50")].text == "not run"
+    assert table.lines[1][keys.index("mim")].text == "not run"
 
 
 # --------------------------------------------------------------------------------------------- sorting and the like
@@ -254,7 +360,6 @@ def test_columns_are_chosen_and_all_of_it_is_in_the_address(site: Reader, run: R
     page = opened(site, run)
     page.locator("details.columns summary").click()
     page.get_by_label("average", exact=True).uncheck()
-    page.get_by_role("button", name="None: NLL after the attack, bits/dim").click()
     page.keyboard.press("Escape")
     page.get_by_label("Filter").fill("digits & 100%")
     page.get_by_label("Filter").fill("digits-i")
@@ -265,7 +370,6 @@ def test_columns_are_chosen_and_all_of_it_is_in_the_address(site: Reader, run: R
     for one in (page, again):
         assert column(one, "model") == ["digits-ijsat"]
         assert one.locator("table.board thead th", has_text="average").is_hidden()
-        assert one.locator("table.board thead th", has_text="NLL aa").is_hidden()
         assert (
             one.locator("table.board thead th", has_text=re.compile("^aa$")).get_attribute("aria-sort")
             == "descending"
@@ -280,10 +384,10 @@ def test_columns_are_chosen_and_all_of_it_is_in_the_address(site: Reader, run: R
 def test_many_attacks_wait_in_the_column_chooser(site: Reader) -> None:
     specs = [attack(f"pgd{k}", "linf" if k % 2 else "l2") for k in range(1, 15)]
     run = make_run([cell("m", spec, frame(40, 0.9, 0.5, k)) for k, spec in enumerate(specs)], 40)
-    page = opened(site, run)
+    page = opened(site, run, "all")
     assert page.locator("table.board th[data-key='worst linf']").is_visible()
     assert page.locator("table.board th[data-key=pgd3]").is_hidden()
-    shared = site.open(group_of(run).board_path(), state="show=pgd3")
+    shared = site.open(group_of(run).board_path("all"), state="show=pgd3")
     assert shared.locator("table.board th[data-key=pgd3]").is_visible()
     assert shared.locator("table.board th[data-key=clean]").is_hidden()
 
@@ -294,18 +398,18 @@ def test_boards_work_in_both_forms(site: Reader, run: Run, single: bool) -> None
     group = group_of(run)
     page = site.open(group.board_path(), state="sort=model.asc")
     assert column(page, "model") == ["digits-ijsat", "digits-standard"]
-    page.get_by_role("link", name="linf, ε = 0.2").click()
-    page.wait_for_selector("h1:has-text('linf, ε = 0.2')")
+    page.get_by_role("link", name="joint, ε = 0.2, η = 0.35").click()
+    page.wait_for_selector("h1:has-text('joint')")
     page.locator("table.board button.sort", has_text="model").click()
     assert column(page, "model") == ["digits-ijsat", "digits-standard"]
     assert page.locator("table.board tbody a").first.get_attribute("href").endswith("model-digits-ijsat.html")
     assert page.url.endswith("?sort=model.asc")
     if single:  # a column that the page left behind does not have
-        page.evaluate("path => { location.hash = path; }", f"#/{group.board_path()}?sort=jsa50.asc")
-        page.wait_for_selector("th[data-key=jsa50][aria-sort=ascending]")
-    else:
-        page.evaluate("location.hash = '#?sort=aa.asc'")
+        page.evaluate("path => { location.hash = path; }", f"#/{group.board_path()}?sort=aa.asc")
         page.wait_for_selector("th[data-key=aa][aria-sort=ascending]")
+    else:
+        page.evaluate("location.hash = '#?sort=jsa50.asc'")
+        page.wait_for_selector("th[data-key=jsa50][aria-sort=ascending]")
 
 
 def test_an_anchor_keeps_the_state(site: Reader) -> None:
@@ -371,7 +475,7 @@ def test_hostile_names_are_text(site: Reader) -> None:
     hostile = attack("pgd20").model_copy(update={"label": EVIL, "threat_model": EVIL, "algorithm": EVIL})
     flow = flow_cell(EVIL + "3", flow_attack("nll-in"), flow_frame(1))
     cells = [cell(EVIL, hostile, rows, defense=EVIL), failed, cell(EVIL, attack(), rows, defense=EVIL), flow]
-    page = opened(site, replace(make_run(cells, 30), note=EVIL))
+    page = opened(site, replace(make_run(cells, 30), note=EVIL), "all")
     assert page.locator("table.board tbody th").first.inner_text() == EVIL
     assert page.locator("img").count() == 0
     page.locator("details.columns summary").first.click()
@@ -524,9 +628,9 @@ def test_200_models_and_30_attacks_sort_in_a_second(site: Reader, tmp_path: Path
 
 
 def test_the_same_runs_give_the_same_bytes(run: Run, damaged: Run) -> None:
-    for given in (run, damaged, three_flows()):
+    for one in (run, damaged, three_flows()):
         first, second = (
-            [framed(part) for part in board_page.parts(site_of([given])) if isinstance(part, Page)]
+            [framed(part) for part in board_page.parts(site_of([one])) if isinstance(part, Page)]
             for _ in range(2)
         )
         assert first == second

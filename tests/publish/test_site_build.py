@@ -237,16 +237,15 @@ def test_a_run_that_has_no_sample_yet_is_shown_as_such(tmp_path: Path) -> None:
     ]
     folder = written(replace(whole, cells=waiting), tmp_path / "run")
     assert robbench("report", folder, "--out", tmp_path / "site").exit_code == 0
-    text = (tmp_path / "site" / "index.html").read_text()
-    assert "partial: 0 of 4 cells done" in text
-    assert "4 not finished" in text
+    assert "partial: 0 of 4 cells done" in (tmp_path / "site" / "about.html").read_text()
+    assert "4 cells without a number" in (tmp_path / "site" / "index.html").read_text()
 
 
 def test_a_run_still_being_written_is_partial_and_a_failed_cell_failed(damaged: Run, tmp_path: Path) -> None:
     folder = written(damaged, tmp_path / "run")
     assert robbench("report", folder, "--out", tmp_path / "site").exit_code == 0
+    assert "1 failed, partial: 4 of 6 cells done" in (tmp_path / "site" / "about.html").read_text()
     text = (tmp_path / "site" / "index.html").read_text()
-    assert "1 failed, partial: 4 of 6 cells done" in text
     assert "sample 3 is 0.01 outside the linf ball" in text
     assert "50 of 120 samples done" in text
 
@@ -265,7 +264,7 @@ def test_runs_of_other_data_have_groups_of_their_own(tmp_path: Path) -> None:
     assert [group.title for group in found.groups] == ["digits, seed 3, n = 30", "mnist, seed 3, n = 30"]
     write_site([digits, other], tmp_path / "site")
     text = (tmp_path / "site" / "index.html").read_text()
-    assert text.index(">digits, seed 3, n = 30<") < text.index(">mnist, seed 3, n = 30<")
+    assert text.index(">digits</a>") < text.index(">mnist</a>")
 
 
 def test_groups_that_only_versions_tell_apart_have_names_of_their_own() -> None:
@@ -367,3 +366,55 @@ def test_a_site_is_readable_by_everybody(run: Run, tmp_path: Path) -> None:
     write_site([run], tmp_path / "site")
     assert (tmp_path / "site").stat().st_mode & 0o777 == 0o755
     shutil.rmtree(tmp_path / "site")
+
+
+# ------------------------------------------------------------------------------------------------------ on a server
+def test_a_site_whose_address_is_known_has_what_github_pages_and_previews_read(tmp_path: Path) -> None:
+    folder = written(small(), tmp_path / "run")
+    url = "https://example.org/bench"
+    done = robbench("report", folder, "--out", tmp_path / "site", "--base-url", f"{url}/")
+    assert done.exit_code == 0, done.output
+    root = tmp_path / "site"
+    assert (root / ".nojekyll").is_file()
+    assert (root / "assets/preview.png").read_bytes().startswith(b"\x89PNG")
+    pages = {path.relative_to(root).as_posix() for path in root.rglob("*.html")} - {"404.html"}
+    listed = re.findall("<loc>(.*?)</loc>", (root / "sitemap.xml").read_text())
+    assert {one.removeprefix(f"{url}/") or "index.html" for one in listed} == pages
+    for path in pages:
+        text = (root / path).read_text()
+        address = f"{url}/" + ("" if path == "index.html" else path)
+        assert f'<link rel="canonical" href="{address}">' in text
+        assert f'<meta property="og:url" content="{address}">' in text
+        assert f'content="{url}/assets/preview.png"' in text
+    missing = Links((root / "404.html").read_text()).targets
+    assert all(one.startswith((f"{url}/", "#", "data:")) for one in missing), "it is shown at any depth"
+
+
+@pytest.mark.parametrize(
+    "url", ["example.org/x", "ftp://example.org", "https://", "https://a.b/?q", 'https://a.b/"><x']
+)
+def test_what_is_no_address_is_refused_before_work(tmp_path: Path, url: str) -> None:
+    refused(
+        robbench("report", written(small(), tmp_path / "run"), "--out", tmp_path / "site", "--base-url", url),
+        "--base-url",
+    )
+    assert not (tmp_path / "site").exists()
+
+
+def test_a_base_url_is_for_a_folder(tmp_path: Path) -> None:
+    folder = written(small(), tmp_path / "run")
+    refused(robbench("report", folder, "--base-url", "https://a.b"), "--out SITE")
+    refused(
+        robbench(
+            "report", folder, "--out", tmp_path / "x.html", "--single-file", "--base-url", "https://a.b"
+        ),
+        "--out SITE",
+    )
+
+
+def test_a_date_that_is_given_is_the_date_of_the_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+    write_site([small()], tmp_path / "site")
+    assert "robbench 0.1.0, 1970-01-01" in (tmp_path / "site" / "index.html").read_text()

@@ -10,7 +10,7 @@ from flow_runs import three_flows
 from publish_runs import attack, cell, frame, make_run
 from site_pages import PHONE, Reader, only
 
-from robbench.report.site import attack_page, home, published
+from robbench.report.site import about, attack_page, catalog, home, published
 from robbench.report.site.frame import framed
 from robbench.report.site.groups import site_of
 from robbench.report.site.page import Page
@@ -36,49 +36,76 @@ def test_leaders_are_all_models_whose_range_begins_with_one() -> None:
     ranges = rank_ranges(np.stack([r.rows["robust"].to_numpy() for r in run.cells]))
     expected = [name for name, (first, _) in zip(rates, ranges, strict=True) if first == 1]
     assert expected == ["best", "near"]
-    found = re.findall(r'class="leader"><span class="rank">([0-9-]+)</span> <a [^>]*>([^<]+)<', start(run))
-    assert {name for _, name in found} == set(expected)
-    assert {rank for rank, _ in found} == {"1-2"}
+    assert re.search(r">(best|near)</a> <span class=\"quiet\">and 1 not told apart<", start(run))
+
+
+def test_a_model_alone_is_named_and_spoken_of_as_one() -> None:
+    text = start(make_run([cell("lonely", attack(), frame(40, 1.0, 0.5, 1))], 40))
+    assert ">lonely</a>" in text
+    assert "not told apart<" not in text
+    assert "1 model under 1 attack on 1 data set" in text
 
 
 def test_the_page_says_what_failed_and_what_is_not_finished(damaged: Run) -> None:
     text = start(damaged)
-    assert "1 failed" in text
-    assert "1 not finished" in text
-    assert "partial: 4 of 6 cells done" in text
+    assert "2 cells without a number" in text
+    assert "50 of 120 samples done" in text
+    (page,) = about.parts(site_of([damaged]))
+    assert isinstance(page, Page)
+    assert "1 failed, partial: 4 of 6 cells done" in page.body
     assert re.search(r'digits-ijsat, <a [^>]*>aa</a>: <span class="failed">failed</span> \(attack', text)
 
 
 def test_flows_have_no_ranks() -> None:
     text = start(three_flows())
-    assert "likelihood of flows" in text
-    assert "Who may be first" not in text
+    assert "likelihood, which has no ranks" in text
+    assert "scatter" not in text
 
 
 def test_the_engine_behind_autoattack_is_named(run: Run) -> None:
-    assert "robbench aa, parity table v" in start(run)
+    (page,) = about.parts(site_of([run]))
+    assert isinstance(page, Page)
+    assert "robbench aa, parity table v" in page.body
+
+
+def test_attacks_of_a_group_are_listed_the_strongest_first(run: Run) -> None:
+    (page,) = catalog.parts(site_of([run]))
+    assert isinstance(page, Page)
+    means = [
+        float(text)
+        for text in re.findall(r'<td class="number" data-order="[\d.]+">([\d.]+)</td><td', page.body)
+    ]
+    assert len(means) == 3
+    assert means == sorted(means)
 
 
 def test_groups_lead_to_their_pages(site: Reader, run: Run, damaged: Run) -> None:
-    """By keyboard and mouse, from the start to a board, a model, an attack and back."""
+    """From the start to a board, a model, back, and by the search to an attack."""
     site.build(run, replace(damaged, seed=4))
     page = site.open()
-    assert page.locator("main section h2 a").count() == 2
-    page.click("main h2 a >> nth=0")
+    assert page.locator("table.best tbody").count() == 2
+    page.click("table.best tbody th a >> nth=0")
     page.wait_for_selector('main[data-page="board"]')
+    assert page.inner_text("header.top a[aria-current]") == "digits"
     page.click("main table.board tbody th a >> nth=0")
     page.wait_for_selector('main[data-page="model"]')
-    page.click(".crumbs a >> nth=0")
+    page.click("a.brand")
     page.wait_for_selector('main[data-page="home"]')
-    page.click("summary >> text=Attacks")
-    page.click("dd a >> text=jsa50 >> nth=0")
+    page.click("header.top >> text=Attacks")
+    page.wait_for_selector('main[data-page="catalog"]')
+    page.fill("form[role=search] input", "attack jsa5")
+    page.wait_for_selector(".hits a")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
     page.wait_for_selector('main[data-page="attack"]')
     assert page.inner_text("h1") == "Attack jsa50"
 
 
-def test_the_start_page_is_accessible(site: Reader, damaged: Run) -> None:
-    site.build(damaged, pages=only(home, published))
+def test_the_start_page_is_accessible(site: Reader, run: Run) -> None:
+    site.build(run, pages=only(home, published, about, catalog))
     site.assert_accessible("index.html", opened, [(PHONE, "dark")])
+    site.assert_accessible("about.html", opened, [(PHONE, "dark")])
+    site.assert_accessible("attacks.html", opened, [(PHONE, "light")])
     site.assert_accessible("published/index.html", opened, [(PHONE, "light")])
     site.assert_accessible("published/ijsat-table1.html", opened, [(PHONE, "dark")])
 
@@ -147,6 +174,7 @@ def test_commands_are_copied(site: Reader, run: Run) -> None:
     site.build(run, pages=only(attack_page))
     page = site.open("digits-seed-3-n-120/attack-pgd20.html")
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.click("summary#provenance")
     page.click("button.copy >> nth=0")
     page.wait_for_selector("button.copy >> text=Copied")
     assert page.evaluate("navigator.clipboard.readText()") == page.inner_text(".command code >> nth=0")
@@ -160,8 +188,13 @@ def test_the_single_file_shows_every_kind_of_page(site: Reader, run: Run) -> Non
         (f"{group}/attack-jsa50.html", "attack"),
         (f"{group}/threat-joint.html", "threat"),
         (f"{group}/compare.html", "compare"),
+        ("attacks.html", "catalog"),
+        ("about.html", "about"),
         ("published/index.html", "published"),
     ):
         page = site.open(path, width=PHONE)
         assert page.get_attribute("main", "data-page") == kind
+        assert page.locator("header.top a[aria-current]").count() == int(
+            "/" in path and "published" not in path
+        )
         page.context.close()

@@ -235,8 +235,9 @@ class Diagnostics(Strict):
             },
             f"Square broke {self.square_broke} of the {self.square_given} samples that no gradient component broke "
             f"({100 * share:.1f} % of {self.samples}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %; up to "
-            f"{100 * SQUARE_SHARE:g} % may be chance): gradients may be masked and the accuracy too high; raise "
-            f"square_queries, or attack with gradients of a smooth stand-in for the part that masks them",
+            f"{100 * SQUARE_SHARE:g} % may be chance): gradients may be masked and the accuracy too high; attack "
+            f"again with square_queries: 20000 in a file of --threat-models DIR, or with gradients of a smooth "
+            f"stand-in for the part that masks them",
         )
 
     def _weak_cross_entropy(self) -> Suspicion | None:

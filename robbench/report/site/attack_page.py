@@ -7,7 +7,7 @@ from functools import cached_property
 from robbench.metrics.accuracy import CORRUPTION_ACCURACY
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_text
 from robbench.report.flow_page import FlowLine, flow_lines
-from robbench.report.gallery import NO_ORIGINALS, Strip, Triple, strips, triples
+from robbench.report.gallery import NO_ORIGINALS, Strip, Triple, disputed, places, strips, triples
 from robbench.report.site import definitions, formulas
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
@@ -125,7 +125,7 @@ def _attack_page(group: Group, found: _Results, label: str) -> Page:
         parameters=_parameters(attack),
         formulas=[sets, *goal, measure],
         words=[letters, how, what],
-        strengths=[_strength(found, r) for r in results] if attack.target == "classifier" else [],
+        strengths=_strengths(found, results) if attack.target == "classifier" else [],
         flows=_flow_lines(group, results) if attack.target == "flow" else [],
         triples=shown,
         strips=strip,
@@ -157,6 +157,12 @@ def _plain(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _strengths(found: _Results, results: Sequence[CellResult]) -> list[Strength]:
+    """The models on which the attack was strongest first, those without a number last."""
+    lines = [_strength(found, result) for result in results]
+    return sorted(lines, key=lambda line: (line.share is None, -(line.share or 0.0)))
 
 
 def _strength(found: _Results, result: CellResult) -> Strength:
@@ -191,10 +197,12 @@ def _images(
         return [], lines, "" if lines else NO_IMAGES
     if group.originals is None:
         return [], [], NO_ORIGINALS
+    turn = group.attack_labels.index(results[0].cell.attack.label)
+    order = places(disputed(stored), turn)
     shown = [
         (r.cell.model_name, group.model_path(r.cell.model_name), triple)
         for r in _spread(stored)
-        for triple in triples(group.run, [r], group.originals, limit=1)
+        for triple in triples(group.run, [r], group.originals, limit=1, order=order)
     ]
     return shown, [], "" if shown else NO_IMAGES
 
@@ -335,7 +343,8 @@ def _budget_part(found: _Results, title: str, results: Sequence[CellResult]) -> 
         if cells[0].cell.attack.target == "classifier"
     ]
     lowest = [label for line in lines for label, _ in line.strongest]
-    labels = list(dict.fromkeys(r.cell.attack.label for r in results))
+    mine = {r.cell.attack.label for r in results}
+    labels = [label for label in found.group.by_strength if label in mine]
     return BudgetPart(title, tuple(_summary(found, label, results, lowest) for label in labels), tuple(lines))
 
 
@@ -362,14 +371,14 @@ def _summary(
     found: _Results, label: str, results: Sequence[CellResult], lowest: Sequence[str]
 ) -> AttackSummary:
     mine = [r for r in results if r.cell.attack.label == label]
-    lines = [found.lines[key] for r in mine if (key := (r.cell.model_name, label)) in found.lines]
-    values = [line.accuracy.value for line in lines if line.accuracy.value is not None]
+    mean, models = found.group.strength(label)
+    is_flow = mine[0].cell.attack.target == "flow"
     return AttackSummary(
         label=label,
         path=found.group.attack_path(label),
         description=definitions.of_attack(mine[0].cell.attack).description,
-        mean=sum(values) / len(values) if values else None,
+        mean=mean,
         strongest=lowest.count(label),
-        models=len(values) if lines else len([r for r in mine if cell_status(found.group.run, r)[0] == "ok"]),
+        models=sum(cell_status(found.group.run, r)[0] == "ok" for r in mine) if is_flow else models,
         planned=len(mine),
     )

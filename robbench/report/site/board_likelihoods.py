@@ -36,7 +36,10 @@ def score_table(group: Group, rows: Sequence[TableRow]) -> Table | None:
     parts = {column.part for column in columns}
     words = [NLL_WORDS] if NLL_PART in parts else []
     if FRECHET_PART in parts:
-        words += ["Fréchet distances: all images of the cell to the training images.", *distances(group.run).floor]
+        words += [
+            "Fréchet distances: all images of the cell to the training images.",
+            *distances(group.run).floor,
+        ]
     return Table(
         key="images",
         title="Adversarial images of classifiers",

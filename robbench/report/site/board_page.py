@@ -51,7 +51,10 @@ class Rendered:
     @property
     def rules(self) -> list[tuple[str, list[tuple[int, int]]]]:
         """(condition, spans of columns) that style hides until a reader chooses: at a desk and on a phone."""
-        desk, phone = _spans(not c.shown for c in self.table.columns), _spans(not c.narrow for c in self.table.columns)
+        desk, phone = (
+            _spans(not c.shown for c in self.table.columns),
+            _spans(not c.narrow for c in self.table.columns),
+        )
         return [(" and (min-width: 40.01rem)", desk), (" and (max-width: 40rem)", phone)]
 
     @property

@@ -205,7 +205,9 @@ class _Accuracies:
         return columns if self.mixed else _fitting(columns, [name for name, _ in self.matrix.models])
 
     def _is_ensemble(self, label: str) -> bool:
-        return any(r.cell.attack.label == label and r.cell.attack.algorithm == ALGORITHM for r in self.results)
+        return any(
+            r.cell.attack.label == label and r.cell.attack.algorithm == ALGORITHM for r in self.results
+        )
 
     def _cell(self, column: Column, model: str, defense: str, facts: dict[str, Cell]) -> Cell:
         if column.key == NAME.key:
@@ -230,7 +232,7 @@ def _fitting(columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
     room = ROOM - min(256, max(128, 9 * max(map(len, names), default=0)))
     found = []
     for column in columns:
-        width = 112 if column.number and column.key != RANK else 84 if column.key in (RANK, "year") else 124
+        width = 76 if column.key in (RANK, "year") else 100 if column.number else 108
         shown = column.fixed or (column.shown and room >= width)
         room -= width if shown and not column.fixed else 0
         found.append(replace(column, shown=shown))
@@ -254,7 +256,9 @@ def _wide(rows: Sequence[TableRow], has_attacks: bool) -> Wide:
 def _rank_cell(found: Range | None, attacks: int) -> Cell:
     """attacks: how many of the board a worst case combines."""
     if found is None:
-        return Cell("absent", "none", note=f"no rank: not all {attacks} attacks of this board are complete on it")
+        return Cell(
+            "absent", "none", note=f"no rank: not all {attacks} attacks of this board are complete on it"
+        )
     best, worst = found
     return Cell("rank", f"{best}" if best == worst else f"{best}-{worst}", best + worst * 1e-7)
 

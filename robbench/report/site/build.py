@@ -88,16 +88,18 @@ def frame_of(site: Site, base_url: str = "") -> Frame:
     for group in site.groups:
         by_data.setdefault(group.run.dataset, []).append(group)
     tabs = [
-        Tab(name, max(groups, key=lambda g: len(g.run.cells)).board_path(), tuple(group.slug for group in groups))
+        Tab(
+            name,
+            max(groups, key=lambda g: len(g.run.cells)).board_path(),
+            tuple(group.slug for group in groups),
+        )
         for name, groups in by_data.items()
     ]
     published = "published/index.html" if site.published is None else ""
     return Frame(tuple(tabs), published, base_url.rstrip("/"), today())
 
 
-def write_site(
-    runs: Sequence[Run], folder: Path, inputs: Sequence[Path] = (), base_url: str = ""
-) -> Path:
+def write_site(runs: Sequence[Run], folder: Path, inputs: Sequence[Path] = (), base_url: str = "") -> Path:
     """Write the site of `runs` into `folder`, in the place of an older site; returns the start page.
 
     inputs: run folders and bundles that the runs were read from. base_url: address that the site will have, for what

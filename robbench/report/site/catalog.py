@@ -43,6 +43,8 @@ def parts(site: Site) -> Iterator[Part]:
 def _entries(group: Group) -> list[AttackEntry]:
     cells = {result.cell.attack.label: result.cell.attack for result in group.run.cells}
     return [
-        AttackEntry(group, label, cells[label].threat_model, budget_text(cells[label]), *group.strength(label))
+        AttackEntry(
+            group, label, cells[label].threat_model, budget_text(cells[label]), *group.strength(label)
+        )
         for label in group.by_strength
     ]

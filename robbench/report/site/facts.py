@@ -1,10 +1,8 @@
 """What a reader looks for beside the numbers of a model: paper, architecture, parameters, extra data, source."""
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 from robbench.cards import ModelCard, Paper
-from robbench.models.zoo import zoo_entries
 from robbench.report.site.tables import ABOUT, Cell, Column
 
 COLUMNS = (
@@ -16,7 +14,6 @@ COLUMNS = (
     Column("extra data", "extra data", ABOUT, number=False, first="asc"),
     Column("source", "source", ABOUT, number=False, first="asc", shown=False),
 )
-TRAINED = "robbench train"
 NONE = Cell("text", "")
 
 
@@ -25,15 +22,17 @@ def card_facts(card: ModelCard | None) -> dict[str, Cell]:
     if card is None:
         return {column.key: NONE for column in COLUMNS}
     paper = card.paper or Paper()
-    source = card.source or (TRAINED if card.training else "")
+    address = card.source.split(",")[0] if card.source.startswith("https://") else ""
     return {
         "architecture": _text(card.architecture.name),
-        "parameters": Cell("count", _short(card.parameters), float(card.parameters)) if card.parameters else NONE,
+        "parameters": Cell("count", _short(card.parameters), float(card.parameters))
+        if card.parameters
+        else NONE,
         "paper": Cell("text", paper.title, paper.title or None, url=paper.url) if paper.title else NONE,
         "venue": _text(paper.venue),
         "year": Cell("count", str(paper.year), float(paper.year)) if paper.year else NONE,
         "extra data": _text(card.extra_data),
-        "source": Cell("text", source, source, url=source) if source.startswith("https://") else _text(source),
+        "source": Cell("text", card.source, card.source or None, url=address),
     }
 
 
@@ -42,22 +41,6 @@ def known_columns(found: Sequence[dict[str, Cell]]) -> Iterator[Column]:
     for column in COLUMNS:
         if any(cells[column.key].text for cells in found):
             yield column
-
-
-def completed(card: ModelCard | None) -> ModelCard | None:
-    """The card, and what it leaves out from the shipped card of the same function: cards of older runs say less."""
-    if card is None or card.parameters is not None:
-        return card
-    shipped = _shipped().get(card.function_hash)
-    if shipped is None:
-        return card
-    added = {key: getattr(shipped, key) for key in ("parameters", "paper", "extra_data", "source") if not getattr(card, key)}
-    return card.model_copy(update=added)
-
-
-@cache
-def _shipped() -> dict[str, ModelCard]:
-    return {entry.card.function_hash: entry.card for entry in zoo_entries().values()}
 
 
 def _text(text: str) -> Cell:

@@ -19,8 +19,16 @@ SIGNATURE = "<!-- robbench site -->"  # what every page begins with
 STYLE, SCRIPT, INDEX = "assets/site.css", "assets/site.js", "assets/search.js"
 PICTURE = "assets/preview.png"
 ABOUT, CATALOG = "about.html", "attacks.html"
-SCRIPTS = ("site.js.j2", "search.js.j2", "tables.js.j2", "board.js.j2", "scatter.js.j2", "paired.js.j2", "compare.js.j2")
-WHAT = {"board": "leaderboard", "model": "model", "attack": "attack", "threat": "threat model", "compare": "comparison"}
+SCRIPTS = tuple(
+    f"{name}.js.j2" for name in ("site", "search", "tables", "board", "scatter", "paired", "compare")
+)
+WHAT = {
+    "board": "leaderboard",
+    "model": "model",
+    "attack": "attack",
+    "threat": "threat model",
+    "compare": "comparison",
+}
 _LINK = re.compile(r'\b(href|src)="site:([^"?#]*)([?#][^"]*)?"')
 Address = Callable[[str, str], str]
 
@@ -98,7 +106,9 @@ def _where(page: Page) -> str:
 def framed(page: Page, frame: Frame = Frame()) -> str:
     """A page as a file of its own; style and script are files beside it."""
     if page.path == "404.html" and frame.base_url:  # it is shown at any address that leads nowhere
-        return linked(_rendered("page.html.j2", page, frame), lambda target, rest: f"{frame.base_url}/{target}")
+        return linked(
+            _rendered("page.html.j2", page, frame), lambda target, rest: f"{frame.base_url}/{target}"
+        )
     return linked(
         _rendered("page.html.j2", page, frame), lambda target, rest: relative(page.path, target) + _hash(rest)
     )

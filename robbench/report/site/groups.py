@@ -9,8 +9,8 @@ import numpy as np
 
 from robbench.cards import ModelCard
 from robbench.core.memory import Remembers
+from robbench.report.facts import completed
 from robbench.report.gallery import Originals
-from robbench.report.site.facts import completed
 from robbench.report.site.page import slug, slugs
 from robbench.results.rows import ModelResults, TableRow, models
 from robbench.results.tables import leaderboard
@@ -235,7 +235,9 @@ def _title(run: Run) -> str:
 def _titles(runs: Sequence[Run]) -> list[str]:
     """A title of its own for each group, of the first run of each; of namesakes all but the largest run get a name."""
     plain = [_title(run) for run in runs]
-    first = {title: max((r for r, t in zip(runs, plain, strict=True) if t == title), key=_size) for title in plain}
+    first = {
+        title: max((r for r, t in zip(runs, plain, strict=True) if t == title), key=_size) for title in plain
+    }
     named = [
         title if first[title] is run else f"{title} ({run.folder.name})"
         for title, run in zip(plain, runs, strict=True)

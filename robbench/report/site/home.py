@@ -88,7 +88,7 @@ def _picture(groups: Sequence[Group]) -> tuple[Board, Table] | None:
 
 # ---------------------------------------------------------------------------------------------------------- groups
 def _section(group: Group) -> Section:
-    single = [board for board in boards(group) if not board.is_union] or boards(group)
+    single = [board for board in boards(group) if board.accuracies and not board.is_union] or boards(group)
     status = [(r.cell.model_name, r.cell.attack.label, *cell_status(group.run, r)) for r in group.run.cells]
     return Section(
         group=group,
@@ -114,7 +114,11 @@ def _line(group: Group, board: Board) -> BoardLine:
 def _published(site: Site) -> dict[str, object]:
     """measured: how many published tables something was measured of; all: how many there are."""
     found = published.comparisons(site)
-    return {"measured": sum(bool(table.measured) for table in found), "tables": len(found), "overview": published.OVERVIEW}
+    return {
+        "measured": sum(bool(table.measured) for table in found),
+        "tables": len(found),
+        "overview": published.OVERVIEW,
+    }
 
 
 def _provenance(site: Site) -> Provenance:

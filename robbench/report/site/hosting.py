@@ -13,7 +13,9 @@ from robbench.report.site.groups import Site
 from robbench.report.site.page import Download, Page, Part
 from robbench.report.site.scatter import Scatter
 
-MISSING = Markup('<p>There is no such page here. <a href="site:index.html">To the start</a>, or search above.</p>')
+MISSING = Markup(
+    '<p>There is no such page here. <a href="site:index.html">To the start</a>, or search above.</p>'
+)
 
 
 def check_base_url(url: str) -> str:
@@ -23,7 +25,9 @@ def check_base_url(url: str) -> str:
     found = urlsplit(url)
     plain = not found.query and not found.fragment and not set(url) & set(" \"'<>\\\\")
     if found.scheme not in ("http", "https") or not found.netloc or not plain:
-        raise UserError(f"--base-url {url!r} is no address of a folder; give one as https://NAME.github.io/PROJECT")
+        raise UserError(
+            f"--base-url {url!r} is no address of a folder; give one as https://NAME.github.io/PROJECT"
+        )
     return url.rstrip("/")
 
 
@@ -31,7 +35,9 @@ def parts(pages: Sequence[Page], frame: Frame, site: Site) -> Iterator[Part]:
     """The files: no Jekyll on GitHub Pages, every page for search engines, a page for wrong addresses, a picture."""
     yield Download(".nojekyll", b"", "text/plain")
     yield Download("sitemap.xml", _sitemap(pages, frame), "application/xml")
-    yield Download("robots.txt", utf8(f"User-agent: *\nAllow: /\nSitemap: {frame.url('sitemap.xml')}\n"), "text/plain")
+    yield Download(
+        "robots.txt", utf8(f"User-agent: *\nAllow: /\nSitemap: {frame.url('sitemap.xml')}\n"), "text/plain"
+    )
     yield Page("404.html", "No such page", "missing", MISSING)
     yield Download(PICTURE, _picture(site), "image/png")
 
@@ -39,7 +45,10 @@ def parts(pages: Sequence[Page], frame: Frame, site: Site) -> Iterator[Part]:
 def _sitemap(pages: Sequence[Page], frame: Frame) -> bytes:
     from xml.sax.saxutils import escape
 
-    lines = [f"<url><loc>{escape(frame.url(page.path))}</loc><lastmod>{frame.date}</lastmod></url>" for page in pages]
+    lines = [
+        f"<url><loc>{escape(frame.url(page.path))}</loc><lastmod>{frame.date}</lastmod></url>"
+        for page in pages
+    ]
     return utf8(
         '<?xml version="1.0" encoding="UTF-8"?>\n<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n'
         + "\n".join(lines)
@@ -66,7 +75,9 @@ def _drawn(title: str, scatter: Scatter | None) -> bytes:
     axes.tick_params(labelsize=16)
     for point in scatter.points if scatter else ():
         front = scatter is not None and point in scatter.front
-        axes.plot(point.clean[0], point.robust[0], "o", markersize=13, color="#c04f00" if front else "#0072b2")
+        axes.plot(
+            point.clean[0], point.robust[0], "o", markersize=13, color="#c04f00" if front else "#0072b2"
+        )
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()

@@ -1,6 +1,6 @@
 """Images of a model's page: examples of its attacks in turn, and one sample under attacks on single latent levels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -33,13 +33,15 @@ class Levels:
     rows: tuple[LevelRow, ...]
 
 
-def examples(run: Run, results: Sequence[CellResult], originals: Originals) -> list[Triple]:
-    """Stored examples of the attacks in turn. Of more attacks than fit, those that differ only in steps are shown once,
-    with the most steps."""
+def examples(
+    run: Run, results: Sequence[CellResult], originals: Originals, order: Mapping[int, int] | None = None
+) -> list[Triple]:
+    """Stored examples of the attacks in turn, by `order` as in `triples`. Of more attacks than fit, those that differ
+    only in steps are shown once, with the most steps."""
     done = [result for result in complete(run, results) if result.rows["example"].notna().any()]
     if len(done) > EXAMPLES:
         done = _longest(done)
-    return triples(run, done, originals, EXAMPLES, SIDE)
+    return triples(run, done, originals, EXAMPLES, SIDE, order)
 
 
 def _longest(results: Sequence[CellResult]) -> list[CellResult]:

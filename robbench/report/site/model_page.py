@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from markupsafe import Markup
 
@@ -9,7 +10,7 @@ from robbench.core.counting import counted
 from robbench.metrics.accuracy import NEAR_TIE, ROBUST_ACCURACY
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_words, nll_flows
 from robbench.report.flow_page import NO_SHOTS, flow_section, nll_parts
-from robbench.report.gallery import NO_EXAMPLES, NO_ORIGINALS, Triple
+from robbench.report.gallery import NO_EXAMPLES, NO_ORIGINALS, Triple, disputed, places
 from robbench.report.site.boards import boards
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
@@ -114,6 +115,10 @@ class Pages:
         many = len(group.models) > FIGURED
         self._plain = PLAIN.format(models=len(group.models)) if many else ""  # why pages have no figures
 
+    @cached_property
+    def _disputed(self) -> list[int]:
+        return disputed(self._group.run.cells)
+
     def classifier(self, model: ModelResults) -> Page:
         """The page of a classifier."""
         return self._page(model, body("model_classifier.html.j2", **self._classifier_values(model)))
@@ -173,7 +178,8 @@ class Pages:
         triples: list[Triple] = []
         strips: list[Levels] = []
         if originals is not None and not self._plain:
-            triples = examples(self._group.run, model.cells, originals)
+            turn = [one.name for one in self._group.models].index(model.name)
+            triples = examples(self._group.run, model.cells, originals, places(self._disputed, turn))
             strips = levels(self._group.run, model.cells, originals)
         return {
             "triples": triples,
@@ -305,7 +311,9 @@ def _headline(rows: Sequence[TableRow]) -> list[tuple[str, TableRow]]:
     """Clean accuracy, then the worst case of each threat model and budget."""
     found = [("clean accuracy", row) for row in rows if row.attack == CLEAN and row.kind.accuracy]
     worst = [row for row in rows if row.attack == WORST_CASE and row.threat_model != ALL_THREATS]
-    return found + [(_title(row).replace("worst case", "worst case:", 1).replace(":,", ":"), row) for row in worst]
+    return found + [
+        (_title(row).replace("worst case", "worst case:", 1).replace(":,", ":"), row) for row in worst
+    ]
 
 
 def _ranks(board: Board) -> dict[str, str]:

@@ -166,7 +166,12 @@ def _mark(point: Point, view: View, front: bool, few: bool, taken: list[Box]) ->
 
 def _label(name: str, x: float, y: float, taken: Sequence[Box]) -> tuple[tuple[float, float, str], bool]:
     """A place beside the point where no other name stands, and whether there was one."""
-    places = ((x - 9, y - 5, "end"), (x + 9, y - 5, "start"), (x - 9, y + 15, "end"), (x + 9, y + 15, "start"))
+    places = (
+        (x - 9, y - 5, "end"),
+        (x + 9, y - 5, "start"),
+        (x - 9, y + 15, "end"),
+        (x + 9, y + 15, "start"),
+    )
     inside = [place for place in places if _fits(_box(name, place))] or [places[0]]
     free = [place for place in inside if not any(_overlap(_box(name, place), box) for box in taken)]
     return (free or inside)[0], bool(free)
@@ -179,7 +184,9 @@ def _box(name: str, label: tuple[float, float, str]) -> Box:
 
 
 def _fits(box: Box) -> bool:
-    return box[0] >= LEFT and box[0] + box[2] <= WIDTH and box[1] >= 0 and box[1] + box[3] <= HEIGHT - BOTTOM + 4
+    return (
+        box[0] >= LEFT and box[0] + box[2] <= WIDTH and box[1] >= 0 and box[1] + box[3] <= HEIGHT - BOTTOM + 4
+    )
 
 
 def _overlap(one: Box, other: Box) -> bool:

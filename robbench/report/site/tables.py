@@ -18,11 +18,18 @@ SUMMARY, BY_THREAT, ABOUT = "Summary", "Worst case by threat model", "About the 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows and sorts by. order: None where there is no number: always last. note: what a reader must know;
-    marked: whether it is about this number in particular. file: path of the page that a name links to. url: address that
-    a text links to.
+    """What a cell shows and sorts by.
 
-    kind "partial": a worst case or average that leaves out attacks of its board; it sorts below every complete one.
+    Attributes:
+        kind: "partial" is a worst case or average that leaves out attacks of its board; it sorts below every complete
+            one.
+        text: what it shows.
+        order: what it sorts by; None where there is no number: always last.
+        lower, upper: of its 95 % interval.
+        note: what a reader must know.
+        marked: whether the note is about this number in particular.
+        file: path of the page that a name links to.
+        url: address that a text links to.
     """
 
     kind: Kind
@@ -187,7 +194,7 @@ def _signed(cell: Cell, sign: int) -> float:
 # ------------------------------------------------------------------------------------------------------- leaders
 @dataclass(frozen=True)
 class Lead:
-    """The model that leads a leaderboard. name, worst, clean: its cells; ties: names of those not told apart from it."""
+    """The model that leads a leaderboard. name, worst, clean: its cells; ties: those not told apart from it."""
 
     name: Cell
     worst: Cell

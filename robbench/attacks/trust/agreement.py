@@ -7,7 +7,9 @@ ROUNDING = 1e-3  # relative gaps that arithmetic in another order explains, with
 DIFFERENT = 0.02  # relative gaps that no arithmetic of bfloat16 or better explains
 # The same where layers quantise activations by the range of the whole batch: digits-at with int8 layers has 0.013.
 DIFFERENT_QUANTIZED = 0.1
-_SMALLEST_SCALE = 0.1  # of a row, as a share of the median row: near-constant logits are rounding of larger numbers
+_SMALLEST_SCALE = (
+    0.1  # of a row, as a share of the median row: near-constant logits are rounding of larger numbers
+)
 _ULPS = 32  # of the logits themselves, where a common shift is much larger than their differences
 _FEW = 8  # rows, below which the classes that come first or second in some row are too few to tell a scale
 

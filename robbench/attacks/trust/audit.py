@@ -105,9 +105,7 @@ class SearchAudit:
         if not len(images):
             return
         rows = partial(_spread, images)
-        self._forwards.offer(
-            lambda: (images.detach()[rows(32)].clone(), logits.detach()[rows(32)].clone())
-        )
+        self._forwards.offer(lambda: (images.detach()[rows(32)].clone(), logits.detach()[rows(32)].clone()))
         if images.requires_grad and logits.requires_grad:
             self._gradients.offer(lambda: FollowedGradient.of(images, logits, rows(16)))
 

@@ -73,15 +73,15 @@ def _modes() -> dict[str, object]:
 
 
 def _refuse_other_modes(before: dict[str, object]) -> None:
-    """`UserError` for a forward that leaves torch in another mode than `before`, in which nothing else is what it was."""
+    """`UserError` for a forward that leaves torch in another mode than `before`."""
     after = _modes()
     if after == before:
         return
     changed = next(name for name in after if after[name] != before[name])
     torch.set_grad_enabled(bool(before["torch.set_grad_enabled"]))
     raise UserError(
-        f"the model's forward leaves torch in another mode than before ({changed}), in which attacks and verdicts would "
-        f"be computed otherwise; set modes outside of the forward, or in a with block inside of it"
+        f"the model's forward leaves torch in another mode than before ({changed}), in which attacks and verdicts "
+        f"would be computed otherwise; set modes outside of the forward, or in a with block inside of it"
     )
 
 
@@ -99,7 +99,8 @@ def _plain(out: Any) -> Any:
 def _logits(returned: Any, n: int) -> Tensor:
     out = _plain(returned)
     if out is None or out.ndim != 2 or out.shape[0] != n or out.shape[1] < 2:
-        got = f"a {type(returned).__name__} that is no dense tensor" if out is None else tuple(out.shape)
+        kind = "a tensor without dense data" if isinstance(returned, Tensor) else type(returned).__name__
+        got = kind if out is None else tuple(out.shape)
         raise UserError(
             f"the model returned {got} for {n} images; a classifier returns logits of shape ({n}, classes) with at "
             f"least 2 classes: wrap the model so that it does"

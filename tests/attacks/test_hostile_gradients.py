@@ -119,3 +119,13 @@ def test_a_forward_that_leaves_torch_in_another_mode_is_refused(leave, text, cla
         evaluated(hostile.LeavesMode(classifier, leave), images, "pgd20")
     assert torch.is_grad_enabled()
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_another_number_of_classes_for_some_images_is_refused(classifier, images):
+    class Grows(nn.Module):
+        def forward(self, x):
+            out = classifier(x)
+            return torch.cat([out, out[:, :1] - 1], 1) if hostile.off_grey(x.detach()).any() else out
+
+    with pytest.raises(UserError, match="10 logits for some images and 11 for others"):
+        evaluated(Grows(), images, "pgd20")

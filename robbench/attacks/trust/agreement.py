@@ -60,7 +60,7 @@ def sizes(logits: Tensor) -> Tensor:
 def _contending(rows: Tensor, images: int) -> Tensor:
     """Classes that are among the largest logits of some of rows [N,K] of so many images."""
     among = 2 if images >= _FEW else 5
-    return rows.topk(min(among, rows.shape[1]), 1).indices.unique()
+    return torch.bincount(rows.topk(min(among, rows.shape[1]), 1).indices.flatten()).nonzero().squeeze(1)
 
 
 def spread_gaps(first: Tensor, second: Tensor) -> Tensor:

@@ -217,7 +217,7 @@ class Attack(NamedAttack):
             outcome.broken_by,
             alive,
         )
-        outcome.diagnostics = seen + probed + found.diagnostics + gaps
+        outcome.diagnostics = seen + probed + found.diagnostics + gaps + rescored.slopes
         return outcome
 
     def _check_flow(self, victim: Victim, samples: Samples) -> FlowProbe | None:

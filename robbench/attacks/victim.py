@@ -65,6 +65,7 @@ class Victim:
         self.draws = 1
         self.fits: int | None = None
         self._listener: Listener | None = None
+        self._classes: int | None = None
 
     @property
     def must_confirm(self) -> bool:
@@ -111,7 +112,17 @@ class Victim:
 
     def call(self, x: Tensor) -> Tensor:
         """One fp32 forward of the unmodified module: logits [n,K] on x's device, with a graph if gradients are on."""
-        return call_model(self.module, x)
+        return self._as_many(call_model(self.module, x))
+
+    def _as_many(self, logits: Tensor) -> Tensor:
+        """`logits` [n,K]; `UserError` where K was another before."""
+        self._classes = self._classes or logits.shape[1]
+        if logits.shape[1] != self._classes:
+            raise UserError(
+                f"the model returned {self._classes} logits for some images and {logits.shape[1]} for others; return "
+                f"one logit per class for every image"
+            )
+        return logits
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits [n,K] of the search's forward, without a graph, on x's device."""
@@ -121,7 +132,7 @@ class Victim:
     def differentiable(self, x: Tensor) -> Tensor:
         """float32 logits [n,K] of the search's forward, with a graph to x."""
         tell(calls=len(x))
-        out = call_model(self.forward.network, x)
+        out = self._as_many(call_model(self.forward.network, x))
         if self._listener is not None:
             self._listener.note(x, out)
         return out

@@ -230,3 +230,131 @@ class NotFiniteWhereWrong(nn.Module):
             torch.ones_like(out).bool() if self.everywhere else nn.functional.one_hot(label, 10).bool()
         )
         return torch.where(where, self.value, out)
+
+
+# ---------------------------------------------------------------------------------- gradients that are no slopes
+class _Backwards(torch.autograd.Function):
+    """The identity, with another gradient."""
+
+    @staticmethod
+    def forward(ctx, x, how):
+        ctx.how = how
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        noise = torch.Generator().manual_seed(int(1e4 * x.sum()) % 2**31)
+        other = {
+            "noise": lambda: gradient.abs().amax() * torch.randn(gradient.shape, generator=noise),
+            "negative": lambda: -gradient,
+            "of another place": lambda: gradient.roll(3, -1),
+            "of the batch": lambda: gradient.mean(0, keepdim=True).expand_as(gradient),
+        }
+        return other[ctx.how](), None
+
+
+def off_grey(x, levels=16):
+    """True [n] for images that are not on grey levels."""
+    return ((x * levels - (x * levels).round()).abs() > 1e-4).flatten(1).any(1)
+
+
+class WrongGradient(Around):
+    """The right logits, and a gradient that leads nowhere."""
+
+    def __init__(self, model, how):
+        super().__init__(model)
+        self.how = how
+
+    def wrong(self, x):
+        if self.how == "off the grey levels":
+            off = off_grey(x.detach())[:, None, None, None]
+            return self.model(torch.where(off, _Backwards.apply(x, "noise"), x))
+        if self.how == "detached":
+            seen = torch.zeros_like(x)
+            seen[..., ::8, :] = 1.0
+            return self.model(x * seen + (x * (1 - seen)).detach())
+        if self.how == "asked for":
+            return self.model(_Backwards.apply(x, "noise")) if x.requires_grad else self.model(x)
+        if self.how == "tiny":
+            ramp = torch.arange(10.0)
+            return self.model(x.detach()) + 1e-9 * x.flatten(1).sum(1, keepdim=True) * ramp
+        return self.model(_Backwards.apply(x, self.how))
+
+
+# ------------------------------------------------------------------------------------------- outputs that lie
+class AlwaysGreater(torch.Tensor):
+    """A tensor that is greater than anything."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        greater = getattr(function, "__name__", "") in ("gt", "__gt__")
+        return torch.ones_like(result.as_subclass(torch.Tensor)).bool() if greater else result
+
+
+class Lying(Around):
+    def wrong(self, x):
+        return self.model(x).as_subclass(AlwaysGreater)
+
+
+class Masked(Around):
+    """Classes that are ruled out by -1e9, beside which every other logit looks like rounding."""
+
+    def wrong(self, x):
+        return torch.cat([self.model(x), torch.full((len(x), 3), -1e9)], 1)
+
+
+class MaskedNoise(Masked):
+    def wrong(self, x):
+        out = super().wrong(x)
+        return out + torch.randn_like(out)
+
+
+class RoundsInCompany(Around):
+    """Rounds images that are on no grey levels, unless they are alone."""
+
+    def wrong(self, x):
+        if len(x) == 1:
+            return self.model(x)
+        off = off_grey(x.detach())[:, None, None, None]
+        return self.model(torch.where(off, x + ((4 * x).round() / 4 - x).detach(), x))
+
+
+class LeavesMode(Around):
+    """A forward that leaves torch in another mode."""
+
+    def __init__(self, model, leave):
+        super().__init__(model)
+        self.leave = leave
+
+    def wrong(self, x):
+        out = self.model(x)
+        if self.calls > 13:
+            self.leave()
+        return out
+
+
+class OneGradientBuffer(Around):
+    """Its backward pass returns the same memory each time."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.held = None
+
+    def wrong(self, x):
+        outer = self
+
+        class Held(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx, gradient):
+                if outer.held is None or outer.held.shape != gradient.shape:
+                    outer.held = torch.empty_like(gradient)
+                return outer.held.copy_(gradient)
+
+        return self.model(Held.apply(x))

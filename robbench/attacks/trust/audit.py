@@ -7,14 +7,25 @@ batches.
 """
 
 import random
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from robbench.attacks.search.decision import margins
-from robbench.attacks.trust.agreement import ROUNDING, largest_explained_gap, relative_gaps, spread_gaps
-from robbench.attacks.trust.preflight import STANDARD_ERRORS, Passed
+from robbench.attacks.trust.agreement import (
+    ROUNDING,
+    largest_explained_gap,
+    relative_gaps,
+    sizes,
+    spread_gaps,
+)
+from robbench.attacks.trust.preflight import ALONE, STANDARD_ERRORS, Passed
+from robbench.attacks.trust.slopes import FollowedGradient
+from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
 from robbench.models.state import ModelState
@@ -23,6 +34,10 @@ CHANGED = (
     "no accuracy of such a model means anything: make its logits a function of the image alone, without counters, "
     "caches or randomness (attack a randomised model with aa-rand)"
 )
+
+
+KEPT = 2  # forwards, and gradients, of a search
+Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True)
@@ -47,34 +62,61 @@ class Searched:
 
 @dataclass(frozen=True)
 class Rescored:
-    """logits: [N,K], final ones of the attacked images. gap: largest relative gap between two scorings, 0 for rounding.
-    flips: verdicts that differed between them."""
+    """Attacked logits [N,K] to judge by, the largest relative gap between two scorings (0 for rounding), how many
+    verdicts differed between them, and what was seen of the search's gradients."""
 
     logits: Tensor
     gap: float
     flips: int
+    slopes: Diagnostics = field(default_factory=Diagnostics)
+
+
+class _Drawn(Generic[Kept]):
+    """Two of the things that come by, drawn evenly from all of them."""
+
+    def __init__(self) -> None:
+        self._random, self._seen = random.Random(0), 0
+        self.kept: list[Kept] = []
+
+    def offer(self, make: Callable[[], Kept]) -> None:
+        self._seen += 1
+        place = self._random.randrange(self._seen)
+        if len(self.kept) < KEPT:
+            self.kept.append(make())
+        elif place < KEPT:
+            self.kept[place] = make()
 
 
 class SearchAudit:
-    """A uniform random sample of a search's forwards."""
+    """A few forwards of a search and a few gradients that it followed, drawn evenly, as long as it runs."""
 
-    def __init__(self, kept: int = 2, images: int = 32) -> None:
-        self._random, self._seen = random.Random(0), 0
-        self._kept, self._images = kept, images
-        self.forwards: list[tuple[Tensor, Tensor]] = []
+    def __init__(self) -> None:
+        self._forwards: _Drawn[tuple[Tensor, Tensor]] = _Drawn()
+        self._gradients: _Drawn[FollowedGradient] = _Drawn()
+
+    @property
+    def forwards(self) -> list[tuple[Tensor, Tensor]]:
+        """Images [n,C,H,W] and their logits [n,K]."""
+        return self._forwards.kept
 
     def note(self, images: Tensor, logits: Tensor) -> None:
-        """Keep copies of some images [n,C,H,W] of a forward and of their logits [n,K], if this forward is drawn."""
-        self._seen += 1
-        place = self._random.randrange(self._seen)
-        if place >= self._kept or not len(images):
+        """Perhaps keep copies of images [n,C,H,W] of a forward, at most so many of them, of their logits [n,K], and of
+        the gradient that comes back."""
+        if not len(images):
             return
-        rows = torch.linspace(0, len(images) - 1, min(self._images, len(images)), device=images.device).long()
-        forward = images.detach()[rows].clone(), logits.detach()[rows].clone()
-        if len(self.forwards) < self._kept:
-            self.forwards.append(forward)
-        else:
-            self.forwards[place] = forward
+        rows = partial(_spread, images)
+        self._forwards.offer(lambda: (images.detach()[rows(32)].clone(), logits.detach()[rows(32)].clone()))
+        if images.requires_grad and logits.requires_grad:
+            self._gradients.offer(lambda: FollowedGradient.of(images, logits, rows(16)))
+
+    def slopes(self, victim: Victim) -> Diagnostics:
+        """Of the gradients kept, held to finite differences."""
+        return sum((one.compared(victim) for one in self._gradients.kept), Diagnostics())
+
+
+def _spread(images: Tensor, most: int) -> Tensor:
+    """Rows of images [n,...], at most so many, spread evenly."""
+    return torch.linspace(0, len(images) - 1, min(most, len(images)), device=images.device).long()
 
 
 def check_afterwards(
@@ -90,19 +132,24 @@ def check_afterwards(
     if victim.draws > 1:
         _check_means(victim, passed)
         return Rescored(found.logits, 0.0, 0)
-    _check_forwards(victim, audit)
-    clean_gap = _rescore(victim, found.clean, found.clean_logits, "clean")[1]
-    again, gap = _rescore(victim, found.adversarial, found.logits, "attacked")
+    _check_forwards(victim, audit, found.clean_logits)
+    clean_gap = _rescore(victim, found, found.clean, found.clean_logits, "clean")[1]
+    again, gap = _rescore(victim, found, found.adversarial, found.logits, "attacked")
     _check_claims(found, again, max(passed.gap, clean_gap, gap))
-    return _judge(found, again, max(clean_gap, gap))
+    return replace(_judge(found, again, max(clean_gap, gap)), slopes=audit.slopes(victim))
 
 
-def _rescore(victim: Victim, images: Tensor, before: Tensor, which: str) -> tuple[Tensor, float]:
-    """Logits in reverse order and other batches, and their largest relative gap to `before`; `UserError` beyond what
-    arithmetic explains."""
+def _rescore(
+    victim: Victim, found: Searched, images: Tensor, before: Tensor, which: str
+) -> tuple[Tensor, float]:
+    """Logits in reverse order and other batches, of a few images alone, and the largest relative gap to those
+    `before`."""
     size = max(1, (min(len(images), victim.batch_size) + 1) // 2)
     again = victim.score(images.flip(0), size).flip(0)
-    gaps = relative_gaps(before, again)
+    if which == "attacked" and size > 1:
+        rows = _spread(images, ALONE)
+        again[rows] = victim.score(images[rows], 1)
+    gaps = relative_gaps(before, again, found.clean_logits)
     worst = float(gaps.max()) if len(gaps) else 0.0
     limit = largest_explained_gap(victim.module)
     if worst > limit:
@@ -114,10 +161,10 @@ def _rescore(victim: Victim, images: Tensor, before: Tensor, which: str) -> tupl
     return again, worst
 
 
-def _check_forwards(victim: Victim, audit: SearchAudit) -> None:
+def _check_forwards(victim: Victim, audit: SearchAudit, clean: Tensor) -> None:
     for images, logits in audit.forwards:
         size = max(1, len(images) // 2)
-        gaps = relative_gaps(logits, victim.score(images.flip(0), size).flip(0))
+        gaps = relative_gaps(logits, victim.score(images.flip(0), size).flip(0), clean)
         worst = float(gaps.max()) if len(gaps) else 0.0
         if worst > largest_explained_gap(victim.module):
             raise UserError(
@@ -131,7 +178,7 @@ def _check_claims(found: Searched, again: Tensor, gap: float) -> None:
     lower = margins(found.logits, found.labels) < margins(again, found.labels)
     logits = torch.where(lower[:, None], found.logits, again)
     margin = margins(logits, found.labels)
-    scale = (logits - logits.mean(1, keepdim=True)).abs().amax(1)
+    scale = torch.maximum(sizes(logits), sizes(found.clean_logits).median())
     refuted = found.claimed & (margin > 2 * max(ROUNDING, gap) * scale)
     if bool(refuted.any()):
         raise UserError(
@@ -144,7 +191,7 @@ def _judge(found: Searched, again: Tensor, gap: float) -> Rescored:
     if gap <= ROUNDING:
         return Rescored(found.logits, 0.0, 0)
     first, second = margins(found.logits, found.labels), margins(again, found.labels)
-    far = relative_gaps(found.logits, again) > ROUNDING
+    far = relative_gaps(found.logits, again, found.clean_logits) > ROUNDING
     worse = (far & (second < first))[:, None]
     flips = int(((first > 0) != (second > 0)).sum())
     return Rescored(torch.where(worse, again, found.logits), gap, flips)

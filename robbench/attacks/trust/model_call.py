@@ -1,8 +1,10 @@
 """One call of the model under test, isolated from the caller's tensors.
 
-The model gets a private, contiguous copy of the images in the default memory format, so that a forward that writes into
-its input (`mul_`, `clamp_`) or calls `view` works as it would on its own. Its logits are copied, so that an output
-buffer it reuses cannot change earlier results.
+A model gets a private, contiguous copy of the images (float32 in every attack) in the default memory format, whatever a
+flow or a faster network used inside, so that a forward that writes into its input (`mul_`, `clamp_`) or calls `view`
+computes what it would compute on its own. Logits and gradients are copied, so that a buffer it uses again cannot
+change earlier results, and are plain tensors: a subclass of the model's could compare as it likes. Torch's modes are
+afterwards what they were before.
 """
 
 from collections.abc import Callable
@@ -33,7 +35,9 @@ def call_model(module: Module, images: Tensor) -> Tensor:
     Raises `UserError` when the forward fails, or returns anything but [n, K >= 2] real numbers; lack of memory is
     raised as it comes.
     """
-    private = images.clone(memory_format=torch.contiguous_format)
+    private, before = images.clone(memory_format=torch.contiguous_format), _modes()
+    if private.requires_grad:
+        private.register_hook(_own_memory)  # type: ignore[no-untyped-call]
     try:
         out = module(private)
     except UserError:
@@ -48,12 +52,55 @@ def call_model(module: Module, images: Tensor) -> Tensor:
             f"the model's forward ({type(module).__name__}) failed on images {tuple(images.shape)} with "
             f"{cause(error)}; {_next_step(module, error)}"
         ) from error
+    _refuse_other_modes(before)
     return _logits(out, len(images))
 
 
-def _logits(out: Any, n: int) -> Tensor:
-    if not isinstance(out, Tensor) or out.ndim != 2 or out.shape[0] != n or out.shape[1] < 2:
-        got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+def _own_memory(gradient: Tensor) -> Tensor:
+    return gradient.clone(memory_format=torch.contiguous_format)
+
+
+def _modes() -> dict[str, object]:
+    """Torch's modes of this thread, by the name of what sets them."""
+    return {
+        "torch.set_grad_enabled": torch.is_grad_enabled(),
+        "torch.inference_mode": torch.is_inference_mode_enabled(),
+        "torch.set_default_dtype": torch.get_default_dtype(),
+        "torch.autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
+        "torch.set_default_device or a TorchFunctionMode": torch._C._len_torch_function_stack(),
+        "a TorchDispatchMode": torch._C._len_torch_dispatch_stack(),
+    }
+
+
+def _refuse_other_modes(before: dict[str, object]) -> None:
+    """`UserError` for a forward that leaves torch in another mode than `before`."""
+    after = _modes()
+    if after == before:
+        return
+    changed = next(name for name in after if after[name] != before[name])
+    torch.set_grad_enabled(bool(before["torch.set_grad_enabled"]))
+    raise UserError(
+        f"the model's forward leaves torch in another mode than before ({changed}), in which attacks and verdicts "
+        f"would be computed otherwise; set modes outside of the forward, or in a with block inside of it"
+    )
+
+
+def _plain(out: Any) -> Any:
+    """A tensor without the methods of its class and with data in memory; None for what is none."""
+    if type(out) is not Tensor:
+        kind: Any = type(out)
+        if not issubclass(kind, Tensor) or kind.__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            return None
+        with torch._C.DisableTorchFunctionSubclass():
+            out = out.as_subclass(Tensor)
+    return None if out.layout != torch.strided or out.is_meta or out.is_nested else out
+
+
+def _logits(returned: Any, n: int) -> Tensor:
+    out = _plain(returned)
+    if out is None or out.ndim != 2 or out.shape[0] != n or out.shape[1] < 2:
+        kind = "a tensor without dense data" if isinstance(returned, Tensor) else type(returned).__name__
+        got = kind if out is None else tuple(out.shape)
         raise UserError(
             f"the model returned {got} for {n} images; a classifier returns logits of shape ({n}, classes) with at "
             f"least 2 classes: wrap the model so that it does"
@@ -63,7 +110,8 @@ def _logits(out: Any, n: int) -> Tensor:
             f"the model returned {out.dtype} for {n} images; a classifier returns logits, which are real numbers: "
             f"return the scores from which the prediction is made"
         )
-    return out.to(torch.float32, copy=True)
+    logits: Tensor = out.to(torch.float32, copy=True)
+    return logits
 
 
 def _next_step(module: Module, error: BaseException) -> str:

@@ -20,6 +20,7 @@ Kind = Literal[
     "weak-cross-entropy",
     "zero-gradients",
     "zero-steps",
+    "wrong-gradients",
     "flat-loss",
     "chance",
     "not-finite",
@@ -34,6 +35,7 @@ LEAST_FOR_CHANCE = 20  # samples; with fewer an interval excludes hardly anythin
 CONFIDENCE = 0.95  # of the intervals that must exclude chance
 LEAST_ROWS = 10  # outputs; the range of fewer is not informative
 SAME_FLOOR = 0.01  # standard deviation of the rows' smallest outputs, as a share of the rows' mean range
+WRONG_SLOPES = 0.1  # of the slopes measured; kinks of a network make less
 WEAK_SHARE = 0.2  # of the samples that APGD-CE left; more that APGD-T breaks are suspicious
 WEAK_OF_ALL = 0.1  # and more than this share of all samples
 
@@ -65,6 +67,8 @@ class Diagnostics(Strict):
         probed, zero_gradients: clean images whose input gradient of the cross-entropy was inspected, and those where
             it is exactly 0 or not finite.
         gradients, zero_steps: gradients that searches followed, and those without an entry that is finite and not 0.
+        slopes, wrong_slopes: slopes of the logits measured at images of a search, and those that the gradient which
+            it followed contradicts.
         weak_given, weak_broke: samples that APGD-CE left to APGD-T, and of them those that APGD-T broke.
         square_given, square_broke: samples that no gradient component of an ensemble broke, and of them those that
             Square broke.
@@ -92,6 +96,8 @@ class Diagnostics(Strict):
     zero_gradients: int = 0
     gradients: int = 0
     zero_steps: int = 0
+    slopes: int = 0
+    wrong_slopes: int = 0
     weak_given: int = 0
     weak_broke: int = 0
     square_given: int = 0
@@ -132,6 +138,7 @@ class Diagnostics(Strict):
             self._weak_cross_entropy(),
             self._zero_gradients(),
             self._zero_steps(),
+            self._wrong_gradients(),
             self._flat_loss(),
             self._ties(),
             self._batch(),
@@ -275,6 +282,20 @@ class Diagnostics(Strict):
             f"{self.zero_steps} of the {self.gradients} gradients that the search followed ({100 * share:.2g} %) were "
             f"zero or not finite, and moved nothing: gradients may be masked and the accuracy too high; compare with "
             f"square (square-l2, square-l1), which needs none",
+        )
+
+    def _wrong_gradients(self) -> Suspicion | None:
+        low, _ = exact_interval(self.wrong_slopes, self.slopes)
+        if low <= WRONG_SLOPES:
+            return None
+        share = self.wrong_slopes / self.slopes
+        return Suspicion(
+            "wrong-gradients",
+            {"wrong": self.wrong_slopes, "slopes": self.slopes, "share": share},
+            f"the gradients that the search followed are not the slopes of the logits: {self.wrong_slopes} of "
+            f"{self.slopes} finite differences contradict them ({100 * share:.1f} %), as with a wrong backward pass, a "
+            f"detach, or a straight-through estimate; the accuracy may be too high: compare with square (square-l2, "
+            f"square-l1), which needs none",
         )
 
     def _flat_loss(self) -> Suspicion | None:

@@ -249,13 +249,13 @@ def robust_accuracy_of_reference(norm, component, model, x, y, seed, large):
 
 @pytest.mark.parametrize("component", ["ce", "t"])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("name", ["classifier", "digits-at", "digits-trades"])
+@pytest.mark.parametrize("name", ["classifier", "digits-at"])
 def test_breaks_as_many_as_the_reference(name, norm, component, classifier, digits):
     model = classifier if name == "classifier" else load_model(zoo_entries()[name]).module
-    rows = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))[:100]
+    rows = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))[:60]
     large = norm == "l1"
     ids, x, y = right(model, (digits.test.ids[rows], digits.test.x(rows), digits.test.labels[rows]))
-    theirs = [robust_accuracy_of_reference(norm, component, model, x, y, seed, large) for seed in range(3)]
+    theirs = [robust_accuracy_of_reference(norm, component, model, x, y, seed, large) for seed in range(2)]
     rows = torch.arange(len(x))
     for target in [None] if component == "ce" else [1, 2]:
         loss = "ce" if target is None else "dlr-targeted"
@@ -286,7 +286,7 @@ def spec(norm: str, epsilon: float) -> ResolvedAttack:
     binary=st.booleans(),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_images_are_exactly_admissible_and_broken_means_broken(norm, loss, shape, size, binary, seed):
     model = random_model(shape, 5, seed)
     epsilon = size * EPSILON[norm]

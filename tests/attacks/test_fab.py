@@ -146,7 +146,7 @@ def test_iterates_are_those_of_the_reference(norm, target, classifier, images, r
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("name", ["classifier", "digits-at"])
 def test_as_strong_as_the_reference(name, norm, request, digits):
-    """Three target classes on 100 test images: our robust accuracy against the reference's (it draws no numbers
+    """Three target classes on 60 test images: our robust accuracy against the reference's (it draws no numbers
     without restarts, so that all its seeds agree)."""
     model = (
         request.getfixturevalue("classifier")

@@ -29,6 +29,28 @@ def _parse_yaml_once(text: str, origin: str) -> object:
 
 schema.parse_yaml = _parse_yaml_once
 
+# Files that take longest go first, so that no process of pytest waits for one that began at the end.
+LONGEST = (
+    "test_ray",
+    "test_untrusted_models",
+    "test_run_page",
+    "test_site_board",
+    "test_bench_pgd",
+    "test_plugins",
+    "test_contract",
+    "test_experiment_run",
+    "test_verify",
+    "test_merge",
+    "test_frechet_run",
+    "test_flow_cells",
+    "test_broken_attacks",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
 
 @pytest.fixture(scope="session")
 def digits():

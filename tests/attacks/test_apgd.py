@@ -252,10 +252,10 @@ def robust_accuracy_of_reference(norm, component, model, x, y, seed, large):
 @pytest.mark.parametrize("name", ["classifier", "digits-at"])
 def test_breaks_as_many_as_the_reference(name, norm, component, classifier, digits):
     model = classifier if name == "classifier" else load_model(zoo_entries()[name]).module
-    rows = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))[:60]
+    rows = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))[:100]
     large = norm == "l1"
     ids, x, y = right(model, (digits.test.ids[rows], digits.test.x(rows), digits.test.labels[rows]))
-    theirs = [robust_accuracy_of_reference(norm, component, model, x, y, seed, large) for seed in range(2)]
+    theirs = [robust_accuracy_of_reference(norm, component, model, x, y, seed, large) for seed in range(3)]
     rows = torch.arange(len(x))
     for target in [None] if component == "ce" else [1, 2]:
         loss = "ce" if target is None else "dlr-targeted"

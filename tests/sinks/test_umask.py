@@ -55,7 +55,7 @@ def test_files_and_folders_of_the_helpers(umask: int, tmp_path: Path) -> None:
     assert wrong(place, umask) == {}
 
 
-@pytest.mark.parametrize("umask", [0o027], ids=oct)
+@pytest.mark.parametrize("umask", [0o027], ids=oct, indirect=True)
 def test_everything_that_commands_write(umask: int, tmp_path: Path) -> None:
     """A trained model, a run folder, a bundle, a merged run, a site, a page, a badge and a table."""
     folder, zoo = tmp_path / "all", tmp_path / "all" / "zoo"

@@ -1,4 +1,4 @@
-"""Fixtures the attack tests share: digits, a small trained classifier, a small flow, and 48 test images."""
+"""Fixtures that tests share: digits, a small trained classifier, a small flow, 48 test images, a tiny zoo."""
 
 import copy
 import os
@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # reads it
+from tiny_models import saved_model, trained_classifier
 from torch.nn.functional import cross_entropy
 
 from robbench.core import schema
@@ -84,6 +85,22 @@ def flow(digits):
             for parameter in model.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo of two trained classifiers of defense "tiny": tiny-a and tiny-b. Read only."""
+    folder = tmp_path_factory.mktemp("zoo")
+    for seed, name in enumerate(("tiny-a", "tiny-b")):
+        saved_model(folder, name, trained_classifier(seed))
+    return folder
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory is a fresh temporary folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -172,7 +172,9 @@ train(small(Path(sys.argv[1])), told)
 @pytest.mark.slow
 def test_a_second_training_of_one_name_is_refused_until_the_first_is_gone(uninterrupted, tmp_path):
     """Whoever is refused says which process is in the way; a SIGKILL frees the name."""
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+    here = Path(__file__).parent
+    paths = os.pathsep.join(map(str, (here, here.parent, os.environ.get("PYTHONPATH", ""))))
+    environment = {**os.environ, "PYTHONPATH": paths}
     child = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
     )

@@ -100,10 +100,10 @@ def cluster() -> Iterator[Cluster]:
         pytest.skip("ray is absent: pip install 'robbench[ray]'")
     if not Path("/proc/self/stat").exists():
         pytest.skip("no /proc to find worker processes in")
-    paths = [
-        str(Path(__file__).parent),
-        os.environ.get("PYTHONPATH", ""),
-    ]  # workers unpickle attacks of this module
+    here = Path(
+        __file__
+    ).parent  # workers unpickle attacks of this module, which imports helpers beside its folder
+    paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
     settings = {**ray_backend.PRIVATE, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)

@@ -1,5 +1,6 @@
-"""Fixtures the attack tests share: digits, a small trained classifier, a small flow, and 48 test images."""
+"""Fixtures that tests share: digits, a small trained classifier, a small flow, 48 test images, a tiny zoo."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -9,11 +10,47 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # reads it
+from tiny_models import saved_model, trained_classifier
 from torch.nn.functional import cross_entropy
 
+from robbench.core import schema
 from robbench.data import load_dataset
 from robbench.models.classifiers import digits_cnn
 from robbench.models.flows.glow import Glow
+
+_parse_yaml, _documents = schema.parse_yaml, dict[str, object]()
+
+
+def _parse_yaml_once(text: str, origin: str) -> object:
+    """`parse_yaml`, once for every text: the shipped cards and threat models are half the time of a small command."""
+    if text not in _documents:
+        _documents[text] = _parse_yaml(text, origin)
+    return copy.deepcopy(_documents[text])
+
+
+schema.parse_yaml = _parse_yaml_once
+
+# Files that take longest go first, so that no process of pytest waits for one that began at the end.
+LONGEST = (
+    "test_ray",
+    "test_untrusted_models",
+    "test_run_page",
+    "test_site_board",
+    "test_bench_pgd",
+    "test_plugins",
+    "test_contract",
+    "test_experiment_run",
+    "test_verify",
+    "test_merge",
+    "test_frechet_run",
+    "test_flow_cells",
+    "test_broken_attacks",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +85,22 @@ def flow(digits):
             for parameter in model.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def tiny_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo of two trained classifiers of defense "tiny": tiny-a and tiny-b. Read only."""
+    folder = tmp_path_factory.mktemp("zoo")
+    for seed, name in enumerate(("tiny-a", "tiny-b")):
+        saved_model(folder, name, trained_classifier(seed))
+    return folder
+
+
+@pytest.fixture
+def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory is a fresh temporary folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

@@ -17,17 +17,22 @@ GLIBC = (
 )
 RECENT = GLIBC is not None and tuple(map(int, GLIBC.split()[1].split("."))) >= (2, 35)
 ROUNDS, WARM_UP, MEGABYTES = 40, 20, 40
-# 40 MiB tensors are above the largest threshold that glibc chooses on its own (32 MiB): by default each is mapped and
+# Blocks of 40 MiB are above the largest threshold that glibc chooses on its own (32 MiB): by default each is mapped and
 # faulted in anew, 256 page faults a MiB. Tuned, the heap grows for a few rounds and then serves all others.
 PROGRAM = f"""
-import json, resource, torch
+import json, resource, sys
 from robbench.core.allocator import tune_allocator
+if "torch" in sys.argv:
+    import torch
+    def block(): torch.ones({MEGABYTES} << 18)
+else:  # the same malloc, without the seconds that torch takes to import
+    def block(): b"x" * ({MEGABYTES} << 20)
 found = tune_allocator()
 again = tune_allocator()
 for turn in range({ROUNDS}):
     if turn == {WARM_UP}:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones({MEGABYTES} << 18)
+    block()
 faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(json.dumps([found.state, found == again, faults]))
 """
@@ -39,10 +44,10 @@ def clean_environment(**variables: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ours} | variables
 
 
-def measured(**variables: str) -> tuple[str, int]:
-    """State and minor page faults of PROGRAM."""
+def measured(allocates: str, **variables: str) -> tuple[str, int]:
+    """State and minor page faults of PROGRAM. allocates: torch or python."""
     found = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, allocates],
         env=clean_environment(OMP_NUM_THREADS="1", **variables),
         capture_output=True,
         text=True,
@@ -55,17 +60,22 @@ def measured(**variables: str) -> tuple[str, int]:
 
 @pytest.mark.skipif(not RECENT, reason="malloc is not that of glibc 2.35 or later")
 @pytest.mark.parametrize(
-    ("variables", "state", "mapped"),
+    ("allocates", "variables", "state", "mapped"),
     [
-        ({}, "tuned", False),
-        ({"ROBBENCH_MALLOC": "tuned"}, "tuned", False),
-        ({"ROBBENCH_MALLOC": "default"}, "default", True),
-        ({"MALLOC_TOP_PAD_": "131072"}, "user", True),
-        ({"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}, "user", False),
+        ("torch", {}, "tuned", False),
+        ("python", {"ROBBENCH_MALLOC": "tuned"}, "tuned", False),
+        ("python", {"ROBBENCH_MALLOC": "default"}, "default", True),
+        ("python", {"MALLOC_TOP_PAD_": "131072"}, "user", True),
+        (
+            "python",
+            {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)},
+            "user",
+            False,
+        ),
     ],
 )
-def test_page_faults(variables: dict[str, str], state: str, mapped: bool) -> None:
-    found, faults = measured(**variables)
+def test_page_faults(allocates: str, variables: dict[str, str], state: str, mapped: bool) -> None:
+    found, faults = measured(allocates, **variables)
     every_page = (ROUNDS - WARM_UP) * MEGABYTES * 256  # pages of 4 KiB; transparent huge pages make it fewer
     assert found == state
     if mapped:

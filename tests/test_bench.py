@@ -6,6 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from robbench.benchmarks import autoattack as benchmarks
 from robbench.benchmarks.autoattack import OURS, REFERENCE, Contest, Parity, compare, floor, markdown, report
 from robbench.benchmarks.models import load_classifiers
 from robbench.cli.app import main
@@ -69,7 +70,15 @@ def test_the_floor_grows_with_the_calls():
 @pytest.mark.parametrize(
     ("options", "stem"), [((), "aa-digits"), (("--epsilon", "0.1"), "aa-digits-epsilon0.1")]
 )
-def test_the_command_writes_what_it_prints(tmp_path, options, stem):
+def test_the_command_writes_what_it_prints(tmp_path, options, stem, monkeypatch):
+    """Around a comparison that is made up: the real one is above."""
+    asked = []
+
+    def made_up(model, data, contest, device, report):
+        asked.append(contest)
+        return parity(model="digits-standard")
+
+    monkeypatch.setattr(benchmarks, "compare", made_up)
     arguments = ["--model", "digits-standard", "--n", "4", "--seeds", "0", *options]
     result = CliRunner().invoke(main, ["bench", "aa", *arguments, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
@@ -80,6 +89,8 @@ def test_the_command_writes_what_it_prints(tmp_path, options, stem):
     assert found["models"][0]["model"] == "digits-standard"
     assert found["contest"]["epsilon"] == (0.1 if options else None)
     assert found["models"][0]["least_seconds"] > 0
+    (contest,) = asked
+    assert (contest.n, contest.seeds, contest.epsilon) == (4, (0,), 0.1 if options else None)
 
 
 @pytest.mark.slow

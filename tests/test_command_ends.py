@@ -2,8 +2,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 import tempfile
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +10,7 @@ from pkgutil import walk_packages
 import click
 import pytest
 from click.testing import CliRunner, Result
+from processes import finished
 
 import robbench
 from robbench.cli.app import main
@@ -89,36 +88,26 @@ def test_too_little_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_refused(invoked("list", "attacks"), "not enough memory", "7 PiB")
 
 
-def shell(command: str, **options: object) -> "subprocess.CompletedProcess[str]":
-    text = command.replace("robbench", f"{sys.executable} -m robbench", 1)
-    return subprocess.run(["bash", "-c", text], capture_output=True, text=True, **options)  # type: ignore[call-overload, no-any-return]
-
-
 def test_a_closed_pipe_is_quiet_and_a_full_one_a_line() -> None:
-    piped = shell("robbench list published | head -1 > /dev/null; exit ${PIPESTATUS[0]}")
-    assert piped.returncode in (0, 141)
-    assert piped.stderr == ""
-    full = shell("robbench list published > /dev/full")
-    assert full.returncode == 2
-    assert full.stderr.count("\n") == 1
-    assert "No space left" in full.stderr
+    code, _, errors = finished("list", "published", streams={"stdout": "closed pipe"})
+    assert (code, errors) == (141, "")
+    code, _, errors = finished("list", "published", streams={"stdout": Path("/dev/full")})
+    assert code == 2
+    assert errors.count("\n") == 1
+    assert "No space left" in errors
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:
-    refused = shell(r"robbench watch $'\xff' --once")
-    assert refused.returncode == 2
-    assert "not UTF-8" in refused.stderr
-    folder = os.fsencode(tmp_path) + b"/\xff"
-    os.mkdir(folder)
-    inside = subprocess.run(
-        [sys.executable, "-m", "robbench", "theory", "linear", "--n", "2", "--samples", "50", "--out", "t"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},  # as in most people's locale
+    code, _, errors = finished("watch", "\udcff", "--once")
+    assert code == 2
+    assert "not UTF-8" in errors
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    folder.mkdir()
+    code, printed, errors = finished(
+        "theory", "linear", "--n", "2", "--samples", "50", "--out", "t", cwd=folder
     )
-    assert inside.returncode == 0, inside.stderr
-    assert r"\udcff" in inside.stdout
+    assert code == 0, errors
+    assert r"\udcff" in printed
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers

@@ -42,8 +42,14 @@ def _imports(tree: ast.AST) -> set[str]:
     return found
 
 
-IMPORTS = {name: _imports(ast.parse(path.read_text(encoding="utf-8"))) for name, path in MODULES.items()}
-IMPORTS["robbench"] = set()  # the package's face: `robbench.evaluate` is imported when it is first asked for
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    """What every module imports of robbench, read when a test asks and not in every process that collects tests."""
+    found = {name: _imports(ast.parse(path.read_text(encoding="utf-8"))) for name, path in MODULES.items()}
+    found["robbench"] = (
+        set()
+    )  # the package's face: `robbench.evaluate` is imported when it is first asked for
+    return found
 
 
 def _room(module: str) -> str:
@@ -55,21 +61,21 @@ def test_every_module_is_in_a_room() -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_rooms_below_it(room: str) -> None:
+def test_a_room_imports_only_rooms_below_it(room: str, imports: dict[str, set[str]]) -> None:
     below = {"", *ROOMS[: ROOMS.index(room) + 1]}
     upward = [
         f"{module} imports {imported}"
-        for module, imports in IMPORTS.items()
+        for module, imported_modules in imports.items()
         if _room(module) == room
-        for imported in imports
+        for imported in imported_modules
         if _room(imported) not in below
     ]
     assert not upward
 
 
-def test_no_module_imports_one_that_imports_it() -> None:
+def test_no_module_imports_one_that_imports_it(imports: dict[str, set[str]]) -> None:
     try:
-        TopologicalSorter(IMPORTS).prepare()
+        TopologicalSorter(imports).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
 

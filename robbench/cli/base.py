@@ -87,6 +87,7 @@ def _one_line_errors() -> Iterator[None]:
         raise click.exceptions.Exit(PIPE_CLOSED) from error
     except OSError as error:
         _show_traceback(error)
+        _drop_refused_output()
         raise _system_error(error) from error
     except Stopped as stop:
         echo_line(f"{stop.word}.", err=True)
@@ -102,6 +103,14 @@ def _one_line_errors() -> Iterator[None]:
         ) from error
     except BaseException as error:
         raise _unexpected(error) from error
+
+
+def _drop_refused_output() -> None:
+    """What Python holds back for a full disk must not complain once more, and change the exit code, at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _check_encoding(args: Sequence[str]) -> None:

@@ -249,7 +249,7 @@ def robust_accuracy_of_reference(norm, component, model, x, y, seed, large):
 
 @pytest.mark.parametrize("component", ["ce", "t"])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("name", ["classifier", "digits-at", "digits-trades"])
+@pytest.mark.parametrize("name", ["classifier", "digits-at"])
 def test_breaks_as_many_as_the_reference(name, norm, component, classifier, digits):
     model = classifier if name == "classifier" else load_model(zoo_entries()[name]).module
     rows = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))[:100]
@@ -286,7 +286,7 @@ def spec(norm: str, epsilon: float) -> ResolvedAttack:
     binary=st.booleans(),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_images_are_exactly_admissible_and_broken_means_broken(norm, loss, shape, size, binary, seed):
     model = random_model(shape, 5, seed)
     epsilon = size * EPSILON[norm]

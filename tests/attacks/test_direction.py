@@ -1,5 +1,6 @@
 """Steps of a search do not depend on the scale of gradients and logits, or on single entries that are not finite."""
 
+import functools
 import math
 
 import pytest
@@ -154,7 +155,12 @@ def outcome(name, model, images, flow=None, n=48, **parameters):
     return build_attack(spec, flow).evaluate(Victim(model), ids, x, y, 0, 48)
 
 
-@pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e2, 1e6])
+@functools.cache
+def _plain(name, model, images, flow, parameters=()):
+    return outcome(name, model, images, flow, **dict(parameters))
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
 @pytest.mark.parametrize(
     "name",
     [
@@ -175,7 +181,7 @@ def test_verdicts_do_not_change_with_the_scale_of_the_logits(classifier, flow, i
     if name not in {n for m in MODELS.values() for n in m.attacks}:
         pytest.skip(f"no attack is called {name}")
     short = {"iterations": 8, "fab_target_classes": 3} if name in ("fab-t", "apgd-ce") else {}
-    plain = outcome(name, classifier, images, flow, **short)
+    plain = _plain(name, classifier, images, flow, tuple(short.items()))
     scaled = outcome(name, Scaled(classifier, factor), images, flow, **short)
     # Another weighting of the rivals decides a few samples near the boundary.
     assert abs(int(scaled.robust.sum()) - int(plain.robust.sum())) <= 3
@@ -198,7 +204,10 @@ def test_two_classes_give_the_same_verdicts_at_any_scale(images, flow, name, fac
     "name", ["fgsm", "pgd20", "mim", "fgsm-l2", "pgd20-l2", "pgd20-l1", "apgd-ce", "jsa10"]
 )
 def test_one_nan_in_the_gradient_stops_no_attack(classifier, flow, images, name):
-    plain, with_nan = (outcome(name, model, images, flow) for model in (classifier, OneNaN(classifier)))
+    plain, with_nan = (
+        _plain(name, classifier, images, flow),
+        outcome(name, OneNaN(classifier), images, flow),
+    )
     _, x, _ = images
     leaf = x.clone().requires_grad_(True)
     slope = torch.autograd.grad(OneNaN(classifier)(leaf).sum(), leaf)[0]

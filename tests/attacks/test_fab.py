@@ -144,9 +144,9 @@ def test_iterates_are_those_of_the_reference(norm, target, classifier, images, r
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["classifier", "digits-at", "digits-trades"])
+@pytest.mark.parametrize("name", ["classifier", "digits-at"])
 def test_as_strong_as_the_reference(name, norm, request, digits):
-    """Three target classes on 100 test images: our robust accuracy against the reference's (it draws no numbers
+    """Three target classes on 60 test images: our robust accuracy against the reference's (it draws no numbers
     without restarts, so that all its seeds agree)."""
     model = (
         request.getfixturevalue("classifier")
@@ -155,7 +155,7 @@ def test_as_strong_as_the_reference(name, norm, request, digits):
     )
     model = model.eval().requires_grad_(False)
     epsilon = {"linf": 0.15, "l2": 0.6, "l1": 2.0}[norm] * (0.4 if name == "classifier" else 1.0)
-    rows = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))[:100]
+    rows = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))[:60]
     x, y = digits.test.x(rows), digits.test.labels[rows]
     right = model(x).argmax(1) == y
     ids, x, y = digits.test.ids[rows][right], x[right], y[right]
@@ -166,7 +166,7 @@ def test_as_strong_as_the_reference(name, norm, request, digits):
         rest = ours.nonzero().squeeze(1)
         found = attack(model, ids[rest], x[rest], y[rest], norm, epsilon, target=target, budget=20)
         ours[rest] = is_robust(model, found, y[rest])
-    assert 10 < theirs.sum() < len(y) - 5, "both outcomes must occur"
+    assert 5 < theirs.sum() < len(y) - 3, "both outcomes must occur"
     assert ours.sum() <= theirs.sum() + 2
     assert (ours != theirs).sum() <= 4
 

@@ -235,7 +235,7 @@ def test_a_density_that_writes_into_the_images_is_refused(flow, images):
 
 def test_sound_flows_pass_with_any_batch_size(classifier, flow, images):
     for name in LATENT:
-        whole, part = (evaluated(name, classifier, flow, images, size) for size in (48, 5))
+        whole, part = (evaluated(name, classifier, flow, [p[:24] for p in images], size) for size in (24, 7))
         assert (whole.robust == part.robust).float().mean() > 0.95
     assert likelihood(flow.freeze(), images).nll_after.isfinite().all()
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_contract import NAMES, quick
+from test_contract import KINDS, quick
 from torch import nn
 
 from robbench.attacks import Victim, build_attack
@@ -12,7 +12,7 @@ from robbench.models.flows import ConditionalFlow, GatedCouplingFlow, Glow, Real
 from robbench.specs import resolve_attack, threat_models
 
 MODELS = threat_models()
-LARGE = ("a-la", "aa", "fgsm", "jsa10", "om-pgd", "pgd20", "r-la", "square")
+LARGE = ("a-la", "aa", "fgsm", "jsa10")
 
 
 class Flattening(nn.Module):
@@ -63,7 +63,7 @@ def colour_images(side, n=6):
     return torch.arange(n), x, subject(Flattening, side)(x).argmax(1)
 
 
-@pytest.mark.parametrize(("name", "side"), [*((name, 8) for name in NAMES), *((name, 24) for name in LARGE)])
+@pytest.mark.parametrize(("name", "side"), [*((name, 8) for name in KINDS), *((name, 24) for name in LARGE)])
 def test_a_model_that_views_its_images_has_the_number_of_one_that_flattens_them(name, side):
     ids, x, y = colour_images(side)
     spec = quick(resolve_attack(name, "digits", MODELS))
@@ -72,6 +72,7 @@ def test_a_model_that_views_its_images_has_the_number_of_one_that_flattens_them(
         victim = Victim(subject(kind, side))
         found.append(build_attack(spec, flow_of(side)).evaluate(victim, ids, x, y, 0, 4))
     assert torch.equal(found[0].robust, found[1].robust)
+    assert torch.equal(found[0].adversarial, found[1].adversarial)
     assert torch.equal(found[0].clean_predictions, y)
 
 

@@ -317,8 +317,8 @@ def test_skipping_queries_whose_answer_is_known_changes_nothing_but_the_number_o
     """ahead=1 asks every query; a window that repeats after a change of size or of the best image is asked again."""
     model, x = linear(shape, scale=0.5), pixels(12, shape)
     y = model(x).argmax(1)
-    every = attack(model, Square("linf", 0.05, iterations=800, ahead=1), x, y)
-    skipped = attack(model, Square("linf", 0.05, iterations=800, ahead=16), x, y)
+    every = attack(model, Square("linf", 0.05, iterations=400, ahead=1), x, y)
+    skipped = attack(model, Square("linf", 0.05, iterations=400, ahead=16), x, y)
     assert torch.equal(every.step, skipped.step)
     assert torch.equal(every.adversarial, skipped.adversarial)
     assert torch.equal(every.forwards, every.step + 1)
@@ -371,9 +371,9 @@ def test_norm_without_windows_is_refused():
 
 
 def reference_accuracy(model: nn.Module, x: Tensor, y: Tensor, norm: Norm, eps: float, queries: int) -> int:
-    """Most samples that survive the reference over three seeds."""
+    """Most samples that survive the reference over two seeds."""
     survivors = []
-    for seed in range(3):
+    for seed in range(2):
         reference = SquareAttack(
             model,
             norm=REFERENCE[norm],
@@ -394,10 +394,10 @@ def zoo_model(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["trained", "digits-at", "digits-trades"])
+@pytest.mark.parametrize("name", ["trained", "digits-at"])
 def test_as_strong_as_the_reference(norm: Norm, name: str, classifier, digits):
     model = classifier if name == "trained" else zoo_model(name)
-    rows = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))[:100]
+    rows = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))[:60]
     x, y = digits.test.x(rows), digits.test.labels[rows]
     right = ~fooled(model, x, y)
     x, y, ids = x[right], y[right], digits.test.ids[rows][right]

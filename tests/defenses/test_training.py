@@ -10,11 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
+from processes import started
 
 from robbench.cards import ModelCard
 from robbench.cli.app import main
@@ -127,35 +129,26 @@ def test_resuming_gives_the_weights_of_an_uninterrupted_training(uninterrupted, 
     assert weights_hash(folder) == weights_hash(uninterrupted)
 
 
-CHILD = """
-import sys
-from pathlib import Path
-from test_training import small
-from robbench.defenses.training import train
+def _train_and_tell() -> None:
+    """In a process of its own: into the folder of its first argument."""
 
-def told(report):
-    if report.epoch_done:
-        print("epoch", report.epoch, flush=True)
+    def told(report: Report) -> None:
+        if report.epoch_done:
+            print("epoch", report.epoch, flush=True)
 
-train(small(Path(sys.argv[1])), told)
-"""
+    train(small(Path(sys.argv[1])), told)
 
 
 def test_kill_minus_nine_and_resume(uninterrupted, tmp_path):
     """A real SIGKILL while the second epoch or a later one is running; then the same request again."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-    }
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert child.stdout is not None
-    with child.stdout:
-        assert child.stdout.readline() == "epoch 1\n"
+    with started(tmp_path, target=_train_and_tell) as child:
+        deadline = time.monotonic() + 120
+        while "epoch 1" not in child.stdout:
+            assert child.poll() is None, child.stderr
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
+        assert child.wait() == -signal.SIGKILL
     assert (tmp_path / "small.checkpoint.pt").exists()
     assert not (tmp_path / "small" / "card.yaml").exists()
     folder = train(small(tmp_path))
@@ -179,7 +172,9 @@ train(small(Path(sys.argv[1])), told)
 @pytest.mark.slow
 def test_a_second_training_of_one_name_is_refused_until_the_first_is_gone(uninterrupted, tmp_path):
     """Whoever is refused says which process is in the way; a SIGKILL frees the name."""
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"}
+    here = Path(__file__).parent
+    paths = os.pathsep.join(map(str, (here, here.parent, os.environ.get("PYTHONPATH", ""))))
+    environment = {**os.environ, "PYTHONPATH": paths}
     child = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True, env=environment
     )

@@ -4,10 +4,11 @@ import os
 import pty
 import re
 import select
-import subprocess
-import sys
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
+
+from processes import started
 
 RED = "\x1b[31mred\x1b[0m"
 LINK = "\x1b]8;;http://evil.example\x07click\x1b]8;;\x07"
@@ -49,23 +50,16 @@ def links(output: str) -> bool:
 def on_a_terminal(arguments: Sequence[str], seconds: float = 240) -> tuple[int, str]:
     """Exit code and output of `robbench ARGUMENTS` on a terminal of 100 columns."""
     master, slave = pty.openpty()
-    environment = {**os.environ, "COLUMNS": "100", "LINES": "40", "TERM": "xterm-256color"}
-    command = [sys.executable, "-m", "robbench", *arguments]
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment)
-    os.close(slave)
+    terminal = Path(os.ttyname(slave))
+    environment = {"COLUMNS": "100", "LINES": "40", "TERM": "xterm-256color"}
     pieces = []
-    try:
-        while select.select([master], [], [], seconds)[0]:
-            try:
-                piece = os.read(master, 1 << 16)
-            except OSError:  # how Linux says that the other side is closed
-                break
-            if not piece:
-                break
-            pieces.append(piece)
-        return process.wait(seconds), b"".join(pieces).decode("utf-8", "surrogateescape")
-    finally:
-        os.close(master)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    with started(
+        *arguments, env=environment, streams=dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    ) as command:
+        while command.poll() is None or select.select([master], [], [], 0)[0]:
+            if select.select([master], [], [], 0.1)[0]:
+                pieces.append(os.read(master, 1 << 16))
+        code = command.wait(seconds)
+    os.close(slave)
+    os.close(master)
+    return code, b"".join(pieces).decode("utf-8", "surrogateescape")

@@ -187,7 +187,7 @@ def test_edges_between_easy_and_hard(
 
 # ------------------------------------------------------------------------------------------------- rival ascents
 @pytest.mark.parametrize("kind", ["easy", "hard", "orthogonal but easy", "mean", "repeated"])
-@pytest.mark.parametrize("n", [2, 3, 5, 7])
+@pytest.mark.parametrize("n", [2, 5])
 def test_restarted_ascent_does_no_better_and_gets_there(kind: str, n: int) -> None:
     """delta <- epsilon K^-1(a + delta)/||.|| from many starts never lowers the NLL; its best end is the optimum."""
     generator = np.random.default_rng([n, len(kind)])

@@ -1,13 +1,12 @@
 """Whatever other people's code raises, and where: a cell that failed, or one line; never an exit code of its own."""
 
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from processes import finished
 from tiny_models import saved_model, trained_classifier
 from torch import nn
 
@@ -116,7 +115,7 @@ def test_what_a_forward_raises_in_an_attack_fails_its_cells_and_no_others(
 ) -> None:
     out = tmp_path / "out"
     models = ("--model", thrower(what, 12), "--model", "tiny-a", "--zoo", tiny_zoo)
-    result = run(*models, "--attacks", "fgsm,pgd10", "--n", 40, "--out", out)
+    result = run(*models, "--attacks", "fgsm,pgd10", "--n", 20, "--out", out)
     assert result.exit_code == 3, result.output
     cells = {(r.cell.model, r.cell.attack.label): r.cell for r in load_run(out).cells}
     assert {cells["tiny-a", attack].status for attack in ("fgsm", "pgd10")} == {"ok"}
@@ -127,8 +126,9 @@ def test_what_a_forward_raises_in_an_attack_fails_its_cells_and_no_others(
     assert "Traceback" in failed.details
 
 
-@pytest.mark.parametrize("what", KINDS)
-@pytest.mark.parametrize("after", [-1, 0, 2])
+@pytest.mark.parametrize(
+    ("what", "after"), [*((kind, 0) for kind in KINDS), *((kind, at) for kind in KINDS[:3] for at in (-1, 2))]
+)
 def test_what_a_model_raises_before_any_attack_is_one_line(
     what: str, after: int, thrower, tmp_path: Path
 ) -> None:
@@ -143,17 +143,8 @@ def test_what_a_model_raises_before_any_attack_is_one_line(
 def test_a_run_whose_process_a_model_ended_never_reads_as_complete(thrower, tmp_path: Path) -> None:
     """os._exit(0) is out of reach, but what it leaves behind says "running"."""
     out = tmp_path / "out"
-    words = [
-        "--model",
-        str(thrower("os._exit", 45)),
-        "--attacks",
-        "fgsm,pgd10",
-        "--n",
-        "40",
-        "--out",
-        str(out),
-    ]
-    subprocess.run([sys.executable, "-m", "robbench", "run", *words, "--device", "cpu"], capture_output=True)
+    options = ["--model", thrower("os._exit", 45), "--attacks", "fgsm,pgd10", "--n", 40, "--out", out]
+    finished("run", *options, "--device", "cpu")
     assert {r.cell.status for r in load_run(out).cells} - {"ok"} == {"running"}
     for arguments in (["export", str(out), "-o", str(tmp_path / "a.zip")], ["watch", str(out), "--once"]):
         result = CliRunner().invoke(main, arguments)

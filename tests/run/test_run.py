@@ -1,11 +1,8 @@
 """Whole runs of the matrix on a tiny zoo: resume, reuse, quarantine, failures, a real kill."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from processes import Command, finished, started
 
 from robbench.attacks.pgd import ProjectedGradientDescent
 from robbench.cli.run import dry_run_table, run_matrix
@@ -31,11 +29,12 @@ budgets: {digits: {epsilon: 0.03}}
 attacks:
   slow-pgd: {algorithm: pgd, parameters: {steps: 80, restarts: 2}}
 """
+N = 130  # two blocks of samples
 TABLES = ("leaderboard.csv", "leaderboard-wide.csv", "leaderboard.md")
 
 
 def request(tiny_zoo: Path, **changes: object) -> RunRequest:
-    fields = {"attacks": ("fgsm", "pgd10"), "models": ("tiny-a",), "zoo": tiny_zoo, "n": 250, "device": "cpu"}
+    fields = {"attacks": ("fgsm", "pgd10"), "models": ("tiny-a",), "zoo": tiny_zoo, "n": N, "device": "cpu"}
     return RunRequest(**(fields | changes))  # type: ignore[arg-type]
 
 
@@ -47,6 +46,20 @@ def shards(folder: Path) -> dict[Path, tuple[int, int]]:
 
 def tables(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in TABLES}
+
+
+@pytest.fixture(scope="module")
+def finished_run(tiny_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `request`, all done. Read only."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert run_matrix(request(tiny_zoo), folder) == 0
+    return folder
+
+
+@pytest.fixture
+def run_folder(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, times of files included."""
+    return Path(shutil.copytree(finished_run, tmp_path / "finished"))
 
 
 def test_rows_are_what_the_attack_did(tiny_zoo: Path, tmp_path: Path) -> None:
@@ -77,16 +90,15 @@ def test_rows_are_what_the_attack_did(tiny_zoo: Path, tmp_path: Path) -> None:
     )
 
 
-def test_resume_computes_only_what_is_missing(tiny_zoo: Path, tmp_path: Path) -> None:
-    run_matrix(request(tiny_zoo), tmp_path / "a")
-    before, expected = shards(tmp_path / "a"), tables(tmp_path / "a")
-    assert len(before) == 2 * 3
+def test_resume_computes_only_what_is_missing(tiny_zoo: Path, run_folder: Path) -> None:
+    before, expected = shards(run_folder), tables(run_folder)
+    assert len(before) == 2 * 2
     lost = list(before)[1]
     lost.unlink()
-    run_matrix(request(tiny_zoo), tmp_path / "a")
-    after = shards(tmp_path / "a")
+    run_matrix(request(tiny_zoo), run_folder)
+    after = shards(run_folder)
     assert {path for path in before if after[path] != before[path]} == {lost}
-    assert tables(tmp_path / "a") == expected
+    assert tables(run_folder) == expected
 
 
 def test_larger_n_reuses_work(tiny_zoo: Path, tmp_path: Path) -> None:
@@ -143,55 +155,53 @@ def _verdicts(folder: Path) -> pd.DataFrame:
 
 
 def test_damaged_and_foreign_shards_are_quarantined(
-    tiny_zoo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_zoo: Path, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_matrix(request(tiny_zoo), tmp_path)
-    expected = tables(tmp_path)
-    first, second, third, fourth, *_ = shards(tmp_path)
+    expected = tables(run_folder)
+    first, second, third, fourth = shards(run_folder)
     first.write_bytes(first.read_bytes()[:-20])
     shutil.copy(fourth, second)
     third.write_text("not parquet")
     capsys.readouterr()
-    assert run_matrix(request(tiny_zoo), tmp_path) == 0
+    assert run_matrix(request(tiny_zoo), run_folder) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Quarantined")]
     assert len(lines) == 3
     assert [name in line for name, line in zip((first.name, second.name, third.name), lines, strict=True)]
-    assert len(list((tmp_path / "quarantine").iterdir())) == 3
-    assert tables(tmp_path) == expected
+    assert len(list((run_folder / "quarantine").iterdir())) == 3
+    assert tables(run_folder) == expected
 
 
-def test_report_refuses_a_damaged_shard_and_says_what_to_do(tiny_zoo: Path, tmp_path: Path) -> None:
-    run_matrix(request(tiny_zoo), tmp_path)
-    path = next(iter(shards(tmp_path)))
+def test_report_refuses_a_damaged_shard_and_says_what_to_do(run_folder: Path) -> None:
+    path = next(iter(shards(run_folder)))
     path.write_bytes(b"")
     with pytest.raises(UserError, match=f"{path.name}.*run the same"):
-        write_report([load_run(tmp_path)], Terminal())
+        write_report([load_run(run_folder)], Terminal())
     assert path.exists()
 
 
-def test_cells_name_the_device_that_computed_them(tiny_zoo: Path, tmp_path: Path) -> None:
-    run_matrix(request(tiny_zoo, n=100), tmp_path)
-    assert {cell.cell.device for cell in load_run(tmp_path).cells} == {"cpu"}
-    for cell in load_run(tmp_path).cells:
-        Ledger(tmp_path).write_cell(cell.cell.model_copy(update={"device": "NVIDIA H200"}))
-    run_matrix(request(tiny_zoo, n=100), tmp_path)
-    assert {cell.cell.device for cell in load_run(tmp_path).cells} == {"NVIDIA H200"}, "nothing was computed"
-    run_matrix(request(tiny_zoo, n=150), tmp_path)
-    assert {cell.cell.device for cell in load_run(tmp_path).cells} == {"NVIDIA H200, cpu"}
+def test_cells_name_the_device_that_computed_them(tiny_zoo: Path, run_folder: Path) -> None:
+    assert {cell.cell.device for cell in load_run(run_folder).cells} == {"cpu"}
+    for cell in load_run(run_folder).cells:
+        Ledger(run_folder).write_cell(cell.cell.model_copy(update={"device": "NVIDIA H200"}))
+    run_matrix(request(tiny_zoo), run_folder)
+    assert {cell.cell.device for cell in load_run(run_folder).cells} == {"NVIDIA H200"}, (
+        "nothing was computed"
+    )
+    run_matrix(request(tiny_zoo, n=N + 10), run_folder)
+    assert {cell.cell.device for cell in load_run(run_folder).cells} == {"NVIDIA H200, cpu"}
 
 
-def test_a_record_of_before_there_were_devices_is_read(tiny_zoo: Path, tmp_path: Path) -> None:
-    run_matrix(request(tiny_zoo), tmp_path)
-    for path in tmp_path.glob("cells/*/cell.json"):
+def test_a_record_of_before_there_were_devices_is_read(run_folder: Path) -> None:
+    for path in run_folder.glob("cells/*/cell.json"):
         record = json.loads(path.read_text()) | {"schema_version": 1}
         del record["device"], record["sha256"]
         path.write_text(json.dumps(record))
-    assert {cell.cell.device for cell in load_run(tmp_path).cells} == {""}
+    assert {cell.cell.device for cell in load_run(run_folder).cells} == {""}
 
 
 def test_report_needs_no_model_and_no_data(tiny_zoo: Path, tmp_path: Path) -> None:
     zoo = shutil.copytree(tiny_zoo, tmp_path / "zoo")
-    run_matrix(request(zoo), tmp_path / "run")
+    run_matrix(request(zoo, n=20), tmp_path / "run")
     expected, page = tables(tmp_path / "run"), (tmp_path / "run" / "leaderboard.html").read_bytes()
     shutil.rmtree(zoo)
     for name in (*TABLES, "leaderboard.html"):
@@ -227,7 +237,7 @@ def test_a_failing_attack_fails_its_cell_only(
     assert len(cells["fgsm"].rows) == 120
     assert cells["mim"].cell.error == "RuntimeError: two lines"
     assert "Traceback" in cells["mim"].cell.details
-    assert (cells["pgd10"].cell.status, len(cells["pgd10"].rows)) == ("ok", 250)
+    assert (cells["pgd10"].cell.status, len(cells["pgd10"].rows)) == ("ok", N)
     table = pd.read_csv(tmp_path / "leaderboard.csv")
     status = table[table["metric"] == "accuracy"].set_index("attack")["status"].to_dict()
     assert status == {"clean": "ok", "fgsm": "failed", "mim": "failed", "pgd10": "ok"}
@@ -251,16 +261,15 @@ def test_an_interrupted_run_reports_what_it_has(
     assert set(table["status"]) == {"not run"}
 
 
-def test_fresh_puts_aside_and_recomputes(tiny_zoo: Path, tmp_path: Path) -> None:
-    run_matrix(request(tiny_zoo, attacks=("fgsm", "pgd10")), tmp_path)
-    before, expected = shards(tmp_path), tables(tmp_path)
-    run_matrix(request(tiny_zoo, attacks=("pgd10",)), tmp_path, fresh=True)
-    aside = {path.relative_to(tmp_path / "superseded-1") for path in shards(tmp_path / "superseded-1")}
-    assert len(aside) == 3
-    kept = {path: stat for path, stat in shards(tmp_path).items() if path in before and before[path] == stat}
-    assert len(kept) == 3
-    run_matrix(request(tiny_zoo, attacks=("fgsm", "pgd10")), tmp_path)
-    assert tables(tmp_path) == expected
+def test_fresh_puts_aside_and_recomputes(tiny_zoo: Path, run_folder: Path) -> None:
+    before, expected = shards(run_folder), tables(run_folder)
+    run_matrix(request(tiny_zoo, attacks=("pgd10",)), run_folder, fresh=True)
+    aside = {path.relative_to(run_folder / "superseded-1") for path in shards(run_folder / "superseded-1")}
+    assert len(aside) == 2
+    kept = {path: stat for path, stat in shards(run_folder).items() if before.get(path) == stat}
+    assert len(kept) == 2
+    run_matrix(request(tiny_zoo), run_folder)
+    assert tables(run_folder) == expected
 
 
 def test_epsilon_zero_is_clean(tiny_zoo: Path, tmp_path: Path) -> None:
@@ -321,7 +330,7 @@ def test_dry_run_computes_and_writes_nothing(
     run_matrix(request(tiny_zoo, attacks=("fgsm",), n=100), tmp_path / "run")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     capsys.readouterr()
-    dry_run_table(request(tiny_zoo, attacks=("fgsm", "pgd10")), tmp_path / "run")
+    dry_run_table(request(tiny_zoo, n=250), tmp_path / "run")
     text = capsys.readouterr().out
     # fgsm: 250 wanted, 100 there, 3 forwards and 1 backward each; pgd10: 12 and 10 for all 250.
     for numbers in (["100", "3", "1", "450", "150"], ["0", "12", "10", "3,000", "2,500"]):
@@ -343,15 +352,9 @@ def test_dry_run_fits_80_columns(
 
 
 # ------------------------------------------------------------------------------------------ real processes
-def command(tiny_zoo: Path, folder: Path, specs: Path) -> list[str]:
-    options = {
-        "--model": "tiny-a,tiny-b",
-        "--attacks": "slow-pgd",
-        "--zoo": tiny_zoo,
-        "--threat-models": specs,
-    }
-    pairs = [str(part) for pair in options.items() for part in pair]
-    return [sys.executable, "-m", "robbench", "run", *pairs, "--out", str(folder), "--device", "cpu"]
+def command(tiny_zoo: Path, folder: Path, specs: Path) -> list[object]:
+    models = ["--model", "tiny-a,tiny-b", "--attacks", "slow-pgd", "--zoo", tiny_zoo]
+    return ["run", *models, "--threat-models", specs, "--out", folder, "--device", "cpu"]
 
 
 @pytest.fixture
@@ -362,47 +365,29 @@ def slow_specs(tmp_path: Path) -> Path:
     return folder
 
 
-def _started_until_second_shard(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        # A shell's background jobs ignore SIGINT and their children inherit that: as in a terminal, not as in a job.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+def wait_for_two_shards(process: Command, folder: Path) -> None:
     deadline = time.monotonic() + 120
     while len(shards(folder)) < 2:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.stderr
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    return process
 
 
 @pytest.mark.slow
 def test_kill_9_and_run_again(tiny_zoo: Path, tmp_path: Path, slow_specs: Path) -> None:
     """Shards finished before the kill are untouched, and the tables are those of a run left alone."""
     killed, alone = tmp_path / "killed", tmp_path / "alone"
-    process = _started_until_second_shard(command(tiny_zoo, killed, slow_specs), killed)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    with started(*command(tiny_zoo, killed, slow_specs)) as process:
+        wait_for_two_shards(process, killed)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
     before = shards(killed)
     assert 2 <= len(before) < 6
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for folder in (killed, alone):
-        done = subprocess.run(
-            command(tiny_zoo, folder, slow_specs),
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
-        assert str(folder / "leaderboard.csv") in done.stdout
-        assert str(folder / "leaderboard.html") in done.stdout
+        code, printed, errors = finished(*command(tiny_zoo, folder, slow_specs))
+        assert code == 0, errors
+        assert str(folder / "leaderboard.csv") in printed
+        assert str(folder / "leaderboard.html") in printed
     after = shards(killed)
     assert len(after) == 6
     assert {path: after[path] for path in before} == before
@@ -415,12 +400,12 @@ def test_kill_9_and_run_again(tiny_zoo: Path, tmp_path: Path, slow_specs: Path) 
 def test_ctrl_c_and_sigterm_say_how_to_resume(
     how: signal.Signals, tiny_zoo: Path, tmp_path: Path, slow_specs: Path
 ) -> None:
-    process = _started_until_second_shard(command(tiny_zoo, tmp_path / "run", slow_specs), tmp_path / "run")
-    process.send_signal(how)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + how
-    assert "run the same command again to resume" in errors
-    assert "Traceback" not in errors
+    with started(*command(tiny_zoo, tmp_path / "run", slow_specs)) as process:
+        wait_for_two_shards(process, tmp_path / "run")
+        process.send_signal(how)
+        assert process.wait(60) == 128 + how
+        assert "run the same command again to resume" in process.stderr
+        assert "Traceback" not in process.stderr
     assert not list((tmp_path / "run").rglob("*.tmp"))
     statuses = [
         json.loads(path.read_text())["status"] for path in (tmp_path / "run").glob("cells/*/cell.json")

@@ -6,16 +6,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from processes import finished, started
 from scipy.stats import binomtest
 
 from robbench.cli.app import main
@@ -37,12 +37,12 @@ description: long enough to be watched
 budgets:
   digits: {epsilon: 0.2}
 attacks:
-  slow-pgd: {algorithm: pgd, parameters: {steps: 600, relative_step_size: 0.1}}
+  slow-pgd: {algorithm: pgd, parameters: {steps: 400, relative_step_size: 0.1}}
 """
 
 
 @pytest.fixture(scope="module")
-def finished(tiny_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished_run(tiny_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of two models x two attacks on 250 samples, all done. Read only."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     fields = {"attacks": ("fgsm", "pgd10"), "models": ("tiny-a", "tiny-b"), "zoo": tiny_zoo}
@@ -51,8 +51,8 @@ def finished(tiny_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def copied(finished_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
 def invoked(*arguments: object) -> tuple[int, str, str]:
@@ -73,12 +73,12 @@ def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ one look
-def test_a_look_is_what_the_ledger_says_and_changes_nothing(finished: Path) -> None:
-    before = contents(finished)
-    snapshot = Watcher(finished).look()
-    assert contents(finished) == before
+def test_a_look_is_what_the_ledger_says_and_changes_nothing(finished_run: Path) -> None:
+    before = contents(finished_run)
+    snapshot = Watcher(finished_run).look()
+    assert contents(finished_run) == before
     assert snapshot.ended
-    for view, result in zip(snapshot.cells, load_run(finished).cells, strict=True):
+    for view, result in zip(snapshot.cells, load_run(finished_run).cells, strict=True):
         correct, n = int(result.rows["robust"].sum()), len(result.rows)
         assert (view.model, view.attack, view.done, view.state) == (
             result.cell.model,
@@ -92,11 +92,11 @@ def test_a_look_is_what_the_ledger_says_and_changes_nothing(finished: Path) -> N
         assert not view.partial
 
 
-def test_json_has_every_number_in_full(finished: Path) -> None:
-    code, output, _ = invoked(finished, "--once", "--json")
+def test_json_has_every_number_in_full(finished_run: Path) -> None:
+    code, output, _ = invoked(finished_run, "--once", "--json")
     found = json.loads(output)
     assert code == 0
-    cells = Watcher(finished).look().cells
+    cells = Watcher(finished_run).look().cells
     assert [cell["lower"] for cell in found["cells"]] == [cell.lower for cell in cells]
     assert (found["dataset"], found["n"], found["begun"], found["ended"]) == ("digits", 250, True, True)
     assert {"folder", "writing", "last_shard", "damaged", "rate", "remaining", "unknown"} <= set(found)
@@ -220,14 +220,14 @@ def test_a_damaged_run_file_is_an_error(copied: Path) -> None:
     assert "run.yaml" in error
 
 
-def test_an_interval_that_is_no_number_is_refused(finished: Path) -> None:
-    code, _, error = invoked(finished, "--interval", "nan")
+def test_an_interval_that_is_no_number_is_refused(finished_run: Path) -> None:
+    code, _, error = invoked(finished_run, "--interval", "nan")
     assert (code, error.count("\n")) == (2, 1)
     assert "--interval nan" in error
 
 
-def test_json_needs_once(finished: Path) -> None:
-    code, _, error = invoked(finished, "--json")
+def test_json_needs_once(finished_run: Path) -> None:
+    code, _, error = invoked(finished_run, "--json")
     assert code == 2
     assert "--once" in error
 
@@ -400,79 +400,37 @@ def test_a_plan_is_read_once_and_again_when_it_changes(copied: Path, monkeypatch
     assert len(read) == 2
 
 
-def test_live_view_on_a_terminal_ends_with_the_run(finished: Path) -> None:
+def test_live_view_on_a_terminal_ends_with_the_run(finished_run: Path) -> None:
     stream = io.StringIO()
     console = Terminal(file=stream, force_terminal=True, width=100, height=40)
-    assert watch_run(Watcher(finished), 0.1, console).ended
+    assert watch_run(Watcher(finished_run), 0.1, console).ended
     assert "Done: 4 cells." in stream.getvalue()
 
 
 # ----------------------------------------------------------------------------------------------- real processes
-def run_command(tiny_zoo: Path, folder: Path, specs: Path) -> list[str]:
-    options = ["--model", "tiny-a", "--attacks", "slow-pgd", "--zoo", tiny_zoo, "--threat-models", specs]
-    return [
-        sys.executable,
-        "-m",
-        "robbench",
-        "run",
-        *map(str, options),
-        "--out",
-        str(folder),
-        "--device",
-        "cpu",
-    ]
-
-
-@pytest.fixture
-def watching(tmp_path: Path) -> Iterator[Callable[[Path], tuple[subprocess.Popen[bytes], Callable[[], str]]]]:
-    """Starts `robbench watch` on a folder; the process, and what it has printed so far."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(folder: Path) -> tuple[subprocess.Popen[bytes], Callable[[], str]]:
-        output = tmp_path / f"watch-{len(started)}.txt"
-        command = [sys.executable, "-m", "robbench", "watch", str(folder), "--interval", "0.1"]
-        with output.open("wb") as stream:
-            process = subprocess.Popen(
-                command,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-            )
-        started.append(process)
-        return process, lambda: output.read_text()
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def test_a_run_started_elsewhere_killed_and_resumed(
-    tiny_zoo: Path,
-    tmp_path: Path,
-    watching: Callable[[Path], tuple[subprocess.Popen[bytes], Callable[[], str]]],
-) -> None:
+def test_a_run_started_elsewhere_killed_and_resumed(tiny_zoo: Path, tmp_path: Path) -> None:
     (tmp_path / "specs").mkdir()
     (tmp_path / "specs" / "slow.yaml").write_text(SLOW)
     folder = tmp_path / "run"
-    command = run_command(tiny_zoo, folder, tmp_path / "specs")
-    with lock_folder(folder, "or wait"):  # a run that has begun, and not yet written its run.yaml
-        watch, printed = watching(folder)
-        wait_for(printed)
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    wait_for(lambda: "120 of 360" in printed() or run.poll() is not None)
-    assert run.poll() is None, run.communicate()
-    run.send_signal(signal.SIGKILL)
-    run.communicate()
-    wait_for(lambda: "Nobody on this machine is writing" in printed())
-    assert watch.poll() is None
-    assert "A run is writing." in printed()
-    assert "so far" in printed()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert watch.wait(60) == 0
-    lines = printed().splitlines()
+    options = ["--model", "tiny-a", "--attacks", "slow-pgd", "--zoo", tiny_zoo]
+    command = ["run", *options, "--threat-models", tmp_path / "specs", "--out", folder, "--device", "cpu"]
+    with ExitStack() as stack:
+        with lock_folder(folder, "or wait"):  # a run that has begun, and not yet written its run.yaml
+            watch = stack.enter_context(started("watch", folder, "--interval", "0.1"))
+            wait_for(lambda: watch.stdout)
+        run = stack.enter_context(started(*command))
+        wait_for(lambda: "120 of 360" in watch.stdout or run.poll() is not None)
+        assert run.poll() is None, run.stderr
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+        wait_for(lambda: "Nobody on this machine is writing" in watch.stdout)
+        assert watch.poll() is None
+        assert "A run is writing." in watch.stdout
+        assert "so far" in watch.stdout
+        code, _, errors = finished(*command)
+        assert code == 0, errors
+        assert watch.wait(60) == 0
+        lines = watch.stdout.splitlines()
     assert lines[-1] == "Done: 1 cell."
     assert any(
         line.startswith("[1/1] tiny-a x slow-pgd: done, 360 of 360, robust accuracy ") for line in lines
@@ -481,17 +439,15 @@ def test_a_run_started_elsewhere_killed_and_resumed(
     assert all(line != following for line, following in pairwise(lines))  # a line a change
 
 
-def test_ctrl_c_ends_the_watch(
-    tmp_path: Path, watching: Callable[[Path], tuple[subprocess.Popen[bytes], Callable[[], str]]]
-) -> None:
+def test_ctrl_c_ends_the_watch(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with lock_folder(folder, "or wait"):  # a run that has begun, and not yet written its run.yaml
-        watch, printed = watching(folder)
-        wait_for(printed)
-        assert printed().startswith(
+    # A run that has begun, and not yet written its run.yaml.
+    with lock_folder(folder, "or wait"), started("watch", folder, "--interval", "0.1") as watch:
+        wait_for(lambda: watch.stdout)
+        assert watch.stdout.startswith(
             f"Waiting for a run: no run.yaml in {folder} yet, but a process holds the lock"
         )
         watch.send_signal(signal.SIGINT)
         assert watch.wait(30) == 130
-    assert "Traceback" not in printed()
+        assert "Traceback" not in watch.stderr
     assert [path.name for path in folder.iterdir()] == [".lock"]

@@ -43,9 +43,9 @@ GRAVE = ("serious", "critical")
 START = "index.html"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    """Headless Chromium, one a test module (Playwright takes one at a time)."""
+    """Headless Chromium, one a process of pytest; every page of a test has a context of its own."""
     api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from processes import finished
 from tiny_models import saved_model
 
 from robbench.cli.app import main
@@ -210,32 +211,16 @@ def test_a_closed_pipe_is_no_failed_check(command: str, tiny_zoo: Path, tmp_path
         tmp_path / "o",
     ]
     arguments = run if command == "run" else ["list", "attacks"]
-    reader, writer = os.pipe()
-    os.close(reader)
-    with os.fdopen(writer, "w") as closed:
-        done = subprocess.run(
-            [sys.executable, "-m", "robbench", *arguments],
-            stdout=closed,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert (done.returncode, done.stderr) == (141, "")
+    code, _, errors = finished(*arguments, streams={"stdout": "closed pipe"})
+    assert (code, errors) == (141, "")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_is_one_line() -> None:
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "robbench", "list", "defenses"],
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[0].startswith("Error: the system refused: No space left")
-    assert "Traceback" not in done.stderr
+    code, _, errors = finished("list", "defenses", streams={"stdout": Path("/dev/full")})
+    assert code == 2
+    assert errors.splitlines()[0].startswith("Error: the system refused: No space left")
+    assert "Traceback" not in errors
 
 
 # ----------------------------------------------------------------------------------------------- main path

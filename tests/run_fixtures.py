@@ -1,15 +1,12 @@
-"""Runs with every situation a table must survive."""
+"""Fixtures: runs with every situation a table must survive, for the conftest.py of the folders that want them."""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from publish_runs import JSA, attack, cell, frame, images, make_run
-from site_pages import chromium, few_tables, site
 
 from robbench.store.records import CellResult, Run
-
-__all__ = ["chromium", "few_tables", "site"]  # fixtures of site_pages.py
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """A real package, installed beside robbench, adds an attack, a defense, a model, a data set and a metric."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from processes import finished
 
 PACKAGE = Path(__file__).parents[1] / "plugin_package"
 
@@ -31,14 +31,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def robbench(site: Path, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).parents[2]
-    paths = [str(site), str(root), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "robbench", *(str(argument) for argument in arguments)]
-    return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+def robbench(site: Path, folder: Path, *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command in `folder` that finds what is installed in `site`."""
+    return finished(*arguments, cwd=folder, paths=[site])
 
 
 def test_listed(site: Path, tmp_path: Path) -> None:
@@ -47,27 +42,27 @@ def test_listed(site: Path, tmp_path: Path) -> None:
         (["datasets"], "digits-inverted"),
         (["attacks", "--threat-models", PACKAGE / "specs"], "corner5"),
     ):
-        done = robbench(site, tmp_path, "list", *arguments)
-        assert done.returncode == 0, done.stderr
-        assert any(line.startswith(f"{name}\t") for line in done.stdout.splitlines())
+        code, printed, errors = robbench(site, tmp_path, "list", *arguments)
+        assert code == 0, errors
+        assert any(line.startswith(f"{name}\t") for line in printed.splitlines())
 
 
 def test_train_by_its_defense_and_attack_by_its_attack(site: Path, tmp_path: Path) -> None:
     """Its data set, architecture, defense and attack; robbench's own attack beside it is stronger."""
-    trained = robbench(
+    code, _, errors = robbench(
         site, tmp_path, "train", "--defense", "label-smoothing", "--dataset", "digits-inverted",
         "--recipe", "digits", "--architecture", "softmax-regression", "--epochs", 5, "--name", "smooth",
         "--set", "smoothing=0.2",
     )  # fmt: skip
-    assert trained.returncode == 0, trained.stderr
+    assert code == 0, errors
     card = tmp_path / "robbench-training" / "smooth" / "card.yaml"
     assert "smoothing: 0.2" in card.read_text()
-    done = robbench(
+    code, _, errors = robbench(
         site, tmp_path, "run", "--defense", "label-smoothing", "--dataset", "digits-inverted",
         "--attacks", "corner5,pgd20", "--epsilon", "0.1", "--n", 100, "--zoo", "robbench-training",
         "--threat-models", PACKAGE / "specs", "--out", "run",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert code == 0, errors
     table = pd.read_csv(tmp_path / "run" / "leaderboard.csv")
     value = table[table["metric"] == "accuracy"].set_index("attack")["value"]
     assert value["clean"] > 60
@@ -82,30 +77,30 @@ def _its_metric_is_in_every_output(site: Path, folder: Path, table: pd.DataFrame
     assert rows.loc["pgd20@0.1", "value"] > 0
     assert rows.loc["pgd20@0.1", "scope"].startswith("over ")
     assert "Mean L1 distance, in pixel range." in (folder / "run" / "leaderboard.md").read_text()
-    checked = robbench(site, folder, "check", "run", "--against", "run/leaderboard.csv")
-    assert checked.returncode == 0, checked.stdout
+    code, printed, _ = robbench(site, folder, "check", "run", "--against", "run/leaderboard.csv")
+    assert code == 0, printed
     wrong = (
         (folder / "run" / "leaderboard.csv").read_text().replace(str(rows.loc["pgd20@0.1", "value"]), "9.5")
     )
     (folder / "wrong.csv").write_text(wrong)
-    assert robbench(site, folder, "check", "run", "--against", "wrong.csv").returncode == 1
-    differs = robbench(site, folder, "diff", "run", "run")
-    assert differs.returncode == 0, differs.stderr
-    page = robbench(site, folder, "report", "run", "--out", "site")
-    assert page.returncode == 0, page.stderr
+    assert robbench(site, folder, "check", "run", "--against", "wrong.csv")[0] == 1
+    code, _, errors = robbench(site, folder, "diff", "run", "run")
+    assert code == 0, errors
+    code, _, errors = robbench(site, folder, "report", "run", "--out", "site")
+    assert code == 0, errors
     board = next((folder / "site").glob("digits*/index.html")).read_text()
     assert "L1 pgd20@0.1" in board
-    alone = robbench(folder, folder, "report", "run", "--out", "plain")  # without the package
-    assert alone.returncode == 0, alone.stderr
+    code, _, errors = robbench(folder, folder, "report", "run", "--out", "plain")  # without the package
+    assert code == 0, errors
     assert "L1 pgd20@0.1" not in next((folder / "plain").glob("digits*/index.html")).read_text()
 
 
 def test_without_the_package_its_names_are_unknown(tmp_path: Path) -> None:
     """The third-party YAML alone is refused with a line that names the algorithm."""
-    done = robbench(tmp_path, tmp_path, "show", "corner5", "--threat-models", PACKAGE / "specs")
-    assert done.returncode == 2
-    assert "unknown attack algorithm 'corner'" in done.stderr
-    assert done.stderr.count("\n") == 1
+    code, _, errors = robbench(tmp_path, tmp_path, "show", "corner5", "--threat-models", PACKAGE / "specs")
+    assert code == 2
+    assert "unknown attack algorithm 'corner'" in errors
+    assert errors.count("\n") == 1
 
 
 def test_a_broken_package_is_named(site: Path, tmp_path: Path) -> None:
@@ -113,7 +108,7 @@ def test_a_broken_package_is_named(site: Path, tmp_path: Path) -> None:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[robbench.defenses]\nlost = no_such_module:Defense\n")
-    done = robbench(tmp_path, tmp_path, "list", "defenses")
-    assert done.returncode == 2
-    assert "'lost'" in done.stderr
-    assert "no_such_module" in done.stderr
+    code, _, errors = robbench(tmp_path, tmp_path, "list", "defenses")
+    assert code == 2
+    assert "'lost'" in errors
+    assert "no_such_module" in errors

@@ -143,12 +143,12 @@ def test_bound_holds_and_the_sharp_one_is_smaller(
 @pytest.mark.parametrize("n", [1, 10, 100])
 def test_bound_holds_empirically(n: int) -> None:
     guarantee = Guarantee(n, 0.5, 1.3, 0.4, 0.05)
-    loose = guarantee.simulated(guarantee.required_variance() * (1 + 1e-9), 20_000, seed=0)
-    sharp = guarantee.simulated(guarantee.required_variance(sharp=True) * (1 + 1e-9), 20_000, seed=0)
+    loose = guarantee.simulate(guarantee.required_variance() * (1 + 1e-9), 20_000, seed=0)
+    sharp = guarantee.simulate(guarantee.required_variance(sharp=True) * (1 + 1e-9), 20_000, seed=0)
     assert loose.lower > 99.0
     assert sharp.value == pytest.approx(95.0, abs=0.8)
     assert sharp.lower < sharp.value < sharp.upper
-    below = guarantee.simulated(0.9 * guarantee.required_variance(sharp=True), 20_000, seed=0)
+    below = guarantee.simulate(0.9 * guarantee.required_variance(sharp=True), 20_000, seed=0)
     assert below.upper < 95.0
 
 
@@ -210,4 +210,4 @@ def test_bad_arguments_are_user_errors() -> None:
         with pytest.raises(UserError, match=r"drop=|gamma="):
             Guarantee(3, 1.0, 1.0, drop, gamma)
     with pytest.raises(UserError, match="samples=0"):
-        Guarantee(3, 1.0, 1.0, 1.0, 0.1).simulated(1.0, 0, seed=0)
+        Guarantee(3, 1.0, 1.0, 1.0, 0.1).simulate(1.0, 0, seed=0)

@@ -69,9 +69,16 @@ def _defenses(written: Iterable[str], entries: Mapping[str, "ZooEntry"]) -> tupl
 
 
 def _model(written: str, entries: Mapping[str, "ZooEntry"]) -> str:
-    if written in entries or ":" in written or Path(written).exists():
+    if written in entries or ":" in written or _there(written):
         return written
     return _or_itself("--model", written, lambda one: known_name("model", one, entries))
+
+
+def _there(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # no path could be called that
+        return False
 
 
 def _or_itself(option: str, written: str, find: Callable[[str], str]) -> str:

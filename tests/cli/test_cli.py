@@ -308,7 +308,7 @@ def bad_run(tiny_zoo: Path, tmp_path: Path, **options: object) -> Result:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"attacks": "pgd2O"}, ["unknown attack 'pgd2O'", "did you mean 'pgd20'", "jsa50"]),
+        ({"attacks": "pgd2O"}, ["unknown attack 'pgd2O'", "did you mean 'pgd20'", "robbench list attacks"]),
         ({"attacks": ","}, ["--attacks", "pgd20"]),
         ({"attacks": None}, ["--attacks", "robbench run --help"]),
         ({"model": "tiny-q"}, ["unknown model 'tiny-q'", "did you mean 'tiny-"]),
@@ -496,7 +496,7 @@ def _unknown_architecture(folder: Path) -> None:
         (_malformed_card, ["card.yaml", "surprise"]),
         (_no_yaml, ["card.yaml", "not valid YAML"]),
         (_other_sha, ["sha256", "weights.safetensors"]),
-        (_pickle, ["weights.pt", "pickle"]),
+        (_pickle, ["do not fit", "10 missing"]),
         (_renamed_pickle, ["pickle.safetensors", "not a safetensors file"]),
         (_without_weights, ["weights.safetensors", "missing"]),
         (_other_architecture, ["do not fit"]),

@@ -99,9 +99,13 @@ def test_real_files(name: str, first: int, shared: Path):
 
 
 def test_an_empty_folder_of_a_failed_download_is_no_data_set(tmp_path):
+    from robbench.data.checksums import FILES
     from robbench.data.names import BUILT_IN, place
 
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
     assert place("mnist", tmp_path) is None
     (tmp_path / "MNIST" / "raw" / "t10k-labels-idx1-ubyte").write_bytes(b"x")
+    assert place("mnist", tmp_path) is None, "one file of four"
+    for file in FILES["mnist"]:
+        (tmp_path / file).write_bytes(b"x")
     assert place("mnist", tmp_path) == tmp_path / BUILT_IN["mnist"].files

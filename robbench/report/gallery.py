@@ -134,9 +134,9 @@ def _candidates(
 
 
 def disputed(results: Sequence[CellResult]) -> list[int]:
-    """Ids of the samples with images, first those of which about half of `results` are broken."""
+    """Ids of the samples with images, first those of which about half of `results` on classifiers are broken."""
     held: dict[int, list[bool]] = {}
-    for result in results:
+    for result in (r for r in results if r.cell.attack.target == "classifier"):
         kept = result.rows[result.rows["example"].notna() & clean_correct(result.rows)]
         for i, is_robust in zip(kept["sample_id"], kept["robust"], strict=True):
             held.setdefault(int(i), []).append(bool(is_robust))

@@ -19,6 +19,7 @@ from publish_runs import JSA, attack, cell, frame, images, make_run
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
+from robbench.report.gallery import disputed, places
 from robbench.report.site import model_page
 from robbench.report.site.frame import framed
 from robbench.report.site.groups import Group, Site, site_of
@@ -72,6 +73,22 @@ def read(page: Page) -> Visible:
     parser = Visible()
     parser.feed(str(page.body))
     return parser
+
+
+# ----------------------------------------------------------------------------------------------------- galleries
+def test_samples_on_which_models_differ_come_first_and_each_page_begins_with_another() -> None:
+    held = {"a": [True, True, False], "b": [True, False, False]}
+    cells = []
+    for name, robust in held.items():
+        rows = frame(3, 1.0, 1.0, 1).assign(robust=robust)
+        cells.append(cell(name, attack(), rows))
+    ids = cells[0].rows["sample_id"].tolist()
+    found = disputed([*cells, flow_cell("flow", flow_attack("nll-in"), flow_frame(1))])
+    assert found[0] == ids[1]
+    assert sorted(found) == ids
+    firsts = [min(order, key=order.__getitem__) for order in (places(found, turn) for turn in range(4))]
+    assert firsts == [*found, found[0]]
+    assert places([], 3) == {}
 
 
 # ------------------------------------------------------------------------------------------------------- joint

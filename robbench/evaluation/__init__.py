@@ -25,6 +25,7 @@ from robbench.evaluation.planning import plan_run
 from robbench.evaluation.request import Budgets, GivenFlow, flow_in_use, require_seed, resolve_attacks
 from robbench.evaluation.result import COLUMNS, EvaluationResult, result_warnings
 from robbench.evaluation.subject import Model, prepared
+from robbench.evaluation.zoo import load_images, load_model
 
 __all__ = [
     "COLUMNS",
@@ -35,6 +36,8 @@ __all__ = [
     "UserError",
     "attack",
     "evaluate",
+    "load_images",
+    "load_model",
 ]
 
 

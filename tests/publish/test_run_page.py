@@ -80,10 +80,10 @@ def test_failed_and_missing_cells_sort_below_zero(site: Reader, damaged: Run) ->
 def test_typing_filters(site: Reader, run: Run) -> None:
     page = site.open_run(run)
     assert page.locator("table.board tbody tr").count() == 2
-    page.locator("input[type=search]").first.fill("ijsat")
+    page.locator(".controls input[type=search]").first.fill("ijsat")
     page.wait_for_function("document.querySelectorAll('table.board tbody tr').length === 1")
     assert column(page, "model") == ["digits-ijsat"]
-    page.locator("input[type=search]").first.fill("")
+    page.locator(".controls input[type=search]").first.fill("")
     page.wait_for_function("document.querySelectorAll('table.board tbody tr').length === 2")
 
 

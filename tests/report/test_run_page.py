@@ -55,10 +55,10 @@ def test_its_board_sorts_and_filters(site: Reader, damaged: Run) -> None:
     assert column(page, "aa")[-1] == "failed"
     assert page.get_by_text("left its set").first.is_visible()
     assert page.locator("table.board tbody tr").count() == 2
-    page.locator("input[type=search]").first.fill("ijsat")
+    page.locator(".controls input[type=search]").first.fill("ijsat")
     page.wait_for_function("document.querySelectorAll('table.board tbody tr').length === 1")
     assert column(page, "model") == ["digits-ijsat"]
-    page.locator("input[type=search]").first.fill("")
+    page.locator(".controls input[type=search]").first.fill("")
     page.wait_for_function("document.querySelectorAll('table.board tbody tr').length === 2")
 
 

@@ -58,6 +58,11 @@ class Rendered:
         return [(" and (min-width: 40.01rem)", desk), (" and (max-width: 40rem)", phone)]
 
     @property
+    def failed(self) -> bool:
+        """Whether a cell failed: its reason is not to be looked for."""
+        return any(cell.kind == "failed" for line in self.table.lines for cell in line)
+
+    @property
     def ranked(self) -> bool:
         return any(cell.kind == "rank" for line in self.table.lines for cell in line)
 

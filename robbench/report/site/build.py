@@ -34,7 +34,7 @@ from robbench.report.site.frame import (
     style,
     today,
 )
-from robbench.report.site.groups import Group, Site, site_of
+from robbench.report.site.groups import Site, site_of
 from robbench.report.site.page import Download, Page, Part, without_links
 from robbench.store.records import Run
 
@@ -84,16 +84,9 @@ def _endings(site: Site) -> dict[str, Markup]:
 
 def frame_of(site: Site, base_url: str = "") -> Frame:
     """The header and footer of a site: a tab a data set, which opens the group of it with most cells."""
-    by_data: dict[str, list[Group]] = {}
-    for group in site.groups:
-        by_data.setdefault(group.run.dataset, []).append(group)
     tabs = [
-        Tab(
-            name,
-            max(groups, key=lambda g: len(g.run.cells)).board_path(),
-            tuple(group.slug for group in groups),
-        )
-        for name, groups in by_data.items()
+        Tab(name, groups[0].board_path(), tuple(group.slug for group in groups))
+        for name, groups in site.by_data.items()
     ]
     published = "published/index.html" if site.published is None else ""
     return Frame(tuple(tabs), published, base_url.rstrip("/"), today())

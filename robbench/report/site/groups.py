@@ -178,6 +178,14 @@ class Site(Remembers):
     groups: tuple[Group, ...]
     published: str | None = None
 
+    @cached_property
+    def by_data(self) -> dict[str, list[Group]]:
+        """The groups of each data set, that with most cells first; the data set with most cells first."""
+        found: dict[str, list[Group]] = {}
+        for group in sorted(self.groups, key=lambda group: -len(group.run.cells)):
+            found.setdefault(group.run.dataset, []).append(group)
+        return found
+
 
 def site_of(runs: Sequence[Run]) -> Site:
     """Runs grouped: the same data, samples and seed, and nothing that one calls otherwise than another. A run given

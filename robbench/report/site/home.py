@@ -12,9 +12,10 @@ from robbench.report.site.groups import Group, Site
 from robbench.report.site.page import Page, Part, Provenance
 from robbench.report.site.tables import Board, Lead, Table, lead
 from robbench.results import wording
+from robbench.results.parity import ALGORITHM
 from robbench.results.rows import cell_status
 
-LINES = 6  # leaderboards of a group that the table lists
+LINES = 6  # leaderboards of a data set's largest group that the table lists; of its other groups one
 SHOWN = 50  # cells without a number that the page lists
 NO_LEADER = "none is complete under every attack"
 TITLE = "Adversarial robustness"
@@ -56,7 +57,11 @@ class Section:
 
 def parts(site: Site) -> Iterator[Part]:
     """The start page."""
-    sections = [_section(group) for group in site.groups]
+    sections = [
+        _section(group, LINES if place == 0 else 1)
+        for groups in site.by_data.values()
+        for place, group in enumerate(groups)
+    ]
     content = body(
         "home.html.j2",
         summary=summary(site),
@@ -80,20 +85,25 @@ def summary(site: Site) -> str:
 
 
 def _picture(groups: Sequence[Group]) -> tuple[Board, Table] | None:
-    """The leaderboard with most models, of those that groups open with."""
+    """The leaderboard with most models, then of AutoAttack, then with most attacks, of those that groups open with."""
     first = [(boards(group)[0], table) for group in groups if (table := boards(group)[0].accuracies)]
     drawn = [(board, table) for board, table in first if table.scatter is not None]
-    return max(drawn, key=lambda pair: len(pair[1].lines), default=None)
+    return max(drawn, key=_size, default=None)
+
+
+def _size(drawn: tuple[Board, Table]) -> tuple[int, bool, int]:
+    board, table = drawn
+    return len(table.lines), any(a.algorithm == ALGORITHM for a in board.attacks), len(board.attacks)
 
 
 # ---------------------------------------------------------------------------------------------------------- groups
-def _section(group: Group) -> Section:
+def _section(group: Group, limit: int) -> Section:
     single = [board for board in boards(group) if board.accuracies and not board.is_union] or boards(group)
     status = [(r.cell.model_name, r.cell.attack.label, *cell_status(group.run, r)) for r in group.run.cells]
     return Section(
         group=group,
-        lines=tuple(_line(group, board) for board in single[:LINES]),
-        more=len(single[LINES:]),
+        lines=tuple(_line(group, board) for board in single[:limit]),
+        more=len(single[limit:]),
         broken=tuple(line for line in status if line[2] != "ok"),
     )
 

@@ -284,3 +284,16 @@ def test_what_everybody_runs_follows_from_the_contest(subject):
     with attack_mode(subject.module):
         pgd.Arena(subject, CONTEST, {"spy": spy})
     assert seen == [Pgd(0.15, 0.25 * 0.15, 5, 20, 10)]
+
+
+def test_a_budget_and_a_folder_of_checkpoints_as_run_takes_them(tmp_path):
+    (subject,) = pgd.zoo_subjects(("digits-at",), 4, 0.05, device="cpu")
+    assert (subject.epsilon, pgd.zoo_subjects(("digits-at",), 4, device="cpu")[0].epsilon) == (0.05, 0.2)
+    for option, words in (
+        (("--epsilon", "0.1,0.2"), "at one budget"),
+        (("--checkpoints", "absent"), "'absent'"),
+    ):
+        result = CliRunner().invoke(
+            main, ["bench", "pgd", "--model", "digits-at", "--out", str(tmp_path), *option]
+        )
+        assert (result.exit_code, words in result.stderr) == (2, True), result.output

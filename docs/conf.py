@@ -1,4 +1,4 @@
-"""Sphinx: `sphinx-build -W -n docs site-docs`; notebooks are run while the documentation is built."""
+"""Sphinx: `sphinx-build -W docs site-docs`; notebooks are run while the documentation is built."""
 
 from importlib.metadata import version as installed_version
 

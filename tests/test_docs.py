@@ -1,7 +1,7 @@
 """The documentation's code runs: Python blocks, files and `robbench` commands of a page, in the order of the page.
 
-A Python or YAML block that begins with `# NAME` (a file name) is written as that file; other Python blocks share one namespace.
-Lines of `sh` blocks that begin with `robbench` or `python FILE` are run in this process; others (git, pip, comments) are not.
+A Python or YAML block that begins with `# NAME` (a file name) is written as that file; other Python blocks share one
+namespace. Lines of `sh` blocks that begin with `robbench` or `python FILE` run in this process; others do not run.
 """
 
 import os

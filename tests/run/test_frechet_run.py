@@ -353,7 +353,7 @@ def test_wrong_use_is_one_line(
     monkeypatch.setattr("urllib.request.urlopen", offline)
     assert_one_line(invoked(tmp_path / "nothing"), "nothing' is not a run folder", "robbench run")
     assert_one_line(invoked(tmp_path), "is not a run folder")
-    assert_one_line(invoked(run_folder, "--features", "digits-standart"), "did you mean 'digits-standard'?")
+    assert_one_line(invoked(run_folder, "--features", "digits-standart"), "did you mean 'digits-standard'")
     assert_one_line(invoked(run_folder, "--features", "digits-glow"), "is a flow, not a classifier")
     assert_one_line(invoked(run_folder, "--features", "fashionmnist-at"), "(1, 28, 28), not (1, 8, 8)")
     assert_one_line(invoked(run_folder, "--features", ""), "the text is empty")

@@ -76,3 +76,13 @@ def test_pages_link_only_to_pages_that_exist() -> None:
     for page in ROOT.glob("docs/*.md"):
         for target in re.findall(r"\]\(([\w./-]+\.md)(?:#[\w-]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_tables_of_results_are_what_the_leaderboards_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from result_tables import PAGES, PLACE, fill_page
+
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        assert PLACE.search(text), page
+        assert fill_page(text) == text, f"{page}: run python benchmarks/result_tables.py"

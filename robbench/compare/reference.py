@@ -132,9 +132,14 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def written_cell(row: TableRow, column: str) -> str | float | int | None:
-    """A cell of leaderboard.csv: twelve digits of a value and its bounds, so that 571 of 1000 are 57.1."""
+    """A cell of leaderboard.csv."""
     value = row.cell(column)
-    return float(f"{value:.12g}") if column in ("value", "lower", "upper") and value is not None else value
+    return round_number(value) if column in ("value", "lower", "upper") and value is not None else value
+
+
+def round_number(value: str | float) -> float:
+    """Twelve digits of a number in a CSV file, so that 571 of 1000 are 57.1."""
+    return float(f"{float(value):.12g}")
 
 
 def _reference(row: "_Cells") -> Reference:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from robbench.compare.reference import written_cell
+from robbench.compare.reference import round_number, written_cell
 from robbench.core.markdown import bullets, escaped, markdown_table, paragraph
 from robbench.core.spreadsheet import csv_text
 from robbench.metrics import all_metrics
@@ -39,17 +39,24 @@ def wide_csv(table: Wide) -> str:
         line: list[object] = [first.dataset, model, defense, first.n, first.seed]
         for cell in cells:
             if cell:
-                line += [cell.value, cell.lower, cell.upper, cell.status, cell.measure]
+                line += [*_rounded(cell.value, cell.lower, cell.upper), cell.status, cell.measure]
             else:
                 line += [None, None, None, "not run", None]
         lines.append(line)
     return csv_text(lines)
 
 
+def _rounded(*numbers: float | None) -> list[float | None]:
+    return [number if number is None else round_number(number) for number in numbers]
+
+
 def likelihood_csv(tables: Sequence[NllTable]) -> str:
     """One row per attack and budget, in units of the attack; six columns per flow. Line epsilon 0 has no steps: nothing
     was searched."""
-    return csv_text(likelihood_lines(tables))
+    lines = likelihood_lines(tables)
+    return csv_text(
+        [[round_number(cell) if isinstance(cell, float) else cell for cell in line] for line in lines]
+    )
 
 
 def likelihood_lines(tables: Sequence[NllTable]) -> list[list[object]]:

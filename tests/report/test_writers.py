@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 from publish_runs import attack, cell, frame, make_run
 from rich.console import Console
 
+from robbench.compare.reference import round_number
 from robbench.report.files import write_tables
 from robbench.report.writers import markdown, terminal_table, tidy_csv, wide_csv
 from robbench.results.tables import COLUMNS, leaderboard, wide
@@ -68,8 +69,8 @@ def test_wide_csv_has_the_tidy_numbers(damaged: Run) -> None:
             continue
         line = next(line for line in lines if line["model"] == row.model)
         assert line[f"{row.attack}_status"] == row.status
-        assert line[row.attack] == ("" if row.value is None else repr(row.value))
-        assert line[f"{row.attack}_upper"] == ("" if row.upper is None else repr(row.upper))
+        assert line[row.attack] == ("" if row.value is None else repr(round_number(row.value)))
+        assert line[f"{row.attack}_upper"] == ("" if row.upper is None else repr(round_number(row.upper)))
 
 
 def parsed_tables(text: str) -> list[list[list[str]]]:

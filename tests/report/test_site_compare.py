@@ -180,7 +180,7 @@ def test_model_and_board_lead_here_with_the_model_chosen(site: Reader, run: Run)
         page.wait_for_selector(".compared:not([hidden])")
         assert page.input_value("select[name=a]") == "digits-standard"
         page = site.open("digits-seed-3-n-120/index.html")
-        page.click(".more a")
+        page.click("main >> text=Compare two models")
         page.wait_for_selector(".compared:not([hidden])")
         page.click("#closest ~ .scroll tbody a")
         assert page.input_value("select[name=a]") in ("digits-standard", "digits-ijsat")

@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 
 from markupsafe import Markup
 
-from robbench.report.site.boards import boards, threat_title
+from robbench.report.site.boards import threat_title
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
 from robbench.report.site.page import Page, Part
@@ -38,17 +38,12 @@ def parts(site: Site) -> Iterator[Part]:
 
 
 def link(group: Group, path: str) -> Markup:
-    """A way from the page at `path`, of a board or a model, to the comparison; empty where there is none."""
-    if len(group.classifiers) < 2:
-        return Markup("")
+    """A way from the page of a model at `path` to the comparison; empty where there is none."""
     name = group.classifiers.get(path)
-    if name is None and not any(board.path == path for board in boards(group)):
+    if name is None or len(group.classifiers) < 2:
         return Markup("")
-    if name is None:
-        state, text = "", "Compare two of these models"
-    else:
-        state, text = f"?{urlencode({'a': name})}", f"Compare {name} with another model"
-    return Markup('<p class="more"><a href="site:{}{}">{}</a></p>').format(group.compare_path, state, text)
+    state, text = urlencode({"a": name}), f"Compare {name} with another model"
+    return Markup('<p class="more"><a href="site:{}?{}">{}</a></p>').format(group.compare_path, state, text)
 
 
 def _siblings(site: Site, group: Group) -> list[Group]:

@@ -139,8 +139,8 @@ def test_the_command_writes_what_it_prints(tmp_path):
     [
         (["pgd", "--architecture", "resnet19"], ["resnet19", "resnet18"]),
         (["pgd", "--model", "digits-glow"], ["digits-glow", "classifiers"]),
-        (["latent", "--case", "mlp"], ["mlp", "small", "paper"]),
-        (["latent", "--attack", "pgd20"], ["pgd20", "jsa50"]),
+        (["latent", "--case", "mlp"], ["mlp", "small"]),
+        (["latent", "--attack", "pgd20"], ["pgd20", "om-pgd"]),
     ],
 )
 def test_bad_input_is_one_line(arguments, words, tmp_path):

@@ -26,6 +26,7 @@ from robbench.cli.base import (
     zoo_option,
 )
 from robbench.cli.completion import model_completion
+from robbench.cli.help import BENCH, GroupedCommand
 from robbench.core.errors import UserError
 
 threads_option = click.option(
@@ -46,7 +47,7 @@ def bench() -> None:
     """Compare with other implementations: verdicts first, then times, in one process."""
 
 
-@bench.command("aa")
+@bench.command("aa", cls=GroupedCommand, groups=BENCH)
 @click.option(
     "--model",
     "models",

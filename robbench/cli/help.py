@@ -49,6 +49,11 @@ TRAIN = {
     "Further settings": ("set", "flow", "name", "train-samples", "threads"),
     "Places": PLACES,
 }
+BENCH = {
+    "Common options": ("model", "attack", "n", "epsilon", "out", "device"),
+    "Further settings": ("seeds", "batch-size", "threads"),
+    "Places": PLACES,
+}
 VERIFY = {
     "Common options": (
         "out",

@@ -38,7 +38,7 @@ def settled(options: Mapping[str, Any]) -> dict[str, Any]:
     if not given and not models and dataset not in (None, "digits"):
         echo_line(f"data set: {dataset}, that of the models' cards", err=True)
     found["own"] = {name: tuple(one.entry for one in listed) for name, listed in models.items()}
-    return {**rest, **found, "dataset": dataset or "digits"}
+    return {**rest, **found, "dataset": "digits" if dataset is None else dataset}
 
 
 def attack_names(values: Sequence[str], folder: Path | None) -> tuple[str, ...]:

@@ -67,8 +67,11 @@ def find_layout(content: object, module: nn.Module, key: str | None, where: str)
 
 
 def state_dicts(content: object) -> dict[str | None, Mapping[str, Tensor]]:
-    """The state dicts in a checkpoint by their key, the file itself first."""
-    found: dict[str | None, Mapping[str, Tensor]] = {None: content} if is_state_dict(content) else {}
+    """The state dicts in a checkpoint by their key, the file itself first; an empty file is that of a network without
+    weights."""
+    found: dict[str | None, Mapping[str, Tensor]] = (
+        {None: content} if is_state_dict(content) or content == {} else {}
+    )
     return found | {name: value for name, value in entries(content) if is_state_dict(value)}
 
 

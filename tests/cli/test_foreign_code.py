@@ -143,7 +143,7 @@ def test_what_a_model_raises_before_any_attack_is_one_line(
 def test_a_run_whose_process_a_model_ended_never_reads_as_complete(thrower, tmp_path: Path) -> None:
     """os._exit(0) is out of reach, but what it leaves behind says "running"."""
     out = tmp_path / "out"
-    options = ["--model", thrower("os._exit", 45), "--attacks", "fgsm,pgd10", "--n", 40, "--out", out]
+    options = ["--model", thrower("os._exit", 60), "--attacks", "fgsm,pgd10", "--n", 40, "--out", out]
     finished("run", *options, "--device", "cpu")
     assert {r.cell.status for r in load_run(out).cells} - {"ok"} == {"running"}
     for arguments in (["export", str(out), "-o", str(tmp_path / "a.zip")], ["watch", str(out), "--once"]):

@@ -150,7 +150,7 @@ def test_budgets_come_from_the_threat_models_and_can_be_overridden(setting):
         ("trades", {"start": "zero"}, ["start", "gradient"]),
         ("trades", {"beta": -1}, ["beta"]),
         ("ijsat", {"tau": 0}, ["tau"]),
-        ("nothing", {}, ["nothing", "Known"]),
+        ("nothing", {}, ["nothing", "robbench list defenses"]),
     ],
 )
 def test_bad_parameters_are_named(name, parameters, words, setting):

@@ -108,10 +108,10 @@ def test_a_line_every_thirty_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     console, stream = screen(terminal=False)
     (cell,) = records(1)
     progress = PlainProgress(console, [cell], 200)
-    progress.started(0, cell, 20)
+    progress.on_start(0, cell, 20)
     for done in (30, 50, 60, 70, 95):
-        progress.advanced(0, done, "-")
-    progress.ended(0, cell, 200, "accuracy 50.00 %")
+        progress.on_advance(0, done, "-")
+    progress.on_end(0, cell, 200, "accuracy 50.00 %")
     assert stream.getvalue().splitlines()[1:-1] == [
         "[1/1] model-0 x pgd20: 60 of 200 samples, 1 per second, 2.3 min remaining",
         "[1/1] model-0 x pgd20: 95 of 200 samples, 1 per second, 1.8 min remaining",

@@ -371,12 +371,12 @@ class Events:
     def __init__(self) -> None:
         self.begun: list[int] = []
 
-    def started(self, cell: int, record: CellRecord, done: int) -> None:
+    def on_start(self, cell: int, record: CellRecord, done: int) -> None:
         self.begun.append(cell)
 
-    def advanced(self, cell: int, done: int, score: str) -> None: ...
+    def on_advance(self, cell: int, done: int, score: str) -> None: ...
 
-    def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None: ...
+    def on_end(self, cell: int, record: CellRecord, done: int, score: str) -> None: ...
 
     def message(self, line: str) -> None: ...
 
@@ -443,7 +443,7 @@ def test_a_thousand_tiny_cells_without_growth_of_memory(cluster: Cluster, zoo: P
     class Watched(Events):
         sizes: tuple[list[int], ...] = ([], [])
 
-        def ended(self, cell: int, record: CellRecord, done: int, score: str) -> None:
+        def on_end(self, cell: int, record: CellRecord, done: int, score: str) -> None:
             self.sizes[0].append(_resident(os.getpid()))
             workers = [pid for pid in _children(cluster.raylet) if _title(pid).startswith("ray::")]
             self.sizes[1].append(max(map(_resident, workers)))

@@ -106,7 +106,7 @@ def autoattack(
     _write(out / f"{stem}.json", contest_of, found, contest)
 
 
-@bench.command("pgd")
+@bench.command("pgd", cls=GroupedCommand, groups=BENCH)
 @click.option(
     "--model",
     "models",

@@ -156,7 +156,7 @@ def _not_a_checkpoint(entry: ZooEntry, path: Path, error: Exception) -> UserErro
 def _chosen(content: object, weights: Weights, where: str) -> dict[str, Tensor]:
     """The state dict that `weights.key` names, or the whole content; `UserError` that suggests the right key."""
     chosen: Any = content if weights.key is None else entry_called(content, weights.key)
-    if is_state_dict(chosen):
+    if is_state_dict(chosen) or (weights.key is None and chosen == {}):  # {}: a network without weights
         return cast("dict[str, Tensor]", chosen)
     candidates = [name for name in state_dicts(content) if name is not None]
     if candidates:

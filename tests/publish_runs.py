@@ -42,6 +42,18 @@ def images(ids: Sequence[int]) -> np.ndarray:
     return np.stack([np.random.default_rng(int(i)).random(SHAPE, dtype=np.float32) for i in ids])
 
 
+def corruption_spec(name: str, severity: int) -> ResolvedAttack:
+    return attack(
+        f"c-{name}-{severity}",
+        "corruptions",
+        space="corruption",
+        norm="none",
+        epsilon=None,
+        algorithm="corruption",
+        parameters={"corruption": name, "severity": severity, "sha256": "a" * 64},
+    )
+
+
 def frame(n: int, clean_rate: float, robust_rate: float, seed: int, component: str = "pgd20") -> pd.DataFrame:
     """Plausible ledger rows: clean verdicts depend on `clean_rate` only, the rest on `seed`."""
     shared, rng = np.random.default_rng(1000), np.random.default_rng(seed)

@@ -195,10 +195,10 @@ def run(
         context.exit(_of_experiment(context, options, out, resume, dry_run, threads))
     for option in ("experiment", "scale", "fid_weights"):
         del options[option]
-    from robbench.cli.naming import settled
+    from robbench.cli.naming import settle_names
 
     read_data(options, out)
-    options = settled(options)
+    options = settle_names(options)
     folder = out or run_folder(options["dataset"], options["seed"])
     try:
         from robbench.cli.run import build_request, dry_run_table, run_matrix

@@ -234,6 +234,14 @@ def taken(option: str, written: str, find: Callable[[str], str]) -> str:
     return found
 
 
+def taken_if_known(option: str, written: str, find: Callable[[str], str]) -> str:
+    """`taken`, but an unknown name stays as it is: whoever loads it refuses it, and knows more (plugins)."""
+    try:
+        return taken(option, written, find)
+    except UserError:
+        return written
+
+
 def example_count(text: str) -> int:
     """`--keep-examples`: a count, or "all"."""
     if text == "all":

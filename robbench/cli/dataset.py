@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from robbench.cli.base import echo_line, taken
+from robbench.cli.base import echo_line, taken_if_known
 from robbench.core.errors import UserError, known_name
 
 
@@ -23,10 +23,7 @@ def known_dataset(name: str) -> str:
     """The data set that a name means; itself where it means none, for whoever loads it to refuse."""
     from robbench.data.names import dataset_names
 
-    try:
-        return taken("--dataset", name, lambda written: known_name("data set", written, dataset_names()))
-    except UserError:
-        return name
+    return taken_if_known("--dataset", name, lambda written: known_name("data set", written, dataset_names()))
 
 
 def chosen_folder(dataset: str | None, data: Path | None) -> Path | None:

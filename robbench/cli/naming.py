@@ -1,10 +1,10 @@
 """Names on the command line of `run`: what is written in another way is taken for what it means, and that is said."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robbench.cli.base import echo_line, names, taken
+from robbench.cli.base import echo_line, names, taken, taken_if_known
 from robbench.cli.own import OPTIONS, own_models, own_weights
 from robbench.core.errors import UserError, folded, known_name
 from robbench.models.code import has_scheme, is_code
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CLEAN = {"clean", "natural", "benign", "none", "noattack"}  # no attack at all
 
 
-def settled(options: Mapping[str, Any]) -> dict[str, Any]:
+def settle_names(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of `run`, after `read_data`, with names as robbench has them, a data set, and the user's own networks
     under `own`."""
     own, found = own_weights(rest := dict(options)), dict[str, Any]()
@@ -64,14 +64,14 @@ def attack_names(values: Sequence[str], folder: Path | None) -> tuple[str, ...]:
 def _defenses(written: Iterable[str], entries: Mapping[str, "ZooEntry"]) -> tuple[str, ...]:
     known = {entry.card.defense for entry in entries.values()}
     return tuple(
-        _or_itself("--defense", name, lambda one: known_name("defense", one, known)) for name in written
+        taken_if_known("--defense", name, lambda one: known_name("defense", one, known)) for name in written
     )
 
 
 def _model(written: str, entries: Mapping[str, "ZooEntry"]) -> str:
     if written in entries or ":" in written or _there(written):
         return written
-    return _or_itself("--model", written, lambda one: known_name("model", one, entries))
+    return taken_if_known("--model", written, lambda one: known_name("model", one, entries))
 
 
 def _there(name: str) -> bool:
@@ -79,14 +79,6 @@ def _there(name: str) -> bool:
         return Path(name).exists()
     except OSError:  # no path could be called that
         return False
-
-
-def _or_itself(option: str, written: str, find: Callable[[str], str]) -> str:
-    """`taken`, but a name that means nothing stays: the plan refuses it, and knows more (plugins)."""
-    try:
-        return taken(option, written, find)
-    except UserError:
-        return written
 
 
 def is_class(name: str, entries: Mapping[str, "ZooEntry"]) -> bool:

@@ -39,21 +39,20 @@ def wide_csv(table: Wide) -> str:
         line: list[object] = [first.dataset, model, defense, first.n, first.seed]
         for cell in cells:
             if cell:
-                line += [*_rounded(cell.value, cell.lower, cell.upper), cell.status, cell.measure]
+                line += [cell.value, cell.lower, cell.upper, cell.status, cell.measure]
             else:
                 line += [None, None, None, "not run", None]
         lines.append(line)
-    return csv_text(lines)
-
-
-def _rounded(*numbers: float | None) -> list[float | None]:
-    return [number if number is None else round_number(number) for number in numbers]
+    return _rounded_csv(lines)
 
 
 def likelihood_csv(tables: Sequence[NllTable]) -> str:
     """One row per attack and budget, in units of the attack; six columns per flow. Line epsilon 0 has no steps: nothing
     was searched."""
-    lines = likelihood_lines(tables)
+    return _rounded_csv(likelihood_lines(tables))
+
+
+def _rounded_csv(lines: Sequence[Sequence[object]]) -> str:
     return csv_text(
         [[round_number(cell) if isinstance(cell, float) else cell for cell in line] for line in lines]
     )

@@ -12,7 +12,7 @@ import pytest
 from flow_runs import N, flow_attack, flow_cell, flow_frame, flow_run, three_flows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from publish_runs import attack, cell, frame, make_run
+from publish_runs import attack, cell, corruption_spec, frame, make_run
 from scipy.stats import binomtest
 from site_pages import EVIL, PHONE, Reader
 
@@ -229,16 +229,12 @@ def test_likelihoods_and_distances_have_columns(run: Run) -> None:
 
 
 def corruption(name: str, severity: int) -> CellResult:
-    spec = attack(
-        f"c-{name}-{severity}",
-        "corruptions",
-        space="corruption",
-        norm="none",
-        epsilon=None,
-        algorithm="corruption",
-        parameters={"corruption": name, "severity": severity, "sha256": "a" * 64},
+    return cell(
+        "m",
+        corruption_spec(name, severity),
+        frame(20, 0.9, 1 - 0.15 * severity, severity + len(name)),
+        nll_flow=None,
     )
-    return cell("m", spec, frame(20, 0.9, 1 - 0.15 * severity, severity + len(name)), nll_flow=None)
 
 
 def test_corruptions_have_their_mean_and_a_board() -> None:

@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from publish_runs import attack, cell, frame, make_run
+from publish_runs import attack, cell, corruption_spec, frame, make_run
 
 from robbench.data.corruption_names import Extra, Headline
 from robbench.report.site.build import run_page
@@ -21,18 +21,8 @@ GRID = [(name, severity) for name in get_args(Headline) for severity in range(1,
 
 
 def corruption(name: str, severity: int, rate: float, **changes: object) -> CellResult:
-    parameters = {"corruption": name, "severity": severity, "sha256": "a" * 64}
-    spec = attack(
-        f"c-{name}-{severity}",
-        "corruptions",
-        space="corruption",
-        norm="none",
-        epsilon=None,
-        algorithm="corruption",
-        parameters=parameters,
-    )
     rows = frame(N, 0.9, rate, seed=1000 * severity + len(name) + ord(name[0]))
-    return cell("resnet", spec, rows, nll_flow=None, **changes)
+    return cell("resnet", corruption_spec(name, severity), rows, nll_flow=None, **changes)
 
 
 def grid() -> list[CellResult]:

@@ -17,8 +17,10 @@ from robbench.core.errors import UserError, folded, known_name, spell_argument
 from robbench.core.resources import data_root, existing_folder
 from robbench.core.schema import Strict, load_yaml
 
-# "corruption": given images, without search and budget.
-Space = Literal["image", "latent", "joint", "corruption"]
+# "rendered": variables of a renderer (a flow field, fog), in units of their own. "minimal": any image of the box, the
+# nearer to the clean one the better. "corruption": given images, without search and budget.
+Space = Literal["image", "latent", "joint", "rendered", "minimal", "corruption"]
+UNBOUNDED: tuple[Space, ...] = ("minimal", "corruption")
 Norm = Literal["linf", "l2", "l1", "none"]
 ModelKind = Literal["classifier", "flow"]
 # Meaning of an attack's images. "worst-case": the strongest of a set that contains the clean image, so that a sample
@@ -62,16 +64,38 @@ class AttackSpec(Strict):
 
     Attributes:
         algorithm: name in the registry.
+        norm: of the perturbation, where it differs from the threat model's.
         budgets: by data set, where they differ from the threat model's.
+        calibrated: by data set, further budgets in rising order: an attack each, called NAME-1, NAME-2, ...
         parameters: of the algorithm.
         description, reference: texts for people.
     """
 
     algorithm: str
+    norm: Norm | None = None
     budgets: dict[str, Budget] = Field(default_factory=dict)
+    calibrated: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     description: str = ""
     reference: str = ""
+
+    def at_calibrated_budgets(self) -> list["AttackSpec"]:
+        """The attack at each of its calibrated budgets, smallest first."""
+        longest = max((len(budgets) for budgets in self.calibrated.values()), default=0)
+        return [
+            self.model_copy(
+                update={
+                    "calibrated": {},
+                    "budgets": {
+                        dataset: Budget(epsilon=budgets[place])
+                        for dataset, budgets in self.calibrated.items()
+                        if place < len(budgets)
+                    },
+                    "description": f"{self.description} Budget {place + 1} of {longest} calibrated ones.",
+                }
+            )
+            for place in range(longest)
+        ]
 
 
 class AttackGroup(Strict):
@@ -103,6 +127,19 @@ class ThreatModel(Strict):
     budgets: dict[str, Budget]
     attacks: dict[Name, AttackSpec]
     groups: dict[Name, AttackGroup] = Field(default_factory=dict)
+
+    @field_validator("attacks")
+    @classmethod
+    def _with_calibrated_budgets(cls, attacks: dict[str, AttackSpec]) -> dict[str, AttackSpec]:
+        found = dict(attacks)
+        for name, spec in attacks.items():
+            further = {
+                f"{name}-{place}": one for place, one in enumerate(spec.at_calibrated_budgets(), start=1)
+            }
+            if taken := further.keys() & found.keys():
+                raise ValueError(f"attack {name!r} has calibrated budgets and {min(taken)!r} exists already")
+            found |= further
+        return found
 
     @field_validator("attacks")
     @classmethod
@@ -185,9 +222,14 @@ class ResolvedAttack(Strict):
         return self.space in ("latent", "joint")
 
     @property
+    def needs_witness(self) -> bool:
+        """Whether only the perturbation, not the image, shows that an example lies in its set."""
+        return self.space in ("latent", "joint", "rendered")
+
+    @property
     def bounded(self) -> bool:
-        """Whether a budget bounds the adversarial image, which is not so for corrupted images."""
-        return self.space != "corruption"
+        """Whether a budget bounds the perturbation; not so for corrupted images and minimal-norm attacks."""
+        return self.space not in UNBOUNDED
 
     @property
     def radius(self) -> float:
@@ -291,20 +333,22 @@ def resolve_attack(
             f"{exact_text(epsilon)} of the range"
         )
     budget = owner.budgets_of(name).get(dataset, Budget())
-    uses_epsilon, uses_eta = owner.space in ("image", "joint"), owner.space in ("latent", "joint")
+    uses_epsilon = owner.space in ("image", "joint", "rendered")
+    uses_eta = owner.space in ("latent", "joint")
     resolved_epsilon = _budget_value(epsilon, budget.epsilon, uses_epsilon, "epsilon", name, dataset)
     resolved_eta = _budget_value(eta, budget.eta, uses_eta, "eta", name, dataset)
-    if resolved_epsilon is not None:
+    spec = owner.attacks[name]
+    norm = spec.norm or owner.norm
+    if resolved_epsilon is not None and owner.space != "rendered":
         given = exact_text(resolved_epsilon)
         option = f"epsilon {given}" if epsilon is None else spell_argument("epsilon", given)
         shape = IMAGE_SHAPES.get(dataset)
-        require_inside_box(resolved_epsilon, owner.norm, shape, owner.pixel_range, name, option)
+        require_inside_box(resolved_epsilon, norm, shape, owner.pixel_range, name, option)
     label = name
     if uses_epsilon and epsilon is not None:
         label += f"@{exact_text(epsilon)}"
     if uses_eta and eta is not None:
         label += f"@eta{exact_text(eta)}"
-    spec = owner.attacks[name]
     parameters = spec.parameters
     if steps is not None and "steps" in parameters:
         parameters = {**parameters, "steps": steps}
@@ -315,7 +359,7 @@ def resolve_attack(
         threat_model=owner.name,
         target=owner.target,
         space=owner.space,
-        norm=owner.norm,
+        norm=norm,
         pixel_range=owner.pixel_range,
         epsilon=resolved_epsilon,
         eta=resolved_eta,

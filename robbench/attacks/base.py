@@ -1,9 +1,9 @@
 """The contract of every attack: a subclass searches for adversarial examples, the base class decides the verdicts.
 
 The base class scores the clean images, runs the search, then checks every returned example itself (shape, dtype, NaN,
-box, ball; for latent and joint attacks by decoding the witness again), removes rounding, and re-scores it with a clean
-fp32 forward. An attack's own success flag never counts. Signs of masked gradients and the like are recorded
-(`Outcome.suspicions`) and change no verdict.
+box, ball; of a perturbation that is no shift of pixels, its constraints and the image rendered from it again), removes
+rounding, and re-scores it with a clean fp32 forward. An attack's own success flag never counts. Signs of masked
+gradients and the like are recorded (`Outcome.suspicions`) and change no verdict.
 """
 
 from abc import abstractmethod
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from robbench.attacks.checks import (
-    BALL_TOLERANCE,
     check_ids,
     check_inputs,
     check_seed,
@@ -22,17 +21,18 @@ from robbench.attacks.checks import (
     inside_ball,
     inside_box,
     require,
+    require_constraint,
     require_image_budget,
     require_labels,
     require_latent_budget,
 )
-from robbench.attacks.codec import FlowCodec, FlowProbe, decode_witness, probe_flow, regroup
+from robbench.attacks.codec import FlowCodec, FlowProbe, probe_flow, regroup
 from robbench.attacks.named import ATTACKS, NamedAttack
 from robbench.attacks.search.decision import losses, margins, predictions
-from robbench.attacks.search.geometry import norm_of
+from robbench.attacks.search.geometry import SampleNoise, norm_of
 from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.search.progress import tell
-from robbench.attacks.search.spaces import Codec
+from robbench.attacks.search.spaces import Codec, SearchSpace
 from robbench.attacks.search.task import Candidates, Samples, SearchSettings, Task
 from robbench.attacks.trust.audit import SearchAudit, Searched, check_afterwards
 from robbench.attacks.trust.context import own_context, refuse_inference_tensors
@@ -48,7 +48,6 @@ from robbench.specs import ModelKind, ResolvedAttack
 
 __all__ = ["Attack", "Candidates", "Outcome", "Task", "build_attack"]
 BUDGET_IMAGES = 32  # images at most whose latents a latent budget is compared with
-WITNESS_TOLERANCE = 1e-4  # rounding allowance of an image decoded again from its witness, on [0,1] pixels
 
 
 @dataclass
@@ -66,7 +65,8 @@ class Outcome:
         cross_entropy: of the attacked image, in nats.
         forwards, backwards: calls of the model per sample; means over a batch where `counts_exact` is False.
         adversarial: images [N,C,H,W] in [0,1].
-        witness: what a latent or joint example is decoded from ("lambda" [N,D], "delta" [N,C,H,W]); else empty.
+        witness: perturbations that an example is rendered from, by name (latent: "lambda" [N,D]); empty for balls of
+            pixels.
         diagnostics: counts that show whether the model may be hard to attack for the wrong reasons.
     """
 
@@ -118,6 +118,15 @@ class Attack(NamedAttack):
     @abstractmethod
     def search(self, victim: Victim, task: Task) -> Candidates:
         """Search for an adversarial example of every sample of `task`."""
+
+    def space(self) -> SearchSpace | None:
+        """The set of the attack, for attacks that return a witness; None for balls of pixels, checked on the image."""
+        return None
+
+    @property
+    def contains_clean(self) -> bool:
+        """Whether the set contains the clean image, so that a budget of 0 is no attack."""
+        return True
 
     @property
     def attacks_misclassified(self) -> bool:
@@ -198,7 +207,7 @@ class Attack(NamedAttack):
             with victim.lean_search(samples.x), victim.audit_forwards(audit):
                 probed = self._probe_gradients(victim, samples, alive, settings)
                 found = self._search_rows(victim, samples, alive, clean.argmax(1), settings)
-            adversarial = self._verify(victim, samples, found, alive)
+            adversarial = self._verify(victim, samples, found, alive, settings.seed)
             if flow is not None:
                 flow.repeat()
             logits = victim.attacked_logits(adversarial, samples.y)
@@ -234,7 +243,7 @@ class Attack(NamedAttack):
 
     def _to_search(self, clean: Tensor, y: Tensor) -> Tensor:
         """Which samples with clean logits [N,K] are searched, [N] bool."""
-        if self.spec.bounded and not (self.spec.epsilon or self.spec.eta):
+        if self.spec.bounded and self.contains_clean and not (self.spec.epsilon or self.spec.eta):
             return torch.zeros_like(y, dtype=torch.bool)
         return torch.ones_like(y, dtype=torch.bool) if self.attacks_misclassified else margins(clean, y) > 0
 
@@ -286,7 +295,9 @@ class Attack(NamedAttack):
             full.take(part, rows)
         return full
 
-    def _verify(self, victim: Victim, samples: Samples, found: Candidates, alive: Tensor) -> Tensor:
+    def _verify(
+        self, victim: Victim, samples: Samples, found: Candidates, alive: Tensor, seed: int
+    ) -> Tensor:
         """Examples inside box and ball, rounding removed; `AttackViolation` for anything beyond rounding."""
         ids, x = samples.ids, samples.x
         adversarial = inside_box(self.spec, ids, found.adversarial)
@@ -295,46 +306,36 @@ class Attack(NamedAttack):
         if not self.spec.bounded:
             return adversarial
         if found.witness:
-            self.check_witness(victim, ids, x, samples.y, adversarial, found.witness, alive)
+            self.check_witness(victim, samples, adversarial, found.witness, alive, seed)
         elif not torch.equal(adversarial, x):
-            raise AttackViolation(
-                f"attack {self.spec.label!r} returned no witness for its latent perturbation"
-            )
+            raise AttackViolation(f"attack {self.spec.label!r} returned no witness for its perturbation")
         return adversarial
 
     def check_witness(
         self,
         victim: Victim,
-        ids: Tensor,
-        x: Tensor,
-        y: Tensor,
+        samples: Samples,
         adversarial: Tensor,
         witness: dict[str, Tensor],
         alive: Tensor,
+        seed: int,
     ) -> None:
-        """Require every witness inside its ball, and `adversarial` equal to the image decoded from it again."""
-        assert self.flow is not None
-        self._check_latent_ball(ids, witness)
-        for rows in regroup(alive.nonzero().squeeze(1), victim.batch_size):
-            device = victim.device
-            own = {name: value[rows].to(device) for name, value in witness.items()}
-            again = decode_witness(self.flow, x[rows].to(device), y[rows].to(device), own)
-            gap = (again.cpu() - adversarial[rows]).abs().flatten(1)
-            require(self.spec, ids[rows], gap, 0.0, WITNESS_TOLERANCE, "image decoded from its witness")
+        """Require every witness inside its set, and `adversarial` equal to the image rendered from it again.
 
-    def _check_latent_ball(self, ids: Tensor, witness: dict[str, Tensor]) -> None:
-        assert self.flow is not None
-        norms = {"lambda": ("linf" if self.spec.space == "joint" else self.spec.norm), "delta": "linf"}
-        radii = {"lambda": self.spec.eta, "delta": self.spec.epsilon}
-        for name, value in witness.items():
-            if norms[name] != "none":
-                radius = float(radii[name] or 0.0)
-                size, allowance = norm_of(value, norms[name])[:, None], BALL_TOLERANCE * max(1.0, radius)
-                require(self.spec, ids, size, radius, allowance, f"budget of {name}")
-        levels = getattr(self.parameters, "levels", None)
-        if levels is not None:
-            outside = witness["lambda"].abs() * (1.0 - self.flow.level_mask(levels))
-            require(self.spec, ids, outside, 0.0, 0.0, f"levels {list(levels)} of the flow")
+        samples: [N]; adversarial: images [N,C,H,W]; alive: [N] bool, the samples to check; seed: of the attack.
+        """
+        space = self.space()
+        if space is None:
+            raise AttackViolation(f"attack {self.spec.label!r} returned a witness and declares no set")
+        for name, constraint in space.constraints:
+            require_constraint(self.spec, samples.ids[alive], witness[name][alive], constraint)
+        for rows in regroup(alive.nonzero().squeeze(1), victim.batch_size):
+            device, ids = victim.device, samples.ids[rows]
+            own = {name: value[rows].to(device) for name, value in witness.items()}
+            noise = SampleNoise(seed, self.spec.name, ids, 0, device)
+            again = space.image_of(samples.x[rows].to(device), samples.y[rows].to(device), own, noise)
+            gap = (again.cpu() - adversarial[rows]).abs().flatten(1)
+            require(self.spec, ids, gap, 0.0, space.tolerance, "image rendered from its witness")
 
     def _outcome(
         self, samples: Samples, clean: Tensor, logits: Tensor, adversarial: Tensor, found: Candidates

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from robbench.attacks.search.constraints import BALL_TOLERANCE, Constraint
 from robbench.attacks.search.geometry import norm_of, per_sample
 from robbench.attacks.search.spaces import Codec
 from robbench.core.budget_limits import exact_text, require_inside_box
@@ -12,7 +13,7 @@ from robbench.core.errors import AttackViolation, UserError, spell_argument
 from robbench.specs import ResolvedAttack
 
 # Rounding allowance of float32 arithmetic on [0,1] pixels before a point counts as outside its set.
-BALL_TOLERANCE, BOX_TOLERANCE = 1e-5, 1e-6
+BOX_TOLERANCE = 1e-6
 PIXEL_ROUNDING = 2.0**-24  # of x + delta and of its difference from x, in [0,1] float32: 2**-25 each at most
 LATENT_LENGTHS = 4.0  # longest latent perturbation, in median lengths of the latents
 
@@ -27,7 +28,7 @@ def ball_allowance(norm: str, epsilon: float, dimensions: int) -> float:
 
 def require_image_budget(spec: ResolvedAttack, x: Tensor) -> None:
     """`UserError` where the image budget of a spec exceeds the diameter of the pixel box of images x [N,C,H,W]."""
-    if spec.epsilon is not None:
+    if spec.epsilon is not None and spec.space != "rendered":
         require_inside_box(spec.epsilon, spec.norm, tuple(x.shape[1:]), spec.pixel_range, spec.label)
 
 
@@ -153,6 +154,13 @@ def inside_ball(spec: ResolvedAttack, ids: Tensor, x: Tensor, adversarial: Tenso
     brought_in = adversarial.clone()
     brought_in[outside] = _shorten(x[outside], moved[outside], shrink)
     return brought_in
+
+
+def require_constraint(spec: ResolvedAttack, ids: Tensor, values: Tensor, constraint: Constraint) -> None:
+    """`AttackViolation` where a perturbation [N,...] does not meet a constraint."""
+    if math.isfinite(constraint.limit):
+        sizes = constraint.sizes(values)
+        require(spec, ids, sizes, constraint.limit, constraint.allowance, constraint.what)
 
 
 def _shorten(x: Tensor, moved: Tensor, share: Tensor) -> Tensor:

@@ -1,8 +1,6 @@
 """A flow as attacks use it: one flat latent vector per sample, and the checks that the flow stays its own inverse."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +103,7 @@ class FlowProbe:
     def repeat(self) -> None:
         """Encode and decode again in reverse order; `UserError` where the values or the flow's state changed."""
         with torch.no_grad():
-            z = _latents(self.codec, self.x.flip(0), self.y.flip(0)).flip(0)
+            z = self.codec.latents(self.x.flip(0), self.y.flip(0)).flip(0)
             image = self.codec.decode_flat(self.z.flip(0), self.y.flip(0)).flip(0)
         gaps = largest_gap(self.z, z, LATENT_TOLERANCE), largest_gap(self.image, image, IMAGE_TOLERANCE)
         if max(gaps) > 1.0:
@@ -128,7 +126,7 @@ def probe_flow(
     if codec is None or not len(x):
         return None
     x, y, state = x[:PROBED].to(device), y[:PROBED].to(device), ModelState.of(_module(codec))
-    z = require_steady("the flow's encode", partial(_latents, codec), x, y, LATENT_TOLERANCE)
+    z = require_steady("the flow's encode", codec.latents, x, y, LATENT_TOLERANCE)
     image = require_steady("the flow's decode", codec.decode_flat, z, y, IMAGE_TOLERANCE)
     gap = (image - x).abs().flatten(1).amax(1)
     if not bool((gap <= IMAGE_TOLERANCE).all()):
@@ -167,11 +165,6 @@ def _require_gradient(codec: Codec, z: Tensor, y: Tensor) -> None:
         )
 
 
-def _latents(codec: Codec, x: Tensor, y: Tensor | None) -> Tensor:
-    """Latents [n,D] without the check of the inverse."""
-    return codec.latents(x, y) if isinstance(codec, FlowCodec) else codec.encode_flat(x, y)
-
-
 def _module(codec: Codec) -> nn.Module:
     """The flow of a codec, or a module without state for other codecs."""
     return codec.flow if isinstance(codec, FlowCodec) else nn.Identity()
@@ -182,13 +175,3 @@ def regroup(rows: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     depends on its batch is noticed."""
     size = max(1, 2 * min(batch_size, len(rows)) // 3)
     return torch.split(rows.flip(0), size) if len(rows) else ()
-
-
-def decode_witness(codec: Codec, x: Tensor, y: Tensor, witness: Mapping[str, Tensor]) -> Tensor:
-    """The images clip(G(F(x) + lambda) + delta) [n,C,H,W] of a witness, without a graph.
-
-    x: [n,C,H,W] in [0,1]; y: the condition [n]; witness: "lambda" [n,D] and, for joint attacks, "delta" [n,C,H,W].
-    """
-    with torch.no_grad():
-        image = codec.decode_flat(_latents(codec, x, y) + witness["lambda"], y)
-        return (image + witness["delta"] if "delta" in witness else image).clamp(0, 1)

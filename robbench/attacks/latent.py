@@ -65,6 +65,10 @@ class RandomLatentAttack(Attack):
     def cost(self) -> Cost:
         return Cost(forwards=self.parameters.draws - 1 + 2, backwards=0)
 
+    def space(self) -> LatentSpace:
+        assert self.flow is not None
+        return LatentSpace(self.flow, self.spec.norm, float(self.spec.eta or 0.0), 0.0)
+
     def search(self, victim: Victim, task: Task) -> Candidates:
         assert self.flow is not None
         rows = torch.arange(len(task.x))

@@ -97,7 +97,7 @@ class GradientAttack(Attack):
     def __init__(self, spec: ResolvedAttack, flow: Codec | None = None) -> None:
         super().__init__(spec, flow)
         p: GradientParameters = self.parameters
-        if self.spec.semantics == "perturbation" and (p.early_stop or p.restarts > 1):
+        if p.label_source == "predicted" and (p.early_stop or p.restarts > 1):
             given = f"restarts {p.restarts}" if p.restarts > 1 else "early_stop true"
             raise UserError(
                 f"attack {spec.name!r}: label_source predicted with {given} would choose among images by the "

@@ -1,7 +1,7 @@
-"""Witnesses as bytes: the perturbations, condition and flow from which a latent or joint example is decoded again.
+"""Witnesses as bytes: the perturbations, condition and flow from which an example is rendered again.
 
-Whether such an example lies in its ball cannot be checked from the image, only from its witness. The bytes are a
-safetensors file of float32 arrays, without loss; the ledger compresses columns of them.
+Whether a latent, joint or rendered example lies in its set cannot be checked from the image, only from its witness. The
+bytes are a safetensors file of float32 arrays, without loss; the ledger compresses columns of them.
 """
 
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ class BadWitnessError(ValueError):
 
 @dataclass(frozen=True)
 class Witness:
-    """flow: sha256 of the flow's weights. condition: the label given to it. perturbations: "lambda" [D] in raw latent
-    units; for a joint attack also "delta" [C,H,W] in [0,1] pixels; for a search with random dequantisation noise also
-    "noise" [C,H,W] (robbench's own attacks fix it at 1/2). `codec.decode_witness` gives the image."""
+    """flow: sha256 of the flow's weights, "" where the renderer is no flow. condition: the label given to it.
+    perturbations: by name, those of the attack's `SearchSpace`, whose `image_of` gives the image: "lambda" [D] in raw
+    latent units; for a joint attack also "delta" [C,H,W] in [0,1] pixels; for rendered attacks "variables"."""
 
     flow: str
     condition: int
@@ -57,9 +57,9 @@ class Witness:
 
 def witnesses(outcome: Outcome, flow: str | None, kept: frozenset[int]) -> list[bytes | None]:
     """Witnesses of an outcome's samples, in their order: None for samples that are not in `kept` or were not searched,
-    and for all without a flow. flow: sha256 of its weights."""
+    and for all of an attack without witnesses. flow: sha256 of its weights; None where the renderer is no flow."""
     ids: list[int] = outcome.sample_ids.tolist()
-    if flow is None or not outcome.witness:
+    if not outcome.witness:
         return [None] * len(ids)
     arrays = {name: value.numpy() for name, value in outcome.witness.items()}
     labels: list[int] = outcome.labels.tolist()
@@ -67,6 +67,8 @@ def witnesses(outcome: Outcome, flow: str | None, kept: frozenset[int]) -> list[
     def witness(row: int) -> bytes | None:
         own = {name: value[row] for name, value in arrays.items()}
         unseen = outcome.broken_by[row] == "clean" and not any(value.any() for value in own.values())
-        return None if ids[row] not in kept or unseen else Witness(flow, labels[row], own).to_bytes()
+        if ids[row] not in kept or unseen:
+            return None
+        return Witness(flow or "", labels[row], own).to_bytes()
 
     return [witness(row) for row in range(len(ids))]

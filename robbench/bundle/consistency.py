@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robbench.attacks.checks import BALL_TOLERANCE
+from robbench.attacks.search.constraints import BALL_TOLERANCE
 from robbench.bundle.findings import Finding, judge
 from robbench.results.rows import models
 from robbench.specs import ResolvedAttack

@@ -8,10 +8,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robbench.attacks import Victim, build_attack
+from robbench.attacks import Attack, Victim, build_attack
 from robbench.attacks.checks import check_tensor, inside_ball, inside_box
 from robbench.attacks.likelihood import noise_images
-from robbench.attacks.search.geometry import norm_of
+from robbench.attacks.search.geometry import SampleNoise, norm_of
+from robbench.attacks.search.task import Samples
 from robbench.attacks.victim import chunks
 from robbench.attacks.witness import BadWitnessError, Witness
 from robbench.bundle.consistency import ROUNDING
@@ -26,7 +27,6 @@ from robbench.store.records import CellRecord, CellResult, Run
 
 BALL, SAMPLES, ORIGINALS = "ball", "samples", "originals"
 NORMS: tuple[Norm, ...] = ("l1", "l2", "linf")
-_PERTURBATIONS = {"latent": {"lambda"}, "joint": {"lambda", "delta"}}
 Flows = Callable[[CellRecord], FrozenFlow | None]
 
 
@@ -189,16 +189,16 @@ def image_findings(run: Run, source: CleanImages, flows: Flows) -> Iterator[Find
         name, label, count = result.cell.model, result.cell.attack.label, len(stored.rows)
         yield judge(name, label, BALL, count, problems)
         if not problems and count:
-            yield from _strength(result, stored, source, flows(result.cell))
+            yield from _strength(run, result, stored, source, flows(result.cell))
 
 
 def _strength(
-    result: CellResult, stored: Stored, source: CleanImages, flow: FrozenFlow | None
+    run: Run, result: CellResult, stored: Stored, source: CleanImages, flow: FrozenFlow | None
 ) -> Iterator[Finding]:
     """Further findings: on witnesses, and a weaker one where clean images are the bundle's own."""
     name, label = result.cell.model, result.cell.attack.label
-    if result.cell.attack.needs_flow:
-        yield _witness_finding(result.cell, stored, flow)
+    if result.cell.attack.needs_witness:
+        yield _witness_finding(run, result.cell, stored, flow)
     if source.weaker:
         yield Finding(name, label, BALL, "weaker", len(stored.rows), "against the bundle's own clean images")
 
@@ -245,7 +245,7 @@ def _length(content: object) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------- witnesses
-def _witness_finding(cell: CellRecord, stored: Stored, flow: FrozenFlow | None) -> Finding:
+def _witness_finding(run: Run, cell: CellRecord, stored: Stored, flow: FrozenFlow | None) -> Finding:
     name, label, check = cell.model, cell.attack.label, "witness"
     moved = (stored.adversarial != stored.clean).flatten(1).any(1).numpy()
     absent = stored.rows["witness"].isna().to_numpy(dtype=np.bool_)
@@ -255,72 +255,70 @@ def _witness_finding(cell: CellRecord, stored: Stored, flow: FrozenFlow | None) 
     if (absent & moved).any():
         count = int((absent & moved).sum())
         return judge(name, label, check, len(absent), [f"{count} examples lack the witness that others have"])
-    if flow is None:
+    if flow is None and cell.attack.needs_flow:
         reason = f"flow {cell.flow} is not at hand; name it with --model CARD"
         return Finding(name, label, check, "unchecked", 0, reason)
-    return judge(
-        name, label, check, int((~absent).sum()), list(_witness_problems(cell, stored, absent, flow))
-    )
+    problems = list(_witness_problems(run, cell, stored, absent, flow))
+    return judge(name, label, check, int((~absent).sum()), problems)
 
 
 def _witness_problems(
-    cell: CellRecord, stored: Stored, absent: np.ndarray, flow: FrozenFlow
+    run: Run, cell: CellRecord, stored: Stored, absent: np.ndarray, flow: FrozenFlow | None
 ) -> Iterator[str]:
     rows = np.flatnonzero(~absent)
+    device = torch.device("cpu") if flow is None else next(flow.buffers()).device
     try:
         attack = build_attack(cell.attack, flow)
         read = [Witness.from_bytes(content) for content in stored.rows["witness"].iloc[rows]]
         yield from _identity_problems(cell, stored.labels[rows].tolist(), read)
-        tensors = _stack(cell, read, flow)
+        if not len(rows):
+            return
+        tensors = _stack(read, _shapes(attack, stored, device))
     except (BadWitnessError, UserError) as error:
         yield f"a witness {error}" if isinstance(error, BadWitnessError) else str(error)
         return
-    if not len(rows):
-        return
-    ids = torch.tensor(stored.ids, dtype=torch.int64)[rows]
-    victim = Victim(nn.Identity(), next(flow.buffers()).device)
-    assert attack.flow is not None
+    samples = Samples(
+        torch.tensor(stored.ids, dtype=torch.int64)[rows], stored.clean[rows], stored.labels[rows]
+    )
+    victim, every = Victim(nn.Identity(), device), torch.ones(len(rows), dtype=torch.bool)
     try:
-        for part in chunks(
-            torch.from_numpy(rows), victim.batch_size
-        ):  # the flow must get the clean images back
-            attack.flow.encode_flat(
-                stored.clean[part].to(victim.device), stored.labels[part].to(victim.device)
-            )
-        attack.check_witness(
-            victim,
-            ids,
-            stored.clean[rows],
-            stored.labels[rows],
-            stored.adversarial[rows],
-            tensors,
-            torch.ones(len(rows), dtype=torch.bool),
-        )
+        for part in chunks(torch.arange(len(rows)), victim.batch_size):
+            if attack.flow is not None:  # it must get the clean images back
+                attack.flow.encode_flat(samples.x[part].to(device), samples.y[part].to(device))
+        attack.check_witness(victim, samples, stored.adversarial[rows], tensors, every, run.seed)
     except (AttackViolation, UserError) as error:  # another image, or a flow that does not invert itself
         yield str(error)
 
 
 def _identity_problems(cell: CellRecord, labels: Sequence[int], read: Sequence[Witness]) -> Iterator[str]:
-    assert cell.attack_flow is not None
-    if count := sum(witness.flow != cell.attack_flow.sha256 for witness in read):
+    own = cell.attack_flow.sha256 if cell.attack_flow is not None else ""
+    if count := sum(witness.flow != own for witness in read):
         yield f"{count} witnesses are of another flow than the cell's"
     if count := sum(one.condition != label for one, label in zip(read, labels, strict=True)):
         yield f"{count} witnesses have another condition than the label"
 
 
-def _stack(cell: CellRecord, read: Sequence[Witness], flow: FrozenFlow) -> dict[str, Tensor]:
+def _shapes(attack: Attack, stored: Stored, device: torch.device) -> dict[str, tuple[int, ...]]:
+    """The shape of each perturbation of one sample, by name."""
+    space = attack.space()
+    if space is None:
+        raise BadWitnessError("stands beside an attack that has none")
+    noise = SampleNoise(0, "shape", torch.tensor(stored.ids[:1]), 0, device)
+    state = space.start(stored.clean[:1].to(device), stored.labels[:1].to(device), noise)
+    return {name: tuple(state[name].shape[1:]) for name in space.perturbations}
+
+
+def _stack(read: Sequence[Witness], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Perturbations as tensors [n,...]; `BadWitnessError` for other names, shapes, or numbers that are not finite."""
-    shapes = {"lambda": (flow.dimensions,), "delta": flow.input_shape}
-    names = _PERTURBATIONS[cell.attack.space]
     for witness in read:
-        if witness.perturbations.keys() != names:
+        if witness.perturbations.keys() != shapes.keys():
             raise BadWitnessError(
-                f"holds {', '.join(sorted(witness.perturbations))}, not {', '.join(sorted(names))}"
+                f"holds {', '.join(sorted(witness.perturbations))}, not {', '.join(sorted(shapes))}"
             )
         for name, value in witness.perturbations.items():
             if value.shape != shapes[name] or not np.isfinite(value).all():
                 raise BadWitnessError(f"has a {name} of shape {value.shape}, or one that is not finite")
     return {
         name: torch.from_numpy(np.stack([witness.perturbations[name] for witness in read]).astype(np.float32))
-        for name in (sorted(names) if read else ())
+        for name in sorted(shapes)
     }

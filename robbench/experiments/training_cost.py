@@ -87,6 +87,9 @@ class CountingCodec:
     def encode_flat(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         return _count_calls(x.flatten(1), self.counter, "encode")
 
+    def latents(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.encode_flat(x, y)
+
     def decode_flat(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         return _count_calls(z.reshape(-1, *self.shape), self.counter, "decode")
 

@@ -255,6 +255,8 @@ def test_a_flow_may_be_any_codec(classifier, images):
         def encode_flat(self, x, y=None):
             return x.flatten(1)
 
+        latents = encode_flat
+
         def decode_flat(self, z, y=None):
             return z.reshape(-1, 1, 8, 8)
 

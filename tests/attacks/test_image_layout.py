@@ -6,7 +6,8 @@ from test_contract import KINDS, quick
 from torch import nn
 
 from robbench.attacks import Victim, build_attack
-from robbench.attacks.codec import FlowCodec, decode_witness
+from robbench.attacks.codec import FlowCodec
+from robbench.attacks.search.spaces import decode_witness
 from robbench.defenses.base import DEFENSES, Setting, build_defense
 from robbench.models.flows import ConditionalFlow, GatedCouplingFlow, Glow, RealNVP
 from robbench.specs import resolve_attack, threat_models

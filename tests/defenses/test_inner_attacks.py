@@ -203,6 +203,9 @@ class Recorder:
         self.encoded.append(x.clone())
         return self.codec.encode_flat(x, y)
 
+    def latents(self, x, y=None):
+        return self.codec.latents(x, y)
+
     def decode_flat(self, z, y=None):
         return self.codec.decode_flat(z, y)
 

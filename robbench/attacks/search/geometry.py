@@ -27,6 +27,9 @@ class Noise(Protocol):
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal, [n, *shape]."""
 
+    def scene(self) -> "Noise":
+        """Noise for what is random in a renderer and not searched: the same in every restart."""
+
 
 class SampleNoise:
     """Noise keyed by sample id (evaluation): independent of batch, order and device.
@@ -48,6 +51,9 @@ class SampleNoise:
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         return self._next().normal(self._ids, shape, self._restart).to(self._device)
 
+    def scene(self) -> "SampleNoise":
+        return SampleNoise(self._seed, f"{self._stream}/scene", self._ids, 0, self._device)
+
 
 class GeneratorNoise:
     """Noise from one torch generator (training), drawn on the generator's own device."""
@@ -64,6 +70,9 @@ class GeneratorNoise:
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         source = self._generator.device
         return torch.randn((self._n, *shape), generator=self._generator, device=source).to(self._device)
+
+    def scene(self) -> "GeneratorNoise":
+        return self
 
 
 def keyed_noise(seed: int, stream: str, ids: Tensor, restart: int, like: Tensor) -> tuple[Tensor, Tensor]:

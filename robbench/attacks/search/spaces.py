@@ -1,4 +1,9 @@
-"""Search spaces: where a perturbation lives and how it becomes an image.
+"""Search spaces: the set of an attack, as perturbations with their constraints and a renderer from a clean image and
+perturbations to an image.
+
+A search returns its perturbations as a witness; the base class of attacks checks every constraint of `constraints` on
+it, renders the image again (`image_of`) and requires the same one. So no attack leaves its set unnoticed, whatever its
+perturbations are: pixels, latents of a flow, a flow field, fog.
 
 A space has no state of its own; the state of a batch is a dictionary of tensors with the sample as first dimension, so
 that the engine can drop finished samples and refill the batch. Per step: `render` -> loss -> gradients with respect to
@@ -7,12 +12,14 @@ the admissible image. No method changes the state that is passed to it.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from robbench.attacks.search.constraints import Ball, Constraint, Support
 from robbench.attacks.search.geometry import Noise, Start, direction, project, random_start
 from robbench.specs import Norm
 
@@ -25,7 +32,11 @@ class Codec(Protocol):
     """A flow as attacks use it: images to latents, one flat vector z [n,D] per sample, and back."""
 
     def encode_flat(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """Latents z [n,D] of images x [n,C,H,W] in [0,1], dequantised at the fixed point u = 1/2."""
+        """Latents z [n,D] of images x [n,C,H,W] in [0,1], dequantised at the fixed point u = 1/2; `UserError` where
+        decoding them does not return the images."""
+
+    def latents(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """`encode_flat` without its check."""
 
     def decode_flat(self, z: Tensor, y: Tensor | None = None) -> Tensor:
         """Images [n,C,H,W] of latents, not clipped; differentiable in z."""
@@ -35,9 +46,26 @@ class Codec(Protocol):
 
 
 class SearchSpace(ABC):
-    """Base of image, latent and joint spaces. `perturbations` names the state entries that are searched."""
+    """Base of all search spaces.
+
+    perturbations: names of the state entries that are searched. tolerance: how far rounding may move a pixel, in [0,1],
+    between the image that a search found and the one rendered from its witness.
+    """
 
     perturbations: tuple[str, ...]
+    tolerance: float = 1e-4
+
+    @property
+    @abstractmethod
+    def constraints(self) -> tuple[tuple[str, Constraint], ...]:
+        """(name of a perturbation, condition that it meets) pairs: together the set of the attack."""
+
+    @abstractmethod
+    def image_of(self, x: Tensor, y: Tensor, witness: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        """The image [n,C,H,W] in [0,1] rendered from clean images x, labels y and perturbations, without a graph.
+
+        noise: of the search's first restart, whose `scene` draws what is random and not searched.
+        """
 
     @property
     def admissible(self) -> bool:
@@ -90,6 +118,13 @@ class ImageSpace(SearchSpace):
         """Whether every iterate is clipped to the box."""
         return self.box == "each-step"
 
+    @property
+    def constraints(self) -> tuple[tuple[str, Constraint], ...]:
+        return (("delta", Ball("delta", self.norm, self.epsilon)),)
+
+    def image_of(self, x: Tensor, y: Tensor, witness: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        return (x + witness["delta"]).clamp(0.0, 1.0)
+
     def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
         delta = random_start(self.start_kind, self.norm, self.epsilon, tuple(x.shape[1:]), noise)
         delta = project(delta, self.norm, self.epsilon)
@@ -119,6 +154,25 @@ class ImageSpace(SearchSpace):
         return gradient.masked_fill(stuck, 0.0)
 
 
+def decode_witness(codec: Codec, x: Tensor, y: Tensor, witness: Mapping[str, Tensor]) -> Tensor:
+    """The images clip(G(F(x) + lambda) + delta) [n,C,H,W] of a witness, without a graph.
+
+    x: [n,C,H,W] in [0,1]; y: the condition [n]; witness: "lambda" [n,D] and, for joint attacks, "delta" [n,C,H,W].
+    """
+    with torch.no_grad():
+        image = codec.decode_flat(codec.latents(x, y) + witness["lambda"], y)
+        return (image + witness["delta"] if "delta" in witness else image).clamp(0, 1)
+
+
+def _latent_constraints(
+    flow: Codec, norm: Norm, eta: float, levels: tuple[int, ...] | None
+) -> tuple[tuple[str, Constraint], ...]:
+    ball: tuple[str, Constraint] = ("lambda", Ball("lambda", norm, eta))
+    if levels is None:
+        return (ball,)
+    return ball, ("lambda", Support(f"levels {list(levels)} of the flow", flow.level_mask(levels)))
+
+
 def _on_levels(flow: Codec, levels: tuple[int, ...] | None, shift: Tensor) -> Tensor:
     """`shift` [n,D] with zeros outside the named levels of the flow; None for all levels."""
     return shift if levels is None else shift * flow.level_mask(levels).to(shift)
@@ -146,6 +200,13 @@ class LatentSpace(SearchSpace):
     start_kind: Start = "uniform"
     levels: tuple[int, ...] | None = None
     perturbations: tuple[str, ...] = ("lambda",)
+
+    @property
+    def constraints(self) -> tuple[tuple[str, Constraint], ...]:
+        return _latent_constraints(self.flow, self.norm, self.eta, self.levels)
+
+    def image_of(self, x: Tensor, y: Tensor, witness: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        return decode_witness(self.flow, x, y, witness)
 
     def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
         with torch.no_grad():
@@ -195,6 +256,14 @@ class JointSpace(SearchSpace):
     in_loop: InLoop = "project"
     levels: tuple[int, ...] | None = None
     perturbations: tuple[str, ...] = ("lambda", "delta")
+
+    @property
+    def constraints(self) -> tuple[tuple[str, Constraint], ...]:
+        latent = _latent_constraints(self.flow, "linf", self.eta, self.levels)
+        return (*latent, ("delta", Ball("delta", "linf", self.epsilon)))
+
+    def image_of(self, x: Tensor, y: Tensor, witness: Mapping[str, Tensor], noise: Noise) -> Tensor:
+        return decode_witness(self.flow, x, y, witness)
 
     def start(self, x: Tensor, y: Tensor, noise: Noise) -> State:
         latent = LatentSpace(self.flow, "linf", self.eta, self.eta_step, self.start_kind, self.levels)

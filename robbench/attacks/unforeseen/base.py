@@ -1,0 +1,99 @@
+"""Base of attacks on the variables of a renderer."""
+
+# ruff: noqa: RUF001 - the letters of formulas are meant
+import math as numbers
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from robbench.attacks.named import Objective
+from robbench.attacks.pgd import GradientAttack, GradientParameters, search_words
+from robbench.attacks.search.rendered import VARIABLES, Optimizer, RenderedSpace, Renderer
+from robbench.attacks.search.task import Candidates, Task
+from robbench.attacks.victim import Victim
+from robbench.core.budget_limits import exact_text
+from robbench.core.errors import UserError, spell_argument
+from robbench.core.mathml import math, sub, under
+from robbench.specs import Norm, ResolvedAttack, Semantics
+
+STEPS = 200  # of the calibrated attacks of Kang et al.
+
+
+class RenderedParameters(GradientParameters):
+    """Parameters of an attack on a renderer's variables.
+
+    Attributes:
+        steps: gradient steps per restart.
+        relative_step_size: None means 1 / sqrt(steps), as in Kang et al.
+        step_size: in units of the variables, where it does not follow from the budget (fog, snow, gabor: 0.002236).
+        optimizer: "steps", or "frank-wolfe", which has no step size.
+    """
+
+    steps: int = Field(default=STEPS, gt=0)
+    relative_step_size: float | None = Field(default=None, gt=0)  # type: ignore[assignment]
+    optimizer: Optimizer = "steps"
+
+    def step(self, budget: float) -> float:
+        if self.step_size is not None:
+            return self.step_size
+        return (self.relative_step_size or 1.0 / numbers.sqrt(self.steps)) * budget
+
+
+class RenderedAttack(GradientAttack):
+    """Gradient ascent on the variables of a renderer (Kang et al. 2019, section 3).
+
+    Untargeted. Unlike the published code, which returns the last iterate, a sample stops at its first misclassified
+    iterate. A subclass names its `Renderer` class and builds it with the budget.
+    """
+
+    Parameters = RenderedParameters
+    renders: ClassVar[type[Renderer]]
+    witnesses = (VARIABLES,)
+
+    @abstractmethod
+    def renderer(self, epsilon: float) -> Renderer:
+        """The renderer with budget `epsilon`, in its unit."""
+
+    @property
+    def step_norm(self) -> Norm:
+        """Norm in which a step is steepest: the spec's, sign steps for "none"."""
+        return "linf" if self.spec.norm == "none" else self.spec.norm
+
+    @classmethod
+    def declared_semantics(cls, parameters: Any) -> Semantics:
+        """A perturbation where no variables render the clean image: the attacker cannot leave it alone."""
+        return super().declared_semantics(parameters) if cls.renders.contains_clean else "perturbation"
+
+    @property
+    def contains_clean(self) -> bool:
+        return self.renders.contains_clean
+
+    def __init__(self, spec: ResolvedAttack, flow: Any = None) -> None:
+        super().__init__(spec, flow)
+        _require_scale(self.spec, self.renders)
+
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        formula = math(under("max", sub("v ∈ 𝒱", "ε")), "ℓ(f(clip(R(x, v))), y)")
+        words = search_words(spec, "ε", f"R: the renderer; v: its variables; ε in {cls.renders.unit}.")
+        return (formula,), words
+
+    def space(self) -> RenderedSpace:
+        epsilon, p = float(self.spec.epsilon or 0.0), self.parameters
+        return RenderedSpace(self.renderer(epsilon), p.step(epsilon), self.step_norm, p.optimizer)
+
+    def search(self, victim: Victim, task: Task) -> Candidates:
+        _, channels, height, width = task.x.shape
+        self.renderer(float(self.spec.epsilon or 0.0)).shape((channels, height, width))
+        return super().search(victim, task)
+
+
+def _require_scale(spec: ResolvedAttack, renderer: type[Renderer]) -> None:
+    """`UserError` for a budget on another scale than the renderer's."""
+    low, high = renderer.usual
+    if spec.epsilon and not low <= spec.epsilon <= high:
+        raise UserError(
+            f"{spell_argument('epsilon', exact_text(spec.epsilon))}: attack {spec.name!r} counts epsilon in "
+            f"{renderer.unit}; give {low:g} to {high:g}"
+        )

@@ -62,10 +62,10 @@ def few_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     index = published_page.published_index()
     few = index.model_copy(update={"tables": tuple(t for t in index.tables if t.name in TABLES)})
     monkeypatch.setattr(published_page, "published_index", lambda: few)
-    monkeypatch.setattr(published_page, "known_names", _known_names)
+    monkeypatch.setattr(published_page, "find_known_names", _known_names)
 
 
-_known_names = cache(published_page.known_names)
+_known_names = cache(published_page.find_known_names)
 
 
 def only(*modules: ModuleType) -> Pages:

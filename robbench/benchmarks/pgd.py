@@ -27,7 +27,7 @@ from robbench.benchmarks.models import load_classifiers, random_classifier
 from robbench.benchmarks.pages import Verdicts, head, missing, page, plain
 from robbench.benchmarks.pgd_peers import DISTRIBUTIONS, Build, Pgd, Search, build_peers
 from robbench.benchmarks.timing import Tell, ignore, interleave, processor
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.core.device import resolve_device
 from robbench.data import sample_ids
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
@@ -237,7 +237,7 @@ def disagreement(scores: dict[str, Tensor], reference: str = OURS) -> str:
         differs = (found > 0) != (scores[reference] > 0)
         tie = (found.abs() < NEAR_TIE) & (scores[reference].abs() < NEAR_TIE)
         if wrong := (differs & ~tie).nonzero().flatten().tolist():
-            verdicts = f"{counted(len(wrong), 'verdict')} ({_some(wrong)})"
+            verdicts = f"{count_noun(len(wrong), 'verdict')} ({_some(wrong)})"
             return f"{name} and {reference} differ on {verdicts}: no ratio is printed"
     return ""
 
@@ -246,7 +246,7 @@ def _weaker(judged: dict[str, Tensor], scores: dict[str, Tensor]) -> str:
     """The first implementation that breaks an image which robbench, with early stopping, finds robust; "" for none."""
     for name, robust in judged.items():
         if wrong := (judged[OURS] & ~robust & (scores[name].abs() >= NEAR_TIE)).nonzero().flatten().tolist():
-            images = counted(len(wrong), "image")
+            images = count_noun(len(wrong), "image")
             return f"{name} breaks {images} that robbench does not ({_some(wrong)}): no ratio is printed"
     return ""
 

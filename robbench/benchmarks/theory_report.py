@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.core.errors import UserError
 from robbench.core.places import check_output_folder
 from robbench.core.random import derive_seed
@@ -204,10 +204,10 @@ def _simulation_table(theory: Curves, simulation: Curves, request: LinearRequest
         for covariance, curves in (("spherical", theory), ("random", simulation))
     ]
     return _table(
-        f"Likelihood in nats after {counted(request.steps, 'step')}",
+        f"Likelihood in nats after {count_noun(request.steps, 'step')}",
         ("training", "covariance", "variance", "natural drop", "sensitivity"),
         rows,
-        f"spherical: closed form. random: of the same trace, {counted(request.samples, 'sample')} per step, with "
+        f"spherical: closed form. random: of the same trace, {count_noun(request.samples, 'sample')} per step, with "
         "standard error.",
     )
 

@@ -244,7 +244,7 @@ def _likelihood_problems(stored: pd.DataFrame, rows: pd.DataFrame, rules: Rules)
 
 def _judge_together(pairs: Sequence[Pair], rules: Rules) -> Finding:
     """The finding on flips over all cells that were run again."""
-    shift = Pair.joined(pairs).shift()
+    shift = Pair.join(pairs).shift()
     flips, rate = shift.lost + shift.gained, rules.flip_rate or 0.0
     allowed = largest_count(shift.n, rate, rules.alpha)
     text = (

@@ -37,8 +37,8 @@ from robbench.cli.completion import (
     schedule_completion,
     shown_completion,
 )
-from robbench.cli.config import config_option, kept_options
-from robbench.cli.dataset import chosen_dataset, read_data, run_folder
+from robbench.cli.config import collect_options, config_option
+from robbench.cli.dataset import choose_dataset, read_data, run_folder
 from robbench.cli.diff import diff
 from robbench.cli.experiment import (
     experiment_option,
@@ -185,7 +185,7 @@ def run(
 
     Example: robbench run --experiment ijsat-table1 --scale 0.01
     """
-    kept = kept_options(context)
+    kept = collect_options(context)
     options = experiment_options(context, options) | {"options": kept}
     if threads is not None and options["backend"] == "ray":
         raise UserError(
@@ -295,7 +295,7 @@ def train(context: click.Context, /, threads: int | None, **options: Any) -> Non
     from robbench.cli.train import train_model
     from robbench.core.allocator import tune_allocator
 
-    options["dataset"], options["data"] = chosen_dataset(options["dataset"], options["data"])
+    options["dataset"], options["data"] = choose_dataset(options["dataset"], options["data"])
     try:
         tune_allocator()
         _compute_in(context, threads)

@@ -102,7 +102,7 @@ def _one_line_errors() -> Iterator[None]:
             f"--batch-size), or run where there is more"
         ) from error
     except BaseException as error:
-        raise _unexpected(error) from error
+        raise _report_crash(error) from error
 
 
 def _drop_refused_output() -> None:
@@ -130,7 +130,7 @@ def _write_any_name(stream: Any) -> None:
         stream.reconfigure(errors="backslashreplace")
 
 
-def _unexpected(error: BaseException) -> click.ClickException:
+def _report_crash(error: BaseException) -> click.ClickException:
     from robbench.core.crash import crash_line
 
     _show_traceback(error)
@@ -150,7 +150,7 @@ def _show_traceback(error: BaseException) -> None:
 def _system_error(error: OSError) -> click.ClickException:
     """What the machine refused (disk full, name too long, no permission) as one line."""
     if error.errno is None:
-        return _unexpected(error)
+        return _report_crash(error)
     where = f" {str(error.filename)!r}" if error.filename is not None else ""
     return _one_line(
         f"the system refused{where}: {error.strerror}; remove the cause and run the command again"
@@ -226,7 +226,7 @@ def _budget(
     return value
 
 
-def taken(option: str, written: str, find: Callable[[str], str]) -> str:
+def resolve_option(option: str, written: str, find: Callable[[str], str]) -> str:
     """What `find` says that `written` means; said on stderr where it is written in another way."""
     found = find(written)
     if found != written:
@@ -234,10 +234,10 @@ def taken(option: str, written: str, find: Callable[[str], str]) -> str:
     return found
 
 
-def taken_if_known(option: str, written: str, find: Callable[[str], str]) -> str:
-    """`taken`, but an unknown name stays as it is: whoever loads it refuses it, and knows more (plugins)."""
+def resolve_if_known(option: str, written: str, find: Callable[[str], str]) -> str:
+    """`resolve_option`, but an unknown name stays as it is: whoever loads it refuses it, and knows more (plugins)."""
     try:
-        return taken(option, written, find)
+        return resolve_option(option, written, find)
     except UserError:
         return written
 

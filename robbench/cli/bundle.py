@@ -23,7 +23,7 @@ from robbench.cli.base import (
     zoo_option,
 )
 from robbench.cli.help import VERIFY, GroupedCommand
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 
 
 @click.command()
@@ -69,8 +69,8 @@ def export(
     rows, unpacked = sum(cell.rows for cell in manifest.cells), sum(f.size for f in manifest.files.values())
     chosen, size = manifest.examples, out.stat().st_size
     echo_line(
-        f"{counted(len(manifest.cells), 'cell')}, {counted(rows, 'row')}, {chosen.exported:,} of "
-        f"{counted(chosen.stored, 'stored example')} "
+        f"{count_noun(len(manifest.cells), 'cell')}, {count_noun(rows, 'row')}, {chosen.exported:,} of "
+        f"{count_noun(chosen.stored, 'stored example')} "
         f"({chosen.witnesses:,} with a witness); {size:,} bytes, {unpacked:,} unpacked"
     )
     if manifest.partial:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robbench.cli import catalog_json, catalog_text
-from robbench.cli.base import echo_cells, echo_line, echo_text, print_json, taken
+from robbench.cli.base import echo_cells, echo_line, echo_text, print_json, resolve_option
 from robbench.cli.catalog_json import Folders, Object
 from robbench.cli.published_show import show_table
 from robbench.core.errors import UserError, known_name, printable
@@ -161,11 +161,11 @@ KINDS = {  # by what `robbench list` calls them, in the order of `robbench show`
     "published": Kind(  # a table answers to its name and to how it is printed, whatever the case
         "published table",
         ("table", "printed as", "rows", "gated", "paper", "what"),
-        catalog_json.published_tables,
+        catalog_json.list_published_tables,
         _cells("name", "source", "rows", "gated", "paper", "description"),
         lambda _: [table.name for table in published_index().tables],
         lambda name, _: show_table(name),
-        catalog_json.published_table,
+        catalog_json.show_published_table,
         lambda name: find_table(name, published_index()) is not None,
     ),
 }
@@ -215,7 +215,7 @@ def show_name(name: str, folders: Folders, as_json: bool = False) -> None:
     found = _of_name(name, folders)
     if not found:
         known = {known for kind in KINDS.values() for known in kind.names(folders)} - folders.members
-        name = taken("show", name, lambda written: _meant(written, known, folders))
+        name = resolve_option("show", name, lambda written: _meant(written, known, folders))
         found = _of_name(name, folders)
     if as_json:
         entries = [{"kind": kind.word, "entry": kind.described(name, folders)} for kind in found]

@@ -108,7 +108,7 @@ def attack(name: str, folders: Folders) -> Object:
         return about
     parameters = attack_parameters(name, owner)
     models = folders.models_of_threats
-    budgets = [_resolved(name, dataset, models, parameters) for dataset in owner.budgets_of(name)]
+    budgets = [_resolve(name, dataset, models, parameters) for dataset in owner.budgets_of(name)]
     return {**about, "parameters": parameters.model_dump(mode="json"), "budgets": budgets}
 
 
@@ -127,7 +127,7 @@ def attack_parameters(name: str, owner: ThreatModel) -> BaseModel:
     return validate(spec.parameters, ATTACKS.get(spec.algorithm).Parameters, f"attack {name!r}, parameters")
 
 
-def _resolved(name: str, dataset: str, models: dict[str, ThreatModel], parameters: BaseModel) -> Object:
+def _resolve(name: str, dataset: str, models: dict[str, ThreatModel], parameters: BaseModel) -> Object:
     """Budgets and step sizes on a data set; all None where the attack has no budget there by default."""
     try:
         resolved = resolve_attack(name, dataset, models)
@@ -250,13 +250,13 @@ def experiments(folders: Folders) -> Iterator[Object]:
         yield {**about, "description": experiment.title}
 
 
-def published_tables(folders: Folders) -> Iterator[Object]:
+def list_published_tables(folders: Folders) -> Iterator[Object]:
     """The published tables. rows: numbers, or settings; gated: numbers that a check may fail on."""
     index = published.published_index()
-    return (_published(table, index) for table in index.tables)
+    return (_describe_published(table, index) for table in index.tables)
 
 
-def _published(table: published.Table, index: published.Index) -> Object:
+def _describe_published(table: published.Table, index: published.Index) -> Object:
     paper, rows = index.paper_of(table), published.table_rows(table)
     return {
         **_fields(table, "name", "source", "kind"),
@@ -267,20 +267,24 @@ def _published(table: published.Table, index: published.Index) -> Object:
     }
 
 
-def published_table(name: str, folders: Folders) -> Object:
+def show_published_table(name: str, folders: Folders) -> Object:
     """A published table row by row. value: as a number; printed: with the digits it was printed with."""
     index = published.published_index()
     table = published.published_table(name, index)
     paper = index.paper_of(table)
     rows = (
-        [_published_row(row) for row in published.table_rows(table)]
+        [_show_published_row(row) for row in published.table_rows(table)]
         if table.has_numbers
         else [setting.model_dump(mode="json") for setting in published.table_settings(table)]
     )
-    return {**_published(table, index), "citation": paper.citation if paper else None, "numbers": rows}
+    return {
+        **_describe_published(table, index),
+        "citation": paper.citation if paper else None,
+        "numbers": rows,
+    }
 
 
-def _published_row(row: published.PublishedRow) -> Object:
+def _show_published_row(row: published.PublishedRow) -> Object:
     value = None if row.value is None else float(row.value)
     printed = None if row.value is None else str(row.value)
     return {**row.model_dump(mode="json"), "value": value, "printed": printed}

@@ -10,8 +10,8 @@ from robbench.compare.documents import annotations, as_json, as_junit
 from robbench.compare.paired import compare_samples
 from robbench.compare.policy import Policy, PolicyName
 from robbench.compare.samples import SUFFIX, of_run, read_samples, write_reference
-from robbench.compare.tables import check, compared_names, without_reference
-from robbench.compare.update import required_reason, update_tables
+from robbench.compare.tables import check, list_compared, without_reference
+from robbench.compare.update import require_reason, update_tables
 from robbench.core.errors import UserError
 from robbench.core.places import check_output_file
 from robbench.core.resources import write_text_atomically
@@ -78,21 +78,21 @@ def check_run(request: CheckRequest) -> bool:
     check_output_file(request.junit, "--junit")
     check_output_file(request.write_reference, "--write-reference")
     run, console = load_run(request.run_folder), Terminal()
-    passed = _checked(run, request, console) if request.against else True
+    passed = _check(run, request, console) if request.against else True
     if request.write_reference is not None:  # last: it stays what it was when the check cannot be done
-        path, reason = request.write_reference, required_reason(request.reason, "--write-reference")
+        path, reason = request.write_reference, require_reason(request.reason, "--write-reference")
         entry = write_reference(of_run(run), path, reason)
         print_line(console, f"wrote {path}: {entry.changes}, {path.stat().st_size / 1024:.0f} KB")
     return passed
 
 
-def _checked(run: Run, request: CheckRequest, console: "Console") -> bool:
+def _check(run: Run, request: CheckRequest, console: "Console") -> bool:
     if request.update:  # all tables, or none of them
         rows, tolerance = leaderboard(run), request.tolerance
         results = [r for path in request.against for r in check(rows, path, tolerance, request.policy)]
-        for update in update_tables(results, required_reason(request.reason, "--update")):
+        for update in update_tables(results, require_reason(request.reason, "--update")):
             print_line(console, f"updated {update.text}")
-    outcome = _compared(run, request, console)
+    outcome = _compare(run, request, console)
     for problem in outcome.problems:
         print_line(console, problem, "red")
     passed = outcome.passed and not outcome.problems
@@ -107,7 +107,7 @@ def _consistent(request: CheckRequest) -> None:
         raise UserError("check compares a run with references; name one with --against FILE_OR_FOLDER")
     for option, given in (("--update", request.update), ("--write-reference", request.write_reference)):
         if given:
-            required_reason(request.reason, option)
+            require_reason(request.reason, option)
     if request.reason is not None and not request.update and request.write_reference is None:
         raise UserError("--reason goes with --update or --write-reference; leave it out, or add one of them")
     if request.update and (request.json or request.junit):
@@ -126,14 +126,14 @@ def _consistent(request: CheckRequest) -> None:
         raise UserError("--tolerance is for tables; leave it out, reference runs have --tolerance-policy")
 
 
-def _compared(run: Run, request: CheckRequest, console: "Console") -> _Outcome:
+def _compare(run: Run, request: CheckRequest, console: "Console") -> _Outcome:
     outcome = _Outcome()
     for path in request.against:
         judge = _against_run if _is_run(path) else _against_tables
         passed, results = judge(run, path, request, outcome, console)
         outcome.passed &= passed
         outcome.results += results
-        outcome.compared |= compared_names(results)
+        outcome.compared |= list_compared(results)
         if not passed and not any(result.regression for result in results):
             outcome.empty.append(f"nothing of {path} was measured by the run, so nothing was checked")
     if request.complete:

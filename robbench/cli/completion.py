@@ -26,13 +26,15 @@ def _completer(names: Names, lists: bool = True, paths: bool = False) -> Complet
         if paths and not given and last.startswith((".", "/", "~")):
             return [CompletionItem(incomplete, type="file")]
         taken = set(given.split(","))
-        found = sorted(name for name in _known(names, context) if name.startswith(last) and name not in taken)
+        found = sorted(
+            name for name in _find_names(names, context) if name.startswith(last) and name not in taken
+        )
         return [CompletionItem(f"{given}{comma}{name}") for name in found]
 
     return complete
 
 
-def _known(names: Names, context: click.Context) -> set[str]:
+def _find_names(names: Names, context: click.Context) -> set[str]:
     try:
         return set(names(context))
     except (UserError, OSError):
@@ -74,7 +76,7 @@ def _dataset_names(context: click.Context) -> Iterable[str]:
     return dataset_names()
 
 
-def _shown_names(context: click.Context) -> Iterable[str]:
+def _names_to_show(context: click.Context) -> Iterable[str]:
     """Whatever `robbench show` knows."""
     from robbench.experiments.published import published_index
     from robbench.experiments.schema import experiment_names
@@ -106,7 +108,7 @@ attack_completion = _completer(_attack_names)
 model_completion = _completer(_model_names, paths=True)
 defense_completion = _completer(_defense_names)
 dataset_completion = _completer(_dataset_names, lists=False)
-shown_completion = _completer(_shown_names, lists=False, paths=True)
+shown_completion = _completer(_names_to_show, lists=False, paths=True)
 experiment_completion = _completer(_experiment_names, lists=False)
 schedule_completion = _completer(_schedule_names, lists=False)
 

@@ -48,7 +48,7 @@ def _of_run(file: Path, options: object) -> dict[Any, Any]:
     return {**options, "out": str(folder.parent if "experiment" in options else folder)}
 
 
-def kept_options(context: click.Context) -> dict[str, Any]:
+def collect_options(context: click.Context) -> dict[str, Any]:
     """The options given on the command line or in a file, as `--config` reads them."""
     found = {}
     for option in _options(context.command):

@@ -70,7 +70,7 @@ def examine(
         "Optional tools": _optional,
     }
     found: list[dict[str, str]] = []
-    for title, checks in _chosen(sections, what):
+    for title, checks in _choose(sections, what):
         if not as_json:
             echo_line(title)
         for name, check in checks.items():
@@ -86,7 +86,7 @@ def examine(
     return healthy
 
 
-def _chosen(sections: dict[str, Callable[[], Checks]], what: Sequence[str]) -> Iterator[tuple[str, Checks]]:
+def _choose(sections: dict[str, Callable[[], Checks]], what: Sequence[str]) -> Iterator[tuple[str, Checks]]:
     """The sections with the checks about `what`. Sections are looked into one after the other, until all is found: what
     the devices are called, for one, takes an import of torch."""
     titles = {title.lower().replace(" ", "-"): title for title in sections}

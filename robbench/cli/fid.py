@@ -16,7 +16,7 @@ from robbench.cli.base import (
     echo_line,
     zoo_option,
 )
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,4 +129,4 @@ class _Progress:
             self._tasks[what] = self._bars.add_task(what, total=total)
         self._bars.update(self._tasks[what], completed=done)
         if done == total and not self._console.is_terminal:
-            self.message(f"{what}: features of {counted(total, 'image')}")
+            self.message(f"{what}: features of {count_noun(total, 'image')}")

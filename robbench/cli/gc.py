@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robbench.cli.base import FolderOrFile, echo_line, echo_text, json_option, print_json, zoo_option
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _print(found: Sequence["Collection"], removed: bool) -> None:
 def _summary(count: int, size: int, removed: bool) -> str:
     if not count:
         return "Nothing to remove."
-    entries = f"{counted(count, 'entry', 'entries')}, {_size(size)}"
+    entries = f"{count_noun(count, 'entry', 'entries')}, {_size(size)}"
     return f"Removed {entries}." if removed else f"{entries}. Nothing was removed; give --yes to remove it."
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robbench.cli.base import echo_line, names, taken, taken_if_known
+from robbench.cli.base import echo_line, names, resolve_if_known, resolve_option
 from robbench.cli.own import OPTIONS, own_models, own_weights
 from robbench.core.errors import UserError, folded, known_name
 from robbench.models.code import has_scheme, is_code
@@ -57,21 +57,23 @@ def attack_names(values: Sequence[str], folder: Path | None) -> tuple[str, ...]:
         )
     models = threat_models(folder)
     return tuple(
-        dict.fromkeys(taken("--attacks", name, lambda one: attack_name(one, models)) for name in attacks)
+        dict.fromkeys(
+            resolve_option("--attacks", name, lambda one: attack_name(one, models)) for name in attacks
+        )
     )
 
 
 def _defenses(written: Iterable[str], entries: Mapping[str, "ZooEntry"]) -> tuple[str, ...]:
     known = {entry.card.defense for entry in entries.values()}
     return tuple(
-        taken_if_known("--defense", name, lambda one: known_name("defense", one, known)) for name in written
+        resolve_if_known("--defense", name, lambda one: known_name("defense", one, known)) for name in written
     )
 
 
 def _model(written: str, entries: Mapping[str, "ZooEntry"]) -> str:
     if written in entries or ":" in written or _there(written):
         return written
-    return taken_if_known("--model", written, lambda one: known_name("model", one, entries))
+    return resolve_if_known("--model", written, lambda one: known_name("model", one, entries))
 
 
 def _there(name: str) -> bool:

@@ -14,7 +14,7 @@ from robbench.cli.base import (
     dataset_option,
     echo_line,
 )
-from robbench.cli.dataset import chosen_dataset
+from robbench.cli.dataset import choose_dataset
 from robbench.core.errors import UserError
 from robbench.core.numerals import number
 
@@ -91,13 +91,13 @@ def own_models(
 ) -> "dict[str, list[OwnModel]]":
     """The networks named by `classes`, with a weights file each, or one class with several. dataset: of their images;
     None for the one built-in data set that fits. options: `data_dir` and `data`."""
-    from robbench.models.own import built_in_images, own_model
+    from robbench.models.own import list_built_in_images, own_model
 
     if len(own.files) != len(classes) and len(classes) > 1:
         raise UserError(
             f"{len(classes)} classes and {len(own.files)} weights files: give --weights once for each --model, in order"
         )
-    candidates = built_in_images() if dataset is None else [_images(dataset, options)]
+    candidates = list_built_in_images() if dataset is None else [_images(dataset, options)]
     found: dict[str, list[OwnModel]] = {}
     for position, file in enumerate(own.files):
         name = classes[min(position, len(classes) - 1)]
@@ -109,9 +109,9 @@ def own_models(
 def _images(dataset: str, options: Mapping[str, Any]) -> "Images":
     """Shape and classes of a data set; one that is not built in is loaded."""
     from robbench.data import load_dataset
-    from robbench.models.own import Images, built_in_images
+    from robbench.models.own import Images, list_built_in_images
 
-    known = {images.dataset: images for images in built_in_images()}
+    known = {images.dataset: images for images in list_built_in_images()}
     if dataset in known and options["data"] is None:
         return known[dataset]
     loaded = load_dataset(dataset, options["data_dir"], options["data"])
@@ -143,16 +143,16 @@ def init(model: str, name: str | None, out: Path, **options: Any) -> None:
     given = options["dataset"] is not None or options["data"] is not None
     dataset = None
     if given:
-        dataset, options["data"] = chosen_dataset(options["dataset"], options["data"])
+        dataset, options["data"] = choose_dataset(options["dataset"], options["data"])
     found = own_models([model], own, dataset, options)[model][0]
     path = write_card(found, out, name)
     echo_line(found.text, err=True)
     echo_line(f"CARD {path.absolute()}")
-    data = "" if options["data"] is None else f" --data {quoted(options['data'])}"
-    echo_line(f"Use it: robbench run --model {quoted(path)}{data} --attacks pgd20,aa")
+    data = "" if options["data"] is None else f" --data {quote_path(options['data'])}"
+    echo_line(f"Use it: robbench run --model {quote_path(path)}{data} --attacks pgd20,aa")
 
 
-def quoted(path: Path) -> str:
+def quote_path(path: Path) -> str:
     """A path as a shell takes it."""
     import shlex
 

@@ -31,14 +31,14 @@ def show_table(name: str) -> None:
             echo_cells("" if value is None else str(value) for value in setting.model_dump().values())
         return
     rows = table_rows(table)
-    echo_line(_measured(rows))
+    echo_line(_summarise(rows))
     _print(printed_table(rows))
 
 
 _WHERE = ("dataset", "architecture")
 
 
-def _measured(rows: Sequence[PublishedRow]) -> str:
+def _summarise(rows: Sequence[PublishedRow]) -> str:
     """ "cifar10, resnet18; accuracy in %; 28 of 63 numbers gate"."""
     about = [
         ", ".join(dict.fromkeys(getattr(row, key) for row in rows if getattr(row, key))) for key in _WHERE

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from robbench.cli.base import FolderOrFile, Text, echo_line, print_paths
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def report(
 
         check_out(out, paths, single_file)
         base_url = check_base_url(base_url) if base_url is not None else ""
-    with _opened(paths) as runs:
+    with _open(paths) as runs:
         if out is None:
             _write_tables(paths, runs, published, console)
         else:
@@ -80,7 +80,7 @@ def report(
             _export(runs, mlflow_uri)
 
 
-def _opened(paths: Sequence[Path]) -> AbstractContextManager[list["Run"]]:
+def _open(paths: Sequence[Path]) -> AbstractContextManager[list["Run"]]:
     from robbench.bundle.runs import open_runs
 
     return open_runs(paths)
@@ -112,7 +112,7 @@ def _write_site(
     files = [page] if single_file else [path for path in out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files) / 1e6
     print_paths([page])
-    echo_line(f"     {size:.1f} MB" + ("" if single_file else f" in {counted(len(files), 'file')}"))
+    echo_line(f"     {size:.1f} MB" + ("" if single_file else f" in {count_noun(len(files), 'file')}"))
 
 
 def _export(runs: Sequence["Run"], uri: str) -> None:

@@ -25,7 +25,7 @@ def train_model(options: dict[str, Any]) -> None:
     require_dataset(options["dataset"], options["data"])
     settings = parse_settings(options.pop("settings"))
     request = TrainRequest(**options, overrides=settings)
-    folder = trained(request)
+    folder = train_with_progress(request)
     echo_line(f"MODEL {folder.absolute()}")
     flow = read_entry(folder).card.kind == "flow"
     attacks = "nll-in,nll-out,noise" if flow else "pgd20,aa"
@@ -38,7 +38,7 @@ def train_model(options: dict[str, Any]) -> None:
         echo_line(f"or in attacks: robbench run {data} --flow {place} --defense at --attacks jsa50")
 
 
-def trained(request: TrainRequest) -> Path:
+def train_with_progress(request: TrainRequest) -> Path:
     """Train with a bar on a terminal and a line an epoch elsewhere; returns the model's folder."""
     console = Terminal()
     return _with_bar(request, console) if console.is_terminal else train(request, _print_epoch)

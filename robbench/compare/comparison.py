@@ -133,7 +133,7 @@ class Comparison:
             return {"dataset": self.a.dataset, **numbers, **about, "n": self.n or None}
         return {**numbers, "lower": self.lower, "upper": self.upper, "p": self.p_adjusted, "n": self.n}
 
-    def said(
+    def with_verdict(
         self, verdict: Verdict, reason: str, tolerance: float | None = None, basis: str = ""
     ) -> "Comparison":
         """The comparison with its verdict."""
@@ -144,7 +144,7 @@ class Comparison:
         return replace(self, difference=found.value, lower=found.lower, upper=found.upper)
 
 
-def judged(
+def judge(
     changes: Sequence[Comparison], alpha: float = ALPHA, correction: Correction = "holm"
 ) -> list[Comparison]:
     """Numbers of two runs with their verdicts, in their order.

@@ -9,7 +9,7 @@ from robbench.cards import FlowReference
 from robbench.compare.paired import spec_changes
 from robbench.compare.pairing import CellPair, PairedRuns
 from robbench.compare.pairs import same
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.metrics.verdicts import floats
 from robbench.store.columns import select_names
 from robbench.store.records import Run
@@ -34,7 +34,7 @@ class Difference:
     def text(self) -> str:
         """ "pgd20: attack spec parameters.steps 20 -> 10 (3 cells)"."""
         where = f"{self.subject}: " if self.subject else ""
-        count = f" ({counted(self.cells, 'cell')})" if self.cells else ""
+        count = f" ({count_noun(self.cells, 'cell')})" if self.cells else ""
         return f"{where}{self.what} {self.a} -> {self.b}{count}"
 
 
@@ -112,10 +112,10 @@ def _pairs(subject: str, *pairs: tuple[str, object, object]) -> list[Difference]
 def other_rows(runs: PairedRuns) -> list[OtherRows]:
     """The cells that have one hash in both runs and not the same rows."""
     pairs = [pair for pair in runs.cells if pair.ok and pair.a.cell.hash == pair.b.cell.hash]
-    return [found for found in map(_compared, pairs) if found.rows]
+    return [found for found in map(_compare, pairs) if found.rows]
 
 
-def _compared(pair: CellPair) -> OtherRows:
+def _compare(pair: CellPair) -> OtherRows:
     """The columns of both that are compared."""
     a, b = pair.rows_a, pair.rows_b
     names = [name for name in a.columns if name in b.columns and name not in _NOT_COMPARED]

@@ -49,7 +49,9 @@ def hold_to_minimums(minimums: Mapping[str, float], rows: Sequence[TableRow], ru
                 raise UserError(
                     f"--min {attack}: {run} has no {attack} of {model}; run it, or compare with --model"
                 )
-    return [_held(shown[model, attack], value) for model in models for attack, value in minimums.items()]
+    return [
+        _judge_minimum(shown[model, attack], value) for model in models for attack, value in minimums.items()
+    ]
 
 
 def _is_shown(row: TableRow) -> bool:
@@ -58,15 +60,15 @@ def _is_shown(row: TableRow) -> bool:
     return combined and (row.attack != WORST_CASE or row.threat_model == ALL_THREATS)
 
 
-def _held(row: TableRow, minimum: float) -> Comparison:
+def _judge_minimum(row: TableRow, minimum: float) -> Comparison:
     blank = Comparison(
         row.model, row.attack, "minimum accuracy", Side("ok", minimum), row, unit=row.unit, n=row.n
     )
     if row.status != "ok" or row.value is None:
-        return blank.said(
+        return blank.with_verdict(
             "fail", f"no whole number to hold to the minimum of {minimum:g}: {row.status} ({row.note})"
         )
     blank = replace(blank, difference=row.value - minimum)
     if row.value >= minimum - _ROUNDING:
-        return blank.said("pass", "")
-    return blank.said("fail", f"{row.value:.4g} is below the minimum of {minimum:g}")
+        return blank.with_verdict("pass", "")
+    return blank.with_verdict("fail", f"{row.value:.4g} is below the minimum of {minimum:g}")

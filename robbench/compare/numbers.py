@@ -50,21 +50,21 @@ class Numbers:
 
     # ------------------------------------------------------------------------------------------- classifiers
     def _classifier(self, pairs: Sequence[CellPair]) -> list[Comparison]:
-        found = self._clean(pairs) + [self._attacked(pair) for pair in pairs]
+        found = self._clean(pairs) + [self._compare_attacked(pair) for pair in pairs]
         searched = [pair for pair in pairs if pair.a.cell.attack.space != corruptions.SPACE]
         strict = [p for p in searched if p.a.cell.attack.semantics == "worst-case" and _alike(p)]
         worst = self._worst_cases(strict) if len(strict) > 1 else []
         return found + worst + ([self._average(searched)] if len(searched) > 1 else [])
 
-    def _attacked(self, pair: CellPair) -> Comparison:
+    def _compare_attacked(self, pair: CellPair) -> Comparison:
         """By what tables show of the attack; where they show two kinds in the two runs, by robust accuracy, which is
         the same thing in both."""
         measure: Measure = pair.a.cell.attack.measure if _alike(pair) else "robust accuracy"
         notes = () if _alike(pair) else ("robust accuracy: the tables of one run show accuracy under attack",)
         blank = _blank(pair, "accuracy", PERCENT, measure=measure, notes=notes)
         if not pair.ok:
-            return _one_sided(blank, pair, lambda rows: POINTS * float(_shown(pair, rows).mean()))
-        a, b = _shown(pair, pair.rows_a), _shown(pair, pair.rows_b)
+            return _one_sided(blank, pair, lambda rows: POINTS * float(_shown_verdicts(pair, rows).mean()))
+        a, b = _shown_verdicts(pair, pair.rows_a), _shown_verdicts(pair, pair.rows_b)
         margins = np.maximum(*(np.abs(floats(rows["margin"])) for rows in (pair.rows_a, pair.rows_b)))
         ties = int(((a != b) & (margins < NEAR_TIE)).sum())
         return replace(self._verdicts(blank, a, b, pair.ids), near_ties=ties)
@@ -89,7 +89,7 @@ class Numbers:
         return [self._worst_case(*part) for part in [*several, (ALL_THREATS, pairs)]]
 
     def _worst_case(self, threat_model: str, pairs: Sequence[CellPair]) -> Comparison:
-        blank, done = _combined(pairs, WORST_CASE, threat_model, "worst_case_accuracy")
+        blank, done = _combine(pairs, WORST_CASE, threat_model, "worst_case_accuracy")
         blank = replace(blank, measure="robust accuracy")
         if not done:
             return blank
@@ -99,11 +99,13 @@ class Numbers:
 
     def _average(self, pairs: Sequence[CellPair]) -> Comparison:
         """The unweighted mean over clean and all attacks, a number a sample."""
-        blank, done = _combined(pairs, AVERAGE, ALL_THREATS, "average_accuracy")
+        blank, done = _combine(pairs, AVERAGE, ALL_THREATS, "average_accuracy")
         if not done:
             return blank
         a, b = (
-            _shares([clean_correct(side[0]), *(_shown(*part) for part in zip(done, side, strict=True))])
+            _shares(
+                [clean_correct(side[0]), *(_shown_verdicts(*part) for part in zip(done, side, strict=True))]
+            )
             for side in _sides(done)
         )
         return self._scores(blank, a, b, a != b, done[0].ids)
@@ -139,7 +141,7 @@ class Numbers:
     # ---------------------------------------------------------------------------------------------- evidence
     def _verdicts(self, blank: Comparison, a: Verdicts, b: Verdicts, ids: Ids) -> Comparison:
         values = POINTS * float(a.mean()), POINTS * float(b.mean())
-        return _moved(blank, values, a & ~b, b & ~a, ids).with_interval(
+        return _count_moves(blank, values, a & ~b, b & ~a, ids).with_interval(
             paired(a, b).difference(self.confidence)
         )
 
@@ -153,10 +155,10 @@ class Numbers:
             note = f"mean over {found.n_finite} of {found.n} samples: the others are not finite"
             blank = replace(blank, notes=(*blank.notes, note))
         values = [float(side[finite].mean()) if finite.any() else None for side in (a, b)]
-        return _moved(blank, values, fell, rose, ids).with_interval(found)
+        return _count_moves(blank, values, fell, rose, ids).with_interval(found)
 
 
-def _moved(
+def _count_moves(
     blank: Comparison, values: Sequence[float | None], fell: Verdicts, rose: Verdicts, ids: Ids
 ) -> Comparison:
     """The comparison with both values, and the samples that became worse and better."""
@@ -176,8 +178,8 @@ def _alike(pair: CellPair) -> bool:
     return pair.a.cell.attack.semantics == pair.b.cell.attack.semantics
 
 
-def _shown(pair: CellPair, rows: "pd.DataFrame") -> Verdicts:
-    """The verdicts of a pair's rows that count in `Numbers._attacked`."""
+def _shown_verdicts(pair: CellPair, rows: "pd.DataFrame") -> Verdicts:
+    """The verdicts of a pair's rows that count in `Numbers._compare_attacked`."""
     perturbed = pair.a.cell.attack.semantics == "perturbation" and _alike(pair)
     return right_under_attack(rows) if perturbed else robust(rows)
 
@@ -200,7 +202,7 @@ def _one_sided(
     return replace(blank, a=sides[0], b=sides[1])
 
 
-def _combined(
+def _combine(
     pairs: Sequence[CellPair], attack: str, threat_model: str, metric: str
 ) -> tuple[Comparison, list[CellPair]]:
     """A number that combines the attacks that are whole in both runs, and these; without any it is not run."""
@@ -242,11 +244,11 @@ def _columns(pair: CellPair) -> list[Comparison]:
             blank = _blank(
                 pair, metric.name, metric.unit, n=len(pair.ids), lower_is_better=metric.better == "lower"
             )
-            found.append(_shifted(blank, Side("ok", values[0]), Side("ok", values[1])))
+            found.append(_subtract(blank, Side("ok", values[0]), Side("ok", values[1])))
     return found
 
 
-def _shifted(blank: Comparison, a: Side, b: Side) -> Comparison:
+def _subtract(blank: Comparison, a: Side, b: Side) -> Comparison:
     """A number without samples to pair."""
     difference = None if a.value is None or b.value is None else b.value - a.value
     return replace(blank, a=a, b=b, difference=difference)
@@ -274,4 +276,4 @@ def _frechet_number(label: str, a: FrechetRecord, b: FrechetRecord) -> Compariso
     blank = Comparison(
         a.model or "", a.attack, label, unit="distance", n=min(a.n, b.n), lower_is_better=True, notes=notes
     )
-    return _shifted(blank, Side(a.status, a.value, a.reason), Side(b.status, b.value, b.reason))
+    return _subtract(blank, Side(a.status, a.value, a.reason), Side(b.status, b.value, b.reason))

@@ -69,11 +69,11 @@ def compare_samples(
         if pair is None or results[-1].verdict == "not run":
             continue
         for component, part in pair.groups():
-            results.append(_judged(model, attack, component, part, rules))
+            results.append(_judge(model, attack, component, part, rules))
             pooled.setdefault((attack, component), []).append(part)
     for (attack, component), parts in pooled.items():
         if len(parts) > 1:
-            results.append(_judged(ALL_MODELS, attack, component, Pair.joined(parts), rules))
+            results.append(_judge(ALL_MODELS, attack, component, Pair.join(parts), rules))
     return [replace(result, path=reference.path) for result in results]
 
 
@@ -84,9 +84,9 @@ def _identity(
     """Whether both cells are of the same thing. pair: of the samples that both have."""
     blank = Comparison(*cell.identity.key, metric="", component=IDENTITY)
     if ours is None or pair is None:
-        return blank.said("not run", "not in the run")
+        return blank.with_verdict("not run", "not in the run")
     if ours.problem and not ours.failed and not len(pair):
-        return blank.said("not run", ours.problem)
+        return blank.with_verdict("not run", ours.problem)
     problems = [*_differences(reference, measured, cell, ours), *pair.inputs()]
     missing = len(cell.rows) - len(pair)
     if ours.failed:
@@ -94,7 +94,7 @@ def _identity(
     elif missing:
         problems.append(f"lacks {missing} of the reference's {len(cell.rows)} samples")
     verdict: Verdict = "fail" if problems else "pass"
-    return replace(blank, shift=Shift(n=len(pair))).said(verdict, "; ".join(problems))
+    return replace(blank, shift=Shift(n=len(pair))).with_verdict(verdict, "; ".join(problems))
 
 
 def _differences(reference: Samples, measured: Samples, cell: CellSamples, ours: CellSamples) -> list[str]:
@@ -120,7 +120,7 @@ def spec_changes(before: ResolvedAttack, now: ResolvedAttack) -> list[tuple[str,
 
 
 # ---------------------------------------------------------------------------------------------------- verdict
-def _judged(model: str, attack: str, component: str, pair: Pair, rules: Rules) -> Comparison:
+def _judge(model: str, attack: str, component: str, pair: Pair, rules: Rules) -> Comparison:
     shift = pair.shift()
     unscored = [f"{shift.unscored} of {shift.n} scores are NaN now"] if shift.unscored else []
     problems = [*unscored, *_counts(shift, rules), *_leaning(shift, rules), *_calls(shift, rules)]
@@ -128,7 +128,7 @@ def _judged(model: str, attack: str, component: str, pair: Pair, rules: Rules) -
         problems.append(f"perturbations reach {shift.size:.4g}, in the reference {shift.reference_size:.4g}")
     reason = f"{attack}, component {component}: {'; '.join(problems)}" if problems else ""
     found = Comparison(model, attack, metric="", component=component, shift=shift, n=shift.n)
-    return found.said("fail" if problems else "pass", reason)
+    return found.with_verdict("fail" if problems else "pass", reason)
 
 
 def _counts(shift: Shift, rules: Rules) -> list[str]:

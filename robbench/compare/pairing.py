@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from robbench.compare.pairs import matched_rows
+from robbench.compare.pairs import select_rows
 from robbench.core.errors import UserError
 from robbench.results.rows import CellStatus, cell_model, cell_status
 from robbench.specs import ModelKind
@@ -90,7 +90,8 @@ def pair_runs(a: Run, b: Run, names: tuple[str, str]) -> PairedRuns:
     cells = [_pair(a, b, in_a[key], in_b[key], ids) for key in in_a if key in in_b]
     if not cells:
         raise UserError(
-            f"{names[0]} and {names[1]} have no model x attack in common; A has {_listed(a)}; B has {_listed(b)}"
+            f"{names[0]} and {names[1]} have no model x attack in common; "
+            f"A has {_list_names(a)}; B has {_list_names(b)}"
         )
     only = [
         tuple(result for key, result in one.items() if key not in other)
@@ -102,7 +103,7 @@ def pair_runs(a: Run, b: Run, names: tuple[str, str]) -> PairedRuns:
 def _pair(a: Run, b: Run, ours: CellResult, theirs: CellResult, ids: Ids) -> CellPair:
     statuses = cell_status(a, ours), cell_status(b, theirs)
     rows = [
-        matched_rows(result.rows, ids if status[0] == "ok" else ids[:0])
+        select_rows(result.rows, ids if status[0] == "ok" else ids[:0])
         for result, status in zip((ours, theirs), statuses, strict=True)
     ]
     return CellPair(ours, theirs, *statuses, *rows)
@@ -112,6 +113,6 @@ def _key(result: CellResult) -> Key:
     return cell_model(result), result.cell.attack.label, result.cell.attack.target
 
 
-def _listed(run: Run, most: int = 5) -> str:
+def _list_names(run: Run, most: int = 5) -> str:
     names: Sequence[str] = [f"{cell_model(r)} x {r.cell.attack.label}" for r in run.cells]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") or "none"

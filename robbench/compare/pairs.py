@@ -69,14 +69,14 @@ class Pair:
     def of(cls, cell: CellSamples, ours: CellSamples) -> "Pair":
         """The samples that both cells have."""
         shared = np.intersect1d(cell.rows["sample_id"], ours.rows["sample_id"])
-        first, second = (matched_rows(rows, shared) for rows in (cell.rows, ours.rows))
+        first, second = (select_rows(rows, shared) for rows in (cell.rows, ours.rows))
         if cell.identity.attack.semantics == "perturbation":
             name = cell.identity.components[0]
             first, second = _of_every_image(first, name), _of_every_image(second, name)
         return cls(first, second, _component(first, cell.identity.components))
 
     @classmethod
-    def joined(cls, parts: "Sequence[Pair]") -> "Pair":
+    def join(cls, parts: "Sequence[Pair]") -> "Pair":
         """The samples of several models together."""
         import pandas as pd
 
@@ -145,7 +145,7 @@ class Pair:
         )
 
 
-def matched_rows(rows: "pd.DataFrame", ids: NDArray[np.int64]) -> "pd.DataFrame":
+def select_rows(rows: "pd.DataFrame", ids: NDArray[np.int64]) -> "pd.DataFrame":
     """The rows of these samples, by sample id: those of two runs stand side by side."""
     return rows[rows["sample_id"].isin(ids)].sort_values("sample_id").reset_index(drop=True)
 

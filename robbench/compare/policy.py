@@ -46,7 +46,7 @@ class Policy:
     name: PolicyName = "default"
     points: float | None = None
 
-    def allowed(self, reference: Reference, row: TableRow) -> Allowed:
+    def allow(self, reference: Reference, row: TableRow) -> Allowed:
         """For two finite values."""
         if reference.tolerance is not None:
             return Allowed(reference.tolerance, "the row's own tolerance")

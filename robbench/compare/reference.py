@@ -131,7 +131,7 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, rows
 
 
-def written_cell(row: TableRow, column: str) -> str | float | int | None:
+def write_cell(row: TableRow, column: str) -> str | float | int | None:
     """A cell of leaderboard.csv."""
     value = row.cell(column)
     return round_number(value) if column in ("value", "lower", "upper") and value is not None else value

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from robbench.compare.comparison import VERDICTS, Comparison, Correction, judged
+from robbench.compare.comparison import VERDICTS, Comparison, Correction, judge
 from robbench.compare.identity import Difference, OtherRows, differences, other_labels, other_rows
 from robbench.compare.minimums import hold_to_minimums
 from robbench.compare.numbers import Numbers
 from robbench.compare.pairing import PairedRuns, pair_runs
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.core.errors import unknown_name
 from robbench.results.rows import cell_model, cell_status
 from robbench.results.tables import leaderboard
@@ -48,7 +48,7 @@ class RunDiff:
         """What of A was not compared like for like, so that no fall is no proof: what makes the exit code 3."""
         absent = [f"{cell_model(r)} x {r.cell.attack.label}" for r in self.runs.only_a]
         unfinished = [c for c in self.changes if c.verdict == "not compared" and c.a.status == "ok"]
-        labels = f"{counted(self.other_labels, 'common sample')} with another label"
+        labels = f"{count_noun(self.other_labels, 'common sample')} with another label"
         return [
             *(found.text for found in self.differences if found.unlike),
             *([labels] if self.other_labels else []),
@@ -79,11 +79,11 @@ def compare_runs(
     every classifier of b must reach, by attack (`minimums.hold_to_minimums`); they ask for all its samples and attacks.
     `UserError` for a name that is in neither run, and where nothing is in both.
     """
-    whole = _filtered((b,), models, ()) if minimums else []
+    whole = _filter((b,), models, ()) if minimums else []
     held = [c for run in whole for c in hold_to_minimums(minimums, leaderboard(run), names[1])]
-    a, b = _filtered((a, b), models, attacks)
+    a, b = _filter((a, b), models, attacks)
     runs = pair_runs(a, b, names)
-    changes = judged(Numbers(runs, 1 - alpha).all(), alpha, correction)
+    changes = judge(Numbers(runs, 1 - alpha).all(), alpha, correction)
     return RunDiff(
         names=names,
         runs=runs,
@@ -102,10 +102,10 @@ def _order(change: Comparison) -> tuple[int, float]:
     return VERDICTS.index(change.verdict), change.loss if better else -change.loss
 
 
-def _filtered(runs: Sequence[Run], models: Sequence[str], attacks: Sequence[str]) -> list[Run]:
+def _filter(runs: Sequence[Run], models: Sequence[str], attacks: Sequence[str]) -> list[Run]:
     cells = [result for run in runs for result in run.cells]
-    _known("model", models, (cell_model(result) for result in cells))
-    _known("attack", attacks, (name for result in cells for name in _names(result)))
+    _refuse_unknown("model", models, (cell_model(result) for result in cells))
+    _refuse_unknown("attack", attacks, (name for result in cells for name in _names(result)))
     return [
         replace(
             run,
@@ -124,7 +124,7 @@ def _names(result: CellResult) -> set[str]:
     return {result.cell.attack.label, result.cell.attack.name}
 
 
-def _known(kind: str, requested: Sequence[str], present: Iterable[str]) -> None:
+def _refuse_unknown(kind: str, requested: Sequence[str], present: Iterable[str]) -> None:
     known = set(present)
     for name in requested:
         if name not in known:

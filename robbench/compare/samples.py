@@ -231,7 +231,7 @@ def read_samples(path: Path) -> Samples:
     except (pa.ArrowException, OSError) as error:
         why = " ".join(str(error).split())[:120]
         raise UserError(f"--against {str(path)!r} cannot be read as Parquet ({why}); {again}") from error
-    stored, table = (table.schema.metadata or {}).get(KEY), _completed(table)
+    stored, table = (table.schema.metadata or {}).get(KEY), _complete(table)
     if stored is None or not table.schema.equals(SAMPLES, check_metadata=False):
         raise UserError(f"--against {str(path)!r} is Parquet, but no reference run; {again}")
     try:
@@ -257,7 +257,7 @@ def read_samples(path: Path) -> Samples:
     return Samples(path, identity, {cell.identity.key: cell for cell in cells})
 
 
-def _completed(table: pa.Table) -> pa.Table:
+def _complete(table: pa.Table) -> pa.Table:
     """The table with nulls in the columns that are newer than its file."""
     for place, field in enumerate(SAMPLES):
         if field.nullable and field.name not in table.column_names:

@@ -35,17 +35,17 @@ def check(
         raise UserError(f"--tolerance {tolerance} is no tolerance; give a finite number of at least 0")
     chosen = policy or Policy(points=tolerance)
     rows = leaderboard(measured) if isinstance(measured, Run) else measured
-    return [_compared(reference, rows, chosen) for reference in read_references(against)]
+    return [_compare(reference, rows, chosen) for reference in read_references(against)]
 
 
-def passed(results: Sequence[Comparison]) -> bool:
+def has_passed(results: Sequence[Comparison]) -> bool:
     """No regression and at least one number compared: a check that compared nothing has shown nothing."""
     return not any(result.regression for result in results) and any(
         result.verdict != "not run" for result in results
     )
 
 
-def compared_names(results: Sequence[Comparison]) -> set[str]:
+def list_compared(results: Sequence[Comparison]) -> set[str]:
     """What has a verdict, as "model x attack"."""
     return {f"{result.model} x {result.attack}" for result in results if result.verdict != "not run"}
 
@@ -53,12 +53,12 @@ def compared_names(results: Sequence[Comparison]) -> set[str]:
 def without_reference(measured: Sequence[TableRow], results: Sequence[Comparison]) -> list[str]:
     """Accuracies, and of flows bits/dim, of the run that no reference number speaks of, as "model x attack": after a
     renamed attack or model, everything that is left may still pass."""
-    compared = compared_names(results)
+    compared = list_compared(results)
     names = dict.fromkeys(f"{row.model} x {row.attack}" for row in measured if row.kind.headline)
     return [name for name in names if name not in compared]
 
 
-def _compared(reference: Reference, rows: Sequence[TableRow], policy: Policy) -> Comparison:
+def _compare(reference: Reference, rows: Sequence[TableRow], policy: Policy) -> Comparison:
     found = [row for row in rows if _matches(reference, row)]
     if len(found) > 1:
         raise UserError(
@@ -80,37 +80,41 @@ def _compared(reference: Reference, rows: Sequence[TableRow], policy: Policy) ->
         n=row.n if row else 0,
         difference=None if values[0] is None or values[1] is None else values[1] - values[0],
     )
-    return _judged(blank, reference, row, policy)
+    return _judge(blank, reference, row, policy)
 
 
-def _judged(blank: Comparison, reference: Reference, row: TableRow | None, policy: Policy) -> Comparison:
+def _judge(blank: Comparison, reference: Reference, row: TableRow | None, policy: Policy) -> Comparison:
     if row is None:
-        return blank.said("not run", "not in the run")
+        return blank.with_verdict("not run", "not in the run")
     if reference.value is None:
-        return blank.said("not run", "the reference has no number")
+        return blank.with_verdict("not run", "the reference has no number")
     if reference.measure not in ("", row.measure):
         other = row.measure or "another one"
-        return blank.said("not run", f"the reference is {reference.measure}, the run's number {other}")
+        return blank.with_verdict(
+            "not run", f"the reference is {reference.measure}, the run's number {other}"
+        )
     if not row.measured:
         failed = row.status == "failed" and not reference.combined
-        return blank.said(
+        return blank.with_verdict(
             "fail" if failed else "not run", f"{row.status}: {row.note}" if row.note else row.status
         )
     if not reference.stated:
         why = "the reference does not say which attacks it combines; write it anew from its run (column combined)"
-        return blank.said("not run", why)
+        return blank.with_verdict("not run", why)
     if not _over_the_same(reference, row):
-        return blank.said("not run", f"the run's number is {row.note}")
+        return blank.with_verdict("not run", f"the run's number is {row.note}")
     if not math.isfinite(reference.value):
-        return blank.said("fail", f"the reference value is {reference.value}", reference.tolerance)
+        return blank.with_verdict("fail", f"the reference value is {reference.value}", reference.tolerance)
     if row.value is None or not math.isfinite(row.value):
-        return blank.said("fail", f"measured no finite value ({row.note or row.value})", reference.tolerance)
-    allowed = policy.allowed(reference, row)
+        return blank.with_verdict(
+            "fail", f"measured no finite value ({row.note or row.value})", reference.tolerance
+        )
+    allowed = policy.allow(reference, row)
     # Values printed with few digits: allow for the rounding of the subtraction, not more.
     rounding = 1e-9 * max(1.0, abs(reference.value))
     close = abs(row.value - reference.value) <= allowed.tolerance + rounding
     verdict: Verdict = "pass" if close and allowed.comparable else "fail"
-    return blank.said(verdict, _other_samples(reference, row), allowed.tolerance, allowed.basis)
+    return blank.with_verdict(verdict, _other_samples(reference, row), allowed.tolerance, allowed.basis)
 
 
 def _over_the_same(reference: Reference, row: TableRow) -> bool:

@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from robbench.compare.comparison import Comparison
-from robbench.compare.reference import Reference, read_csv, written_cell
+from robbench.compare.reference import Reference, read_csv, write_cell
 from robbench.core.errors import UserError
 from robbench.core.resources import write_text_atomically
 from robbench.core.spreadsheet import csv_text
@@ -18,7 +18,7 @@ HISTORY = "history"
 _FOLLOW = ("lower", "upper", "n", "seed", "model_sha256", "note", "scope", "near_ties")
 
 
-def required_reason(reason: str | None, option: str) -> str:
+def require_reason(reason: str | None, option: str) -> str:
     """The text of --reason; `UserError` without one."""
     text = " ".join((reason or "").split())
     if not text:
@@ -72,13 +72,13 @@ def _rewrite(path: Path, rows: dict[int, TableRow], reason: str) -> None:
     text = [columns]
     for number, cells in lines:
         line = dict(zip(header, cells, strict=True))
-        new = _updated(line, rows[number], reason) if number in rows else line
+        new = _update(line, rows[number], reason) if number in rows else line
         text.append([new.get(name, "") for name in columns])
     write_text_atomically(path, csv_text(text))
 
 
-def _updated(line: dict[str, str], row: TableRow, reason: str) -> dict[str, str]:
-    new = {name: written_cell(row, name) for name in ("value", *_FOLLOW) if name in line}
+def _update(line: dict[str, str], row: TableRow, reason: str) -> dict[str, str]:
+    new = {name: write_cell(row, name) for name in ("value", *_FOLLOW) if name in line}
     history = f"{date.today().isoformat()}: {line['value']} -> {new['value']}, {reason}"
     texts = {name: "" if value is None else str(value) for name, value in new.items()}
     return {**line, **texts, HISTORY: "; ".join(part for part in (line.get(HISTORY, ""), history) if part)}

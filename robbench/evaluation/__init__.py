@@ -19,12 +19,12 @@ from robbench.evaluation.measuring import (
     measure_in_folder,
     measure_in_memory,
     require_run_folder,
-    shown_progress,
+    show_progress,
 )
 from robbench.evaluation.planning import plan_run
 from robbench.evaluation.request import Budgets, GivenFlow, flow_in_use, require_seed, resolve_attacks
 from robbench.evaluation.result import COLUMNS, EvaluationResult, result_warnings
-from robbench.evaluation.subject import Model, prepared
+from robbench.evaluation.subject import Model, prepare
 from robbench.evaluation.zoo import load_images, load_model
 
 __all__ = [
@@ -87,12 +87,12 @@ def evaluate(
         found = flow_in_use(flow, dataset, specs, scored=folder is not None)
         built = [build_attack(spec, found.flow if found is not None else None) for spec in specs]
         inputs = read_inputs(x, y, n, seed)
-        with prepared(model, inputs.images, device, batch_size, inputs.device) as subject:
+        with prepare(model, inputs.images, device, batch_size, inputs.device) as subject:
             if found is not None:
                 found.flow.to(subject.victim.device)
             plan = plan_run(subject, inputs, built, found, dataset, name, seed, keep_images)
             notes = (*inputs.notes, *subject.notes)
-            with shown_progress(plan, notes, progress) as shown:
+            with show_progress(plan, notes, progress) as shown:
                 if folder is None:
                     measured = measure_in_memory(plan, subject.victim, shown, keep_images)
                 else:

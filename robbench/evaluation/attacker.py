@@ -23,7 +23,7 @@ from robbench.core.stops import listening
 from robbench.evaluation.inputs import Array, Inputs, read_inputs, to_tensor
 from robbench.evaluation.request import Budget, GivenFlow, flow_in_use, require_seed, resolve_attacks
 from robbench.evaluation.result import distance_norm
-from robbench.evaluation.subject import Model, prepared
+from robbench.evaluation.subject import Model, prepare
 from robbench.models.flows.base import FrozenFlow
 from robbench.specs import Norm, ResolvedAttack
 
@@ -90,7 +90,7 @@ class Attacker:
         what = f"attack {self.spec.label!r}: the model ({type(model).__qualname__})"
         with python_arguments(), listening(), no_exit(what), own_context():
             inputs = _inputs(x, y)
-            with prepared(model, inputs.images, self.device, self.batch_size, inputs.device) as subject:
+            with prepare(model, inputs.images, self.device, self.batch_size, inputs.device) as subject:
                 if self.flow is not None:
                     self.flow.to(subject.victim.device)
                 outcome = self.attack.evaluate(

@@ -55,7 +55,7 @@ def read_inputs(x: Data, y: Array | None = None, n: int | None = None, seed: int
         raise UserError("y is missing: give the labels of the images, [N] integers")
     if _has_random_access(x):
         ids = _draw(len(x), n, seed)  # type: ignore[arg-type]
-        return _collected((x[int(i)] for i in ids), len(ids), ids)  # type: ignore[index]
+        return _collect((x[int(i)] for i in ids), len(ids), ids)  # type: ignore[index]
     if not hasattr(x, "__iter__"):
         raise UserError(
             f"x is of type {type(x).__name__} and y is missing: give images x and labels y, or for x a data set, a "
@@ -66,7 +66,7 @@ def read_inputs(x: Data, y: Array | None = None, n: int | None = None, seed: int
             f"x is of type {type(x).__name__} without a length, which may never end; say how many samples "
             f"to read: n=1000"
         )
-    return _collected(iter(x), n)
+    return _collect(iter(x), n)
 
 
 def _of_arrays(x: Data, y: Array, n: int | None, seed: int) -> Inputs:
@@ -111,7 +111,7 @@ def _is_sized(x: object) -> bool:
 
 
 # -------------------------------------------------------------------------------------------- pairs and batches
-def _collected(items: Iterator[Any], n: int | None, ids: Tensor | None = None) -> Inputs:
+def _collect(items: Iterator[Any], n: int | None, ids: Tensor | None = None) -> Inputs:
     """The first n samples of pairs or batches (None: all)."""
     images: list[Tensor] = []
     labels: list[Tensor] = []

@@ -72,7 +72,7 @@ class Silence:
         """Nothing."""
 
 
-def shown_progress(plan: Plan, notes: tuple[str, ...], shown: bool) -> AbstractContextManager[RunProgress]:
+def show_progress(plan: Plan, notes: tuple[str, ...], shown: bool) -> AbstractContextManager[RunProgress]:
     """On stderr a live table in terminals and notebooks, plain lines anywhere else; nothing unless `shown`."""
     if not shown:
         return nullcontext(Silence())

@@ -113,7 +113,7 @@ def flow_in_use(
         frozen = (
             deepcopy(flow) if isinstance(flow, FrozenFlow) else frozen_like(flow)
         )  # the caller's stays where it is
-        return FlowInUse(frozen, _made_up_card(frozen))
+        return FlowInUse(frozen, _card_of_flow(frozen))
     if flow is not None and not isinstance(flow, str):
         raise UserError(
             f"flow is of type {type(flow).__name__}; give the name of a flow in the zoo (robbench list models) or a "
@@ -125,7 +125,7 @@ def flow_in_use(
     return None if entry is None else FlowInUse(load_flow(entry), entry.card)
 
 
-def _made_up_card(flow: FrozenFlow) -> ModelCard:
+def _card_of_flow(flow: FrozenFlow) -> ModelCard:
     name = type(flow).__name__
     return ModelCard(
         name=name,

@@ -74,7 +74,7 @@ class EvaluationResult:
     def accuracy(self) -> dict[str, Estimate]:
         """By label of an attack, what its measure says: robust accuracy (right on the clean image and under attack), or
         of perturbations accuracy under attack (right on the attacked image)."""
-        return {one.spec.label: accuracy(_shown(one)) for one in self.attacks}
+        return {one.spec.label: accuracy(_shown_verdicts(one)) for one in self.attacks}
 
     @cached_property
     def worst_case(self) -> Estimate | None:
@@ -200,7 +200,7 @@ def result_warnings(attacks: Sequence[Measured]) -> list[str]:
     return [f"{', '.join(labels)}: {text}" for text, labels in shared.items()]
 
 
-def _shown(one: Measured) -> Verdicts:
+def _shown_verdicts(one: Measured) -> Verdicts:
     return right_under_attack(one.rows) if one.spec.semantics == "perturbation" else robust(one.rows)
 
 
@@ -211,7 +211,7 @@ def _attack_row(one: Measured) -> dict[str, Any]:
         "epsilon": one.spec.epsilon,
         "eta": one.spec.eta,
         "measure": one.spec.measure,
-        **_estimate_columns(accuracy(_shown(one))),
+        **_estimate_columns(accuracy(_shown_verdicts(one))),
         "robust_accuracy": accuracy(robust(one.rows)).value,
         "forwards": int(one.rows["forwards"].sum()),
         "backwards": int(one.rows["backwards"].sum()),

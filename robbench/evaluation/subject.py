@@ -63,7 +63,7 @@ class Subject:
 
 
 @contextmanager
-def prepared(
+def prepare(
     model: Model, images: Tensor, device: str | torch.device, batch_size: int, data: torch.device
 ) -> Iterator[Subject]:
     """Inside, `model` is on its device and ready; afterwards it is as it was before, random states included.
@@ -76,17 +76,17 @@ def prepared(
     module = as_module(model)
     refuse_inference_tensors(module)
     target = choose_device(model, device, data)
-    with _random_states(target), preserved(module):
+    with _random_states(target), preserve(module):
         ready, notes = _with_logits(module.to(target), images[:2].to(target))
         victim = Victim(ready, target, batch_size)
         with attack_mode(ready), full_precision():
             classes = int(victim.score(images[:2]).shape[1])
         name = getattr(model, "__name__", None) or type(model).__name__
-        yield Subject(victim, str(name), classes, (*notes, *_unchecked(module)))
+        yield Subject(victim, str(name), classes, (*notes, *_list_unchecked(module)))
 
 
 def choose_device(model: Model, requested: str | torch.device, data: torch.device) -> torch.device:
-    """Where `model` is attacked: see `prepared`."""
+    """Where `model` is attacked: see `prepare`."""
     module = as_module(model)
     if not isinstance(requested, str | torch.device):
         raise UserError(f"device={requested!r} is not a device; give auto, cpu, cuda or cuda:N")
@@ -96,7 +96,7 @@ def choose_device(model: Model, requested: str | torch.device, data: torch.devic
     return held[0].device if held else data
 
 
-def _unchecked(module: nn.Module) -> Iterator[str]:
+def _list_unchecked(module: nn.Module) -> Iterator[str]:
     if not isinstance(module, FunctionModel):
         return
     if held := ", ".join(type(part).__name__ for part in module.held):
@@ -149,7 +149,7 @@ def _first(out: Any) -> Any:
 
 # ------------------------------------------------------------------------------------------------ as it was found
 @contextmanager
-def preserved(module: nn.Module) -> Iterator[None]:
+def preserve(module: nn.Module) -> Iterator[None]:
     """Afterwards modes, flags, devices, gradients, hooks, parameters and buffers of `module` are what they were, also
     where its forward changed them. Tensors stay the same objects."""
     state = ModelState.of(module)

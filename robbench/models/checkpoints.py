@@ -19,7 +19,7 @@ from robbench.core.download import MOST_BYTES, download, is_html, wrong_digest
 from robbench.core.errors import UserError
 from robbench.core.resources import cache_folder, sha256_file
 from robbench.models.entry import ZooEntry
-from robbench.models.layouts import described, dotted_prefixes, entry_called, is_state_dict, state_dicts
+from robbench.models.layouts import describe, entry_called, find_prefixes, is_state_dict, state_dicts
 from robbench.models.zoo import present_weights
 
 NAMED = 3  # keys an error names
@@ -170,7 +170,7 @@ def _chosen(content: object, weights: Weights, where: str) -> dict[str, Tensor]:
     else:
         step = "torch.save a state_dict()"
     what = "is no state dict" if weights.key is None else f"has no state dict under key {weights.key!r}"
-    raise UserError(f"{where} {what} (it is {described(content)}); {step}")
+    raise UserError(f"{where} {what} (it is {describe(content)}); {step}")
 
 
 def _beside_tensors(value: Any) -> list[str]:
@@ -253,10 +253,10 @@ def _lossy(given: Tensor, own: Tensor | None) -> bool:
 def _prefix_hint(given: set[str], requested: set[str], prefix: str) -> str | None:
     """What to change when a common prefix explains why names differ."""
     counted = {name for name in requested if name.endswith("num_batches_tracked")}  # absent from old files
-    for cut in dotted_prefixes(given):
+    for cut in find_prefixes(given):
         if requested - counted <= {name.removeprefix(cut) for name in given} <= requested:
             return f'set `prefix: "{prefix}{cut}"` under weights'
-    for cut in dotted_prefixes(requested):
+    for cut in find_prefixes(requested):
         if {cut + name for name in given} <= requested:
             changed = f" (prefix {prefix!r} removes it)" if prefix.endswith(cut) else ""
             return f"the architecture's names begin with {cut!r} and the file's do not{changed}; correct one of them"

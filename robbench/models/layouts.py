@@ -115,13 +115,13 @@ def _parts(content: object) -> list[tuple[str, object]]:
 def _prefix(state: Mapping[str, Tensor], requested: set[str]) -> str | None:
     """The prefix without which the names are those of the network; None when there is no such prefix."""
     counted = {name for name in requested if name.endswith("num_batches_tracked")}  # absent from old files
-    for cut in ("", *dotted_prefixes(set(state))):
+    for cut in ("", *find_prefixes(set(state))):
         if requested - counted <= {name.removeprefix(cut) for name in state} <= requested:
             return cut
     return None
 
 
-def dotted_prefixes(names: set[str]) -> list[str]:
+def find_prefixes(names: set[str]) -> list[str]:
     """What all `names` begin with, up to a dot: for a.b.c and a.b.d "a." and "a.b."."""
     first = min(names, default="")
     cuts = [first[: place + 1] for place, letter in enumerate(first) if letter == "."]
@@ -130,7 +130,7 @@ def dotted_prefixes(names: set[str]) -> list[str]:
 
 def _nearest(key: str | None, state: Mapping[str, Tensor], requested: set[str]) -> tuple[int, Layout]:
     """How many names are those of the network, behind the prefix for which they are most."""
-    cuts = ("", *dotted_prefixes(set(state)))
+    cuts = ("", *find_prefixes(set(state)))
     shared = [(len({name.removeprefix(cut) for name in state} & requested), Layout(key, cut)) for cut in cuts]
     return max(shared, key=lambda pair: pair[0])
 
@@ -150,10 +150,10 @@ def _nothing(content: object, key: str | None) -> str:
     step = (
         f"it has them under {', '.join(held[:3])}" if held else "torch.save the state_dict() of your network"
     )
-    return f"{what} (it is {described(content)}); {step}"
+    return f"{what} (it is {describe(content)}); {step}"
 
 
-def described(content: object) -> str:
+def describe(content: object) -> str:
     """What a checkpoint is: its type, and the names of its first entries."""
     if not isinstance(content, Mapping):
         return f"a {type(content).__name__}"

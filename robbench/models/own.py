@@ -41,7 +41,7 @@ class Images:
     classes: int
 
 
-def built_in_images() -> list[Images]:
+def list_built_in_images() -> list[Images]:
     """Those of the built-in data sets, digits first: the data set of who names none."""
     names = sorted(IMAGE_SHAPES, key=lambda name: (name != "digits", name))
     return [Images(name, IMAGE_SHAPES[name], CLASSES[name]) for name in names]
@@ -105,15 +105,15 @@ def own_model(
     content = read_weights(entry, weights)
     layout = find_layout(content, module, own.key, f"--weights {str(file)!r}")
     lies = {"key": layout.key, "prefix": layout.prefix}
-    entry = _changed(entry, weights=card.weights.model_copy(update=lies))
+    entry = _change_card(entry, weights=card.weights.model_copy(update=lies))
     load_strictly(module, state_in(content, entry, weights), entry)
     images = _fitting(module.eval(), own, candidates, where)
     scaled = _preprocessing(own, images.shape[0])
     fitted = {"dataset": images.dataset, "input_shape": images.shape, "classes": images.classes}
-    return OwnModel(_changed(entry, **fitted, preprocessing=scaled), layout)
+    return OwnModel(_change_card(entry, **fitted, preprocessing=scaled), layout)
 
 
-def _changed(entry: ZooEntry, **fields: Any) -> ZooEntry:
+def _change_card(entry: ZooEntry, **fields: Any) -> ZooEntry:
     return replace(entry, card=entry.card.model_copy(update=fields))
 
 
@@ -161,7 +161,7 @@ def _require_arguments(
     built: Callable[..., Any], code: Code, given: Mapping[str, Any], where: str, candidates: Sequence[Images]
 ) -> None:
     """`UserError` that shows --model-args when the class needs arguments that are not given."""
-    missing = [name for name in _required(built) if name not in given]
+    missing = [name for name in _list_required(built) if name not in given]
     if missing:
         raise UserError(
             f"{where}: {code.attribute} needs {', '.join(missing)}; give them as JSON: "
@@ -169,7 +169,7 @@ def _require_arguments(
         )
 
 
-def _required(built: Callable[..., Any]) -> list[str]:
+def _list_required(built: Callable[..., Any]) -> list[str]:
     try:
         parameters = inspect.signature(built).parameters.values()
     except (TypeError, ValueError):  # built-in callables may have none
@@ -184,7 +184,7 @@ def _arguments_line(built: Callable[..., Any], images: Images, given: Mapping[st
     guesses |= dict.fromkeys(("num_outputs", "out_features", "out_dim", "output_dim"), images.classes)
     guesses |= dict.fromkeys(("in_channels", "in_chans", "channels", "input_channels"), images.shape[0])
     guesses |= dict.fromkeys(("image_size", "img_size", "input_size", "size"), images.shape[1])
-    names = [*(given or {}), *(name for name in _required(built) if name not in (given or {}))] or [
+    names = [*(given or {}), *(name for name in _list_required(built) if name not in (given or {}))] or [
         "num_classes"
     ]
     values: dict[str, Any] = {name: guesses.get(name, 0) for name in names} | dict(given or {})
@@ -224,7 +224,7 @@ def _fitting(module: nn.Module, own: OwnWeights, candidates: Sequence[Images], w
             f"{where} fits no built-in data set (on images of {first.dataset} it {problems[first.dataset]}); "
             f"name yours with --dataset or --data, or correct --model-args"
         )
-    others = [one.dataset for one in built_in_images() if _problem(module, own, one) is None]
+    others = [one.dataset for one in list_built_in_images() if _problem(module, own, one) is None]
     step = (
         f"it fits {', '.join(others)}, so give one of them"
         if others

@@ -47,7 +47,7 @@ def badge_of(run: Run, model: str | None, attack: str) -> Badge:
 
     model: None for the only classifier of the run. `UserError` for unknown names and for a number that there is not.
     """
-    chosen = _chosen(of_kind(run, "classifier"), model)
+    chosen = _choose(of_kind(run, "classifier"), model)
     rows = [row for row in leaderboard(run) if row.model == chosen.name and row.kind.accuracy]
     row = _row_of(rows, attack)
     if not row.measured or row.value is None:
@@ -59,7 +59,7 @@ def badge_of(run: Run, model: str | None, attack: str) -> Badge:
     return _badge(run, row, _suspicious(chosen, row))
 
 
-def _chosen(classifiers: Sequence[ModelResults], model: str | None) -> ModelResults:
+def _choose(classifiers: Sequence[ModelResults], model: str | None) -> ModelResults:
     names = [found.name for found in classifiers]
     if not names:
         raise UserError("the run has no classifier, and a badge shows an accuracy; name another run")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from robbench.compare.comparison import FAILS, Comparison, Side
 from robbench.compare.paired import ALL_MODELS
 from robbench.compare.pairs import IDENTITY, Shift
-from robbench.compare.tables import passed
-from robbench.core.counting import counted
+from robbench.compare.tables import has_passed
+from robbench.core.counting import count_noun
 from robbench.core.terminal import print_line
 from robbench.results.rows import WORST_CASE
 
@@ -52,7 +52,7 @@ def text_table(
 
 # ------------------------------------------------------------------------------------------------------ tables
 def print_results(results: Sequence[Comparison], console: "Console") -> bool:
-    """Print the verdicts; whether the check `passed`.
+    """Print the verdicts; whether the check passed.
 
     A small matrix checked against a large reference leaves thousands of numbers out: beyond `LISTED_ABSENT` they are
     counted a model instead of listed.
@@ -67,13 +67,14 @@ def print_results(results: Sequence[Comparison], console: "Console") -> bool:
     if not few:
         where = _by_model(absent)
         print_line(
-            console, f"not run, not in this run: {counted(len(absent), 'number')} of the reference ({where})"
+            console,
+            f"not run, not in this run: {count_noun(len(absent), 'number')} of the reference ({where})",
         )
     if all(result.verdict == "not run" for result in results):
         print_line(
             console, "Nothing of the reference was measured by this run, so nothing was checked.", "red"
         )
-    return passed(results)
+    return has_passed(results)
 
 
 def check_table(results: Sequence[Comparison]) -> "Table":
@@ -83,7 +84,7 @@ def check_table(results: Sequence[Comparison]) -> "Table":
     ]
     columns: list[tuple[str, Kind]] = [(name, "text") for name in ("model", "attack", "metric")]
     columns += [*numbers, ("verdict", "verdict"), ("why", "text")]
-    rows = ([*_cells(r), shown(r), "; ".join(filter(None, (r.reason, r.basis)))] for r in results)
+    rows = ([*_cells(r), show_verdict(r), "; ".join(filter(None, (r.reason, r.basis)))] for r in results)
     return text_table(_caption(results), columns, rows)
 
 
@@ -93,20 +94,22 @@ def _narrow_table(results: Sequence[Comparison]) -> "Table":
     for result in results:
         model, attack, metric, reference, measured, *_ = _cells(result)
         why = f" ({result.reason})" if result.reason else ""
-        rows.append((shown(result), f"{model} {attack} {metric.replace('_', ' ')}{why}", measured, reference))
+        rows.append(
+            (show_verdict(result), f"{model} {attack} {metric.replace('_', ' ')}{why}", measured, reference)
+        )
     columns: list[tuple[str, Kind]] = [
         ("verdict", "verdict"), ("what", "text"), ("measured", "number"), ("reference", "number"),
     ]  # fmt: skip
     return text_table(_caption(results), columns, rows)
 
 
-def shown(result: Comparison) -> str:
+def show_verdict(result: Comparison) -> str:
     """The verdict as printed: "differs" for a fail that does not gate."""
     return "differs" if result.verdict in FAILS and not result.gate else result.verdict
 
 
 def _caption(results: Sequence[Comparison]) -> str:
-    counts = Counter(map(shown, results))
+    counts = Counter(map(show_verdict, results))
     ungated = f", {counts['differs']} differ and do not gate" if counts["differs"] else ""
     return f"{counts['pass']} pass, {counts['fail']} fail, {counts['not run']} not run{ungated}."
 
@@ -137,20 +140,20 @@ def print_paired(results: Sequence[Comparison], reference: Path, console: "Conso
     fails = [r for r in results if r.regression]
     whole = [r for r in compared if r.model == ALL_MODELS or (r.attack, r.component) not in pooled]
     single = [r for r in compared if r.regression and r not in whole][:LISTED_FAILS]
-    console.print(_paired_table([*whole, *single], _paired_caption(results, reference)))
+    console.print(_table_of_pairs([*whole, *single], _caption_of_pairs(results, reference)))
     for result in fails[:LISTED_FAILS]:
         print_line(console, f"fail: {result.model} x {result.attack}: {result.reason}", "red")
     if len(fails) > LISTED_FAILS:
         print_line(console, f"... and {len(fails) - LISTED_FAILS} fails more (--json FILE has all)", "red")
     if absent := [result for result in results if result.verdict == "not run"]:
-        count = counted(len(absent), "cell")
+        count = count_noun(len(absent), "cell")
         print_line(console, f"not run: {count} of the reference ({_by_model(absent)})", "yellow")
     if not compared:
         print_line(console, "Nothing of the reference run is in this run, so nothing was checked.", "red")
     return bool(compared) and not fails
 
 
-def _paired_caption(results: Sequence[Comparison], reference: Path) -> str:
+def _caption_of_pairs(results: Sequence[Comparison], reference: Path) -> str:
     return (
         f"{_caption(results).removesuffix('.')}, sample by sample against "
         f"{reference}. Flips: broken now / robust now. Moved: searches that went another way. Steps: broken later / "
@@ -158,7 +161,7 @@ def _paired_caption(results: Sequence[Comparison], reference: Path) -> str:
     )
 
 
-def _paired_table(results: Sequence[Comparison], caption: str) -> "Table":
+def _table_of_pairs(results: Sequence[Comparison], caption: str) -> "Table":
     several = any(result.model not in ("", ALL_MODELS) for result in results)
     names = [*(["model"] if several else []), "attack", "component"]
     columns: list[tuple[str, Kind]] = [(name, "text") for name in names]

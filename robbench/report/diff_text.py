@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from robbench.compare.comparison import Comparison, Side, Verdict
 from robbench.compare.reference import Reference
 from robbench.compare.runs import RunDiff
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.core.markdown import bullets, escaped, markdown_table
 from robbench.core.terminal import print_line
 from robbench.report.check_text import Kind, text_table
@@ -54,7 +54,7 @@ def print_diff(diff: RunDiff, console: "Console") -> None:
     _print_notes(diff, console)
     counts = Counter(change.verdict for change in diff.changes)
     quiet = ", ".join(f"{counts[verdict]} {verdict}" for verdict in QUIET)
-    _heading(console, f"{counted(len(diff.changes), 'number')} compared: {quiet}.")
+    _heading(console, f"{count_noun(len(diff.changes), 'number')} compared: {quiet}.")
     console.print(_method(diff), markup=False, highlight=False)
     _print_verdict(diff, console)
 
@@ -78,17 +78,19 @@ def _print_verdict(diff: RunDiff, console: "Console") -> None:
 
 def verdict_line(diff: RunDiff) -> str:
     """The last line of a comparison: what fell, and which minimums are missed."""
-    fell = f"{counted(len(diff.fell), 'number')} fell." if diff.fell else "Nothing fell beyond its interval."
+    fell = (
+        f"{count_noun(len(diff.fell), 'number')} fell." if diff.fell else "Nothing fell beyond its interval."
+    )
     if not diff.minimums:
         return fell
-    return f"{fell} {counted(len(diff.missed), 'minimum')} of {len(diff.minimums)} missed."
+    return f"{fell} {count_noun(len(diff.missed), 'minimum')} of {len(diff.minimums)} missed."
 
 
 # --------------------------------------------------------------------------------------------------- Markdown
 def diff_markdown(diff: RunDiff) -> str:
     """The comparison as a GitHub table: what changed beyond chance or is not judged, the minimums, and what was not
     compared like for like."""
-    a, b = (f"{name} ({run.dataset}, n = {run.n}, seed {run.seed})" for name, run in _named(diff))
+    a, b = (f"{name} ({run.dataset}, n = {run.n}, seed {run.seed})" for name, run in _name_runs(diff))
     loud = [change for change in diff.changes if change.verdict not in QUIET]
     lines = [[change.verdict, name_of(change), *numbers_of(change)] for change in loud[:LISTED_CHANGES]]
     lines += [
@@ -108,19 +110,19 @@ def diff_markdown(diff: RunDiff) -> str:
     parts += [f"{more} more changes are in --format json."] if more > 0 else []
     if diff.gaps:
         parts += ["Not compared like for like:", bullets(diff.gaps[:LISTED_DIFFERENCES])]
-    return "\n\n".join([*parts, f"{counted(len(diff.changes), 'number')} compared."]) + "\n"
+    return "\n\n".join([*parts, f"{count_noun(len(diff.changes), 'number')} compared."]) + "\n"
 
 
-def _named(diff: RunDiff) -> list[tuple[str, Run]]:
+def _name_runs(diff: RunDiff) -> list[tuple[str, Run]]:
     return list(zip(diff.names, (diff.runs.a, diff.runs.b), strict=True))
 
 
 # --------------------------------------------------------------------------------------------------- identity
 def _print_identity(diff: RunDiff, console: "Console") -> None:
     runs = diff.runs
-    for side, (name, run) in zip("AB", _named(diff), strict=True):
+    for side, (name, run) in zip("AB", _name_runs(diff), strict=True):
         print_line(console, f"{side}: {name} ({run.dataset}, n = {run.n}, seed {run.seed})")
-    shared = f"{counted(len(runs.ids), 'sample')} and {counted(len(runs.cells), 'cell')} in both."
+    shared = f"{count_noun(len(runs.ids), 'sample')} and {count_noun(len(runs.cells), 'cell')} in both."
     print_line(console, shared if diff.differences else f"{shared} Their settings are the same.")
     if diff.differences:
         _heading(console, "Different settings, A -> B", "yellow")
@@ -136,11 +138,11 @@ def _print_identity(diff: RunDiff, console: "Console") -> None:
 def _print_alarms(diff: RunDiff, console: "Console") -> None:
     """What should not be: other labels of the same samples, other rows under the same hash."""
     if diff.other_labels:
-        samples = counted(diff.other_labels, "common sample")
+        samples = count_noun(diff.other_labels, "common sample")
         _heading(console, f"B has other labels for {samples}: these are not the same data.", "bold red")
     loud = [found for found in diff.other_rows if found.beyond]
     if loud:
-        cells = counted(len(loud), "cell")
+        cells = count_noun(len(loud), "cell")
         _heading(
             console, f"SAME CELL HASH, OTHER ROWS in {cells}: one computation gave two results.", "bold red"
         )
@@ -154,7 +156,8 @@ def _print_alarms(diff: RunDiff, console: "Console") -> None:
     if rounding := len(diff.other_rows) - len(loud):
         _heading(
             console,
-            f"Rows differ by rounding in {counted(rounding, 'cell')} of the same hash (another machine or batch size).",
+            f"Rows differ by rounding in {count_noun(rounding, 'cell')} of the same hash "
+            "(another machine or batch size).",
             "yellow",
         )
 
@@ -214,12 +217,12 @@ def _difference(change: Comparison) -> str:
     if change.difference is None:
         return "-"
     if change.lower is None or change.upper is None:
-        return _signed(change.difference, change.unit)
-    bounds = ", ".join(_signed(value, change.unit) for value in (change.lower, change.upper))
-    return f"{_signed(change.difference, change.unit)} [{bounds}]"
+        return _format_signed(change.difference, change.unit)
+    bounds = ", ".join(_format_signed(value, change.unit) for value in (change.lower, change.upper))
+    return f"{_format_signed(change.difference, change.unit)} [{bounds}]"
 
 
-def _signed(value: float, unit: str) -> str:
+def _format_signed(value: float, unit: str) -> str:
     text = f"{value:+.1f}" if unit == "%" else f"{value:+.3g}"
     return text.replace("-0.0", "0.0") if unit == "%" and math.isclose(float(text), 0) else text
 
@@ -252,7 +255,7 @@ def _print_notes(diff: RunDiff, console: "Console") -> None:
 
 def _method(diff: RunDiff) -> str:
     percent = f"{100 * (1 - diff.alpha):.12g} %"
-    numbers = counted(diff.tested, "number")
+    numbers = count_noun(diff.tested, "number")
     adjusted = (
         f"adjusted by Holm over {numbers}, and a fall needs p <= {diff.alpha:g}, too"
         if diff.correction == "holm"

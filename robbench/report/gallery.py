@@ -86,10 +86,10 @@ def triples(
     originals: clean images [n,C,H,W] in [0,1] for sample ids; ValueError when it returns another shape. side: as in
     `data_uri`.
     """
-    return shown(run, _chosen(complete(run, results), limit, order or {}), originals, side)
+    return load_triples(run, _choose(complete(run, results), limit, order or {}), originals, side)
 
 
-def shown(
+def load_triples(
     run: Run,
     chosen: "Sequence[tuple[CellResult, pd.Series[float]]]",
     originals: Originals,
@@ -107,7 +107,7 @@ def shown(
     return [_triple(run, result, row, x, side) for (result, row), x in zip(chosen, clean, strict=True)]
 
 
-def _chosen(
+def _choose(
     results: Sequence[CellResult], limit: int, order: Mapping[int, int]
 ) -> "list[tuple[CellResult, pd.Series[float]]]":
     """Rows with an example, one attack after the other until `limit`."""
@@ -133,7 +133,7 @@ def _candidates(
         yield result, row
 
 
-def disputed(results: Sequence[CellResult]) -> list[int]:
+def sort_by_dispute(results: Sequence[CellResult]) -> list[int]:
     """Ids of the samples with images, first those of which about half of `results` on classifiers are broken."""
     held: dict[int, list[bool]] = {}
     for result in (r for r in results if r.cell.attack.target == "classifier"):
@@ -199,7 +199,7 @@ def strips(run: Run, results: Sequence[CellResult], limit: int = STRIP_SAMPLES) 
     """Rows of a flow's gallery over up to `limit` samples: test images, in-distribution attack and noise of the same
     size, uniform-noise images, out-of-distribution attack. Of each attack the largest budget with images is shown."""
     cells = _strongest(complete(run, results))
-    kept = {key: _kept(result) for key, result in cells.items()}
+    kept = {key: _select_rows(result) for key, result in cells.items()}
     ids = sorted(set.intersection(*[set(rows.index) for rows in kept.values()]))[:limit] if kept else []
     if not ids:
         return []
@@ -217,12 +217,12 @@ def strips(run: Run, results: Sequence[CellResult], limit: int = STRIP_SAMPLES) 
 
 def _strongest(results: Sequence[CellResult]) -> dict[Role, CellResult]:
     """The cell with images of the largest epsilon, then the most steps, a role; noise of the size of the attack."""
-    shown = [r for r in sorted(results, key=_strength) if r.rows["example"].notna().any()]
-    found = {role(result.cell.attack): result for result in shown}
+    with_images = [r for r in sorted(results, key=_strength) if r.rows["example"].notna().any()]
+    found = {role(result.cell.attack): result for result in with_images}
     if "in" not in found:
         return found
     size = _strength(found["in"])[0]
-    noise = [r for r in shown if role(r.cell.attack) == "noise" and _strength(r)[0] == size]
+    noise = [r for r in with_images if role(r.cell.attack) == "noise" and _strength(r)[0] == size]
     return {key: r for key, r in found.items() if key != "noise"} | ({"noise": noise[0]} if noise else {})
 
 
@@ -231,7 +231,7 @@ def _strength(result: CellResult) -> tuple[float, int]:
     return attack.epsilon or 0.0, steps_of(attack) or 0
 
 
-def _kept(result: CellResult) -> pd.DataFrame:
+def _select_rows(result: CellResult) -> pd.DataFrame:
     rows = result.rows
     return rows[rows["example"].notna() & rows["original"].notna()].set_index("sample_id")
 

@@ -150,16 +150,16 @@ def _tags(run: Run, rows: Sequence[TableRow]) -> dict[str, str]:
     """What a reader must know besides; empty where there is nothing, so that a second export clears what was there."""
     accuracies = [row for row in rows if row.kind.accuracy or row.status != "ok"]
     return {
-        "robbench.failed": _noted(row for row in accuracies if row.status == "failed"),
-        "robbench.partial": _noted(row for row in accuracies if row.status == "partial"),
-        "robbench.not_run": _noted(row for row in accuracies if row.status == "not run"),
-        "robbench.notes": _noted(row for row in accuracies if row.status == "ok" and row.note),
+        "robbench.failed": _join_notes(row for row in accuracies if row.status == "failed"),
+        "robbench.partial": _join_notes(row for row in accuracies if row.status == "partial"),
+        "robbench.not_run": _join_notes(row for row in accuracies if row.status == "not run"),
+        "robbench.notes": _join_notes(row for row in accuracies if row.status == "ok" and row.note),
         "robbench.measures": measures(rows)[:MOST_TEXT],
         "robbench.run_notes": " ".join(run.notes)[:MOST_TEXT],
     }
 
 
-def _noted(rows: Iterable[TableRow]) -> str:
+def _join_notes(rows: Iterable[TableRow]) -> str:
     lines = dict.fromkeys(": ".join(filter(None, [_about(row), _partial(row), row.note])) for row in rows)
     return "\n".join(lines)[:MOST_TEXT]
 
@@ -227,7 +227,7 @@ def _store(uri: str, dataset: str, exported: Export) -> str:
 
     client = MlflowClient(tracking_uri=uri)
     experiment = _experiment(client, uri, f"robbench {dataset}")
-    stored = _found(client, experiment, exported)
+    stored = _find_run(client, experiment, exported)
     new = stored is None
     if stored is None:
         tags = {KEY_TAG: exported.key}
@@ -255,7 +255,7 @@ def _experiment(client: "MlflowClient", uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-def _found(client: "MlflowClient", experiment: str, exported: Export) -> "StoredRun | None":
+def _find_run(client: "MlflowClient", experiment: str, exported: Export) -> "StoredRun | None":
     """The MLflow run of an earlier export, None without one. MLflow cannot take back a metric: a run with numbers that
     are no longer there (a cell that failed since) is deleted, as MLflow deletes: restorable."""
     for stored in client.search_runs([experiment], filter_string=f"tags.`{KEY_TAG}` = '{exported.key}'"):

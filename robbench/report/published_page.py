@@ -26,7 +26,7 @@ from robbench.experiments.comparison import (
 from robbench.experiments.layout import PrintedTable, printed_table, value_text
 from robbench.experiments.published import Paper, PublishedRow, Table, published_index, table_rows
 from robbench.experiments.verdicts import Verdict
-from robbench.report.facts import PublishedModel, published_models
+from robbench.report.facts import PublishedModel, read_published_models
 from robbench.report.templating import environment
 from robbench.results.wording import ANY_ITERATE, summary, versions
 from robbench.store.records import Run
@@ -79,16 +79,14 @@ class TableComparison:
 
 def compare_tables(runs: Sequence[Run], known: Known | None = None) -> list[TableComparison]:
     """Every published table of results against all `runs`. known: default `known_names()`."""
-    names, index = known or known_names(), published_index()
+    names, index = known or find_known_names(), published_index()
     measured = [row for run in runs for row in measured_rows(run)]
     return [
-        _compared(table, index.paper_of(table), measured, names)
-        for table in index.tables
-        if table.has_numbers
+        _compare(table, index.paper_of(table), measured, names) for table in index.tables if table.has_numbers
     ]
 
 
-def _compared(
+def _compare(
     table: Table, paper: Paper | None, measured: Sequence[Measured], known: Known
 ) -> TableComparison:
     rows = table_rows(table)
@@ -100,7 +98,7 @@ def _compared(
     return TableComparison(table, paper, tuple(rows), tuple(found))
 
 
-def known_names() -> Known:
+def find_known_names() -> Known:
     """Attacks, defenses, data sets and models of this installation."""
     from robbench.data.names import dataset_names
     from robbench.models.zoo import zoo_entries
@@ -111,10 +109,10 @@ def known_names() -> Known:
     weights = {name: entry.card.weights.sha256[:DIGITS] for name, entry in zoo.items()}
     # Models of the zoo were trained by every shipped defense; the registries themselves would load torch.
     trained = {entry.card.defense for entry in zoo.values()}
-    return Known(attacks, trained | _installed_defenses(), dataset_names(), weights)
+    return Known(attacks, trained | _find_installed_defenses(), dataset_names(), weights)
 
 
-def _installed_defenses() -> set[str]:
+def _find_installed_defenses() -> set[str]:
     """Names that other packages add; they are looked up without loading any."""
     groups = ("robbench.defenses", "robbench.flow_defenses")
     return {point.name for group in groups for point in entry_points(group=group)}
@@ -146,15 +144,15 @@ def table_values(comparison: TableComparison, runs: Sequence[Run], csv: str) -> 
         "printed": comparison.printed,
         "lines": [_line(c) for c in comparison.comparisons],
         "any_iterate": ANY_ITERATE,
-        "models": _known_models(comparison),
+        "models": _find_known_models(comparison),
         "runs": run_sentences(runs),
         "csv": csv,
     }
 
 
-def _known_models(comparison: TableComparison) -> list[tuple[str, PublishedModel]]:
+def _find_known_models(comparison: TableComparison) -> list[tuple[str, PublishedModel]]:
     """(row, what is known of it) of the models of a table of which more than a name is known."""
-    known = published_models()
+    known = read_published_models()
     names = {p.row: p.model for p in comparison.rows if p.model in known}
     return [(row, known[model]) for row, model in names.items()]
 

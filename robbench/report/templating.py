@@ -3,7 +3,7 @@
 from functools import cache
 from typing import TYPE_CHECKING
 
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -21,5 +21,5 @@ def environment() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["counted"] = counted
+    made.filters["counted"] = count_noun
     return made

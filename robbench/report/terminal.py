@@ -78,10 +78,10 @@ def _nll_text(cell: Nll | None) -> "Text":
     from rich.text import Text
 
     text = mean_text(cell) + (f"\nmedian {median_text(cell)}" if cell and cell.skewed else "")
-    return Text(text, style="dim" if cell is None or cell.status == "not run" else _failed(cell.status))
+    return Text(text, style="dim" if cell is None or cell.status == "not run" else _style_failed(cell.status))
 
 
-def _failed(text: str) -> str:
+def _style_failed(text: str) -> str:
     return "red" if text == "failed" else ""
 
 
@@ -113,7 +113,7 @@ class TerminalSizes:
             table.add_column(Text(name), justify="right" if position else "left", overflow="fold")
         for line in self.sizes.lines:
             if line[0] == model:
-                table.add_row(*(Text(text, style=_failed(text)) for text in line[1:]))
+                table.add_row(*(Text(text, style=_style_failed(text)) for text in line[1:]))
         return table
 
 
@@ -136,7 +136,7 @@ class TerminalCorruptions:
             for position, name in enumerate(HEADER):
                 table.add_column(name.removeprefix("severity "), justify="right" if position else "left")
             for line in found.lines:
-                table.add_row(*(Text(text, style=_failed(text)) for text in line))
+                table.add_row(*(Text(text, style=_style_failed(text)) for text in line))
             yield Text(f"\n{found.model}: accuracy by corruption and severity", style="italic")
             yield table
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robbench.bundle.findings import AGREES, DIFFERS, WHOLE, Finding, Verdict, Verification, models_of
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.core.terminal import print_line
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _table(result: Verification) -> "Table":
     from rich.text import Text
 
     about = result.about
-    title = f"{about['bundle']}: {about['dataset']}, n = {about['n']}, {counted(about['cells'], 'cell')}"
+    title = f"{about['bundle']}: {about['dataset']}, n = {about['n']}, {count_noun(about['cells'], 'cell')}"
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), title=Text(title))
     table.add_column("model", overflow="fold")
     table.add_column("check", no_wrap=True)

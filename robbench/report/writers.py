@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from robbench.compare.reference import round_number, written_cell
+from robbench.compare.reference import round_number, write_cell
 from robbench.core.markdown import bullets, escaped, markdown_table, paragraph
 from robbench.core.spreadsheet import csv_text
 from robbench.metrics import all_metrics
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # -------------------------------------------------------------------------------------------------------- CSV
 def tidy_csv(rows: Sequence[TableRow]) -> str:
-    """One row per number (`written_cell`): `check` gives a table that is read back the verdicts of the numbers."""
-    return csv_text([list(COLUMNS), *([written_cell(row, name) for name in COLUMNS] for row in rows)])
+    """One row per number (`write_cell`): `check` gives a table that is read back the verdicts of the numbers."""
+    return csv_text([list(COLUMNS), *([write_cell(row, name) for name in COLUMNS] for row in rows)])
 
 
 def wide_csv(table: Wide) -> str:
@@ -43,16 +43,16 @@ def wide_csv(table: Wide) -> str:
             else:
                 line += [None, None, None, "not run", None]
         lines.append(line)
-    return _rounded_csv(lines)
+    return _round_csv(lines)
 
 
 def likelihood_csv(tables: Sequence[NllTable]) -> str:
     """One row per attack and budget, in units of the attack; six columns per flow. Line epsilon 0 has no steps: nothing
     was searched."""
-    return _rounded_csv(likelihood_lines(tables))
+    return _round_csv(likelihood_lines(tables))
 
 
-def _rounded_csv(lines: Sequence[Sequence[object]]) -> str:
+def _round_csv(lines: Sequence[Sequence[object]]) -> str:
     return csv_text(
         [[round_number(cell) if isinstance(cell, float) else cell for cell in line] for line in lines]
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.results.parity import parity_note
 from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE, TableRow
 from robbench.specs import Measure, ModelKind
@@ -51,7 +51,7 @@ def summary(run: Run, kind: ModelKind | None = None) -> str:
     cells = [result.cell for result in run.cells if kind in (None, result.cell.attack.target)]
     models = len({cell.model for cell in cells})
     attacks = len({cell.attack.label for cell in cells})
-    counts = [counted(models, "model"), counted(attacks, "attack"), f"n = {run.n} test images"]
+    counts = [count_noun(models, "model"), count_noun(attacks, "attack"), f"n = {run.n} test images"]
     noted = [f"{note}." for note in run.notes]
     return " ".join([*noted, f"{', '.join(counts)}, seed {run.seed}.", *_engines(cells)])
 

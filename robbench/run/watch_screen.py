@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.core.terminal import Terminal, print_line
 from robbench.run.watch import CellView, Snapshot, Watcher
 
@@ -106,7 +106,7 @@ def summary_text(now: Snapshot) -> str:
     """ "digits, n = 360: 8 cells, 3 done, 1 running, 0 failed, 4 missing; 1,320 of 2,880 samples"."""
     states = ", ".join(f"{now.count(state)} {state}" for state in ("done", "running", "failed", "missing"))
     samples = f"{sum(c.done for c in now.cells):,} of {sum(c.n for c in now.cells):,} samples"
-    return f"{now.dataset}, n = {now.n}: {counted(len(now.cells), 'cell')}, {states}; {samples}"
+    return f"{now.dataset}, n = {now.n}: {count_noun(len(now.cells), 'cell')}, {states}; {samples}"
 
 
 def writer_text(now: Snapshot) -> str:
@@ -127,7 +127,7 @@ def speed_text(now: Snapshot, at: float) -> str:
         parts.append(f"{now.rate:.3g} samples/s in the latest session")
     if now.remaining is not None and _is_moving(now):
         left_out = (
-            f", without {counted(now.unknown, 'cell')} no shard tells the speed of" if now.unknown else ""
+            f", without {count_noun(now.unknown, 'cell')} no shard tells the speed of" if now.unknown else ""
         )
         parts.append(f"about {duration(now.remaining)} to go{left_out}")
     age = (
@@ -140,15 +140,15 @@ def speed_text(now: Snapshot, at: float) -> str:
 
 def damaged_text(now: Snapshot) -> str:
     """The line on damaged shards."""
-    return f"{counted(now.damaged, 'damaged shard')}; the next run quarantines what is damaged and computes it again"
+    return f"{count_noun(now.damaged, 'damaged shard')}; the next run quarantines what is damaged and computes it again"
 
 
 def end_text(now: Snapshot) -> str:
     """The last line: whether cells failed."""
     failed = now.count("failed")
     if not failed:
-        return f"Done: {counted(len(now.cells), 'cell')}."
-    return f"Ended: {failed} of {counted(len(now.cells), 'cell')} failed; the others are done."
+        return f"Done: {count_noun(len(now.cells), 'cell')}."
+    return f"Ended: {failed} of {count_noun(len(now.cells), 'cell')} failed; the others are done."
 
 
 def one_line(text: str) -> str:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from robbench.compare.comparison import Comparison
 from robbench.compare.policy import Policy, PolicyName
-from robbench.compare.tables import check, passed, without_reference
+from robbench.compare.tables import check, has_passed, without_reference
 from robbench.core.errors import UserError
 from robbench.report.check_text import check_table, print_results
 from robbench.report.writers import tidy_csv
@@ -49,7 +49,7 @@ def test_a_run_passes_against_its_own_tables(run: Run, table: Path) -> None:
     results = check(run, table)
     assert {result.verdict for result in results} == {"pass"}
     assert len(results) == len(leaderboard(run))
-    assert passed(results)
+    assert has_passed(results)
 
 
 SAME = {"n": 120, "seed": 3}
@@ -242,7 +242,7 @@ def test_accuracies_without_a_reference_are_named(run: Run, table: Path) -> None
     rows = leaderboard(run)
     table.write_text(tidy_csv([row for row in rows if row.attack != "aa"]))
     results = check(rows, table)
-    assert passed(results)
+    assert has_passed(results)
     assert without_reference(rows, results) == ["digits-standard x aa", "digits-ijsat x aa"]
     table.write_text(tidy_csv(rows))
     assert without_reference(rows, check(rows, table)) == []
@@ -254,7 +254,7 @@ def test_a_failed_cell_fails_and_a_missing_or_empty_one_is_not_run(damaged: Run,
     assert verdict(damaged, table, attack="fgsm").reason == "not in the run"
     assert verdict(damaged, table, value="").verdict == "not run"
     assert verdict(damaged, table, value=1, status="failed").verdict == "not run"
-    assert not passed([verdict(damaged, table, attack="fgsm")])
+    assert not has_passed([verdict(damaged, table, attack="fgsm")])
     rows = leaderboard(damaged)
     accuracies = [row for row in rows if row.metric == "accuracy"]
     unfinished = [f"{row.model} x {row.attack}" for row in accuracies if row.status != "ok"]
@@ -287,7 +287,7 @@ def test_a_part_of_the_matrix_checks_against_all_of_it(run: Run, table: Path) ->
     table.write_text(tidy_csv(leaderboard(run)))
     part = make_run([cell(r.cell.model, r.cell.attack, r.rows) for r in run.cells[:2]], run.n)
     results = check(part, table)
-    assert passed(results)
+    assert has_passed(results)
     average = next(r for r in results if r.attack == "average")
     assert (average.verdict, average.reason) == ("not run", "the run's number is over clean, pgd20, aa")
 

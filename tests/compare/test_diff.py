@@ -19,7 +19,7 @@ from site_runs import written
 
 from robbench.attacks.named import ENGINE_VERSION
 from robbench.cli.app import main
-from robbench.compare.comparison import Comparison, Side, judged
+from robbench.compare.comparison import Comparison, Side, judge
 from robbench.compare.runs import RunDiff, compare_runs, document
 from robbench.core.errors import UserError
 from robbench.report.diff_text import print_diff
@@ -295,11 +295,11 @@ def test_a_fall_needs_its_interval_and_its_adjusted_p(
 ) -> None:
     changes = [number(p, low, low + width, better) for p, low, width, better in numbers]
     adjusted = holm([change.p for change in changes])
-    for change, p in zip(judged(changes), adjusted, strict=True):
+    for change, p in zip(judge(changes), adjusted, strict=True):
         beyond = change.lower > 0 if change.lower_is_better else change.upper < 0
         assert change.regression == (beyond and p <= 0.05)
         assert change.p_adjusted == p
-    for change in judged(changes, correction="none"):
+    for change in judge(changes, correction="none"):
         beyond = change.lower > 0 if change.lower_is_better else change.upper < 0
         assert change.regression == beyond
 

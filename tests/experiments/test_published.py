@@ -25,7 +25,7 @@ from robbench.report.published_page import (
     TableComparison,
     comparison_csv,
     comparison_markdown,
-    known_names,
+    find_known_names,
     render_table,
     write_published,
 )
@@ -326,7 +326,7 @@ def test_a_failed_cell_is_not_run_and_says_why() -> None:
 
 
 def test_everything_missing_has_a_readable_name() -> None:
-    known = known_names()
+    known = find_known_names()
     attacks = {*known.attacks, "clean", "average"}
     for table in published_index().tables:
         if table.kind != "results":
@@ -526,4 +526,4 @@ def test_another_network_of_a_checkpoints_name_gets_no_verdict() -> None:
     assert same.verdict == "within"
     assert other.verdict == "not comparable"
     assert f"weights {'b' * 12}, published {'a' * 12}" in other.setting
-    assert known_names().weights["trades-mnist"]
+    assert find_known_names().weights["trades-mnist"]

@@ -234,6 +234,6 @@ def test_only_accuracies_and_bits_gate() -> None:
     moved = Comparison(
         "m", "aa", "l2", Side("ok", 1.0), Side("ok", 9.0), difference=8.0, lower_is_better=True
     )
-    from robbench.compare.comparison import judged
+    from robbench.compare.comparison import judge
 
-    assert [c.verdict for c in judged([moved])] == ["not judged"]
+    assert [c.verdict for c in judge([moved])] == ["not judged"]

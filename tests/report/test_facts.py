@@ -8,7 +8,7 @@ from publish_runs import attack, card, cell, frame, make_run
 from robbench.cards import Paper
 from robbench.core.resources import data_root
 from robbench.models.zoo import zoo_entries
-from robbench.report.facts import completed, published_models
+from robbench.report.facts import complete, read_published_models
 from robbench.report.site.boards import boards
 from robbench.report.site.groups import site_of
 
@@ -35,18 +35,18 @@ def test_a_card_of_an_older_run_is_completed_by_function_and_keeps_what_it_says(
     old = shipped.model_copy(
         update={"parameters": None, "paper": None, "source": "mine", "description": "old"}
     )
-    found = completed(old)
+    found = complete(old)
     assert found is not None
     assert (found.parameters, found.paper) == (shipped.parameters, shipped.paper)
     assert (found.source, found.description) == ("mine", "old")
     other = old.model_copy(update={"weights": old.weights.model_copy(update={"sha256": "0" * 64})})
-    assert completed(other) == other, "other weights under the same name"
-    assert completed(None) is None
+    assert complete(other) == other, "other weights under the same name"
+    assert complete(None) is None
 
 
 def test_every_row_of_robustbench_has_its_facts() -> None:
     rows = csv.DictReader((data_root() / "reports/published/robustbench.csv").read_text().splitlines())
-    assert {row["model"] for row in rows} == set(published_models())
+    assert {row["model"] for row in rows} == set(read_published_models())
 
 
 def test_columns_are_there_where_any_card_says_something() -> None:

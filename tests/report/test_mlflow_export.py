@@ -208,7 +208,7 @@ def test_many_attacks_and_odd_names(uri: str) -> None:
 
 
 def test_the_command(run: Run, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robbench.cli.report._opened", lambda _: nullcontext([run]))
+    monkeypatch.setattr("robbench.cli.report._open", lambda _: nullcontext([run]))
     monkeypatch.setattr("robbench.cli.report._write_tables", lambda *_: None)
     result = CliRunner().invoke(main, ["report", "RUN", "--mlflow", uri])
     assert result.exit_code == 0, result.output

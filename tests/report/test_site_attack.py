@@ -16,7 +16,7 @@ from site_runs import written
 from robbench.core.errors import UserError
 from robbench.data.names import dataset_names
 from robbench.report.site import attack_page, definitions, formulas
-from robbench.report.site.frame import framed
+from robbench.report.site.frame import frame_page
 from robbench.report.site.groups import site_of
 from robbench.report.site.page import Page
 from robbench.results.rows import WORST_CASE
@@ -30,7 +30,7 @@ GROUP = "digits-seed-3-n-120"
 
 def pages(*runs: Run) -> dict[str, str]:
     found = [page for page in attack_page.parts(site_of(runs)) if isinstance(page, Page)]
-    return {page.path.rpartition("/")[2]: framed(page) for page in found}
+    return {page.path.rpartition("/")[2]: frame_page(page) for page in found}
 
 
 def shipped() -> list[ResolvedAttack]:

@@ -19,7 +19,7 @@ from site_pages import EVIL, PHONE, Reader
 from robbench.data.corruption_names import Headline
 from robbench.report.site import board_page
 from robbench.report.site.boards import EVERY, board_paths, boards
-from robbench.report.site.frame import framed
+from robbench.report.site.frame import frame_page
 from robbench.report.site.groups import Group, site_of
 from robbench.report.site.page import Page
 from robbench.report.site.ranks import ranges
@@ -514,8 +514,8 @@ def test_many_models_are_paged(site: Reader, count: int) -> None:
     table = synthetic(count, 30, lambda i: EVIL if i == 3 else f"model {i}")
     board = Board(group.board_path(), "All attacks", (table,), tuple(group.run.cells))
     made = board_page.page(group, board, [board])
-    assert framed(made) == framed(board_page.page(group, board, [board]))
-    size = len(framed(made).encode())
+    assert frame_page(made) == frame_page(board_page.page(group, board, [board]))
+    size = len(frame_page(made).encode())
     assert size < 5_000_000
     site.build(group.run, pages=lambda _: iter([made]))
     page = site.open(board.path)
@@ -626,7 +626,7 @@ def test_200_models_and_30_attacks_sort_in_a_second(site: Reader, tmp_path: Path
 def test_the_same_runs_give_the_same_bytes(run: Run, damaged: Run) -> None:
     for one in (run, damaged, three_flows()):
         first, second = (
-            [framed(part) for part in board_page.parts(site_of([one])) if isinstance(part, Page)]
+            [frame_page(part) for part in board_page.parts(site_of([one])) if isinstance(part, Page)]
             for _ in range(2)
         )
         assert first == second

@@ -355,10 +355,10 @@ def test_the_command_needs_no_torch() -> None:
 
 def test_names_of_defenses_are_those_of_the_registries() -> None:
     from robbench.defenses import DEFENSES, FLOW_DEFENSES
-    from robbench.report.published_page import known_names
+    from robbench.report.published_page import find_known_names
 
     assert {name for registry in (DEFENSES, FLOW_DEFENSES) for name in registry} <= set(
-        known_names().defenses
+        find_known_names().defenses
     )
 
 

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from site_pages import DESK, EVIL, Reader, only
 
 from robbench.report.site import board_page, compare_page, home, model_page
-from robbench.report.site.frame import framed
+from robbench.report.site.frame import frame_page
 from robbench.report.site.groups import site_of
 from robbench.report.site.page import Page
 from robbench.results.pairs import unpack
@@ -124,7 +124,7 @@ def test_two_hundred_models_and_thirty_attacks_stay_small() -> None:
         for result in [cell(f"model-{k}", spec, rows[(k + j) % 8])]
     ]
     (page,) = pages(make_run(cells, n))
-    assert len(framed(page)) < 2_000_000
+    assert len(frame_page(page)) < 2_000_000
     assert len(data(page)["models"]) == 200
     assert len(data(page)["columns"]) == 32
 

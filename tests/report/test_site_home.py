@@ -11,7 +11,7 @@ from publish_runs import attack, cell, frame, make_run
 from site_pages import PHONE, Reader, only
 
 from robbench.report.site import about, attack_page, catalog, home, published
-from robbench.report.site.frame import framed
+from robbench.report.site.frame import frame_page
 from robbench.report.site.groups import site_of
 from robbench.report.site.page import Page
 from robbench.report.site.provenance import duration, provenance
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("few_tables")
 def start(*runs: Run) -> str:
     (page,) = home.parts(site_of(runs))
     assert isinstance(page, Page)
-    return framed(page)
+    return frame_page(page)
 
 
 def test_leaders_are_all_models_whose_range_begins_with_one() -> None:

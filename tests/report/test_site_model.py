@@ -19,9 +19,9 @@ from publish_runs import JSA, attack, cell, frame, images, make_run
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
-from robbench.report.gallery import disputed, places
+from robbench.report.gallery import places, sort_by_dispute
 from robbench.report.site import model_page
-from robbench.report.site.frame import framed
+from robbench.report.site.frame import frame_page
 from robbench.report.site.groups import Group, Site, site_of
 from robbench.report.site.model_classes import class_names, class_table, confusions
 from robbench.report.site.model_curves import families, sweeps
@@ -83,7 +83,7 @@ def test_samples_on_which_models_differ_come_first_and_each_page_begins_with_ano
         rows = frame(3, 1.0, 1.0, 1).assign(robust=robust)
         cells.append(cell(name, attack(), rows))
     ids = cells[0].rows["sample_id"].tolist()
-    found = disputed([*cells, flow_cell("flow", flow_attack("nll-in"), flow_frame(1))])
+    found = sort_by_dispute([*cells, flow_cell("flow", flow_attack("nll-in"), flow_frame(1))])
     assert found[0] == ids[1]
     assert sorted(found) == ids
     firsts = [min(order, key=order.__getitem__) for order in (places(found, turn) for turn in range(4))]
@@ -393,7 +393,7 @@ def test_a_page_shows_every_accuracy_with_its_interval_and_the_card(run: Run) ->
 
 def test_pages_are_the_same_every_time_and_have_ids_once(run: Run) -> None:
     first, second = pages(swept()), pages(swept())
-    assert list(map(framed, first)) == list(map(framed, second))
+    assert list(map(frame_page, first)) == list(map(frame_page, second))
     for page in (*pages(run), *first, *pages(three_flows())):
         found = read(page)
         assert len(found.ids) == len(set(found.ids))
@@ -452,9 +452,9 @@ def test_names_and_reasons_are_text() -> None:
     )
     (page,) = pages(run)
     own = '<script src="../assets/site.js" data-root="yes">'
-    assert "<script" not in framed(page).partition("<body")[2].replace(own, "")
-    assert "<img src=x" not in framed(page)
-    assert re.search(r"<title>[^<]*alert\(1\)", framed(page))
+    assert "<script" not in frame_page(page).partition("<body")[2].replace(own, "")
+    assert "<img src=x" not in frame_page(page)
+    assert re.search(r"<title>[^<]*alert\(1\)", frame_page(page))
 
 
 def test_a_model_without_a_card_says_so(run: Run) -> None:
@@ -479,7 +479,7 @@ def test_the_page_of_a_flow_shows_its_numbers_alone() -> None:
 def test_a_flow_whose_cell_failed_has_a_page() -> None:
     failed = flow_cell(EVIL, flow_attack("noise"), flow_frame(1).iloc[:0], status="failed", error=EVIL)
     (page,) = pages(flow_run([flow_cell(EVIL, flow_attack("nll-in"), flow_frame(1)), failed]))
-    assert "<img src=x" not in framed(page)
+    assert "<img src=x" not in frame_page(page)
     assert f"failed ({EVIL})" in read(page).text
 
 

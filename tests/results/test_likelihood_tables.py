@@ -17,7 +17,7 @@ from markdown_it import MarkdownIt
 from publish_runs import attack, cell, frame
 from rich.console import Console
 
-from robbench.compare.tables import check, passed, without_reference
+from robbench.compare.tables import check, has_passed, without_reference
 from robbench.metrics.registry import metric_of
 from robbench.report.files import write_tables
 from robbench.report.terminal import terminal_likelihood, terminal_sizes
@@ -390,7 +390,7 @@ def test_a_run_passes_against_its_own_tables(flows: Run, tmp_path: Path) -> None
     table = tmp_path / "reference.csv"
     table.write_text(tidy_csv(leaderboard(flows)))
     results = check(flows, table)
-    assert passed(results)
+    assert has_passed(results)
     assert {result.verdict for result in results} == {"pass"}
     assert without_reference(leaderboard(flows), results) == []
     assert f"{FIRST} x nll-in@2" in without_reference(leaderboard(flows), results[1:][7:])

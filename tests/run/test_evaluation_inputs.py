@@ -15,9 +15,9 @@ import robbench
 from robbench.core.terminal import Terminal
 from robbench.evaluation import EvaluationResult
 from robbench.evaluation.inputs import read_inputs
-from robbench.evaluation.measuring import shown_progress
+from robbench.evaluation.measuring import show_progress
 from robbench.evaluation.planning import plan_run
-from robbench.evaluation.subject import prepared, preserved
+from robbench.evaluation.subject import prepare, preserve
 from robbench.run.progress import LiveProgress, PlainProgress
 
 N, CLASSES = 20, 3
@@ -321,7 +321,7 @@ def test_a_model_of_inference_mode_is_refused() -> None:
 def test_tensors_that_were_moved_come_back() -> None:
     model = nn.Sequential(nn.BatchNorm2d(1), *NET).train()
     before = _found(model)
-    with preserved(model):
+    with preserve(model):
         model.double().eval()
         model[0].running_mean.add_(1)
         with torch.no_grad():
@@ -329,20 +329,20 @@ def test_tensors_that_were_moved_come_back() -> None:
     assert _found(model) == before
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
     weight = NET[1].weight.clone()
-    with preserved(NET):
+    with preserve(NET):
         NET[1].weight.data.mul_(2)
     assert torch.equal(NET[1].weight, weight)
 
 
 def test_a_notebook_gets_the_live_table(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = read_inputs(X, Y)
-    with prepared(NET, X, "cpu", 8, inputs.device) as subject:
+    with prepare(NET, X, "cpu", 8, inputs.device) as subject:
         attack = robbench.attack("fgsm", epsilon=0.1).attack
         plan = plan_run(subject, inputs, [attack], None, None, None, 0, keep_images=False)
-    assert isinstance(shown_progress(plan, (), True), PlainProgress)
+    assert isinstance(show_progress(plan, (), True), PlainProgress)
     monkeypatch.setattr("robbench.evaluation.measuring.find_spec", lambda _: object())
     monkeypatch.setattr("robbench.evaluation.measuring.Terminal", _Notebook)
-    assert isinstance(shown_progress(plan, (), True), LiveProgress)
+    assert isinstance(show_progress(plan, (), True), LiveProgress)
 
 
 class _Notebook(Terminal):

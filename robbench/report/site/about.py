@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from robbench import __version__
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.report.site.frame import ABOUT, body
 from robbench.report.site.groups import Site
 from robbench.report.site.page import Page, Part
@@ -65,7 +65,7 @@ def _run_line(run: Run) -> RunLine:
     states = Counter(cell_status(run, result)[0] for result in run.cells)
     parts = [f"{states['failed']} failed"] if states["failed"] else []
     if states["not run"]:
-        parts.append(f"partial: {states['ok']} of {counted(len(run.cells), 'cell')} done")
+        parts.append(f"partial: {states['ok']} of {count_noun(len(run.cells), 'cell')} done")
     return RunLine(
         name=run.folder.name,
         dataset=run.dataset,

@@ -7,7 +7,7 @@ from functools import cached_property
 from robbench.metrics.accuracy import CORRUPTION_ACCURACY
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_text
 from robbench.report.flow_page import FlowLine, flow_lines
-from robbench.report.gallery import NO_ORIGINALS, Strip, Triple, disputed, places, strips, triples
+from robbench.report.gallery import NO_ORIGINALS, Strip, Triple, places, sort_by_dispute, strips, triples
 from robbench.report.site import definitions, formulas
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
@@ -131,7 +131,7 @@ def _attack_page(group: Group, found: _Results, label: str) -> Page:
         strips=strip,
         no_images=reason,
         suspicions=_suspicions(results),
-        failed=_failed(group, results),
+        failed=_list_failed(group, results),
     )
     crumbs = (
         (group.title, group.board_path()),
@@ -193,21 +193,21 @@ def _images(
     """(model, path, triple) of some classifiers, or (model, strip) of flows; else why there are none."""
     stored = [r for r in results if len(r.rows) and r.rows["example"].notna().any()]
     if results[0].cell.attack.target == "flow":
-        lines = [(r.cell.model_name, s) for r in _spread(stored) for s in strips(group.run, [r])]
+        lines = [(r.cell.model_name, s) for r in _pick_evenly(stored) for s in strips(group.run, [r])]
         return [], lines, "" if lines else NO_IMAGES
     if group.originals is None:
         return [], [], NO_ORIGINALS
     turn = group.attack_labels.index(results[0].cell.attack.label)
-    order = places(disputed(stored), turn)
+    order = places(sort_by_dispute(stored), turn)
     shown = [
         (r.cell.model_name, group.model_path(r.cell.model_name), triple)
-        for r in _spread(stored)
+        for r in _pick_evenly(stored)
         for triple in triples(group.run, [r], group.originals, limit=1, order=order)
     ]
     return shown, [], "" if shown else NO_IMAGES
 
 
-def _spread(results: Sequence[CellResult]) -> list[CellResult]:
+def _pick_evenly(results: Sequence[CellResult]) -> list[CellResult]:
     """Up to SHOWN_MODELS of `results`, from the first to the last."""
     count = min(len(results), SHOWN_MODELS)
     return [results[k * (len(results) - 1) // max(count - 1, 1)] for k in range(count)]
@@ -218,7 +218,7 @@ def _suspicions(results: Sequence[CellResult]) -> list[tuple[str, str]]:
     return [(r.cell.model_name, text) for r in results for text in r.cell.doubts]
 
 
-def _failed(group: Group, results: Sequence[CellResult]) -> list[tuple[str, str, str]]:
+def _list_failed(group: Group, results: Sequence[CellResult]) -> list[tuple[str, str, str]]:
     """(model, status, reason) of the cells without a number."""
     found = [(r.cell.model_name, *cell_status(group.run, r)) for r in results]
     return [(name, status, reason) for name, status, reason in found if status != "ok"]
@@ -308,7 +308,7 @@ def _threat_page(group: Group, found: _Results, threat: str) -> Page:
         triples=shown,
         strips=strip,
         no_images=reason,
-        failed=_failed(group, results),
+        failed=_list_failed(group, results),
     )
     crumbs = ((group.title, group.board_path()),)
     return Page(

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from markupsafe import Markup
 
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.report.attack_lines import budget_text
 from robbench.report.data_card import data_card
 from robbench.report.site import downloads
@@ -102,7 +102,7 @@ def page(
         summary=_summary(group, board),
         lead=lead(board.accuracies) if board.accuracies and not board.is_union else None,
         comparable=len(group.classifiers) > 1,
-        tables=[rendered(table, number) for number, table in enumerate(board.tables, 1)],
+        tables=[render(table, number) for number, table in enumerate(board.tables, 1)],
         attacks=_by_strength(group, board),
         ranks=EXPLANATION,
         page_size=PAGE_SIZE,
@@ -134,13 +134,13 @@ def _summary(group: Group, board: Board) -> str:
 
 
 def _description(group: Group, board: Board) -> str:
-    models = counted(len({result.cell.model for result in board.results}), "model")
-    attacks = counted(len(board.attacks), "attack")
+    models = count_noun(len({result.cell.model for result in board.results}), "model")
+    attacks = count_noun(len(board.attacks), "attack")
     return f"{models} under {attacks}: {board.title} on {group.title}."
 
 
 # ----------------------------------------------------------------------------------------------------- tables
-def rendered(table: Table, number: int = 1) -> Rendered:
+def render(table: Table, number: int = 1) -> Rendered:
     """A table's rows as HTML; of one that is too large the first `PAGE_SIZE`, and all as JSON."""
     large = len(table.lines) > PLAIN_ROWS or len(table.lines) * len(table.columns) > PLAIN_CELLS
     shown = table.lines[:PAGE_SIZE] if large else table.lines

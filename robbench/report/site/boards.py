@@ -7,7 +7,7 @@ from dataclasses import replace
 from robbench.metrics.accuracy import CORRUPTION_ACCURACY
 from robbench.report.attack_lines import budget_text
 from robbench.report.site.board_likelihoods import flow_tables, score_table
-from robbench.report.site.facts import card_facts, known_columns
+from robbench.report.site.facts import card_facts, find_columns
 from robbench.report.site.groups import Group
 from robbench.report.site.page import slugs
 from robbench.report.site.ranks import Range, ranges
@@ -156,7 +156,7 @@ class _Accuracies:
     def table(self) -> Table:
         """The table."""
         known = {name: card_facts(self.group.card(name)) for name, _ in self.matrix.models}
-        columns = self._columns(list(known_columns(list(known.values()))))
+        columns = self._columns(list(find_columns(list(known.values()))))
         lines = [
             tuple(self._cell(column, name, defense, known[name]) for column in columns)
             for name, defense in self.matrix.models

@@ -27,8 +27,8 @@ from robbench.report.site.frame import (
     STYLE,
     Frame,
     Tab,
-    framed,
-    framed_together,
+    frame_page,
+    frame_together,
     script,
     search_index,
     style,
@@ -150,7 +150,7 @@ def _fill(folder: Path, site: Site, base_url: str) -> None:
     hosted = hosting.parts(pages, frame, site) if base_url else []
     sums = []
     for part in (*_assets(), Download(INDEX, utf8(search_index(pages)), "text/javascript"), *found, *hosted):
-        content = part.content if isinstance(part, Download) else utf8(framed(part, frame))
+        content = part.content if isinstance(part, Download) else utf8(frame_page(part, frame))
         path = folder / part.path
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as stream:  # two pages of one name would hide one of them
@@ -202,14 +202,14 @@ def run_page(run: Run, published: str = "") -> str:
 def _together(site: Site, start: str = "index.html") -> str:
     """The site as one page, which shows the page `start` first."""
     found = list(parts(site))
-    files, left = _inlined([part for part in found if isinstance(part, Download)])
+    files, left = _inline([part for part in found if isinstance(part, Download)])
     pages = [
         replace(part, body=Markup(without_links(part.body, left))) for part in found if isinstance(part, Page)
     ]
-    return framed_together(pages, files, start, frame_of(site))
+    return frame_together(pages, files, start, frame_of(site))
 
 
-def _inlined(files: Sequence[Download]) -> tuple[dict[str, str], frozenset[str]]:
+def _inline(files: Sequence[Download]) -> tuple[dict[str, str], frozenset[str]]:
     """Data URIs of the files by path, smallest first up to `INLINE`; and the paths that found no room."""
     room, uris = INLINE, {}
     for file in sorted(files, key=lambda file: (len(file.content), file.path)):
@@ -267,7 +267,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(
             f"--out {str(folder)!r} holds something else ({', '.join(content[:3])}); give a new or empty folder"
         )
-    foreign = sorted(_files(folder) - _listed(folder / MARKER) - {MARKER})
+    foreign = sorted(_files(folder) - _read_marker(folder / MARKER) - {MARKER})
     if foreign:
         raise UserError(
             f"--out {str(folder)!r} holds files that robbench did not write ({', '.join(foreign[:3])}); "
@@ -284,7 +284,7 @@ def _files(folder: Path) -> set[str]:
     }
 
 
-def _listed(marker: Path) -> set[str]:
+def _read_marker(marker: Path) -> set[str]:
     text = marker.read_text(encoding="utf-8", errors="replace")
     return {line.partition("  ")[2] for line in text.splitlines()}
 

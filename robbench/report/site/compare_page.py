@@ -161,18 +161,18 @@ class _Comparison:
     def leading(self) -> str:
         """The column that the page begins with: the first under which any model is ever right."""
         return next(
-            (key for key in self.columns if any(v.any() for v in self._held_under(key).values())),
+            (key for key in self.columns if any(v.any() for v in self._verdicts_under(key).values())),
             self.columns[0],
         )
 
-    def _held_under(self, key: str) -> dict[str, Verdicts]:
+    def _verdicts_under(self, key: str) -> dict[str, Verdicts]:
         n = self.group.run.n
         return {m.name: unpack(m.verdicts[key], n) for m in self.models if key in m.verdicts}
 
     @cached_property
     def _held(self) -> dict[str, Verdicts]:
         """Verdicts in the leading column of the models that have some, the best first."""
-        found = self._held_under(self.leading)
+        found = self._verdicts_under(self.leading)
         return dict(sorted(found.items(), key=lambda item: -int(item[1].sum())))
 
     @property

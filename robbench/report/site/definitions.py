@@ -23,13 +23,13 @@ class Definition:
 
 
 @cache
-def _shipped() -> dict[str, ThreatModel]:
+def _read_shipped() -> dict[str, ThreatModel]:
     return threat_models(None)
 
 
 def of_threat_model(attack: ResolvedAttack) -> Definition:
     """The threat model that `attack` stands under."""
-    model = _shipped().get(attack.threat_model)
+    model = _read_shipped().get(attack.threat_model)
     if model is None or (model.space, model.norm, model.target) != (attack.space, attack.norm, attack.target):
         return Definition("", note=OWN)
     content = model.model_dump(mode="json", exclude_defaults=True)
@@ -43,17 +43,17 @@ MANY = 40  # attacks of a threat model whose YAML is shortened
 
 def of_attack(attack: ResolvedAttack) -> Definition:
     """The named attack; its description only where the run's parameters are those of the shipped file."""
-    model = _shipped().get(attack.threat_model)
+    model = _read_shipped().get(attack.threat_model)
     spec = model.attacks.get(attack.name) if model else None
     if spec is None:
         return Definition("", note=OWN)
     text = _yaml({attack.name: spec.model_dump(mode="json", exclude_defaults=True)})
-    changed = _changed(attack, spec)
+    changed = _list_changes(attack, spec)
     note = f"Run with {', '.join(changed)} in the place of the file's." if changed else ""
     return Definition(spec.description, spec.reference, text, note)
 
 
-def _changed(attack: ResolvedAttack, spec: AttackSpec) -> list[str]:
+def _list_changes(attack: ResolvedAttack, spec: AttackSpec) -> list[str]:
     """Parameters that the run gave otherwise, as "steps = 50"."""
     given = {"algorithm": spec.algorithm, **spec.parameters}
     used = {"algorithm": attack.algorithm, **attack.parameters}

@@ -224,7 +224,7 @@ def _text(value: Value) -> str:
     return "" if value is None else repr(value) if isinstance(value, float) else str(value)
 
 
-def _shown(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _show(table: Table) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     return table.read or (table.columns, tuple(tuple(map(_text, line)) for line in table.lines))
 
 
@@ -264,7 +264,7 @@ def _type(values: Sequence[Value]) -> object:
 
 
 def _markdown(table: Table) -> bytes:
-    header, lines = _shown(table)
+    header, lines = _show(table)
     return utf8(f"{markdown_table(header, lines)}\n")
 
 
@@ -296,7 +296,7 @@ def latex(text: str) -> str:
 
 
 def _tex(table: Table) -> bytes:
-    header, lines = _shown(table)
+    header, lines = _show(table)
     alignment = "".join("l" if k < 2 else "r" for k in range(len(header)))
     rows = [" & ".join(map(latex, line)) + r" \\" for line in lines]
     long = len(lines) > 40

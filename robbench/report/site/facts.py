@@ -36,7 +36,7 @@ def card_facts(card: ModelCard | None) -> dict[str, Cell]:
     }
 
 
-def known_columns(found: Sequence[dict[str, Cell]]) -> Iterator[Column]:
+def find_columns(found: Sequence[dict[str, Cell]]) -> Iterator[Column]:
     """Those of `COLUMNS` that any model has something in."""
     for column in COLUMNS:
         if any(cells[column.key].text for cells in found):

@@ -103,18 +103,18 @@ def _where(page: Page) -> str:
     return ", ".join(filter(None, [WHAT.get(page.kind, ""), group]))
 
 
-def framed(page: Page, frame: Frame = Frame()) -> str:
+def frame_page(page: Page, frame: Frame = Frame()) -> str:
     """A page as a file of its own; style and script are files beside it."""
     if page.path == "404.html" and frame.base_url:  # it is shown at any address that leads nowhere
-        return linked(
-            _rendered("page.html.j2", page, frame), lambda target, rest: f"{frame.base_url}/{target}"
+        return replace_links(
+            _render("page.html.j2", page, frame), lambda target, rest: f"{frame.base_url}/{target}"
         )
-    return linked(
-        _rendered("page.html.j2", page, frame), lambda target, rest: relative(page.path, target) + _hash(rest)
+    return replace_links(
+        _render("page.html.j2", page, frame), lambda target, rest: relative(page.path, target) + _hash(rest)
     )
 
 
-def _rendered(template: str, page: Page, frame: Frame) -> str:
+def _render(template: str, page: Page, frame: Frame) -> str:
     folder = page.path.partition("/")[0]
     return (
         environment()
@@ -132,7 +132,7 @@ def _rendered(template: str, page: Page, frame: Frame) -> str:
     )
 
 
-def framed_together(pages: list[Page], files: dict[str, str], start: str, frame: Frame = Frame()) -> str:
+def frame_together(pages: list[Page], files: dict[str, str], start: str, frame: Frame = Frame()) -> str:
     """All pages in one file. files: downloads as data URIs, by path. start: path of the page that it shows first."""
     text = script()
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
@@ -158,7 +158,7 @@ def framed_together(pages: list[Page], files: dict[str, str], start: str, frame:
             catalog=CATALOG,
         )
     )
-    return linked(whole, address)
+    return replace_links(whole, address)
 
 
 def _hash(rest: str) -> str:
@@ -166,7 +166,7 @@ def _hash(rest: str) -> str:
     return f"#{rest}" if rest.startswith("?") else rest
 
 
-def linked(text: str, address: Address) -> str:
+def replace_links(text: str, address: Address) -> str:
     """`text` with every "site:" link replaced by `address(path, rest)`; rest: "", "#anchor" or "?state"."""
     return _LINK.sub(lambda m: f'{m[1]}="{address(m[2], m[3] or "")}"', text)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from robbench.cards import ModelCard
 from robbench.core.memory import Remembers
-from robbench.report.facts import completed
+from robbench.report.facts import complete
 from robbench.report.gallery import Originals
 from robbench.report.site.page import slug, slugs
 from robbench.results.rows import ModelResults, TableRow, models
@@ -121,7 +121,7 @@ class Group(Remembers):
 
     def card(self, model: str) -> ModelCard | None:
         """The card of a model, with what the shipped card of the same function says more."""
-        return completed(self.run.cards.get(model))
+        return complete(self.run.cards.get(model))
 
     def model_path(self, name: str) -> str:
         """Path of a model's page."""
@@ -199,7 +199,7 @@ def site_of(runs: Sequence[Run]) -> Site:
         else:
             home.append(run)
     titles = _titles([group[0] for group in collected])
-    names = _numbered(slug(_title(group[0])) for group in collected)
+    names = _number_names(slug(_title(group[0])) for group in collected)
     groups: list[Group] = []
     for name, title, group in zip(names, titles, collected, strict=True):
         groups += _with_sweep(Group(name, title, _union(group), tuple(group)))
@@ -263,7 +263,7 @@ def _size(run: Run) -> int:
     return len(run.cells)
 
 
-def _numbered(names: Iterable[str]) -> list[str]:
+def _number_names(names: Iterable[str]) -> list[str]:
     """Unique names: the second "digits" is "digits-2"."""
     counts: dict[str, int] = {}
     found = []

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from robbench import __version__
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.report.site import published
 from robbench.report.site.boards import boards
 from robbench.report.site.frame import body
@@ -70,7 +70,7 @@ def parts(site: Site) -> Iterator[Part]:
         shown=SHOWN,
         picture=_picture(site.groups),
         published=site.published,
-        **(_published(site) if site.published is None else {}),
+        **(_count_published(site) if site.published is None else {}),
     )
     yield Page("index.html", TITLE, "home", content, provenance=_provenance(site), description=summary(site))
 
@@ -78,9 +78,9 @@ def parts(site: Site) -> Iterator[Part]:
 def summary(site: Site) -> str:
     """What was measured, in a sentence."""
     cells = [result.cell for group in site.groups for result in group.run.cells]
-    models = counted(len({cell.model_sha256 for cell in cells}), "model")
-    attacks = counted(len({cell.attack.label for cell in cells}), "attack")
-    data = counted(len({group.run.dataset for group in site.groups}), "data set")
+    models = count_noun(len({cell.model_sha256 for cell in cells}), "model")
+    attacks = count_noun(len({cell.attack.label for cell in cells}), "attack")
+    data = count_noun(len({group.run.dataset for group in site.groups}), "data set")
     return f"{models} under {attacks} on {data}, measured sample by sample."
 
 
@@ -121,7 +121,7 @@ def _line(group: Group, board: Board) -> BoardLine:
     )
 
 
-def _published(site: Site) -> dict[str, object]:
+def _count_published(site: Site) -> dict[str, object]:
     """measured: how many published tables something was measured of; all: how many there are."""
     found = published.comparisons(site)
     return {

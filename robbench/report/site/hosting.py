@@ -61,10 +61,10 @@ def _picture(site: Site) -> bytes:
     tables = [(board.title, board.accuracies) for group in site.groups for board in boards(group)[:1]]
     drawn = [(title, t.scatter) for title, t in tables if t is not None and t.scatter is not None]
     title, scatter = max(drawn, key=lambda pair: len(pair[1].points), default=("", None))
-    return _drawn(title, scatter)
+    return _draw(title, scatter)
 
 
-def _drawn(title: str, scatter: Scatter | None) -> bytes:
+def _draw(title: str, scatter: Scatter | None) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 6.3), dpi=100, layout="constrained")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from robbench.metrics.verdicts import clean_correct
-from robbench.report.gallery import Originals, Triple, shown, triples
+from robbench.report.gallery import Originals, Triple, load_triples, triples
 from robbench.report.site.model_families import same_but
 from robbench.results.likelihood import steps_of
 from robbench.results.rows import complete
@@ -64,19 +64,19 @@ def levels(run: Run, results: Sequence[CellResult], originals: Originals) -> lis
 
 
 def _levels(run: Run, group: Sequence[CellResult], originals: Originals) -> Levels:
-    kept = [_kept(result) for result in group]
+    kept = [_select_rows(result) for result in group]
     together = set.intersection(*[set(rows.index) for rows in kept])
     broken = {i: sum(not rows.loc[i, "robust"] for rows in kept) for i in together}
     ids = sorted(together, key=lambda i: (-broken[i], i))[:LEVEL_SAMPLES]
     rows = []
     for i in ids:
         chosen = [(result, _row(result, i)) for result in group]
-        rows.append(LevelRow(i, tuple(shown(run, chosen, originals, SIDE))))
+        rows.append(LevelRow(i, tuple(load_triples(run, chosen, originals, SIDE))))
     names = tuple((r.cell.attack.label, _level(r.cell.attack.parameters["levels"])) for r in group)
     return Levels(names, tuple(rows))
 
 
-def _kept(result: CellResult) -> pd.DataFrame:
+def _select_rows(result: CellResult) -> pd.DataFrame:
     """Rows with an image, of samples right before the attack, by sample id."""
     rows = result.rows
     kept = rows[rows["example"].notna() & clean_correct(rows)]

@@ -6,11 +6,11 @@ from functools import cached_property
 
 from markupsafe import Markup
 
-from robbench.core.counting import counted
+from robbench.core.counting import count_noun
 from robbench.metrics.accuracy import NEAR_TIE, ROBUST_ACCURACY
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_words, nll_flows
 from robbench.report.flow_page import NO_SHOTS, flow_section, nll_parts
-from robbench.report.gallery import NO_EXAMPLES, NO_ORIGINALS, Triple, disputed, places
+from robbench.report.gallery import NO_EXAMPLES, NO_ORIGINALS, Triple, places, sort_by_dispute
 from robbench.report.site.boards import boards
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
@@ -117,7 +117,7 @@ class Pages:
 
     @cached_property
     def _disputed(self) -> list[int]:
-        return disputed(self._group.run.cells)
+        return sort_by_dispute(self._group.run.cells)
 
     def classifier(self, model: ModelResults) -> Page:
         """The page of a classifier."""
@@ -138,7 +138,7 @@ class Pages:
             "models": len(self._ranks),
             "intervals": " ".join(filter(None, [wording.measures(rows), wording.INTERVALS])),
             "near_tie": NEAR_TIE,
-            **self._counted(corruptions.without_corruptions(model)),
+            **self._count(corruptions.without_corruptions(model)),
             "notes": notes(rows),
             "signs": signs(model.cells),
             "checks": CHECKS,
@@ -155,7 +155,7 @@ class Pages:
             "corruption_caption": corruptions.CAPTION,
         }
 
-    def _counted(self, model: ModelResults) -> dict[str, object]:
+    def _count(self, model: ModelResults) -> dict[str, object]:
         """Curves, classes and what was broken together. model: without cells on corrupted images."""
         run, searched = self._group.run, model.cells
         done = complete(run, searched)
@@ -167,7 +167,7 @@ class Pages:
             "classes": class_table(run, searched, names),
             "class_names": names,
             "confusions": confused,
-            "opened": _opened(confused, self._board),
+            "opened": _choose_open(confused, self._board),
             "largest_matrix": LARGEST_MATRIX,
             "together": together(run, searched, self._board.title),
             "ensembles": ensembles(done),
@@ -209,7 +209,7 @@ class Pages:
             "defense": model.first.cell.defense,
             "card": self._group.card(model.name),
             "sha256": model.first.cell.model_sha256,
-            "unfinished": unfinished(run, model.cells),
+            "unfinished": list_unfinished(run, model.cells),
             "n_attacks": len(model.cells),
             "copy_button": True,
         }
@@ -222,7 +222,7 @@ class Pages:
             body=content,
             crumbs=((self._group.title, self._group.board_path()),),
             provenance=provenance(self._group, model.cells),
-            description=f"{model.name} on {self._group.run.dataset} under {counted(len(model.cells), 'attack')}.",
+            description=f"{model.name} on {self._group.run.dataset} under {count_noun(len(model.cells), 'attack')}.",
         )
 
 
@@ -325,7 +325,7 @@ def _ranks(board: Board) -> dict[str, str]:
     return {line[0].text: line[place].text for line in table.lines if line[place].kind == "rank"}
 
 
-def _opened(found: Sequence[Confusion], board: Board) -> str:
+def _choose_open(found: Sequence[Confusion], board: Board) -> str:
     """The attack whose confusions are open at first: that of the leaderboard which left the fewest right."""
     labels = {attack.label for attack in board.attacks}
     mine = [one for one in found if one.label in labels] or list(found)
@@ -364,7 +364,7 @@ def notes(rows: Sequence[TableRow]) -> list[str]:
     return [line.partition(", ")[2] for line in wording.problems(plain)]
 
 
-def unfinished(run: Run, results: Sequence[CellResult]) -> list[tuple[str, str, str]]:
+def list_unfinished(run: Run, results: Sequence[CellResult]) -> list[tuple[str, str, str]]:
     """(attack, status, reason) of the cells that have no number."""
     states = [(result.cell.attack.label, *cell_status(run, result)) for result in results]
     return [(label, status, reason) for label, status, reason in states if status != "ok"]

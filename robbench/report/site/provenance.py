@@ -23,11 +23,11 @@ def provenance(
         ("Seed", f"{group.run.seed}, of the draw of test images and of the attacks"),
         ("Runs", ", ".join(_runs(group, records))),
         ("Versions", wording.versions(group.run)),
-        ("Engine", _listed(dict.fromkeys(record.engine for record in records), "engines")),
+        ("Engine", _list(dict.fromkeys(record.engine for record in records), "engines")),
         ("Device", _devices(records)),
         ("Computing time", duration(sum(result.cell.seconds for result in chosen))),
-        ("Weights", _listed(_weights(records), "models")),
-        ("Flow", _listed(_flows(records), "flows")),
+        ("Weights", _list(_weights(records), "models")),
+        ("Flow", _list(_flows(records), "flows")),
     ]
     lines = _commands(group, records) if commands is None else commands
     return Provenance(tuple(lines), tuple((name, text) for name, text in facts if text))
@@ -69,7 +69,7 @@ def _flows(records: Sequence[CellRecord]) -> dict[str, None]:
     return dict.fromkeys(f"{flow.name} sha256 {flow.sha256}" for flow in flows)
 
 
-def _listed(entries: dict[str, None], noun: str) -> str:
+def _list(entries: dict[str, None], noun: str) -> str:
     if len(entries) > NAMED:
         return f"{len(entries)} {noun}; their hashes are in the tables to download"
     return "; ".join(entries)

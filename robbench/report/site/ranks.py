@@ -25,13 +25,17 @@ def ranges(run: Run, models: Sequence[ModelResults], labels: Sequence[str]) -> d
 
     Only models on which every one of `labels` is complete have a rank: over fewer attacks a worst case looks better.
     """
-    held = {model.name: verdicts for model in models if (verdicts := _held(run, model, labels)) is not None}
+    held = {
+        model.name: verdicts
+        for model in models
+        if (verdicts := _worst_verdicts(run, model, labels)) is not None
+    }
     if not held:
         return {}
     return dict(zip(held, rank_ranges(np.stack(list(held.values())), ALPHA), strict=True))
 
 
-def _held(run: Run, model: ModelResults, labels: Sequence[str]) -> Verdicts | None:
+def _worst_verdicts(run: Run, model: ModelResults, labels: Sequence[str]) -> Verdicts | None:
     """Whether each sample stands against all attacks; None where one is missing."""
     requested = set(labels)
     done: list[CellResult] = complete(run, (r for r in model.cells if r.cell.attack.label in requested))

@@ -181,13 +181,18 @@ def best_first(
     average = keys.index(AVERAGE) if AVERAGE in keys else place
 
     def position(line: tuple[Cell, ...]) -> tuple[float, ...]:
-        first = 0.0 if rank is None else _signed(line[rank], 1)
-        return (first, line[place].kind == "partial", _signed(line[place], -1), _signed(line[average], -1))
+        first = 0.0 if rank is None else _sort_value(line[rank], 1)
+        return (
+            first,
+            line[place].kind == "partial",
+            _sort_value(line[place], -1),
+            _sort_value(line[average], -1),
+        )
 
     yield from sorted(lines, key=position)
 
 
-def _signed(cell: Cell, sign: int) -> float:
+def _sort_value(cell: Cell, sign: int) -> float:
     return math.inf if not isinstance(cell.order, float) else sign * cell.order
 
 

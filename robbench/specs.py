@@ -310,10 +310,12 @@ def resolve_attack(
     epsilon: float | None = None,
     eta: float | None = None,
     steps: int | None = None,
+    target: str | int | None = None,
 ) -> ResolvedAttack:
     """The attack called `name` with the budget of `dataset`, or with the given budgets and steps.
 
-    dataset: "" for none. An attack that does not iterate ignores `steps`. `UserError` for a budget beyond the diameter
+    dataset: "" for none. target: "random", "least-likely" or a class, for a targeted attack. An attack that does not
+    iterate ignores `steps`. `UserError` for a budget beyond the diameter
     of the box of the data set's images; where their shape is unknown, the attack checks it later.
     """
     name = attack_name(name, models)
@@ -353,6 +355,9 @@ def resolve_attack(
     if steps is not None and "steps" in parameters:
         parameters = {**parameters, "steps": steps}
         label += f"@{steps}steps"
+    if target is not None:
+        parameters = {**parameters, "target": target}
+        label += f"@to-{target}"
     return ResolvedAttack(
         name=name,
         label=label,

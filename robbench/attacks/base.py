@@ -30,6 +30,7 @@ from robbench.attacks.codec import FlowCodec, FlowProbe, probe_flow, regroup
 from robbench.attacks.named import ATTACKS, NamedAttack
 from robbench.attacks.search.decision import losses, margins, predictions
 from robbench.attacks.search.geometry import SampleNoise, norm_of
+from robbench.attacks.search.goals import Target, choose_targets
 from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.search.progress import tell
 from robbench.attacks.search.spaces import Codec, SearchSpace
@@ -67,6 +68,8 @@ class Outcome:
         adversarial: images [N,C,H,W] in [0,1].
         witness: perturbations that an example is rendered from, by name (latent: "lambda" [N,D]); empty for balls of
             pixels.
+        targets: class that a targeted attack had to reach, [N] int64; None for untargeted ones. reached: [N] bool, the
+            attacked image is classified as the target; a target that is the label cannot be reached.
         diagnostics: counts that show whether the model may be hard to attack for the wrong reasons.
     """
 
@@ -88,6 +91,8 @@ class Outcome:
     counts_exact: bool
     adversarial: Tensor
     witness: dict[str, Tensor]
+    targets: Tensor | None = None
+    reached: Tensor | None = None
     diagnostics: Diagnostics = field(default_factory=Diagnostics)
 
     @property
@@ -202,11 +207,14 @@ class Attack(NamedAttack):
             flow = self._check_flow(victim, samples)
             clean = victim.clean_logits(samples.x)
             require_labels(samples.y, clean.shape[1])
+            targets = self._targets(clean, samples, settings.seed)
             alive = self._to_search(clean, samples.y)
+            if targets is not None:
+                alive &= targets != samples.y
             self._require_latent_budget(victim, samples, alive)
             with victim.lean_search(samples.x), victim.audit_forwards(audit):
                 probed = self._probe_gradients(victim, samples, alive, settings)
-                found = self._search_rows(victim, samples, alive, clean.argmax(1), settings)
+                found = self._search_rows(victim, samples, alive, clean.argmax(1), targets, settings)
             adversarial = self._verify(victim, samples, found, alive, settings.seed)
             if flow is not None:
                 flow.repeat()
@@ -215,6 +223,9 @@ class Attack(NamedAttack):
             searched = Searched(samples.x, adversarial, samples.y, clean, logits, claimed)
             rescored = check_afterwards(victim, state, passed, audit, searched)
         outcome = self._outcome(samples, clean, rescored.logits, adversarial, found)
+        if targets is not None:
+            outcome.targets = targets
+            outcome.reached = (outcome.predictions == targets) & (targets != samples.y)
         gaps = Diagnostics(batch_gap=max(passed.gap, rescored.gap), batch_flips=rescored.flips)
         seen = diagnose(
             self.spec,
@@ -240,6 +251,11 @@ class Attack(NamedAttack):
         if len(rows):
             x, y = samples.x[rows].to(victim.device), samples.y[rows].to(victim.device)
             require_latent_budget(self.spec, self.flow, x, y)
+
+    def _targets(self, clean: Tensor, samples: Samples, seed: int) -> Tensor | None:
+        """The classes [N] to reach, from clean logits [N,K]; None for an untargeted attack."""
+        rule: Target | None = getattr(self.parameters, "target", None)
+        return None if rule is None else choose_targets(rule, clean, samples.y, samples.ids, seed)
 
     def _to_search(self, clean: Tensor, y: Tensor) -> Tensor:
         """Which samples with clean logits [N,K] are searched, [N] bool."""
@@ -278,6 +294,7 @@ class Attack(NamedAttack):
         samples: Samples,
         alive: Tensor,
         clean_predictions: Tensor,
+        targets: Tensor | None,
         settings: SearchSettings,
     ) -> Candidates:
         """`search` on the rows `alive` [N] bool, spread over all rows; the others keep their clean image."""
@@ -288,7 +305,8 @@ class Attack(NamedAttack):
         tell(done=len(alive) - len(rows))
         if len(rows):
             x, y, clean = (t[rows].to(victim.device) for t in (samples.x, samples.y, clean_predictions))
-            task = Task(samples.ids[rows], x, y, clean, settings.seed, settings.batch_size)
+            aims = None if targets is None else targets[rows].to(victim.device)
+            task = Task(samples.ids[rows], x, y, clean, settings.seed, settings.batch_size, aims)
             part = self.search(victim, task)
             check_tensor(self.spec, part.adversarial, task.x, task.ids)
             full.forwards[rows] += victim.draws * victim.verdicts

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from markupsafe import Markup
 from pydantic import BaseModel
 
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, spell_argument
 from robbench.core.registry import Registry
 from robbench.core.schema import Strict, validate
 from robbench.specs import ModelKind, ResolvedAttack, Semantics
@@ -47,10 +47,20 @@ class NamedAttack(ABC):
                 f"attack {spec.name!r}: its algorithm {spec.algorithm!r} attacks a {self.target} and threat model "
                 f"{spec.threat_model!r} a {spec.target}; correct `target` in the threat model's YAML"
             )
+        if "target" in spec.parameters and "target" not in self.Parameters.model_fields:
+            raise UserError(
+                f"attack {spec.name!r} has no targeted version; leave out {spell_argument('target')}, or name one of "
+                f"PGD, APGD or C&W (pgd20, apgd-ce, apgd-t, cw-l2)"
+            )
         self.parameters: Any = validate(spec.parameters, self.Parameters, f"attack {spec.name!r}, parameters")
         # Defaults filled in: what is recorded and hashed is what runs, also after a default changes.
-        filled = {"parameters": self.parameters.model_dump(mode="json")}
-        self.spec = spec.model_copy(update={**filled, "semantics": self.declared_semantics(self.parameters)})
+        filled = self.parameters.model_dump(mode="json")
+        if (
+            filled.get("target") is None
+        ):  # untargeted cells keep the address they had before there were targets
+            filled.pop("target", None)
+        semantics = self.declared_semantics(self.parameters)
+        self.spec = spec.model_copy(update={"parameters": filled, "semantics": semantics})
 
     @classmethod
     def declared_semantics(cls, parameters: Any) -> Semantics:

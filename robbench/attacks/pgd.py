@@ -11,9 +11,10 @@ from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search import engine
 from robbench.attacks.search.geometry import Start
+from robbench.attacks.search.goals import Target
 from robbench.attacks.search.spaces import Codec, ImageSpace, SearchSpace
 from robbench.attacks.victim import Victim
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, spell_argument
 from robbench.core.mathml import length, math, row, sub, under
 from robbench.core.schema import Strict
 from robbench.specs import Norm, ResolvedAttack, Semantics
@@ -33,6 +34,7 @@ class GradientParameters(Strict):
         early_stop: stop at the first misclassified iterate.
         label_source: label in the loss, the true one or the clean prediction (verdicts always use the true one). With
             the prediction the last iterate is returned: early_stop is off and restarts is 1.
+        target: class to reach, or how it is chosen per sample (`goals.choose_targets`); None for untargeted.
     """
 
     steps: int = Field(gt=0)
@@ -43,6 +45,7 @@ class GradientParameters(Strict):
     momentum: float | None = None
     early_stop: bool = True
     label_source: LabelSource = "true"
+    target: Target | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -81,8 +84,10 @@ def search_words(spec: ResolvedAttack, budget: str, *more: str) -> str:
     ]
     settings = ", ".join(filter(None, parts)) + ". ℓ: cross-entropy; Π: projection onto the set."
     predicted = label_letter(spec) == "k"
+    target = p.get("target")
+    aim = f"Targeted ({target}): the loss of the class to reach descends." if target is not None else ""
     label = "k: the model's own clean prediction in the place of the true label." if predicted else ""
-    return " ".join(filter(None, [settings, *more, label]))
+    return " ".join(filter(None, [settings, *more, label, aim]))
 
 
 class GradientAttack(Attack):
@@ -104,9 +109,15 @@ class GradientAttack(Attack):
                 f"true label; give early_stop: false and restarts: 1"
             )
 
+        if p.target is not None and p.label_source == "predicted":
+            raise UserError(
+                f"attack {spec.name!r} moves away from the prediction and cannot aim at a class; leave out "
+                f"{spell_argument('target')}"
+            )
+
     @property
     def raises_cross_entropy(self) -> bool:
-        return True
+        return self.parameters.target is None
 
     @abstractmethod
     def space(self) -> SearchSpace:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.forward import SearchForward
+from robbench.attacks.search.goals import goal_margins
 from robbench.attacks.search.progress import tell
 from robbench.attacks.trust.model_call import call_model
 from robbench.core.errors import UserError
@@ -137,10 +138,12 @@ class Victim:
             self._listener.note(x, out)
         return out
 
-    def margins(self, x: Tensor, labels: Tensor) -> Tensor:
-        """Margins [n] of a clean fp32 forward of images on the device."""
+    def margins(self, x: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Margins [n] of a clean fp32 forward of images on the device; with targets [n], how far these are from being
+        reached (`goal_margins`)."""
         with torch.no_grad():
-            return margins(self._average_forwards(x), labels)
+            logits = self._average_forwards(x)
+        return margins(logits, labels) if targets is None else goal_margins(logits, targets)
 
     def loss_gradient(self, x: Tensor, labels: Tensor) -> Tensor:
         """Gradient [n,C,H,W] of the cross-entropy at images on the device, through the search's forward. `RuntimeError`

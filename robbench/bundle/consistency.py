@@ -128,14 +128,28 @@ def _classifier_rules(run: Run, result: CellResult) -> Rules:
     yield from _size_rules(cell, rows, run)
     yield from _count_rules(cell, rows)
     yield from _likelihood_rules(cell, rows)
+    yield from _target_rules(cell, rows)
+
+
+def _target_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
+    """A targeted attack's rows have a target, and it is reached where it is the prediction and not the label."""
+    if "target" not in rows:
+        return
+    there = rows["target"].notna()
+    aimed = cell.attack.parameters.get("target") is not None
+    yield "target is missing, or there without a targeted attack", (there != aimed).to_numpy(dtype=np.bool_)
+    reached = (rows["prediction"] == rows["target"]) & (rows["label"] != rows["target"])
+    said = rows["reached"].fillna(False).astype(bool)
+    yield "reached contradicts prediction and target", (there & (said != reached)).to_numpy(dtype=np.bool_)
 
 
 def _label_rules(rows: pd.DataFrame, classes: int) -> Rules:
     for name in select_names("class"):
         if name in rows:
             least = np.where(_not_finite(rows), -1, 0) if name == "prediction" else 0
-            values = rows[name].to_numpy()
-            yield f"{name} is no class", ~((values >= least) & (values < classes))
+            values = rows[name]
+            outside = ~((values >= least) & (values < classes))
+            yield f"{name} is no class", (outside & values.notna()).to_numpy(dtype=np.bool_)
 
 
 def _not_finite(rows: pd.DataFrame) -> Mask:

@@ -129,6 +129,11 @@ def main(debug: bool) -> None:
 @click.option("--eta", "etas", multiple=True, help="Latent budgets instead of the data set's.")
 @click.option("--steps", multiple=True, help="Steps instead of those of iterative attacks: 10,20,50.")
 @click.option(
+    "--target",
+    type=Text(),
+    help="Targeted attacks: random or least-likely wrong class per sample, or the number of a class.",
+)
+@click.option(
     "--likelihood-dtype",
     type=click.Choice(("float32", "float64")),
     help="In what flows score attacked images.  [default: float32]",

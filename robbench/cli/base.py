@@ -188,6 +188,19 @@ def counts(option: str, values: Sequence[str]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(value for value in found.values() if value is not None))
 
 
+def target_class(text: str | None) -> str | int | None:
+    """What `--target` names: "random", "least-likely", or the number of a class; None where it is not given."""
+    plain = None if text is None else text.strip().lower()
+    number_of_class = None if plain is None else whole_number(plain)
+    if plain in (None, "random", "least-likely"):
+        return plain
+    if number_of_class is None:
+        raise UserError(
+            f"--target {plain[:40]} is no target; give random, least-likely, or the number of a class (0, 1, ...)"
+        )
+    return number_of_class
+
+
 def seeds(option: str, values: Sequence[str]) -> tuple[int, ...]:
     """Whole numbers of at least 0 from comma lists and repeated flags."""
     texts = names(option, values)

@@ -37,7 +37,7 @@ RUN = {
     ),
     "Data": ("data", "data-dir", "like", "size", "seed"),
     "Models": ("weights", "zoo", "checkpoints"),
-    "Attacks": ("eta", "steps", "flow", "threat-models", "likelihood-dtype", "likelihood-draws"),
+    "Attacks": ("eta", "steps", "target", "flow", "threat-models", "likelihood-dtype", "likelihood-draws"),
     "Computing": (
         *("batch-size", "threads", "compile", "backend", "ray-address", "gpus-per-cell"),
         *("resume", "keep-examples"),

@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from robbench.cli.base import budgets, counts, example_count, names, print_paths
+from robbench.cli.base import budgets, counts, example_count, names, print_paths, target_class
 from robbench.core.places import check_output_folder
 from robbench.core.terminal import Terminal, print_line
 from robbench.report.files import publish
@@ -36,6 +36,7 @@ def build_request(options: Mapping[str, Any]) -> RunRequest:
         epsilons=budgets("--epsilon", options["epsilons"]),
         etas=budgets("--eta", options["etas"]),
         steps=counts("--steps", options["steps"]),
+        target=target_class(options["target"]),
         likelihood_dtype=options["likelihood_dtype"],
         likelihood_draws=options["likelihood_draws"],
         **settings(options),

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from robbench.attacks import Attack, Outcome, Victim, build_attack
-from robbench.attacks.search.decision import margins
+from robbench.attacks.search.decision import margins, predictions
 from robbench.attacks.search.geometry import norm_of
+from robbench.attacks.search.goals import Target
 from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.trust.context import own_context
 from robbench.attacks.trust.suspicions import RobbenchWarning
@@ -29,8 +30,13 @@ from robbench.specs import Norm, ResolvedAttack
 
 
 class AttackedImages(NamedTuple):
-    """What `Attacker.run` returns. images: adversarial [N,C,H,W]. success: [N] bool, whether the model is wrong on them
-    (a tie is wrong). distances: float32 [N], from the clean images, in `Attacker.norm`. All on the device of x."""
+    """What `Attacker.run` returns, all on the device of x.
+
+    Attributes:
+        images: adversarial, [N,C,H,W].
+        success: [N] bool, whether the model is wrong on them (a tie is wrong); of a targeted attack, sees the target.
+        distances: float32 [N], from the clean images, in `Attacker.norm`.
+    """
 
     images: Tensor
     success: Tensor
@@ -80,7 +86,10 @@ class Attacker:
             back = images.detach().to("cpu", torch.float32)
             with attack_mode(victim.module), full_precision():
                 victim.draws = self.attack.verdict_forwards
-                success = ~(margins(victim.attacked_logits(back, inputs.labels), inputs.labels) > 0)
+                logits = victim.attacked_logits(back, inputs.labels)
+                success = ~(margins(logits, inputs.labels) > 0)
+                if outcome.targets is not None:
+                    success = (predictions(logits) == outcome.targets) & (outcome.targets != inputs.labels)
             distances = norm_of(back - inputs.images, self.norm)
         self._warn(outcome)
         return AttackedImages(images, success.to(inputs.device), distances.to(inputs.device))
@@ -118,6 +127,7 @@ def attack(
     eta: Budget | None = None,
     dataset: str | None = None,
     flow: GivenFlow = None,
+    target: Target | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     batch_size: int = 256,
@@ -125,15 +135,16 @@ def attack(
     """The attack called `name` (`robbench list attacks`), as a function of model, images and labels.
 
     epsilon, eta: its budget, 0.031 or "8/255", in [0,1] pixels and raw latent units; dataset: whose budget and default
-    flow to use instead. flow: a flow, or the name of one in the zoo, for latent and joint attacks. seed, device,
-    batch_size: as of `evaluate`. `UserError` in one line for anything that does not fit.
+    flow to use instead. target: "random" or "least-likely" wrong class, or a class number, for a targeted attack.
+    flow: a flow, or the name of one in the zoo, for latent and joint attacks. seed, device, batch_size: as of
+    `evaluate`. `UserError` in one line for anything that does not fit.
     """
     with python_arguments(), own_context():
         if not isinstance(name, str):
             raise UserError(
                 f"name={name!r} is no name of an attack (robbench list attacks); give one, as in 'pgd20'"
             )
-        specs = resolve_attacks(name, dataset, epsilon, eta)
+        specs = resolve_attacks(name, dataset, epsilon, eta, target)
         if len(specs) != 1:
             raise UserError(
                 f"robbench.attack takes one attack and one budget, and these are {len(specs)}; give one each"

@@ -42,9 +42,14 @@ class FlowInUse:
 
 
 def resolve_attacks(
-    attacks: str | Sequence[str], dataset: str | None, epsilon: Budgets, eta: Budgets
+    attacks: str | Sequence[str],
+    dataset: str | None,
+    epsilon: Budgets,
+    eta: Budgets,
+    target: str | int | None = None,
 ) -> list[ResolvedAttack]:
-    """Every attack under every budget, each once. attacks: names or groups, in a list or with commas between them."""
+    """Every attack under every budget, each once. attacks: names or groups, in a list or with commas between them;
+    target: of targeted attacks."""
     epsilons, etas = read_budgets("epsilon", epsilon), read_budgets("eta", eta)
     if dataset is not None and dataset not in dataset_names():
         raise unknown_name(
@@ -53,7 +58,7 @@ def resolve_attacks(
     known = threat_models()
     names = expand_groups(_names(attacks), known)
     found = [
-        resolve_attack(name, dataset or "", known, one_epsilon, one_eta)
+        resolve_attack(name, dataset or "", known, one_epsilon, one_eta, target=target)
         for one_epsilon, one_eta, name in product(epsilons or (None,), etas or (None,), names)
     ]
     refuse_unused_budgets(found, epsilons, etas)

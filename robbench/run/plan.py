@@ -158,7 +158,9 @@ def _resolve_attacks(request: RunRequest) -> list[ResolvedAttack]:
     known = threat_models(request.threat_models)
     settings = product(request.epsilons or (None,), request.etas or (None,), request.steps or (None,))
     resolved = (
-        resolve_attack(name, _dataset_with_budgets(name, request, known), known, epsilon, eta, steps)
+        resolve_attack(
+            name, _dataset_with_budgets(name, request, known), known, epsilon, eta, steps, request.target
+        )
         for (epsilon, eta, steps), name in product(list(settings), expand_groups(request.attacks, known))
     )
     attacks = [importance_weighted(attack, request.likelihood_draws or 1) for attack in resolved]

@@ -88,6 +88,8 @@ LEDGER_COLUMNS: dict[ModelKind, tuple[Column, ...]] = {
         Column("counts_exact", _BOOL, "flag", "counts_exact"),
         _EXAMPLE,
         Column("witness", _BYTES, "image", nullable=True, since=2),
+        Column("target", _INT, "class", "targets", "class", nullable=True, since=3),
+        Column("reached", _BOOL, "verdict", "reached", nullable=True, since=3),
     ),
     "flow": (
         *_SAMPLE,

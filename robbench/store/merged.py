@@ -247,11 +247,9 @@ def _different_rows(one: "pd.DataFrame", other: "pd.DataFrame") -> int:
     first, second = (rows[rows["sample_id"].isin(shared)].sort_values("sample_id") for rows in (one, other))
     different = np.zeros(len(shared), dtype=np.bool_)
     for name in (name for name in _EXACT if name in first):
-        a, b = (
-            np.asarray(rows[name].fillna("") if name == "broken_by" else rows[name])
-            for rows in (first, second)
-        )
-        different |= a != b
+        absent, missing = (rows[name].isna().to_numpy(dtype=np.bool_) for rows in (first, second))
+        unequal = np.asarray(first[name]) != np.asarray(second[name])
+        different |= (absent != missing) | (unequal & ~absent)
     for name in (name for name in _ROUNDED if name in first):
         mine, theirs = (np.asarray(rows[name], dtype=np.float64) for rows in (first, second))
         different |= ~np.isclose(mine, theirs, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)

@@ -26,6 +26,7 @@ from robbench.attacks.search.geometry import (
     put,
     stands_still,
 )
+from robbench.attacks.search.goals import goal_margins
 from robbench.attacks.search.inner import error_log_odds, temper_logits
 from robbench.attacks.search.spaces import State
 from robbench.attacks.search.task import Task
@@ -74,7 +75,8 @@ class APGD(Search):
 
     norm: linf, l2 or l1; epsilon in [0,1] pixels. name: of the component. stream: key of the random numbers,
     "ATTACK/COMPONENT"; together with `restart` and `target` it determines the start. target: for targeted losses, 1 for
-    the most likely wrong class of the clean image, 2 for the next one. budget: iterations per random start, shared by
+    the most likely wrong class of the clean image, 2 for the next one, unless the task has targets, which only they can
+    break a sample then. budget: iterations per random start, shared by
     the phases where there are several. large_radii (l1 only): 3/10 of them at 3 epsilon, 3/10 at 2 epsilon, the rest at
     epsilon, each phase from the best point of the one before; only the last phase can break a sample. eot_iterations:
     forwards averaged per iterate (loss, gradient and logits), for randomised models. For models that are not
@@ -121,7 +123,9 @@ class APGD(Search):
         self.timetable = self.timetable.to(task.x.device)
         radius = self.timetable.radius[:1].expand(len(task.x))
         state = {**fresh_state(task.x), "x": task.x, "y": task.y}
-        if self.target is not None:
+        if task.targets is not None:
+            state["target"] = state["aim"] = task.targets
+        elif self.target is not None:
             state["target"] = self._targets(victim, task)
             state["forwards"] += self.eot_iterations
         state |= self.rule.begin(task.x, radius)
@@ -136,7 +140,8 @@ class APGD(Search):
         logits, loss, gradient = self._score(victim, state)
         still = stands_still(gradient)
         point, live = state["point"], ~state["broken"] & (state["iteration"] < self.iterations)
-        margin = margins(logits, state["y"]).masked_fill(~now.counts, float("inf"))
+        margin = goal_margins(logits, state["aim"]) if "aim" in state else margins(logits, state["y"])
+        margin = margin.masked_fill(~now.counts, float("inf"))
         note(state, point, margin, self.iterations)
         loss = self._keep_best(state, loss, gradient, now, live)
         back = self.rule.adapt(state, loss, now) & live

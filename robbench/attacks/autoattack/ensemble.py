@@ -7,10 +7,10 @@ none of them can overstate robustness; reports/autoattack/ measures parity with 
 
 # ruff: noqa: RUF001 - the letters of formulas are meant
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from robbench.attacks.autoattack.apgd import APGD, LEAST_CLASSES, Loss
@@ -19,6 +19,7 @@ from robbench.attacks.autoattack.square import Square
 from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search.active import Search, run_search, still_robust
+from robbench.attacks.search.goals import Target
 from robbench.attacks.trust.diagnosis import PROBED, cross_entropy
 from robbench.attacks.trust.suspicions import Diagnostics
 from robbench.attacks.victim import RANDOMISED_VERDICTS, Victim
@@ -52,10 +53,21 @@ class StandardBudgets(Strict):
 
 class AutoAttackParameters(StandardBudgets):
     """components: run in this order. eot_iterations: forwards averaged per APGD iterate and per verdict, for randomised
-    models (20 in the reference's "rand" version)."""
+    models (20 in the reference's "rand" version). target: class to reach, or how it is chosen (`goals.choose_targets`),
+    for apgd-ce and apgd-t; None for untargeted, where APGD-T and FAB-T try several classes."""
 
     components: tuple[Component, ...] = STANDARD
     eot_iterations: int = Field(default=1, gt=0)
+    target: Target | None = None
+
+    @model_validator(mode="after")
+    def _components_can_aim(self) -> Self:
+        rest = [name for name in self.components if name not in ("apgd-ce", "apgd-t")]
+        if self.target is not None and rest:
+            raise ValueError(
+                f"component {rest[0]} has no targeted version; name apgd-ce or apgd-t alone with a target"
+            )
+        return self
 
 
 def margin_objective(spec: ResolvedAttack) -> Objective:
@@ -84,6 +96,8 @@ class AutoAttack(Attack):
     @property
     def raises_cross_entropy(self) -> bool:
         """Only APGD-CE climbs the cross-entropy, and of several components the last one returns its image."""
+        if self.parameters.target is not None:
+            return False
         return list(self.parameters.components) == ["apgd-ce"]
 
     @property
@@ -106,6 +120,8 @@ class AutoAttack(Attack):
         restarts, targets = p.apgd_restarts, p.target_classes
         phases = 2 if p.large_radii else 0  # each phase scores its own start
         apgd = k + phases
+        if p.target is not None:  # one class, which is known without a forward
+            targets = p.apgd_restarts
         forwards = {
             "apgd-ce": (apgd + 1) * restarts,
             "apgd-dlr": (apgd + 1) * restarts,
@@ -160,7 +176,9 @@ class AutoAttack(Attack):
 
     def _component_searches(self, component: Component, classes: int) -> Iterator[Search]:
         p: AutoAttackParameters = self.parameters
-        if component == "square":
+        if p.target is not None:
+            yield from self._targeted_searches(component, classes)
+        elif component == "square":
             yield Square(self.spec.norm, self.spec.radius, self._stream(component), p.square_queries)
         elif component == "fab-t":
             for target in range(1, min(p.fab_target_classes, classes - 1) + 1):
@@ -179,6 +197,12 @@ class AutoAttack(Attack):
         else:
             for restart in range(p.apgd_restarts):
                 yield self._apgd(component, "ce" if component == "apgd-ce" else "dlr", None, restart)
+
+    def _targeted_searches(self, component: Component, classes: int) -> Iterator[Search]:
+        """Searches that aim at the task's targets, one per restart."""
+        ranked = component == "apgd-t" and classes >= LEAST_CLASSES["dlr-targeted"]
+        for restart in range(self.parameters.apgd_restarts):
+            yield self._apgd(component, "dlr-targeted" if ranked else "ce-targeted", 1, restart)
 
     def _apgd(self, component: Component, loss: Loss, target: int | None, restart: int) -> APGD:
         p: AutoAttackParameters = self.parameters

@@ -27,9 +27,10 @@ class Search(ABC):
     """One iterative search. Its state is a dictionary of tensors with the sample as first dimension.
 
     `RESERVED` entries of the state: adversarial: the admissible image [n,C,H,W] to return if the sample left now.
-    broken: [n] bool, a forward misclassified that image; broken_at: at which iteration. iteration: [n] int64,
-    iterations done. forwards, backwards: [n] int64, model calls. zero_gradients: [n] int64, backwards whose gradient
-    was zero everywhere. A finished sample may stay for a few more steps, in which `note` does not change its results.
+    broken: [n] bool, a forward misclassified that image (as the state's "aim" [n], where there is one); broken_at: at
+    which iteration. iteration: [n] int64, iterations done. forwards, backwards: [n] int64, model calls. zero_gradients:
+    [n] int64, backwards whose gradient was zero everywhere. A finished sample may stay for a few more steps, in which
+    `note` does not change its results.
 
     Attributes:
         name: of the attack, part of the key of its random numbers.
@@ -124,7 +125,8 @@ def _confirm(victim: Victim, state: State) -> None:
     claimed = state["broken"].nonzero().squeeze(1)
     if not len(claimed):
         return
-    right = victim.margins(state["adversarial"][claimed], state["y"][claimed]) > 0
+    aims = state["aim"][claimed] if "aim" in state else None
+    right = victim.margins(state["adversarial"][claimed], state["y"][claimed], aims) > 0
     state["forwards"][claimed] += victim.draws
     state["broken"][claimed[right]] = False
 
@@ -152,11 +154,13 @@ def _record(search: Search, found: Candidates, state: State, rows: Tensor) -> No
 
 
 def still_robust(victim: Victim, task: Task, found: Candidates, rows: Tensor) -> Tensor:
-    """The `rows` whose image in `found` a clean forward, which is counted, classifies correctly."""
+    """The `rows` whose image in `found` a clean forward, which is counted, classifies correctly; of a targeted attack,
+    those that have not reached their target."""
     kept = []
     for part in chunks(rows, task.batch_size):
         where = part.to(task.x.device)
-        right = victim.margins(found.adversarial[where], task.y[where]) > 0
+        aims = None if task.targets is None else task.targets[where]
+        right = victim.margins(found.adversarial[where], task.y[where], aims) > 0
         found.forwards[part] += victim.draws
         kept.append(part[right.cpu()])
     return torch.cat(kept) if kept else rows

@@ -1,7 +1,8 @@
 """Gradient ascent in a search space, as a search of the active set: what PGD, MIM, latent and joint attacks run.
 
-They climb the cross-entropy. What is differentiated is `error_log_odds` of the tempered logits (`temper_logits`): it
-has the same ascent directions, does not saturate, and does not depend on the scale of very large or small logits.
+They climb the cross-entropy, or descend that of a target class. What is differentiated is `error_log_odds` of the
+tempered logits (`temper_logits`): it has the same ascent directions, does not saturate, and does not depend on the
+scale of very large or small logits.
 
 With early stopping a sample leaves at its first misclassified iterate; a robust sample gets all its steps. Noise is
 keyed by sample id.
@@ -15,6 +16,7 @@ from torch import Tensor
 from robbench.attacks.search.active import Search, fresh_state, note, run_search, still_robust
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import SampleNoise, normalise, per_sample, put, stands_still
+from robbench.attacks.search.goals import goal_margins
 from robbench.attacks.search.inner import error_log_odds, gradients, temper_logits
 from robbench.attacks.search.spaces import SearchSpace, State
 from robbench.attacks.search.task import Candidates, Task
@@ -59,6 +61,8 @@ class GradientSearch(Search):
         state = self.space.start(task.x, task.y, noise)
         target = task.clean_predictions if self.plan.label_source == "predicted" else task.y
         state |= {"target": target, **fresh_state(task.x)}
+        if task.targets is not None:
+            state["aim"] = task.targets
         if self.plan.momentum is not None:
             state |= {f"momentum/{name}": torch.zeros_like(state[name]) for name in self.space.perturbations}
         return state | {f"witness/{name}": torch.zeros_like(state[name]) for name in self.witnesses}
@@ -69,6 +73,8 @@ class GradientSearch(Search):
         def loss(image: Tensor) -> Tensor:
             out = self._logits(victim, image)
             found.append((image.detach(), out.detach()))
+            if "aim" in state:
+                return -error_log_odds(temper_logits(out, state["aim"]), state["aim"])
             return error_log_odds(temper_logits(out, state["target"]), state["target"])
 
         ascent, state = gradients(self.space, state, loss)
@@ -99,7 +105,8 @@ class GradientSearch(Search):
 
     def _note(self, state: State, image: Tensor, logits: Tensor) -> None:
         before = state["broken"]
-        note(state, image.clamp(0.0, 1.0), margins(logits, state["y"]), self.iterations)
+        margin = goal_margins(logits, state["aim"]) if "aim" in state else margins(logits, state["y"])
+        note(state, image.clamp(0.0, 1.0), margin, self.iterations)
         fresh = state["broken"] & ~before
         for name in self.witnesses:
             kept = state[f"witness/{name}"]

@@ -34,6 +34,7 @@ class Task:
         x, y: images [n,C,H,W] in [0,1] and labels [n].
         clean_predictions: classes of the clean images as scored by the base class, [n].
         seed, batch_size: see `SearchSettings`.
+        targets: classes [n] that a targeted attack must reach; None for untargeted ones.
     """
 
     ids: Tensor
@@ -42,6 +43,7 @@ class Task:
     clean_predictions: Tensor
     seed: int
     batch_size: int = 256
+    targets: Tensor | None = None
 
     def part(self, rows: Tensor) -> "Task":
         """The task of `rows` [m] alone, which are on the CPU."""
@@ -52,6 +54,7 @@ class Task:
             x=self.x[where],
             y=self.y[where],
             clean_predictions=self.clean_predictions[where],
+            targets=None if self.targets is None else self.targets[where],
         )
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from robbench.store import columns
 
 COLUMN = columns.Column(
-    "surprise", pa.float32(), "score", "cross_entropy", "nats", nullable=True, since=3, reference="surprise"
+    "surprise", pa.float32(), "score", "cross_entropy", "nats", nullable=True, since=4, reference="surprise"
 )
 columns.LEDGER_COLUMNS["classifier"] += (COLUMN,)
 
@@ -24,7 +24,7 @@ def main(zoo: Path, before: Path, out: Path) -> None:
     from robbench.store.merged import conflicts
     from robbench.store.shards import SCHEMA_VERSION, SCHEMAS
 
-    assert SCHEMA_VERSION == 3
+    assert SCHEMA_VERSION == 4
     assert SCHEMAS["classifier"].names[-1] == "surprise"
     assert "surprise" not in SCHEMAS["flow"].names
 

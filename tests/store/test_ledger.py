@@ -143,7 +143,7 @@ def stated(table: pa.Table, version: bytes, writer: bytes = b"0.1.0") -> pa.Tabl
         (lambda t: t.append_column("extra", pa.array([1])), "other columns"),
         (lambda t: t.set_column(1, "label", pa.array([1], pa.int32())), "other columns"),
         (lambda t: t.replace_schema_metadata(), "schema version none"),
-        (lambda t: stated(t, b"0"), "schema version 0, not one of 1, 2"),
+        (lambda t: stated(t, b"0"), "schema version 0, not one of 1, 2, 3"),
         (lambda t: stated(t, b"1"), "other columns"),
         (lambda t: stated(t.drop_columns(["witness"]), b"2"), "other columns"),
         (lambda t: stated(t, "\u0663".encode()), "schema version"),

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from robbench.core.errors import UserError
+from robbench.store.columns import LEDGER_COLUMNS
 from robbench.store.ledger import Ledger, load_run
 from robbench.store.records import CellRecord
 from robbench.store.shards import (
@@ -157,10 +158,13 @@ def test_other_schema(tmp_path: Path, change: object, reason: str) -> None:
         read_shard(path, CELL)
 
 
+LATER = [column.name for column in LEDGER_COLUMNS["classifier"] if column.since > 1]
+
+
 def first_schema(path: Path) -> None:
-    """Make the shard at `path` what a robbench of ledger schema 1 wrote: no witnesses, another digest, no writer."""
+    """Make the shard at `path` what a robbench of ledger schema 1 wrote: no later column, digest or writer."""
     table = pq.read_table(path)
-    old = table.drop_columns(["witness"]) if "witness" in table.column_names else table
+    old = table.drop_columns([name for name in LATER if name in table.column_names])
     kept = {k: v for k, v in table.schema.metadata.items() if k.startswith(b"robbench.")}
     del kept[b"robbench.version"]
     digest = hashlib.sha256(repr(old.to_pydict()).encode()).hexdigest().encode()
@@ -174,9 +178,10 @@ def test_a_shard_of_the_first_schema(tmp_path: Path) -> None:
     assert "witness" not in pq.read_table(path).column_names
     shard = read_shard(path, CELL)
     assert shard.table.schema.equals(LEDGER_SCHEMA, check_metadata=False)
-    assert shard.table["witness"].to_pylist() == [None] * 3
-    expected = rows([5, 1, 9]).drop_columns(["witness"])
-    assert shard.table.drop_columns(["witness"]).replace_schema_metadata().equals(expected)
+    for name in LATER:
+        assert shard.table[name].to_pylist() == [None] * 3
+    expected = rows([5, 1, 9]).drop_columns(LATER)
+    assert shard.table.drop_columns(LATER).replace_schema_metadata().equals(expected)
 
 
 def test_a_newer_shard_is_left_alone(tmp_path: Path) -> None:
@@ -185,12 +190,12 @@ def test_a_newer_shard_is_left_alone(tmp_path: Path) -> None:
     ledger.write_shard(CELL, 0, rows([1, 2]), 0.1)
     path = ledger.cell_folder(CELL) / shard_name(0, [1, 2])
     table = pq.read_table(path).append_column("later", pa.array([1, 2]))
-    pq.write_table(stated(table, b"3", writer=b"4.5.6"), path)
+    pq.write_table(stated(table, b"4", writer=b"4.5.6"), path)
     moved: list[Path] = []
     with pytest.raises(NewerLedgerError) as caught:
         ledger.shards(CELL, lambda found, reason: moved.append(found))
     assert moved == []
-    text = f"{path}: written by a newer robbench (ledger schema 3); robbench >= 4.5.6 can read it"
+    text = f"{path}: written by a newer robbench (ledger schema 4); robbench >= 4.5.6 can read it"
     assert str(caught.value).startswith(text)
 
 

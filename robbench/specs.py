@@ -59,6 +59,21 @@ class Budget(Strict):
         return value
 
 
+class BestTrained(Strict):
+    """ATA: accuracy in percent at each calibrated budget of the best of the models that were adversarially trained
+    against the attack.
+
+    Attributes:
+        accuracies: one per budget.
+        target: what the attack aimed at ("random"); None for untargeted.
+        source: of the numbers.
+    """
+
+    accuracies: tuple[float, ...]
+    target: str | None = None
+    source: str
+
+
 class AttackSpec(Strict):
     """A named attack under a threat model: an algorithm of the registry and its parameters.
 
@@ -67,6 +82,7 @@ class AttackSpec(Strict):
         norm: of the perturbation, where it differs from the threat model's.
         budgets: by data set, where they differ from the threat model's.
         calibrated: by data set, further budgets in rising order: an attack each, called NAME-1, NAME-2, ...
+        ata: by data set, the best accuracies at the calibrated budgets.
         parameters: of the algorithm.
         description, reference: texts for people.
     """
@@ -75,6 +91,7 @@ class AttackSpec(Strict):
     norm: Norm | None = None
     budgets: dict[str, Budget] = Field(default_factory=dict)
     calibrated: dict[str, tuple[float, ...]] = Field(default_factory=dict)
+    ata: dict[str, BestTrained] = Field(default_factory=dict)
     parameters: dict[str, Any] = Field(default_factory=dict)
     description: str = ""
     reference: str = ""
@@ -86,6 +103,7 @@ class AttackSpec(Strict):
             self.model_copy(
                 update={
                     "calibrated": {},
+                    "ata": {},
                     "budgets": {
                         dataset: Budget(epsilon=budgets[place])
                         for dataset, budgets in self.calibrated.items()

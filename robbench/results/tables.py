@@ -16,7 +16,7 @@ from robbench.metrics.accuracy import (
     count_near_ties,
 )
 from robbench.metrics.verdicts import clean_correct, right_under_attack, robust, shown_verdicts
-from robbench.results import corruptions
+from robbench.results import corruptions, unforeseen
 from robbench.results.parity import parity_note
 from robbench.results.perturbation import frechet_rows
 from robbench.results.rows import (
@@ -203,6 +203,7 @@ def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) 
     for result in model.cells:
         rows += _attack_rows(run, result)
     rows += corruptions.mean_rows(run, model)
+    rows += unforeseen.uar_rows(run, model)
     if (own := corruptions.without_corruptions(model)).cells:
         rows += _worst_case_rows(run, adversaries(own.cells), adversaries(attacks))
         rows.append(_average_row(run, own, attacks))

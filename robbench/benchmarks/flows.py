@@ -247,7 +247,6 @@ def saved_bytes(bench: Bench, name: str) -> int:
     return sum(sizes.values())
 
 
-# ------------------------------------------------------------------------------------------ processes
 def serve(case: Case, threads: int, only: str | None = None) -> None:
     """A worker process: prints its implementations, then times each whose name it reads."""
     torch.set_num_threads(threads)

@@ -73,7 +73,6 @@ def _count_rows(rows: pd.DataFrame, mask: Mask, text: str) -> str:
     return f"{int(mask.sum())} of {len(rows)} rows: {text} (first sample {first})"
 
 
-# ------------------------------------------------------------------------------------------------------- cells
 def _samples(run: Run, cell: CellRecord, rows: pd.DataFrame) -> list[str]:
     if cell.status == "ok" and len(rows) != run.n:
         return [f"status is ok with {len(rows)} of {run.n} rows"]
@@ -112,7 +111,6 @@ def _check_shared(cells: tuple[CellResult, ...]) -> list[str]:
     return problems
 
 
-# --------------------------------------------------------------------------------------------------- classifiers
 Rules = Iterator[tuple[str, Mask]]
 
 
@@ -198,7 +196,6 @@ def _likelihood_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
         yield f"{name} is there without a flow", rows[name].notna().to_numpy(dtype=np.bool_)
 
 
-# --------------------------------------------------------------------------------------------------- all cells
 def _flow_rules(run: Run, result: CellResult) -> Rules:
     rows = result.rows
     yield from _label_rules(rows, len(run.class_names))

@@ -81,7 +81,6 @@ def batch_sizes(n: int, largest: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys((first, max(1, first // 3))))
 
 
-# ---------------------------------------------------------------------------------------------------- classifiers
 def classifier_findings(
     run: Run,
     model: LoadedModel,
@@ -273,7 +272,6 @@ def _count_text(rows: pd.DataFrame, mask: Mask, what: str) -> str:
     return f"{int(mask.sum())} of {len(rows)} {what} are others (first sample {first})"
 
 
-# ----------------------------------------------------------------------------------------------------- likelihood
 def classifier_likelihood(
     run: Run, result: CellResult, source: CleanImages, flow: FrozenFlow | None, batch_size: int
 ) -> Iterator[Finding]:

@@ -108,7 +108,6 @@ def _pairs(subject: str, *pairs: tuple[str, object, object]) -> list[Difference]
     return [Difference(subject, what, str(a), str(b)) for what, a, b in pairs if a != b]
 
 
-# --------------------------------------------------------------------------------------------- the same cells
 def other_rows(runs: PairedRuns) -> list[OtherRows]:
     """The cells that have one hash in both runs and not the same rows."""
     pairs = [pair for pair in runs.cells if pair.ok and pair.a.cell.hash == pair.b.cell.hash]

@@ -22,14 +22,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from robbench.compare.keys import Budget
 from robbench.core.errors import UserError
 from robbench.core.spreadsheet import plain_cell
 from robbench.results import corruptions
 from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE, RowStatus, TableRow
 
-Budget = float | Literal["none"] | None
 REQUIRED = ("dataset", "model", "attack", "metric", "value")
 
 

@@ -131,7 +131,6 @@ def _refuse_unknown(kind: str, requested: Sequence[str], present: Iterable[str])
             raise unknown_name(f"{kind} in either run", name, known)
 
 
-# ----------------------------------------------------------------------------------------------- for machines
 def document(diff: RunDiff) -> dict[str, Any]:
     """Everything as plain values for JSON: every number, every sample id."""
     runs = diff.runs

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from robbench.compare.keys import Key
 from robbench.core.errors import UserError
 from robbench.core.resources import write_atomically
 from robbench.core.schema import Strict, parse_json, validate
@@ -65,8 +66,8 @@ class CellIdentity(Strict):
     search_precision: str
 
     @property
-    def key(self) -> tuple[str, str]:
-        return self.model, self.attack.label
+    def key(self) -> Key:
+        return Key(self.model, self.attack.label)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -107,11 +108,11 @@ class CellSamples:
 
 @dataclass(frozen=True)
 class Samples:
-    """A run, or a reference run, sample by sample. cells: by (model, label of the attack)."""
+    """A run, or a reference run, sample by sample. cells: by model and label of the attack."""
 
     path: Path
     identity: Identity
-    cells: dict[tuple[str, str], CellSamples]
+    cells: dict[Key, CellSamples]
 
 
 def of_run(run: Run) -> Samples:
@@ -162,17 +163,12 @@ def _rows(identity: CellIdentity, rows: "pd.DataFrame") -> "pd.DataFrame":
     return frame.reset_index(drop=True)
 
 
-# ---------------------------------------------------------------------------------------------------- the file
 def write_reference(samples: Samples, path: Path, reason: str) -> Entry:
     """Write `samples` to `path` atomically, keeping the history of a file that is there; returns the new entry.
 
     `UserError` for a run with failed or incomplete cells, and for a file that is no reference.
     """
-    bad = [
-        f"{model} x {attack} ({cell.problem})"
-        for (model, attack), cell in samples.cells.items()
-        if cell.problem
-    ]
+    bad = [f"{key.model} x {key.attack} ({c.problem})" for key, c in samples.cells.items() if c.problem]
     if bad:
         raise UserError(
             f"{samples.path} is no reference: {len(bad)} cells are incomplete, first {bad[0]}; complete the run"

@@ -17,7 +17,6 @@ SplitName = Literal["train", "validation", "test"]
 Layout = Literal["NHW", "NHWC", "NCHW"]
 
 
-# ------------------------------------------------------------------------------------------- what a run records
 class SplitCard(Strict):
     """n: images. sha256: over name, shape, grey levels, ids, labels and pixels of the split."""
 
@@ -43,7 +42,6 @@ class DatasetCard(Strict):
     splits: dict[SplitName, SplitCard]
 
 
-# -------------------------------------------------------------------------------------- what a user's folder says
 class SplitFiles(Strict):
     """Where a split lies, relative to the card: an npz file, or a folder of class folders. sha256: of the file's bytes;
     of a folder, see `robbench.data.images.folder_sha256`."""

@@ -105,7 +105,6 @@ def _list_unchecked(module: nn.Module) -> Iterator[str]:
         yield "model is a function without a torch.nn.Module: no eval mode and no weights could be checked"
 
 
-# ------------------------------------------------------------------------------------------------- the model's output
 def _with_logits(module: nn.Module, images: Tensor) -> tuple[nn.Module, tuple[str, ...]]:
     """The module, or one that takes the logits out of what it returns for `images`, with a note that says so."""
     try:
@@ -147,7 +146,6 @@ def _first(out: Any) -> Any:
     return out[0]
 
 
-# ------------------------------------------------------------------------------------------------ as it was found
 @contextmanager
 def preserve(module: nn.Module) -> Iterator[None]:
     """Afterwards modes, flags, devices, gradients, hooks, parameters and buffers of `module` are what they were, also
@@ -201,7 +199,6 @@ def _random_states(device: torch.device) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-# ------------------------------------------------------------------------------------------------------- identity
 def fingerprint(module: nn.Module) -> str:
     """sha256 over what a module computes, as far as Python shows it: classes, code of their forwards, plain attributes,
     tensors; of a function its code and what it refers to. Not proof: whoever relies on it compares outputs too."""

@@ -124,7 +124,6 @@ class ExperimentPlan:
         )
 
 
-# ----------------------------------------------------------------------------------------------------- planning
 def plan_experiment(request: ExperimentRequest, folder: Path) -> ExperimentPlan:
     """The plan of a request, checked before any computation; `UserError` for bad input. Reads `folder` and the zoo,
     writes nothing."""
@@ -308,13 +307,11 @@ def _recorded_identity(card: ModelCard) -> dict[str, object]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------ folder
 def claim(plan: ExperimentPlan) -> None:
     """Write the identity of the experiment into its folder."""
     write_text_atomically(plan.folder / IDENTITY_FILE, dump_yaml(identity(plan.request)))
 
 
-# ---------------------------------------------------------------------------------------------------- training
 def train_absent(
     plan: ExperimentPlan, train: Callable[[TrainRequest], Path], tell: Callable[[str], None]
 ) -> dict[str, str]:

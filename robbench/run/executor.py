@@ -229,7 +229,6 @@ class _Driver:
             left.fail(0, ShardFailure(error, ""))
             self._end_if_done(left)
 
-    # ---------------------------------------------------------------------------------------------- what is missing
     def _tasks(self) -> Iterator[ShardTask]:
         """The missing shards, cell after cell; a cell starts when its first shard is requested."""
         for cell in self._in_order():
@@ -297,7 +296,6 @@ class _Driver:
         shards = self.ledger.shards(cell, _ignore)
         self.ledger.supersede([shard.path for shard in shards if not set(shard.ids).isdisjoint(block)])
 
-    # ------------------------------------------------------------------------------------------ start, store and end
     def _start(self, cell: _OpenCell) -> None:
         self._place.require()
         self._open[cell.number] = cell

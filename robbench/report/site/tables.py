@@ -137,7 +137,6 @@ NAME = Column("model", "model", number=False, first="asc", narrow=True, fixed=Tr
 DEFENSE = Column("defense", "defense", number=False, first="asc", facet=True)
 
 
-# --------------------------------------------------------------------------------------------------------- cells
 def score_cell(row: TableRow | None) -> Cell:
     """An accuracy."""
     if row is None:
@@ -196,7 +195,6 @@ def _sort_value(cell: Cell, sign: int) -> float:
     return math.inf if not isinstance(cell.order, float) else sign * cell.order
 
 
-# ------------------------------------------------------------------------------------------------------- leaders
 @dataclass(frozen=True)
 class Lead:
     """The model that leads a leaderboard. name, worst, clean: its cells; ties: those not told apart from it."""

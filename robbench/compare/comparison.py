@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from robbench.statistics.paired import MeanDifference
 
 Correction = Literal["holm", "none"]
-CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 Value = str | int | float | bool | None
 # The most urgent first. Tables and reference runs: pass, fail, not run; two runs: the others.
 Verdict = Literal[

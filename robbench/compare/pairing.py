@@ -21,7 +21,13 @@ Ids = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CellPair:
-    """One (model, attack) in both runs; rows of the common samples by sample id, empty on a side that is not whole."""
+    """One (model, attack) in both runs.
+
+    Attributes:
+        a, b: the cells.
+        status_a, status_b: whether each is whole, and why not.
+        rows_a, rows_b: rows of the common samples by sample id; empty on a side that is not whole.
+    """
 
     a: CellResult
     b: CellResult
@@ -51,7 +57,14 @@ class CellPair:
 
 @dataclass(frozen=True)
 class PairedRuns:
-    """Two runs of one data set. ids: samples of both, sorted. cells: of both, in A's order. only_a, only_b: others."""
+    """Two runs of one data set.
+
+    Attributes:
+        a, b: the runs.
+        ids: samples of both, sorted.
+        cells: those of both, in A's order.
+        only_a, only_b: the others.
+    """
 
     a: Run
     b: Run

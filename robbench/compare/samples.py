@@ -54,8 +54,17 @@ COLUMNS = tuple(SAMPLES.names[1:])
 
 
 class CellIdentity(Strict):
-    """What the rows of a cell depend on. model_hash: `ModelCard.function_hash`. flow_sha256: of the flow the attack
-    searches through, "" without one. engine: recorded and shown, not compared: what it did is."""
+    """What the rows of a cell depend on.
+
+    Attributes:
+        model: its name.
+        attack: with every number filled in.
+        model_hash: `ModelCard.function_hash`.
+        flow_sha256: of the flow that the attack searches through; "" without one.
+        engine: recorded and shown, not compared: what it did is.
+        precision: in which verdicts are computed.
+        search_precision: in which the attack searches.
+    """
 
     model: str
     attack: ResolvedAttack
@@ -67,6 +76,7 @@ class CellIdentity(Strict):
 
     @property
     def key(self) -> Key:
+        """What the cell corresponds to in another run."""
         return Key(self.model, self.attack.label)
 
     @property
@@ -84,7 +94,15 @@ class Entry(Strict):
 
 
 class Identity(Strict):
-    """What all rows of a reference depend on."""
+    """What all rows of a reference depend on.
+
+    Attributes:
+        schema_version: of the file's metadata.
+        dataset, dataset_revision, seed, n: which samples.
+        versions: of the libraries that wrote the rows; not compared.
+        cells: in the order of the column `cell`.
+        history: every writing of the file, the first one first.
+    """
 
     schema_version: Literal[1] = 1
     dataset: str

@@ -20,7 +20,7 @@ from robbench.attacks.victim import full_precision
 from robbench.core.device import resolve_device
 from robbench.core.errors import UserError
 from robbench.core.stops import reraise_stop
-from robbench.models.functions import FunctionModel, as_module
+from robbench.models.functions import FunctionModel, as_module, read_cell
 from robbench.models.state import ModelState
 
 Model = nn.Module | Callable[[Tensor], Any]
@@ -249,20 +249,13 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(code := getattr(value, "__code__", None), CodeType):
         names, cells = getattr(value, "__globals__", {}), getattr(value, "__closure__", None) or ()
         used = [names[name] for name in code.co_names if name in names and not _is_library(names[name])]
-        return [code, value.__defaults__, value.__kwdefaults__, used, [_content(cell) for cell in cells]]
+        return [code, value.__defaults__, value.__kwdefaults__, used, [read_cell(cell) for cell in cells]]
     if _is_library(value):
         return []
     return [
         getattr(vars(type(value)).get("__call__"), "__code__", None),
         dict(getattr(value, "__dict__", {})),
     ]
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a name that was never assigned
-        return None
 
 
 def _is_library(value: Any) -> bool:

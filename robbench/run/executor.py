@@ -38,10 +38,11 @@ SHOW_EVERY = 0.5  # seconds
 
 
 class Backend(Protocol):
-    """Computes shards. longest_first: whether it takes cells by decreasing cost rather than in plan order."""
+    """Computes shards."""
 
     @property
-    def longest_first(self) -> bool: ...
+    def longest_first(self) -> bool:
+        """Whether it takes cells by decreasing cost rather than in plan order."""
 
     def results(self, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardRows | ShardFailure]]:
         """Every task with its result, in any order. Tasks are taken from the iterator when there is room for them."""

@@ -39,9 +39,17 @@ BATCH_TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order di
 
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX file that robbench can take. original: the model with its weights; proto: the same in operators that can
-    be converted. batch: the fixed batch size, or None. sides: (channels, height, width), None where the graph leaves
-    one open. classes: of the output, None where open."""
+    """An ONNX file that robbench can take.
+
+    Attributes:
+        path: the file.
+        original: the model with its weights.
+        proto: the same in operators that can be converted.
+        batch: the fixed batch size, or None.
+        sides: (channels, height, width), None where the graph leaves one open.
+        classes: of the output, None where open.
+        sha256: of the file.
+    """
 
     path: Path
     original: Any
@@ -53,6 +61,7 @@ class Graph:
 
     @property
     def where(self) -> str:
+        """How messages name the graph."""
         return f"--model 'onnx:{self.path}'"
 
     @property

@@ -56,6 +56,7 @@ class Published:
 
     @property
     def qualified(self) -> str:
+        """As after "robustbench:", "cifar10/Linf/NAME"."""
         return f"{self.dataset}/{self.threat}/{self.name}"
 
     @property

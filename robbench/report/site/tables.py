@@ -112,8 +112,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Board:
-    """A page of tables. title: "linf, ε = 0.2"; results: the cells that it is about; is_union: of several threat
-    models."""
+    """A page of tables.
+
+    Attributes:
+        path: of the page in the site.
+        title: "linf, ε = 0.2".
+        tables: in the order shown.
+        results: the cells that it is about.
+        corruption_tables: error by corruption and severity; empty without corrupted images.
+        is_union: whether it is of several threat models.
+    """
 
     path: str
     title: str

@@ -95,7 +95,7 @@ def classifier_findings(
     """
     scorer = _Scorer(model.module, device, batch_size, len(run.class_names))
     with full_precision():
-        yield from _clean_findings(run, scorer, results, source)
+        yield from _clean_findings(scorer, results, source)
         for result in results:
             stored = stored_examples(run, result, source)
             if len(stored.rows):
@@ -140,9 +140,7 @@ class _Scorer:
         return False
 
 
-def _clean_findings(
-    run: Run, scorer: _Scorer, results: Sequence[CellResult], source: CleanImages
-) -> Iterator[Finding]:
+def _clean_findings(scorer: _Scorer, results: Sequence[CellResult], source: CleanImages) -> Iterator[Finding]:
     """Findings on clean predictions and margins of all rows; each sample is scored once for all cells."""
     rows = pd.concat([result.rows[["sample_id", "label"]] for result in results]).drop_duplicates("sample_id")
     rows = rows[source.has([int(i) for i in rows["sample_id"]])].sort_values("sample_id")

@@ -34,7 +34,7 @@ class Job:
         member: its name in the experiment.
         request, outlined: the training, and its outline.
         dataset: training data.
-        train_samples, full_samples: number of training images, here and at scale 1.
+        train_samples: number of training images.
         requires: name of the job whose flow it uses.
         finished: the model where it exists; else None.
     """
@@ -45,7 +45,6 @@ class Job:
     outlined: Outline
     dataset: Dataset
     train_samples: int
-    full_samples: int
     requires: str | None
     finished: ZooEntry | None
 
@@ -257,7 +256,7 @@ def _job(
     if full_outline.kind == "flow":
         smaller |= scale.flow_size(full_outline.architecture.arguments)
     train = replace(train, overrides={**spec.settings, **smaller})
-    return Job(name, member, train, outline(train), dataset, samples, full, flow.name if flow else None, None)
+    return Job(name, member, train, outline(train), dataset, samples, flow.name if flow else None, None)
 
 
 def _find_finished(job: Job, entries: Mapping[str, ZooEntry], jobs: Mapping[str, Job]) -> ZooEntry | None:

@@ -31,7 +31,6 @@ NAME, ARCHITECTURE, SEEDS = "mnist-fgsm", "convex-small-cnn", (0, 1, 2)
 EPSILON, STEP = 0.3, 0.375  # of training (Wong, Rice and Kolter 2020, "Fast is better than free")
 
 
-# -------------------------------------------------------------------------------------------------------- training
 def train(out: Path, data_dir: Path, epochs: int) -> None:
     """Train the network and write its folder, a card beside a state dict, anew after every epoch."""
     dataset, folder = load_dataset("mnist", data_dir), out / NAME
@@ -88,7 +87,6 @@ def _card(folder: Path) -> dict[str, object]:
     }
 
 
-# ----------------------------------------------------------------------------------------------- simulated precisions
 def rounded(x: Tensor) -> Tensor:
     """x in float32, rounded to the 10 mantissa bits of TF32, ties to even; NaN and infinities stay."""
     bits = x.contiguous().view(torch.int32)

@@ -36,7 +36,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 RESERVED_ATTACKS = ("clean", "worst-case", "average")
 
 
-# ---------------------------------------------------------------------------------------------- threat models
 class Budget(Strict):
     """Budget of an attacker. epsilon: image radius in [0,1] pixels; eta: latent radius in raw z units."""
 

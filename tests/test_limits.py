@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robbench.core.errors import UserError
 from robbench.core.npz import npz_names, read_npz
 from robbench.core.numerals import number, whole_number
+from robbench.core.resources import data_root
 from robbench.core.schema import DEEPEST, parse_json, parse_yaml, validate_json
 from robbench.specs import ThreatModel
 
@@ -49,6 +51,13 @@ def test_yaml_that_is_larger_than_its_text_is_refused(text: str, reason: str) ->
         parse_yaml(text, "card.yaml")
     assert str(caught.value).startswith("card.yaml: ")
     assert "\n" not in str(caught.value)
+
+
+def test_shipped_files_are_read_as_pyyaml_reads_them() -> None:
+    """libyaml's scanner and composition in Python, against the loader that is Python alone."""
+    for path in sorted((data_root() / "threat_models").glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        assert parse_yaml(text, str(path)) == yaml.safe_load(text)
 
 
 def test_a_few_aliases_are_fine() -> None:

@@ -81,7 +81,6 @@ def _coarse_to_fine(
     return h
 
 
-# ------------------------------------------------------------------------------------------ Glow
 def freia_glow(flow: Flow, frozen: bool) -> Peer:
     """One AllInOneBlock per step, in its forward direction: coupling, scale and offset, 1x1 convolution."""
     from FrEIA.modules import AllInOneBlock
@@ -207,7 +206,6 @@ class _WithContext(nn.Module):
         return cast(Tensor, self.net(h if context is None else torch.cat([h, context], dim=1)))
 
 
-# ------------------------------------------------------------------------------------------ conditional flow
 def _blocks(flow: Flow) -> list[CouplingBlock]:
     return list(cast(Sequence[CouplingBlock], flow.transform.steps))
 

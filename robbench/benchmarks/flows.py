@@ -153,6 +153,7 @@ class Bench:
 def decode_and_backward(
     decode: Decode, levels: Levels, y: Tensor | None, cotangent: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """Decoded images and the gradient of <images, cotangent> at the latents [N, D], flat."""
     leaves = tuple(level.detach().requires_grad_() for level in levels)
     out = decode(leaves, y)
     torch.autograd.backward(out, cotangent)
@@ -247,7 +248,6 @@ def saved_bytes(bench: Bench, name: str) -> int:
     return sum(sizes.values())
 
 
-# ------------------------------------------------------------------------------------------ processes
 def serve(case: Case, threads: int, only: str | None = None) -> None:
     """A worker process: prints its implementations, then times each whose name it reads."""
     torch.set_num_threads(threads)

@@ -159,7 +159,6 @@ def _bound_row(request: LinearRequest, guarantee: Guarantee, sharp: bool) -> Bou
     )
 
 
-# ------------------------------------------------------------------------------------------------------- tables
 def _table(title: str, headers: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> Table:
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for position, header in enumerate(headers):
@@ -250,7 +249,6 @@ def _shown_steps(steps: int) -> list[int]:
     return sorted({round(position) for position in np.linspace(0, steps, min(steps + 1, SHOWN_STEPS))})
 
 
-# ---------------------------------------------------------------------------------------------------------- CSV
 Row = Sequence[object]
 
 

@@ -44,7 +44,6 @@ class OpenBundle:
     run: Run
 
 
-# ------------------------------------------------------------------------------------------------------- writing
 def check_parent(out: Path) -> None:
     """`UserError` unless the parent folder of `out` exists and can be written."""
     parent = out.absolute().parent
@@ -92,7 +91,6 @@ def _add(archive: ZipFile, name: str, content: bytes) -> None:
     archive.writestr(info, content, ZIP_DEFLATED if smaller else ZIP_STORED, 9 if smaller else None)
 
 
-# ------------------------------------------------------------------------------------------------------- reading
 @contextmanager
 def open_bundle(path: Path, limits: Limits | None = None) -> Iterator[OpenBundle]:
     """Check a bundle, unpack it into a temporary folder and read its run; the folder is removed in any case.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from robbench.attacks.search.constraints import BALL_TOLERANCE
 from robbench.bundle.findings import Finding, judge
+from robbench.metrics.verdicts import floats
 from robbench.results.rows import models
 from robbench.specs import ResolvedAttack
 from robbench.store.columns import LEDGER_COLUMNS, select_names
@@ -73,7 +74,6 @@ def _count_rows(rows: pd.DataFrame, mask: Mask, text: str) -> str:
     return f"{int(mask.sum())} of {len(rows)} rows: {text} (first sample {first})"
 
 
-# ------------------------------------------------------------------------------------------------------- cells
 def _samples(run: Run, cell: CellRecord, rows: pd.DataFrame) -> list[str]:
     if cell.status == "ok" and len(rows) != run.n:
         return [f"status is ok with {len(rows)} of {run.n} rows"]
@@ -112,7 +112,6 @@ def _check_shared(cells: tuple[CellResult, ...]) -> list[str]:
     return problems
 
 
-# --------------------------------------------------------------------------------------------------- classifiers
 Rules = Iterator[tuple[str, Mask]]
 
 
@@ -121,7 +120,7 @@ def _classifier_rules(run: Run, result: CellResult) -> Rules:
     classes = len(run.class_names)
     yield from _label_rules(rows, classes)
     yield from _margin_rules(rows, classes)
-    clean_right, right = _floats(rows, "clean_margin") > 0, _floats(rows, "margin") > 0
+    clean_right, right = floats(rows["clean_margin"]) > 0, floats(rows["margin"]) > 0
     robust = rows["robust"].to_numpy(dtype=np.bool_)
     yield "robust contradicts the margins", robust != (clean_right & right)
     yield from _break_rules(cell, rows, robust, clean_right)
@@ -156,21 +155,21 @@ def _not_finite(rows: pd.DataFrame) -> Mask:
     """Attacked images whose logits are not finite: margin -inf, prediction -1, an infinite cross-entropy."""
     if "margin" not in rows:
         return np.zeros(len(rows), dtype=np.bool_)
-    return np.asarray(np.isneginf(_floats(rows, "margin")) & (rows["prediction"].to_numpy() == -1))
+    return np.asarray(np.isneginf(floats(rows["margin"])) & (rows["prediction"].to_numpy() == -1))
 
 
 def _margin_rules(rows: pd.DataFrame, classes: int) -> Rules:
     """A positive margin is a right prediction, a negative one a wrong prediction; a tie may be either."""
     label = rows["label"].to_numpy()
     for margin_name, prediction_name in (("clean_margin", "clean_prediction"), ("margin", "prediction")):
-        margin, right = _floats(rows, margin_name), rows[prediction_name].to_numpy() == label
+        margin, right = floats(rows[margin_name]), rows[prediction_name].to_numpy() == label
         allowed = _not_finite(rows) if margin_name == "margin" else np.zeros(len(rows), dtype=np.bool_)
         yield f"{margin_name} is not finite", ~np.isfinite(margin) & ~allowed
         yield (
             f"{prediction_name} contradicts {margin_name}",
             ((margin > 0) & ~right) | ((margin < 0) & right),
         )
-    entropy, margin = _floats(rows, "cross_entropy"), _floats(rows, "margin")
+    entropy, margin = floats(rows["cross_entropy"]), floats(rows["margin"])
     with np.errstate(invalid="ignore"):
         lowest = np.logaddexp(0.0, -margin)  # where all further logits are far below the largest other one
         highest = np.logaddexp(0.0, np.log(max(classes - 1, 1)) - margin)  # where all equal it
@@ -212,20 +211,19 @@ def _likelihood_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
         yield f"{name} is there without a flow", rows[name].notna().to_numpy(dtype=np.bool_)
 
 
-# --------------------------------------------------------------------------------------------------- all cells
 def _flow_rules(run: Run, result: CellResult) -> Rules:
     rows = result.rows
     yield from _label_rules(rows, len(run.class_names))
     yield from _size_rules(result.cell, rows, run)
     yield from _count_rules(result.cell, rows)
-    before, after = _floats(rows, "nll_before"), _floats(rows, "nll_after")
+    before, after = floats(rows["nll_before"]), floats(rows["nll_after"])
     same = np.isclose(before, after, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
-    yield "nll_after differs although nothing moved", (_floats(rows, "linf") == 0) & ~same
+    yield "nll_after differs although nothing moved", (floats(rows["linf"]) == 0) & ~same
 
 
 def _size_rules(cell: CellRecord, rows: pd.DataFrame, run: Run) -> Rules:
     """Norms are finite, ordered (linf <= l2 <= l1 <= D linf), and for image attacks within the budget."""
-    sizes = {name: _floats(rows, name) for name in select_names("distance", target=cell.attack.target)}
+    sizes = {name: floats(rows[name]) for name in select_names("distance", target=cell.attack.target)}
     l1, l2, linf = (sizes[name] for name in ("l1", "l2", "linf"))
     dimensions = int(np.prod(run.shape))
     finite = np.logical_and.reduce([np.isfinite(size) for size in sizes.values()])
@@ -246,7 +244,3 @@ def _size_rules(cell: CellRecord, rows: pd.DataFrame, run: Run) -> Rules:
 def _count_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
     for name in select_names("count", target=cell.attack.target):
         yield f"{name} is negative", rows[name].to_numpy() < 0
-
-
-def _floats(rows: pd.DataFrame, name: str) -> Floats:
-    return np.asarray(rows[name], dtype=np.float64)

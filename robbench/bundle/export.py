@@ -84,7 +84,6 @@ def export_run(request: ExportRequest) -> Manifest:
         return pack(staged, manifest, request.out)
 
 
-# -------------------------------------------------------------------------------------------------------- refusals
 def _check_target(request: ExportRequest) -> None:
     out = request.out
     if out.is_dir():
@@ -140,7 +139,6 @@ def _list_unfinished(run: Run) -> Iterable[str]:
             yield f"{len(cells)} {word} cell{plural}, first {cells[0].model} x {cells[0].attack.label}"
 
 
-# --------------------------------------------------------------------------------------------------------- staging
 def _stage(request: ExportRequest, run: Run, staged: Ledger) -> int:
     """Fill `staged` with the content of the bundle; returns the number of examples that the run stores."""
     source = Ledger(request.folder)
@@ -236,7 +234,6 @@ def _stage_threat_models(request: ExportRequest, run: Run, staged: Path) -> None
         write_text_atomically(staged / "threat_models" / f"{name}.yaml", dump_yaml(known[name]))
 
 
-# -------------------------------------------------------------------------------------------------------- manifest
 def _manifest(request: ExportRequest, run: Run, stored: int, partial: bool) -> Manifest:
     unique = {result.cell.hash: result for result in run.cells}.values()
     counts = sum((_counts(result) for result in unique), Counter[str]())

@@ -20,7 +20,6 @@ ADDRESS, SETTINGS = "address", "settings"
 _FILES = ("sha256",)  # parameters that identify a file that was read, not a setting
 
 
-# ------------------------------------------------------------------------------------------------------ address
 def address_findings(run: Run, flows: Mapping[str, ModelCard]) -> Iterator[Finding]:
     """One finding per cell: whether its address follows from its card, attack, flows, engine, data and seed.
 
@@ -65,7 +64,6 @@ def _address(card: ModelCard, cell: CellRecord, flows: Mapping[str, ModelCard]) 
     )
 
 
-# ----------------------------------------------------------------------------------------------------- settings
 def settings_findings(
     run: Run, known: Mapping[str, ThreatModel], dataset: Dataset | None = None
 ) -> Iterator[Finding]:

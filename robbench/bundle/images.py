@@ -64,7 +64,6 @@ def clean_images(run: Run, dataset: Dataset | None, reason: str = "") -> CleanIm
     return CleanImages(run, dataset, originals, reason)
 
 
-# ------------------------------------------------------------------------------------------------------- samples
 def data_findings(run: Run, source: CleanImages, given: Dataset | None) -> Iterator[Finding]:
     """Findings on data revision, the seeded subset, labels, and the bundle's copies of clean images."""
     if given is not None and source.dataset is None:
@@ -120,7 +119,6 @@ def _originals_finding(source: CleanImages) -> Finding:
     return judge(WHOLE, "", ORIGINALS, len(ids), problems)
 
 
-# ------------------------------------------------------------------------------------------------------ examples
 @dataclass(frozen=True)
 class Stored:
     """Stored examples of a cell: rows of the ledger, adversarial and clean images [n,C,H,W] in their order. problems:
@@ -244,7 +242,6 @@ def _length(content: object) -> int:
     return len(content) if isinstance(content, bytes) else -1
 
 
-# ----------------------------------------------------------------------------------------------------- witnesses
 def _witness_finding(run: Run, cell: CellRecord, stored: Stored, flow: FrozenFlow | None) -> Finding:
     name, label, check = cell.model, cell.attack.label, "witness"
     moved = (stored.adversarial != stored.clean).flatten(1).any(1).numpy()

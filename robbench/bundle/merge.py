@@ -122,7 +122,6 @@ def _notes(request: MergeRequest, bundles: Sequence[OpenBundle], names: Sequence
         yield f"Versions differ: {'; '.join(text.split('; ')[0] for text in apart)}"
 
 
-# -------------------------------------------------------------------------------------------------------- writing
 def _write(merged: Run, runs: Sequence[Run], request: MergeRequest) -> None:
     """Write the folder, or the bundle, completely or not at all."""
     out = request.out

@@ -81,7 +81,6 @@ def batch_sizes(n: int, largest: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys((first, max(1, first // 3))))
 
 
-# ---------------------------------------------------------------------------------------------------- classifiers
 def classifier_findings(
     run: Run,
     model: LoadedModel,
@@ -96,7 +95,7 @@ def classifier_findings(
     """
     scorer = _Scorer(model.module, device, batch_size, len(run.class_names))
     with full_precision():
-        yield from _clean_findings(run, scorer, results, source)
+        yield from _clean_findings(scorer, results, source)
         for result in results:
             stored = stored_examples(run, result, source)
             if len(stored.rows):
@@ -141,9 +140,7 @@ class _Scorer:
         return False
 
 
-def _clean_findings(
-    run: Run, scorer: _Scorer, results: Sequence[CellResult], source: CleanImages
-) -> Iterator[Finding]:
+def _clean_findings(scorer: _Scorer, results: Sequence[CellResult], source: CleanImages) -> Iterator[Finding]:
     """Findings on clean predictions and margins of all rows; each sample is scored once for all cells."""
     rows = pd.concat([result.rows[["sample_id", "label"]] for result in results]).drop_duplicates("sample_id")
     rows = rows[source.has([int(i) for i in rows["sample_id"]])].sort_values("sample_id")
@@ -273,7 +270,6 @@ def _count_text(rows: pd.DataFrame, mask: Mask, what: str) -> str:
     return f"{int(mask.sum())} of {len(rows)} {what} are others (first sample {first})"
 
 
-# ----------------------------------------------------------------------------------------------------- likelihood
 def classifier_likelihood(
     run: Run, result: CellResult, source: CleanImages, flow: FrozenFlow | None, batch_size: int
 ) -> Iterator[Finding]:

@@ -197,7 +197,6 @@ class _Verifier:
         for name in self.run.cards:
             yield Finding(name, "", "model", "unchecked", 0, "not re-scored: --files-only")
 
-    # ------------------------------------------------------------------------------------------------------- models
     def _flow(self, sha256: str) -> FrozenFlow | None:
         """A flow by the sha256 of its weights, loaded once; None where it is not available, or with files_only."""
         if self.request.files_only or sha256 not in self.subjects.flows:
@@ -253,7 +252,6 @@ class _Verifier:
             flow_of_cell = self._flow(result.cell.nll_flow.sha256) if result.cell.nll_flow else None
             yield from classifier_likelihood(self.run, result, self.source, flow_of_cell, size)
 
-    # ------------------------------------------------------------------------------------------------------- re-run
     def _rerun(self) -> Iterator[Finding]:
         if not self.choice.share:
             return
@@ -267,7 +265,6 @@ class _Verifier:
             yield Finding(WHOLE, "", "re-run", "unchecked", 0, reason)
         yield from reruns.findings(self.choice, self.say)
 
-    # -------------------------------------------------------------------------------------------------------- notes
     def notes(self) -> list[str]:
         """Remarks on the verification that are not findings."""
         return [

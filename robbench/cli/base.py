@@ -62,6 +62,7 @@ class OneLineErrors(click.Group):
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; SIGINT and SIGTERM end it as KeyboardInterrupt."""
         with _one_line_errors(), listening((signal.SIGINT, signal.SIGTERM)):
             return super().invoke(ctx)
 

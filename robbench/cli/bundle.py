@@ -78,7 +78,6 @@ def export(
     echo_line(f"ZIP  {out.absolute()}")
 
 
-# ------------------------------------------------------------------------------------------------------------ verify
 _VERIFY_OPTIONS = (
     click.option("--model", "models", multiple=True, help="Models of the bundle: zoo names, folders, cards."),
     click.option(
@@ -150,7 +149,6 @@ def verify(context: click.Context, /, bundle: Path, as_json: bool, **options: An
     context.exit(result.exit_code)
 
 
-# ------------------------------------------------------------------------------------------------------------- merge
 @click.command(cls=GroupedCommand, groups=VERIFY)
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=FolderOrFile())
 @click.option("-o", "--out", type=FolderOrFile(), required=True, help="A new folder, or a new bundle (.zip).")

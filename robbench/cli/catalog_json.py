@@ -78,7 +78,6 @@ def _fields(thing: object, *names: str) -> Object:
     return {name: getattr(thing, name, None) for name in names}
 
 
-# ----------------------------------------------------------------------------------------------- attacks
 def attacks(folders: Folders) -> Iterator[Object]:
     """The attacks of all threat models; of a group's members the group alone."""
     for model in folders.models_of_threats.values():
@@ -147,7 +146,6 @@ def _step_sizes(parameters: BaseModel, radii: list[float]) -> list[float] | None
     return [relative * radius for radius in radii] if relative is not None else None
 
 
-# ------------------------------------------------------------------------------------ models and training
 def models(folders: Folders) -> Iterator[Object]:
     """The models of the zoos, and where they lie."""
     return map(_model, folders.entries.values())
@@ -209,7 +207,6 @@ def _defense(kind: str, defense: "type[Defense]") -> Object:
     return {"kind": kind, "description": inspect.getdoc(defense) or "", "parameters": parameters}
 
 
-# --------------------------------------------------------------------------------------------- data sets
 def datasets(folders: Folders) -> Iterator[Object]:
     """The named data sets with their published sizes."""
     return (_dataset(name, folders) for name in dataset_names())
@@ -242,7 +239,6 @@ def dataset(name: str, folders: Folders) -> Object:
     return {**about, "embedded": False, "path": name, "card": card.model_dump(mode="json")}
 
 
-# ------------------------------------------------------------------------------------------------ papers
 def experiments(folders: Folders) -> Iterator[Object]:
     """The papers' tables and figures that `robbench run --experiment` runs."""
     for experiment in schema.experiments().values():

@@ -56,6 +56,7 @@ class CheckRequest:
 
     @property
     def policy(self) -> Policy:
+        """The tolerances of numbers in tables; reference runs have `paired.RULES`."""
         return Policy(self.tolerance_policy, self.tolerance)
 
 

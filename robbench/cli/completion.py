@@ -47,7 +47,6 @@ def _folder(context: click.Context, option: str) -> Path | None:
     return Path(value) if value else None
 
 
-# ------------------------------------------------------------------------------------------------------- names
 def _attack_names(context: click.Context) -> Iterable[str]:
     from robbench.specs import listed_attacks, threat_models
 
@@ -113,7 +112,6 @@ experiment_completion = _completer(_experiment_names, lists=False)
 schedule_completion = _completer(_schedule_names, lists=False)
 
 
-# ----------------------------------------------------------------------------------------------------- command
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 @click.pass_context

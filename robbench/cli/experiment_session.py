@@ -158,7 +158,6 @@ class _Silent:
         print_line(self._console, line)
 
 
-# ------------------------------------------------------------------------------------------------------ dry run
 def dry_run_experiment(request: ExperimentRequest, folder: Path) -> None:
     """Print what would be trained and attacked, the model calls, and hours on this device; computes nothing else."""
     plan = plan_experiment(request, folder)
@@ -202,7 +201,6 @@ def compare_missing(plan: ExperimentPlan) -> list[str]:
     return [f"not run: {reason} ({count} of the table's cells)" for reason, count in reasons.items()]
 
 
-# ---------------------------------------------------------------------------------------------------- printing
 def _print_head(console: Console, plan: ExperimentPlan) -> None:
     request = plan.request
     print_line(console, f"{request.experiment.title} ({request.note})", "bold")

@@ -73,7 +73,6 @@ def _of_cache(zoo: Path | None) -> "Collection":
     return find_cache_garbage(zoo_entries(zoo))
 
 
-# ------------------------------------------------------------------------------------------------------- output
 def _print(found: Sequence["Collection"], removed: bool) -> None:
     for collection in found:
         echo_line(str(collection.place.absolute()))

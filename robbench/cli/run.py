@@ -90,7 +90,6 @@ def run_matrix(request: RunRequest, folder: Path, fresh: bool = False) -> int:
     return failed + len(unfinished)
 
 
-# ---------------------------------------------------------------------------------------------------- dry run
 def dry_run_table(request: RunRequest, folder: Path, fresh: bool = False) -> None:
     """Print the cells, what the ledger in `folder` has of them, and the model calls still to make."""
     plan = build_plan(request)

@@ -1,6 +1,6 @@
 """One comparison, whatever a run is held to: a line of a table, a reference run, another run.
 
-Three questions make one. What in the run corresponds to the reference (`tables`, `pairs`, `pairing`)? How far may it
+Three questions make one. What in the run corresponds to the reference (`keys`)? How far may it
 lie off: a tolerance (`policy`), what rounding does to samples (`paired`), an interval of paired samples (`numbers`)?
 And what is said of it: a `Comparison`, which `documents` and `report` render without asking where it came from.
 """
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from robbench.statistics.paired import MeanDifference
 
 Correction = Literal["holm", "none"]
-CORRECTIONS: tuple[Correction, ...] = get_args(Correction)
 Value = str | int | float | bool | None
 # The most urgent first. Tables and reference runs: pass, fail, not run; two runs: the others.
 Verdict = Literal[

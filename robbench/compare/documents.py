@@ -36,7 +36,6 @@ def _fall(found: Comparison) -> str:
     return "; ".join(filter(None, texts))
 
 
-# ------------------------------------------------------------------------------------------------------- JSON
 def as_json(results: Sequence[Comparison], passed: bool, about: dict[str, Value]) -> str:
     """A JSON document: `about`, whether the check passed, counts of verdicts, every finding. NaN becomes null."""
     counts = {name: sum(r.verdict == name for r in results) for name in ("pass", "fail", "not run")}
@@ -68,7 +67,6 @@ def finite(value: Value) -> Value:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# ------------------------------------------------------------------------------------------------------ JUnit
 def as_junit(title: str, results: Sequence[Comparison], problems: Sequence[str] = ()) -> str:
     """JUnit XML: one suite `title`, one case a comparison. A regression is a failure; what has no number, and what
     differs without gating, is skipped with its reason. problems: failures that belong to no comparison."""
@@ -109,7 +107,6 @@ def _xml(text: str) -> str:
     return text.translate(_NO_XML)
 
 
-# ----------------------------------------------------------------------------------------------------- GitHub
 def annotations(title: str, results: Sequence[Comparison], problems: Sequence[str] = ()) -> list[str]:
     """Workflow commands of GitHub Actions, one line each: errors for regressions, notices for what differs without
     gating. A file is named where the reference is one; relative to the working directory where it lies in it."""

@@ -20,8 +20,15 @@ _DISCRETE, _SCORES = select_names("class", "verdict", "step"), select_names("sco
 
 @dataclass(frozen=True)
 class Difference:
-    """One setting in both runs. subject: the model or attack it belongs to, "" for the run. unlike: whether the numbers
-    of both do not answer one question, as of other budgets or engines. cells: that have it."""
+    """One setting in both runs.
+
+    Attributes:
+        subject: the model or attack that it belongs to; "" for the run.
+        what: its name.
+        a, b: its values as text.
+        unlike: whether the numbers of both do not answer one question, as of other budgets or engines.
+        cells: how many have it.
+    """
 
     subject: str
     what: str
@@ -42,8 +49,12 @@ class Difference:
 class OtherRows:
     """A cell with one hash in both runs, and other rows: what should be the same computation was not.
 
-    rows: of the `n` that both have, those in which any number differs. verdicts: those with another label, prediction,
-    verdict, breaking component or step. beyond: those, and those whose scores differ by more than rounding.
+    Attributes:
+        model, attack, hash: of the cell.
+        n: samples that both have.
+        rows: of these, those in which any number differs.
+        verdicts: those with another label, prediction, verdict, breaking component or step.
+        beyond: those, and those whose scores differ by more than rounding.
     """
 
     model: str
@@ -108,7 +119,6 @@ def _pairs(subject: str, *pairs: tuple[str, object, object]) -> list[Difference]
     return [Difference(subject, what, str(a), str(b)) for what, a, b in pairs if a != b]
 
 
-# --------------------------------------------------------------------------------------------- the same cells
 def other_rows(runs: PairedRuns) -> list[OtherRows]:
     """The cells that have one hash in both runs and not the same rows."""
     pairs = [pair for pair in runs.cells if pair.ok and pair.a.cell.hash == pair.b.cell.hash]

@@ -48,7 +48,6 @@ class Numbers:
             found += [number for pair in pairs for number in _columns(pair)]
         return found + _frechet(self.runs)
 
-    # ------------------------------------------------------------------------------------------- classifiers
     def _classifier(self, pairs: Sequence[CellPair]) -> list[Comparison]:
         found = self._clean(pairs) + [self._compare_attacked(pair) for pair in pairs]
         searched = [pair for pair in pairs if pair.a.cell.attack.space != corruptions.SPACE]
@@ -110,7 +109,6 @@ class Numbers:
         )
         return self._scores(blank, a, b, a != b, done[0].ids)
 
-    # ------------------------------------------------------------------------------------------------- flows
     def _flow(self, pairs: Sequence[CellPair]) -> list[Comparison]:
         return self._before(pairs) + [self._likelihood(pair) for pair in pairs]
 
@@ -138,7 +136,6 @@ class Numbers:
         a, b = floats(pair.rows_a[column]), floats(pair.rows_b[column])
         return self._scores(blank, a, b, ~same(a, b), pair.ids)
 
-    # ---------------------------------------------------------------------------------------------- evidence
     def _verdicts(self, blank: Comparison, a: Verdicts, b: Verdicts, ids: Ids) -> Comparison:
         values = POINTS * float(a.mean()), POINTS * float(b.mean())
         return _count_moves(blank, values, a & ~b, b & ~a, ids).with_interval(
@@ -254,7 +251,6 @@ def _subtract(blank: Comparison, a: Side, b: Side) -> Comparison:
     return replace(blank, a=a, b=b, difference=difference)
 
 
-# --------------------------------------------------------------------------------------------------- Fréchet
 def _frechet(runs: PairedRuns) -> list[Comparison]:
     """Fréchet distances that both runs have, of the same features; they have no interval and are not judged."""
     ours, theirs = distances(runs.a), {_frechet_key(record): record for record in distances(runs.b).records}

@@ -18,6 +18,7 @@ Rates and thresholds are measured: docs/check.md.
 from dataclasses import dataclass, replace
 
 from robbench.compare.comparison import Comparison, Verdict
+from robbench.compare.keys import pair_rows
 from robbench.compare.pairs import IDENTITY, Pair, Shift
 from robbench.compare.policy import PolicyName
 from robbench.compare.samples import CellSamples, Samples
@@ -62,8 +63,10 @@ def compare_samples(
     rules = rules or RULES[policy]
     results: list[Comparison] = []
     pooled: dict[tuple[str, str], list[Pair]] = {}
-    for (model, attack), cell in reference.cells.items():
-        ours = measured.cells.get((model, attack))
+    cells = reference.cells.values(), measured.cells.values()
+    for cell, found in pair_rows(*cells, lambda one: one.identity.key):
+        model, attack = cell.identity.model, cell.identity.attack.label
+        ours = found[0] if found else None
         pair = None if ours is None else Pair.of(cell, ours)
         results.append(_identity(reference, measured, cell, ours, pair))
         if pair is None or results[-1].verdict == "not run":
@@ -77,12 +80,11 @@ def compare_samples(
     return [replace(result, path=reference.path) for result in results]
 
 
-# --------------------------------------------------------------------------------------------------- identity
 def _identity(
     reference: Samples, measured: Samples, cell: CellSamples, ours: CellSamples | None, pair: Pair | None
 ) -> Comparison:
     """Whether both cells are of the same thing. pair: of the samples that both have."""
-    blank = Comparison(*cell.identity.key, metric="", component=IDENTITY)
+    blank = Comparison(cell.identity.model, cell.identity.attack.label, metric="", component=IDENTITY)
     if ours is None or pair is None:
         return blank.with_verdict("not run", "not in the run")
     if ours.problem and not ours.failed and not len(pair):
@@ -119,7 +121,6 @@ def spec_changes(before: ResolvedAttack, now: ResolvedAttack) -> list[tuple[str,
     return [(f"attack spec {key}", old, new) for key, old, new in changed_entries(one, other)]
 
 
-# ---------------------------------------------------------------------------------------------------- verdict
 def _judge(model: str, attack: str, component: str, pair: Pair, rules: Rules) -> Comparison:
     shift = pair.shift()
     unscored = [f"{shift.unscored} of {shift.n} scores are NaN now"] if shift.unscored else []

@@ -7,22 +7,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from robbench.compare.keys import Key, pair_rows
 from robbench.compare.pairs import select_rows
 from robbench.core.errors import UserError
 from robbench.results.rows import CellStatus, cell_model, cell_status
-from robbench.specs import ModelKind
 from robbench.store.records import CellResult, Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Ids = NDArray[np.int64]
-Key = tuple[str, str, ModelKind]
 
 
 @dataclass(frozen=True)
 class CellPair:
-    """One (model, attack) in both runs; rows of the common samples by sample id, empty on a side that is not whole."""
+    """One (model, attack) in both runs.
+
+    Attributes:
+        a, b: the cells.
+        status_a, status_b: whether each is whole, and why not.
+        rows_a, rows_b: rows of the common samples by sample id; empty on a side that is not whole.
+    """
 
     a: CellResult
     b: CellResult
@@ -52,7 +57,14 @@ class CellPair:
 
 @dataclass(frozen=True)
 class PairedRuns:
-    """Two runs of one data set. ids: samples of both, sorted. cells: of both, in A's order. only_a, only_b: others."""
+    """Two runs of one data set.
+
+    Attributes:
+        a, b: the runs.
+        ids: samples of both, sorted.
+        cells: those of both, in A's order.
+        only_a, only_b: the others.
+    """
 
     a: Run
     b: Run
@@ -86,18 +98,16 @@ def pair_runs(a: Run, b: Run, names: tuple[str, str]) -> PairedRuns:
             f"{names[0]} (n {a.n}, seed {a.seed}) and {names[1]} (n {b.n}, seed {b.seed}) have no sample in common; "
             "run both with one --seed"
         )
-    in_a, in_b = ({_key(result): result for result in run.cells} for run in (a, b))
-    cells = [_pair(a, b, in_a[key], in_b[key], ids) for key in in_a if key in in_b]
+    found = pair_rows(a.cells, b.cells, _key)
+    cells = [_pair(a, b, ours, theirs[0], ids) for ours, theirs in found if theirs]
     if not cells:
         raise UserError(
             f"{names[0]} and {names[1]} have no model x attack in common; "
             f"A has {_list_names(a)}; B has {_list_names(b)}"
         )
-    only = [
-        tuple(result for key, result in one.items() if key not in other)
-        for one, other in ((in_a, in_b), (in_b, in_a))
-    ]
-    return PairedRuns(a, b, ids, tuple(cells), *only)
+    only_a = tuple(ours for ours, theirs in found if not theirs)
+    only_b = tuple(theirs for theirs, ours in pair_rows(b.cells, a.cells, _key) if not ours)
+    return PairedRuns(a, b, ids, tuple(cells), only_a, only_b)
 
 
 def _pair(a: Run, b: Run, ours: CellResult, theirs: CellResult, ids: Ids) -> CellPair:
@@ -110,7 +120,7 @@ def _pair(a: Run, b: Run, ours: CellResult, theirs: CellResult, ids: Ids) -> Cel
 
 
 def _key(result: CellResult) -> Key:
-    return cell_model(result), result.cell.attack.label, result.cell.attack.target
+    return Key(cell_model(result), result.cell.attack.label, result.cell.attack.target)
 
 
 def _list_names(run: Run, most: int = 5) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robbench.compare.samples import CellSamples
+from robbench.metrics.verdicts import floats
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,12 +27,21 @@ ROUNDING = 1e-3  # of a margin or bits/dim, relative above 1; of a size, relativ
 class Shift:
     """What changed in a group of samples; counts of samples unless said.
 
-    n: compared. lost: robust (of a perturbation: right on the attacked image) before and broken now; gained: the other
-    way; near_ties: flips of either kind between two margins within `NEAR_TIE`, which do not count (one alone may be of
-    an attack that stops at the boundary). unscored: score is NaN and was none before. handed: broken by another
-    component. moved: went another way. up, down: of those, larger (smaller) margin or bits/dim; later, earlier: broken
-    at a later (earlier) step. shift: median change of the changed margins. size: largest perturbation. forwards,
-    backwards: calls of the samples that hold in both runs. step: median step of the samples broken in both.
+    Attributes:
+        n: compared.
+        lost: robust (of a perturbation: right on the attacked image) before and broken now.
+        gained: the other way.
+        near_ties: flips of either kind between two margins within `NEAR_TIE`, which do not count (one alone may be
+            of an attack that stops at the boundary).
+        unscored: score is NaN and was none before.
+        handed: broken by another component.
+        moved: went another way.
+        up, down: of those, larger (smaller) margin or bits/dim.
+        later, earlier: broken at a later (earlier) step.
+        shift: median change of the changed margins.
+        reference_size, size: largest perturbation before and now.
+        reference_forwards, forwards, reference_backwards, backwards: model calls of the samples that hold in both runs.
+        reference_step, step: median step of the samples broken in both; None without any.
     """
 
     n: int = 0
@@ -98,8 +108,8 @@ class Pair:
 
     def inputs(self) -> list[str]:
         """What was different before the attack began: labels, or the model's margins (a flow's bits/dim)."""
-        labels = int((_column(self.reference, "label") != _column(self.measured, "label")).sum())
-        before, now = _column(self.reference, "before"), _column(self.measured, "before")
+        labels = int((floats(self.reference["label"]) != floats(self.measured["label"])).sum())
+        before, now = floats(self.reference["before"]), floats(self.measured["before"])
         other = int((~same(before, now)).sum())
         gap = np.abs(difference(before, now)).max(initial=0.0)
         texts = [f"{labels} of {len(self)} labels differ"] if labels else []
@@ -111,9 +121,9 @@ class Pair:
         """What changed in these samples."""
         robust = _truth(self.reference), _truth(self.measured)
         held, broken = robust[0] & robust[1], ~robust[0] & ~robust[1]
-        after = _column(self.reference, "after"), _column(self.measured, "after")
-        step = _column(self.reference, "step"), _column(self.measured, "step")
-        size = _column(self.reference, "size"), _column(self.measured, "size")
+        after = floats(self.reference["after"]), floats(self.measured["after"])
+        step = floats(self.reference["step"]), floats(self.measured["step"])
+        size = floats(self.reference["size"]), floats(self.measured["size"])
         tie = (robust[0] != robust[1]) & (np.maximum(np.abs(after[0]), np.abs(after[1])) < NEAR_TIE)
         flipped = (robust[0] != robust[1]) & ~tie
         handed = broken & (self.reference["broken_by"] != self.measured["broken_by"]).to_numpy(dtype=np.bool_)
@@ -136,10 +146,10 @@ class Pair:
             shift=float(np.median(change)) if len(change) else 0.0,
             reference_size=float(size[0].max(initial=0.0)),
             size=float(size[1].max(initial=0.0)),
-            reference_forwards=int(_column(self.reference, "forwards")[held].sum()),
-            forwards=int(_column(self.measured, "forwards")[held].sum()),
-            reference_backwards=int(_column(self.reference, "backwards")[held].sum()),
-            backwards=int(_column(self.measured, "backwards")[held].sum()),
+            reference_forwards=int(floats(self.reference["forwards"])[held].sum()),
+            forwards=int(floats(self.measured["forwards"])[held].sum()),
+            reference_backwards=int(floats(self.reference["backwards"])[held].sum()),
+            backwards=int(floats(self.measured["backwards"])[held].sum()),
             reference_step=float(np.median(step[0][broken])) if broken.any() else None,
             step=float(np.median(step[1][broken])) if broken.any() else None,
         )
@@ -165,10 +175,6 @@ def _component(rows: "pd.DataFrame", components: Sequence[str]) -> Names:
     named = np.isin(broken_by, [*components, CLEAN])
     own[named] = broken_by[named]
     return own
-
-
-def _column(rows: "pd.DataFrame", name: str) -> Floats:
-    return np.asarray(rows[name], dtype=np.float64)
 
 
 def _truth(rows: "pd.DataFrame") -> Mask:

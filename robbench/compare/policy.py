@@ -17,7 +17,7 @@ treated as others, too. A row's own tolerance beats a policy; `--tolerance` repl
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from robbench.compare.reference import Reference
 from robbench.metrics.accuracy import PERCENT
@@ -26,7 +26,6 @@ from robbench.results.rows import CLEAN, TableRow
 from robbench.statistics.accuracy import wilson
 
 PolicyName = Literal["default", "exact", "interval"]
-POLICIES: tuple[PolicyName, ...] = get_args(PolicyName)
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from robbench.compare.keys import Budget
 from robbench.core.errors import UserError
 from robbench.core.spreadsheet import plain_cell
 from robbench.results import corruptions
 from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE, RowStatus, TableRow
 
-Budget = float | Literal["none"] | None
 REQUIRED = ("dataset", "model", "attack", "metric", "value")
 
 
@@ -37,11 +36,23 @@ REQUIRED = ("dataset", "model", "attack", "metric", "value")
 class Reference:
     """One number of a reference table. None: the column is absent, or the cell empty.
 
-    epsilon, eta: None only without the column; an empty cell is "none", for it says that there is no budget.
-    combined: what a worst case or average combines, empty for anything else. scope: the samples that a mean speaks of,
-    "" where it is over all or not said. near_ties: of the samples. stated: whether the table can say what a number
-    combines. rounding: half of the last digit that `value` was written with. measure: which accuracy it is, "" where
-    that is not said. line: in `path`, from 1.
+    Attributes:
+        line: in `path`, from 1.
+        dataset, model, attack, metric, threat_model: they name the number.
+        value: None where there is none.
+        epsilon, eta: None only without the column; an empty cell is "none", for it says that there is no budget.
+        n, seed: which samples were measured.
+        tolerance: largest allowed difference, in the metric's unit.
+        combined: what a worst case or average combines; empty for anything else.
+        lower, upper: the reference's own interval.
+        gate: whether a difference fails a check.
+        source: where a published number was printed.
+        scope: the samples that a mean speaks of; "" where it is over all or not said.
+        near_ties: samples whose verdict another machine may decide otherwise.
+        stated: whether the table can say what a number combines.
+        rounding: half of the last digit that `value` was written with.
+        measure: which accuracy it is; "" where that is not said.
+        path: the table.
     """
 
     line: int

@@ -20,8 +20,19 @@ from robbench.store.records import CellResult, Run
 
 @dataclass(frozen=True)
 class RunDiff:
-    """What `robbench diff` found. names: of the runs as given. changes: falls first, the biggest of each verdict before
-    the others. other_labels: common samples with another label."""
+    """What `robbench diff` found.
+
+    Attributes:
+        names: of the runs as given.
+        runs: both, on their common cells and samples.
+        alpha: 1 - confidence of the intervals, and the level of the tests.
+        correction: of the p-values for their number.
+        differences: settings that differ.
+        other_rows: cells of one hash and other rows.
+        other_labels: common samples with another label.
+        changes: every number, falls first, the biggest of each verdict before the others.
+        minimums: accuracies that B must reach.
+    """
 
     names: tuple[str, str]
     runs: PairedRuns
@@ -131,7 +142,6 @@ def _refuse_unknown(kind: str, requested: Sequence[str], present: Iterable[str])
             raise unknown_name(f"{kind} in either run", name, known)
 
 
-# ----------------------------------------------------------------------------------------------- for machines
 def document(diff: RunDiff) -> dict[str, Any]:
     """Everything as plain values for JSON: every number, every sample id."""
     runs = diff.runs

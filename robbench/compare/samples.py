@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from robbench.compare.keys import Key
 from robbench.core.errors import UserError
 from robbench.core.resources import write_atomically
 from robbench.core.schema import Strict, parse_json, validate
@@ -53,8 +54,17 @@ COLUMNS = tuple(SAMPLES.names[1:])
 
 
 class CellIdentity(Strict):
-    """What the rows of a cell depend on. model_hash: `ModelCard.function_hash`. flow_sha256: of the flow the attack
-    searches through, "" without one. engine: recorded and shown, not compared: what it did is."""
+    """What the rows of a cell depend on.
+
+    Attributes:
+        model: its name.
+        attack: with every number filled in.
+        model_hash: `ModelCard.function_hash`.
+        flow_sha256: of the flow that the attack searches through; "" without one.
+        engine: recorded and shown, not compared: what it did is.
+        precision: in which verdicts are computed.
+        search_precision: in which the attack searches.
+    """
 
     model: str
     attack: ResolvedAttack
@@ -65,8 +75,9 @@ class CellIdentity(Strict):
     search_precision: str
 
     @property
-    def key(self) -> tuple[str, str]:
-        return self.model, self.attack.label
+    def key(self) -> Key:
+        """What the cell corresponds to in another run."""
+        return Key(self.model, self.attack.label)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -83,7 +94,15 @@ class Entry(Strict):
 
 
 class Identity(Strict):
-    """What all rows of a reference depend on."""
+    """What all rows of a reference depend on.
+
+    Attributes:
+        schema_version: of the file's metadata.
+        dataset, dataset_revision, seed, n: which samples.
+        versions: of the libraries that wrote the rows; not compared.
+        cells: in the order of the column `cell`.
+        history: every writing of the file, the first one first.
+    """
 
     schema_version: Literal[1] = 1
     dataset: str
@@ -107,11 +126,11 @@ class CellSamples:
 
 @dataclass(frozen=True)
 class Samples:
-    """A run, or a reference run, sample by sample. cells: by (model, label of the attack)."""
+    """A run, or a reference run, sample by sample. cells: by model and label of the attack."""
 
     path: Path
     identity: Identity
-    cells: dict[tuple[str, str], CellSamples]
+    cells: dict[Key, CellSamples]
 
 
 def of_run(run: Run) -> Samples:
@@ -162,17 +181,12 @@ def _rows(identity: CellIdentity, rows: "pd.DataFrame") -> "pd.DataFrame":
     return frame.reset_index(drop=True)
 
 
-# ---------------------------------------------------------------------------------------------------- the file
 def write_reference(samples: Samples, path: Path, reason: str) -> Entry:
     """Write `samples` to `path` atomically, keeping the history of a file that is there; returns the new entry.
 
     `UserError` for a run with failed or incomplete cells, and for a file that is no reference.
     """
-    bad = [
-        f"{model} x {attack} ({cell.problem})"
-        for (model, attack), cell in samples.cells.items()
-        if cell.problem
-    ]
+    bad = [f"{key.model} x {key.attack} ({c.problem})" for key, c in samples.cells.items() if c.problem]
     if bad:
         raise UserError(
             f"{samples.path} is no reference: {len(bad)} cells are incomplete, first {bad[0]}; complete the run"

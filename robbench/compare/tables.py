@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robbench.compare.comparison import Comparison, Side, Verdict
+from robbench.compare.keys import Key, pair_rows
 from robbench.compare.policy import Policy, same_samples
-from robbench.compare.reference import Budget, Reference, read_references
+from robbench.compare.reference import Reference, read_references
 from robbench.core.errors import UserError
 from robbench.results.rows import TableRow
 from robbench.results.tables import leaderboard
 from robbench.store.records import Run
-
-_SAME_BUDGET = 1e-6  # relative: 8/255 written with seven digits is still 8/255
 
 
 def check(
@@ -35,7 +34,7 @@ def check(
         raise UserError(f"--tolerance {tolerance} is no tolerance; give a finite number of at least 0")
     chosen = policy or Policy(points=tolerance)
     rows = leaderboard(measured) if isinstance(measured, Run) else measured
-    return [_compare(reference, rows, chosen) for reference in read_references(against)]
+    return [_compare(*pair, chosen) for pair in pair_rows(read_references(against), rows, _key)]
 
 
 def has_passed(results: Sequence[Comparison]) -> bool:
@@ -58,8 +57,7 @@ def without_reference(measured: Sequence[TableRow], results: Sequence[Comparison
     return [name for name in names if name not in compared]
 
 
-def _compare(reference: Reference, rows: Sequence[TableRow], policy: Policy) -> Comparison:
-    found = [row for row in rows if _matches(reference, row)]
+def _compare(reference: Reference, found: Sequence[TableRow], policy: Policy) -> Comparison:
     if len(found) > 1:
         raise UserError(
             f"{reference.path}, line {reference.line}: {reference.model} {reference.attack} {reference.metric} matches "
@@ -124,22 +122,11 @@ def _over_the_same(reference: Reference, row: TableRow) -> bool:
     return reference.scope in ("", row.scope)
 
 
-def _matches(reference: Reference, row: TableRow) -> bool:
-    same = (reference.dataset, reference.model, reference.attack, reference.metric)
-    return (
-        same == (row.dataset, row.model, row.attack, row.metric)
-        and reference.threat_model in (None, row.threat_model)
-        and _same_budget(reference.epsilon, row.epsilon)
-        and _same_budget(reference.eta, row.eta)
-    )
-
-
-def _same_budget(reference: Budget, measured: float | None) -> bool:
-    if reference is None:
-        return True
-    if reference == "none" or measured is None:
-        return reference == "none" and measured is None
-    return math.isclose(reference, measured, rel_tol=_SAME_BUDGET, abs_tol=1e-12)
+def _key(row: Reference | TableRow) -> Key:
+    """A row of the run always says whether it has a budget, a reference only where it has the column."""
+    budgets = row.epsilon, row.eta
+    epsilon, eta = budgets if isinstance(row, Reference) else ["none" if b is None else b for b in budgets]
+    return Key(row.model, row.attack, None, row.dataset, row.metric, row.threat_model, epsilon, eta)
 
 
 def _other_samples(reference: Reference, row: TableRow) -> str:

@@ -21,6 +21,7 @@ class Terminal(Console):
         super().__init__(**{"emoji": False, "markup": False, **options})
 
     def on_broken_pipe(self) -> None:
+        """Raise instead of rich's exit with code 1."""
         raise BrokenPipeError
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

@@ -64,9 +64,16 @@ class Split:
 class Dataset:
     """A data set with its three splits; one without training images has empty ones (`require_training`).
 
-    source, license, note: for its card; the note is printed wherever results are. like: a data set whose models and
-    budgets fit. folder: name of the user's folder it came from. corruptions: folder of its corrupted test images.
-    logits: which logit of a model each class is; None where they are the model's classes.
+    Attributes:
+        name: as in tables.
+        class_names: by label.
+        grey_levels: pixels are 0..grey_levels-1.
+        train, validation, test: the splits; test is what is attacked.
+        source, license, note: for its card; the note is printed wherever results are.
+        like: a data set whose models and budgets fit.
+        folder: name of the user's folder it came from.
+        corruptions: folder of its corrupted test images.
+        logits: which logit of a model each class is; None where they are the model's classes.
     """
 
     name: str

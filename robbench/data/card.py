@@ -17,7 +17,6 @@ SplitName = Literal["train", "validation", "test"]
 Layout = Literal["NHW", "NHWC", "NCHW"]
 
 
-# ------------------------------------------------------------------------------------------- what a run records
 class SplitCard(Strict):
     """n: images. sha256: over name, shape, grey levels, ids, labels and pixels of the split."""
 
@@ -26,9 +25,18 @@ class SplitCard(Strict):
 
 
 class DatasetCard(Strict):
-    """A data set as it was at hand. shape: (C,H,W). folder: name of the folder of --data, "" for a named data set.
-    like: the data set whose models and budgets fit. classes: see `FolderCard`. splits: those that have images; test is
-    what is measured."""
+    """A data set as it was at hand.
+
+    Attributes:
+        name, source, license, note: for people.
+        folder: name of the folder of --data; "" for a named data set.
+        like: the data set whose models and budgets fit.
+        shape: (C,H,W).
+        grey_levels: pixels are 0..grey_levels-1.
+        class_names: by label.
+        classes: see `FolderCard`.
+        splits: those that have images; test is what is measured.
+    """
 
     name: str
     source: str = ""
@@ -43,7 +51,6 @@ class DatasetCard(Strict):
     splits: dict[SplitName, SplitCard]
 
 
-# -------------------------------------------------------------------------------------- what a user's folder says
 class SplitFiles(Strict):
     """Where a split lies, relative to the card: an npz file, or a folder of class folders. sha256: of the file's bytes;
     of a folder, see `robbench.data.images.folder_sha256`."""
@@ -101,11 +108,18 @@ class ImageFolders(Strict):
 class FolderCard(Strict):
     """card.yaml of a data set of one's own (`--data FOLDER`).
 
-    layout: of x in the npz files; image_folder: instead of it, for images in class folders. grey_levels: pixels are
-    0..grey_levels-1. like: a data set whose models, budgets and recipes fit this one. corruptions: folder with
-    CORRUPTION.npy of the test images, as CIFAR-10-C is published. normalisation: none; models bring their own. classes:
-    which logit of a model each class is, for data of some of a model's classes (`ModelCard.logits`). root: where the
-    files are, of a card that does not lie with them.
+    Attributes:
+        schema_version: of the card.
+        name, class_names, source, license, note: as in `DatasetCard`.
+        grey_levels: pixels are 0..grey_levels-1.
+        normalisation: none; models bring their own.
+        layout: of x in the npz files.
+        image_folder: instead of it, for images in class folders.
+        splits: where each lies.
+        like: a data set whose models, budgets and recipes fit this one.
+        corruptions: folder with CORRUPTION.npy of the test images, as CIFAR-10-C is published.
+        classes: which logit of a model each class is, for data of some of a model's classes (`ModelCard.logits`).
+        root: where the files are, of a card that does not lie with them.
     """
 
     schema_version: Literal[1] = 1

@@ -8,9 +8,16 @@ NO_LICENSE = "none stated by its authors"
 
 @dataclass(frozen=True)
 class Published:
-    """A public data set. files: what lies below --data-dir in torchvision's layout ("": inside a package);
-    train, test: images as published; trains: whether the training images are read too; corruptions: folder below
-    --data-dir of its published corrupted test images."""
+    """A public data set.
+
+    Attributes:
+        files: what lies below --data-dir in torchvision's layout; "" inside a package.
+        train, test: numbers of images as published.
+        source, license: for its card.
+        corruptions: folder below --data-dir of its published corrupted test images.
+        corruptions_from: where these are published.
+        trains: whether the training images are read too.
+    """
 
     files: str
     train: int

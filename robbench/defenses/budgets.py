@@ -46,7 +46,12 @@ class ImageSearch(Strict):
 
 
 class LatentSearch(Strict):
-    """Inner A-LA. eta, step_size: in raw z units; for the others see `ImageSearch`."""
+    """Inner A-LA.
+
+    Attributes:
+        eta, step_size: in raw z units.
+        attack, norm, steps, start, label_source, attack_bn: see `ImageSearch`.
+    """
 
     attack: str = "a-la"
     norm: Norm | None = None
@@ -59,8 +64,14 @@ class LatentSearch(Strict):
 
 
 class JointSearch(Strict):
-    """Inner JSA. epsilon, epsilon_step: in [0,1] pixels; eta, eta_step: in raw z units; for the others see
-    `ImageSearch` and `JointSpace`."""
+    """Inner JSA.
+
+    Attributes:
+        epsilon, epsilon_step: in [0,1] pixels.
+        eta, eta_step: in raw z units.
+        in_loop: see `JointSpace`.
+        attack, steps, start, attack_bn: see `ImageSearch`.
+    """
 
     attack: str = "jsa10"
     epsilon: float | None = None

@@ -262,7 +262,6 @@ def make_plan(request: TrainRequest) -> Plan:
     )
 
 
-# ------------------------------------------------------------------------------------------ parts of the plan
 def _kind(request: TrainRequest) -> ModelKind:
     """Kind of the model: of the named architecture or recipe, else the first kind that the defense trains."""
     kinds = defense_kinds(request.defense)

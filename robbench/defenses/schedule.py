@@ -89,7 +89,6 @@ def _decay(recipe: Recipe, epoch: int, step: int, steps_an_epoch: int) -> float:
     return 1.0
 
 
-# ----------------------------------------------------------------------------------------------- augmentation
 def augment(x: Tensor, names: tuple[str, ...], generator: torch.Generator) -> Tensor:
     """Images x [B,C,H,W] in [0,1] after the recipe's augmentations. New pixels at the border are 0, or for "shift"
     those of the edge."""
@@ -142,7 +141,6 @@ def shift_images(
     ]
 
 
-# ---------------------------------------------------------------------------------------------------- samples
 def training_splits(dataset: Dataset, n: int | None, recipe: Recipe, seed: int) -> tuple[Split, Split]:
     """(training images, validation images).
 

@@ -96,7 +96,6 @@ def attacked_bits_per_dim(
     return outcome.nll_before.numpy(), outcome.nll_after.numpy()
 
 
-# ----------------------------------------------------------------------------------------------- for the card
 def classifier_measurements(
     model: nn.Module,
     validation: Split,

@@ -295,7 +295,6 @@ class Trainer:
         )
 
 
-# --------------------------------------------------------------------------------------------- the zoo folder
 def _write_folder(plan: Plan, trainer: Trainer) -> None:
     dataset = plan.dataset
     card = {

@@ -110,7 +110,6 @@ def _is_sized(x: object) -> bool:
     return True
 
 
-# -------------------------------------------------------------------------------------------- pairs and batches
 def _collect(items: Iterator[Any], n: int | None, ids: Tensor | None = None) -> Inputs:
     """The first n samples of pairs or batches (None: all)."""
     images: list[Tensor] = []
@@ -179,7 +178,6 @@ def _next_step(item: Any) -> str:
     return "give (image, label) pairs or (images, labels) batches, or images x and labels y"
 
 
-# ------------------------------------------------------------------------------------------------------- tensors
 def to_tensor(name: str, values: object) -> Tensor:
     """`values` as a detached tensor; `UserError` for what is no array of numbers. name: of the argument."""
     try:

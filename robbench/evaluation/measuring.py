@@ -85,7 +85,6 @@ def show_progress(plan: Plan, notes: tuple[str, ...], shown: bool) -> AbstractCo
     return run_progress(console, records, len(plan.samples))
 
 
-# ------------------------------------------------------------------------------------------------------ in memory
 def measure_in_memory(plan: Plan, victim: Victim, progress: RunProgress, keep: bool) -> list[Measured]:
     """Every cell of `plan`; what an attack raises is raised."""
     found = []
@@ -132,7 +131,6 @@ def _values(rows: "pd.DataFrame", cell: ClassifierCell) -> dict[int, float]:
     return dict(zip(rows["sample_id"].tolist(), map(float, shown), strict=True))
 
 
-# ------------------------------------------------------------------------------------------------ in a run folder
 def require_run_folder(folder: Path) -> None:
     """`UserError` where no run can be written; before anything is computed."""
     check_not_foreign(folder)

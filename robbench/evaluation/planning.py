@@ -9,7 +9,6 @@ from torch import Tensor
 
 from robbench.attacks import Attack
 from robbench.cards import Architecture, ModelCard, Weights
-from robbench.core.device import versions
 from robbench.core.errors import UserError
 from robbench.data import Dataset
 from robbench.data.base import Split
@@ -19,7 +18,6 @@ from robbench.evaluation.subject import Subject
 from robbench.models.loading import LoadedModel
 from robbench.run.cells import CellBuilder
 from robbench.run.plan import Plan
-from robbench.store.records import RunFile
 
 LEVELS = 256
 EXAMPLES = 16  # adversarial images that a run folder keeps unless all are asked for
@@ -37,8 +35,7 @@ def plan_run(
 ) -> Plan:
     """The plan of `attacks` on a model and all its samples. name: of the model in tables, None for its class."""
     data = as_dataset(inputs, subject.classes, dataset, flow)
-    card, device = _card(subject, data, name), subject.victim.device
-    samples = tuple(inputs.ids.tolist())
+    card, samples = _card(subject, data, name), tuple(inputs.ids.tolist())
     builder = CellBuilder(
         seed=seed,
         batch_size=subject.victim.batch_size,
@@ -46,33 +43,12 @@ def plan_run(
         compiled=False,
         dataset=data,
         samples=samples,
-        device=device,
+        device=subject.victim.device,
         flow=flow.flow if flow is not None else None,
         flow_card=flow.card if flow is not None else None,
     )
     cells = tuple(builder.cells_of(LoadedModel(card, Path(), subject.victim.module), attacks))
-    return Plan(
-        dataset=data,
-        samples=samples,
-        run=RunFile.of(
-            [cell.record for cell in cells],
-            samples,
-            dataset=data.name,
-            dataset_revision=data.revision,
-            seed=seed,
-            shape=data.shape,
-            class_names=data.class_names,
-            data=data.card,
-            versions=versions(),
-            note="",
-        ),
-        cells=cells,
-        cards={card.name: card},
-        nll_flow=flow.flow if flow is not None else None,
-        device=device,
-        batch_size=subject.victim.batch_size,
-        keep_examples=len(samples) if keep_images else EXAMPLES,
-    )
+    return Plan.of(builder, cells, [card], len(samples) if keep_images else EXAMPLES)
 
 
 def as_dataset(inputs: Inputs, classes: int, dataset: str | None, flow: FlowInUse | None = None) -> Dataset:

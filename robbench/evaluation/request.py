@@ -100,7 +100,6 @@ def _budget(name: str, part: object) -> float:
     return float(value)
 
 
-# ---------------------------------------------------------------------------------------------------------- flows
 def flow_in_use(
     flow: GivenFlow, dataset: str | None, specs: Sequence[ResolvedAttack], scored: bool
 ) -> FlowInUse | None:

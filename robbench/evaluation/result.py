@@ -156,7 +156,6 @@ class EvaluationResult:
     def _strict(self) -> list[Measured]:
         return [one for one in self.attacks if one.spec.semantics == "worst-case"]
 
-    # ------------------------------------------------------------------------------------------------------ texts
     def _lines(self) -> list[tuple[str, ...]]:
         found = [_line(CLEAN, self.clean)]
         for one in self.attacks:

@@ -20,7 +20,7 @@ from robbench.attacks.victim import full_precision
 from robbench.core.device import resolve_device
 from robbench.core.errors import UserError
 from robbench.core.stops import reraise_stop
-from robbench.models.functions import FunctionModel, as_module
+from robbench.models.functions import FunctionModel, as_module, read_cell
 from robbench.models.state import ModelState
 
 Model = nn.Module | Callable[[Tensor], Any]
@@ -105,7 +105,6 @@ def _list_unchecked(module: nn.Module) -> Iterator[str]:
         yield "model is a function without a torch.nn.Module: no eval mode and no weights could be checked"
 
 
-# ------------------------------------------------------------------------------------------------- the model's output
 def _with_logits(module: nn.Module, images: Tensor) -> tuple[nn.Module, tuple[str, ...]]:
     """The module, or one that takes the logits out of what it returns for `images`, with a note that says so."""
     try:
@@ -147,7 +146,6 @@ def _first(out: Any) -> Any:
     return out[0]
 
 
-# ------------------------------------------------------------------------------------------------ as it was found
 @contextmanager
 def preserve(module: nn.Module) -> Iterator[None]:
     """Afterwards modes, flags, devices, gradients, hooks, parameters and buffers of `module` are what they were, also
@@ -201,7 +199,6 @@ def _random_states(device: torch.device) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-# ------------------------------------------------------------------------------------------------------- identity
 def fingerprint(module: nn.Module) -> str:
     """sha256 over what a module computes, as far as Python shows it: classes, code of their forwards, plain attributes,
     tensors; of a function its code and what it refers to. Not proof: whoever relies on it compares outputs too."""
@@ -252,20 +249,13 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(code := getattr(value, "__code__", None), CodeType):
         names, cells = getattr(value, "__globals__", {}), getattr(value, "__closure__", None) or ()
         used = [names[name] for name in code.co_names if name in names and not _is_library(names[name])]
-        return [code, value.__defaults__, value.__kwdefaults__, used, [_content(cell) for cell in cells]]
+        return [code, value.__defaults__, value.__kwdefaults__, used, [read_cell(cell) for cell in cells]]
     if _is_library(value):
         return []
     return [
         getattr(vars(type(value)).get("__call__"), "__code__", None),
         dict(getattr(value, "__dict__", {})),
     ]
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # a name that was never assigned
-        return None
 
 
 def _is_library(value: Any) -> bool:

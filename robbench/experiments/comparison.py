@@ -163,7 +163,6 @@ class Comparison:
         return sentence(self.differences)
 
 
-# ----------------------------------------------------------------------------------------------------- measured
 def measured_rows(run: Run) -> list[Measured]:
     """The leaderboard of a run, by accuracy under attack, with the settings of its cards and cells."""
     cells = {(r.cell.model_name, r.cell.attack.label): r.cell.attack for r in run.cells}
@@ -231,7 +230,6 @@ def _list_unattacked(rows: Sequence[Measured]) -> Iterator[Measured]:
         yield replace(m, row=row, attack=attack, steps=None)
 
 
-# --------------------------------------------------------------------------------------------------- comparison
 def compare(
     published: Sequence[PublishedRow], measured: Sequence[Measured], known: Known
 ) -> list[Comparison]:

@@ -81,7 +81,6 @@ class ExperimentCosts:
             if attack.target == job.outlined.kind
         ]
 
-    # ------------------------------------------------------------------------------------------------- trainings
     def _training(self, job: Job) -> TrainingCost:
         if job.finished is not None:
             return TrainingCost(job, 0, 0, 0.0)
@@ -135,7 +134,6 @@ class ExperimentCosts:
         codec = FlowCodec(flow) if flow is not None else None
         return self._once(key, lambda: measure_calls(model, codec, job.dataset.shape, largest, self.device))
 
-    # ----------------------------------------------------------------------------------------------------- cells
     def _cell(self, job: Job, attack: ResolvedAttack) -> CellCost:
         cost = self._cost(attack)
         n = self.plan.n
@@ -161,7 +159,6 @@ class ExperimentCosts:
         flow = self._experiment_flow(job) if attack is not None and attack.needs_flow else None
         return self._calls((*_key("search", job), id(flow)), model, flow, job, largest)
 
-    # -------------------------------------------------------------------------------------------------- networks
     def _network(self, job: Job) -> nn.Module:
         return self._once(
             _key("network", job), lambda: _build_network(job.outlined.architecture, job.dataset, self.device)

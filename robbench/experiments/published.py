@@ -249,7 +249,6 @@ class Index(Strict):
         return self.papers[table.paper] if table.paper else None
 
 
-# ------------------------------------------------------------------------------------------------------ finding
 def published_folder() -> Path:
     """The shipped `reports/published`."""
     return data_root() / "reports" / FOLDER
@@ -278,7 +277,6 @@ def _key(text: str) -> str:
     return "".join(character for character in text.lower() if character.isalnum())
 
 
-# ------------------------------------------------------------------------------------------------------ reading
 AnyRow = TypeVar("AnyRow", PublishedRow, Hyperparameter, Layer)
 
 

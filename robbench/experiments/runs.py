@@ -34,7 +34,7 @@ class Job:
         member: its name in the experiment.
         request, outlined: the training, and its outline.
         dataset: training data.
-        train_samples, full_samples: number of training images, here and at scale 1.
+        train_samples: number of training images.
         requires: name of the job whose flow it uses.
         finished: the model where it exists; else None.
     """
@@ -45,7 +45,6 @@ class Job:
     outlined: Outline
     dataset: Dataset
     train_samples: int
-    full_samples: int
     requires: str | None
     finished: ZooEntry | None
 
@@ -124,7 +123,6 @@ class ExperimentPlan:
         )
 
 
-# ----------------------------------------------------------------------------------------------------- planning
 def plan_experiment(request: ExperimentRequest, folder: Path) -> ExperimentPlan:
     """The plan of a request, checked before any computation; `UserError` for bad input. Reads `folder` and the zoo,
     writes nothing."""
@@ -258,7 +256,7 @@ def _job(
     if full_outline.kind == "flow":
         smaller |= scale.flow_size(full_outline.architecture.arguments)
     train = replace(train, overrides={**spec.settings, **smaller})
-    return Job(name, member, train, outline(train), dataset, samples, full, flow.name if flow else None, None)
+    return Job(name, member, train, outline(train), dataset, samples, flow.name if flow else None, None)
 
 
 def _find_finished(job: Job, entries: Mapping[str, ZooEntry], jobs: Mapping[str, Job]) -> ZooEntry | None:
@@ -308,13 +306,11 @@ def _recorded_identity(card: ModelCard) -> dict[str, object]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------------ folder
 def claim(plan: ExperimentPlan) -> None:
     """Write the identity of the experiment into its folder."""
     write_text_atomically(plan.folder / IDENTITY_FILE, dump_yaml(identity(plan.request)))
 
 
-# ---------------------------------------------------------------------------------------------------- training
 def train_absent(
     plan: ExperimentPlan, train: Callable[[TrainRequest], Path], tell: Callable[[str], None]
 ) -> dict[str, str]:

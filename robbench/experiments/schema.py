@@ -232,7 +232,6 @@ class Experiment(Strict):
         return tuple(order)
 
 
-# ------------------------------------------------------------------------------------------------------ finding
 def experiments() -> dict[str, Experiment]:
     """Every shipped experiment by name, in the order of tables."""
     found = (load_yaml(path, Experiment) for path in sorted(_folder().glob("*.yaml"), key=_sort_key))
@@ -270,7 +269,6 @@ def _sort_key(path: Path) -> tuple[str, int]:
     return stem, int(path.stem[len(stem) :] or 0)
 
 
-# -------------------------------------------------------------------------------------------------------- scale
 @dataclass(frozen=True)
 class Scale:
     """Size of an experiment run relative to the experiment: 0 < factor <= 1."""

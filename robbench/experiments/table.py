@@ -207,7 +207,6 @@ def _average(values: Sequence[Value]) -> Value:
     return _combine(values, lambda numbers: Value(fmean(numbers)))
 
 
-# ------------------------------------------------------------------------------------------------------- table
 def comparison(
     experiment: Experiment,
     measured: Measurements,
@@ -302,7 +301,6 @@ def printed_cells(table: str) -> dict[tuple[str, str], PublishedRow]:
     return {(row.row, row.column): row for row in rows if row.origin != "recomputed"}
 
 
-# ------------------------------------------------------------------------------------------------------- files
 HEADER = (
     "row",
     "column",

@@ -27,7 +27,6 @@ NLL_PART = "NLL after the attack, bits/dim"
 When = Literal["before", "after"]
 
 
-# ------------------------------------------------------------------------------------------ how images are scored
 def estimate_of(attack: ResolvedAttack) -> tuple[BitsEstimate, int]:
     """How an attack on a flow scores images: the estimate and the number of noise draws."""
     draws = int(attack.parameters.get("noise_draws", 1))
@@ -79,7 +78,6 @@ def outliers_note(values: Floats, median: float | None) -> str:
     return f"{count} of {len(finite)} above {OUTLIER} times the median rule the mean" if count else ""
 
 
-# ---------------------------------------------------------------------------------- of images of a classifier's cell
 def _summarize(result: CellResult, when: When) -> tuple[BitsPerDim, str] | None:
     """Bits/dim and their scope: before the attack over all images, after it over the broken samples, since a failed
     search may return any image of the set."""
@@ -110,7 +108,6 @@ def _number(when: When, median: bool = False) -> Callable[[CellResult], Number |
     return compute
 
 
-# ----------------------------------------------------------------------------------------- of attacks on a flow
 def _flow_number(result: CellResult, when: When) -> Number:
     values = floats(result.rows[f"nll_{when}"])
     bits = bits_per_dim(values)

@@ -26,7 +26,6 @@ NAMED = 3  # keys an error names
 WRONG_CARD = "correct the card's architecture or its arguments (--model-args)"
 
 
-# ------------------------------------------------------------------------------------------------------- the file
 def weights_file(entry: ZooEntry, most_bytes: int) -> Path:
     """The weights file of a card, its sha256 checked; downloaded to the cache when the card has URLs for it.
 
@@ -71,7 +70,6 @@ def checked(entry: ZooEntry, path: Path, sha256: str) -> Path:
     raise UserError(f"{_where(entry)}: {path} {wrong}; {step}")
 
 
-# ------------------------------------------------------------------------------------------------- the tensors in it
 def most_weights_bytes(module: nn.Module) -> int:
     """More bytes than any checkpoint of `module` has: eight times its own tensors, for an optimizer's state, averages
     and float64 beside them, and 16 MiB for names and other records."""
@@ -201,7 +199,6 @@ def _without_prefix(state: dict[str, Tensor], prefix: str, where: str) -> dict[s
     return stripped
 
 
-# --------------------------------------------------------------------------------------------- tensors into a module
 def load_strictly(module: nn.Module, state: dict[str, Tensor], entry: ZooEntry) -> None:
     """Load `state` into `module`; `UserError` unless every tensor has its place and every place its tensor."""
     card = entry.card

@@ -127,7 +127,6 @@ def _installed_file(module: str) -> Path | None:
     return Path(spec.origin) if spec.has_location and spec.origin else None
 
 
-# ---------------------------------------------------------------------------------------------------- code of a card
 def may_run(entry: ZooEntry) -> bool:
     """Whether the code that a card names, if any, may run: for cards that the user named or robbench ships."""
     name = entry.card.architecture.name
@@ -157,7 +156,6 @@ def pinned(entry: ZooEntry) -> ZooEntry:
     return replace(entry, card=entry.card.model_copy(update={"architecture": architecture}))
 
 
-# ------------------------------------------------------------------------------------------------------- its source
 def _root(file: Path, module: str) -> Path:
     """The folder from which the module is imported."""
     levels = len(module.split(".")) + (file.name == "__init__.py")
@@ -209,7 +207,6 @@ def classes_in(file: Path) -> list[str]:
     return [node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.bases]
 
 
-# --------------------------------------------------------------------------------------------------------- running it
 def loaded_callable(code: Code, where: str) -> Callable[..., Any]:
     """The class or function; its module is imported, which runs it. where: how messages call the model."""
     with _own_output():

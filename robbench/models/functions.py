@@ -48,7 +48,7 @@ def _modules(function: Any) -> Iterator[nn.Module]:
     if isinstance(owner, nn.Module):
         yield owner
     code = getattr(function, "__code__", None)
-    cells = [_content(cell) for cell in getattr(function, "__closure__", None) or ()]
+    cells = [read_cell(cell) for cell in getattr(function, "__closure__", None) or ()]
     names = getattr(function, "__globals__", {})
     used = [names.get(name) for name in code.co_names] if code is not None else []
     for value in (*cells, *used, *getattr(function, "__dict__", {}).values()):
@@ -56,8 +56,9 @@ def _modules(function: Any) -> Iterator[nn.Module]:
             yield value
 
 
-def _content(cell: Any) -> object:
+def read_cell(cell: Any) -> Any:
+    """The value in a cell of a closure; None where its name was never assigned."""
     try:
         return cell.cell_contents
-    except ValueError:  # a name that was never assigned
+    except ValueError:
         return None

@@ -19,8 +19,15 @@ GRADIENT_TOLERANCE = {torch.float64: 1e-3, torch.float32: 5e-2}  # of the larges
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """Derivatives of the cross-entropy at some coordinates (channel, row, column) of one image: by autograd, and by the
-    central difference that comes closest to it among several steps. dtype: what they were computed in."""
+    """Derivatives of the cross-entropy at some coordinates of one image.
+
+    Attributes:
+        coordinates: (channel, row, column) of each.
+        autograd: derivatives by autograd, [n].
+        differences: the central differences that come closest to them among several steps, [n].
+        allowed: largest |autograd - differences| of a correct gradient.
+        dtype: what they were computed in.
+    """
 
     coordinates: list[tuple[int, ...]]
     autograd: Tensor

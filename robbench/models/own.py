@@ -156,7 +156,6 @@ def _name(code: Code, weights: Path) -> str:
     return whole[:100]
 
 
-# ------------------------------------------------------------------------------------------------------ its arguments
 def _require_arguments(
     built: Callable[..., Any], code: Code, given: Mapping[str, Any], where: str, candidates: Sequence[Images]
 ) -> None:
@@ -205,7 +204,6 @@ def _preprocessing(own: OwnWeights, channels: int) -> Preprocessing | None:
     return Preprocessing(mean=mean, std=std)
 
 
-# --------------------------------------------------------------------------------------------------------- its images
 def _fitting(module: nn.Module, own: OwnWeights, candidates: Sequence[Images], where: str) -> Images:
     """The one of `candidates` that the network classifies; `UserError` when it is none of them, or several."""
     problems = {images.dataset: _problem(module, own, images) for images in candidates}

@@ -92,7 +92,6 @@ def built(card: ModelCard, builder: Callable[..., nn.Module], **sizes: Any) -> n
         ) from error
 
 
-# ------------------------------------------------------------------------------------------- architectures of cards
 def build_named(entry: ZooEntry) -> nn.Module:
     """The module, without its weights, of a card whose architecture has a colon; `UserError` when it cannot be."""
     card = entry.card

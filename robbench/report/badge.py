@@ -112,7 +112,6 @@ def _budget(row: TableRow) -> str:
     return f" ({', '.join(texts)})" if texts else ""
 
 
-# ------------------------------------------------------------------------------------------------------ output
 def badge_svg(badge: Badge) -> str:
     """The badge as an SVG image: the same badge gives the same bytes."""
     left, right = (_width(text) + 2 * PADDING for text in (badge.label, badge.message))

@@ -50,7 +50,6 @@ def text_table(
     return table
 
 
-# ------------------------------------------------------------------------------------------------------ tables
 def print_results(results: Sequence[Comparison], console: "Console") -> bool:
     """Print the verdicts; whether the check passed.
 
@@ -131,7 +130,6 @@ def _by_model(results: Iterable[Comparison]) -> str:
     return ", ".join(f"{model or 'no model named'} {count}" for model, count in counts.items())
 
 
-# ---------------------------------------------------------------------------------------------- reference runs
 def print_paired(results: Sequence[Comparison], reference: Path, console: "Console") -> bool:
     """Print a line per attack and component (over all models where there are several) and every fail; whether the check
     passed: no fail, and something compared."""

@@ -70,7 +70,6 @@ def _alternative(attack: str, axis: str, curves: Sequence[Curve]) -> str:
     return f"Mean NLL in bits/dim under {attack} against {axis}. " + "; ".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------- matplotlib
 def _figure(curves: Sequence[Curve], axis: str) -> "Figure":
     from matplotlib.figure import Figure
 

@@ -86,7 +86,6 @@ def verdict_line(diff: RunDiff) -> str:
     return f"{fell} {count_noun(len(diff.missed), 'minimum')} of {len(diff.minimums)} missed."
 
 
-# --------------------------------------------------------------------------------------------------- Markdown
 def diff_markdown(diff: RunDiff) -> str:
     """The comparison as a GitHub table: what changed beyond chance or is not judged, the minimums, and what was not
     compared like for like."""
@@ -117,7 +116,6 @@ def _name_runs(diff: RunDiff) -> list[tuple[str, Run]]:
     return list(zip(diff.names, (diff.runs.a, diff.runs.b), strict=True))
 
 
-# --------------------------------------------------------------------------------------------------- identity
 def _print_identity(diff: RunDiff, console: "Console") -> None:
     runs = diff.runs
     for side, (name, run) in zip("AB", _name_runs(diff), strict=True):
@@ -173,7 +171,6 @@ def _more(console: "Console", count: int, listed: int) -> None:
         print_line(console, f"  ... and {count - listed} more (--json has all)")
 
 
-# ---------------------------------------------------------------------------------------------------- changes
 def _table(changes: Sequence[Comparison]) -> "Table":
     columns: list[tuple[str, Kind]] = [("what", "text")]
     columns += [(name, "unbroken number") for name in ("A", "B", "B - A", "p", "-/+")]

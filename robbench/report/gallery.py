@@ -176,7 +176,6 @@ def _class_name(run: Run, index: int) -> str:
     return run.class_names[index] if 0 <= index < len(run.class_names) else str(index)
 
 
-# ------------------------------------------------------------------------------------------------------ flows
 @dataclass(frozen=True)
 class Shot:
     """One image (data URI) of a sample and its bits/dim."""
@@ -246,7 +245,6 @@ def _strip(run: Run, rows: pd.DataFrame, column: str, name: str, about: str) -> 
     return Strip(name, about, tuple(shots))
 
 
-# ------------------------------------------------------------------------------------------------------ images
 def magnification(largest: float) -> int:
     """The largest of FACTORS that keeps 0.5 + factor / 2 * difference inside [0, 1]; grey means no change."""
     return max((factor for factor in FACTORS if factor * largest <= 1), default=1)

@@ -82,7 +82,6 @@ def export(run: Run, uri: str) -> list[str]:
         ) from error
 
 
-# ------------------------------------------------------------------------------------------- what is exported
 def model_exports(run: Run) -> list[Export]:
     """The models of a run in plan order."""
     rows = leaderboard(run)
@@ -184,7 +183,6 @@ def _safe_names(texts: Iterable[str]) -> dict[str, str]:
     }
 
 
-# --------------------------------------------------------------------------------------------------- the store
 def _require_mlflow() -> None:
     """Import mlflow with its usage reports off, and impatient; `UserError` when it is not installed."""
     quiet = {

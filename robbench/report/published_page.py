@@ -118,7 +118,6 @@ def _find_installed_defenses() -> set[str]:
     return {point.name for group in groups for point in entry_points(group=group)}
 
 
-# -------------------------------------------------------------------------------------------------------- files
 def write_published(runs: Sequence[Run], folder: Path, known: Known | None = None) -> list[TableComparison]:
     """Write the pages of all published tables into `folder`/published; returns the comparisons."""
     found = compare_tables(runs, known)
@@ -193,7 +192,6 @@ def terminal_counts(comparisons: Sequence[TableComparison]) -> "RichTable":
     return table
 
 
-# -------------------------------------------------------------------------------------------------------- texts
 def _line(comparison: Comparison) -> dict[str, str]:
     """A comparison as texts, as pages and Markdown show it."""
     m, p, off = comparison.measured, comparison.published, comparison.difference

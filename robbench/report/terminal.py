@@ -85,7 +85,6 @@ def _style_failed(text: str) -> str:
     return "red" if text == "failed" else ""
 
 
-# ---------------------------------------------------------------------------------------- perturbation sizes
 class TerminalSizes:
     """Distances of adversarial images, with their FID where `robbench fid` has run."""
 

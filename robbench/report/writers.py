@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-# -------------------------------------------------------------------------------------------------------- CSV
 def tidy_csv(rows: Sequence[TableRow]) -> str:
     """One row per number (`write_cell`): `check` gives a table that is read back the verdicts of the numbers."""
     return csv_text([list(COLUMNS), *([write_cell(row, name) for name in COLUMNS] for row in rows)])
@@ -82,7 +81,6 @@ def likelihood_lines(tables: Sequence[NllTable]) -> list[list[object]]:
     return lines
 
 
-# --------------------------------------------------------------------------------------------------- Markdown
 def markdown(run: Run, rows: Sequence[TableRow]) -> str:
     """The accuracy matrix, the NLL of flows, likelihoods and distances, and what went wrong, as GitHub tables."""
     parts = [
@@ -192,7 +190,6 @@ def _size_parts(run: Run) -> list[str]:
     return [f"Perturbation sizes. {SIZE_CAPTION}", markdown_table(sizes.header, sizes.lines), *notes]
 
 
-# ------------------------------------------------------------------------------------------------------ texts
 def cell_text(row: TableRow | None) -> str:
     """ "57.2 [52.0, 62.3]", "partial: 57.2 [52.0, 62.3]", or "failed" / "not run"."""
     if row is None:
@@ -203,7 +200,6 @@ def cell_text(row: TableRow | None) -> str:
     return f"{mark}{row.value:.1f} [{row.lower:.1f}, {row.upper:.1f}]"
 
 
-# --------------------------------------------------------------------------------------------------- terminal
 class TerminalLeaderboard:
     """The accuracy matrix for a rich console: one line per model where it fits, else intervals below the
     values, else columns spread over several tables."""

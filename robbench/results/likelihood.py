@@ -89,7 +89,6 @@ def steps_of(attack: ResolvedAttack) -> int | None:
     return None if steps is None else int(steps)
 
 
-# ------------------------------------------------------------------------------------------------- NLL tables
 @dataclass(frozen=True)
 class NllLine:
     """One budget. epsilon: in units of the attack. steps: None for images before any attack and for an attack that does
@@ -211,7 +210,6 @@ def _nll(run: Run, result: CellResult, column: str) -> Nll:
     return summarize(floats(result.rows[column])) if status == "ok" else Nll(status, reason)
 
 
-# ------------------------------------------------------------------------------------------------------ texts
 def bits_text(value: float) -> str:
     """Four significant digits, as "2.535", "13.18", "320.4", "5812", and "2.000e+06" from 10,000 on."""
     if not math.isfinite(value):

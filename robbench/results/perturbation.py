@@ -53,7 +53,6 @@ def _frechet_blank(run: Run, result: CellResult | None) -> TableRow:
     )
 
 
-# --------------------------------------------------------------------------------------------------- Fréchet
 @dataclass(frozen=True)
 class Distances:
     """The Fréchet distances of a run. columns: one per extractor; only "FID" when nothing was scored."""
@@ -92,7 +91,6 @@ def distances(run: Run) -> Distances:
     return replace(named, columns=tuple(dict.fromkeys(map(named.label, records))) or ("FID",))
 
 
-# ------------------------------------------------------------------------------------------------------ table
 @dataclass(frozen=True)
 class SizeTable:
     """Perturbation sizes as texts. footnotes: numbered as in the last columns."""

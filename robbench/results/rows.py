@@ -113,7 +113,6 @@ COLUMNS = (
 )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------ cells
 @dataclass(frozen=True)
 class ModelResults:
     """The cells of one model, in plan order."""
@@ -176,7 +175,6 @@ def adversaries(results: Iterable[CellResult]) -> list[CellResult]:
     return [result for result in results if result.cell.attack.semantics == "worst-case"]
 
 
-# ------------------------------------------------------------------------------------------------------- rows
 def blank_row(
     run: Run, result: CellResult, *, metric: str, unit: str, measure: Measure | Literal[""] = ""
 ) -> TableRow:

@@ -210,7 +210,6 @@ def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) 
     return rows
 
 
-# --------------------------------------------------------------------------------------------------- accuracy
 def _clean_row(run: Run, model: ModelResults) -> TableRow:
     done = complete(run, model.cells)
     blank = blank_model_row(run, model.first, ACCURACY, CLEAN, CLEAN, "accuracy")

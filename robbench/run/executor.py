@@ -38,10 +38,11 @@ SHOW_EVERY = 0.5  # seconds
 
 
 class Backend(Protocol):
-    """Computes shards. longest_first: whether it takes cells by decreasing cost rather than in plan order."""
+    """Computes shards."""
 
     @property
-    def longest_first(self) -> bool: ...
+    def longest_first(self) -> bool:
+        """Whether it takes cells by decreasing cost rather than in plan order."""
 
     def results(self, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardRows | ShardFailure]]:
         """Every task with its result, in any order. Tasks are taken from the iterator when there is room for them."""
@@ -229,7 +230,6 @@ class _Driver:
             left.fail(0, ShardFailure(error, ""))
             self._end_if_done(left)
 
-    # ---------------------------------------------------------------------------------------------- what is missing
     def _tasks(self) -> Iterator[ShardTask]:
         """The missing shards, cell after cell; a cell starts when its first shard is requested."""
         for cell in self._in_order():
@@ -297,7 +297,6 @@ class _Driver:
         shards = self.ledger.shards(cell, _ignore)
         self.ledger.supersede([shard.path for shard in shards if not set(shard.ids).isdisjoint(block)])
 
-    # ------------------------------------------------------------------------------------------ start, store and end
     def _start(self, cell: _OpenCell) -> None:
         self._place.require()
         self._open[cell.number] = cell

@@ -60,7 +60,6 @@ class FeatureExtractor:
         return features
 
 
-# ------------------------------------------------------------------------------------------------------ Inception
 def quantise(images: Tensor) -> Tensor:
     """Images in [0,1] rounded to 8 bits, half up, as saved to a PNG file (torchvision's `save_image`)."""
     return images.mul(255).add(0.5).clamp(0, 255).floor() / 255
@@ -160,7 +159,6 @@ def _serve_weights(state: Any) -> Iterator[None]:
         inception.load_state_dict_from_url = loader
 
 
-# ----------------------------------------------------------------------------------------------------- classifiers
 class PenultimateFeatures(nn.Module):
     """The input of the last linear layer that a classifier calls: its penultimate features, [n,d].
 

@@ -246,7 +246,6 @@ class _Scorer:
             f"{card.name} is the attacked model and the feature extractor: the attack aims at these features",
         )
 
-    # --------------------------------------------------------------------------------------------- reference
     @cached_property
     def _reference_hash(self) -> str:
         """Hash of the reference images, since a data set's revision covers its test split only."""
@@ -308,7 +307,6 @@ def _images_hash(images: Tensor) -> str:
     return hashlib.sha256(encode_image(images.numpy())).hexdigest()
 
 
-# --------------------------------------------------------------------------------------------------------- cells
 def _unusable(result: CellResult, requested: int) -> str:
     """Why the images of a cell cannot be scored, and the next step; "" when all `requested` are there."""
     record, present = result.cell, len(result.rows)

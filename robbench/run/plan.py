@@ -55,7 +55,6 @@ class Plan:
         compiled: whether attacks search classifiers with torch.compile.
         ray: options of the Ray backend; None for the local one.
         warnings: suspicions about models before they are attacked, one line each.
-        warnings: what is suspicious of a model before it is attacked, one line each.
         remarks: what else to tell before the run, one line each.
     """
 
@@ -72,6 +71,42 @@ class Plan:
     ray: RayOptions | None = None
     warnings: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        builder: CellBuilder,
+        cells: Sequence[Cell],
+        cards: Sequence[ModelCard],
+        keep_examples: int,
+        note: str = "",
+    ) -> "Plan":
+        """The plan of cells that `builder` made of the models of these cards."""
+        data = builder.dataset
+        run = RunFile.of(
+            [cell.record for cell in cells],
+            builder.samples,
+            dataset=data.name,
+            dataset_revision=data.revision,
+            seed=builder.seed,
+            shape=data.shape,
+            class_names=data.class_names,
+            data=data.card,
+            versions=versions(),
+            note=note,
+        )
+        return cls(
+            dataset=data,
+            samples=builder.samples,
+            run=run,
+            cells=tuple(cells),
+            cards={card.name: card for card in cards},
+            nll_flow=builder.flow,
+            device=builder.device,
+            batch_size=builder.batch_size,
+            keep_examples=keep_examples,
+            compiled=builder.compiled,
+        )
 
     def blocks(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """(number, sample ids) of the shards, `SHARD_SIZE` samples each."""
@@ -105,7 +140,6 @@ def build_plan(request: RunRequest) -> Plan:
     _require_fitting_flow(flow_entry, dataset)
     attacks = located(attacks, dataset)
     samples = tuple(sample_ids(dataset.test, _sample_count(request, dataset), request.seed))
-    frozen = load_flow(flow_entry, device) if flow_entry else None
     builder = CellBuilder(
         seed=request.seed,
         batch_size=request.batch_size,
@@ -114,34 +148,16 @@ def build_plan(request: RunRequest) -> Plan:
         dataset=dataset,
         samples=samples,
         device=device,
-        flow=frozen,
+        flow=load_flow(flow_entry, device) if flow_entry else None,
         flow_card=flow_entry.card if flow_entry else None,
         warn=warnings.append,
     )
-    cells = tuple(builder.cells(chosen, attacks))
+    cells = list(builder.cells(chosen, attacks))
     given = {one.card.name: one.named for one in chosen if one.named and one.named not in entries}
-    return Plan(
-        dataset=dataset,
-        samples=samples,
-        run=RunFile.of(
-            [cell.record for cell in cells],
-            samples,
-            dataset=dataset.name,
-            dataset_revision=dataset.revision,
-            seed=request.seed,
-            shape=dataset.shape,
-            class_names=dataset.class_names,
-            data=dataset.card,
-            versions=versions(),
-            note=request.note,
-        ).model_copy(update={"options": dict(request.options), "given": given}),
-        cells=cells,
-        cards={entry.card.name: entry.card for entry in chosen},
-        nll_flow=frozen,
-        device=device,
-        batch_size=request.batch_size,
-        keep_examples=request.keep_examples,
-        compiled=request.compiled,
+    plan = Plan.of(builder, cells, [entry.card for entry in chosen], request.keep_examples, request.note)
+    return replace(
+        plan,
+        run=plan.run.model_copy(update={"options": dict(request.options), "given": given}),
         ray=ray,
         warnings=tuple(warnings),
         remarks=tuple(filter(None, [misfit])),

@@ -72,7 +72,6 @@ def _measure(value: Callable[[Tensor], Tensor], points: Tensor) -> Rate:
     return Rate(*(measure_seconds(call, len(points), points.device) for call in (forward, both)))
 
 
-# ---------------------------------------------------------------------------------------------------- searches
 def measure_calls(
     model: nn.Module, codec: Codec | None, shape: Sequence[int], largest: int, device: torch.device
 ) -> Rate:
@@ -114,7 +113,6 @@ def _loss(victim: Victim, x: Tensor) -> Tensor:
     return nn.functional.cross_entropy(victim.differentiable(x), make_labels(x), reduction="sum")
 
 
-# ------------------------------------------------------------------------------------------------ cells of a plan
 @dataclass
 class PlanRates:
     """Hours of a plan's cells; a model is measured once per kind of call that its attacks make."""

@@ -103,7 +103,6 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-# ------------------------------------------------------------------------------------------------------------ cluster
 @contextmanager
 def open_ray_backend(options: RayOptions, work: ShardWork) -> Iterator["RayBackend"]:
     """A backend on the requested cluster; where this process already runs Ray, that is used and left running.
@@ -197,7 +196,6 @@ def _count_tasks(node: dict[str, float], gpus: float) -> int:
     return min(cores, int(present) * int(1 / gpus + 1e-9) if gpus < 1 else int(present / gpus))
 
 
-# ------------------------------------------------------------------------------------------------------------- driver
 @dataclass(frozen=True)
 class _Packed:
     """A pickle with its modules replaced by references to the object store."""
@@ -307,7 +305,6 @@ class _ModulePickler(pickle.Pickler):
         return self._place(value) if isinstance(value, nn.Module) else None
 
 
-# ------------------------------------------------------------------------------------------------------------- worker
 def compute_shard(
     shared: Sequence[ObjectRef], cell: _Packed, ids: tuple[int, ...]
 ) -> ShardRows | ShardFailure:

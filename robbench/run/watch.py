@@ -234,7 +234,6 @@ def _read_shard_file(path: Path, cell: str, finished: float) -> ShardFile | None
     return ShardFile(values, shard.seconds, finished)
 
 
-# ------------------------------------------------------------------------------------------------------ a cell
 def _view(
     ledger: Ledger,
     entry: PlanEntry,
@@ -300,7 +299,6 @@ def _score(target: ModelKind, values: list[float]) -> tuple[float | None, float 
     return summary.mean, summary.lower, summary.upper
 
 
-# ------------------------------------------------------------------------------------------------------- speed
 @dataclass(frozen=True)
 class Speed:
     """Speed of the latest session. samples: per second; workers: mean number of shards computed at once, their seconds

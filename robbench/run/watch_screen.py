@@ -50,7 +50,6 @@ def show_once(now: Snapshot, console: Terminal) -> None:
     _print_changes(None, now, console)
 
 
-# -------------------------------------------------------------------------------------------------------- lines
 def changes(before: Snapshot | None, now: Snapshot) -> Iterator[str]:
     """Lines that describe the changes since `before`; the whole state where that is None."""
     if not now.begun:
@@ -95,7 +94,6 @@ def _is_moving(now: Snapshot) -> bool:
     return now.remaining is not None and not now.settled and now.writing is not False
 
 
-# -------------------------------------------------------------------------------------------------------- texts
 def waiting_text(now: Snapshot) -> str:
     """The line for a folder without a run."""
     held = ", but a process holds the lock: a run is about to begin" if now.writing else ""
@@ -184,7 +182,6 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60:02d} min"
 
 
-# ------------------------------------------------------------------------------------------------------- screen
 def screen(now: Snapshot, height: int = 40, width: int = 120, at: float | None = None) -> Group:
     """The live view: totals, one line per cell around the running ones where not all fit, failures, the end."""
     if not now.begun:
@@ -250,7 +247,6 @@ def _width(title: str, texts: list[str]) -> int:
     return max(7, *map(len, [title, *texts]))
 
 
-# --------------------------------------------------------------------------------------------------------- JSON
 def snapshot_json(now: Snapshot) -> dict[str, Any]:
     """The state as the object that docs/living.md describes, every number in full."""
     fields = asdict(now)

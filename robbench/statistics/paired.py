@@ -24,7 +24,6 @@ ALPHA = 0.05
 BLOCK = 256  # rows of models at once: bounds the memory of all-pairs comparisons
 
 
-# ------------------------------------------------------------------------------------------------------ tests
 @overload
 def sign_test(b: int, c: int) -> float: ...
 @overload
@@ -57,7 +56,6 @@ def holm(p: ArrayLike) -> Floats:
     return adjusted
 
 
-# ------------------------------------------------------------------------------------------------------ pairs
 @dataclass(frozen=True)
 class PairedCounts:
     """Two verdicts a and b on the same samples.
@@ -160,7 +158,6 @@ def mean_difference(before: ArrayLike, after: ArrayLike, confidence: float = 1 -
     return MeanDifference(value, value - half, value + half, len(change), len(finite))
 
 
-# ------------------------------------------------------------------------------------------------------ ranks
 def rank_ranges(verdicts: NDArray[np.bool_], alpha: float = ALPHA) -> list[tuple[int, int]]:
     """Range (best, worst) of the rank of each model, 1 the best, from verdicts [models, samples] on the same samples.
 

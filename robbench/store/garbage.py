@@ -125,7 +125,6 @@ def files_below(folder: Path) -> list[Path]:
     return found
 
 
-# ------------------------------------------------------------------------------------------------- a run folder
 def find_garbage(folder: Path) -> Collection:
     """The garbage of a run folder: what its last plan does not need. `UserError` for a folder that is not a run."""
     run = Ledger(folder).require_run()

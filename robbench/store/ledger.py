@@ -76,7 +76,6 @@ class Ledger:
         """The folder of the cell with hash `cell`."""
         return self.folder / "cells" / cell[:16]
 
-    # ------------------------------------------------------------------------------------------ run and cells
     def read_run(self, edited: bool = False) -> RunFile | None:
         """run.yaml, or None without one. `UserError` when it is malformed, newer than this robbench, or (unless
         `edited`) changed after robbench wrote it."""
@@ -169,7 +168,6 @@ class Ledger:
 
         write_atomically(self.folder / ORIGINALS_FILE, save)
 
-    # ------------------------------------------------------------------------------------------------- shards
     def shards(
         self, cell: str, on_bad: Callable[[Path, str], None], known: frozenset[int] | None = None
     ) -> list[Shard]:
@@ -234,7 +232,6 @@ def _suffixes() -> Iterable[str]:
         yield f"-{k}"
 
 
-# ----------------------------------------------------------------------------------------------- reading back
 def load_run(folder: Path) -> Run:
     """The last plan of a run folder with all its present rows. Reads only; needs no data set and no model.
 

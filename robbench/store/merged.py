@@ -91,7 +91,6 @@ def _versions(runs: Sequence[Run]) -> dict[str, str]:
     }
 
 
-# ----------------------------------------------------------------------------------------------------- conflicts
 def conflicts(runs: Sequence[Run], names: Sequence[str] = (), accept_versions: bool = False) -> list[str]:
     """Reasons why runs cannot be merged, one line each with the next step.
 

@@ -204,7 +204,6 @@ def universal_perturbation(model: Gaussian, epsilon: float) -> Floats:
     return np.asarray(epsilon * model.vectors[:, 0])
 
 
-# ------------------------------------------------------------------------------------------- the secular equation
 def _secular_root(beta: Floats, ratio: Floats, gap: Floats) -> Floats:
     """t >= 0 with ||beta_i / (t ratio_i + gap_i)|| = 1 per row of beta [N,n]; 0 in the hard case.
 
@@ -261,7 +260,6 @@ def _zero_perturbation(alpha: Floats) -> Perturbation:
     return Perturbation(none, none, infinite, infinite, np.zeros(rows), np.zeros(rows, dtype=bool))
 
 
-# ---------------------------------------------------------------------------------------------------- arguments
 def check_epsilon(epsilon: float) -> None:
     """`UserError` unless epsilon is a number of at least 0 whose square is finite."""
     if not (epsilon >= 0 and epsilon * epsilon < math.inf):

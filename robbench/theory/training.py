@@ -25,7 +25,6 @@ Recursion = Literal["paper_geometric", "refit", "reperturb", "fixed_data"]
 RECURSIONS: tuple[Recursion, ...] = get_args(Recursion)
 
 
-# -------------------------------------------------------------------------------------------- spherical, exact
 def mean_chi(n: int) -> float:
     """E||z|| for z ~ N(0, I) in n dimensions: sqrt(2) Gamma((n+1)/2) / Gamma(n/2)."""
     check_dimension(n)
@@ -104,7 +103,6 @@ def sensitivity(n: int, epsilon: float, sigma: float, variance: Floats) -> Float
     return np.asarray((2 * epsilon * sigma * mean_chi(n) + epsilon**2) / (2 * variance))
 
 
-# --------------------------------------------------------------------------------------- any covariance, simulated
 @dataclass(frozen=True, eq=False)
 class TradeOff:
     """Natural drop against sensitivity over training steps 0..m (Figure 3), all [m+1], in nats.
@@ -197,7 +195,6 @@ def random_gaussian(n: int, sigma: float, seed: int) -> Gaussian:
     return Gaussian.from_covariance(mean, wishart * (n * sigma**2 / np.trace(wishart)))
 
 
-# ---------------------------------------------------------------------------------------------------- arguments
 def check_sigma(sigma: float) -> None:
     """`UserError` unless sigma is a finite positive number whose square is one too."""
     if not (math.isfinite(sigma) and sigma > 0 and 0 < sigma * sigma < math.inf):

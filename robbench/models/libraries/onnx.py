@@ -37,12 +37,19 @@ OUTPUT_TOLERANCE = 1e-3  # of the largest logit: float32 sums in another order, 
 BATCH_TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order differ by about 1e-6 of it
 
 
-# ------------------------------------------------------------------------------------------------------- the file
 @dataclass(frozen=True)
 class Graph:
-    """An ONNX file that robbench can take. original: the model with its weights; proto: the same in operators that can
-    be converted. batch: the fixed batch size, or None. sides: (channels, height, width), None where the graph leaves
-    one open. classes: of the output, None where open."""
+    """An ONNX file that robbench can take.
+
+    Attributes:
+        path: the file.
+        original: the model with its weights.
+        proto: the same in operators that can be converted.
+        batch: the fixed batch size, or None.
+        sides: (channels, height, width), None where the graph leaves one open.
+        classes: of the output, None where open.
+        sha256: of the file.
+    """
 
     path: Path
     original: Any
@@ -54,6 +61,7 @@ class Graph:
 
     @property
     def where(self) -> str:
+        """How messages name the graph."""
         return f"--model 'onnx:{self.path}'"
 
     @property
@@ -238,7 +246,6 @@ def _short(error: BaseException) -> str:
     return (" ".join(str(error).split()) or type(error).__name__)[:160]
 
 
-# ----------------------------------------------------------------------------------------------------- the module
 class OneByOne(nn.Module):
     """A network for a batch of exactly one image, applied to each image of a batch [N,C,H,W] by itself."""
 
@@ -341,7 +348,6 @@ def _held(proto: Any) -> set[str]:
     return {tensor.name for tensor in proto.graph.initializer}
 
 
-# ---------------------------------------------------------------------------------------------------- the gradient
 def _check_gradient(graph: Graph, network: nn.Module, image: Tensor) -> None:
     """`UserError` with the numbers when autograd and finite differences disagree, or there is no gradient."""
     dtype = torch.float32 if _rounds_to_float32(graph) else torch.float64

@@ -45,7 +45,6 @@ FROM_TORCHVISION = (
 )
 
 
-# ----------------------------------------------------------------------------------------------- what it publishes
 @dataclass(frozen=True)
 class Published:
     """One model of RobustBench's list. threat: "Linf", "L2" or "corruptions". record: its builder and download."""
@@ -57,6 +56,7 @@ class Published:
 
     @property
     def qualified(self) -> str:
+        """As after "robustbench:", "cifar10/Linf/NAME"."""
         return f"{self.dataset}/{self.threat}/{self.name}"
 
     @property
@@ -124,7 +124,6 @@ def _fits(model: Published, requested: ModelRequest) -> bool:
     return requested.shape in (None, model.shape) and requested.classes in (None, CLASSES[model.dataset])
 
 
-# ------------------------------------------------------------------------------------------------------- a model
 def pretrained(name: str, requested: ModelRequest) -> ZooEntry:
     """The published model `name` with its weights: from --checkpoints, the cache, or RobustBench's download."""
     where = f"--model 'robustbench:{name}'"
@@ -199,7 +198,6 @@ def _network(model: Published) -> nn.Module:
     return network
 
 
-# ------------------------------------------------------------------------------------------- names in a state dict
 def _rename(of_timm: bool, network: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Make the names in `state` those of `network`, in place, as RobustBench's utils.load_model does.
 
@@ -238,7 +236,6 @@ def _converted(of_timm: bool, network: nn.Module, state: dict[str, Any]) -> dict
     return state if convert is None else dict(convert(state, network))
 
 
-# ------------------------------------------------------------------------------------------------ ensembles of files
 def _ensemble(model: Published, entry: ZooEntry, paths: list[Path]) -> nn.Module:
     """A model of several files, put together by RobustBench itself, each file checked to hold only tensors before."""
     for path in paths:
@@ -258,7 +255,6 @@ def _ensemble(model: Published, entry: ZooEntry, paths: list[Path]) -> nn.Module
     return for_other_processes(network)
 
 
-# ---------------------------------------------------------------------------------------------------- weights files
 def _weights_files(model: Published, checkpoints: Path | None, where: str) -> list[Path]:
     """Its files in the first folder that has them all, else in the cache, where what is missing is downloaded."""
     folders = checkpoint_folders(checkpoints)

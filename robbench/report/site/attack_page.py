@@ -85,7 +85,6 @@ class _Results:
         return next((r for r in self.rows_of.get(model, []) if r.attack == "clean"), None)
 
 
-# ---------------------------------------------------------------------------------------------------------- attack
 @dataclass(frozen=True)
 class Strength:
     """An attack on one classifier.
@@ -224,7 +223,6 @@ def _list_failed(group: Group, results: Sequence[CellResult]) -> list[tuple[str,
     return [(name, status, reason) for name, status, reason in found if status != "ok"]
 
 
-# ---------------------------------------------------------------------------------------------------- threat model
 @dataclass(frozen=True)
 class AttackSummary:
     """One attack under a threat model, over the models it was run on.

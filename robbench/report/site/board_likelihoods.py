@@ -75,7 +75,6 @@ def _column(key: str, row: TableRow, number: int) -> Column:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- flows
 def flow_tables(group: Group) -> list[Table]:
     """Bits/dim by flow and budget, one table an attack."""
     return [_flow_table(group, table, number) for number, table in enumerate(nll_tables(group.run), 1)]

@@ -139,7 +139,6 @@ def _description(group: Group, board: Board) -> str:
     return f"{models} under {attacks}: {board.title} on {group.title}."
 
 
-# ----------------------------------------------------------------------------------------------------- tables
 def render(table: Table, number: int = 1) -> Rendered:
     """A table's rows as HTML; of one that is too large the first `PAGE_SIZE`, and all as JSON."""
     large = len(table.lines) > PLAIN_ROWS or len(table.lines) * len(table.columns) > PLAIN_CELLS

@@ -121,7 +121,6 @@ def _corruption_tables(run: Run, results: Sequence[CellResult]) -> tuple[corrupt
     return tuple(corruptions.corruption_tables(replace(run, cells=corrupted))) if corrupted else ()
 
 
-# --------------------------------------------------------------------------------------------------- accuracies
 class _Accuracies:
     """The table of models by attacks of some cells.
 

@@ -227,7 +227,6 @@ def _site(runs: Sequence[Run]) -> Site:
     return site_of(runs)
 
 
-# --------------------------------------------------------------------------------------------------- where it may go
 def check_out(out: Path, inputs: Sequence[Path], single_file: bool = False) -> None:
     """`UserError` unless a site of the runs in `inputs`, or one page of it, may be written at `out`."""
     _check_place(out, inputs)

@@ -79,6 +79,7 @@ class Pair:
 
     @property
     def state(self) -> str:
+        """Query string of an address that opens the page with this pair."""
         return urlencode({"a": self.first, "b": self.second, "on": self.on})
 
 

@@ -88,7 +88,6 @@ def section(tables: Sequence[Table]) -> Markup:
     return body("downloads.html.j2", entries=entries) if entries else Markup("")
 
 
-# ---------------------------------------------------------------------------------------------------------- tables
 def group_tables(group: Group) -> list[Table]:
     """Every table of a group."""
     return [table for tables in tables_by_page(group).values() for table in tables]
@@ -218,7 +217,6 @@ def _likelihood(group: Group) -> list[Table]:
     return [Table(path, title, tuple(map(str, header)), values, caption=f"{title}; {group.title}")]  # type: ignore[arg-type]
 
 
-# --------------------------------------------------------------------------------------------------------- formats
 def _text(value: Value) -> str:
     """A value with every digit; empty for None."""
     return "" if value is None else repr(value) if isinstance(value, float) else str(value)

@@ -146,11 +146,8 @@ class Group(Remembers):
 
     @property
     def compare_path(self) -> str:
+        """Path of the page that compares two models."""
         return f"{self.slug}/compare.html"
-
-    def download_path(self, table: str, ending: str) -> str:
-        """Path of a table as a file: "leaderboard", "csv"."""
-        return f"{self.slug}/downloads/{table}.{ending}"
 
     @cached_property
     def originals(self) -> Originals | None:

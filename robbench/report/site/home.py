@@ -96,7 +96,6 @@ def _size(drawn: tuple[Board, Table]) -> tuple[int, bool, int]:
     return len(table.lines), any(a.algorithm == ALGORITHM for a in board.attacks), len(board.attacks)
 
 
-# ---------------------------------------------------------------------------------------------------------- groups
 def _section(group: Group, limit: int) -> Section:
     single = [board for board in boards(group) if board.accuracies and not board.is_union] or boards(group)
     status = [(r.cell.model_name, r.cell.attack.label, *cell_status(group.run, r)) for r in group.run.cells]

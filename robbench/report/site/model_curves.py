@@ -59,7 +59,6 @@ def _size(attack: ResolvedAttack, axis: Axis) -> float | None:
     return {"epsilon": attack.epsilon, "eta": attack.eta, "steps": steps_of(attack)}[axis]
 
 
-# ---------------------------------------------------------------------------------------------------- curves
 def families(done: Sequence[CellResult], axis: Axis) -> list[list[CellResult]]:
     """Cells of attacks that differ in `axis` alone, by it; families of at least two sizes, in order of their first."""
     found: dict[str, dict[float, CellResult]] = {}
@@ -127,7 +126,6 @@ def _figure(curves: Sequence[Curve], axis: Axis) -> "Figure":
     return figure
 
 
-# -------------------------------------------------------------------------------------------------- proposals
 def _proposal(run: Run, done: Sequence[CellResult], axis: Axis) -> str:
     """A line that measures several sizes of the strongest fitting attack: the most steps."""
     fitting = [result.cell for result in done if _can_sweep(result.cell.attack, axis)]

@@ -130,7 +130,6 @@ def _intersections(table: NDArray[np.bool_]) -> list[Intersection]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------- ensembles
 @dataclass(frozen=True)
 class Ensemble:
     """One ensemble and how many samples each of its components broke first, in the order they were tried."""

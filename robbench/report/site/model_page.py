@@ -245,7 +245,6 @@ class _Details:
     footnotes: tuple[str, ...]
 
 
-# ------------------------------------------------------------------------------------------------ accuracies
 def accuracy_lines(
     group: Group, rows: Sequence[TableRow], lines: Sequence[AttackLine], results: Sequence[CellResult]
 ) -> list[AccuracyLine]:
@@ -332,7 +331,6 @@ def _choose_open(found: Sequence[Confusion], board: Board) -> str:
     return min(mine, key=lambda one: one.right).label if mine else ""
 
 
-# ----------------------------------------------------------------------------------------------------- parts
 def together(run: Run, results: Sequence[CellResult], first: str = "") -> list[Together]:
     """Joint counts over the finished attacks of each threat model and budget that has several, that called `first`
     before the others; then over all."""

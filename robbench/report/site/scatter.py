@@ -27,8 +27,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point in the picture. x, y: its centre; left, right, low, high: ends of its intervals; label: where its name
-    stands, (x, y, anchor); named: whether the name is always seen; linked: whether it leads to the model."""
+    """A point in the picture, in pixels.
+
+    Attributes:
+        point: the model.
+        x, y: its centre.
+        left, right, low, high: ends of its intervals.
+        label: where its name stands, (x, y, anchor).
+        front: whether no other model beats it in both accuracies.
+        named: whether the name is always seen.
+        linked: whether it leads to the model.
+    """
 
     point: Point
     x: float

@@ -112,8 +112,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Board:
-    """A page of tables. title: "linf, ε = 0.2"; results: the cells that it is about; is_union: of several threat
-    models."""
+    """A page of tables.
+
+    Attributes:
+        path: of the page in the site.
+        title: "linf, ε = 0.2".
+        tables: in the order shown.
+        results: the cells that it is about.
+        corruption_tables: error by corruption and severity; empty without corrupted images.
+        is_union: whether it is of several threat models.
+    """
 
     path: str
     title: str
@@ -137,7 +145,6 @@ NAME = Column("model", "model", number=False, first="asc", narrow=True, fixed=Tr
 DEFENSE = Column("defense", "defense", number=False, first="asc", facet=True)
 
 
-# --------------------------------------------------------------------------------------------------------- cells
 def score_cell(row: TableRow | None) -> Cell:
     """An accuracy."""
     if row is None:
@@ -196,7 +203,6 @@ def _sort_value(cell: Cell, sign: int) -> float:
     return math.inf if not isinstance(cell.order, float) else sign * cell.order
 
 
-# ------------------------------------------------------------------------------------------------------- leaders
 @dataclass(frozen=True)
 class Lead:
     """The model that leads a leaderboard. name, worst, clean: its cells; ties: those not told apart from it."""

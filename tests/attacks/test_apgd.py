@@ -3,11 +3,12 @@
 import math
 import warnings
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 import torch
+from grids import slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scaled_models import Scaled
@@ -188,9 +189,11 @@ def reference(norm, loss, model, epsilon, budget, large=False, seed=0):
 CASES = [(norm, loss, False) for norm in ("linf", "l2", "l1") for loss in ("ce", "dlr", "dlr-targeted")]
 
 
-@pytest.mark.parametrize(
-    ("norm", "loss", "large"), [*CASES, ("l1", "ce", True), ("l1", "dlr-targeted", True)]
-)
+LARGE = [("l1", "ce", True), ("l1", "dlr-targeted", True)]
+QUICK = [("linf", "dlr", False), ("l2", "dlr-targeted", False), ("l1", "ce", False), ("l1", "ce", True)]
+
+
+@pytest.mark.parametrize(("norm", "loss", "large"), slow_but(QUICK, [*CASES, *LARGE]))
 def test_finds_the_references_best_losses_from_the_same_start(
     norm, loss, large, classifier, images, monkeypatch
 ):
@@ -248,9 +251,13 @@ def robust_accuracy_of_reference(norm, component, model, x, y, seed, large):
     return int((model(images).argmax(1) == y).sum())
 
 
-@pytest.mark.parametrize("component", ["ce", "t"])
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("name", ["classifier", "digits-at"])
+AS_THE_REFERENCE = (("classifier", "linf", "t"), ("digits-at", "l2", "ce"), ("digits-at", "l1", "ce"))
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "component"),
+    slow_but(AS_THE_REFERENCE, product(("classifier", "digits-at"), ("linf", "l2", "l1"), ("ce", "t"))),
+)
 def test_breaks_as_many_as_the_reference(name, norm, component, classifier, digits):
     model = classifier if name == "classifier" else load_model(zoo_entries()[name]).module
     rows = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))[:100]

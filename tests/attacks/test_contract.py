@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from grids import slow_but
 
 from robbench.attacks import Victim, build_attack
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
@@ -51,6 +52,20 @@ def _kinds(names):
 
 # One attack of a kind; AutoAttack by its components, which its ensembles run one after the other.
 KINDS = [name for name in _kinds(NAMES) if name not in ("aa-l1", "aa-l2", "aa-rand-l1", "aa-rand-l2")]
+# One of an algorithm, and one in each norm: what is written once for all attacks is tried on these.
+ONE_EACH = (
+    "a-la",
+    "aa-reference",
+    "apgd-ce",
+    "apgd-t-l1",
+    "fab-t-l2",
+    "fgsm",
+    "jsa10",
+    "mim",
+    "om-pgd",
+    "pgd20-l1",
+)
+ONE_EACH += ("r-la", "square")
 
 
 def run(name, classifier, flow, images, batch_size=48, seed=0):
@@ -59,7 +74,7 @@ def run(name, classifier, flow, images, batch_size=48, seed=0):
     return attack, attack.evaluate(Victim(classifier), ids, x, y, seed, batch_size)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(KINDS, NAMES))
 def test_examples_are_admissible_and_verdicts_follow_from_them(name, classifier, flow, images):
     ids, x, y = images
     attack, outcome = run(name, classifier, flow, images)

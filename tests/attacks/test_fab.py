@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from grids import slow_but
 from pyautoattack.fab_pt import FABAttack_PT
 from torch import nn
 
@@ -144,7 +145,7 @@ def test_iterates_are_those_of_the_reference(norm, target, classifier, images, r
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["classifier", "digits-at"])
+@pytest.mark.parametrize("name", slow_but(["digits-at"], ["classifier", "digits-at"]))
 def test_as_strong_as_the_reference(name, norm, request, digits):
     """Three target classes on 60 test images: our robust accuracy against the reference's (it draws no numbers
     without restarts, so that all its seeds agree)."""

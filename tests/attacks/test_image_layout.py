@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from test_contract import KINDS, quick
+from grids import slow_but
+from test_contract import KINDS, ONE_EACH, quick
 from torch import nn
 
 from robbench.attacks import Victim, build_attack
@@ -64,7 +65,11 @@ def colour_images(side, n=6):
     return torch.arange(n), x, subject(Flattening, side)(x).argmax(1)
 
 
-@pytest.mark.parametrize(("name", "side"), [*((name, 8) for name in KINDS), *((name, 24) for name in LARGE)])
+CASES = [*((name, 8) for name in KINDS), *((name, 24) for name in LARGE)]
+QUICK = [*((name, 8) for name in ONE_EACH), ("jsa10", 24)]
+
+
+@pytest.mark.parametrize(("name", "side"), slow_but(QUICK, CASES))
 def test_a_model_that_views_its_images_has_the_number_of_one_that_flattens_them(name, side):
     ids, x, y = colour_images(side)
     spec = quick(resolve_attack(name, "digits", MODELS))

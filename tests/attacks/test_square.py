@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from grids import slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyautoattack.square import SquareAttack
@@ -394,7 +395,7 @@ def zoo_model(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("name", ["trained", "digits-at"])
+@pytest.mark.parametrize("name", slow_but(["digits-at"], ["trained", "digits-at"]))
 def test_as_strong_as_the_reference(norm: Norm, name: str, classifier, digits):
     model = classifier if name == "trained" else zoo_model(name)
     rows = torch.randperm(len(digits.test), generator=torch.Generator().manual_seed(0))[:60]

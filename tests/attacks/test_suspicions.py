@@ -2,9 +2,11 @@
 
 import math
 import warnings
+from itertools import product
 
 import pytest
 import torch
+from grids import slow_but
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -223,8 +225,9 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("where", ERRORS)
-@pytest.mark.parametrize("name", ["pgd20", "aa"])
+@pytest.mark.parametrize(
+    ("name", "where"), slow_but([("pgd20", "gpu"), ("aa", "cpu")], product(("pgd20", "aa"), ERRORS))
+)
 def test_a_batch_too_large_is_halved_until_it_fits(classifier, images, where, name):
     model = Small(classifier, 12, ERRORS[where])
     outcome = evaluated(attack(name), model, images)
@@ -316,7 +319,7 @@ def test_a_double_model_is_refused_in_one_line(classifier, images):
                 evaluated(one, model, images)
 
 
-@pytest.mark.parametrize("name", ["pgd20", "aa", "mim", "square-l2"])
+@pytest.mark.parametrize("name", slow_but(["mim", "square-l2"], ["pgd20", "aa", "mim", "square-l2"]))
 def test_a_double_model_that_converts_the_images_is_attacked(classifier, images, name):
     """Logits in double too: nothing in a search depends on the type the model returns."""
     one = attack(name) if name != "square-l2" else attack(name, 0.8)

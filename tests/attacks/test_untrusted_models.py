@@ -4,15 +4,17 @@ import contextlib
 import copy
 import functools
 import warnings
+from itertools import product
 
 import hostile_models as hostile
 import numpy as np
 import pytest
 import torch
+from grids import slow_but
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scaled_models import Scaled
-from test_contract import KINDS
+from test_contract import KINDS, ONE_EACH
 from torch import nn
 from torch.nn import functional
 
@@ -32,7 +34,7 @@ def attack(name="pgd20", flow=None, epsilon=None, dataset="digits"):
     spec = resolve_attack(name, dataset, MODELS, epsilon)
     own = SHORT if spec.algorithm.startswith("autoattack") else {}
     if "steps" in spec.parameters:
-        own = {"steps": min(20, spec.parameters["steps"])}
+        own = {"steps": min(10, spec.parameters["steps"])}
     return build_attack(spec.model_copy(update={"parameters": {**spec.parameters, **own}}), flow)
 
 
@@ -66,7 +68,7 @@ BY_BATCH = [
 ]
 
 
-@pytest.mark.parametrize("batch_size", [48, 8, 1])
+@pytest.mark.parametrize("batch_size", slow_but([48, 1], [48, 8, 1]))
 @pytest.mark.parametrize("kind", BY_BATCH)
 def test_logits_that_depend_on_the_batch_are_refused_at_every_batch_size(
     kind, batch_size, classifier, images
@@ -259,7 +261,8 @@ def test_gaps_do_not_depend_on_scale_and_shift(classes, factor, shift, seed):
 @pytest.mark.parametrize(
     ("how", "name"),
     [
-        *(("mul_", n) for n in ("fgsm", "pgd20-l2", "mim", "apgd-ce", "fab-t", "square", "om-pgd", "jsa10")),
+        *(("mul_", n) for n in ("fgsm", "pgd20-l2", "apgd-ce", "square", "jsa10")),
+        *slow_but((), (("mul_", n) for n in ("mim", "fab-t", "om-pgd"))),
         *((how, "pgd20") for how in ("mul_", "clamp_", "round_", "data")),
     ],
 )
@@ -281,13 +284,12 @@ def test_an_output_buffer_used_again_changes_no_earlier_result(name, classifier,
 
 
 # -------------------------------------------------------------------------------------------------- not finite
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *((name, float("nan")) for name in KINDS),
-        *((name, float("inf")) for name in ("pgd20", "om-pgd", "apgd-ce", "apgd-t", "fab-t", "square")),
-    ],
-)
+NAN, INF = float("nan"), float("inf")
+INFINITE = [(name, INF) for name in ("pgd20", "om-pgd", "apgd-ce", "apgd-t", "fab-t", "square")]
+QUICK = [*product(ONE_EACH, [NAN]), *product(("pgd20", "apgd-ce", "square"), [INF])]
+
+
+@pytest.mark.parametrize(("name", "value"), slow_but(QUICK, [*product(KINDS, [NAN]), *INFINITE]))
 def test_a_model_that_is_not_finite_where_it_is_wrong_is_broken_there(name, value, classifier, flow, right):
     model = hostile.NotFiniteWhereWrong(classifier, right[1], right[2], value, everywhere=value != value)
     if name.startswith("aa-reference"):
@@ -352,8 +354,13 @@ class Shrunk(nn.Module):
         return self.model(functional.adaptive_avg_pool2d(self.first(x), 8))
 
 
-@pytest.mark.parametrize("side", [8, 28])
-@pytest.mark.parametrize("made", ["custom function", "scripted", "traced", "numpy"])
+MADE = ("custom function", "scripted", "traced", "numpy")
+
+
+@pytest.mark.parametrize(
+    ("made", "side"),
+    slow_but([*product(MADE, (8,)), ("traced", 28)], product(MADE, (8, 28))),
+)
 def test_models_without_a_plain_backward(made, side, classifier, images):
     ids, x, y = images
     x = x if side == 8 else functional.interpolate(x, 28)
@@ -449,8 +456,17 @@ def _default_float64():
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, _inference, _autocast, _default_float64])
-@pytest.mark.parametrize("name", ["pgd20-l2", "apgd-ce", "square", "fab-t", "jsa10"])
+CONTEXTS = (torch.no_grad, _inference, _autocast, _default_float64)
+BESIDE_PGD = ("apgd-ce", "square", "fab-t", "jsa10")  # each in a context of its own; in the others when slow
+
+
+@pytest.mark.parametrize(
+    ("name", "context"),
+    slow_but(
+        [*product(("pgd20-l2",), CONTEXTS), *zip(BESIDE_PGD, CONTEXTS, strict=True)],
+        product(("pgd20-l2", *BESIDE_PGD), CONTEXTS),
+    ),
+)
 def test_results_do_not_depend_on_the_callers_context(name, context, classifier, flow, images):
     plain = evaluated_plainly(classifier, images, name, flow)
     one, copies = attack(name, flow), tuple(part.clone() for part in images)

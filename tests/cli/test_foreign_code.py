@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from grids import slow_but
 from processes import finished
 from tiny_models import saved_model, trained_classifier
 from torch import nn
@@ -109,7 +110,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["run", *map(str, arguments), "--device", "cpu"])
 
 
-@pytest.mark.parametrize("what", KINDS)
+@pytest.mark.parametrize("what", slow_but(("SystemExit", "MemoryError", "Unsayable"), KINDS))
 def test_what_a_forward_raises_in_an_attack_fails_its_cells_and_no_others(
     what: str, thrower, tiny_zoo: Path, tmp_path: Path
 ) -> None:

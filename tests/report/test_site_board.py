@@ -507,7 +507,7 @@ def synthetic(lines: int, attacks: int, name: Callable[[int], str]) -> Table:
     )
 
 
-@pytest.mark.parametrize("count", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_many_models_are_paged(site: Reader, count: int) -> None:
     last = count // board_page.PAGE_SIZE
     group = group_of(make_run([cell("m", attack(), frame(30, 0.9, 0.5, 1))], 30))
@@ -519,9 +519,10 @@ def test_many_models_are_paged(site: Reader, count: int) -> None:
     assert size < 5_000_000
     site.build(group.run, pages=lambda _: iter([made]))
     page = site.open(board.path)
-    opened_in = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
-    print(f"{size:,} bytes, interactive after {opened_in:.0f} ms")
-    assert opened_in < 4_000, "ms, on a machine that does other things too"
+    if count == 10_000:  # of 150 the time is that of the browser's start
+        opened_in = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
+        print(f"{size:,} bytes, interactive after {opened_in:.0f} ms")
+        assert opened_in < 4_000, "ms, on a machine that does other things too"
     assert page.locator("table.board tbody tr").count() == board_page.PAGE_SIZE
     assert column(page, "model")[1:3] == ["model", EVIL.split()[0]]
     assert page.locator(".pager span").inner_text() == f"1 to 50 of {count:,}"
@@ -596,6 +597,7 @@ def assert_quick(site: Reader, path: str, limit: float = float("inf")) -> None:
     raise AssertionError(f"interactive and sorted after {best:.0f} ms at best")
 
 
+@pytest.mark.slow
 def test_a_table_of_200_models_and_30_attacks_sorts(site: Reader) -> None:
     group = group_of(make_run([cell("m", attack(), frame(30, 0.9, 0.5, 1))], 30))
     table = synthetic(200, 30, lambda i: f"model {i}")

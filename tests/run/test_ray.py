@@ -61,7 +61,7 @@ attacks:
   failing: {algorithm: fails-on-one}
 """
 WORKERS = 2
-N = 140  # two blocks of samples
+N = 124  # two blocks of samples
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ def wait_for(condition: object, seconds: float) -> None:
 def test_classifiers_latent_attacks_and_flows_give_the_local_rows(
     cluster: Cluster, zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five cells, with bits/dim of the classifier's. Modules are put once, tasks in flight are bounded, a second run
+    """Three cells, with bits/dim of the classifier's. Modules are put once, tasks in flight are bounded, a second run
     computes nothing."""
     import ray
 
@@ -255,14 +255,14 @@ def test_classifiers_latent_attacks_and_flows_give_the_local_rows(
     )
     asked = request(
         zoo,
-        attacks=("pgd10", "pgd10-l2", "jsa10", "nll-in", "noise"),
+        attacks=("pgd10", "jsa10", "nll-in"),
         models=("tiny-a", "tiny-flow"),
         flow=None,
         keep_examples=40,
         likelihood_dtype="float64",
     )
     local, other = run_both(asked, tmp_path)
-    assert_same_rows(local, other, 5 * 2)
+    assert_same_rows(local, other, 3 * 2)
     # The classifier; the flow of bits/dim and latent attacks; the attacked flow in float32 and in float64.
     assert len([value for value in puts if isinstance(value, bytes)]) == 4
     assert max(in_flight) == 2 * WORKERS
@@ -284,7 +284,7 @@ def test_batch_dependent_attacks_are_computed_in_whole_blocks(
 
 
 class FailsOnOne(Attack):
-    """Fails on the 131st sample drawn, which is in the second block."""
+    """Fails on the 123rd sample drawn, which is in the second block."""
 
     @property
     def cost(self) -> Cost:
@@ -310,7 +310,7 @@ class KillsItsProcess(FailsOnOne):
 def _unlucky() -> int:
     from robbench.data import load_dataset, sample_ids
 
-    return sample_ids(load_dataset("digits").test, 131, 0)[-1]
+    return sample_ids(load_dataset("digits").test, 123, 0)[-1]
 
 
 UNLUCKY = _unlucky()
@@ -322,7 +322,7 @@ def test_a_failing_attack_fails_its_cell_only(
     monkeypatch.setitem(ATTACKS._entries, "fails-on-one", FailsOnOne)
     (tmp_path / "specs").mkdir()
     (tmp_path / "specs" / "failing.yaml").write_text(FAILING)
-    asked = request(zoo, attacks=("failing", "pgd10"), threat_models=tmp_path / "specs")
+    asked = request(zoo, attacks=("failing", "fgsm"), threat_models=tmp_path / "specs")
     local, other = run_both(asked, tmp_path)
     records = []
     for folder in (local, other):

@@ -128,6 +128,10 @@ class Attack(NamedAttack):
         """The set of the attack, for attacks that return a witness; None for balls of pixels, checked on the image."""
         return None
 
+    def require_shape(self, image: tuple[int, int, int]) -> None:
+        """`UserError` for images [C,H,W] that the attack cannot take."""
+        return None
+
     @property
     def contains_clean(self) -> bool:
         """Whether the set contains the clean image, so that a budget of 0 is no attack."""
@@ -172,6 +176,7 @@ class Attack(NamedAttack):
         with own_context():
             x, y = check_inputs(x, y)
             require_image_budget(self.spec, x)
+            self.require_shape((int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))
             samples = Samples(check_ids(sample_ids, len(x)), x, y)
             return self._within_memory(victim, samples, SearchSettings(check_seed(seed), batch_size))
 

@@ -92,6 +92,7 @@ def _attack(name: str, model: ThreatModel) -> Object:
         "target": model.target,
         "threat_model": model.name,
         **_fields(model, "space", "norm", "pixel_range"),
+        "norm": getattr(spec, "norm", None) or model.norm,
         "members": list(model.members(name)) if group else None,
         "algorithm": None if group else getattr(spec, "algorithm", None),
         **_fields(group or spec, "description"),
@@ -143,6 +144,8 @@ def _step_sizes(parameters: BaseModel, radii: list[float]) -> list[float] | None
     relative = getattr(parameters, "relative_step_size", None)
     if absolute is not None:
         return [absolute]
+    if hasattr(parameters, "step") and getattr(parameters, "optimizer", "steps") == "steps":
+        return [parameters.step(radius) for radius in radii]
     return [relative * radius for radius in radii] if relative is not None else None
 
 

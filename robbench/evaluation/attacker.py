@@ -65,7 +65,7 @@ class Attacker:
 
     @property
     def norm(self) -> Norm:
-        """The norm of `distances`: of the attack's ball, linf for latent and joint attacks."""
+        """The norm of `distances`: of the attack's ball, linf for latent, joint and rendered attacks."""
         return distance_norm(self.spec.space, self.spec.norm)
 
     def __call__(self, model: Model, x: Array, y: Array) -> Tensor:

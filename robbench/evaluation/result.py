@@ -91,7 +91,7 @@ class EvaluationResult:
     def samples(self) -> "pd.DataFrame":
         """A row per sample: `id` (its position in the data), `label`, `clean_prediction`, for every attack
         `prediction_ATTACK`, `distance_ATTACK` (of the attacked image from the clean one, in the attack's norm; linf for
-        latent and joint attacks) and `robust_ATTACK`, and `robust`, under all attacks but perturbations."""
+        latent, joint and rendered attacks) and `robust_ATTACK`, and `robust`, under all attacks but perturbations."""
         import pandas as pd
 
         first = self.attacks[0].rows
@@ -186,8 +186,9 @@ class EvaluationResult:
 
 
 def distance_norm(space: Space, norm: Norm) -> Norm:
-    """The norm in which the distance of an attacked image is told: the attack's own, linf for latents' attacks."""
-    return norm if space == "image" else "linf"
+    """The norm in which the distance of an attacked image is told: the attack's own where that is of the image's pixels,
+    else linf (latent, joint and rendered attacks)."""
+    return norm if space in ("image", "minimal") else "linf"
 
 
 def result_warnings(attacks: Sequence[Measured]) -> list[str]:

@@ -53,6 +53,18 @@ def _correct_threshold(threshold: Tensor, size: Tensor, room: Tensor, radius: Te
     return (threshold[:, 0] + excess / free.clamp(min=1)).clamp_(min=0.0).to(size.dtype)
 
 
+def furthest_point(gradient: Tensor, room: Tensor, radius: float) -> Tensor:
+    """The point z of {||z||_1 <= radius, |z_i| <= room_i} with the largest <gradient, z>: the radius is spent on the
+    largest |gradient| first, up to the room. gradient, room: [n, ...], room at least 0; coordinates whose gradient is
+    0, NaN or infinite get 0."""
+    flat = finite_part(gradient).flatten(1)
+    order = flat.abs().sort(dim=1, descending=True, stable=True).indices
+    own = room.flatten(1).gather(1, order)
+    before = own.cumsum(1, dtype=torch.float64) - own
+    spent = (radius - before).clamp_(min=0.0).minimum(own).to(flat.dtype)
+    return torch.zeros_like(flat).scatter_(1, order, spent).mul_(flat.sign()).reshape(gradient.shape)
+
+
 def sparse_direction(gradient: Tensor, count: Tensor) -> Tensor:
     """Signs of the `count` [n] (1..D) largest |gradient| coordinates (ties included), divided by their number, so that
     the L1 norm is 1; coordinates whose gradient is 0, NaN or infinite get 0. gradient: [n, ...]."""

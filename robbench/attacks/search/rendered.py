@@ -24,16 +24,19 @@ class Renderer(ABC):
 
     Attributes:
         unit: of the budget, in words ("pixels of displacement").
-        usual: smallest and largest budget above 0 that makes sense, in `unit`; others are errors of scale.
         contains_clean: whether some variables of the set render the clean image. Where not (fog, snow, JPEG), a budget
             of 0 is an attack too, and accuracy under attack counts the rendered image alone.
         tolerance: how far rounding may move a pixel between two renderings of the same variables.
     """
 
     unit: ClassVar[str]
-    usual: ClassVar[tuple[float, float]]
     contains_clean: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-4
+
+    @property
+    @abstractmethod
+    def usual(self) -> tuple[float, float]:
+        """Smallest and largest budget above 0 that makes sense, in `unit`; others are errors of scale."""
 
     @abstractmethod
     def shape(self, image: Shape) -> tuple[int, ...]:
@@ -55,6 +58,10 @@ class Renderer(ABC):
     @abstractmethod
     def render(self, x: Tensor, scene: Mapping[str, Tensor], variables: Tensor) -> Tensor:
         """Image [n,C,H,W], differentiable in the variables, not clipped. Per sample: no statistics of the batch."""
+
+    def confine(self, x: Tensor, variables: Tensor) -> Tensor:
+        """Variables, inside their constraints, brought to where their image lies in the box; after every step."""
+        return variables
 
     def vertex(self, x: Tensor, variables: Tensor, gradient: Tensor) -> Tensor:
         """The point of the set that is furthest along the gradient: where a Frank-Wolfe step moves to."""
@@ -102,7 +109,7 @@ class RenderedSpace(SearchSpace):
             )
         else:
             moved = variables + self.step_size * direction(gradient, self.step_norm)
-        return {**state, VARIABLES: self._project(moved)}
+        return {**state, VARIABLES: self.renderer.confine(state["x"], self._project(moved))}
 
     def image_of(self, x: Tensor, y: Tensor, witness: Mapping[str, Tensor], noise: Noise) -> Tensor:
         with torch.no_grad():

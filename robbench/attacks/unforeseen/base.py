@@ -9,9 +9,7 @@ from pydantic import Field
 
 from robbench.attacks.named import Objective
 from robbench.attacks.pgd import GradientAttack, GradientParameters, search_words
-from robbench.attacks.search.rendered import VARIABLES, Optimizer, RenderedSpace, Renderer
-from robbench.attacks.search.task import Candidates, Task
-from robbench.attacks.victim import Victim
+from robbench.attacks.search.rendered import VARIABLES, Optimizer, RenderedSpace, Renderer, Shape
 from robbench.core.budget_limits import exact_text
 from robbench.core.errors import UserError, spell_argument
 from robbench.core.mathml import math, sub, under
@@ -71,29 +69,45 @@ class RenderedAttack(GradientAttack):
 
     def __init__(self, spec: ResolvedAttack, flow: Any = None) -> None:
         super().__init__(spec, flow)
-        _require_scale(self.spec, self.renders)
+        _require_scale(self.spec, self.renderer(float(self.spec.epsilon or 0.0)))
+        if self.parameters.optimizer == "frank-wolfe":
+            _require_vertex(self.spec, self.renders)
 
     @classmethod
     def objective(cls, spec: ResolvedAttack) -> Objective:
         formula = math(under("max", sub("v ∈ 𝒱", "ε")), "ℓ(f(clip(R(x, v))), y)")
-        words = search_words(spec, "ε", f"R: the renderer; v: its variables; ε in {cls.renders.unit}.")
-        return (formula,), words
+        p = spec.parameters
+        if p.get("optimizer") == "frank-wolfe":
+            how = "Step t = 0, 1, … moves v by 1 / (t + 1) towards the point of 𝒱 furthest along the gradient."
+            words = f"{p['steps']} steps of Frank-Wolfe. ℓ: cross-entropy. {how}"
+        else:
+            words = search_words(spec, "ε")
+            if p.get("step_size") is None and p.get("relative_step_size") is None:
+                words = f"α = ε / √{p['steps']}. {words}"
+        return (formula,), f"{words} ε in {cls.renders.unit}."
 
     def space(self) -> RenderedSpace:
         epsilon, p = float(self.spec.epsilon or 0.0), self.parameters
         return RenderedSpace(self.renderer(epsilon), p.step(epsilon), self.step_norm, p.optimizer)
 
-    def search(self, victim: Victim, task: Task) -> Candidates:
-        _, channels, height, width = task.x.shape
-        self.renderer(float(self.spec.epsilon or 0.0)).shape((channels, height, width))
-        return super().search(victim, task)
+    def require_shape(self, image: Shape) -> None:
+        self.renderer(float(self.spec.epsilon or 0.0)).shape(image)
 
 
-def _require_scale(spec: ResolvedAttack, renderer: type[Renderer]) -> None:
+def _require_scale(spec: ResolvedAttack, renderer: Renderer) -> None:
     """`UserError` for a budget on another scale than the renderer's."""
     low, high = renderer.usual
     if spec.epsilon and not low <= spec.epsilon <= high:
         raise UserError(
             f"{spell_argument('epsilon', exact_text(spec.epsilon))}: attack {spec.name!r} counts epsilon in "
             f"{renderer.unit}; give {low:g} to {high:g}"
+        )
+
+
+def _require_vertex(spec: ResolvedAttack, renderer: type[Renderer]) -> None:
+    """`UserError` for Frank-Wolfe where there is no vertex to move to."""
+    if spec.norm != "l1" or renderer.vertex is Renderer.vertex:
+        raise UserError(
+            f"attack {spec.name!r}: optimizer 'frank-wolfe' needs norm l1 and an algorithm with vertices (pixels, jpeg); "
+            f"give optimizer: steps"
         )

@@ -30,7 +30,13 @@ def _read_shipped() -> dict[str, ThreatModel]:
 def of_threat_model(attack: ResolvedAttack) -> Definition:
     """The threat model that `attack` stands under."""
     model = _read_shipped().get(attack.threat_model)
-    if model is None or (model.space, model.norm, model.target) != (attack.space, attack.norm, attack.target):
+    spec = model.attacks.get(attack.name) if model else None
+    norm = spec.norm if spec else None
+    if model is None or (model.space, norm or model.norm, model.target) != (
+        attack.space,
+        attack.norm,
+        attack.target,
+    ):
         return Definition("", note=OWN)
     content = model.model_dump(mode="json", exclude_defaults=True)
     if len(content["attacks"]) > MANY:

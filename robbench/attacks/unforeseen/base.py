@@ -18,6 +18,7 @@ from robbench.core.mathml import math, sub, under
 from robbench.specs import Norm, ResolvedAttack, Semantics
 
 STEPS = 200  # of the calibrated attacks of Kang et al.
+FIXED_STEP = 0.002236  # theirs for fog, snow and gabor, whose variables have ranges of their own
 
 
 class RenderedParameters(GradientParameters):
@@ -38,6 +39,18 @@ class RenderedParameters(GradientParameters):
         if self.step_size is not None:
             return self.step_size
         return (self.relative_step_size or 1.0 / numbers.sqrt(self.steps)) * budget
+
+
+class FixedStepParameters(RenderedParameters):
+    """Parameters of attacks whose budget does not bound the variables; steps do not depend on it.
+
+    Attributes:
+        step_size: in the units of the variables.
+        relative_step_size: none.
+    """
+
+    step_size: float = Field(default=FIXED_STEP, gt=0)
+    relative_step_size: None = None
 
 
 class RenderedAttack(GradientAttack):

@@ -324,7 +324,7 @@ def resolve_attack(
     for option, value in (("epsilon", epsilon), ("eta", eta)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise UserError(
-                f"{spell_argument(option, value)} is not a budget; give a finite number of at least 0 (0 is clean)"
+                f"{spell_argument(option, value)} is not a budget; give a finite number of at least 0"
             )
     if epsilon is not None and owner.pixel_range == 255 and 0 < epsilon < 1:
         raise UserError(

@@ -120,7 +120,9 @@ class CellBuilder:
 
     def _attack(self, spec: ResolvedAttack) -> Attack:
         with _foreign_attack(spec):
-            return _try_properties(build_attack(spec, self.flow))
+            attack = _try_properties(build_attack(spec, self.flow))
+            attack.require_images(self.dataset.shape)
+            return attack
 
     def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:
         _require_same_shape(entry.card, self.dataset)

@@ -9,9 +9,7 @@ from pydantic import Field
 
 from robbench.attacks.named import Objective
 from robbench.attacks.pgd import GradientAttack, GradientParameters, search_words
-from robbench.attacks.search.rendered import VARIABLES, Optimizer, RenderedSpace, Renderer
-from robbench.attacks.search.task import Candidates, Task
-from robbench.attacks.victim import Victim
+from robbench.attacks.search.rendered import VARIABLES, Optimizer, RenderedSpace, Renderer, Shape
 from robbench.core.budget_limits import exact_text
 from robbench.core.errors import UserError, spell_argument
 from robbench.core.mathml import math, sub, under
@@ -79,6 +77,15 @@ class RenderedAttack(GradientAttack):
         return super().declared_semantics(parameters) if cls.renders.contains_clean else "perturbation"
 
     @property
+    def steps(self) -> int:
+        """None at budget 0, where all variables render one image (fog, snow: not the clean one)."""
+        return super().steps if self.spec.epsilon else 0
+
+    @property
+    def raises_cross_entropy(self) -> bool:
+        return bool(self.steps)
+
+    @property
     def contains_clean(self) -> bool:
         return self.renders.contains_clean
 
@@ -96,10 +103,8 @@ class RenderedAttack(GradientAttack):
         epsilon, p = float(self.spec.epsilon or 0.0), self.parameters
         return RenderedSpace(self.renderer(epsilon), p.step(epsilon), self.step_norm, p.optimizer)
 
-    def search(self, victim: Victim, task: Task) -> Candidates:
-        _, channels, height, width = task.x.shape
-        self.renderer(float(self.spec.epsilon or 0.0)).shape((channels, height, width))
-        return super().search(victim, task)
+    def require_images(self, shape: Shape) -> None:
+        self.renderer(float(self.spec.epsilon or 0.0)).shape(shape)
 
 
 def _require_scale(spec: ResolvedAttack, renderer: type[Renderer]) -> None:

@@ -60,7 +60,7 @@ class Gabor(Renderer):
     def scene(self, x: Tensor, noise: Noise) -> Mapping[str, Tensor]:
         _, channels, height, width = x.shape
         (points,) = self.shape((channels, height, width))
-        order = noise.uniform((height * width,)).argsort(1, stable=True)
+        order = noise.uniform((height * width,)).argsort(dim=1, stable=True)
         return {"places": order[:, :points], "kernels": gabor_kernels(noise)}
 
     def render(self, x: Tensor, scene: Mapping[str, Tensor], variables: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ class Renderer(ABC):
 
     @abstractmethod
     def render(self, x: Tensor, scene: Mapping[str, Tensor], variables: Tensor) -> Tensor:
-        """Image [n,C,H,W], differentiable in the variables, not clipped. Per sample: no statistics of the batch."""
+        """Image [n,C,H,W], differentiable in the variables; clipped to the box afterwards, or here, where steps on the
+        clipped image break more. Per sample: no statistics of the batch."""
 
     def vertex(self, x: Tensor, variables: Tensor, gradient: Tensor) -> Tensor:
         """The point of the set that is furthest along the gradient: where a Frank-Wolfe step moves to."""

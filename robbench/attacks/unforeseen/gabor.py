@@ -25,7 +25,9 @@ class Gabor(Renderer):
     The variables v in [-1,1] are the values of one pixel in 14; the pixels are drawn per sample. N is that sparse image
     convolved with the sample's kernel of 23 x 23, then evened out: with d the difference from its mean, N is
     d / (0.001 + |d| / max |d|), moved and scaled to [0,1]. (The spectral variance of the public code is a Fourier
-    transform and its inverse, which leaves |d|.) Variables of 0 give no noise, hence the clean image.
+    transform and its inverse, which leaves |d|.) Variables of 0 give no noise, hence the clean image. As in the public
+    code the gradient takes the statistics of N as constants: N is nearly the sign of d, whose own gradient vanishes but
+    for pixels next to a change of sign.
 
     A kernel is the sum of 1 to 10 Gabor functions, turned by equal angles of pi: envelope sigma 0.1 to 0.4 of the side,
     3 to 5.75 waves over the side, first angle 0 to pi, all drawn per sample. Pixels and kernel are the scene.
@@ -96,13 +98,17 @@ def convolve(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 def even_out(waves: Tensor) -> Tensor:
-    """Waves [n,1,H,W] with equal contrast everywhere, in [0,1] per sample; 0 for a constant."""
+    """Waves [n,1,H,W] with equal contrast everywhere, in [0,1] per sample; 0 for a constant. The gradient takes mean,
+    contrast and extremes as constants."""
     every = (1, 2, 3)
-    apart = waves - waves.mean(every, keepdim=True)
-    largest = apart.abs().amax(every, keepdim=True).clamp(min=TINY)
-    even = apart * (1 + EVENNESS) / (EVENNESS + apart.abs() / largest)
-    lowest = even.amin(every, keepdim=True)
-    return (even - lowest) / (even.amax(every, keepdim=True) - lowest).clamp(min=TINY)
+    with torch.no_grad():
+        mean = waves.mean(every, keepdim=True)
+        apart = (waves - mean).abs()
+        largest = apart.amax(every, keepdim=True).clamp(min=TINY)
+        gain = (1 + EVENNESS) / (EVENNESS + apart / largest)
+        even = (waves - mean) * gain
+        lowest, highest = even.amin(every, keepdim=True), even.amax(every, keepdim=True)
+    return ((waves - mean) * gain - lowest) / (highest - lowest).clamp(min=TINY)
 
 
 @ATTACKS.register("gabor")

@@ -61,7 +61,8 @@ class Snow(Renderer):
     blurred by a Gaussian of 3 x 3 with sigma 0.41 to 0.6, all seven mirrored with probability 1/2. They reach 6 pixels
     from the centre (13 x 13); on images below 24 pixels a quarter of the shorter side (5 x 5 at 8).
 
-    Also without flakes the image is whitened, so that no variables render the clean image. The public code scales a
+    Clipping is differentiated: at large budgets most pixels are at 1, and an unclipped image is far from the one that is
+    judged. Also without flakes the image is whitened, so that no variables render the clean image. The public code scales a
     block above its limit and leaves the last step as it is; here every step is projected on the nearest point.
 
     Attributes:

@@ -136,8 +136,9 @@ class ThreatModel(Strict):
             further = {
                 f"{name}-{place}": one for place, one in enumerate(spec.at_calibrated_budgets(), start=1)
             }
-            if taken := further.keys() & found.keys():
-                raise ValueError(f"attack {name!r} has calibrated budgets and {min(taken)!r} exists already")
+            # Bundles hold the file as it was read, with the further attacks in it.
+            if taken := [one for one, its in further.items() if found.get(one, its) != its]:
+                raise ValueError(f"attack {name!r} has calibrated budgets and {taken[0]!r} exists already")
             found |= further
         return found
 

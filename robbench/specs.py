@@ -153,8 +153,9 @@ class ThreatModel(Strict):
             further = {
                 f"{name}-{place}": one for place, one in enumerate(spec.at_calibrated_budgets(), start=1)
             }
-            if taken := further.keys() & found.keys():
-                raise ValueError(f"attack {name!r} has calibrated budgets and {min(taken)!r} exists already")
+            # Bundles hold the file as it was read, with the further attacks in it.
+            if taken := [one for one, its in further.items() if found.get(one, its) != its]:
+                raise ValueError(f"attack {name!r} has calibrated budgets and {taken[0]!r} exists already")
             found |= further
         return found
 
@@ -343,7 +344,7 @@ def resolve_attack(
     for option, value in (("epsilon", epsilon), ("eta", eta)):
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise UserError(
-                f"{spell_argument(option, value)} is not a budget; give a finite number of at least 0 (0 is clean)"
+                f"{spell_argument(option, value)} is not a budget; give a finite number of at least 0"
             )
     if epsilon is not None and owner.pixel_range == 255 and 0 < epsilon < 1:
         raise UserError(

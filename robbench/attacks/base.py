@@ -128,9 +128,8 @@ class Attack(NamedAttack):
         """The set of the attack, for attacks that return a witness; None for balls of pixels, checked on the image."""
         return None
 
-    def require_shape(self, image: tuple[int, int, int]) -> None:
-        """`UserError` for images [C,H,W] that the attack cannot take."""
-        return None
+    def require_images(self, shape: tuple[int, int, int]) -> None:  # noqa: B027 - most take images of any shape
+        """`UserError` for images [C,H,W] of a shape that the attack cannot take."""
 
     @property
     def contains_clean(self) -> bool:
@@ -176,7 +175,7 @@ class Attack(NamedAttack):
         with own_context():
             x, y = check_inputs(x, y)
             require_image_budget(self.spec, x)
-            self.require_shape((int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))
+            self.require_images((int(x.shape[1]), int(x.shape[2]), int(x.shape[3])))
             samples = Samples(check_ids(sample_ids, len(x)), x, y)
             return self._within_memory(victim, samples, SearchSettings(check_seed(seed), batch_size))
 

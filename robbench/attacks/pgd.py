@@ -124,9 +124,15 @@ class GradientAttack(Attack):
         """The search space with the budgets and step sizes of this attack's spec."""
 
     @property
+    def steps(self) -> int:
+        """Gradient steps per restart."""
+        steps: int = self.parameters.steps
+        return steps
+
+    @property
     def cost(self) -> Cost:
         """Steps times restarts, the check between restarts and the two scoring forwards."""
-        steps = self.parameters.steps * self.parameters.restarts
+        steps = self.steps * self.parameters.restarts
         return Cost(forwards=steps + self.parameters.restarts - 1 + 2, backwards=steps)
 
     @classmethod
@@ -140,7 +146,7 @@ class GradientAttack(Attack):
 
     def search(self, victim: Victim, task: Task) -> Candidates:
         p: GradientParameters = self.parameters
-        plan = engine.SearchPlan(self.space(), p.steps, p.restarts, p.momentum, p.early_stop, p.label_source)
+        plan = engine.SearchPlan(self.space(), self.steps, p.restarts, p.momentum, p.early_stop, p.label_source)
         return engine.search(victim, plan, task, self.spec.name, self.witnesses)
 
 

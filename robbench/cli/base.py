@@ -232,7 +232,7 @@ def names(option: str, values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _budget(
-    option: str, text: str, what: str = "a budget", examples: str = "0 (0 is clean): 0.1, 8/255"
+    option: str, text: str, what: str = "a budget", examples: str = "0: 0.1, 8/255"
 ) -> float:
     value = number(text)
     if value is None or value < 0:

@@ -121,7 +121,7 @@ class CellBuilder:
     def _attack(self, spec: ResolvedAttack) -> Attack:
         with _foreign_attack(spec):
             attack = _try_properties(build_attack(spec, self.flow))
-            attack.require_shape(self.dataset.shape)
+            attack.require_images(self.dataset.shape)
             return attack
 
     def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:

@@ -57,7 +57,8 @@ class Renderer(ABC):
 
     @abstractmethod
     def render(self, x: Tensor, scene: Mapping[str, Tensor], variables: Tensor) -> Tensor:
-        """Image [n,C,H,W], differentiable in the variables, not clipped. Per sample: no statistics of the batch."""
+        """Image [n,C,H,W], differentiable in the variables; clipped to the box afterwards, or here, where steps on the
+        clipped image break more. Per sample: no statistics of the batch."""
 
     def confine(self, x: Tensor, variables: Tensor) -> Tensor:
         """Variables, inside their constraints, brought to where their image lies in the box; after every step."""

@@ -16,6 +16,7 @@ from robbench.core.mathml import math, sub, under
 from robbench.specs import Norm, ResolvedAttack, Semantics
 
 STEPS = 200  # of the calibrated attacks of Kang et al.
+FIXED_STEP = 0.002236  # theirs for fog, snow and gabor, whose variables have ranges of their own
 
 
 class RenderedParameters(GradientParameters):
@@ -36,6 +37,18 @@ class RenderedParameters(GradientParameters):
         if self.step_size is not None:
             return self.step_size
         return (self.relative_step_size or 1.0 / numbers.sqrt(self.steps)) * budget
+
+
+class FixedStepParameters(RenderedParameters):
+    """Parameters of attacks whose budget does not bound the variables; steps do not depend on it.
+
+    Attributes:
+        step_size: in the units of the variables.
+        relative_step_size: none.
+    """
+
+    step_size: float = Field(default=FIXED_STEP, gt=0)
+    relative_step_size: None = None
 
 
 class RenderedAttack(GradientAttack):
@@ -64,6 +77,15 @@ class RenderedAttack(GradientAttack):
         return super().declared_semantics(parameters) if cls.renders.contains_clean else "perturbation"
 
     @property
+    def steps(self) -> int:
+        """None at budget 0, where all variables render one image (fog, snow: not the clean one)."""
+        return super().steps if self.spec.epsilon else 0
+
+    @property
+    def raises_cross_entropy(self) -> bool:
+        return bool(self.steps)
+
+    @property
     def contains_clean(self) -> bool:
         return self.renders.contains_clean
 
@@ -90,8 +112,8 @@ class RenderedAttack(GradientAttack):
         epsilon, p = float(self.spec.epsilon or 0.0), self.parameters
         return RenderedSpace(self.renderer(epsilon), p.step(epsilon), self.step_norm, p.optimizer)
 
-    def require_shape(self, image: Shape) -> None:
-        self.renderer(float(self.spec.epsilon or 0.0)).shape(image)
+    def require_images(self, shape: Shape) -> None:
+        self.renderer(float(self.spec.epsilon or 0.0)).shape(shape)
 
 
 def _require_scale(spec: ResolvedAttack, renderer: Renderer) -> None:

@@ -188,7 +188,7 @@ class EvaluationResult:
 
 def distance_norm(space: Space, norm: Norm) -> Norm:
     """The norm in which the distance of an attacked image is told: the attack's own, linf for latents' attacks."""
-    return norm if space == "image" else "linf"
+    return norm if space in ("image", "minimal") else "linf"
 
 
 def result_warnings(attacks: Sequence[Measured]) -> list[str]:

@@ -88,6 +88,7 @@ LEDGER_COLUMNS: dict[ModelKind, tuple[Column, ...]] = {
         Column("counts_exact", _BOOL, "flag", "counts_exact"),
         _EXAMPLE,
         Column("witness", _BYTES, "image", nullable=True, since=2),
+        Column("l0", _FLOAT, "distance", "l0", "values", nullable=True, since=3),
     ),
     "flow": (
         *_SAMPLE,

@@ -7,7 +7,7 @@ from robbench.core.errors import UserError
 from robbench.core.mathml import length, math, row, sub, sup, under
 from robbench.specs import Measure, ModelKind, Norm, ResolvedAttack, Space
 
-_INDEX = {"linf": "∞", "l2": "2", "l1": "1"}
+_INDEX = {"linf": "∞", "l2": "2", "l1": "1", "l0": "0"}
 
 
 def admissible(space: Space, norm: Norm, pixel_range: int) -> tuple[Markup, str]:
@@ -28,6 +28,11 @@ def admissible(space: Space, norm: Norm, pixel_range: int) -> tuple[Markup, str]
             "F: the normalizing flow from images to latents, G its inverse; λ: a move of the latents with budget η; δ: "
             "a move of the decoded image with budget ε; clip: to pixels in [0, 1]. The whole move of the image is not "
             "bounded by ε."
+        )
+    if space == "minimal":
+        return math("𝒜(x) = {x′ ∈", sup(f"[0, {pixel_range}]", "d"), "}, counted where", _ball("x′ - x", "ε", norm)), (
+            "x: the clean image of d pixels; the search takes the nearest misclassified image anywhere in the box, and the "
+            "accuracy counts a sample as lost where it is within ε."
         )
     return math("𝒜(x) = {c(x)}"), "c: the corruption, read from files. There is nothing to search."
 

@@ -53,7 +53,8 @@ class CarliniWagner(MinimalSearch):
     """The search; see the module. Iteration k is step k % steps of constant k // steps.
 
     State: w, mean, square: [n,C,H,W], variables and Adam's moments; constant, low, high: [n], c and its bracket;
-    reached: [n] bool, this constant succeeded; before: [n], loss at the last check of progress.
+    reached: [n] bool, this constant succeeded; lowest: [n], loss with this constant; before: that at the last check of
+    progress.
     """
 
     norm: Norm = "l2"
@@ -100,9 +101,10 @@ class CarliniWagner(MinimalSearch):
         within = state["iteration"] % steps
         over = within + 1 == steps
         if self.parameters.abort_early:
+            state["lowest"] = torch.minimum(state["lowest"], loss)
             due = within % -(-steps // 10) == 0
-            over = over | (due & ~(loss <= PROGRESS * state["before"]))
-            state["before"] = torch.where(due, loss, state["before"])
+            over = over | (due & ~(state["lowest"] <= PROGRESS * state["before"]))
+            state["before"] = torch.where(due, state["lowest"], state["before"])
         begun = state["iteration"] - within + steps
         state["iteration"] = torch.where(over & live, begun, state["iteration"] + live)
         return self._restarted(self._next_constant(state, over), over)
@@ -121,7 +123,7 @@ class CarliniWagner(MinimalSearch):
             return state
         start = ((2.0 * state["x"] - 1.0) * EDGE).atanh()
         fresh = {"w": start, "mean": torch.zeros_like(start), "square": torch.zeros_like(start)}
-        fresh |= {"before": torch.full_like(state["distance"], float("inf"))}
+        fresh |= {name: torch.full_like(state["distance"], float("inf")) for name in ("lowest", "before")}
         fresh |= {"reached": torch.zeros_like(state["found"])}
         if "w" not in state:
             return {**state, **fresh}

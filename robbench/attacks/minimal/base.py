@@ -54,16 +54,16 @@ class MinimalSearch(Search):
         """Which samples search on, [n] bool; the others must not change."""
         return state["iteration"] < self.iterations
 
-    def offer(self, victim: Victim, state: State, images: Tensor, logits: Tensor) -> Tensor:
+    def offer(self, victim: Victim, state: State, images: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Keep in place the `images` [n,C,H,W] that are misclassified and nearer than what is kept; logits: [n,K] of a
-        forward of them. Returns which of them are misclassified, [n] bool."""
+        forward of them. Returns which of them are misclassified, [n] bool, and their distances [n]."""
         margin, slack = margins(logits, state["y"]) + self.confidence, SLACK * largest(logits)
         distance = norm_of(images - state["x"], self.norm)
         wrong = margin <= 0
         nearer = (distance < state["distance"]) & ((margin <= -slack) | ~state["found"])
         taken = self.live(state) & wrong & nearer
         if known_empty(taken):
-            return wrong
+            return wrong, distance
         if victim.must_confirm:
             margin = self._confirmed(victim, state, images, taken, margin)
             taken = taken & (margin <= 0)
@@ -72,7 +72,7 @@ class MinimalSearch(Search):
         state["distance"] = torch.where(beyond_rounding, distance, state["distance"])
         state["broken_at"] = torch.where(taken, state["iteration"], state["broken_at"])
         state["found"] = state["found"] | taken
-        return wrong
+        return wrong, distance
 
     def _confirmed(
         self, victim: Victim, state: State, images: Tensor, taken: Tensor, margin: Tensor

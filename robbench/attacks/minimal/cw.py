@@ -74,7 +74,7 @@ class CarliniWagner(MinimalSearch):
         squashed = state["w"].tanh()
         images = squashed.add(1.0).mul_(0.5)
         logits, lead, gradient = lead_gradient(victim, images, state["y"])
-        wrong = self.offer(victim, state, images, logits)
+        wrong, _ = self.offer(victim, state, images, logits)
         state["reached"] = state["reached"] | wrong
         missing = (self.confidence - lead).clamp(min=0.0)
         difference = images - state["x"]

@@ -58,7 +58,7 @@ class DDN(MinimalSearch):
             logits = victim.differentiable(point)
             loss = error_log_odds(temper_logits(logits, state["y"]), state["y"])
             (gradient,) = torch.autograd.grad(loss.sum(), point)
-        wrong = self.offer(victim, state, point.detach(), logits.detach())
+        wrong, _ = self.offer(victim, state, point.detach(), logits.detach())
         length = annealed(1.0, LAST_STEP, state["iteration"], self.iterations)
         moved = state["delta"] + normalise(gradient, "l2") * per_sample(length, gradient)
         pace = torch.where(wrong, 1.0 - self.parameters.pace, 1.0 + self.parameters.pace)

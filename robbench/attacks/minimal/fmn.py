@@ -58,20 +58,18 @@ class FMN(MinimalSearch):
 
     def step(self, victim: Victim, state: State) -> State:
         state, live, p = {**state}, self.live(state), self.parameters
-        logits, lead, gradient = lead_gradient(victim, state["x"] + state["delta"], state["y"])
-        size, found_before = norm_of(state["delta"], self.norm), state["found"]
-        wrong = self.offer(victim, state, state["x"] + state["delta"], logits)
+        point, found_before = state["x"] + state["delta"], state["found"]
+        logits, lead, gradient = lead_gradient(victim, point, state["y"])
+        wrong, size = self.offer(victim, state, point, logits)
         pace = annealed(p.pace, LAST_PACE, state["iteration"], self.iterations)
-        nearest = norm_of(state["adversarial"] - state["x"], self.norm)
-        nearest = nearest.masked_fill(~state["found"], float("inf"))
         if self.norm == "l0":
-            radius = _whole_radius(state["radius"], wrong, nearest, pace)
+            radius = _whole_radius(state["radius"], wrong, state["distance"], pace)
         else:
             to_boundary = lead.abs() / norm_of(gradient, DUAL[self.norm]).clamp(min=TINY)
             grown = state["radius"] * (1.0 + pace)
             first = torch.where(state["iteration"] == 0, to_boundary, torch.maximum(grown, size + to_boundary))
             outward = torch.where(found_before, grown, first)
-            radius = torch.where(wrong, torch.minimum(state["radius"] * (1.0 - pace), nearest), outward)
+            radius = torch.where(wrong, torch.minimum(state["radius"] * (1.0 - pace), state["distance"]), outward)
         state["radius"] = torch.minimum(radius, state["farthest"])
         length = annealed(p.step_size, LAST_STEP * p.step_size, state["iteration"], self.iterations)
         moved = state["delta"] + normalise(gradient, "l2") * per_sample(length, gradient)

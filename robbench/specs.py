@@ -21,7 +21,7 @@ from robbench.core.schema import Strict, load_yaml
 # nearer to the clean one the better. "corruption": given images, without search and budget.
 Space = Literal["image", "latent", "joint", "rendered", "minimal", "corruption"]
 UNBOUNDED: tuple[Space, ...] = ("minimal", "corruption")
-Norm = Literal["linf", "l2", "l1", "none"]
+Norm = Literal["linf", "l2", "l1", "l0", "none"]  # l0: values that differ; of minimal-norm attacks only
 ModelKind = Literal["classifier", "flow"]
 # Meaning of an attack's images. "worst-case": the strongest of a set that contains the clean image, so that a sample
 # misclassified without attack is misclassified under it. "perturbation": every image is perturbed, and its own verdict
@@ -159,6 +159,15 @@ class ThreatModel(Strict):
             found |= further
         return found
 
+    @model_validator(mode="after")
+    def _l0_is_minimal(self) -> Self:
+        for name, attack in self.attacks.items():
+            if (attack.norm or self.norm) == "l0" and self.space != "minimal":
+                raise ValueError(
+                    f"attack {name!r}: norm l0 is measured in space minimal alone, which has no ball"
+                )
+        return self
+
     @field_validator("attacks")
     @classmethod
     def _not_reserved(cls, attacks: dict[str, AttackSpec]) -> dict[str, AttackSpec]:
@@ -194,7 +203,8 @@ class ResolvedAttack(Strict):
         name: of the attack.
         label: its name in tables ("pgd20", or "pgd20@0.1" with a budget of the user).
         threat_model, target, space, norm, pixel_range: see `ThreatModel`.
-        epsilon, eta: budgets; None where the space has none.
+        epsilon, eta: budgets; None where the space has none. In space "minimal" the search is unbounded, and epsilon is
+            the distance up to which an adversarial image counts in the accuracy; None for any distance.
         algorithm, parameters: see `AttackSpec`.
         semantics: declared by the algorithm (`NamedAttack.declared_semantics`), filled in when the attack is built. Old
             records lack it; their perturbations, except corrupted images, left misclassified images as they were, as a
@@ -296,12 +306,19 @@ def expand_groups(names: Iterable[str], models: dict[str, ThreatModel]) -> list[
 
 # Names of attacks in papers and other libraries, folded, that mean one attack here; and those that mean none, with what
 # comes nearest to them here.
-ALSO_CALLED = {"mifgsm": "mim"}
+ALSO_CALLED = {
+    "mifgsm": "mim",
+    **dict.fromkeys(("cw", "carlini", "carliniwagner", "carliniwagnerl2", "l2carliniwagner"), "cw-l2"),
+    **dict.fromkeys(("ddn", "ddnl2"), "ddn-l2"),
+    **{
+        f"{norm}{name}": f"{name}-{norm}"
+        for name in ("deepfool", "fmn")
+        for norm in ("l2", "linf", "l1", "l0")
+    },
+}
 NEAREST_HERE = {
-    "cw": ("fab-t-l2", "apgd-t-l2", "aa-l2"),
-    "carlini": ("fab-t-l2", "apgd-t-l2", "aa-l2"),
-    "carliniwagner": ("fab-t-l2", "apgd-t-l2", "aa-l2"),
-    "deepfool": ("fab-t", "fab-t-l2"),
+    "deepfool": ("deepfool-l2", "deepfool-linf"),
+    "fmn": ("fmn-l2", "fmn-linf", "fmn-l1"),
     "bim": ("pgd10", "pgd20", "mim"),
     "ifgsm": ("pgd10", "pgd20", "mim"),
     "autopgd": ("apgd-ce", "apgd-t", "aa"),
@@ -353,7 +370,9 @@ def resolve_attack(
             f"{exact_text(epsilon)} of the range"
         )
     budget = owner.budgets_of(name).get(dataset, Budget())
-    uses_epsilon = owner.space in ("image", "joint", "rendered")
+    # A minimal-norm attack searches without a budget; with one, its accuracy counts the images within it.
+    counted = owner.space == "minimal" and bool(dataset or epsilon is not None)
+    uses_epsilon = counted or owner.space in ("image", "joint", "rendered")
     uses_eta = owner.space in ("latent", "joint")
     resolved_epsilon = _budget_value(epsilon, budget.epsilon, uses_epsilon, "epsilon", name, dataset)
     resolved_eta = _budget_value(eta, budget.eta, uses_eta, "eta", name, dataset)
@@ -409,7 +428,7 @@ def refuse_unused_budgets(
     """`UserError` for a given budget or number of steps that none of `attacks` uses."""
     found = list(attacks)
     for option, given, used, kind in (
-        ("epsilon", epsilons, any(a.epsilon is not None for a in found), "an image or joint"),
+        ("epsilon", epsilons, any(a.epsilon is not None for a in found), "an image, joint or minimal-norm"),
         ("eta", etas, any(a.eta is not None for a in found), "a latent or joint"),
         ("steps", steps, any("steps" in a.parameters for a in found), "an iterative"),
     ):

@@ -59,10 +59,12 @@ class Outcome:
         sample_ids, labels: [N] int64.
         clean_predictions, clean_margins: class of the clean image, and logit of the label minus the largest other one.
         predictions, margins: the same of the attacked image.
-        robust: [N] bool, right on the clean image and under attack.
+        robust: [N] bool, right on the clean image and under attack. Of a minimal-norm attack with a budget: no
+            misclassified image within it was found.
         broken_by: per sample "clean", the component that broke it, or None where it is robust.
         broken_at: gradient steps or queries until the sample was broken, 0 for "clean", -1 where it is robust.
         l1, l2, linf: norms of the perturbation, in [0,1] pixels.
+        l0: number of values (a channel of a pixel each) that differ.
         cross_entropy: of the attacked image, in nats.
         forwards, backwards: calls of the model per sample; means over a batch where `counts_exact` is False.
         adversarial: images [N,C,H,W] in [0,1].
@@ -85,6 +87,7 @@ class Outcome:
     l1: Tensor
     l2: Tensor
     linf: Tensor
+    l0: Tensor
     cross_entropy: Tensor
     forwards: Tensor
     backwards: Tensor
@@ -128,7 +131,7 @@ class Attack(NamedAttack):
         """The set of the attack, for attacks that return a witness; None for balls of pixels, checked on the image."""
         return None
 
-    def require_images(self, shape: tuple[int, int, int]) -> None:  # noqa: B027 - most take images of any shape
+    def require_images(self, shape: tuple[int, int, int]) -> None:
         """`UserError` for images [C,H,W] of a shape that the attack cannot take."""
 
     @property
@@ -364,14 +367,14 @@ class Attack(NamedAttack):
     ) -> Outcome:
         y = samples.y
         clean_right = margins(clean, y) > 0  # a tie is wrong
-        robust = clean_right & (margins(logits, y) > 0)
+        difference = adversarial - samples.x
+        robust = clean_right & ((margins(logits, y) > 0) | self._is_beyond_budget(difference))
         broken_by = [
             None if stays else ("clean" if not right else name)
             for stays, right, name in zip(robust.tolist(), clean_right.tolist(), found.component, strict=True)
         ]
         step = torch.where(robust, torch.full_like(found.step, -1), found.step)
         step = torch.where(clean_right | robust, step, torch.zeros_like(step))
-        difference = adversarial - samples.x
         return Outcome(
             sample_ids=samples.ids.clone(),
             labels=y,
@@ -385,6 +388,7 @@ class Attack(NamedAttack):
             l1=norm_of(difference, "l1"),
             l2=norm_of(difference, "l2"),
             linf=norm_of(difference, "linf"),
+            l0=norm_of(difference, "l0"),
             cross_entropy=losses(logits, y),
             forwards=found.forwards,
             backwards=found.backwards,
@@ -392,6 +396,13 @@ class Attack(NamedAttack):
             adversarial=adversarial,
             witness=found.witness,
         )
+
+    def _is_beyond_budget(self, difference: Tensor) -> Tensor:
+        """Perturbations [N,C,H,W] of an unbounded search that are larger than the budget at which its accuracy is
+        counted, [N] bool."""
+        if self.spec.bounded or self.spec.epsilon is None:
+            return torch.zeros(len(difference), dtype=torch.bool)
+        return norm_of(difference, self.spec.norm).double() > self.spec.radius
 
 
 def _match_claims(found: Candidates, adversarial: Tensor) -> Tensor:

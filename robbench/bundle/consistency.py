@@ -122,6 +122,7 @@ def _classifier_rules(run: Run, result: CellResult) -> Rules:
     yield from _margin_rules(rows, classes)
     clean_right, right = floats(rows["clean_margin"]) > 0, floats(rows["margin"]) > 0
     robust = rows["robust"].to_numpy(dtype=np.bool_)
+    right |= _is_beyond_budget(cell, rows)
     yield "robust contradicts the margins", robust != (clean_right & right)
     yield from _break_rules(cell, rows, robust, clean_right)
     yield from _size_rules(cell, rows, run)
@@ -140,6 +141,14 @@ def _target_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
     reached = (rows["prediction"] == rows["target"]) & (rows["label"] != rows["target"])
     said = rows["reached"].fillna(False).astype(bool)
     yield "reached contradicts prediction and target", (there & (said != reached)).to_numpy(dtype=np.bool_)
+
+
+def _is_beyond_budget(cell: CellRecord, rows: pd.DataFrame) -> Mask:
+    """Samples whose nearest adversarial image is beyond the budget of a minimal-norm attack."""
+    attack = cell.attack
+    if attack.space != "minimal" or attack.epsilon is None:
+        return np.zeros(len(rows), dtype=np.bool_)
+    return np.asarray(floats(rows[attack.norm]) > attack.radius)
 
 
 def _label_rules(rows: pd.DataFrame, classes: int) -> Rules:
@@ -202,7 +211,10 @@ def _last_step(attack: ResolvedAttack, component: str) -> float:
     if not isinstance(count, int):
         return float("nan")
     # APGD with large radii scores one more iterate in each of its first two phases.
-    return count + 2 if component.startswith("apgd") else count
+    if component.startswith("apgd"):
+        return count + 2
+    searches = attack.parameters.get("binary_search_steps", 1)
+    return count * searches if isinstance(searches, int) else float("nan")
 
 
 def _likelihood_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
@@ -223,7 +235,7 @@ def _flow_rules(run: Run, result: CellResult) -> Rules:
 
 def _size_rules(cell: CellRecord, rows: pd.DataFrame, run: Run) -> Rules:
     """Norms are finite, ordered (linf <= l2 <= l1 <= D linf), and for image attacks within the budget."""
-    sizes = {name: floats(rows[name]) for name in select_names("distance", target=cell.attack.target)}
+    sizes = {name: floats(rows[name]) for name in ("l1", "l2", "linf")}
     l1, l2, linf = (sizes[name] for name in ("l1", "l2", "linf"))
     dimensions = int(np.prod(run.shape))
     finite = np.logical_and.reduce([np.isfinite(size) for size in sizes.values()])
@@ -232,6 +244,10 @@ def _size_rules(cell: CellRecord, rows: pd.DataFrame, run: Run) -> Rules:
     ordered = (linf >= 0) & (linf <= l2 * slack + 1e-6) & (l2 <= l1 * slack + 1e-6)
     yield "distances contradict each other", finite & ~(ordered & (l1 <= dimensions * linf * slack + 1e-6))
     yield "a pixel moved further than the pixel range", finite & (linf > 1 + BALL_TOLERANCE)
+    if "l0" in rows:  # null in old shards
+        l0 = floats(rows["l0"])
+        fits = (l0 <= dimensions) & ((l0 == 0) == (linf == 0)) & (l1 <= l0 * linf * slack + 1e-6)
+        yield "l0 contradicts the other distances", finite & ~np.isnan(l0) & ~fits
     attack = cell.attack
     if attack.space == "image" and attack.norm != "none":
         allowed = attack.radius + BALL_TOLERANCE * max(1.0, attack.radius)

@@ -22,13 +22,13 @@ ROUNDING = 1e-6  # relative, so that sqrt(3072) with seven digits is accepted
 
 
 def box_diameter(norm: str, shape: tuple[int, ...] | None) -> float | None:
-    """Largest distance of two images of `shape` (C,H,W) with pixels in [0,1]: linf 1, l2 sqrt(D), l1 D.
+    """Largest distance of two images of `shape` (C,H,W) with pixels in [0,1]: linf 1, l2 sqrt(D), l1 and l0 D.
 
-    None for a norm without a ball, and for l2 and l1 where the shape is not known.
+    None for a norm without a ball, and for l2, l1 and l0 where the shape is not known.
     """
     if norm == "linf":
         return 1.0
-    if shape is None or norm not in ("l2", "l1"):
+    if shape is None or norm not in ("l2", "l1", "l0"):
         return None
     dimensions = math.prod(shape)
     return math.sqrt(dimensions) if norm == "l2" else float(dimensions)

@@ -15,8 +15,10 @@ from robbench.metrics.accuracy import (
     WORST_CASE_ACCURACY,
     count_near_ties,
 )
+from robbench.metrics.minimal_norm import is_minimal
 from robbench.metrics.verdicts import clean_correct, right_under_attack, robust, shown_verdicts
 from robbench.results import corruptions, unforeseen
+from robbench.results.minimal_norm import smallest_rows
 from robbench.results.parity import parity_note
 from robbench.results.perturbation import frechet_rows
 from robbench.results.rows import (
@@ -165,7 +167,8 @@ def rows_under_attack(run: Run) -> list[TableRow]:
     rows = []
     for row in leaderboard(run):
         result = cells.get((row.model, row.attack))
-        if result is not None and row.metric == ACCURACY.name and row.measure == "robust accuracy":
+        searched = result is not None and not is_minimal(result.cell)  # printed at a budget, too
+        if searched and row.metric == ACCURACY.name and row.measure == "robust accuracy":
             row = replace(row, measure="accuracy under attack")
             if row.status == "ok":
                 row = with_estimate(row, accuracy.accuracy(right_under_attack(result.rows)))
@@ -191,7 +194,8 @@ def _flow_rows(run: Run, model: ModelResults) -> list[TableRow]:
 def _classifier_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
     others = [metric for metric in all_metrics() if not metric.accuracy]
     rows = accuracy_rows(run, model, attacks)
-    return rows + [row for result in model.cells for row in cell_rows(run, result, others)]
+    rows += [row for result in model.cells for row in cell_rows(run, result, others)]
+    return rows + smallest_rows(run, model, attacks)
 
 
 def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:

@@ -90,6 +90,7 @@ LEDGER_COLUMNS: dict[ModelKind, tuple[Column, ...]] = {
         Column("witness", _BYTES, "image", nullable=True, since=2),
         Column("target", _INT, "class", "targets", "class", nullable=True, since=3),
         Column("reached", _BOOL, "verdict", "reached", nullable=True, since=3),
+        Column("l0", _FLOAT, "distance", "l0", "values", nullable=True, since=3),
     ),
     "flow": (
         *_SAMPLE,

@@ -251,5 +251,7 @@ def _different_rows(one: "pd.DataFrame", other: "pd.DataFrame") -> int:
         different |= (absent != missing) | (unequal & ~absent)
     for name in (name for name in _ROUNDED if name in first):
         mine, theirs = (np.asarray(rows[name], dtype=np.float64) for rows in (first, second))
+        if np.isnan(mine).all() or np.isnan(theirs).all():  # of shards older than the column
+            continue
         different |= ~np.isclose(mine, theirs, rtol=ROUNDING, atol=ROUNDING, equal_nan=True)
     return int(different.sum())

@@ -144,7 +144,7 @@ def read_shard(path: Path, cell: str, known: frozenset[int] | None = None) -> Sh
 def _check_distances(shard: Shard) -> None:
     """`BadShardError` for a negative or non-finite distance, which no attack stores."""
     for name in (name for name in select_names("distance") if name in shard.table.column_names):
-        distances = shard.table[name].to_numpy()
+        distances = shard.table[name].drop_null().to_numpy()
         if not ((distances >= 0) & (distances < float("inf"))).all():
             raise BadShardError(f"holds a negative or non-finite distance ({name})")
 

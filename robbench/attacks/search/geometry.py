@@ -116,11 +116,14 @@ def _length(delta: Tensor, norm: Norm) -> Tensor:
     flat = delta.flatten(1)
     if norm == "linf":
         return (flat.abs().amax(1) if flat.shape[1] else flat.new_zeros(len(flat))).double()
+    if norm == "l0":
+        return (flat != 0).sum(1).double()
     return flat.abs().sum(1, dtype=torch.float64) if norm == "l1" else flat.double().norm(dim=1)
 
 
 def norm_of(delta: Tensor, norm: Norm) -> Tensor:
-    """Norm of every row, [n], accumulated in float64 and rounded once to the type of `delta`. "none" is l2."""
+    """Norm of every row, [n], accumulated in float64 and rounded once to the type of `delta`. "l0" counts the
+    entries that are not 0; "none" is l2."""
     return _length(delta, norm).to(delta.dtype)
 
 

@@ -100,7 +100,9 @@ class RenderedAttack(GradientAttack):
         formula = math(under("max", sub("v ∈ 𝒱", "ε")), "ℓ(f(clip(R(x, v))), y)")
         p = spec.parameters
         if p.get("optimizer") == "frank-wolfe":
-            how = "Step t = 0, 1, … moves v by 1 / (t + 1) towards the point of 𝒱 furthest along the gradient."
+            how = (
+                "Step t = 0, 1, … moves v by 1 / (t + 1) towards the point of 𝒱 furthest along the gradient."
+            )
             words = f"{p['steps']} steps of Frank-Wolfe. ℓ: cross-entropy. {how}"
         else:
             words = search_words(spec, "ε")

@@ -7,7 +7,7 @@ from robbench.core.errors import UserError
 from robbench.core.mathml import length, math, row, sub, sup, under
 from robbench.specs import Measure, ModelKind, Norm, ResolvedAttack, Space
 
-_INDEX = {"linf": "∞", "l2": "2", "l1": "1"}
+_INDEX = {"linf": "∞", "l2": "2", "l1": "1", "l0": "0"}
 
 
 def admissible(space: Space, norm: Norm, pixel_range: int) -> tuple[Markup, str]:
@@ -32,12 +32,14 @@ def admissible(space: Space, norm: Norm, pixel_range: int) -> tuple[Markup, str]
     if space == "rendered":
         return math("𝒜(x) = {clip(R(x, v)) : v ∈", sub("𝒱", "ε"), "}"), (
             "R: the attack's renderer, from the clean image and variables v to an image; 𝒱: the variables within budget "
-            "ε, in a norm and unit of the attack's own; clip: to pixels in [0, 1]. How far the image moves is not bounded."
+            "ε, in a norm and unit of the attack's own; clip: to pixels in [0, 1]. How far the image moves is not "
+            "bounded."
         )
     if space == "minimal":
-        return math("𝒜(x) =", sup(f"[0, {pixel_range}]", "d")), (
-            f"Every image of d pixels in [0, {pixel_range}]: the attack looks for the nearest to the clean image x that "
-            "the model gets wrong, and the distance is the result."
+        ball = _ball("x′ - x", "ε", norm)
+        return math("𝒜(x) = {x′ ∈", sup(f"[0, {pixel_range}]", "d"), "}, counted where", ball), (
+            "x: the clean image of d pixels; the search takes the nearest misclassified image anywhere in the box, and "
+            "the accuracy counts a sample as lost where it is within ε."
         )
     return math("𝒜(x) = {c(x)}"), "c: the corruption, read from files. There is nothing to search."
 

@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from robbench.metrics.verdicts import clean_correct, shown_verdicts
+import numpy as np
+
+from robbench.metrics.minimal_norm import accuracy_at, distances, is_minimal
+from robbench.metrics.verdicts import Floats, clean_correct, shown_verdicts
 from robbench.report.attack_lines import budget_text
 from robbench.report.plots import Curve, CurveFigure, dress, legend, look, svg
 from robbench.report.site.model_families import same_but
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 SHARES = (0.25, 0.5, 0.75, 1.0, 1.5)  # of an attack's budget: what is proposed where none was swept
 STEPS = (5, 10, 20, 50, 100)
+POINTS = 25  # of a security curve
 TICKS = 8  # measured budgets up to which each has its tick
 Axis = Literal["epsilon", "eta", "steps"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -42,7 +46,39 @@ def sweeps(run: Run, results: Sequence[CellResult]) -> list[Sweep]:
     done = complete(run, results)
     epsilon, eta, steps = (_sweep(run, done, axis) for axis in AXES)
     found = [epsilon] if epsilon.figure or not eta.figure else []
-    return [*found, *([eta] if eta.figure else []), steps]
+    return [*found, *([eta] if eta.figure else []), *_security_curves(done), steps]
+
+
+def _security_curves(done: Sequence[CellResult]) -> list[Sweep]:
+    """Accuracy against the budget in each norm, read from the distances of minimal-norm attacks."""
+    groups: dict[str, list[CellResult]] = {}
+    for result in done:
+        if is_minimal(result.cell):
+            groups.setdefault(result.cell.attack.norm, []).append(result)
+    return [_security_curve(norm, results) for norm, results in groups.items()]
+
+
+def _security_curve(norm: str, results: Sequence[CellResult]) -> Sweep:
+    named = {
+        r.cell.attack.name: distances(r) for r in results
+    }  # budgets are read off, and change no distance
+    budgets = _grid(np.concatenate(list(named.values())), norm)
+    curves = [
+        Curve(name, tuple(_point(at, accuracy_at(found, at)) for at in budgets), number)
+        for number, (name, found) in enumerate(named.items())
+    ]
+    title = f"Accuracy against the budget in {norm.title()}, from the distances of minimal-norm attacks"
+    key = f"by-distance-{norm}"
+    drawn = svg(_figure(curves, "epsilon"), key, "curves", _alternative(curves, "epsilon"))
+    return Sweep(title, "epsilon", CurveFigure(drawn, 0, legend(curves, key)), "")
+
+
+def _grid(found: Floats, norm: str) -> list[float]:
+    """Budgets from 0 to where nearly every distance that is finite is passed."""
+    finite = found[np.isfinite(found)]
+    last = float(np.quantile(finite, 0.98)) * 1.05 if len(finite) else 1.0
+    budgets = np.linspace(0.0, last or 1.0, POINTS)
+    return list(map(float, np.unique(np.ceil(budgets)) if norm == "l0" else budgets))
 
 
 def _sweep(run: Run, done: Sequence[CellResult], axis: Axis) -> Sweep:

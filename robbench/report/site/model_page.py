@@ -309,7 +309,11 @@ def _missing(row: TableRow) -> str:
 def _headline(rows: Sequence[TableRow]) -> list[tuple[str, TableRow]]:
     """Clean accuracy, then the worst case of each threat model and budget."""
     found = [("clean accuracy", row) for row in rows if row.attack == CLEAN and row.kind.accuracy]
-    worst = [row for row in rows if row.attack == WORST_CASE and row.threat_model != ALL_THREATS]
+    worst = [
+        row
+        for row in rows
+        if row.attack == WORST_CASE and row.threat_model != ALL_THREATS and row.kind.accuracy
+    ]
     return found + [
         (_title(row).replace("worst case", "worst case:", 1).replace(":,", ":"), row) for row in worst
     ]

@@ -1,0 +1,1 @@
+"""Attacks that look for the nearest misclassified image, one module per algorithm."""

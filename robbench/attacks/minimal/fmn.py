@@ -1,0 +1,137 @@
+"""Fast minimum-norm attack (Pintor, Roli, Brendel & Biggio 2021), in L2, Linf, L1 and L0.
+
+Normalised steps on the lead of the best other class, and a ball per sample that shrinks where the point is
+misclassified and grows where it is not; as long as no misclassified point was met, it reaches to the linearised
+boundary. Then it grows here at least as fast as later: where the box takes back what the linearisation asks for, the
+paper's ball stays as it is for good (half of the digits in L2).
+"""
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from robbench.attacks.minimal.base import MinimalAttack, MinimalSearch, annealed, lead_gradient
+from robbench.attacks.named import ATTACKS, Cost, Objective
+from robbench.attacks.search.geometry import TINY, norm_of, normalise, per_sample, stands_still
+from robbench.attacks.search.geometry_l1 import project_l1_box
+from robbench.attacks.search.spaces import State
+from robbench.attacks.search.task import Task
+from robbench.attacks.victim import Victim
+from robbench.core.schema import Strict
+from robbench.specs import Norm, ResolvedAttack
+
+DUAL: dict[Norm, Norm] = {"l2": "l2", "linf": "l1", "l1": "linf"}
+LAST_PACE = 0.001  # of the ball, at the last iteration
+LAST_STEP = 0.01  # of the first step, at the last iteration
+
+
+class FMNParameters(Strict):
+    """Parameters of FMN.
+
+    Attributes:
+        steps: iterations, one forward and one backward each.
+        step_size: Euclidean length of the first step, in [0,1] pixels; the last has a hundredth of it.
+        pace: share by which the ball first grows or shrinks; the last is 0.001.
+    """
+
+    steps: int = Field(default=100, gt=0)
+    step_size: float = Field(default=1.0, gt=0)
+    pace: float = Field(default=0.05, gt=0, lt=1)
+
+
+class FMN(MinimalSearch):
+    """The search; see the module. radius: state entry [n], of the ball."""
+
+    def __init__(self, name: str, norm: Norm, parameters: FMNParameters) -> None:
+        self.name, self.norm, self.parameters = name, norm, parameters
+        self.iterations = parameters.steps
+
+    def begin(self, victim: Victim, task: Task) -> State:
+        state = super().begin(victim, task)
+        corner = torch.maximum(task.x, 1.0 - task.x)
+        farthest = norm_of(corner, self.norm)
+        radius = torch.ones_like(farthest) if self.norm == "l0" else farthest
+        return {**state, "delta": torch.zeros_like(task.x), "radius": radius, "farthest": farthest}
+
+    def step(self, victim: Victim, state: State) -> State:
+        state, live, p = {**state}, self.live(state), self.parameters
+        point, found_before = state["x"] + state["delta"], state["found"]
+        logits, lead, gradient = lead_gradient(victim, point, state["y"])
+        wrong, size = self.offer(victim, state, point, logits)
+        pace = annealed(p.pace, LAST_PACE, state["iteration"], self.iterations)
+        if self.norm == "l0":
+            radius = _whole_radius(state["radius"], wrong, state["distance"], pace)
+        else:
+            to_boundary = lead.abs() / norm_of(gradient, DUAL[self.norm]).clamp(min=TINY)
+            grown = state["radius"] * (1.0 + pace)
+            first = torch.where(
+                state["iteration"] == 0, to_boundary, torch.maximum(grown, size + to_boundary)
+            )
+            outward = torch.where(found_before, grown, first)
+            radius = torch.where(
+                wrong, torch.minimum(state["radius"] * (1.0 - pace), state["distance"]), outward
+            )
+        state["radius"] = torch.minimum(radius, state["farthest"])
+        length = annealed(p.step_size, LAST_STEP * p.step_size, state["iteration"], self.iterations)
+        moved = state["delta"] + normalise(gradient, "l2") * per_sample(length, gradient)
+        state["delta"] = project_each(moved, state["x"], self.norm, state["radius"])
+        state["zero_gradients"] = state["zero_gradients"] + live * stands_still(gradient)
+        return state | {name: state[name] + live for name in ("iteration", "forwards", "backwards")}
+
+
+def _whole_radius(radius: Tensor, wrong: Tensor, nearest: Tensor, pace: Tensor) -> Tensor:
+    """The next number of values that may differ, [n], at least 1."""
+    fewer = torch.minimum(torch.minimum(radius - 1.0, (radius * (1.0 - pace)).floor()), nearest)
+    more = torch.maximum(radius + 1.0, (radius * (1.0 + pace)).floor())
+    return torch.where(wrong, fewer, more).clamp(min=1.0)
+
+
+def project_each(delta: Tensor, x: Tensor, norm: Norm, radius: Tensor) -> Tensor:
+    """`delta` [n,...] in the ball of its own `radius` [n] and with x + delta in [0,1]: projected on the ball, then on
+    the box, which stays in the ball; in L1 on both at once."""
+    if norm == "l1":
+        return project_l1_box(delta, x, radius)
+    if norm == "linf":
+        limit = per_sample(radius, delta)
+        inside = torch.maximum(torch.minimum(delta, limit), -limit)
+    elif norm == "l2":
+        share = (radius / norm_of(delta, "l2").clamp(min=TINY)).clamp(max=1.0)
+        inside = delta * per_sample(share, delta)
+    else:
+        inside = _keep_largest(delta, radius.long())
+    return (x + inside).clamp(0.0, 1.0) - x
+
+
+def _keep_largest(delta: Tensor, count: Tensor) -> Tensor:
+    """delta [n,...] with all but its `count` [n] largest entries 0."""
+    flat = delta.flatten(1)
+    order = flat.abs().argsort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(flat.shape[1], device=flat.device).expand_as(flat)
+    kept = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, ranks < count[:, None])
+    return (flat * kept).reshape(delta.shape)
+
+
+@ATTACKS.register("fmn")
+class FastMinimumNorm(MinimalAttack):
+    """FMN (Pintor et al. 2021); see the module."""
+
+    Parameters = FMNParameters
+    norms: ClassVar[tuple[Norm, ...]] = ("l2", "linf", "l1", "l0")
+
+    @classmethod
+    def objective(cls, spec: ResolvedAttack) -> Objective:
+        p = spec.parameters
+        words = (
+            f"{p.get('steps', 100)} steps of Euclidean length {p.get('step_size', 1):g}, falling to a hundredth of it, "
+            f"in a ball that shrinks by {100 * p.get('pace', 0.05):g} % where the image is misclassified, else grows."
+        )
+        return (cls.goal(spec),), words
+
+    @property
+    def cost(self) -> Cost:
+        return Cost(forwards=self.parameters.steps + 2, backwards=self.parameters.steps)
+
+    def plan(self) -> FMN:
+        return FMN(self.spec.name, self.spec.norm, self.parameters)

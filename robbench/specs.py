@@ -13,7 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from robbench.core.budget_limits import IMAGE_SHAPES, require_inside_box
 from robbench.core.budget_limits import exact_text as exact_text  # part of this module's names
-from robbench.core.errors import UserError, folded, known_name, spell_argument
+from robbench.core.errors import UserError, folded, known_name, spell_argument, unknown_name
 from robbench.core.resources import data_root, existing_folder
 from robbench.core.schema import Strict, load_yaml
 
@@ -34,6 +34,7 @@ SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Names become file names, table labels and entries of comma lists.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 RESERVED_ATTACKS = ("clean", "worst-case", "average")
+CLEAN_IS_THERE = "clean accuracy is a column of every table and needs no attack"
 
 
 class Budget(Strict):
@@ -299,15 +300,17 @@ def listed_attacks(models: dict[str, ThreatModel]) -> list[str]:
 
 
 def expand_groups(names: Iterable[str], models: dict[str, ThreatModel]) -> list[str]:
-    """`names` with every group replaced by its members; unknown names stay, and `resolve_attack` refuses them."""
+    """The attacks that `names` mean (`attack_name`), every group replaced by its members."""
     members = {group: model.members(group) for model in models.values() for group in model.groups}
-    return list(dict.fromkeys(attack for name in names for attack in members.get(name, (name,))))
+    meant = [attack_name(name, models) for name in names]
+    return list(dict.fromkeys(attack for name in meant for attack in members.get(name, (name,))))
 
 
 # Names of attacks in papers and other libraries, folded, that mean one attack here; and those that mean none, with what
 # comes nearest to them here.
 ALSO_CALLED = {
     "mifgsm": "mim",
+    **dict.fromkeys(("natural", "benign", "none", "noattack"), "clean"),
     **dict.fromkeys(("cw", "carlini", "carliniwagner", "carliniwagnerl2", "l2carliniwagner"), "cw-l2"),
     **dict.fromkeys(("ddn", "ddnl2"), "ddn-l2"),
     **{
@@ -317,25 +320,46 @@ ALSO_CALLED = {
     },
 }
 NEAREST_HERE = {
-    "deepfool": ("deepfool-l2", "deepfool-linf"),
-    "fmn": ("fmn-l2", "fmn-linf", "fmn-l1"),
-    "bim": ("pgd10", "pgd20", "mim"),
-    "ifgsm": ("pgd10", "pgd20", "mim"),
-    "autopgd": ("apgd-ce", "apgd-t", "aa"),
+    "deepfool": ("deepfool-l2",),
+    "fmn": ("fmn-l2",),
+    **dict.fromkeys(("bim", "ifgsm"), ("pgd10",)),
+    "autopgd": ("apgd-ce",),
 }
 
 
 def attack_name(name: str, models: dict[str, ThreatModel]) -> str:
-    """The attack or group of `models` that `name` means, as in "AutoAttack", "PGD-20", "fgsm_linf", "square-attack";
-    `UserError` with up to three suggestions for one that is none, or could be several ("pgd")."""
-    known = {found for model in models.values() for found in (*model.attacks, *model.groups)}
-    plain = folded(name).replace("autoattack", "aa").removesuffix("attack").removesuffix("linf")
-    there = {folded(found): found for found in known}
-    also = dict(ALSO_CALLED)
-    for shape in (plain, ALSO_CALLED.get(plain, "")):
-        if folded(shape) in there:
-            also[folded(name)] = there[folded(shape)]
-    return known_name("attack", name, known, also=also, near=NEAREST_HERE.get(plain, ()))
+    """The attack or group of `models` that `name` means; see `attack_among`."""
+    return attack_among(
+        name, (found for model in models.values() for found in (*model.attacks, *model.groups))
+    )
+
+
+def attack_among(name: str, known: Iterable[str], kind: str = "attack") -> str:
+    """The one of `known` (attacks, groups, labels of a run, "clean") that `name` means, as in "AutoAttack", "PGD-20",
+    "fgsm_linf@8/255", "natural"; `UserError` with suggestions for one that is none, or could be several ("pgd")."""
+    choices = set(known)
+    base, at, budget = name.partition("@")  # a budget is never read in another way: 0.1 is not 01
+    if name in choices:
+        return name
+    same_budget = [found for found in choices if found.partition("@")[1:] == (at, budget)]
+    plain = folded(base).replace("autoattack", "aa").removesuffix("attack").removesuffix("linf")
+    for shape in (folded(base), ALSO_CALLED.get(folded(base)), plain, ALSO_CALLED.get(plain)):
+        meant = folded(shape or "")
+        if alike := [found for found in same_budget if folded(found.partition("@")[0]) == meant]:
+            return known_name(kind, alike[0] if len(alike) == 1 else name, alike)
+    raise unknown_name(kind, name, choices, near=NEAREST_HERE.get(plain, ()))
+
+
+def without_clean(names: Iterable[str]) -> list[str]:
+    """`names` without "clean", "natural" and the like: every table has it, and asking for it is no mistake.
+    `UserError` where nothing else is asked for."""
+    given = list(names)
+    kept = [name for name in given if ALSO_CALLED.get(folded(name), folded(name)) != "clean"]
+    if given and not kept:
+        raise UserError(
+            f"{spell_argument('attacks', ','.join(given))}: {CLEAN_IS_THERE}; name one to go with it, as in fgsm"
+        )
+    return kept
 
 
 def resolve_attack(

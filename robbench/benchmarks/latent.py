@@ -33,7 +33,7 @@ from robbench.benchmarks.pgd import disagreement
 from robbench.benchmarks.timing import Tell, ignore, interleave, peak_bytes, processor
 from robbench.core.errors import UserError, unknown_name
 from robbench.models.flows.base import Flow, Latents, Memory
-from robbench.specs import ResolvedAttack, resolve_attack, threat_models
+from robbench.specs import ResolvedAttack, attack_among, resolve_attack, threat_models
 
 ATTACKS = ("jsa50", "a-la")
 BUDGETS_OF = "cifar10"  # the random images have its shape
@@ -68,9 +68,8 @@ class Contest:
             for attack, found in model.attacks.items()
             if model.space != "image" and found.algorithm in ("jsa", "latent-pgd")
         ]
-        if name not in possible:
-            raise unknown_name("attack through a flow", name, possible)
-        spec = resolve_attack(name, BUDGETS_OF, known, eta=self.eta, steps=self.steps)
+        found = attack_among(name, possible, "attack through a flow")
+        spec = resolve_attack(found, BUDGETS_OF, known, eta=self.eta, steps=self.steps)
         return spec.model_copy(
             update={"parameters": {**spec.parameters, "start": "zero", "early_stop": False}}
         )

@@ -56,7 +56,7 @@ def bench() -> None:
     help="Zoo classifiers of one data set.",
     shell_complete=model_completion,
 )
-@click.option("--attack", default="aa", show_default=True, type=click.Choice(("aa", "aa-l2", "aa-l1")))
+@click.option("--attack", default="aa", show_default=True, help="aa, aa-l2 or aa-l1.")
 @click.option("--n", type=WholeNumber(1), default=1000, show_default=True, help="Test images, drawn by seed.")
 @epsilon_option
 @click.option(
@@ -93,9 +93,11 @@ def autoattack(
     """
     from robbench.benchmarks import autoattack as contest_of
     from robbench.benchmarks.models import load_classifiers
+    from robbench.specs import attack_among
 
     _prepare(out, threads)
     epsilon = _one_budget(epsilons)
+    attack = attack_among(attack, ("aa", "aa-l2", "aa-l1"), "attack of bench aa")
     contest = contest_of.Contest(
         attack, n, seeds("--seeds", seed_texts), batch_size=batch_size, epsilon=epsilon
     )

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from robbench.cli.base import echo_line, names, resolve_if_known, resolve_option
 from robbench.cli.own import OPTIONS, own_models, own_weights
-from robbench.core.errors import UserError, folded, known_name
+from robbench.core.errors import UserError, known_name
 from robbench.models.code import has_scheme, is_code
 from robbench.models.zoo import find_model, zoo_entries
-from robbench.specs import attack_name, threat_models
+from robbench.specs import CLEAN_IS_THERE, attack_name, threat_models, without_clean
 
 if TYPE_CHECKING:
     from robbench.models.entry import OwnWeights, ZooEntry
-
-CLEAN = {"clean", "natural", "benign", "none", "noattack"}  # no attack at all
 
 
 def settle_names(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,19 +40,12 @@ def settle_names(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def attack_names(values: Sequence[str], folder: Path | None) -> tuple[str, ...]:
-    """The attacks meant by comma lists. Clean accuracy is a column of every table: asking for it is no mistake, and
-    changes nothing. `UserError` when nothing else is asked for."""
+    """The attacks meant by comma lists, without the clean accuracy (`without_clean`), which is said."""
     written = names("--attacks", values)
-    attacks = [name for name in written if folded(name) not in CLEAN]
+    attacks = without_clean(written)
     if len(attacks) < len(written):
-        said = "clean accuracy is a column of every table and needs no attack"
-        if not attacks:
-            raise UserError(
-                f"--attacks {','.join(written)}: {said}; name one to go with it, as in --attacks fgsm"
-            )
-        echo_line(
-            f"{said}; {', '.join(name for name in written if name not in attacks)} is left out", err=True
-        )
+        left_out = ", ".join(name for name in written if name not in attacks)
+        echo_line(f"{CLEAN_IS_THERE}; {left_out} is left out", err=True)
     models = threat_models(folder)
     return tuple(
         dict.fromkeys(

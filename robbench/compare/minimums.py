@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from robbench.compare.comparison import Comparison, Side
-from robbench.core.errors import UserError, unknown_name
+from robbench.core.errors import UserError
 from robbench.results.rows import WORST_CASE, TableRow
 from robbench.results.tables import ALL_THREATS
+from robbench.specs import attack_among
 
 _ROUNDING = 1e-9  # 571 of 1000 are 57.099999999999994 %
 
@@ -41,16 +42,20 @@ def hold_to_minimums(minimums: Mapping[str, float], rows: Sequence[TableRow], ru
     """
     shown = {(row.model, row.attack): row for row in rows if _is_shown(row)}
     models, attacks = (dict.fromkeys(key[place] for key in shown) for place in (0, 1))
-    for attack in minimums:
-        if attack not in attacks:
-            raise unknown_name(f"attack of --min in {run}", attack, list(attacks))
+    meant: dict[str, float] = {}
+    for written, value in minimums.items():
+        attack = attack_among(written, attacks, f"attack of --min in {run}")
+        if meant.setdefault(attack, value) != value:
+            raise UserError(
+                f"--min gives {attack} twice ({meant[attack]:g} and {value:g}); leave one of them out"
+            )
         for model in models:
             if (model, attack) not in shown:
                 raise UserError(
                     f"--min {attack}: {run} has no {attack} of {model}; run it, or compare with --model"
                 )
     return [
-        _judge_minimum(shown[model, attack], value) for model in models for attack, value in minimums.items()
+        _judge_minimum(shown[model, attack], value) for model in models for attack, value in meant.items()
     ]
 
 

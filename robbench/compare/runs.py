@@ -1,6 +1,6 @@
 """Two runs compared: identities, common cells and samples, every number with its verdict."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -11,9 +11,10 @@ from robbench.compare.minimums import hold_to_minimums
 from robbench.compare.numbers import Numbers
 from robbench.compare.pairing import PairedRuns, pair_runs
 from robbench.core.counting import count_noun
-from robbench.core.errors import unknown_name
+from robbench.core.errors import known_name
 from robbench.results.rows import cell_model, cell_status
 from robbench.results.tables import leaderboard
+from robbench.specs import attack_among
 from robbench.statistics.paired import ALPHA
 from robbench.store.records import CellResult, Run
 
@@ -115,8 +116,10 @@ def _order(change: Comparison) -> tuple[int, float]:
 
 def _filter(runs: Sequence[Run], models: Sequence[str], attacks: Sequence[str]) -> list[Run]:
     cells = [result for run in runs for result in run.cells]
-    _refuse_unknown("model", models, (cell_model(result) for result in cells))
-    _refuse_unknown("attack", attacks, (name for result in cells for name in _names(result)))
+    of_models = {cell_model(result) for result in cells}
+    of_attacks = {name for result in cells for name in _names(result)}
+    models = [known_name("model in either run", name, of_models) for name in models]
+    attacks = [attack_among(name, of_attacks, "attack in either run") for name in attacks]
     return [
         replace(
             run,
@@ -133,13 +136,6 @@ def _filter(runs: Sequence[Run], models: Sequence[str], attacks: Sequence[str]) 
 
 def _names(result: CellResult) -> set[str]:
     return {result.cell.attack.label, result.cell.attack.name}
-
-
-def _refuse_unknown(kind: str, requested: Sequence[str], present: Iterable[str]) -> None:
-    known = set(present)
-    for name in requested:
-        if name not in known:
-            raise unknown_name(f"{kind} in either run", name, known)
 
 
 def document(diff: RunDiff) -> dict[str, Any]:

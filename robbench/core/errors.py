@@ -6,7 +6,7 @@ its single line and exits with code 2. Any other exception that escapes is a bug
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -79,20 +79,16 @@ def known_name(
     name: str,
     known: Iterable[str],
     next_step: str = "",
-    also: Mapping[str, str] | None = None,
-    near: Sequence[str] = (),
 ) -> str:
     """The one of `known` that `name` is, or is when case, dashes and the like do not count; `unknown_name` otherwise,
-    also where it could be two of them. also: further names, folded, and the known names they stand for."""
+    also where it could be two of them."""
     choices = set(known)
     if name in choices:
         return name
     alike = {choice for choice in choices if folded(choice) == folded(name)}
-    if not alike and also is not None:
-        alike = {also[folded(name)]} & choices if folded(name) in also else set()
     if len(alike) == 1:
         return alike.pop()
-    raise unknown_name(kind, name, choices, next_step, sorted(alike) or near)
+    raise unknown_name(kind, name, choices, next_step, sorted(alike))
 
 
 def unknown_name(

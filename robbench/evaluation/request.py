@@ -26,6 +26,7 @@ from robbench.specs import (
     refuse_unused_budgets,
     resolve_attack,
     threat_models,
+    without_clean,
 )
 
 Budget = float | str
@@ -56,7 +57,7 @@ def resolve_attacks(
             "data set", str(dataset), dataset_names(), "or leave dataset= out and give epsilon="
         )
     known = threat_models()
-    names = expand_groups(_names(attacks), known)
+    names = expand_groups(without_clean(_names(attacks)), known)
     found = [
         resolve_attack(name, dataset or "", known, one_epsilon, one_eta, target=target)
         for one_epsilon, one_eta, name in product(epsilons or (None,), etas or (None,), names)

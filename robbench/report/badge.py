@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from robbench.core.errors import UserError, unknown_name
+from robbench.core.errors import UserError, known_name
 from robbench.results.rows import WORST_CASE, ModelResults, TableRow, of_kind
 from robbench.results.tables import ALL_THREATS, leaderboard
 from robbench.results.wording import partial_note
+from robbench.specs import attack_among
 from robbench.store.records import Run
 
 # White text on each has a contrast of at least 4.5 : 1 (WCAG AA): 9.4, 6.6 and 5.9.
@@ -65,18 +66,14 @@ def _choose(classifiers: Sequence[ModelResults], model: str | None) -> ModelResu
         raise UserError("the run has no classifier, and a badge shows an accuracy; name another run")
     if model is None and len(names) > 1:
         raise UserError(f"the run has {len(names)} classifiers; name one with --model: {', '.join(names)}")
-    if model is not None and model not in names:
-        raise unknown_name("model of the run", model, names)
-    return next(found for found in classifiers if model in (None, found.name))
+    chosen = names[0] if model is None else known_name("model of the run", model, names)
+    return next(found for found in classifiers if found.name == chosen)
 
 
 def _row_of(rows: Sequence[TableRow], attack: str) -> TableRow:
-    requested = [row for row in rows if row.attack == attack]
-    if attack == WORST_CASE:
-        requested = [row for row in requested if row.threat_model == ALL_THREATS]
-    if not requested:
-        raise unknown_name("attack of the run", attack, {row.attack for row in rows})
-    return requested[0]
+    shown = [row for row in rows if row.attack != WORST_CASE or row.threat_model == ALL_THREATS]
+    found = attack_among(attack, (row.attack for row in shown), "attack of the run")
+    return next(row for row in shown if row.attack == found)
 
 
 def _suspicious(model: ModelResults, row: TableRow) -> bool:

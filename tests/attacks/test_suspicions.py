@@ -104,6 +104,20 @@ def test_square_is_suspicious_where_the_interval_excludes_chance(n, most):
         assert bool(Diagnostics(samples=n, square_given=n, square_broke=broken).suspicions) == (broken > most)
 
 
+@pytest.mark.parametrize(("zero", "told"), [(1, False), (2, False), (3, True), (242, True)])
+def test_zero_gradients_are_a_sign_where_the_interval_excludes_chance(zero, told):
+    """Of one sample they are zero together: 20 of 4840 gradients are 1 of 242 samples."""
+    bounds = stats.binomtest(zero, 242).proportion_ci(0.95, "exact")
+    assert (bounds.low > 0.002) == told
+    clean = Diagnostics(samples=242, probed=242, zero_gradients=zero)
+    followed = Diagnostics(samples=242, gradients=4840, zero_steps=20 * zero)
+    for counts, kind in ((clean, "zero-gradients"), (followed, "zero-steps")):
+        assert [one.kind for one in counts.suspicions] == [kind] * told
+        assert all(
+            f"{100 * bounds.low:.1f} to {100 * bounds.high:.1f} %" in s.text for s in counts.suspicions
+        )
+
+
 def test_what_only_square_broke_is_told_with_count_and_interval():
     (one,) = Diagnostics(samples=1000, square_given=700, square_broke=8).suspicions
     bounds = stats.binomtest(8, 1000).proportion_ci(0.95, "exact")

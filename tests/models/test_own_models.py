@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robbench.cli.app import main
-from robbench.core.errors import UserError
+from robbench.core.errors import UserError, python_arguments
 from robbench.core.resources import sha256_file
 from robbench.models.code import find_code
 from robbench.models.layouts import find_layout
@@ -544,8 +544,8 @@ def test_other_names_of_attacks(written: str, found: str) -> None:
     ("written", "suggested"),
     [
         ("pgd", "did you mean 'pgd10', 'pgd20' or 'pgd50'?"),
-        ("cw", "did you mean 'fab-t-l2', 'apgd-t-l2' or 'aa-l2'?"),
-        ("carlini", "did you mean 'fab-t-l2', 'apgd-t-l2' or 'aa-l2'?"),
+        ("cw", "did you mean 'apgd-t-l2'?"),
+        ("Carlini-Wagner", "did you mean 'apgd-t-l2'?"),
         ("AA+", "unknown attack 'AA+'; did you mean 'aa'"),
         ("xyzzy", "unknown attack 'xyzzy'; robbench list attacks has all"),
     ],
@@ -557,3 +557,38 @@ def test_names_of_no_attack(written: str, suggested: str) -> None:
         attack_name(written, threat_models())
     assert suggested in str(caught.value)
     assert str(caught.value).count("'") <= 8
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        ("PGD-20", "pgd20"), ("autoattack@8/255", "aa@8/255"), ("fgsm_linf", "fgsm"), ("natural", "clean"),
+        ("Worst Case", "worst-case"), ("aa@0.1", "aa@0.1"),
+    ],
+)  # fmt: skip
+def test_names_of_a_runs_columns_are_read_as_those_of_attacks(written: str, found: str) -> None:
+    from robbench.specs import attack_among
+
+    columns = ("pgd20", "aa@8/255", "aa@0.1", "aa@01", "fgsm", "clean", "worst-case")
+    assert attack_among(written, columns) == found
+
+
+@pytest.mark.parametrize("written", ["aa", "aa@0.10", "aa@1.0", "pgd20@8/255", "aa@"])
+def test_a_budget_is_never_taken_for_another(written: str) -> None:
+    from robbench.specs import attack_among
+
+    with pytest.raises(UserError, match="unknown attack of the run"):
+        attack_among(written, ("pgd20", "aa@10", "aa@0.1"), "attack of the run")
+
+
+def test_names_as_people_type_them_from_python() -> None:
+    from robbench.evaluation.request import resolve_attacks
+
+    with python_arguments():
+        found = resolve_attacks("clean,PGD-20,fgsm_linf,corruptions", "cifar10", None, None)
+        with pytest.raises(UserError, match="attacks=clean: clean accuracy is a column of every table"):
+            resolve_attacks(["clean"], "digits", None, None)
+        with pytest.raises(UserError, match="did you mean 'apgd-t-l2'"):
+            resolve_attacks("cw", "digits", None, None)
+    assert [spec.name for spec in found[:2]] == ["pgd20", "fgsm"]
+    assert len(found) > 70

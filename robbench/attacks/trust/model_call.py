@@ -101,6 +101,11 @@ def _logits(returned: Any, n: int) -> Tensor:
     if out is None or out.ndim != 2 or out.shape[0] != n or out.shape[1] < 2:
         kind = "a tensor without dense data" if isinstance(returned, Tensor) else type(returned).__name__
         got = kind if out is None else tuple(out.shape)
+        if out is not None and tuple(out.shape) in ((n,), (n, 1)):
+            raise UserError(
+                f"the model returned {got} for {n} images, which looks like the single logit of a binary classifier; "
+                f"robbench needs one a class: z = model(x).reshape(-1, 1); return torch.cat([-z, z], 1) / 2"
+            )
         raise UserError(
             f"the model returned {got} for {n} images; a classifier returns logits of shape ({n}, classes) with at "
             f"least 2 classes: wrap the model so that it does"

@@ -28,9 +28,9 @@ Kind = Literal[
     "batch-gap",
     "batch",
 ]
-SQUARE_SHARE = (
-    0.002  # of all samples that only Square breaks: the reference's threshold, here what chance may bring
-)
+# What chance may bring: of the samples that only Square breaks (the reference's threshold), and of gradients that are
+# exactly 0. A sign shows once the exact interval of the share lies above it.
+CHANCE_SHARE = 0.002
 LEAST_FOR_CHANCE = 20  # samples; with fewer an interval excludes hardly anything
 CONFIDENCE = 0.95  # of the intervals that must exclude chance
 LEAST_ROWS = 10  # outputs; the range of fewer is not informative
@@ -228,7 +228,7 @@ class Diagnostics(Strict):
 
     def _square_only(self) -> Suspicion | None:
         low, high = exact_interval(self.square_broke, self.samples)
-        if self.square_broke < 2 or low <= SQUARE_SHARE:
+        if self.square_broke < 2 or low <= CHANCE_SHARE:
             return None
         share = self.square_broke / self.samples
         return Suspicion(
@@ -241,9 +241,8 @@ class Diagnostics(Strict):
                 "high": high,
             },
             f"Square broke {self.square_broke} of the {self.square_given} samples that no gradient component broke "
-            f"({100 * share:.1f} % of {self.samples}, 95 % interval {100 * low:.1f} to {100 * high:.1f} %; up to "
-            f"{100 * SQUARE_SHARE:g} % may be chance): gradients may be masked and the accuracy too high; attack "
-            f"again with square_queries: 20000 in a file of --threat-models DIR, or with gradients of a smooth "
+            f"({100 * share:.1f} % of {self.samples}, {_interval(low, high)}): gradients may be masked and the accuracy "
+            f"too high; attack again with square_queries: 20000 in a file of --threat-models DIR, or with gradients of a smooth "
             f"stand-in for the part that masks them",
         )
 
@@ -262,26 +261,32 @@ class Diagnostics(Strict):
         )
 
     def _zero_gradients(self) -> Suspicion | None:
-        if not self.zero_gradients:
+        low, high = exact_interval(self.zero_gradients, self.probed)
+        if low <= CHANCE_SHARE:
             return None
         share = self.zero_gradients / self.probed
         return Suspicion(
             "zero-gradients",
             {"zero": self.zero_gradients, "probed": self.probed, "share": share},
             f"the input gradient of the cross-entropy is zero or not finite at {self.zero_gradients} of {self.probed} "
-            f"clean images ({100 * share:.1f} %): gradients may be masked; compare with square, which needs none",
+            f"clean images ({100 * share:.1f} %, {_interval(low, high)}): gradients may be masked; compare with "
+            f"square, which needs none",
         )
 
     def _zero_steps(self) -> Suspicion | None:
         if not self.zero_steps:
             return None
         share = self.zero_steps / self.gradients
+        draws = min(self.samples, self.gradients)  # the gradients of one sample are zero together
+        low, high = exact_interval(share * draws, draws)
+        if low <= CHANCE_SHARE:
+            return None
         return Suspicion(
             "zero-steps",
             {"zero": self.zero_steps, "gradients": self.gradients, "share": share},
-            f"{self.zero_steps} of the {self.gradients} gradients that the search followed ({100 * share:.2g} %) were "
-            f"zero or not finite, and moved nothing: gradients may be masked and the accuracy too high; compare with "
-            f"square (square-l2, square-l1), which needs none",
+            f"{self.zero_steps} of the {self.gradients} gradients that the search followed ({100 * share:.2g} %, "
+            f"{_interval(low, high)}) were zero or not finite, and moved nothing: gradients may be masked and the "
+            f"accuracy too high; compare with square (square-l2, square-l1), which needs none",
         )
 
     def _wrong_gradients(self) -> Suspicion | None:
@@ -320,12 +325,18 @@ class Diagnostics(Strict):
         )
 
 
-def exact_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Bounds in [0,1] of the exact interval of a share, (0, 1) for n = 0 (Clopper and Pearson, Biometrika 26, 1934)."""
+def exact_interval(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Bounds in [0,1] of the exact interval of a share, (0, 1) for n = 0 (Clopper and Pearson, Biometrika 26, 1934).
+    successes: also a mean over several trials of each of the n."""
     tail = (1.0 - confidence) / 2
     low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
     high = float(betaincinv(successes + 1, n - successes, 1.0 - tail)) if successes < n else 1.0
     return low, high
+
+
+def _interval(low: float, high: float) -> str:
+    chance = f"up to {100 * CHANCE_SHARE:g} % may be chance"
+    return f"95 % interval {100 * low:.1f} to {100 * high:.1f} %; {chance}"
 
 
 def _samples(count: int) -> str:

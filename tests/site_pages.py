@@ -41,14 +41,11 @@ TABLES = ("ijsat-table1", "er-table1")  # published tables of a site with `few_t
 AXE_OPTIONS = {"resultTypes": ["violations"], "preload": False}  # preloading would fetch style sheets
 GRAVE = ("serious", "critical")
 START = "index.html"
-# Tabs that a test has done with, by what only their context can set: a new one costs as much as the page in it. Pages
-# store nothing in the browser.
-_TABS: dict[tuple[bool, bool], list[Any]] = {}
 
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    """Headless Chromium, one a process of pytest."""
+    """Headless Chromium, one a process of pytest; every page of a test has a context of its own."""
     api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
@@ -56,7 +53,6 @@ def chromium() -> Iterator[Any]:
     with api.sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
         yield launched
-        _TABS.clear()
         launched.close()
 
 
@@ -105,7 +101,7 @@ class Reader:
     folder: Path
     troubles: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
-    _tabs: list[tuple[tuple[bool, bool], Any]] = field(default_factory=list)
+    _contexts: list[Any] = field(default_factory=list)
     _start: Path | None = None
 
     def build(self, *runs: Run, single: bool = False, pages: Pages | None = None) -> Path:
@@ -147,66 +143,34 @@ class Reader:
         downloads: bool = False,
     ) -> Any:
         """A Playwright page, its scripts done. path: from the root of the site, as `group.board_path()`."""
-        page = self._tab((scripts, downloads))
-        page.set_viewport_size({"width": width, "height": 900})
-        page.emulate_media(color_scheme=scheme)
-        for event, listener in self._listeners().items():
-            page.on(event, listener)
+        context = self.browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme=scheme,
+            java_script_enabled=scripts,
+            accept_downloads=downloads,
+        )
+        self._contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: self.troubles.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        page.on("dialog", self._dismissed)
+        page.on("request", lambda request: self.requests.append(request.url))
         page.goto(self.address(path, state), timeout=60_000)
         if scripts:
             page.wait_for_selector("html[data-ready=yes]", timeout=60_000)
         return page
-
-    def _tab(self, kind: tuple[bool, bool]) -> Any:
-        """An empty tab with or without (scripts, downloads), until `close`."""
-        kept = _TABS.setdefault(kind, [])
-        if not kept:
-            context = self.browser.new_context(java_script_enabled=kind[0], accept_downloads=kind[1])
-            kept.append(context.new_page())
-        self._tabs.append((kind, kept.pop()))
-        return self._tabs[-1][1]
-
-    def _listeners(self) -> dict[str, Callable[[Any], None]]:
-        return {
-            "console": self._logged,
-            "pageerror": self._failed,
-            "dialog": self._dismissed,
-            "request": self._requested,
-        }
-
-    def _logged(self, message: Any) -> None:
-        self.troubles.append(f"{message.type}: {message.text}")
-
-    def _failed(self, error: Any) -> None:
-        self.troubles.append(str(error))
-
-    def _requested(self, request: Any) -> None:
-        self.requests.append(request.url)
 
     def _dismissed(self, dialog: Any) -> None:
         self.troubles.append(f"dialog: {dialog.message}")
         dialog.dismiss()
 
     def close(self) -> None:
-        """Leave all pages; AssertionError for any trouble and for any request that left the machine's files."""
-        for kind, page in self._tabs:
-            self._leave(kind, page)
-        self._tabs.clear()
+        """Close all pages; AssertionError for any trouble and for any request that left the machine's files."""
+        for context in self._contexts:
+            context.close()
         assert self.troubles == [], "\n".join(self.troubles)
         outside = [url for url in self.requests if not url.startswith(("file://", "data:", "blob:"))]
         assert outside == [], "\n".join(outside)
-
-    def _leave(self, kind: tuple[bool, bool], page: Any) -> None:
-        """Empty a tab for the next page, or close it where the test did something that may stay with it."""
-        if page.is_closed():
-            return
-        if len(page.context.pages) > 1:
-            page.context.close()
-            return
-        page.goto("about:blank")
-        for event, listener in self._listeners().items():
-            page.remove_listener(event, listener)
-        _TABS[kind].append(page)
 
     def assert_accessible(
         self,
@@ -227,7 +191,6 @@ class Reader:
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (
                 f"{where}: scrolls sideways"
             )
-            self._leave(*self._tabs.pop())
 
 
 def violations(page: Any) -> list[str]:

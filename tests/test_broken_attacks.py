@@ -185,7 +185,7 @@ def _slow_unless_quick(name: str) -> Any:
     return name if quick else pytest.param(name, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", map(_slow_unless_quick, BREAKS))
+@pytest.mark.parametrize("name", [_slow_unless_quick(name) for name in BREAKS])
 def test_a_broken_engine_fails_and_the_component_is_named(
     name: str, reference_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

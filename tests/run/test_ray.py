@@ -271,6 +271,7 @@ def test_classifiers_latent_attacks_and_flows_give_the_local_rows(
     assert inodes(other) == before
 
 
+@pytest.mark.slow
 def test_batch_dependent_attacks_are_computed_in_whole_blocks(
     cluster: Cluster, zoo: Path, specs: Path, tmp_path: Path
 ) -> None:

@@ -123,7 +123,7 @@ class Attack(NamedAttack):
         """The set of the attack, for attacks that return a witness; None for balls of pixels, checked on the image."""
         return None
 
-    def require_images(self, shape: tuple[int, int, int]) -> None:  # noqa: B027 - most take images of any shape
+    def require_images(self, shape: tuple[int, int, int]) -> None:
         """`UserError` for images [C,H,W] of a shape that the attack cannot take."""
 
     @property

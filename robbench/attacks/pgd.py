@@ -135,7 +135,9 @@ class GradientAttack(Attack):
 
     def search(self, victim: Victim, task: Task) -> Candidates:
         p: GradientParameters = self.parameters
-        plan = engine.SearchPlan(self.space(), self.steps, p.restarts, p.momentum, p.early_stop, p.label_source)
+        plan = engine.SearchPlan(
+            self.space(), self.steps, p.restarts, p.momentum, p.early_stop, p.label_source
+        )
         return engine.search(victim, plan, task, self.spec.name, self.witnesses)
 
 

@@ -217,9 +217,7 @@ def names(option: str, values: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for listed in parts for part in listed))
 
 
-def _budget(
-    option: str, text: str, what: str = "a budget", examples: str = "0: 0.1, 8/255"
-) -> float:
+def _budget(option: str, text: str, what: str = "a budget", examples: str = "0: 0.1, 8/255") -> float:
     value = number(text)
     if value is None or value < 0:
         raise UserError(f"{option} {text[:40]} is not {what}; give a finite number of at least {examples}")

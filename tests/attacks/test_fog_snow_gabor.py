@@ -1,5 +1,5 @@
-"""Fog, snow and Gabor noise against float64 references written from their definitions, loop by loop; their gradients, sets
-and scenes."""
+"""Fog, snow and Gabor noise against float64 references written from their definitions, loop by loop; their gradients,
+sets and scenes."""
 
 import math
 
@@ -93,7 +93,9 @@ def test_fog_is_the_diamond_square_map_over_the_image(shape: tuple[int, int, int
     _, v = parts(Fog(90.0), x)
     image = Fog(90.0).render(x, {}, v.double())
     for row in range(2):
-        np.testing.assert_allclose(image[row], fog_reference(x[row].numpy(), v[row].numpy(), 90.0), atol=1e-12)
+        np.testing.assert_allclose(
+            image[row], fog_reference(x[row].numpy(), v[row].numpy(), 90.0), atol=1e-12
+        )
     assert image.max() <= 1
     torch.testing.assert_close(Fog(90.0).render(x.float(), {}, v), image.float(), atol=1e-5, rtol=0)
 
@@ -137,11 +139,15 @@ def test_snow_is_seven_grids_of_streaks_over_a_whitened_image(shape: tuple[int, 
     scene, v = parts(Snow(0.7), x)
     image = Snow(0.7).render(x, scene, v.double())
     for row in range(2):
-        own = snow_reference(x[row].numpy(), v[row].double().numpy(), scene["kernels"][row].double().numpy(), 0.7)
+        own = snow_reference(
+            x[row].numpy(), v[row].double().numpy(), scene["kernels"][row].double().numpy(), 0.7
+        )
         np.testing.assert_allclose(image[row], own, atol=1e-12)
 
 
-def line_reference(rows: int, columns: int, width: int, sigma: float, mirrored: bool, reach: int) -> np.ndarray:
+def line_reference(
+    rows: int, columns: int, width: int, sigma: float, mirrored: bool, reach: int
+) -> np.ndarray:
     """The kernel of one line, pixel by pixel: a segment to (rows, columns) and to its opposite, with soft edges."""
     side, lines = 2 * reach + 1, np.zeros((2 * reach + 1, 2 * reach + 1))
     slope = min(rows, columns) / max(rows, columns)
@@ -164,7 +170,9 @@ def test_kernels_of_snow(reach: int, shortest: int) -> None:
     found, again = line_kernels(noise(ids), reach), noise(ids)
     draws = [(again.uniform((7,)).double() + 1) / 2 for _ in range(4)]
     mirrored = again.uniform(()) < 0
-    ends = [shortest + (u * (reach - shortest + 1)).floor().clamp(max=reach - shortest).int() for u in draws[:2]]
+    ends = [
+        shortest + (u * (reach - shortest + 1)).floor().clamp(max=reach - shortest).int() for u in draws[:2]
+    ]
     assert {int(end.min()) for end in ends} == {shortest}
     assert {int(end.max()) for end in ends} == {reach}
     widths = [1 if u < 0.6 else 3 if u < 0.9 else 5 for u in draws[2].flatten().tolist()]
@@ -179,7 +187,9 @@ def test_kernels_of_snow(reach: int, shortest: int) -> None:
             np.testing.assert_allclose(found[n, k], own, atol=1e-5)
 
 
-def gabor_reference(x: np.ndarray, v: np.ndarray, places: np.ndarray, kernel: np.ndarray, epsilon: float) -> np.ndarray:
+def gabor_reference(
+    x: np.ndarray, v: np.ndarray, places: np.ndarray, kernel: np.ndarray, epsilon: float
+) -> np.ndarray:
     sparse = np.zeros(x[0].size)
     sparse[places] = v
     waves = convolve2d(sparse.reshape(x[0].shape), kernel, mode="same")
@@ -213,7 +223,10 @@ def test_kernels_of_gabor_noise() -> None:
             turn = math.pi * (float(angle[n]) + side / int(sides[n]))
             for i, y in enumerate(np.linspace(-0.5, 0.5, 23)):
                 for j, x in enumerate(np.linspace(-0.5, 0.5, 23)):
-                    along, across = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
+                    along, across = (
+                        x * math.cos(turn) + y * math.sin(turn),
+                        y * math.cos(turn) - x * math.sin(turn),
+                    )
                     spread = 0.1 + 0.3 * float(sigma[n]) + 0.001
                     bell = math.exp(-(along**2 + across**2) / (2 * spread**2))
                     own[i, j] += bell * math.cos(2 * math.pi * (3 + 2.75 * float(waves[n])) * along)
@@ -254,8 +267,13 @@ def test_the_gradient_of_gabor_noise_takes_its_statistics_as_constants() -> None
     """Against differences of a linear map: the sparse points convolved, times contrasts measured once."""
     x = pictures(1, 1, 28, 28).double() * 0.2 + 0.3
     scene, start = parts(Gabor(20.0), x)
-    v, weights = start.double().requires_grad_(), torch.sin(torch.arange(784)).reshape(28, 28).double().numpy()
-    (gradient,) = torch.autograd.grad((Gabor(20.0).render(x, scene, v)[0, 0] * torch.from_numpy(weights)).sum(), v)
+    v, weights = (
+        start.double().requires_grad_(),
+        torch.sin(torch.arange(784)).reshape(28, 28).double().numpy(),
+    )
+    (gradient,) = torch.autograd.grad(
+        (Gabor(20.0).render(x, scene, v)[0, 0] * torch.from_numpy(weights)).sum(), v
+    )
     kernel = scene["kernels"][0, 0].double().numpy()
 
     def waves(variables: np.ndarray) -> np.ndarray:
@@ -283,7 +301,9 @@ def test_every_step_ends_in_the_set(renderer: Renderer) -> None:
     generator = torch.Generator().manual_seed(0)
     for step in range(4):
         for constraint in renderer.constraints:
-            assert float((constraint.sizes(state["variables"]) - constraint.limit).max()) <= constraint.allowance, step
+            assert (
+                float((constraint.sizes(state["variables"]) - constraint.limit).max()) <= constraint.allowance
+            ), step
         gradient = torch.rand(state["variables"].shape, generator=generator) - 0.1
         state = space.advance(state, {"variables": gradient})
     moved = {round(v, 3) for v in state["variables"].flatten().tolist()}
@@ -406,7 +426,11 @@ def test_gabor_noise_is_a_worst_case_and_its_budget_zero_is_clean() -> None:
     ("name", "epsilon", "why"),
     [
         ("fog", 0.5, r"'fog' counts epsilon in pixels 0\.\.255 of fog; give 1 to 65536"),
-        ("snow", 128.0, r"'snow' counts epsilon in multiples of the snow on \[0,1\] pixels; give 0\.005 to 64"),
+        (
+            "snow",
+            128.0,
+            r"'snow' counts epsilon in multiples of the snow on \[0,1\] pixels; give 0\.005 to 64",
+        ),
         ("gabor", 0.05, r"'gabor' counts epsilon in pixels 0\.\.255 of noise; give 0\.5 to 16384"),
     ],
 )

@@ -1,4 +1,5 @@
-"""A run under fog and snow: two numbers in every output, budget 0 no clean image, and witnesses that a verifier renders again."""
+"""A run under fog and snow: two numbers in every output, budget 0 no clean image, and witnesses that a verifier renders
+again."""
 
 import csv
 from collections.abc import Callable
@@ -31,7 +32,9 @@ def test_a_verifier_renders_every_example_again(run: Path) -> None:
     result = checked(bundled(run, run.parent / "honest.zip"), share=1.0)
     assert result.exit_code == 0
     counts = {(f.attack, f.check): f.count for f in result.findings}
-    assert [counts[f"{name}@{size}@3steps", "witness"] for name in ("fog", "snow") for size in (50, 0)] == [KEPT] * 4
+    assert [counts[f"{name}@{size}@3steps", "witness"] for name in ("fog", "snow") for size in (50, 0)] == [
+        KEPT
+    ] * 4
 
 
 def with_variables(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[pd.DataFrame], None]:

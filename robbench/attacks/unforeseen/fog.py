@@ -13,7 +13,10 @@ from robbench.attacks.search.rendered import Renderer, Shape
 from robbench.attacks.unforeseen.base import FixedStepParameters, RenderedAttack
 from robbench.attacks.unforeseen.draws import fractions
 
-WIBBLE, DECAY = 100.0, 2.0  # largest random height of the first level; how much smaller that of the next one is
+WIBBLE, DECAY = (
+    100.0,
+    2.0,
+)  # largest random height of the first level; how much smaller that of the next one is
 FLAT = 1e-6  # heights that differ by less are a flat map, whose fog is 0
 
 

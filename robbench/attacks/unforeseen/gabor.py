@@ -83,7 +83,9 @@ def gabor_kernels(noise: Noise) -> Tensor:
     distance = line.square() + line.square()[:, None]
     envelope = torch.exp(-0.5 * distance / (0.3 * sigma + 0.1 + 0.001)[..., None] ** 2)
     phase = (KERNEL / 4 - 3) * waves + 3
-    wave = torch.cos(2 * math.pi * phase[..., None, None] * (line * turned.cos() + line[:, None] * turned.sin()))
+    wave = torch.cos(
+        2 * math.pi * phase[..., None, None] * (line * turned.cos() + line[:, None] * turned.sin())
+    )
     present = (turn < count)[..., None, None]
     return (wave * present).sum(1, keepdim=True) * envelope[:, None]
 

@@ -45,7 +45,7 @@ class BlockMean:
 
     def _blocks(self, values: Tensor) -> list[Tensor]:
         """Views of the blocks."""
-        return [part for row in values.split(self.side, 2) for part in row.split(self.side, 3)]
+        return [part for row in torch.split(values, self.side, 2) for part in torch.split(row, self.side, 3)]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Snow(Renderer):
 
     Clipping is differentiated: at large budgets most pixels are at 1, and an unclipped image is far from the one that
     is judged. Also without flakes the image is whitened, so that no variables render the clean image. The public code
-    scales a block above its limit and leaves the last step as it is; here every step is projected on the nearest point.
+    scales a block above its limit and leaves the last step as it is; here every step is projected on the nearest point,
+    which leaves strong flakes strong and breaks more.
 
     Attributes:
         epsilon: factor of the snow, on [0,1] pixels.

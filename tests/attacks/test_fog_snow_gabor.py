@@ -1,5 +1,5 @@
-"""Fog, snow and Gabor noise against float64 references written from their definitions, loop by loop; their gradients, sets
-and scenes."""
+"""Fog, snow and Gabor noise against float64 references written from their definitions, loop by loop; their gradients,
+sets and scenes."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""A run under fog and snow: two numbers in every output, budget 0 no clean image, and witnesses that a verifier renders again."""
+"""A run under fog and snow: two numbers in every output, budget 0 no clean image, and witnesses that a verifier renders
+again."""
 
 import csv
 from collections.abc import Callable
@@ -7,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from zoo_runs import KEPT, Forgery, attacked, bundled, checked, differing, reason
 
 from robbench.attacks.witness import Witness
+from robbench.cli.app import main
 from robbench.report.site import write_site
+from robbench.specs import ThreatModel, threat_models
 from robbench.store.ledger import load_run
 
 MODEL, FOG, NO_SNOW = "digits-standard", "fog@50@3steps", "snow@0@3steps"
@@ -84,3 +88,30 @@ def test_both_numbers_are_in_every_output(run: Path, tmp_path: Path) -> None:
     assert "R: the renderer of the attack" in page
     assert "right on the perturbed image" in page
     assert "corruption" not in page.split("<main")[1]
+
+
+def test_images_that_an_attack_cannot_take_are_refused_before_the_run(tmp_path: Path) -> None:
+    asked = [
+        "run",
+        "--model",
+        MODEL,
+        "--attacks",
+        "fgsm,gabor",
+        "--epsilon",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 2
+    assert "8 x 8 pixels are too small for the gabor attack's kernel of 23" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_threat_model_with_calibrated_budgets_is_read_as_it_was_written() -> None:
+    model = threat_models()["unforeseen"]
+    written = model.model_dump(mode="json")
+    assert ThreatModel.model_validate(written) == model
+    written["attacks"]["fog-2"]["budgets"]["imagenet"]["epsilon"] = 255
+    with pytest.raises(ValueError, match="'fog' has calibrated budgets and 'fog-2' exists already"):
+        ThreatModel.model_validate(written)

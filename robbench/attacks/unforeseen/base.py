@@ -58,7 +58,7 @@ class RenderedAttack(GradientAttack):
     iterate. A subclass names its `Renderer` class and builds it with the budget.
     """
 
-    Parameters = RenderedParameters
+    Parameters: ClassVar[type[RenderedParameters]] = RenderedParameters
     renders: ClassVar[type[Renderer]]
     witnesses = (VARIABLES,)
 

@@ -96,7 +96,8 @@ def convolve(images: Tensor, kernels: Tensor) -> Tensor:
     margin = kernels.shape[-1] - 1
     size, half = (height + margin, width + margin), margin // 2
     product = torch.fft.rfft2(images, size) * torch.fft.rfft2(kernels, size)
-    return torch.fft.irfft2(product, size)[..., half : half + height, half : half + width]
+    whole: Tensor = torch.fft.irfft2(product, size)
+    return whole[..., half : half + height, half : half + width]
 
 
 def even_out(waves: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ LUMINANCE = (0.2126, 0.7152, 0.0722)
 
 @dataclass(frozen=True)
 class BlockMean:
-    """Intensities [n,K,h,w] of at least `low`, whose mean over every block of `side` x `side` is at most `limit`; the last
-    blocks are smaller where the sides are no multiples."""
+    """Intensities [n,K,h,w] of at least `low`, whose mean over every block of `side` x `side` is at most `limit`; the
+    last blocks are smaller where the sides are no multiples."""
 
     what: str
     limit: float
@@ -35,7 +35,7 @@ class BlockMean:
         return torch.cat([block.mean((2, 3)) for block in self._blocks(values)], 1)
 
     def project(self, values: Tensor) -> Tensor:
-        """Of every block with a mean above the limit, all intensities lowered by the same amount, but not below `low`."""
+        """Of a block with a mean above the limit, all intensities lowered by the same amount, but not below `low`."""
         projected = values.clamp(min=self.low)
         for block in self._blocks(projected):
             radius = block.shape[2:].numel() * (self.limit - self.low)
@@ -45,12 +45,12 @@ class BlockMean:
 
     def _blocks(self, values: Tensor) -> list[Tensor]:
         """Views of the blocks."""
-        return [part for row in values.split(self.side, 2) for part in row.split(self.side, 3)]
+        return [part for row in torch.split(values, self.side, 2) for part in torch.split(row, self.side, 3)]
 
 
 @dataclass(frozen=True)
 class Snow(Renderer):
-    """x' = clip(0.75 x + 0.25 max(x, 1.5 g + 0.5) + epsilon S(v)): g the luminance, S the snow, the same in all channels.
+    """x' = clip(0.75 x + 0.25 max(x, 1.5 g + 0.5) + epsilon S(v)): g the luminance, S the snow, both of one channel.
 
     S is the sum of seven grids of flakes, each convolved with a line of its own. Grid k has a flake on every fourth row
     and column, of intensity v_k^4: k = 0..3 begin in row 0 and column k, k = 4..6 in row k - 3 and column 0. The
@@ -61,9 +61,10 @@ class Snow(Renderer):
     blurred by a Gaussian of 3 x 3 with sigma 0.41 to 0.6, all seven mirrored with probability 1/2. They reach 6 pixels
     from the centre (13 x 13); on images below 24 pixels a quarter of the shorter side (5 x 5 at 8).
 
-    Clipping is differentiated: at large budgets most pixels are at 1, and an unclipped image is far from the one that is
-    judged. Also without flakes the image is whitened, so that no variables render the clean image. The public code scales a
-    block above its limit and leaves the last step as it is; here every step is projected on the nearest point.
+    Clipping is differentiated: at large budgets most pixels are at 1, and an unclipped image is far from the one that
+    is judged. Also without flakes the image is whitened, so that no variables render the clean image. The public code
+    scales a block above its limit and leaves the last step as it is; here every step is projected on the nearest point,
+    which leaves strong flakes strong and breaks more.
 
     Attributes:
         epsilon: factor of the snow, on [0,1] pixels.

@@ -31,9 +31,9 @@ def admissible(space: Space, norm: Norm, pixel_range: int) -> tuple[Markup, str]
         )
     if space == "rendered":
         return math("𝒜(x) = {clip(R(x, v)) : v ∈", sub("𝒱", "ε"), "}"), (
-            "R: the attack's renderer, from the clean image and variables v to an image; 𝒱: the variables within budget "
-            "ε, in a norm and unit of the attack's own; clip: to pixels in [0, 1]. How far the image moves is not "
-            "bounded."
+            "R: the renderer of the attack, from the clean image and its variables v to an image; 𝒱: the variables "
+            "that the attack allows, ε: its budget, in the unit of the renderer; clip: to pixels in [0, 1]. How far "
+            "the image moves is not bounded by ε."
         )
     if space == "minimal":
         ball = _ball("x′ - x", "ε", norm)

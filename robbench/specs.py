@@ -145,7 +145,9 @@ class ThreatModel(Strict):
     def _l0_is_minimal(self) -> Self:
         for name, attack in self.attacks.items():
             if (attack.norm or self.norm) == "l0" and self.space != "minimal":
-                raise ValueError(f"attack {name!r}: norm l0 is measured in space minimal alone, which has no ball")
+                raise ValueError(
+                    f"attack {name!r}: norm l0 is measured in space minimal alone, which has no ball"
+                )
         return self
 
     @field_validator("attacks")
@@ -290,7 +292,11 @@ ALSO_CALLED = {
     "mifgsm": "mim",
     **dict.fromkeys(("cw", "carlini", "carliniwagner", "carliniwagnerl2", "l2carliniwagner"), "cw-l2"),
     **dict.fromkeys(("ddn", "ddnl2"), "ddn-l2"),
-    **{f"{norm}{name}": f"{name}-{norm}" for name in ("deepfool", "fmn") for norm in ("l2", "linf", "l1", "l0")},
+    **{
+        f"{norm}{name}": f"{name}-{norm}"
+        for name in ("deepfool", "fmn")
+        for norm in ("l2", "linf", "l1", "l0")
+    },
 }
 NEAREST_HERE = {
     "deepfool": ("deepfool-l2", "deepfool-linf"),

@@ -375,7 +375,6 @@ class Attack(NamedAttack):
             witness=found.witness,
         )
 
-
     def _is_beyond_budget(self, difference: Tensor) -> Tensor:
         """Perturbations [N,C,H,W] of an unbounded search that are larger than the budget at which its accuracy is
         counted, [N] bool."""

@@ -29,15 +29,17 @@ def distances(result: CellResult) -> Floats:
 
 
 def accuracy_at(found: Floats, budget: float) -> Estimate:
-    """Share of the distances [n] beyond `budget` in percent, with its interval: the robust accuracy at that budget, read
-    from a search without one. At 0 it is the clean accuracy."""
+    """Share of the distances [n] beyond `budget` in percent, with its interval: the robust accuracy at that budget,
+    read from a search without one. At 0 it is the clean accuracy."""
     return accuracy(found > budget)
 
 
 def median_number(found: Floats) -> Number:
     """The median of distances [n] with its interval; it tells how many are infinite."""
     estimate, failed = median(found), int(np.isinf(found).sum())
-    scope = f"over all {len(found)} samples" + (f", {failed} of them without an adversarial image" if failed else "")
+    scope = f"over all {len(found)} samples" + (
+        f", {failed} of them without an adversarial image" if failed else ""
+    )
     return Number(estimate.value, estimate.lower, estimate.upper, scope=scope)
 
 

@@ -24,7 +24,9 @@ from robbench.core.mathml import length, math, under
 from robbench.specs import Norm, ResolvedAttack
 
 INDEX = {"linf": "∞", "l2": "2", "l1": "1", "l0": "0"}
-SLACK = 2.0**-18  # share of the largest logit, 32 float32 roundings of it: by less, rounding decides who leads
+SLACK = (
+    2.0**-18
+)  # share of the largest logit, 32 float32 roundings of it: by less, rounding decides who leads
 
 
 class MinimalSearch(Search):
@@ -127,9 +129,7 @@ class MinimalAttack(Attack):
     @classmethod
     def goal(cls, spec: ResolvedAttack) -> Markup:
         """The problem of every minimal-norm attack as a formula."""
-        return math(
-            under("min", "x′ ∈ [0, 1]"), length("x′ - x", INDEX[spec.norm]), "with arg max f(x′) ≠ y"
-        )
+        return math(under("min", "x′ ∈ [0, 1]"), length("x′ - x", INDEX[spec.norm]), "with arg max f(x′) ≠ y")
 
     def search(self, victim: Victim, task: Task) -> Candidates:
         found = Candidates.unsearched(task.x, self.spec.name)

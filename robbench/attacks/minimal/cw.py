@@ -66,7 +66,11 @@ class CarliniWagner(MinimalSearch):
     def begin(self, victim: Victim, task: Task) -> State:
         state = super().begin(victim, task)
         zeros = torch.zeros_like(state["distance"])
-        brackets = {"constant": zeros + self.parameters.initial_constant, "low": zeros, "high": zeros + float("inf")}
+        brackets = {
+            "constant": zeros + self.parameters.initial_constant,
+            "low": zeros,
+            "high": zeros + float("inf"),
+        }
         return self._restarted({**state, **brackets}, torch.ones_like(state["found"]))
 
     def step(self, victim: Victim, state: State) -> State:
@@ -129,7 +133,10 @@ class CarliniWagner(MinimalSearch):
             return {**state, **fresh}
         return {
             **state,
-            **{name: torch.where(per_sample(over, value), value, state[name]) for name, value in fresh.items()},
+            **{
+                name: torch.where(per_sample(over, value), value, state[name])
+                for name, value in fresh.items()
+            },
         }
 
 
@@ -144,12 +151,16 @@ class CarliniWagnerL2(MinimalAttack):
     def objective(cls, spec: ResolvedAttack) -> Objective:
         p = spec.parameters
         formula = math(
-            under("min", "w"), sup(length("x′ - x", "2"), "2"), "+ c max(0,", row("m(x′) + κ"), "), x′ = (tanh w + 1) / 2"
+            under("min", "w"),
+            sup(length("x′ - x", "2"), "2"),
+            "+ c max(0,",
+            row("m(x′) + κ"),
+            "), x′ = (tanh w + 1) / 2",
         )
         words = (
-            f"{p.get('binary_search_steps', 9)} values of c with {p.get('steps', 1000)} steps of Adam each; m: logit of "
-            f"the label minus the largest other one; κ = {p.get('confidence', 0):g}: an image whose m is above -κ is no "
-            f"success, even if it is misclassified."
+            f"{p.get('binary_search_steps', 9)} values of c with {p.get('steps', 1000)} steps of Adam each; m: logit "
+            f"of the label minus the largest other one; κ = {p.get('confidence', 0):g}: an image whose m is above -κ is "
+            f"no success, even if it is misclassified."
         )
         return (cls.goal(spec), formula), words
 

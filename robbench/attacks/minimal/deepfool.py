@@ -67,7 +67,9 @@ class DeepFool(MinimalSearch):
         step, backwards = self._nearest_boundary(state, logits, point)
         state["total"] = state["total"] + step * per_sample(going, step)
         moved = (state["x"] + (1.0 + self.parameters.overshoot) * state["total"]).clamp(0.0, 1.0)
-        state["zero_gradients"] = state["zero_gradients"] + (going & (step == 0).flatten(1).all(1)) * backwards
+        state["zero_gradients"] = (
+            state["zero_gradients"] + (going & (step == 0).flatten(1).all(1)) * backwards
+        )
         state["point"] = torch.where(per_sample(going, moved), moved, state["point"])
         return state | {"backwards": state["backwards"] + going * backwards}
 

@@ -6,7 +6,6 @@ boundary. Then it grows here at least as fast as later: where the box takes back
 paper's ball stays as it is for good (half of the digits in L2).
 """
 
-# ruff: noqa: RUF001 - the letters of formulas are meant
 from typing import ClassVar
 
 import torch
@@ -67,9 +66,13 @@ class FMN(MinimalSearch):
         else:
             to_boundary = lead.abs() / norm_of(gradient, DUAL[self.norm]).clamp(min=TINY)
             grown = state["radius"] * (1.0 + pace)
-            first = torch.where(state["iteration"] == 0, to_boundary, torch.maximum(grown, size + to_boundary))
+            first = torch.where(
+                state["iteration"] == 0, to_boundary, torch.maximum(grown, size + to_boundary)
+            )
             outward = torch.where(found_before, grown, first)
-            radius = torch.where(wrong, torch.minimum(state["radius"] * (1.0 - pace), state["distance"]), outward)
+            radius = torch.where(
+                wrong, torch.minimum(state["radius"] * (1.0 - pace), state["distance"]), outward
+            )
         state["radius"] = torch.minimum(radius, state["farthest"])
         length = annealed(p.step_size, LAST_STEP * p.step_size, state["iteration"], self.iterations)
         moved = state["delta"] + normalise(gradient, "l2") * per_sample(length, gradient)

@@ -30,9 +30,11 @@ def admissible(space: Space, norm: Norm, pixel_range: int) -> tuple[Markup, str]
             "bounded by ε."
         )
     if space == "minimal":
-        return math("𝒜(x) = {x′ ∈", sup(f"[0, {pixel_range}]", "d"), "}, counted where", _ball("x′ - x", "ε", norm)), (
-            "x: the clean image of d pixels; the search takes the nearest misclassified image anywhere in the box, and the "
-            "accuracy counts a sample as lost where it is within ε."
+        return math(
+            "𝒜(x) = {x′ ∈", sup(f"[0, {pixel_range}]", "d"), "}, counted where", _ball("x′ - x", "ε", norm)
+        ), (
+            "x: the clean image of d pixels; the search takes the nearest misclassified image anywhere in the box, and "
+            "the accuracy counts a sample as lost where it is within ε."
         )
     return math("𝒜(x) = {c(x)}"), "c: the corruption, read from files. There is nothing to search."
 

@@ -59,7 +59,9 @@ def _security_curves(done: Sequence[CellResult]) -> list[Sweep]:
 
 
 def _security_curve(norm: str, results: Sequence[CellResult]) -> Sweep:
-    named = {r.cell.attack.name: distances(r) for r in results}  # budgets are read off, and change no distance
+    named = {
+        r.cell.attack.name: distances(r) for r in results
+    }  # budgets are read off, and change no distance
     budgets = _grid(np.concatenate(list(named.values())), norm)
     curves = [
         Curve(name, tuple(_point(at, accuracy_at(found, at)) for at in budgets), number)

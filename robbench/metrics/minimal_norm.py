@@ -29,8 +29,8 @@ def distances(result: CellResult) -> Floats:
 
 
 def accuracy_at(found: Floats, budget: float) -> Estimate:
-    """Share of the distances [n] beyond `budget` in percent, with its interval: the robust accuracy at that budget, read
-    from a search without one. At 0 it is the clean accuracy."""
+    """Share of the distances [n] beyond `budget` in percent, with its interval: the robust accuracy at that budget,
+    read from a search without one. At 0 it is the clean accuracy."""
     return accuracy(found > budget)
 
 

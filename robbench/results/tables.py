@@ -167,8 +167,10 @@ def rows_under_attack(run: Run) -> list[TableRow]:
     rows = []
     for row in leaderboard(run):
         result = cells.get((row.model, row.attack))
-        searched = result is not None and not is_minimal(result.cell)  # printed at a budget, too
-        if searched and row.metric == ACCURACY.name and row.measure == "robust accuracy":
+        if result is None or is_minimal(result.cell):  # papers print those at a budget, too
+            rows.append(row)
+            continue
+        if row.metric == ACCURACY.name and row.measure == "robust accuracy":
             row = replace(row, measure="accuracy under attack")
             if row.status == "ok":
                 row = with_estimate(row, accuracy.accuracy(right_under_attack(result.rows)))

@@ -20,11 +20,11 @@ class MedianEstimate:
 
 
 def median(distances: Distances) -> MedianEstimate:
-    """The median of distances [n], which may be infinite, with its 95 % interval from order statistics: no assumption on
-    their distribution but that samples are independent. With fewer than 6 samples the bounds are 0 and infinity.
+    """The median of distances [n], which may be infinite, with its 95 % interval from order statistics: no assumption
+    on their distribution but that samples are independent. With fewer than 6 samples the bounds are 0 and infinity.
 
-    For an even n the value is the mean of the middle two, infinite where the upper one is. ValueError for NaN and for no
-    samples.
+    For an even n the value is the mean of the middle two, infinite where the upper one is. ValueError for NaN and for
+    no samples.
     """
     ordered = np.sort(np.asarray(distances, dtype=np.float64))
     n = len(ordered)
@@ -37,8 +37,8 @@ def median(distances: Distances) -> MedianEstimate:
 
 
 def _rank_below(n: int) -> int:
-    """The largest k with P(Binomial(n, 1/2) < k) <= (1 - CONFIDENCE) / 2: the interval from the k-th smallest to the k-th
-    largest value covers the median with probability `CONFIDENCE` at least; 0 for none."""
+    """The largest k with P(Binomial(n, 1/2) < k) <= (1 - CONFIDENCE) / 2: the interval from the k-th smallest to the
+    k-th largest value covers the median with probability `CONFIDENCE` at least; 0 for none."""
     from scipy.stats import binom  # takes half a second to import
 
     return int(binom.ppf((1 - CONFIDENCE) / 2, n, 0.5))

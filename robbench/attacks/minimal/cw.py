@@ -158,9 +158,9 @@ class CarliniWagnerL2(MinimalAttack):
             "), x′ = (tanh w + 1) / 2",
         )
         words = (
-            f"{p.get('binary_search_steps', 9)} values of c with {p.get('steps', 1000)} steps of Adam each; m: logit of "
-            f"the label minus the largest other one; κ = {p.get('confidence', 0):g}: an image whose m is above -κ is no "
-            f"success, even if it is misclassified."
+            f"{p.get('binary_search_steps', 9)} values of c with {p.get('steps', 1000)} steps of Adam each; m: logit "
+            f"of the label minus the largest other one; κ = {p.get('confidence', 0):g}: an image whose m is above -κ "
+            f"is no success, even if it is misclassified."
         )
         return (cls.goal(spec), formula), words
 

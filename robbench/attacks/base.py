@@ -125,7 +125,7 @@ class Attack(NamedAttack):
 
     def require_shape(self, image: tuple[int, int, int]) -> None:
         """`UserError` for images [C,H,W] that the attack cannot take."""
-        return None
+        return
 
     @property
     def contains_clean(self) -> bool:

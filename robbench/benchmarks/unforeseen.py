@@ -32,6 +32,7 @@ PLAIN = "plain loop"
 BUDGETS_OF = "cifar10"
 STRAY = 0.1
 CPU = torch.device("cpu")
+Runs = dict[str, Callable[[], Tensor]]
 
 
 class Sharp(nn.Module):
@@ -60,7 +61,7 @@ class Contest:
     classifier: str = "digits-cnn"
     n: int = 64
     side: int = 32
-    steps: int = 10
+    steps: int = 40
     rounds: int = 5
 
     def __post_init__(self) -> None:
@@ -70,14 +71,25 @@ class Contest:
 
 @dataclass
 class Result:
-    """One attack: verdicts, times, and the share of pixels that differ by more than 1/1000."""
+    """Both comparisons of one attack.
+
+    Attributes:
+        attack: its name.
+        epsilon: its budget.
+        device: name of the processor.
+        threads: CPU threads.
+        stray: share of pixels of the last iterates that differ by more than 1/1000.
+        work: the attack, all steps for every image.
+        rendering: rendering and its gradient in the variables alone, as often as the attack has steps.
+    """
 
     attack: str
     epsilon: float
     device: str
     threads: int
-    verdicts: Verdicts
     stray: float
+    work: Verdicts
+    rendering: Verdicts
 
 
 def compare(name: str, contest: Contest, tell: Tell = ignore, peer: Render | None = None) -> Result:
@@ -86,23 +98,49 @@ def compare(name: str, contest: Contest, tell: Tell = ignore, peer: Render | Non
     network, x, y = random_classifier(contest.classifier, contest.n, shape)
     module = Sharp(network).eval()
     attack, victim = _attack(name, contest), Victim(module, CPU, contest.n)
+    render = peer or PEERS[name]
     with attack_mode(module), full_precision():
         task = Task(torch.arange(contest.n), x, y, y, 0, contest.n)
-        runs: dict[str, Callable[[], Tensor]] = {
+        runs: Runs = {
             OURS: lambda: _search(attack, victim, task),
-            PLAIN: lambda: _plain_loop(attack, module, x, y, peer or PEERS[name]),
+            PLAIN: lambda: _plain_loop(attack, module, x, y, render),
         }
         images = {who: run() for who, run in runs.items()}
         scores = {who: margins(victim.clean_logits(found), y) for who, found in images.items()}
-        verdicts = Verdicts({who: int((score > 0).sum()) for who, score in scores.items()})
         stray = float(((images[OURS] - images[PLAIN]).abs() > 1e-3).float().mean())
-        verdicts.refused = disagreement(scores)
+        refused = disagreement(scores)
         if not stray <= STRAY:
-            verdicts.refused = f"{100 * stray:.1f} % of the pixels differ: no ratio is printed"
-        if not verdicts.refused:
-            verdicts.add_times(interleave(runs, contest.rounds, CPU, tell), OURS)
+            refused = f"{100 * stray:.1f} % of the pixels differ: no ratio is printed"
+        robust = {who: int((score > 0).sum()) for who, score in scores.items()}
+        parts = Verdicts(robust, refused), Verdicts(robust, refused)
+        for part, timed in zip(parts, (runs, _renderings(attack, x, y, render)), strict=True):
+            if not refused:
+                part.add_times(interleave(timed, contest.rounds, CPU, tell), OURS)
     epsilon = float(attack.spec.epsilon or 0.0)
-    return Result(name, epsilon, processor(CPU), torch.get_num_threads(), verdicts, stray)
+    return Result(name, epsilon, processor(CPU), torch.get_num_threads(), stray, *parts)
+
+
+def _renderings(attack: RenderedAttack, x: Tensor, y: Tensor, render: Render) -> Runs:
+    """A rendering and its gradient in the variables, as often as the attack has steps; each was called once."""
+    space = attack.space()
+    state = space.start(x, y, SampleNoise(0, attack.spec.name, torch.arange(len(x)), 0, x.device))
+
+    def often(image: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            for _ in range(attack.parameters.steps):
+                variables = state[VARIABLES].detach().requires_grad_(True)
+                (gradient,) = torch.autograd.grad(image(variables).square().sum(), variables)
+            return gradient
+
+        return run
+
+    runs = {
+        OURS: often(lambda v: space.render({**state, VARIABLES: v})[0]),
+        PLAIN: often(lambda v: render(x, v)),
+    }
+    for run in runs.values():
+        run()
+    return runs
 
 
 def _attack(name: str, contest: Contest) -> RenderedAttack:
@@ -138,15 +176,21 @@ def report(found: Sequence[Result], contest: Contest, command: str) -> dict[str,
 
 
 def markdown(found: Sequence[Result], contest: Contest, command: str) -> str:
-    """One table per attack."""
+    """One section per attack, one table per comparison."""
     lines = head("Elastic and JPEG against a plain loop", command)
     lines += [
-        f"{contest.classifier} with random weights, {contest.n} random images of {contest.side} x {contest.side} pixels in",
-        f"one batch, {contest.steps} sign steps for every image, {contest.rounds} interleaved rounds in one process; median",
-        "[quartiles]. Seconds (of one CPU thread: spent computing). Ratio: to robbench's time of the same round; above 1",
-        "is slower than robbench. `robbench/benchmarks/unforeseen.py` says what is compared and checked.",
+        f"{contest.classifier} with random weights, {contest.n} random images of {contest.side} x {contest.side} pixels",
+        f"in one batch, {contest.steps} sign steps for every image, {contest.rounds} interleaved rounds in one process;",
+        "median [quartiles]. Seconds (of one CPU thread: spent computing). Ratio: to robbench's time of the same round;",
+        "above 1 is slower than robbench. `robbench/benchmarks/unforeseen.py` says what is compared and checked.",
     ]
     for one in found:
-        lines += ["", f"## {one.attack}, epsilon {one.epsilon:g}", "", f"{one.device}, {one.threads} thread(s)."]
-        lines += ["", *one.verdicts.table(3)]
+        lines += [
+            "",
+            f"## {one.attack}, epsilon {one.epsilon:g}",
+            "",
+            f"{one.device}, {one.threads} thread(s).",
+        ]
+        lines += ["", "Equal work: the attack alone, all steps for every image.", "", *one.work.table(3)]
+        lines += ["", "Rendering and its gradient alone, as often.", "", *one.rendering.table(3)]
     return page(lines)

@@ -1,5 +1,5 @@
-"""Elastic and JPEG as the public code of Kang et al. computes them, in plain PyTorch: every step convolves with a kernel in
-two dimensions and samples, or transforms, quantises, disturbs and transforms back the whole image. Written from the
+"""Elastic and JPEG as the public code of Kang et al. computes them, in plain PyTorch: every step convolves with a kernel
+in two dimensions and samples, or transforms, quantises, disturbs and transforms back the whole image. Written from the
 definitions; the published package itself runs on CUDA alone."""
 
 import math
@@ -39,9 +39,7 @@ def jpeg(x: Tensor, variables: Tensor) -> Tensor:
         count = plane[0].numel()
         decoded.append(_through_codec(plane, variables[:, begun : begun + count], table))
         begun += count
-    blue, red = (
-        one.repeat_interleave(2, 1).repeat_interleave(2, 2) - 128.0 for one in decoded[1:]
-    )
+    blue, red = (one.repeat_interleave(2, 1).repeat_interleave(2, 2) - 128.0 for one in decoded[1:])
     coloured = torch.stack([blue, red], -1) @ image.new_tensor(FROM_CHROMA).T
     return ((decoded[0][..., None] + coloured) / 255.0).permute(0, 3, 1, 2)
 

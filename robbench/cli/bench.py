@@ -196,7 +196,7 @@ def latent(
 @click.option("--architecture", default="digits-cnn", show_default=True, help="With random weights.")
 @click.option("--n", type=WholeNumber(1), default=64, show_default=True, help="Random images.")
 @click.option("--side", type=WholeNumber(16), default=32, show_default=True, help="A multiple of 16.")
-@click.option("--steps", type=WholeNumber(1), default=10, show_default=True)
+@click.option("--steps", type=WholeNumber(1), default=40, show_default=True)
 @click.option("--rounds", type=WholeNumber(1), default=5, show_default=True)
 @threads_option
 @out_option

@@ -48,7 +48,9 @@ def show_attack(name: str, folders: Folders) -> None:
         echo_text("  " + "\n  ".join(owner.members(name)))
         return
     spec, parameters = owner.attacks[name], attack_parameters(name, owner)
-    echo_line(f"threat model {owner.name} ({owner.space}, {spec.norm or owner.norm}): {_flat(owner.description)}")
+    echo_line(
+        f"threat model {owner.name} ({owner.space}, {spec.norm or owner.norm}): {_flat(owner.description)}"
+    )
     echo_line(_flat(spec.description))
     echo_line(f"reference: {spec.reference or '-'}")
     echo_line(f"algorithm: {spec.algorithm}")

@@ -76,6 +76,8 @@ def test_every_shipped_attack_has_a_formula_that_is_well_formed() -> None:
         ("latent", "l2", 1, "𝒜(x)={clip(G(F(x)+λ)):‖λ‖2≤η}"),
         ("latent", "none", 1, "𝒜(x)={clip(G(F(x)+λ)):λ∼𝒩(0,η2I)}"),
         ("joint", "linf", 1, "𝒜(x)={clip(G(F(x)+λ)+δ):‖λ‖∞≤η,‖δ‖∞≤ε}"),
+        ("rendered", "linf", 1, "𝒜(x)={clip(R(x,v)):v∈𝒱ε}"),
+        ("minimal", "l2", 1, "𝒜(x)=[0,1]d"),
         ("corruption", "none", 1, "𝒜(x)={c(x)}"),
     ],
     ids=lambda value: str(value) if str(value).isascii() else "set",

@@ -78,7 +78,9 @@ class RenderedAttack(GradientAttack):
         formula = math(under("max", sub("v ∈ 𝒱", "ε")), "ℓ(f(clip(R(x, v))), y)")
         p = spec.parameters
         if p.get("optimizer") == "frank-wolfe":
-            how = "Step t = 0, 1, … moves v by 1 / (t + 1) towards the point of 𝒱 furthest along the gradient."
+            how = (
+                "Step t = 0, 1, … moves v by 1 / (t + 1) towards the point of 𝒱 furthest along the gradient."
+            )
             words = f"{p['steps']} steps of Frank-Wolfe. ℓ: cross-entropy. {how}"
         else:
             words = search_words(spec, "ε")
@@ -108,6 +110,6 @@ def _require_vertex(spec: ResolvedAttack, renderer: type[Renderer]) -> None:
     """`UserError` for Frank-Wolfe where there is no vertex to move to."""
     if spec.norm != "l1" or renderer.vertex is Renderer.vertex:
         raise UserError(
-            f"attack {spec.name!r}: optimizer 'frank-wolfe' needs norm l1 and an algorithm with vertices (pixels, jpeg); "
-            f"give optimizer: steps"
+            f"attack {spec.name!r}: optimizer 'frank-wolfe' needs norm l1 and an algorithm with vertices (pixels, "
+            f"jpeg); give optimizer: steps"
         )

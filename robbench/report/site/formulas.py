@@ -31,13 +31,13 @@ def admissible(space: Space, norm: Norm, pixel_range: int) -> tuple[Markup, str]
         )
     if space == "rendered":
         return math("𝒜(x) = {clip(R(x, v)) : v ∈", sub("𝒱", "ε"), "}"), (
-            "R: the attack's renderer, from the clean image and variables v to an image; 𝒱: the variables within budget "
-            "ε, in a norm and unit of the attack's own; clip: to pixels in [0, 1]. How far the image moves is not bounded."
+            "R: the attack's renderer, from the clean image and variables v to an image; 𝒱: the variables within "
+            "budget ε, in a norm and unit of the attack's own; clip: to pixels in [0, 1]."
         )
     if space == "minimal":
         return math("𝒜(x) =", sup(f"[0, {pixel_range}]", "d")), (
-            f"Every image of d pixels in [0, {pixel_range}]: the attack looks for the nearest to the clean image x that "
-            "the model gets wrong, and the distance is the result."
+            f"Every image of d pixels in [0, {pixel_range}]: the attack looks for the nearest to the clean image x "
+            "that the model gets wrong, and the distance is the result."
         )
     return math("𝒜(x) = {c(x)}"), "c: the corruption, read from files. There is nothing to search."
 

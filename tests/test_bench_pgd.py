@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from scaled_models import Scaled
 
 from robbench.attacks.search.inner import attack_mode
-from robbench.benchmarks import latent, pgd
+from robbench.benchmarks import latent, pgd, unforeseen
 from robbench.benchmarks.flow_peers import GLOW, benchmark_glow
 from robbench.benchmarks.flows import Case, prepare
 from robbench.benchmarks.models import random_classifier
@@ -297,3 +297,28 @@ def test_a_budget_and_a_folder_of_checkpoints_as_run_takes_them(tmp_path):
             main, ["bench", "pgd", "--model", "digits-at", "--out", str(tmp_path), *option]
         )
         assert (result.exit_code, words in result.stderr) == (2, True), result.output
+
+
+def test_unforeseen_attacks_are_timed_beside_a_plain_loop(tmp_path):
+    options = ["--steps", "2", "--n", "4", "--rounds", "1", "--out", str(tmp_path)]
+    before = torch.get_num_threads()
+    try:
+        result = CliRunner().invoke(main, ["bench", "unforeseen", *options])
+    finally:
+        torch.set_num_threads(before)
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "unforeseen-digits-cnn-32.json").read_text())["attacks"]
+    assert [one["attack"] for one in found] == ["elastic", "jpeg-linf"]
+    for one in found:
+        assert one["stray"] < 0.02
+        assert one["work"]["refused"] == ""
+        assert set(one["work"]["ratio"]) == set(one["rendering"]["ratio"]) == {"robbench", "plain loop"}
+
+
+def test_another_rendering_gets_no_ratio():
+    contest = unforeseen.Contest(n=2, steps=1, rounds=1)
+    found = unforeseen.compare("elastic", contest, peer=lambda x, flow: x + flow.mean())
+    assert "of the pixels differ" in found.work.refused
+    assert found.rendering.ratio == {}
+    with pytest.raises(UserError, match="multiples of 16"):
+        unforeseen.Contest(side=33)

@@ -193,6 +193,39 @@ def latent(
     _write(out / f"latent-{'-'.join(chosen)}.json", contest_of, found, contest)
 
 
+@bench.command("unforeseen")
+@click.option("--attack", "attacks", multiple=True, default=("elastic,jpeg-linf",), show_default=True)
+@click.option("--architecture", default="digits-cnn", show_default=True, help="With random weights.")
+@click.option("--n", type=WholeNumber(1), default=64, show_default=True, help="Random images.")
+@click.option("--side", type=WholeNumber(16), default=32, show_default=True, help="A multiple of 16.")
+@click.option("--steps", type=WholeNumber(1), default=40, show_default=True)
+@click.option("--rounds", type=WholeNumber(1), default=5, show_default=True)
+@threads_option
+@out_option
+def unforeseen(
+    attacks: tuple[str, ...],
+    architecture: str,
+    n: int,
+    side: int,
+    steps: int,
+    rounds: int,
+    threads: int,
+    out: Path,
+) -> None:
+    """Elastic and JPEG against a plain loop in the style of the public code, at equal work. On the CPU.
+
+    Example: robbench bench unforeseen --side 224 --n 4
+    """
+    from robbench.benchmarks import unforeseen as contest_of
+    from robbench.core.errors import known_name
+
+    chosen = [known_name("attack", name, contest_of.PEERS) for name in names("--attack", attacks)]
+    contest = contest_of.Contest(architecture, n, side, steps, rounds)
+    _prepare(out, threads)
+    found = [contest_of.compare(name, contest, _tell(name)) for name in chosen]
+    _write(out / f"unforeseen-{architecture}-{side}.json", contest_of, found, contest)
+
+
 @bench.command("flows")
 @click.option("--case", "cases", multiple=True, help="small, mlp, paper; all by default.")
 @click.option("--rounds", type=WholeNumber(1), help="Instead of each case's own number.")

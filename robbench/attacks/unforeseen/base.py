@@ -132,6 +132,6 @@ def _require_vertex(spec: ResolvedAttack, renderer: type[Renderer]) -> None:
     """`UserError` for Frank-Wolfe where there is no vertex to move to."""
     if spec.norm != "l1" or renderer.vertex is Renderer.vertex:
         raise UserError(
-            f"attack {spec.name!r}: optimizer 'frank-wolfe' needs norm l1 and an algorithm with vertices (pixels, jpeg); "
-            f"give optimizer: steps"
+            f"attack {spec.name!r}: optimizer 'frank-wolfe' needs norm l1 and an algorithm with vertices (pixels, "
+            f"jpeg); give optimizer: steps"
         )

@@ -19,7 +19,7 @@ PUBLISHED_PAGES = "published/index.html"
 def write_report(runs: Sequence[Run], console: Console, published: bool = False) -> list[Path]:
     """Write the tables of `runs` into their folders and print them; returns the paths of CSV and HTML.
 
-    published: hold all runs against the published tables, on pages in the folder of the first, which its page links.
+    published: hold all runs against the published tables, on a page in the folder of the first, which its page links.
     """
     pages = _write_published(runs, console) if published else []
     paths = []
@@ -95,8 +95,9 @@ def print_sizes(run: Run, console: Console) -> None:
 
 
 def _write_published(runs: Sequence[Run], console: Console) -> list[Path]:
-    """Write the pages of published tables and print how many numbers agree; paths of overview and Markdown."""
-    from robbench.report.published_page import terminal_counts, write_published
+    """Write the published tables beside the runs and print how many numbers agree; paths of page and Markdown."""
+    from robbench.report.published_page import terminal_counts
+    from robbench.report.site.build import write_published
 
     console.print(terminal_counts(write_published(runs, runs[0].folder)))
     overview = runs[0].folder / PUBLISHED_PAGES

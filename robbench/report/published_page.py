@@ -1,18 +1,16 @@
-"""Published tables beside runs as files: an HTML page and a CSV per table, one overview, one Markdown text.
+"""Published tables beside runs: what pages show of them, a CSV per table, one Markdown text.
 
-Everything follows from the runs and the shipped tables: the same runs give the same bytes. The pages need no network
-and no script.
+Everything follows from the runs and the shipped tables: the same runs give the same bytes.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robbench.core.markdown import bullets, escaped, markdown_table, paragraph
-from robbench.core.resources import data_root, write_text_atomically
+from robbench.core.resources import data_root
 from robbench.core.spreadsheet import csv_text
 from robbench.experiments.comparison import (
     DIGITS,
@@ -27,14 +25,12 @@ from robbench.experiments.layout import PrintedTable, printed_table, value_text
 from robbench.experiments.published import Paper, PublishedRow, Table, published_index, table_rows
 from robbench.experiments.verdicts import Verdict
 from robbench.report.facts import PublishedModel, read_published_models
-from robbench.report.templating import environment
 from robbench.results.wording import ANY_ITERATE, summary, versions
 from robbench.store.records import Run
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-FOLDER, OVERVIEW, MARKDOWN = "published", "index.html", "comparison.md"
 _PRINTED = (
     *("source", "row", "column", "dataset", "architecture", "model", "defense", "attack", "threat_model"),
     *("epsilon", "eta", "metric", "unit", "published", "gate", "doubt"),
@@ -118,24 +114,6 @@ def _find_installed_defenses() -> set[str]:
     return {point.name for group in groups for point in entry_points(group=group)}
 
 
-def write_published(runs: Sequence[Run], folder: Path, known: Known | None = None) -> list[TableComparison]:
-    """Write the pages of all published tables into `folder`/published; returns the comparisons."""
-    found = compare_tables(runs, known)
-    pages = folder / FOLDER
-    for comparison in found:
-        write_text_atomically(pages / f"{comparison.table.name}.html", render_table(comparison, runs))
-        write_text_atomically(pages / f"{comparison.table.name}.csv", comparison_csv(comparison))
-    write_text_atomically(pages / OVERVIEW, render_overview(found, runs))
-    write_text_atomically(pages / MARKDOWN, comparison_markdown(found, runs))
-    return found
-
-
-def render_table(comparison: TableComparison, runs: Sequence[Run]) -> str:
-    """The page of one table as text."""
-    template = environment().get_template("published_table.html.j2")
-    return template.render(table_values(comparison, runs, f"{comparison.table.name}.csv"))
-
-
 def table_values(comparison: TableComparison, runs: Sequence[Run], csv: str) -> dict[str, object]:
     """What published_intro.html.j2 and published_sections.html.j2 show of a table. csv: address of its file."""
     return {
@@ -154,13 +132,6 @@ def _find_known_models(comparison: TableComparison) -> list[tuple[str, Published
     known = read_published_models()
     names = {p.row: p.model for p in comparison.rows if p.model in known}
     return [(row, known[model]) for row, model in names.items()]
-
-
-def render_overview(comparisons: Sequence[TableComparison], runs: Sequence[Run]) -> str:
-    """The page that lists all tables, those with measured numbers first."""
-    links = {found.table.name: f"{found.table.name}.html" for found in comparisons}
-    template = environment().get_template("published_index.html.j2")
-    return template.render(overview_values(comparisons, links), runs=run_sentences(runs))
 
 
 def overview_values(comparisons: Sequence[TableComparison], links: Mapping[str, str]) -> dict[str, object]:

@@ -241,9 +241,9 @@ class Diagnostics(Strict):
                 "high": high,
             },
             f"Square broke {self.square_broke} of the {self.square_given} samples that no gradient component broke "
-            f"({100 * share:.1f} % of {self.samples}, {_interval(low, high)}): gradients may be masked and the accuracy "
-            f"too high; attack again with square_queries: 20000 in a file of --threat-models DIR, or with gradients of a smooth "
-            f"stand-in for the part that masks them",
+            f"({100 * share:.1f} % of {self.samples}, {_interval(low, high)}): gradients may be masked and the "
+            f"accuracy too high; attack again with square_queries: 20000 in a file of --threat-models DIR, or with "
+            f"gradients of a smooth stand-in for the part that masks them",
         )
 
     def _weak_cross_entropy(self) -> Suspicion | None:

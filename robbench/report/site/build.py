@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -37,6 +38,9 @@ from robbench.report.site.frame import (
 from robbench.report.site.groups import Site, site_of
 from robbench.report.site.page import Download, Page, Part, without_links
 from robbench.store.records import Run
+
+if TYPE_CHECKING:
+    from robbench.report.published_page import TableComparison
 
 MARKER = (
     ".robbench-site"  # lists the files of a site as sha256sum does; a folder with it is ours to write anew
@@ -197,6 +201,19 @@ def run_page(run: Run, published: str = "") -> str:
     """
     site = replace(site_of([run]), published=published)
     return _together(site, start=site.groups[0].board_path())
+
+
+def write_published(runs: Sequence[Run], folder: Path) -> "list[TableComparison]":
+    """Hold `runs` against every published table in `folder`/published: the site of the runs as one page that opens on
+    the tables, a CSV a table, and what was measured as Markdown. Returns the comparisons."""
+    from robbench.report.site import published
+
+    site = _site(runs)
+    for part in published.parts(site):
+        if isinstance(part, Download):
+            write_text_atomically(folder / part.path, part.content.decode())
+    write_text_atomically(folder / published.OVERVIEW, _together(site, start=published.OVERVIEW))
+    return published.comparisons(site)
 
 
 def _together(site: Site, start: str = "index.html") -> str:

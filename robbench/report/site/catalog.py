@@ -1,4 +1,4 @@
-"""The attacks and threat models of all groups on one page, the strongest first."""
+"""The attacks and threat models of all groups on one page, by data set, the strongest first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class AttackEntry:
 
 def parts(site: Site) -> Iterator[Part]:
     """The page."""
-    entries = [entry for group in site.groups for entry in _entries(group)]
+    entries = [entry for groups in site.by_data.values() for group in groups for entry in _entries(group)]
     threats: dict[str, dict[str, Group]] = {}
     for entry in entries:
         threats.setdefault(entry.threat_model, {})[entry.group.slug] = entry.group

@@ -45,8 +45,8 @@ def motion_kernel(radius: float, sigma: float, degrees: float, scale: float) -> 
 
 
 def _kernel(offsets: NDArray[Any], weights: Floats, scale: float) -> Floats:
-    """A kernel [2r+1,2r+1] with sum 1 of weights [t] at whole `offsets` [t,2]. On images below 32 x 32 these shrink, and
-    a weight between pixels is shared by the four around it, so that a kernel narrower than a pixel still blurs."""
+    """A kernel [2r+1,2r+1] with sum 1 of weights [t] at whole `offsets` [t,2]. On images below 32 x 32 these
+    shrink, and a weight between pixels is shared by the four around it, so that a kernel narrower than a pixel blurs."""
     places = offsets * min(1.0, scale)
     corners = np.floor(places).astype(np.int64)
     part = places - corners
@@ -95,8 +95,8 @@ def zoomed(image: Floats, factor: float) -> Floats:
 
 
 def plasma_map(shape: tuple[int, int], decay: float, rng: np.random.Generator) -> Floats:
-    """A cloud in [0,1]: midpoint displacement (diamonds and squares) on a torus whose side is a power of two, cropped to
-    `shape`; each octave moves its points `decay` squared times less than the one before."""
+    """A cloud in [0,1]: midpoint displacement (diamonds and squares) on a torus whose side is a power of two, cropped
+    to `shape`; each octave moves its points `decay` squared times less than the one before."""
     heights, size = np.zeros((1, 1)), 1.0
     while len(heights) < max(shape):
         heights, size = _with_midpoints(heights, size, rng), size / decay**2

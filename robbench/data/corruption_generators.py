@@ -49,8 +49,8 @@ _ICE = np.array([0.85, 0.93, 1.0])  # colour of frost
 
 @dataclass(frozen=True)
 class Generator:
-    """A corruption. make: (image [H,W,C] in [0,1], *constants of a severity, random numbers) -> image of the same shape,
-    which may leave [0,1]. severities: constants of the five."""
+    """A corruption. make: (image [H,W,C] in [0,1], *constants of a severity, random numbers) -> image of the same
+    shape, which may leave [0,1]. severities: constants of the five."""
 
     make: Callable[..., Floats]
     severities: tuple[tuple[float, ...], ...]
@@ -59,8 +59,8 @@ class Generator:
 def generated_images(corruption: Headline, severity: int, x: Tensor, ids: Tensor, seed: int) -> Tensor:
     """Corrupted images [n,C,H,W], float32 multiples of 1/255 on the CPU.
 
-    x: clean images [n,C,H,W] in [0,1], 1 or 3 channels, sides of at least 8; ids: their sample ids [n]; severity: 1 to 5.
-    An image depends on its own pixels, `seed` and id alone.
+    x: clean images [n,C,H,W] in [0,1], 1 or 3 channels, sides of at least 8; ids: their sample ids [n]; severity: 1 to
+    5. An image depends on its own pixels, `seed` and id alone.
     """
     numbers = SampleRandom(seed, f"generated-corruption/{corruption}/{severity}")
     clean = x.detach().cpu().permute(0, 2, 3, 1).numpy().astype(np.float64)

@@ -1,6 +1,6 @@
 """Attacks: the contract (`base`), how they search (`search`), and one module per family."""
 
-from robbench.attacks import corruption, latent, likelihood, pgd  # noqa: F401  (they register themselves)
+from robbench.attacks import corruption, generated_corruption, latent, likelihood, pgd  # noqa: F401  (they register themselves)
 from robbench.attacks.autoattack import ensemble, reference  # noqa: F401  (they register themselves)
 from robbench.attacks.base import Attack, Outcome, build_attack
 from robbench.attacks.likelihood import LikelihoodAttack, LikelihoodOutcome, build_likelihood_attack

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from robbench.attacks import Attack, Victim, build_attack
 from robbench.attacks.checks import check_tensor, inside_ball, inside_box
+from robbench.attacks.generated_corruption import ALGORITHM as GENERATED
+from robbench.attacks.generated_corruption import GeneratedCorruption
 from robbench.attacks.likelihood import noise_images
 from robbench.attacks.search.geometry import SampleNoise, norm_of
 from robbench.attacks.search.task import Samples
@@ -222,6 +224,22 @@ def _problems(run: Run, cell: CellRecord, stored: Stored) -> Iterator[str]:
             yield f"{int(wrong.sum())} of {len(ids)} rows state another {norm} than their example has (first {first})"
     if "original" in stored.rows:
         yield from _other_originals(run, stored)
+    if attack.algorithm == GENERATED:
+        yield from _other_corruptions(run, cell, stored, ids)
+
+
+def _other_corruptions(run: Run, cell: CellRecord, stored: Stored, ids: Tensor) -> Iterator[str]:
+    """Problems of images that follow from the clean ones and the seed."""
+    if not ((stored.clean >= 0) & (stored.clean <= 1)).all():
+        yield "clean images leave [0,1], and no corrupted ones follow from them"
+        return
+    try:
+        attack = GeneratedCorruption(cell.attack)
+        attack.require_images(run.shape)
+    except UserError as error:
+        yield str(error)
+        return
+    yield from attack.differences(Samples(ids, stored.clean, stored.labels), stored.adversarial, run.seed)
 
 
 def _other_originals(run: Run, stored: Stored) -> Iterator[str]:

@@ -21,6 +21,7 @@ from robbench.defenses.plan import TrainRequest
 from robbench.experiments.cost import ExperimentCosts
 from robbench.experiments.request import ExperimentRequest
 from robbench.experiments.runs import (
+    CORRUPTIONS,
     ExperimentPlan,
     claim,
     plan_experiment,
@@ -77,7 +78,7 @@ def compare(
     experiment = plan.request.experiment
     folders = {name: plan.names(name) for name in experiment.models}
     published = printed_cells(experiment.published) if experiment.published else None
-    corruptions = [attack.label for attack in plan.attacks if attack.space == "corruption"]
+    corruptions = [attack.label for attack in plan.attacks if attack.threat_model == CORRUPTIONS]
     measured = Measurements(
         run,
         folders,

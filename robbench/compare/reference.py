@@ -191,7 +191,7 @@ def _reference(row: "_Cells") -> Reference:
 def _measure_of_before(cells: Mapping[str, str]) -> str:
     """Which accuracy a line without a measure is: "" (whatever the run shows), but in a leaderboard.csv, which alone
     has hashes of models, that of an attack was robust accuracy, corrupted images aside."""
-    searched = cells["attack"] != CLEAN and cells.get("threat_model") != corruptions.THREAT_MODEL
+    searched = cells["attack"] != CLEAN and cells.get("threat_model") not in corruptions.THREAT_MODELS
     return "robust accuracy" if "model_sha256" in cells and cells["metric"] == "accuracy" and searched else ""
 
 

@@ -28,7 +28,7 @@ def located(attacks: list[ResolvedAttack], dataset: Dataset) -> list[ResolvedAtt
 
     `UserError` when the data set has no such images, a file is missing, or it does not fit the test set.
     """
-    asked = [attack for attack in attacks if attack.space == "corruption"]
+    asked = [attack for attack in attacks if attack.algorithm == "corruption"]
     if not asked:
         return attacks
     folder = _folder(asked[0], dataset)

@@ -136,7 +136,7 @@ class TerminalCorruptions:
                 table.add_column(name.removeprefix("severity "), justify="right" if position else "left")
             for line in found.lines:
                 table.add_row(*(Text(text, style=_style_failed(text)) for text in line))
-            yield Text(f"\n{found.model}: accuracy by corruption and severity", style="italic")
+            yield Text(f"\n{found.title}: accuracy by corruption and severity", style="italic")
             yield table
 
 

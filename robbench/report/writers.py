@@ -114,7 +114,7 @@ def _corruption_parts(run: Run) -> list[str]:
     """Accuracies by corruption and severity, one table per model."""
     parts = [f"Corruptions. {corruptions.CAPTION}"] if (tables := corruptions.corruption_tables(run)) else []
     for table in tables:
-        parts += [paragraph(table.model), markdown_table(corruptions.HEADER, table.lines)]
+        parts += [paragraph(table.title), markdown_table(corruptions.HEADER, table.lines)]
     return parts
 
 

@@ -71,7 +71,7 @@ def wide(rows: Sequence[TableRow], per_threat_model: bool = True) -> Wide:
         if (
             row.metric == ACCURACY.name
             and row.attack != CLEAN
-            and row.threat_model != corruptions.THREAT_MODEL
+            and row.threat_model not in corruptions.THREAT_MODELS
         ):
             threats.setdefault(_threat(row), set()).add(row.attack)
     names = [name for name, _, _ in threats]
@@ -102,13 +102,8 @@ def partly_attacked(rows: Sequence[TableRow]) -> set[str]:
 
 def _without_corruptions(rows: Sequence[TableRow]) -> list[TableRow]:
     """`rows` without the single corruptions where their mean is there; these have tables of their own."""
-    if not any(row.metric == CORRUPTION_ACCURACY.name for row in rows):
-        return list(rows)
-    return [
-        row
-        for row in rows
-        if row.threat_model != corruptions.THREAT_MODEL or row.metric == CORRUPTION_ACCURACY.name
-    ]
+    means = {row.threat_model for row in rows if row.metric == CORRUPTION_ACCURACY.name}
+    return [row for row in rows if row.threat_model not in means or row.metric == CORRUPTION_ACCURACY.name]
 
 
 def _threat(row: TableRow) -> Threat:

@@ -100,7 +100,7 @@ def test_every_named_attack_declares_what_its_images_stand_for():
         if algorithm.declared_semantics(algorithm.Parameters.model_validate(attack.parameters))
         == "perturbation"
     }
-    corruptions = set(MODELS["corruptions"].attacks)
+    corruptions = {*MODELS["corruptions"].attacks, *MODELS["corruptions-generated"].attacks}
     weather = {name for name in MODELS["unforeseen"].attacks if name.split("-")[0] in ("fog", "snow")}
     assert found == {*PERTURBATIONS, *corruptions, *weather}
 

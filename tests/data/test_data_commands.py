@@ -234,4 +234,5 @@ def test_list_and_show(in_tmp: Path) -> None:
     assert [line.split("\t")[0] for line in attacks if line.startswith("c")] == [
         "corruptions",
         "corruptions-extra",
+        "corruptions-generated",
     ]

@@ -75,7 +75,12 @@ class _Results:
         """The worst case of a model under the threat model and budget of `attack`."""
         if attack.space == corruptions.SPACE:  # they have a mean instead
             return next(
-                (r for r in self.rows_of.get(model, []) if r.metric == CORRUPTION_ACCURACY.name), None
+                (
+                    r
+                    for r in self.rows_of.get(model, [])
+                    if r.metric == CORRUPTION_ACCURACY.name and r.threat_model == attack.threat_model
+                ),
+                None,
             )
         requested = (WORST_CASE, attack.threat_model, attack.epsilon, attack.eta)
         rows = self.rows_of.get(model, [])

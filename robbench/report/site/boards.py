@@ -178,7 +178,7 @@ class _Accuracies:
 
     def _main(self, columns: Sequence[Column]) -> str:
         keys = {column.key for column in columns}
-        order = (WORST, corruptions.MEAN, CLEAN) if self.threat else (AVERAGE, corruptions.MEAN, CLEAN)
+        order = (WORST if self.threat else AVERAGE, *corruptions.MEANS, CLEAN)
         return next(key for key in order if key in keys)
 
     def _columns(self, facts: Sequence[Column]) -> list[Column]:
@@ -186,7 +186,7 @@ class _Accuracies:
         attacks = {r.cell.attack.label: threat_title(r.cell.attack) for r in self.results}
         attacks |= {robust_column(label): title for label, title in attacks.items()}
         given = self.matrix.columns
-        summary = [c for c in (CLEAN, WORST, corruptions.MEAN, AVERAGE) if c in given and c not in attacks]
+        summary = [c for c in (CLEAN, WORST, *corruptions.MEANS, AVERAGE) if c in given and c not in attacks]
         single = [c for c in given if c in attacks]
         single = [c for c in single if self._is_ensemble(c)] + [c for c in single if not self._is_ensemble(c)]
         ranked = WORST in summary and len(self.matrix.models) > 1 and bool(self.threat)
@@ -244,10 +244,10 @@ def _wide(rows: Sequence[TableRow], has_attacks: bool) -> Wide:
         return wide(rows)
     singles = wide([row for row in rows if row.metric != CORRUPTION_ACCURACY.name])
     means = {(row.model, row.attack): row for row in rows if row.metric == CORRUPTION_ACCURACY.name}
-    mean = (corruptions.MEAN,) if means else ()
+    columns = dict.fromkeys(attack for _, attack in means)
     return replace(
         singles,
-        columns=(CLEAN, *mean, *(c for c in singles.columns if c != CLEAN)),
+        columns=(CLEAN, *columns, *(c for c in singles.columns if c != CLEAN)),
         cells=singles.cells | means,
     )
 
@@ -265,7 +265,7 @@ def _rank_cell(found: Range | None, attacks: int) -> Cell:
 def _scatter(table: Table) -> Scatter | None:
     """Clean against worst case, or against the mean over corruptions, of the models that have both."""
     across = table.column(CLEAN)
-    key = next((key for key in (WORST, corruptions.MEAN) if table.column(key) is not None), None)
+    key = next((key for key in (WORST, *corruptions.MEANS) if table.column(key) is not None), None)
     up = table.column(key) if key else None
     if across is None or up is None or key is None:
         return None

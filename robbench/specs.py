@@ -246,6 +246,12 @@ class ResolvedAttack(Strict):
         return "accuracy under attack" if self.semantics == "perturbation" else "robust accuracy"
 
     @property
+    def is_adversary(self) -> bool:
+        """Whether a worst case combines its robust accuracy: attacks of worst-case semantics, and rendered ones, whose
+        attacker may leave the image alone. Other perturbations may move an image towards its class."""
+        return self.semantics == "worst-case" or self.space == "rendered"
+
+    @property
     def needs_flow(self) -> bool:
         """Whether the attack perturbs the latents of a normalizing flow."""
         return self.space in ("latent", "joint")

@@ -51,7 +51,7 @@ class Numbers:
     def _classifier(self, pairs: Sequence[CellPair]) -> list[Comparison]:
         found = self._clean(pairs) + [self._compare_attacked(pair) for pair in pairs]
         searched = [pair for pair in pairs if pair.a.cell.attack.space != corruptions.SPACE]
-        strict = [p for p in searched if p.a.cell.attack.semantics == "worst-case" and _alike(p)]
+        strict = [p for p in searched if p.a.cell.attack.is_adversary and _alike(p)]
         worst = self._worst_cases(strict) if len(strict) > 1 else []
         return found + worst + ([self._average(searched)] if len(searched) > 1 else [])
 

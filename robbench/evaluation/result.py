@@ -154,7 +154,7 @@ class EvaluationResult:
 
     @property
     def _strict(self) -> list[Measured]:
-        return [one for one in self.attacks if one.spec.semantics == "worst-case"]
+        return [one for one in self.attacks if one.spec.is_adversary]
 
     def _lines(self) -> list[tuple[str, ...]]:
         found = [_line(CLEAN, self.clean)]

@@ -170,9 +170,9 @@ def complete(run: Run, results: Iterable[CellResult]) -> list[CellResult]:
 
 
 def adversaries(results: Iterable[CellResult]) -> list[CellResult]:
-    """The cells that a worst case combines: attacks with worst-case semantics. Perturbations are no adversaries, since
-    one that may leave the image unchanged would not apply a perturbation that helps the model."""
-    return [result for result in results if result.cell.attack.semantics == "worst-case"]
+    """The cells that a worst case combines (`ResolvedAttack.is_adversary`). Random and label-free perturbations are no
+    adversaries, since one that may leave the image unchanged would not apply a perturbation that helps the model."""
+    return [result for result in results if result.cell.attack.is_adversary]
 
 
 def blank_row(

@@ -10,7 +10,7 @@ import torch
 from test_ledger import first_schema, stated
 
 from robbench.attacks.codec import FlowCodec
-from robbench.attacks.search.spaces import SearchSpace, decode_witness
+from robbench.attacks.search.spaces import WITNESS_TOLERANCE, decode_witness
 from robbench.attacks.witness import Witness
 from robbench.bundle.archive import open_bundle
 from robbench.bundle.examples import ExampleChoice
@@ -71,9 +71,9 @@ def test_the_example_is_decoded_from_its_witness(folder: Path, name: str) -> Non
         assert example == originals[i].tobytes()
     seen = rows[with_witness]
     gap = (decoded(seen, originals) - images(seen["example"])).abs().max()
-    assert gap <= SearchSpace.tolerance
+    assert gap <= WITNESS_TOLERANCE
     clean = torch.from_numpy(np.stack([originals[i] for i in seen["sample_id"]]))
-    assert (images(seen["example"]) - clean).abs().amax((1, 2, 3)).min() > 10 * SearchSpace.tolerance
+    assert (images(seen["example"]) - clean).abs().amax((1, 2, 3)).min() > 10 * WITNESS_TOLERANCE
     first = Witness.from_bytes(seen["witness"].iloc[0])
     assert first.flow == GLOW.card.weights.sha256
     assert set(first.perturbations) == ({"lambda", "delta"} if name == "jsa50" else {"lambda"})

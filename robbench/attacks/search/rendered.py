@@ -88,6 +88,10 @@ class RenderedSpace(SearchSpace):
     perturbations: tuple[str, ...] = (VARIABLES,)
 
     @property
+    def tolerance(self) -> float:
+        return self.renderer.tolerance
+
+    @property
     def constraints(self) -> tuple[tuple[str, Constraint], ...]:
         return tuple((VARIABLES, constraint) for constraint in self.renderer.constraints)
 

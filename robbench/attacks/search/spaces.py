@@ -24,6 +24,9 @@ from robbench.attacks.search.geometry import Noise, Start, direction, project, r
 from robbench.specs import Norm
 
 State = dict[str, Tensor]
+WITNESS_TOLERANCE = (
+    1e-4  # of a pixel in [0,1] that is rendered again, by a flow or any renderer that does not say other
+)
 InLoop = Literal["project", "paper_literal"]
 Box = Literal["each-step", "end"]
 
@@ -53,7 +56,10 @@ class SearchSpace(ABC):
     """
 
     perturbations: tuple[str, ...]
-    tolerance: float = 1e-4
+
+    @property
+    def tolerance(self) -> float:
+        return WITNESS_TOLERANCE
 
     @property
     @abstractmethod

@@ -354,7 +354,7 @@ def _budget_part(found: _Results, title: str, results: Sequence[CellResult]) -> 
 def _threat_line(found: _Results, cells: Sequence[CellResult]) -> ThreatLine:
     first = cells[0].cell
     numbers = [found.lines[first.model_name, r.cell.attack.label] for r in cells]
-    strict = [line for line in numbers if line.attack.semantics == "worst-case"]
+    strict = [line for line in numbers if line.attack.is_adversary]
     done = [line for line in strict or numbers if line.accuracy.value is not None]
     alone = min((line.accuracy for line in done), key=lambda row: row.value or 0.0, default=None)
     labels = [line.attack.label for line in done if alone and line.accuracy.value == alone.value]

@@ -106,7 +106,7 @@ class _Comparison:
     @cached_property
     def _all_columns(self) -> list[str]:
         threats = dict.fromkeys(
-            threat_title(attack) for attack in self.attacks.values() if attack.semantics == "worst-case"
+            threat_title(attack) for attack in self.attacks.values() if attack.is_adversary
         )
         several = [f"worst {title}" for title in threats] if len(threats) > 1 else []
         # Over the budgets and steps of a sweep a worst case says nothing.
@@ -153,7 +153,7 @@ class _Comparison:
         attacks a worst case looks better."""
         found: dict[str, set[str]] = {WORST: set()}
         for label, attack in self.attacks.items():
-            if attack.semantics == "worst-case":
+            if attack.is_adversary:
                 found[WORST].add(label)
                 found.setdefault(f"worst {threat_title(attack)}", set()).add(label)
         return found

@@ -55,7 +55,6 @@ class Plan:
         compiled: whether attacks search classifiers with torch.compile.
         ray: options of the Ray backend; None for the local one.
         warnings: suspicions about models before they are attacked, one line each.
-        warnings: what is suspicious of a model before it is attacked, one line each.
         remarks: what else to tell before the run, one line each.
     """
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from robbench.attacks import Outcome, Victim, build_attack
 from robbench.attacks.codec import FlowCodec
 from robbench.attacks.search.inner import attack_mode
-from robbench.attacks.victim import full_precision
+from robbench.attacks.trust.context import full_precision
 from robbench.benchmarks import latent, pgd
 from robbench.benchmarks.autoattack import floor
 from robbench.benchmarks.flow_report import REFERENCE

@@ -7,7 +7,7 @@ gradients and the like are recorded (`Outcome.suspicions`) and change no verdict
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -28,6 +28,7 @@ from robbench.attacks.checks import (
 )
 from robbench.attacks.codec import FlowCodec, FlowProbe, probe_flow, regroup
 from robbench.attacks.named import ATTACKS, NamedAttack
+from robbench.attacks.outcome import Outcome
 from robbench.attacks.search.decision import losses, margins, predictions
 from robbench.attacks.search.geometry import SampleNoise, norm_of
 from robbench.attacks.search.goals import Target, choose_targets
@@ -36,12 +37,18 @@ from robbench.attacks.search.progress import tell
 from robbench.attacks.search.spaces import Codec, SearchSpace
 from robbench.attacks.search.task import Candidates, Samples, SearchSettings, Task
 from robbench.attacks.trust.audit import SearchAudit, Searched, check_afterwards
-from robbench.attacks.trust.context import own_context, refuse_inference_tensors
+from robbench.attacks.trust.context import full_precision, own_context, refuse_inference_tensors
 from robbench.attacks.trust.diagnosis import PROBED, diagnose, zero_gradients
 from robbench.attacks.trust.model_call import out_of_memory
 from robbench.attacks.trust.preflight import check_model
-from robbench.attacks.trust.suspicions import Diagnostics, Suspicion
-from robbench.attacks.victim import Victim, full_precision
+from robbench.attacks.trust.search_guard import (
+    nothing_else_changed,
+    require_candidates,
+    require_counts,
+    steps_of,
+)
+from robbench.attacks.trust.suspicions import Diagnostics
+from robbench.attacks.victim import Victim
 from robbench.core.errors import AttackViolation, UserError, spell_argument
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.state import ModelState
@@ -51,68 +58,19 @@ __all__ = ["Attack", "Candidates", "Outcome", "Task", "build_attack"]
 BUDGET_IMAGES = 32  # images at most whose latents a latent budget is compared with
 
 
-@dataclass
-class Outcome:
-    """Verified result of an attack: all tensors on the CPU, N rows in the order of the call.
-
-    Attributes:
-        sample_ids, labels: [N] int64.
-        clean_predictions, clean_margins: class of the clean image, and logit of the label minus the largest other one.
-        predictions, margins: the same of the attacked image.
-        robust: [N] bool, right on the clean image and under attack. Of a minimal-norm attack with a budget: no
-            misclassified image within it was found.
-        broken_by: per sample "clean", the component that broke it, or None where it is robust.
-        broken_at: gradient steps or queries until the sample was broken, 0 for "clean", -1 where it is robust.
-        l1, l2, linf: norms of the perturbation, in [0,1] pixels.
-        l0: number of values (a channel of a pixel each) that differ.
-        cross_entropy: of the attacked image, in nats.
-        forwards, backwards: calls of the model per sample; means over a batch where `counts_exact` is False.
-        adversarial: images [N,C,H,W] in [0,1].
-        witness: perturbations that an example is rendered from, by name (latent: "lambda" [N,D]); empty for balls of
-            pixels.
-        targets: class that a targeted attack had to reach, [N] int64; None for untargeted ones. reached: [N] bool, the
-            attacked image is classified as the target; a target that is the label cannot be reached.
-        diagnostics: counts that show whether the model may be hard to attack for the wrong reasons.
-    """
-
-    sample_ids: Tensor
-    labels: Tensor
-    clean_predictions: Tensor
-    clean_margins: Tensor
-    predictions: Tensor
-    margins: Tensor
-    robust: Tensor
-    broken_by: list[str | None]
-    broken_at: Tensor
-    l1: Tensor
-    l2: Tensor
-    linf: Tensor
-    l0: Tensor
-    cross_entropy: Tensor
-    forwards: Tensor
-    backwards: Tensor
-    counts_exact: bool
-    adversarial: Tensor
-    witness: dict[str, Tensor]
-    targets: Tensor | None = None
-    reached: Tensor | None = None
-    diagnostics: Diagnostics = field(default_factory=Diagnostics)
-
-    @property
-    def under_attack(self) -> Tensor:
-        """Whether each attacked image is classified correctly, [N] bool, as accuracy under attack counts them."""
-        return self.margins > 0  # a tie is wrong
-
-    @property
-    def suspicions(self) -> tuple[Suspicion, ...]:
-        """Reasons why the verdicts may overstate robustness, from `diagnostics`."""
-        return self.diagnostics.suspicions
-
-
 class Attack(NamedAttack):
     """Base class of all attacks on classifiers. Subclasses set `Parameters` and implement `search` and `cost`."""
 
     target: ClassVar[ModelKind] = "classifier"
+    judging = (
+        "evaluate",
+        "_within_memory",
+        "_attempt",
+        "_search_rows",
+        "_verify",
+        "check_witness",
+        "_outcome",
+    )
 
     def __init__(self, spec: ResolvedAttack, flow: Codec | None = None) -> None:
         if spec.needs_flow and flow is None:
@@ -222,6 +180,7 @@ class Attack(NamedAttack):
             with victim.lean_search(samples.x), victim.audit_forwards(audit):
                 probed = self._probe_gradients(victim, samples, alive, settings)
                 found = self._search_rows(victim, samples, alive, clean.argmax(1), targets, settings)
+            require_counts(self.spec, found, audit.images)
             adversarial = self._verify(victim, samples, found, alive, settings.seed)
             if flow is not None:
                 flow.repeat()
@@ -314,7 +273,8 @@ class Attack(NamedAttack):
             x, y, clean = (t[rows].to(victim.device) for t in (samples.x, samples.y, clean_predictions))
             aims = None if targets is None else targets[rows].to(victim.device)
             task = Task(samples.ids[rows], x, y, clean, settings.seed, settings.batch_size, aims)
-            part = self.search(victim, task)
+            with nothing_else_changed(self, victim):
+                part = require_candidates(self.spec, self.search(victim, task), len(rows))
             check_tensor(self.spec, part.adversarial, task.x, task.ids)
             full.forwards[rows] += victim.draws * victim.verdicts
             full.take(part, rows)
@@ -373,7 +333,7 @@ class Attack(NamedAttack):
             None if stays else ("clean" if not right else name)
             for stays, right, name in zip(robust.tolist(), clean_right.tolist(), found.component, strict=True)
         ]
-        step = torch.where(robust, torch.full_like(found.step, -1), found.step)
+        step = steps_of(self.spec, found, clean_right & ~robust).masked_fill(robust, -1)
         step = torch.where(clean_right | robust, step, torch.zeros_like(step))
         return Outcome(
             sample_ids=samples.ids.clone(),

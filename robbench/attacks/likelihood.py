@@ -23,7 +23,8 @@ from robbench.attacks.named import ATTACKS, Cost, NamedAttack, Objective
 from robbench.attacks.search.geometry import SampleNoise, Start, norm_of
 from robbench.attacks.search.inner import ascend
 from robbench.attacks.search.spaces import ImageSpace
-from robbench.attacks.victim import chunks, full_precision
+from robbench.attacks.trust.context import full_precision
+from robbench.attacks.victim import chunks
 from robbench.core.errors import UserError
 from robbench.core.mathml import math, row, sub, sup, under
 from robbench.core.random import KeyedNumbers, SampleRandom
@@ -105,6 +106,7 @@ class LikelihoodAttack(NamedAttack):
 
     Parameters: ClassVar[type[Strict]] = LikelihoodParameters
     target: ClassVar[ModelKind] = "flow"
+    judging = ("evaluate", "_one_batch", "_originals", "_score")
 
     @abstractmethod
     def search(self, flow: FrozenFlow, task: LikelihoodTask) -> Tensor:

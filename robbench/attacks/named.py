@@ -1,9 +1,13 @@
 """Base of all named attacks, on classifiers and on flows: a resolved spec, checked parameters, cost, engine string."""
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import packages_distributions, version
-from typing import Any, ClassVar
+from inspect import getsourcefile
+from pathlib import Path
+from typing import Any, ClassVar, get_args
 
 from markupsafe import Markup
 from pydantic import BaseModel
@@ -34,12 +38,26 @@ class NamedAttack(ABC):
 
     target: what it attacks; a threat model with another target is refused. batch_dependent: whether a sample's result
     depends on the other samples of its batch; such cells are computed in whole blocks, and their address contains the
-    batch size.
+    batch size. judging: methods that decide verdicts, which no subclass may have of its own.
     """
 
     Parameters: ClassVar[type[BaseModel]] = Strict
     target: ClassVar[ModelKind]
     batch_dependent: ClassVar[bool] = False
+    judging: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        """TypeError for a subclass with a judging method of its own, or whose `Parameters` are no schema."""
+        own = [name for name in super(cls, cls).judging if name in vars(cls)]
+        if own:
+            raise TypeError(
+                f"attack {cls.__name__} overrides {own[0]}, by which robbench checks and scores what attacks find; "
+                f"override search"
+            )
+        if not (isinstance(cls.Parameters, type) and issubclass(cls.Parameters, BaseModel)):
+            raise TypeError(
+                f"attack {cls.__name__} has Parameters {cls.Parameters!r}; make them a pydantic model"
+            )
 
     def __init__(self, spec: ResolvedAttack) -> None:
         if spec.target != self.target:
@@ -57,9 +75,14 @@ class NamedAttack(ABC):
         filled = self.parameters.model_dump(mode="json")
         if (
             filled.get("target") is None
-        ):  # untargeted cells keep the address they had before there were targets
+        ):  # untargeted cells keep the address that they had before there were targets
             filled.pop("target", None)
         semantics = self.declared_semantics(self.parameters)
+        if semantics not in get_args(Semantics):
+            raise UserError(
+                f"attack {spec.name!r}: {type(self).__name__}.declared_semantics returned {semantics!r}; "
+                f"return one of: {', '.join(get_args(Semantics))}"
+            )
         self.spec = spec.model_copy(update={"parameters": filled, "semantics": semantics})
 
     @classmethod
@@ -79,11 +102,30 @@ class NamedAttack(ABC):
 
     @property
     def engine(self) -> str:
-        """Name and version of the code that searches; part of a cell's address."""
+        """Name and version of the code that searches; part of a cell's address. Of another package also a digest of the
+        modules of its classes, so that results of an edited one are not taken for its own."""
         package = type(self).__module__.partition(".")[0]
-        names = packages_distributions().get(package, []) if package != "robbench" else []
+        if package == "robbench":
+            return f"robbench engine {ENGINE_VERSION}"
+        names = packages_distributions().get(package, [])
         foreign = "".join(f", {name} {version(name)}" for name in sorted(set(names)))
-        return f"robbench engine {ENGINE_VERSION}{foreign}"
+        return f"robbench engine {ENGINE_VERSION}{foreign}, code {_code_digest(type(self))}"
 
 
-ATTACKS: Registry[type[NamedAttack]] = Registry("attack algorithm", "robbench.attacks")
+def _code_digest(attack: type[NamedAttack]) -> str:
+    """Of the modules outside of robbench that define `attack` and its bases; of its name alone where it has no file."""
+    found = sha256(attack.__qualname__.encode())
+    for kind in attack.__mro__:
+        if kind.__module__.partition(".")[0] not in ("robbench", "abc", "builtins"):
+            with suppress(TypeError, OSError):
+                found.update(Path(getsourcefile(kind) or "").read_bytes())
+    return found.hexdigest()[:8]
+
+
+def _is_attack(entry: object) -> bool:
+    return isinstance(entry, type) and issubclass(entry, NamedAttack)
+
+
+ATTACKS: Registry[type[NamedAttack]] = Registry(
+    "attack algorithm", "robbench.attacks", _is_attack, "a subclass of robbench.attacks.Attack"
+)

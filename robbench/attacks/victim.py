@@ -17,17 +17,6 @@ from robbench.core.errors import UserError
 RANDOMISED_VERDICTS = 3  # times that an attacked image is scored where the model is randomised
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """No TF32 in convolutions and matrix products on recent GPUs; restored after."""
-    before = (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
-
-
 def chunks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
     """`rows` in consecutive parts of at most `size`; () for no rows, where Tensor.split gives one empty part."""
     return tuple(rows[start : start + size] for start in range(0, len(rows), size))

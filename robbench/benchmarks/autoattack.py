@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robbench.attacks import Outcome, Victim, build_attack
 from robbench.attacks.search.inner import attack_mode
-from robbench.attacks.victim import full_precision
+from robbench.attacks.trust.context import full_precision
 from robbench.benchmarks.pages import head, page, plain, spread, table
 from robbench.benchmarks.timing import Tell, time_call
 from robbench.data import Dataset, sample_ids

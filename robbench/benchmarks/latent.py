@@ -23,7 +23,7 @@ from robbench.attacks.pgd import GradientAttack
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import SampleNoise
 from robbench.attacks.search.inner import attack_mode, gradients
-from robbench.attacks.victim import full_precision
+from robbench.attacks.trust.context import full_precision
 from robbench.benchmarks.flow_peers import GLOW, Decode
 from robbench.benchmarks.flow_report import REFERENCE
 from robbench.benchmarks.flows import CASES, Bench, Case, Disagreement, deviations, prepare

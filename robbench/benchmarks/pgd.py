@@ -22,7 +22,8 @@ from robbench.attacks import Attack, Victim, build_attack
 from robbench.attacks.base import Task
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.inner import attack_mode
-from robbench.attacks.victim import chunks, full_precision
+from robbench.attacks.trust.context import full_precision
+from robbench.attacks.victim import chunks
 from robbench.benchmarks.models import load_classifiers, random_classifier
 from robbench.benchmarks.pages import Verdicts, head, missing, page, plain
 from robbench.benchmarks.pgd_peers import DISTRIBUTIONS, Build, Pgd, Search, build_peers

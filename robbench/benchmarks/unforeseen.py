@@ -18,8 +18,8 @@ from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import SampleNoise
 from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.search.rendered import VARIABLES
+from robbench.attacks.trust.context import full_precision
 from robbench.attacks.unforeseen.base import RenderedAttack
-from robbench.attacks.victim import full_precision
 from robbench.benchmarks.models import random_classifier
 from robbench.benchmarks.pages import Verdicts, head, page, plain
 from robbench.benchmarks.pgd import OURS, disagreement

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from robbench.attacks import ATTACKS, Attack, Victim
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.decision import predictions as predicted
+from robbench.attacks.trust.context import full_precision
 from robbench.attacks.trust.preflight import RandomisedModelError, check_model
-from robbench.attacks.victim import full_precision
 from robbench.bundle.findings import Finding, judge
 from robbench.bundle.images import CleanImages, Stored, stored_examples
 from robbench.compare.paired import RULES, largest_count

@@ -16,10 +16,17 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Maps names to entries of one kind. `kind` is the singular noun used in messages ("attack")."""
+    """Maps names to entries of one kind. `kind` is the singular noun used in messages ("attack"); accepts, accepted:
+    which entries other packages may add, also in words."""
 
-    def __init__(self, kind: str, entry_point_group: str) -> None:
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        entry_point_group: str,
+        accepts: Callable[[object], bool] = callable,
+        accepted: str = "a function or class",
+    ) -> None:
+        self.kind, self._accepts, self._accepted = kind, accepts, accepted
         self._group = entry_point_group
         self._entries: dict[str, T] = {}
         self._loaded_entry_points = False
@@ -60,10 +67,16 @@ class Registry(Generic[T]):
                     f"entry point {point.value!r} redefines the {self.kind} {point.name!r}; rename it in its package"
                 )
             try:
-                self._entries[point.name] = point.load()
+                entry = point.load()
             except BaseException as error:  # an import can raise anything, SystemExit too
                 reraise_stop(error)
                 raise UserError(
                     f"the {self.kind} {point.name!r} of the installed package entry point {point.value!r} "
                     f"does not import: {cause(error)}; repair or uninstall that package"
                 ) from error
+            if not self._accepts(entry):
+                raise UserError(
+                    f"the {self.kind} {point.name!r} of the installed package entry point {point.value!r} is a "
+                    f"{type(entry).__name__}; let it name {self._accepted}"
+                )
+            self._entries[point.name] = entry

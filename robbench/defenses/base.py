@@ -82,8 +82,15 @@ class Defense(ABC):
         CPU."""
 
 
-DEFENSES: Registry[type[Defense]] = Registry("defense", "robbench.defenses")
-FLOW_DEFENSES: Registry[type[Defense]] = Registry("flow defense", "robbench.flow_defenses")
+def _is_defense(entry: object) -> bool:
+    return isinstance(entry, type) and issubclass(entry, Defense)
+
+
+_SUBCLASS = "a subclass of robbench.defenses.base.Defense"
+DEFENSES: Registry[type[Defense]] = Registry("defense", "robbench.defenses", _is_defense, _SUBCLASS)
+FLOW_DEFENSES: Registry[type[Defense]] = Registry(
+    "flow defense", "robbench.flow_defenses", _is_defense, _SUBCLASS
+)
 
 
 def defense_kinds(name: str) -> tuple[ModelKind, ...]:

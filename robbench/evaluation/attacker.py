@@ -14,9 +14,8 @@ from robbench.attacks.search.decision import margins, predictions
 from robbench.attacks.search.geometry import norm_of
 from robbench.attacks.search.goals import Target
 from robbench.attacks.search.inner import attack_mode
-from robbench.attacks.trust.context import own_context
+from robbench.attacks.trust.context import full_precision, own_context
 from robbench.attacks.trust.suspicions import RobbenchWarning
-from robbench.attacks.victim import full_precision
 from robbench.core.device import resolve_device
 from robbench.core.errors import UserError, python_arguments
 from robbench.core.foreign import no_exit

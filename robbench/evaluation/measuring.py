@@ -15,8 +15,8 @@ from torch import Tensor
 from robbench.attacks import Victim
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.inner import attack_mode
+from robbench.attacks.trust.context import full_precision
 from robbench.attacks.trust.suspicions import Diagnostics
-from robbench.attacks.victim import full_precision
 from robbench.core.errors import UserError, spell_argument
 from robbench.core.places import check_output_folder
 from robbench.core.terminal import Terminal, print_line

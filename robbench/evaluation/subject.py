@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from robbench.attacks import Victim
 from robbench.attacks.search.inner import attack_mode
-from robbench.attacks.trust.context import refuse_inference_tensors
-from robbench.attacks.victim import full_precision
+from robbench.attacks.trust.context import full_precision, refuse_inference_tensors
 from robbench.core.device import resolve_device
 from robbench.core.errors import UserError
 from robbench.core.stops import reraise_stop

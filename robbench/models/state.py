@@ -1,5 +1,6 @@
 """What must not change while a model is used: its parameters, its buffers, its modules and their hooks."""
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{kind}" for kind in _HOOKS)
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,13 @@ class ModelState:
     Attributes:
         tensors: parameters and buffers by name; the tensor itself, its bytes (None where its layout has none to
             compare, as of quantized tensors) and its version counter.
-        parts: by name of a submodule, its class, training mode, number of hooks and whether its forward is patched.
+        parts: by name of a submodule, its class and the forward of that class, training mode, number of hooks and
+            whether its own forward is patched.
         global_hooks: number of hooks that run for all modules.
     """
 
     tensors: dict[str, tuple[Tensor, Tensor | None, int]]
-    parts: dict[str, tuple[type, bool, int, bool]]
+    parts: dict[str, tuple[type, object, bool, int, bool]]
     global_hooks: int
 
     @classmethod
@@ -43,7 +45,7 @@ class ModelState:
         for name in self.changed_tensors(module):
             return f"the values of {name!r} changed"
         if _parts(module) != self.parts or _global_hooks() != self.global_hooks:
-            return "submodules, their training modes or their hooks changed"
+            return "submodules, their forwards, their training modes or their hooks changed"
         return None
 
     def changed_tensors(self, module: nn.Module) -> Iterator[str]:
@@ -61,6 +63,24 @@ class ModelState:
         return found.shape == content.shape and torch.equal(found, content.to(found.device))
 
 
+class FirstStates:
+    """States of modules when each was first used in this process."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, tuple[weakref.ref[nn.Module], ModelState]] = {}
+
+    def change(self, module: nn.Module) -> str | None:
+        """How `module` differs from its first use, see `ModelState.change`; None for the first use."""
+        known = self._states.get(id(module))
+        if known is None or known[0]() is not module:
+            self._states[id(module)] = weakref.ref(module), ModelState.of(module)
+            return None
+        return known[1].change(module)
+
+    def __reduce__(self) -> tuple[type["FirstStates"], tuple[()]]:
+        return FirstStates, ()  # another process has modules of its own
+
+
 def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
@@ -73,10 +93,11 @@ def _bytes(tensor: Tensor) -> Tensor | None:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _parts(module: nn.Module) -> dict[str, tuple[type, bool, int, bool]]:
+def _parts(module: nn.Module) -> dict[str, tuple[type, object, bool, int, bool]]:
     return {
         name: (
             type(part),
+            type(part).forward,
             part.training,
             sum(len(getattr(part, hooks, ())) for hooks in _HOOKS),
             "forward" in part.__dict__,

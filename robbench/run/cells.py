@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robbench.attacks import (
     Attack,
@@ -18,12 +18,12 @@ from robbench.attacks import (
     build_attack,
     build_likelihood_attack,
 )
+from robbench.attacks.codec import FlowCodec
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.inner import attack_mode
-from robbench.attacks.trust.context import own_context
+from robbench.attacks.trust.context import full_precision, own_context
 from robbench.attacks.trust.preflight import RandomisedModelError, check_model
 from robbench.attacks.trust.suspicions import Diagnostics
-from robbench.attacks.victim import full_precision
 from robbench.cards import FlowReference, ModelCard
 from robbench.core.errors import UserError
 from robbench.core.foreign import cause, foreign_code
@@ -53,6 +53,11 @@ class Cell(ABC):
         """The largest number of model calls per sample."""
         return self.attack.cost
 
+    @property
+    @abstractmethod
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The model, and the flow of a latent attack."""
+
     @abstractmethod
     def multiply_adds(self, x: Tensor, y: Tensor) -> float:
         """Multiply-adds of one model call of a search on the CPU, for an image x [1,C,H,W] with label y [1]."""
@@ -65,6 +70,11 @@ class ClassifierCell(Cell):
     attack: Attack
     model: LoadedModel
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        flow = self.attack.flow
+        return (self.model.module, *((flow.flow,) if isinstance(flow, FlowCodec) else ()))
+
     def multiply_adds(self, x: Tensor, y: Tensor) -> float:
         return search_multiply_adds(self.model.module, self.attack.flow, x, y)
 
@@ -75,6 +85,10 @@ class FlowCell(Cell):
 
     attack: LikelihoodAttack
     model: LoadedFlow
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return self.model.flow, self.model.judge
 
     def multiply_adds(self, x: Tensor, y: Tensor) -> float:
         return multiply_adds(lambda: self.model.flow.log_prob(x, y))
@@ -221,7 +235,16 @@ def _foreign_attack(spec: ResolvedAttack) -> AbstractContextManager[None]:
 
 def _try_properties(attack: AnyAttack) -> AnyAttack:
     """The attack, after its properties that are needed later in the run were evaluated once."""
-    _ = attack.cost, attack.engine, attack.batch_dependent
+    cost, _ = attack.cost, (attack.engine, attack.batch_dependent)
+    if not isinstance(cost, Cost) or not all(
+        type(n) is int and n >= 0 for n in (cost.forwards, cost.backwards)
+    ):
+        raise UserError(
+            f"attack {attack.spec.label!r} has cost {cost!r}; return a robbench.attacks.Cost of model calls, integers "
+            f"of at least 0"
+        )
+    if isinstance(attack, Attack):
+        _ = attack.verdict_forwards, attack.attacks_misclassified, attack.raises_cross_entropy
     return attack
 
 

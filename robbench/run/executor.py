@@ -47,6 +47,9 @@ class Backend(Protocol):
     def results(self, tasks: Iterator[ShardTask]) -> Iterator[tuple[ShardTask, ShardRows | ShardFailure]]:
         """Every task with its result, in any order. Tasks are taken from the iterator when there is room for them."""
 
+    def changed(self, cell: Cell) -> bool:
+        """Whether a model or flow of the cell is, in this process, no longer what the first shard used."""
+
 
 @dataclass(frozen=True)
 class LocalBackend:
@@ -60,6 +63,9 @@ class LocalBackend:
             result = self.work.shard(task.cell, task.ids)
             check_stop()  # where foreign code has swallowed a Ctrl-C, its result means nothing
             yield task, result
+
+    def changed(self, cell: Cell) -> bool:
+        return any(self.work.first.change(module) for module in cell.modules)
 
 
 @contextmanager
@@ -340,8 +346,9 @@ class _Driver:
         del self._open[cell.number]
 
     def _clean_score(self, cell: Cell) -> CleanScore | None:
-        """Clean accuracy of the model of a failed attack, so that it is not lost; None where clean images fail too."""
-        if not isinstance(cell, ClassifierCell):
+        """Clean accuracy of the model of a failed attack, so that it is not lost; None where clean images fail too,
+        or where the attack changed the model."""
+        if not isinstance(cell, ClassifierCell) or self.backend.changed(cell):
             return None
         name = cell.record.model
         if name not in self._clean:

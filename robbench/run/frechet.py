@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robbench.attacks.victim import chunks, full_precision
+from robbench.attacks.trust.context import full_precision
+from robbench.attacks.victim import chunks
 from robbench.core.device import resolve_device, versions
 from robbench.core.errors import UserError
 from robbench.core.resources import cache_folder

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from robbench.attacks import LikelihoodOutcome, Outcome, Victim
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.inner import attack_mode
-from robbench.attacks.trust.context import own_context
+from robbench.attacks.trust.context import full_precision, own_context
 from robbench.attacks.trust.model_call import out_of_memory
 from robbench.attacks.trust.suspicions import Diagnostics
-from robbench.attacks.victim import full_precision
 from robbench.attacks.witness import witnesses
 from robbench.core.device import device_text
 from robbench.core.errors import AttackViolation, UserError, spell_argument
@@ -28,6 +27,7 @@ from robbench.core.stops import reraise_stop
 from robbench.core.threads import threads_for
 from robbench.data import Split
 from robbench.models.flows.base import FrozenFlow
+from robbench.models.state import FirstStates
 from robbench.run.cells import Cell, ClassifierCell, FlowCell
 from robbench.specs import ModelKind
 from robbench.store.columns import LEDGER_COLUMNS, Column, encode_image
@@ -124,6 +124,7 @@ class ShardWork:
         kept: ids of the samples whose images are stored.
         likelihood: scores images in bits/dim.
         fits: batch sizes that fit into memory, by hash of the cell, where `batch_size` did not.
+        first: states of the models and flows when the first shard used them.
     """
 
     split: Split
@@ -134,6 +135,7 @@ class ShardWork:
     kept: frozenset[int]
     likelihood: CleanLikelihood
     fits: dict[str, int] = field(default_factory=dict)
+    first: FirstStates = field(default_factory=FirstStates)
 
     def on(self, device: torch.device) -> "ShardWork":
         """The same for a process whose modules are on `device`."""
@@ -154,11 +156,21 @@ class ShardWork:
     def table(self, cell: Cell, ids: Sequence[int]) -> tuple[pa.Table, Diagnostics]:
         """Ledger rows of the samples `ids`, in that order, and the attack's diagnostics."""
         names = list(ids)
+        for module in cell.modules:
+            self._require_unchanged(module)
         with full_precision():
             if isinstance(cell, FlowCell):
                 return tabulate("flow", self._attack_flow(cell, names), self.kept, {}), Diagnostics()
             assert isinstance(cell, ClassifierCell)
             return self._attack_classifier(cell, names)
+
+    def _require_unchanged(self, module: nn.Module) -> None:
+        changed = self.first.change(module)
+        if changed is not None:
+            raise UserError(
+                f"the model or flow is no longer the one that was loaded: {changed} during an earlier attack of this "
+                f"run, which is wrong; leave that attack out and run the same command again"
+            )
 
     def _attack_classifier(self, cell: ClassifierCell, ids: list[int]) -> tuple[pa.Table, Diagnostics]:
         x, y = self.split.by_ids(ids)

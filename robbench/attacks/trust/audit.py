@@ -88,9 +88,11 @@ class _Drawn(Generic[Kept]):
 
 
 class SearchAudit:
-    """A few forwards of a search and a few gradients that it followed, drawn evenly, as long as it runs."""
+    """A few forwards of a search and a few gradients that it followed, drawn evenly, as long as it runs. images: how
+    many went through the model."""
 
     def __init__(self) -> None:
+        self.images = 0
         self._forwards: _Drawn[tuple[Tensor, Tensor]] = _Drawn()
         self._gradients: _Drawn[FollowedGradient] = _Drawn()
 
@@ -104,6 +106,7 @@ class SearchAudit:
         the gradient that comes back."""
         if not len(images):
             return
+        self.images += len(images)
         rows = partial(_spread, images)
         self._forwards.offer(lambda: (images.detach()[rows(32)].clone(), logits.detach()[rows(32)].clone()))
         if images.requires_grad and logits.requires_grad:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robbench.attacks.trust.context import refuse_other_modes, torch_modes
 from robbench.core.errors import UserError
 from robbench.core.foreign import cause, message_of
 from robbench.core.stops import reraise_stop
@@ -35,7 +36,7 @@ def call_model(module: Module, images: Tensor) -> Tensor:
     Raises `UserError` when the forward fails, or returns anything but [n, K >= 2] real numbers; lack of memory is
     raised as it comes.
     """
-    private, before = images.clone(memory_format=torch.contiguous_format), _modes()
+    private, before = images.clone(memory_format=torch.contiguous_format), torch_modes()
     if private.requires_grad:
         private.register_hook(_own_memory)  # type: ignore[no-untyped-call]
     try:
@@ -52,37 +53,12 @@ def call_model(module: Module, images: Tensor) -> Tensor:
             f"the model's forward ({type(module).__name__}) failed on images {tuple(images.shape)} with "
             f"{cause(error)}; {_next_step(module, error)}"
         ) from error
-    _refuse_other_modes(before)
+    refuse_other_modes(before, "the model's forward")
     return _logits(out, len(images))
 
 
 def _own_memory(gradient: Tensor) -> Tensor:
     return gradient.clone(memory_format=torch.contiguous_format)
-
-
-def _modes() -> dict[str, object]:
-    """Torch's modes of this thread, by the name of what sets them."""
-    return {
-        "torch.set_grad_enabled": torch.is_grad_enabled(),
-        "torch.inference_mode": torch.is_inference_mode_enabled(),
-        "torch.set_default_dtype": torch.get_default_dtype(),
-        "torch.autocast": (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")),
-        "torch.set_default_device or a TorchFunctionMode": torch._C._len_torch_function_stack(),
-        "a TorchDispatchMode": torch._C._len_torch_dispatch_stack(),
-    }
-
-
-def _refuse_other_modes(before: dict[str, object]) -> None:
-    """`UserError` for a forward that leaves torch in another mode than `before`."""
-    after = _modes()
-    if after == before:
-        return
-    changed = next(name for name in after if after[name] != before[name])
-    torch.set_grad_enabled(bool(before["torch.set_grad_enabled"]))
-    raise UserError(
-        f"the model's forward leaves torch in another mode than before ({changed}), in which attacks and verdicts "
-        f"would be computed otherwise; set modes outside of the forward, or in a with block inside of it"
-    )
 
 
 def _plain(out: Any) -> Any:

@@ -4,6 +4,7 @@
 from markupsafe import Markup
 
 from robbench.core.errors import UserError
+from robbench.core.foreign import foreign_code
 from robbench.core.mathml import length, math, row, sub, sup, under
 from robbench.specs import Measure, ModelKind, Norm, ResolvedAttack, Space
 
@@ -84,6 +85,8 @@ def objective(attack: ResolvedAttack) -> tuple[tuple[Markup, ...], str]:
     import robbench.attacks  # loads torch, which only the pages of attacks need
 
     try:
-        return robbench.attacks.ATTACKS.get(attack.algorithm).objective(attack)
-    except UserError:  # a package that is not installed here, or does not import
+        with foreign_code(f"the objective of attack {attack.label!r}"):
+            goal, how = robbench.attacks.ATTACKS.get(attack.algorithm).objective(attack)
+            return tuple(goal), str(how)
+    except UserError:  # a package that is not installed here, does not import, or fails
         return (), f"The algorithm {attack.algorithm!r} belongs to another package."

@@ -43,7 +43,8 @@ class Sharp(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        return 30.0 * self.module(x)
+        logits: Tensor = self.module(x)
+        return 30.0 * logits
 
 
 @dataclass(frozen=True)
@@ -179,10 +180,10 @@ def markdown(found: Sequence[Result], contest: Contest, command: str) -> str:
     """One section per attack, one table per comparison."""
     lines = head("Elastic and JPEG against a plain loop", command)
     lines += [
-        f"{contest.classifier} with random weights, {contest.n} random images of {contest.side} x {contest.side} pixels",
-        f"in one batch, {contest.steps} sign steps for every image, {contest.rounds} interleaved rounds in one process;",
-        "median [quartiles]. Seconds (of one CPU thread: spent computing). Ratio: to robbench's time of the same round;",
-        "above 1 is slower than robbench. `robbench/benchmarks/unforeseen.py` says what is compared and checked.",
+        f"{contest.classifier} with random weights, {contest.n} random images of {contest.side} x {contest.side}",
+        f"pixels in one batch, {contest.steps} sign steps for every image, {contest.rounds} interleaved rounds in one",
+        "process; median [quartiles]. Seconds (of one CPU thread: spent computing). Ratio: to robbench's time of the",
+        "same round; above 1 is slower than robbench. `robbench/benchmarks/unforeseen.py` says what is compared.",
     ]
     for one in found:
         lines += [

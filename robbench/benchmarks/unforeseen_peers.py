@@ -1,6 +1,6 @@
-"""Elastic and JPEG as the public code of Kang et al. computes them, in plain PyTorch: every step convolves with a kernel
-in two dimensions and samples, or transforms, quantises, disturbs and transforms back the whole image. Written from the
-definitions; the published package itself runs on CUDA alone."""
+"""Elastic and JPEG as the public code of Kang et al. computes them, in plain PyTorch: every step convolves with a
+kernel in two dimensions and samples, or transforms, quantises, disturbs and transforms back the whole image. Written
+from the definitions; the published package itself runs on CUDA alone."""
 
 import math
 from collections.abc import Callable
@@ -56,7 +56,7 @@ def _through_codec(plane: Tensor, variables: Tensor, table: tuple[int, ...]) -> 
     scales, steps = torch.outer(scale, scale), plane.new_tensor(table).reshape(8, 8)
     coefficients = 0.25 * scales * torch.tensordot(blocks, cosines, dims=2) / steps
     coefficients = (coefficients + 0.5 * variables.reshape(blocks.shape)) * steps
-    back = 0.25 * torch.tensordot(coefficients * scales, cosines.permute(2, 3, 0, 1), dims=2) + 128.0
+    back: Tensor = 0.25 * torch.tensordot(coefficients * scales, cosines.permute(2, 3, 0, 1), dims=2) + 128.0
     return back.reshape(n, height // 8, width // 8, 8, 8).transpose(2, 3).reshape(n, height, width)
 
 

@@ -217,9 +217,10 @@ def unforeseen(
     Example: robbench bench unforeseen --side 224 --n 4
     """
     from robbench.benchmarks import unforeseen as contest_of
+    from robbench.benchmarks.unforeseen_peers import PEERS
     from robbench.core.errors import known_name
 
-    chosen = [known_name("attack", name, contest_of.PEERS) for name in names("--attack", attacks)]
+    chosen = [known_name("attack", name, PEERS) for name in names("--attack", attacks)]
     contest = contest_of.Contest(architecture, n, side, steps, rounds)
     _prepare(out, threads)
     found = [contest_of.compare(name, contest, _tell(name)) for name in chosen]

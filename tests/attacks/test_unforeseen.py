@@ -25,7 +25,7 @@ from robbench.attacks.unforeseen.jpeg import CHROMINANCE, LUMINANCE, JpegCoeffic
 from robbench.attacks.unforeseen.pixels import PixelShift
 from robbench.cli.app import main
 from robbench.core.errors import UserError
-from robbench.specs import resolve_attack, threat_models
+from robbench.specs import ThreatModel, resolve_attack, threat_models
 
 MODELS = threat_models()
 TABLES = [np.array(table, dtype=np.float64).reshape(8, 8) for table in (LUMINANCE, CHROMINANCE, CHROMINANCE)]
@@ -340,6 +340,15 @@ def test_groups_and_grids_are_those_of_the_papers():
     totals = [resolve_attack(f"uar-l1-{k}", "cifar10", MODELS).epsilon for k in range(1, 7)]
     per_pixel = (0.0634766, 0.1269531, 0.2539063, 0.5078125, 2.03125, 8.125)  # `eps_max` of the public code
     assert totals == pytest.approx([3 * 32 * 32 * one / 255 for one in per_pixel], rel=1e-5)
+
+
+def test_a_model_that_was_written_out_reads_the_same_and_another_attack_of_a_taken_name_is_refused():
+    model = MODELS["unforeseen"]
+    written = model.model_dump(mode="json")
+    assert ThreatModel.model_validate(written) == model
+    written["attacks"]["elastic-1"]["budgets"]["cifar10"]["epsilon"] = 0.3
+    with pytest.raises(ValueError, match="'elastic-1' exists already"):
+        ThreatModel.model_validate(written)
 
 
 def test_at_a_budget_of_zero_jpeg_still_attacks(classifier, images):

@@ -91,11 +91,11 @@ class JpegCoefficients(Renderer):
 
     def render(self, x: Tensor, scene: Mapping[str, Tensor], variables: Tensor) -> Tensor:
         _, channels, height, width = x.shape
-        light, colour = variables.split(_counts((channels, height, width)), dim=1)
+        light, colour = torch.split(variables, list(_counts((channels, height, width))), dim=1)
         luma = _decode(light[:, None], LUMINANCE, height, width)
         if channels == 1:
             return x + luma
-        chroma = _decode(colour.unflatten(1, (2, -1)), CHROMINANCE, -(-height // 2), -(-width // 2))
+        chroma = _decode(colour.reshape(len(x), 2, -1), CHROMINANCE, -(-height // 2), -(-width // 2))
         return scene["undisturbed"] + luma + _upsample(_mix(chroma, FROM_CHROMA), height, width)
 
     def vertex(self, x: Tensor, variables: Tensor, gradient: Tensor) -> Tensor:

@@ -300,6 +300,7 @@ def _threat_page(group: Group, found: _Results, threat: str) -> Page:
         "threat.html.j2",
         group=group,
         attack=attack,
+        norm=attack.norm if len({r.cell.attack.norm for r in results}) == 1 else "of each attack",
         measures=wording.measures(
             row for row in group.rows if row.attack in found.by_label and row.threat_model == threat
         ),

@@ -20,7 +20,7 @@ CLASSES, D = 3, 16
 
 def attack(name, epsilon=None, **parameters):
     spec = resolve_attack(name, "digits", MODELS)
-    small = {"cw-l2": {"steps": 150, "binary_search_steps": 6}}.get(name, {})
+    small = {"cw-l2": {"steps": 60, "binary_search_steps": 5, "step_size": 0.05}}.get(name, {})
     changes = {"epsilon": epsilon, "parameters": {**spec.parameters, **small, **parameters}}
     return build_attack(ResolvedAttack.model_validate({**spec.model_dump(), **changes}))
 
@@ -49,10 +49,12 @@ def images(model, low, high, n=24):
 def exact(model, x, y, norm):
     """Distance to the nearest boundary of a linear model in float64, inside the box in l2 and linf, [n]."""
     weight, bias = (p.double().numpy() for p in model[1].parameters())
-    return np.array([
-        min(_to(weight[k] - weight[c], bias[k] - bias[c], one, norm) for k in range(CLASSES) if k != c)
-        for one, c in zip(x.flatten(1).double().numpy(), y.tolist(), strict=True)
-    ])
+    return np.array(
+        [
+            min(_to(weight[k] - weight[c], bias[k] - bias[c], one, norm) for k in range(CLASSES) if k != c)
+            for one, c in zip(x.flatten(1).double().numpy(), y.tolist(), strict=True)
+        ]
+    )
 
 
 def _to(w, b, x, norm):
@@ -77,8 +79,6 @@ def _to(w, b, x, norm):
     if np.abs(w) @ moved < gap * (1 - 1e-9):
         return np.inf
     return np.sqrt((moved**2).sum()) if norm == "l2" else moved.max()
-
-
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,7 +112,9 @@ def test_pixels_at_the_ends_of_the_box(name):
     broken = ~outcome.robust.numpy()
     assert broken.mean() >= 0.5 if "deepfool" in name else broken.mean() > 0.9
     assert (size[broken] >= true[broken] * (1 - 1e-4)).all()
-    assert torch.equal(outcome.adversarial[outcome.robust], x[outcome.robust]), "a failure keeps its clean image"
+    assert torch.equal(outcome.adversarial[outcome.robust], x[outcome.robust]), (
+        "a failure keeps its clean image"
+    )
 
 
 def test_a_success_of_cw_leads_by_its_confidence():

@@ -1,7 +1,7 @@
 """Minimal-norm attacks against foolbox, torchattacks and ART, at the same number of iterations, in one process.
 
-Compared is the search alone, all iterations, on the images that the model classifies correctly: its time, and the median
-distance of its images, infinite for those that a clean forward classifies correctly and for black images, which
+Compared is the search alone, all iterations, on the images that the model classifies correctly: its time, and the
+median distance of its images, infinite for those that a clean forward classifies correctly and for black images, which
 foolbox's C&W returns for a failure. robbench is to be no slower than the fastest, and no further away than the nearest.
 """
 
@@ -177,8 +177,8 @@ def markdown(found: Sequence[Result], contest: Contest, command: str) -> str:
     """One table per model and attack."""
     lines = head("Minimal-norm attacks against other libraries", command)
     lines += [
-        f"{contest.steps} iterations, of C&W for each of {SEARCHES} values of c; {contest.rounds} interleaved rounds in",
-        "one process; median [quartiles]. Ratio: to robbench's time of the same round; above 1 is slower than robbench.",
+        f"{contest.steps} iterations, of C&W for each of {SEARCHES} values of c; {contest.rounds} interleaved rounds",
+        "in one process; median [quartiles]. Ratio: to robbench's time of the same round; above 1 is slower than it.",
     ]
     for one in found:
         rows = [

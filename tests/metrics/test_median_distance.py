@@ -1,4 +1,4 @@
-"""Medians of distances against the definition, and what a failure, a wrong clean image and a budget do to the numbers."""
+"""Medians of distances against the definition; what a failure, a wrong clean image and a budget do to the numbers."""
 
 import math
 from pathlib import Path

@@ -22,13 +22,13 @@ from robbench.core.mathml import length, math, row, sup, under
 from robbench.core.schema import Strict
 from robbench.specs import Norm, ResolvedAttack
 
-# Of the range (-1, 1) of tanh, where w starts at most. Public code has 0.999999: pixels at 0 and 1 then need hundreds of
-# steps to come back, and no image of such pixels alone is ever broken.
+# Of the range (-1, 1) of tanh, where w starts at most. Public code has 0.999999: pixels at 0 and 1 then need hundreds
+# of steps to come back, and no image of such pixels alone is ever broken.
 EDGE = 0.999
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam
 LARGEST_CONSTANT = 1e10
 LARGEST_SLOPE = 1e18  # whose square is in the range of float32
-LEAST_WINDOW = 20  # steps between checks of progress: Adam may overshoot for a few
+LEAST_WINDOW = 10  # steps between checks of progress: Adam may overshoot for a few
 PROGRESS = 0.9999  # factor by which a tenth of the steps must lower the loss
 
 

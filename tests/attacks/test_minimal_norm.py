@@ -212,7 +212,7 @@ def test_a_norm_that_an_algorithm_does_not_search_is_refused():
 
 STEPS = 40
 PEERS = {
-    "cw-l2": lambda: foolbox.attacks.L2CarliniWagnerAttack(steps=STEPS, binary_search_steps=4, stepsize=0.05),
+    "cw-l2": lambda: foolbox.attacks.L2CarliniWagnerAttack(steps=60, binary_search_steps=4, stepsize=0.05),
     "deepfool-l2": lambda: foolbox.attacks.L2DeepFoolAttack(steps=STEPS),
     "deepfool-linf": lambda: foolbox.attacks.LinfDeepFoolAttack(steps=STEPS),
     "fmn-l2": lambda: foolbox.attacks.L2FMNAttack(steps=STEPS),
@@ -221,7 +221,7 @@ PEERS = {
     "fmn-l0": lambda: foolbox.attacks.L0FMNAttack(steps=STEPS),
     "ddn-l2": lambda: foolbox.attacks.DDNAttack(steps=STEPS),
 }  # fmt: skip
-OURS = {"cw-l2": {"binary_search_steps": 4, "step_size": 0.05}}
+OURS = {"cw-l2": {"steps": 60, "binary_search_steps": 4, "step_size": 0.05}}
 
 
 def median_distance(module, x, y, attacked, norm):
@@ -240,7 +240,7 @@ def test_no_further_than_foolbox(name, model, digits):
     x, y = digits.test.x(torch.arange(40)), digits.test.labels[:40]
     right = module(x).argmax(1) == y
     x, y = x[right], y[right]
-    outcome = evaluate(name, module, x, y, steps=STEPS, **OURS.get(name, {}))
+    outcome = evaluate(name, module, x, y, **{"steps": STEPS, **OURS.get(name, {})})
     theirs = PEERS[name]().run(
         foolbox.PyTorchModel(module, bounds=(0, 1), device="cpu"), x, foolbox.criteria.Misclassification(y)
     )

@@ -55,9 +55,7 @@ class Contest:
             raise UserError(f"--attack {name!r} has no counterpart here; give some of {', '.join(FOOLBOX)}")
         spec = resolve_attack(name, "", threat_models(), steps=self.steps)
         searches = {"binary_search_steps": SEARCHES} if name == "cw-l2" else {}
-        return cast(
-            Attack, build_attack(spec.model_copy(update={"parameters": {**spec.parameters, **searches}}))
-        )
+        return build_attack(spec.model_copy(update={"parameters": {**spec.parameters, **searches}}))
 
 
 @dataclass

@@ -86,7 +86,8 @@ def _to(w, b, x, norm):
 def test_the_distance_to_the_boundary_of_a_linear_model(name, offset):
     model = linear(offset=offset)
     x, y = images(model, 0.3, 0.7)
-    outcome, norm = evaluate(name, model, x, y), MODELS_NORM[name]
+    fine = {"cw-l2": {"steps": 150, "binary_search_steps": 6, "step_size": 0.01}}
+    outcome, norm = evaluate(name, model, x, y, **fine.get(name, {})), MODELS_NORM[name]
     true = exact(model, x, y, norm)
     size = norm_of(outcome.adversarial.double() - x.double(), norm).numpy()
     assert not outcome.robust.any()

@@ -9,7 +9,14 @@ from robbench.store import columns
 
 NEXT = columns.find_version() + 1
 COLUMN = columns.Column(
-    "surprise", pa.float32(), "score", "cross_entropy", "nats", nullable=True, since=NEXT, reference="surprise"
+    "surprise",
+    pa.float32(),
+    "score",
+    "cross_entropy",
+    "nats",
+    nullable=True,
+    since=NEXT,
+    reference="surprise",
 )
 columns.LEDGER_COLUMNS["classifier"] += (COLUMN,)
 

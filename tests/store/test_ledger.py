@@ -24,8 +24,9 @@ CELL = "a" * 64
 LEDGER_SCHEMA = SCHEMAS["classifier"]
 CONTRACT = [
     "sample_id label clean_prediction prediction clean_margin margin robust broken_by broken_at l1 l2 linf",
-    "cross_entropy nll_before nll_after forwards backwards counts_exact example witness",
+    "cross_entropy nll_before nll_after forwards backwards counts_exact example witness l0",
 ]
+LATER = ["witness", "l0"]  # columns that schema 1 lacks
 
 
 def rows(ids: list[int]) -> pa.Table:
@@ -143,9 +144,10 @@ def stated(table: pa.Table, version: bytes, writer: bytes = b"0.1.0") -> pa.Tabl
         (lambda t: t.append_column("extra", pa.array([1])), "other columns"),
         (lambda t: t.set_column(1, "label", pa.array([1], pa.int32())), "other columns"),
         (lambda t: t.replace_schema_metadata(), "schema version none"),
-        (lambda t: stated(t, b"0"), "schema version 0, not one of 1, 2"),
+        (lambda t: stated(t, b"0"), "schema version 0, not one of 1, 2, 3"),
         (lambda t: stated(t, b"1"), "other columns"),
         (lambda t: stated(t.drop_columns(["witness"]), b"2"), "other columns"),
+        (lambda t: stated(t.drop_columns(["l0"]), b"3"), "other columns"),
         (lambda t: stated(t, "\u0663".encode()), "schema version"),
         (lambda t: stated(t, b"-3"), "schema version -3"),
     ],
@@ -158,9 +160,9 @@ def test_other_schema(tmp_path: Path, change: object, reason: str) -> None:
 
 
 def first_schema(path: Path) -> None:
-    """Make the shard at `path` what a robbench of ledger schema 1 wrote: no witnesses, another digest, no writer."""
+    """Make the shard at `path` what a robbench of ledger schema 1 wrote: without `LATER`, another digest, no writer."""
     table = pq.read_table(path)
-    old = table.drop_columns(["witness"]) if "witness" in table.column_names else table
+    old = table.drop_columns([name for name in LATER if name in table.column_names])
     kept = {k: v for k, v in table.schema.metadata.items() if k.startswith(b"robbench.")}
     del kept[b"robbench.version"]
     digest = hashlib.sha256(repr(old.to_pydict()).encode()).hexdigest().encode()
@@ -171,12 +173,12 @@ def first_schema(path: Path) -> None:
 def test_a_shard_of_the_first_schema(tmp_path: Path) -> None:
     path = written(tmp_path, [5, 1, 9])
     first_schema(path)
-    assert "witness" not in pq.read_table(path).column_names
+    assert not {*LATER} & {*pq.read_table(path).column_names}
     shard = read_shard(path, CELL)
     assert shard.table.schema.equals(LEDGER_SCHEMA, check_metadata=False)
-    assert shard.table["witness"].to_pylist() == [None] * 3
-    expected = rows([5, 1, 9]).drop_columns(["witness"])
-    assert shard.table.drop_columns(["witness"]).replace_schema_metadata().equals(expected)
+    assert all(shard.table[name].to_pylist() == [None] * 3 for name in LATER)
+    expected = rows([5, 1, 9]).drop_columns(LATER)
+    assert shard.table.drop_columns(LATER).replace_schema_metadata().equals(expected)
 
 
 def test_a_newer_shard_is_left_alone(tmp_path: Path) -> None:
@@ -185,12 +187,12 @@ def test_a_newer_shard_is_left_alone(tmp_path: Path) -> None:
     ledger.write_shard(CELL, 0, rows([1, 2]), 0.1)
     path = ledger.cell_folder(CELL) / shard_name(0, [1, 2])
     table = pq.read_table(path).append_column("later", pa.array([1, 2]))
-    pq.write_table(stated(table, b"3", writer=b"4.5.6"), path)
+    pq.write_table(stated(table, b"4", writer=b"4.5.6"), path)
     moved: list[Path] = []
     with pytest.raises(NewerLedgerError) as caught:
         ledger.shards(CELL, lambda found, reason: moved.append(found))
     assert moved == []
-    text = f"{path}: written by a newer robbench (ledger schema 3); robbench >= 4.5.6 can read it"
+    text = f"{path}: written by a newer robbench (ledger schema 4); robbench >= 4.5.6 can read it"
     assert str(caught.value).startswith(text)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_ledger import first_schema, stated
+from test_ledger import LATER, first_schema, stated
 
 from robbench.attacks.codec import FlowCodec
 from robbench.attacks.search.spaces import SearchSpace, decode_witness
@@ -114,7 +114,7 @@ def test_a_resumed_run_may_mix_schemas(tmp_path: Path) -> None:
     assert first.read_bytes() == old
     assert not (tmp_path / "quarantine").exists()
     after = load_run(tmp_path).cells[0].rows
-    pd.testing.assert_frame_equal(before.drop(columns="witness"), after.drop(columns="witness"))
+    pd.testing.assert_frame_equal(before.drop(columns=LATER), after.drop(columns=LATER))
     assert 0 < after["witness"].notna().sum() < before["witness"].notna().sum()
     export_run(ExportRequest(tmp_path, tmp_path / "x.zip", ExampleChoice.parse("all")))
     with open_bundle(tmp_path / "x.zip") as bundle:
@@ -124,9 +124,9 @@ def test_a_resumed_run_may_mix_schemas(tmp_path: Path) -> None:
 def test_a_newer_shard_is_never_computed_over(tmp_path: Path) -> None:
     first, _ = small(tmp_path)
     table = pq.read_table(first)
-    pq.write_table(stated(table, b"3", writer=b"9.0.0"), first)
+    pq.write_table(stated(table, b"4", writer=b"9.0.0"), first)
     content = first.read_bytes()
-    with pytest.raises(UserError, match=r"ledger schema 3.; robbench >= 9\.0\.0 can read it"):
+    with pytest.raises(UserError, match=r"ledger schema 4.; robbench >= 9\.0\.0 can read it"):
         run_matrix(request(attacks=("jsa50",), n=124, steps=(2,)), tmp_path)
     with pytest.raises(UserError, match=r"robbench >= 9\.0\.0 can read it"):
         load_run(tmp_path)

@@ -135,7 +135,9 @@ def project(delta: Tensor, norm: Norm, radius: float | Tensor) -> Tensor:
     if norm == "l0":
         return _keep_largest(delta, torch.as_tensor(radius, device=delta.device).expand(len(delta)))
     if norm == "linf":
-        limit = per_sample(radius, delta) if isinstance(radius, Tensor) else radius
+        if not isinstance(radius, Tensor):
+            return delta.clamp(-radius, radius)
+        limit = per_sample(radius, delta)
         return delta.clamp(-limit, limit)
     if norm == "l2":
         scale = (radius / _length(delta, "l2").clamp(min=TINY)).clamp(max=1.0)

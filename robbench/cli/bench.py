@@ -163,6 +163,58 @@ def pgd(
     _write(out / f"{stem}.json", contest_of, found, contest)
 
 
+@bench.command("minimal", cls=GroupedCommand, groups=BENCH)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=("digits-at",),
+    show_default=True,
+    help="Zoo classifiers.",
+    shell_complete=model_completion,
+)
+@click.option("--attack", "attacks", multiple=True, help="Minimal-norm attacks; all by default.")
+@click.option("--steps", type=WholeNumber(1), default=100, show_default=True)
+@click.option("--n", type=WholeNumber(1), default=100, show_default=True, help="Images of each model.")
+@click.option("--rounds", type=WholeNumber(1), default=5, show_default=True)
+@threads_option
+@out_option
+@device_option
+@zoo_option
+@checkpoints_option
+@data_option
+@data_dir_option
+def minimal(
+    models: tuple[str, ...],
+    attacks: tuple[str, ...],
+    steps: int,
+    n: int,
+    rounds: int,
+    threads: int,
+    out: Path,
+    **places: Any,
+) -> None:
+    """Minimal-norm attacks against foolbox, torchattacks and ART: median distances and times.
+
+    Example: robbench bench minimal --model digits-at --attack fmn-l2,ddn-l2
+    """
+    from robbench.benchmarks import minimal as contest_of
+    from robbench.benchmarks.pgd import zoo_subjects
+
+    _prepare(out, threads)
+    contest = contest_of.Contest(names("--attack", attacks) or contest_of.Contest.attacks, steps, rounds)
+    for name in contest.attacks:
+        contest.attack(name)
+    subjects = zoo_subjects(names("--model", models), n, **places)
+    found = [
+        contest_of.compare(subject, name, contest, _tell(f"{subject.name}, {name}"))
+        for subject in subjects
+        for name in contest.attacks
+    ]
+    stem = f"minimal{contest.steps}-{'-'.join(subject.name for subject in subjects)}"
+    _write(out / f"{stem}.json", contest_of, found, contest)
+
+
 @bench.command("latent")
 @click.option(
     "--case", "cases", multiple=True, default=("small",), show_default=True, help="Glows: small, paper."

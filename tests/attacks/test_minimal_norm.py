@@ -20,7 +20,7 @@ CLASSES, D = 3, 16
 
 def attack(name, epsilon=None, **parameters):
     spec = resolve_attack(name, "digits", MODELS)
-    small = {"cw-l2": {"steps": 150, "binary_search_steps": 6}}.get(name, {})
+    small = {"cw-l2": {"steps": 60, "binary_search_steps": 5, "step_size": 0.05}}.get(name, {})
     changes = {"epsilon": epsilon, "parameters": {**spec.parameters, **small, **parameters}}
     return build_attack(ResolvedAttack.model_validate({**spec.model_dump(), **changes}))
 
@@ -86,7 +86,8 @@ def _to(w, b, x, norm):
 def test_the_distance_to_the_boundary_of_a_linear_model(name, offset):
     model = linear(offset=offset)
     x, y = images(model, 0.3, 0.7)
-    outcome, norm = evaluate(name, model, x, y), MODELS_NORM[name]
+    fine = {"cw-l2": {"steps": 150, "binary_search_steps": 6, "step_size": 0.01}}
+    outcome, norm = evaluate(name, model, x, y, **fine.get(name, {})), MODELS_NORM[name]
     true = exact(model, x, y, norm)
     size = norm_of(outcome.adversarial.double() - x.double(), norm).numpy()
     assert not outcome.robust.any()
@@ -212,7 +213,7 @@ def test_a_norm_that_an_algorithm_does_not_search_is_refused():
 
 STEPS = 40
 PEERS = {
-    "cw-l2": lambda: foolbox.attacks.L2CarliniWagnerAttack(steps=STEPS, binary_search_steps=4, stepsize=0.05),
+    "cw-l2": lambda: foolbox.attacks.L2CarliniWagnerAttack(steps=60, binary_search_steps=4, stepsize=0.05),
     "deepfool-l2": lambda: foolbox.attacks.L2DeepFoolAttack(steps=STEPS),
     "deepfool-linf": lambda: foolbox.attacks.LinfDeepFoolAttack(steps=STEPS),
     "fmn-l2": lambda: foolbox.attacks.L2FMNAttack(steps=STEPS),
@@ -221,7 +222,7 @@ PEERS = {
     "fmn-l0": lambda: foolbox.attacks.L0FMNAttack(steps=STEPS),
     "ddn-l2": lambda: foolbox.attacks.DDNAttack(steps=STEPS),
 }  # fmt: skip
-OURS = {"cw-l2": {"binary_search_steps": 4, "step_size": 0.05}}
+OURS = {"cw-l2": {"steps": 60, "binary_search_steps": 4, "step_size": 0.05}}
 
 
 def median_distance(module, x, y, attacked, norm):
@@ -240,7 +241,7 @@ def test_no_further_than_foolbox(name, model, digits):
     x, y = digits.test.x(torch.arange(40)), digits.test.labels[:40]
     right = module(x).argmax(1) == y
     x, y = x[right], y[right]
-    outcome = evaluate(name, module, x, y, steps=STEPS, **OURS.get(name, {}))
+    outcome = evaluate(name, module, x, y, **{"steps": STEPS, **OURS.get(name, {})})
     theirs = PEERS[name]().run(
         foolbox.PyTorchModel(module, bounds=(0, 1), device="cpu"), x, foolbox.criteria.Misclassification(y)
     )

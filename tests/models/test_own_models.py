@@ -532,6 +532,7 @@ def test_spellings_of_an_attack(written: str) -> None:
     [
         ("autoattack", "aa"), ("AutoAttack", "aa"), ("AA", "aa"), ("auto_attack-l2", "aa-l2"), ("fgsm_linf", "fgsm"),
         ("square-attack", "square"), ("MI-FGSM", "mim"), ("APGD_CE", "apgd-ce"), ("corruptions", "corruptions"),
+        ("cw", "cw-l2"), ("Carlini-Wagner", "cw-l2"), ("DDN", "ddn-l2"), ("L2-DeepFool", "deepfool-l2"),
     ],
 )  # fmt: skip
 def test_other_names_of_attacks(written: str, found: str) -> None:
@@ -544,8 +545,8 @@ def test_other_names_of_attacks(written: str, found: str) -> None:
     ("written", "suggested"),
     [
         ("pgd", "did you mean 'pgd10', 'pgd20' or 'pgd50'?"),
-        ("cw", "did you mean 'apgd-t-l2'?"),
-        ("Carlini-Wagner", "did you mean 'apgd-t-l2'?"),
+        ("deepfool", "did you mean 'deepfool-l2'?"),
+        ("FMN", "did you mean 'fmn-l2'?"),
         ("AA+", "unknown attack 'AA+'; did you mean 'aa'"),
         ("xyzzy", "unknown attack 'xyzzy'; robbench list attacks has all"),
     ],

@@ -7,8 +7,16 @@ import pyarrow as pa
 
 from robbench.store import columns
 
+NEXT = columns.find_version() + 1
 COLUMN = columns.Column(
-    "surprise", pa.float32(), "score", "cross_entropy", "nats", nullable=True, since=4, reference="surprise"
+    "surprise",
+    pa.float32(),
+    "score",
+    "cross_entropy",
+    "nats",
+    nullable=True,
+    since=NEXT,
+    reference="surprise",
 )
 columns.LEDGER_COLUMNS["classifier"] += (COLUMN,)
 
@@ -24,7 +32,7 @@ def main(zoo: Path, before: Path, out: Path) -> None:
     from robbench.store.merged import conflicts
     from robbench.store.shards import SCHEMA_VERSION, SCHEMAS
 
-    assert SCHEMA_VERSION == 4
+    assert SCHEMA_VERSION == NEXT
     assert SCHEMAS["classifier"].names[-1] == "surprise"
     assert "surprise" not in SCHEMAS["flow"].names
 

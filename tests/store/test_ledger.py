@@ -25,8 +25,9 @@ CELL = "a" * 64
 LEDGER_SCHEMA = SCHEMAS["classifier"]
 CONTRACT = [
     "sample_id label clean_prediction prediction clean_margin margin robust broken_by broken_at l1 l2 linf",
-    "cross_entropy nll_before nll_after forwards backwards counts_exact example witness",
+    "cross_entropy nll_before nll_after forwards backwards counts_exact example witness l0",
 ]
+LATER = ["witness", "l0"]  # columns that schema 1 lacks
 
 
 def rows(ids: list[int]) -> pa.Table:
@@ -147,6 +148,7 @@ def stated(table: pa.Table, version: bytes, writer: bytes = b"0.1.0") -> pa.Tabl
         (lambda t: stated(t, b"0"), "schema version 0, not one of 1, 2, 3"),
         (lambda t: stated(t, b"1"), "other columns"),
         (lambda t: stated(t.drop_columns(["witness"]), b"2"), "other columns"),
+        (lambda t: stated(t.drop_columns(["l0"]), b"3"), "other columns"),
         (lambda t: stated(t, "\u0663".encode()), "schema version"),
         (lambda t: stated(t, b"-3"), "schema version -3"),
     ],
@@ -162,7 +164,7 @@ LATER = [column.name for column in LEDGER_COLUMNS["classifier"] if column.since 
 
 
 def first_schema(path: Path) -> None:
-    """Make the shard at `path` what a robbench of ledger schema 1 wrote: no later column, digest or writer."""
+    """Make the shard at `path` what a robbench of ledger schema 1 wrote: without `LATER`, another digest, no writer."""
     table = pq.read_table(path)
     old = table.drop_columns([name for name in LATER if name in table.column_names])
     kept = {k: v for k, v in table.schema.metadata.items() if k.startswith(b"robbench.")}
@@ -175,11 +177,10 @@ def first_schema(path: Path) -> None:
 def test_a_shard_of_the_first_schema(tmp_path: Path) -> None:
     path = written(tmp_path, [5, 1, 9])
     first_schema(path)
-    assert "witness" not in pq.read_table(path).column_names
+    assert not {*LATER} & {*pq.read_table(path).column_names}
     shard = read_shard(path, CELL)
     assert shard.table.schema.equals(LEDGER_SCHEMA, check_metadata=False)
-    for name in LATER:
-        assert shard.table[name].to_pylist() == [None] * 3
+    assert all(shard.table[name].to_pylist() == [None] * 3 for name in LATER)
     expected = rows([5, 1, 9]).drop_columns(LATER)
     assert shard.table.drop_columns(LATER).replace_schema_metadata().equals(expected)
 

@@ -59,13 +59,14 @@ class MinimalSearch(Search):
     def offer(self, victim: Victim, state: State, images: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Keep in place the `images` [n,C,H,W] that are misclassified and nearer than what is kept; logits: [n,K] of a
         forward of them. Returns which of them are misclassified, [n] bool, and their distances [n]."""
-        margin, slack = margins(logits, state["y"]) + self.confidence, SLACK * largest(logits)
+        margin = margins(logits, state["y"]) + self.confidence
         distance = norm_of(images - state["x"], self.norm)
         wrong = margin <= 0
-        nearer = (distance < state["distance"]) & ((margin <= -slack) | ~state["found"])
-        taken = self.live(state) & wrong & nearer
+        taken = self.live(state) & wrong & (distance < state["distance"])
         if known_empty(taken):
             return wrong, distance
+        slack = SLACK * largest(logits)
+        taken = taken & ((margin <= -slack) | ~state["found"])
         if victim.must_confirm:
             margin = self._confirmed(victim, state, images, taken, margin)
             taken = taken & (margin <= 0)

@@ -22,10 +22,13 @@ from robbench.core.mathml import length, math, row, sup, under
 from robbench.core.schema import Strict
 from robbench.specs import Norm, ResolvedAttack
 
-EDGE = 0.999999  # of the range (-1, 1) of tanh
+# Of the range (-1, 1) of tanh, where w starts at most. Public code has 0.999999: pixels at 0 and 1 then need hundreds
+# of steps to come back, and no image of such pixels alone is ever broken.
+EDGE = 0.999
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam
 LARGEST_CONSTANT = 1e10
 LARGEST_SLOPE = 1e18  # whose square is in the range of float32
+LEAST_WINDOW = 10  # steps between checks of progress: Adam may overshoot for a few
 PROGRESS = 0.9999  # factor by which a tenth of the steps must lower the loss
 
 
@@ -106,7 +109,7 @@ class CarliniWagner(MinimalSearch):
         over = within + 1 == steps
         if self.parameters.abort_early:
             state["lowest"] = torch.minimum(state["lowest"], loss)
-            due = within % -(-steps // 10) == 0
+            due = within % max(LEAST_WINDOW, -(-steps // 10)) == 0
             over = over | (due & ~(state["lowest"] <= PROGRESS * state["before"]))
             state["before"] = torch.where(due, state["lowest"], state["before"])
         begun = state["iteration"] - within + steps

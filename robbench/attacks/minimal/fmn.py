@@ -2,8 +2,8 @@
 
 Normalised steps on the lead of the best other class, and a ball per sample that shrinks where the point is
 misclassified and grows where it is not; as long as no misclassified point was met, it reaches to the linearised
-boundary. Then it grows here at least as fast as later: where the box takes back what the linearisation asks for, the
-paper's ball stays as it is for good (half of the digits in L2).
+boundary. Where the box takes back what the linearisation asks for, the paper's ball stays as it is for good (half of
+the digits in L2); here it grows on.
 """
 
 from typing import ClassVar
@@ -14,8 +14,7 @@ from torch import Tensor
 
 from robbench.attacks.minimal.base import MinimalAttack, MinimalSearch, annealed, lead_gradient
 from robbench.attacks.named import ATTACKS, Cost, Objective
-from robbench.attacks.search.geometry import TINY, norm_of, normalise, per_sample, stands_still
-from robbench.attacks.search.geometry_l1 import project_l1_box
+from robbench.attacks.search.geometry import TINY, norm_of, normalise, per_sample, project, stands_still
 from robbench.attacks.search.spaces import State
 from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
@@ -25,6 +24,8 @@ from robbench.specs import Norm, ResolvedAttack
 DUAL: dict[Norm, Norm] = {"l2": "l2", "linf": "l1", "l1": "linf"}
 LAST_PACE = 0.001  # of the ball, at the last iteration
 LAST_STEP = 0.01  # of the first step, at the last iteration
+TAKEN_BACK = 0.999  # share of its ball's radius that a point keeps at most where the box holds it back
+STALLED = 1.01  # factor by which a ball must grow as long as no misclassified point is known
 
 
 class FMNParameters(Strict):
@@ -60,25 +61,38 @@ class FMN(MinimalSearch):
         point, found_before = state["x"] + state["delta"], state["found"]
         logits, lead, gradient = lead_gradient(victim, point, state["y"])
         wrong, size = self.offer(victim, state, point, logits)
-        pace = annealed(p.pace, LAST_PACE, state["iteration"], self.iterations)
-        if self.norm == "l0":
-            radius = _whole_radius(state["radius"], wrong, state["distance"], pace)
-        else:
-            to_boundary = lead.abs() / norm_of(gradient, DUAL[self.norm]).clamp(min=TINY)
-            grown = state["radius"] * (1.0 + pace)
-            first = torch.where(
-                state["iteration"] == 0, to_boundary, torch.maximum(grown, size + to_boundary)
-            )
-            outward = torch.where(found_before, grown, first)
-            radius = torch.where(
-                wrong, torch.minimum(state["radius"] * (1.0 - pace), state["distance"]), outward
-            )
-        state["radius"] = torch.minimum(radius, state["farthest"])
+        boundary = size + reach(lead, gradient, self.norm)
+        taken_back = size < TAKEN_BACK * state["radius"]
+        state["radius"] = self._next_radius(state, wrong, found_before, boundary, taken_back)
         length = annealed(p.step_size, LAST_STEP * p.step_size, state["iteration"], self.iterations)
         moved = state["delta"] + normalise(gradient, "l2") * per_sample(length, gradient)
-        state["delta"] = project_each(moved, state["x"], self.norm, state["radius"])
+        # The box contains x, so that clipping to it does not leave the ball.
+        inside = state["x"] + project(moved, self.norm, state["radius"])
+        state["delta"] = inside.clamp_(0.0, 1.0) - state["x"]
         state["zero_gradients"] = state["zero_gradients"] + live * stands_still(gradient)
         return state | {name: state[name] + live for name in ("iteration", "forwards", "backwards")}
+
+    def _next_radius(
+        self, state: State, wrong: Tensor, found_before: Tensor, boundary: Tensor, taken_back: Tensor
+    ) -> Tensor:
+        """Radii [n] of the next balls. wrong: the point is misclassified; found_before: an earlier one was; boundary:
+        how far the linearised boundary is from the clean image; taken_back: the box kept the point inside its ball."""
+        radius, nearest = state["radius"], state["distance"]
+        pace = annealed(self.parameters.pace, LAST_PACE, state["iteration"], self.iterations)
+        if self.norm == "l0":
+            return torch.minimum(_whole_radius(radius, wrong, nearest, pace), state["farthest"])
+        grown = radius * (1.0 + pace)
+        stalled = taken_back & (boundary <= STALLED * radius) & (state["iteration"] > 0)
+        outward = torch.where(found_before | stalled, grown, boundary)
+        inward = torch.minimum(radius * (1.0 - pace), nearest)
+        return torch.minimum(torch.where(wrong, inward, outward), state["farthest"])
+
+
+def reach(lead: Tensor, gradient: Tensor, norm: Norm) -> Tensor:
+    """Distance [n] to the linearised boundary, in a norm that has a dual; 0 in l0."""
+    if norm == "l0":
+        return torch.zeros_like(lead)
+    return lead.abs() / norm_of(gradient, DUAL[norm]).clamp(min=TINY)
 
 
 def _whole_radius(radius: Tensor, wrong: Tensor, nearest: Tensor, pace: Tensor) -> Tensor:
@@ -86,31 +100,6 @@ def _whole_radius(radius: Tensor, wrong: Tensor, nearest: Tensor, pace: Tensor) 
     fewer = torch.minimum(torch.minimum(radius - 1.0, (radius * (1.0 - pace)).floor()), nearest)
     more = torch.maximum(radius + 1.0, (radius * (1.0 + pace)).floor())
     return torch.where(wrong, fewer, more).clamp(min=1.0)
-
-
-def project_each(delta: Tensor, x: Tensor, norm: Norm, radius: Tensor) -> Tensor:
-    """`delta` [n,...] in the ball of its own `radius` [n] and with x + delta in [0,1]: projected on the ball, then on
-    the box, which stays in the ball; in L1 on both at once."""
-    if norm == "l1":
-        return project_l1_box(delta, x, radius)
-    if norm == "linf":
-        limit = per_sample(radius, delta)
-        inside = torch.maximum(torch.minimum(delta, limit), -limit)
-    elif norm == "l2":
-        share = (radius / norm_of(delta, "l2").clamp(min=TINY)).clamp(max=1.0)
-        inside = delta * per_sample(share, delta)
-    else:
-        inside = _keep_largest(delta, radius.long())
-    return (x + inside).clamp(0.0, 1.0) - x
-
-
-def _keep_largest(delta: Tensor, count: Tensor) -> Tensor:
-    """delta [n,...] with all but its `count` [n] largest entries 0."""
-    flat = delta.flatten(1)
-    order = flat.abs().argsort(dim=1, descending=True, stable=True)
-    ranks = torch.arange(flat.shape[1], device=flat.device).expand_as(flat)
-    kept = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, ranks < count[:, None])
-    return (flat * kept).reshape(delta.shape)
 
 
 @ATTACKS.register("fmn")

@@ -127,21 +127,38 @@ def norm_of(delta: Tensor, norm: Norm) -> Tensor:
     return _length(delta, norm).to(delta.dtype)
 
 
-def project(delta: Tensor, norm: Norm, radius: float) -> Tensor:
-    """Nearest point (Euclidean) of the closed ball of `radius`, to one rounding per coordinate; identity for "none"."""
+def project(delta: Tensor, norm: Norm, radius: float | Tensor) -> Tensor:
+    """Nearest point (Euclidean) of the closed ball of `radius`, one for all samples or [n], to one rounding per
+    coordinate; identity for "none". In l0 the `radius` largest entries stay."""
     if norm == "none":
         return delta
+    if norm == "l0":
+        return _keep_largest(delta, torch.as_tensor(radius, device=delta.device).expand(len(delta)))
     if norm == "linf":
-        return delta.clamp(-radius, radius)
+        if not isinstance(radius, Tensor):
+            return delta.clamp(-radius, radius)
+        limit = per_sample(radius, delta)
+        return delta.clamp(-limit, limit)
     if norm == "l2":
         scale = (radius / _length(delta, "l2").clamp(min=TINY)).clamp(max=1.0)
         return delta * per_sample(scale.to(delta.dtype), delta)
     return _project_l1(delta, radius)
 
 
-def _project_l1(delta: Tensor, radius: float) -> Tensor:
+def _keep_largest(delta: Tensor, count: Tensor) -> Tensor:
+    """delta [n,...] with all but its `count` [n] largest entries 0."""
+    flat = delta.flatten(1)
+    order = flat.abs().argsort(dim=1, descending=True, stable=True)
+    ranks = torch.arange(flat.shape[1], device=flat.device).expand_as(flat)
+    kept = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, ranks < count[:, None])
+    return (flat * kept).reshape(delta.shape)
+
+
+def _project_l1(delta: Tensor, radius: float | Tensor) -> Tensor:
     """Projection on the L1 ball by sorting (Duchi et al. 2008, figure 1)."""
-    if radius == 0:
+    if isinstance(radius, Tensor):
+        radius = radius[:, None]
+    elif radius == 0:
         return torch.zeros_like(delta)
     flat = delta.flatten(1)
     magnitude = flat.abs()

@@ -4,7 +4,14 @@ from robbench.attacks import corruption, latent, likelihood, pgd  # noqa: F401  
 from robbench.attacks.autoattack import ensemble, reference  # noqa: F401  (they register themselves)
 from robbench.attacks.base import Attack, Outcome, build_attack
 from robbench.attacks.likelihood import LikelihoodAttack, LikelihoodOutcome, build_likelihood_attack
-from robbench.attacks.minimal import cw, ddn, deepfool, fmn  # noqa: F401  (they register themselves)
+from robbench.attacks.minimal import (  # noqa: F401  (they register themselves)
+    boundary,
+    cw,
+    ddn,
+    deepfool,
+    fmn,
+    hopskipjump,
+)
 from robbench.attacks.named import ATTACKS, Cost, NamedAttack
 from robbench.attacks.unforeseen import elastic, fog, gabor, jpeg, pixels, snow  # noqa: F401  (they register themselves)
 from robbench.attacks.victim import Victim

@@ -21,7 +21,10 @@ from robbench.specs import Norm, ResolvedAttack
 
 CHECK_EVERY = 5  # queries
 WINDOW = 20  # answers after which a length is revised
-ON_SPHERE, INWARD = (0.2, 0.5), (0.1, 0.25)  # shares of success below which lengths shrink, above which they grow
+ON_SPHERE, INWARD = (
+    (0.2, 0.5),
+    (0.1, 0.25),
+)  # shares of success below which lengths shrink, above which they grow
 LEAST, MOST = 1e-6, 0.5  # lengths, relative to the distance
 
 
@@ -84,7 +87,9 @@ class Boundary(DecisionSearch):
         self._revise(state, "checks", ON_SPHERE, ("sphere_step", "source_step"))
         self._revise(state, "moves", INWARD, ("source_step",))
 
-    def _revise(self, state: State, answers: str, shares: tuple[float, float], steps: tuple[str, ...]) -> None:
+    def _revise(
+        self, state: State, answers: str, shares: tuple[float, float], steps: tuple[str, ...]
+    ) -> None:
         due = state[answers] >= WINDOW
         share = state[f"{answers}_passed"] / WINDOW
         factor = torch.where(due & (share > shares[1]), self.parameters.pace, 1.0)

@@ -100,7 +100,10 @@ class HopSkipJump(DecisionSearch):
         state["radius"] = torch.where(where, radius, state["radius"])
         state["round"] = state["round"] + where
         state |= {name: state[name].masked_fill(where, 0.0) for name in ("probes", "ups")}
-        state |= {name: state[name].masked_fill(per_sample(where, state[name]), 0.0) for name in ("total", "weighted")}
+        state |= {
+            name: state[name].masked_fill(per_sample(where, state[name]), 0.0)
+            for name in ("total", "weighted")
+        }
         state["phase"] = state["phase"].masked_fill(where, PROBE)
 
 

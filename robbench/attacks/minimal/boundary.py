@@ -1,5 +1,5 @@
-"""Boundary attack (Brendel, Rauber & Bethge 2018), in L2: a random walk along the boundary, each move first on the sphere
-around the clean image and then towards it, taken where the image is still misclassified.
+"""Boundary attack (Brendel, Rauber & Bethge 2018), in L2: a random walk along the boundary, each move first on the
+sphere around the clean image and then towards it, taken where the image is still misclassified.
 
 Both lengths follow how often moves succeed. Moves on the sphere alone, every `CHECK_EVERY`th query, tell whether the
 boundary looks flat at that length.
@@ -111,8 +111,8 @@ class BoundaryAttack(DecisionAttack):
     @classmethod
     def objective(cls, spec: ResolvedAttack) -> Objective:
         words = (
-            f"{spec.parameters.get('queries', 5000)} decisions in all, no logits: a random walk of misclassified images, "
-            f"on the sphere around x and towards x, with step lengths that follow the share of successful moves."
+            f"{spec.parameters.get('queries', 5000)} decisions in all, no logits: a random walk of misclassified "
+            f"images, on the sphere around x and towards x, with step lengths that follow the share of successful moves."
         )
         return (cls.goal(spec),), words
 

@@ -33,6 +33,7 @@ Measure = Literal["accuracy", "robust accuracy", "accuracy under attack"]
 SHA256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 # Names become file names, table labels and entries of comma lists.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+TRANSFER = "transfer"  # algorithm of attacks that search another model
 RESERVED_ATTACKS = ("clean", "worst-case", "average")
 CLEAN_IS_THERE = "clean accuracy is a column of every table and needs no attack"
 
@@ -241,6 +242,14 @@ class ResolvedAttack(Strict):
         return self.model_dump(mode="json", exclude=left_out)
 
     @property
+    def on_surrogate(self) -> "ResolvedAttack":
+        """Of a transfer attack (`from_surrogate`) the attack on its surrogate; of any other the attack itself."""
+        if self.algorithm != TRANSFER:
+            return self
+        inner = {name: self.parameters[name] for name in ("algorithm", "parameters")}
+        return self.model_copy(update=inner)
+
+    @property
     def measure(self) -> Measure:
         """The accuracy that tables show for the attack on a classifier."""
         return "accuracy under attack" if self.semantics == "perturbation" else "robust accuracy"
@@ -319,9 +328,15 @@ ALSO_CALLED = {
     **dict.fromkeys(("natural", "benign", "none", "noattack"), "clean"),
     **dict.fromkeys(("cw", "carlini", "carliniwagner", "carliniwagnerl2", "l2carliniwagner"), "cw-l2"),
     **dict.fromkeys(("ddn", "ddnl2"), "ddn-l2"),
+    **dict.fromkeys(("boundaryl2", "l2boundary"), "boundary"),
+    **dict.fromkeys(
+        ("hsj", "hsja", "hopskipjump"), "hopskipjump-l2"
+    ),  # of which the paper and foolbox speak first
+    "hsjlinf": "hopskipjump-linf",
+    "hsjl2": "hopskipjump-l2",
     **{
         f"{norm}{name}": f"{name}-{norm}"
-        for name in ("deepfool", "fmn")
+        for name in ("deepfool", "fmn", "hopskipjump")
         for norm in ("l2", "linf", "l1", "l0")
     },
 }
@@ -438,6 +453,31 @@ def resolve_attack(
         algorithm=spec.algorithm,
         parameters=parameters,
     )
+
+
+def from_surrogate(attack: ResolvedAttack, surrogate: str, sha256: str, function: str = "") -> ResolvedAttack:
+    """`attack` searching the model `surrogate` in the place of the attacked one. sha256: of its weights; function:
+    `ModelCard.function_hash` of it. `UserError` for attacks on flows and targeted ones."""
+    given = spell_argument("surrogate", surrogate)
+    if attack.target == "flow":
+        raise UserError(
+            f"{given}: attack {attack.label!r} is on a flow's likelihood and has no transfer version; leave "
+            f"{spell_argument('surrogate')} out, or name an attack on classifiers, as in pgd20, aa"
+        )
+    if attack.parameters.get("target") is not None:
+        raise UserError(
+            f"{given}: transfer attacks are untargeted; leave out {spell_argument('surrogate')} or "
+            f"{spell_argument('target')}"
+        )
+    parameters = {
+        "algorithm": attack.algorithm,
+        "parameters": attack.parameters,
+        "surrogate": surrogate,
+        "sha256": sha256,
+        "function": function,
+    }
+    label = f"{attack.label}@from-{surrogate}"
+    return attack.model_copy(update={"algorithm": TRANSFER, "parameters": parameters, "label": label})
 
 
 def importance_weighted(attack: ResolvedAttack, draws: int) -> ResolvedAttack:

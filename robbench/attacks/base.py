@@ -247,10 +247,12 @@ class Attack(NamedAttack):
             if out_of_memory(error):
                 raise
             reason = " ".join(str(error.__cause__ or error).split())[:120]
-            square = f"square-{self.spec.norm}" if self.spec.norm in ("l1", "l2") else "square"
+            norm, minimal = self.spec.norm, self.spec.space == "minimal"
+            other = f"square-{norm}" if norm in ("l1", "l2") else "square"
+            other = f"hopskipjump-{norm}" if minimal and norm in ("l2", "linf") else other
             raise UserError(
                 f"attack {self.spec.label!r} follows the gradient of the model, which has none ({reason}); make its "
-                f"forward differentiable (no torch.no_grad or argmax inside), or use {square}, which needs no gradient"
+                f"forward differentiable (no torch.no_grad or argmax inside), or use {other}, which needs no gradient"
             ) from error
         return Diagnostics(probed=len(gradient), zero_gradients=int(zero_gradients(gradient).sum()))
 

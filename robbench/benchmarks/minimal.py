@@ -17,7 +17,7 @@ from robbench.attacks import Attack, Victim, build_attack
 from robbench.attacks.search.geometry import norm_of
 from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.search.task import Task
-from robbench.attacks.victim import full_precision
+from robbench.attacks.trust.context import full_precision
 from robbench.benchmarks.pages import head, missing, page, plain, spread, table
 from robbench.benchmarks.peers import available
 from robbench.benchmarks.pgd import OURS, Subject

@@ -12,7 +12,15 @@ from robbench.cards import FlowReference, ModelCard
 from robbench.core.errors import UserError
 from robbench.core.schema import load_yaml, validate
 from robbench.data import Dataset
-from robbench.specs import ResolvedAttack, Semantics, ThreatModel, importance_weighted, resolve_attack
+from robbench.specs import (
+    TRANSFER,
+    ResolvedAttack,
+    Semantics,
+    ThreatModel,
+    from_surrogate,
+    importance_weighted,
+    resolve_attack,
+)
 from robbench.store.merged import conflicts
 from robbench.store.records import CellRecord, Run, cell_hash
 
@@ -145,14 +153,18 @@ def _candidates(
     attack: ResolvedAttack, datasets: list[str], known: Mapping[str, ThreatModel]
 ) -> Iterator[ResolvedAttack]:
     """The defined attack of that name, with and without the budgets, steps and noise draws of the bundle."""
-    steps = attack.parameters.get("steps")
+    searched, target = attack.on_surrogate.parameters, attack.parameters.get("target")
+    steps = searched.get("steps")
     steps = steps if isinstance(steps, int) else None
     choices = product(datasets, (None, attack.epsilon), (None, attack.eta), (None, steps))
     for dataset, epsilon, eta, count in dict.fromkeys(choices):
         try:
-            found = resolve_attack(attack.name, dataset, dict(known), epsilon, eta, count)
+            found = resolve_attack(attack.name, dataset, dict(known), epsilon, eta, count, target)
         except UserError:  # no budget for this data set, or one on the wrong scale: no candidate
             continue
+        if attack.algorithm == TRANSFER:
+            surrogate = (str(attack.parameters.get(key, "")) for key in ("surrogate", "sha256", "function"))
+            found = from_surrogate(found, *surrogate)
         yield found
         if attack.parameters.get("estimate") == "importance":
             yield importance_weighted(found, int(attack.parameters.get("noise_draws", 1)))

@@ -27,6 +27,7 @@ from robbench.models.entry import ZooEntry
 from robbench.models.flows.base import FrozenFlow
 from robbench.run.cells import SHARD_SIZE, Cell, CellBuilder
 from robbench.run.shard_work import CleanLikelihood, ShardFailure, ShardWork
+from robbench.specs import ResolvedAttack
 from robbench.store.records import CellResult, Run
 
 CHECK = "re-run"
@@ -157,7 +158,15 @@ class Reruns:
             flow_card=entry.card if entry else None,
         )
         attack = located([cell.attack], self.dataset)[0]
+        if (surrogate := self._surrogate(attack)) is not None:
+            builder = replace(builder, surrogate=builder.try_surrogate(surrogate))
         return next(builder.cells([self.subjects.models[cell.model]], [attack]))
+
+    def _surrogate(self, attack: ResolvedAttack) -> ZooEntry | None:
+        """The verifier's model that a transfer attack searches: of the bundle's models or those the user named."""
+        wanted = attack.parameters.get("function")
+        entries = (*self.subjects.models.values(), *self.subjects.given.values())
+        return next((e for e in entries if wanted and e.card.function_hash == wanted), None)
 
     def _flow_entry(self, result: CellResult) -> ZooEntry | None:
         reference = result.cell.nll_flow or result.cell.attack_flow

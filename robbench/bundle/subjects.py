@@ -124,8 +124,10 @@ def _require_used(
         for reference in (result.cell.attack_flow, result.cell.nll_flow)
         if reference is not None
     }
+    searched = {result.cell.attack.parameters.get("function") for result in run.cells}
     for name, entry in own.items():
         used = entry in models.values() or entry.card.name in missing or entry.card.weights.sha256 in flows
+        used = used or entry.card.function_hash in searched
         if not used:
             listed = ", ".join(
                 f"{card.name} (weights {card.weights.sha256[:12]})" for card in run.cards.values()

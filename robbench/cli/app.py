@@ -134,6 +134,12 @@ def main(debug: bool) -> None:
     help="Targeted attacks: random or least-likely wrong class per sample, or the number of a class.",
 )
 @click.option(
+    "--surrogate",
+    type=Text(),
+    help="Transfer attacks: search this model instead, and score what is found on the attacked ones.",
+    shell_complete=model_completion,
+)
+@click.option(
     "--likelihood-dtype",
     type=click.Choice(("float32", "float64")),
     help="In what flows score attacked images.  [default: float32]",

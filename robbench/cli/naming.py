@@ -23,6 +23,8 @@ def settle_names(options: Mapping[str, Any]) -> dict[str, Any]:
     found["attacks"] = attack_names(rest["attacks"], rest["threat_models"])
     found["defenses"] = _defenses(names("--defense", rest["defenses"]), entries)
     found["models"] = tuple(_model(name, entries) for name in names("--model", rest["models"]))
+    surrogate = rest["surrogate"]
+    found["surrogate"] = None if surrogate is None else _model(surrogate, entries, "--surrogate")
     classes = [name for name in found["models"] if is_class(name, entries)]
     _require_a_class(own, classes, found["models"], entries)
     given = rest["dataset"] is not None
@@ -61,10 +63,10 @@ def _defenses(written: Iterable[str], entries: Mapping[str, "ZooEntry"]) -> tupl
     )
 
 
-def _model(written: str, entries: Mapping[str, "ZooEntry"]) -> str:
+def _model(written: str, entries: Mapping[str, "ZooEntry"], option: str = "--model") -> str:
     if written in entries or ":" in written or _there(written):
         return written
-    return resolve_if_known("--model", written, lambda one: known_name("model", one, entries))
+    return resolve_if_known(option, written, lambda one: known_name("model", one, entries))
 
 
 def _there(name: str) -> bool:

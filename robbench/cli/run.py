@@ -37,6 +37,7 @@ def build_request(options: Mapping[str, Any]) -> RunRequest:
         etas=budgets("--eta", options["etas"]),
         steps=counts("--steps", options["steps"]),
         target=target_class(options["target"]),
+        surrogate=options["surrogate"],
         likelihood_dtype=options["likelihood_dtype"],
         likelihood_draws=options["likelihood_draws"],
         **settings(options),

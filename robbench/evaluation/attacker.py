@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robbench.attacks import Attack, Outcome, Victim, build_attack
+from robbench.attacks import Attack, Outcome, TransferAttack, Victim, build_attack
 from robbench.attacks.search.decision import margins, predictions
 from robbench.attacks.search.geometry import norm_of
 from robbench.attacks.search.goals import Target
@@ -23,9 +23,10 @@ from robbench.core.stops import listening
 from robbench.evaluation.inputs import Array, Inputs, read_inputs, to_tensor
 from robbench.evaluation.request import Budget, GivenFlow, flow_in_use, require_seed, resolve_attacks
 from robbench.evaluation.result import distance_norm
-from robbench.evaluation.subject import Model, prepare
+from robbench.evaluation.subject import Model, Subject, fingerprint, prepare
 from robbench.models.flows.base import FrozenFlow
-from robbench.specs import Norm, ResolvedAttack
+from robbench.models.functions import as_module
+from robbench.specs import Norm, ResolvedAttack, from_surrogate
 
 
 class AttackedImages(NamedTuple):
@@ -53,6 +54,7 @@ class Attacker:
         device: where it computes.
         batch_size: images at once.
         flow: what a latent or joint attack searches through.
+        surrogate: the model that a transfer attack searches; None for the attacked one.
     """
 
     spec: ResolvedAttack
@@ -61,6 +63,7 @@ class Attacker:
     device: str
     batch_size: int
     flow: FrozenFlow | None = None
+    surrogate: Model | None = None
 
     @property
     def norm(self) -> Norm:
@@ -101,10 +104,30 @@ class Attacker:
             with prepare(model, inputs.images, self.device, self.batch_size, inputs.device) as subject:
                 if self.flow is not None:
                     self.flow.to(subject.victim.device)
-                outcome = self.attack.evaluate(
-                    subject.victim, inputs.ids, inputs.images, inputs.labels, self.seed, self.batch_size
-                )
+                with self._searching(subject, inputs):
+                    outcome = self.attack.evaluate(
+                        subject.victim, inputs.ids, inputs.images, inputs.labels, self.seed, self.batch_size
+                    )
                 yield inputs, subject.victim, outcome
+
+    @contextmanager
+    def _searching(self, subject: Subject, inputs: Inputs) -> Iterator[None]:
+        """Inside, a transfer attack has its surrogate, which fits the attacked model."""
+        if self.surrogate is None or not isinstance(self.attack, TransferAttack):
+            yield
+            return
+        device = subject.victim.device
+        with prepare(self.surrogate, inputs.images, device, self.batch_size, inputs.device) as other:
+            if other.classes != subject.classes:
+                raise UserError(
+                    f"surrogate returns {other.classes} logits per image and the attacked model {subject.classes}; give "
+                    f"a surrogate with the same classes"
+                )
+            self.attack.surrogate = other.victim.module
+            try:
+                yield
+            finally:
+                self.attack.surrogate = None
 
     def _warn(self, outcome: Outcome) -> None:
         for one in outcome.suspicions:
@@ -127,6 +150,7 @@ def attack(
     dataset: str | None = None,
     flow: GivenFlow = None,
     target: Target | None = None,
+    surrogate: Model | None = None,
     seed: int = 0,
     device: str | torch.device = "auto",
     batch_size: int = 256,
@@ -135,7 +159,8 @@ def attack(
 
     epsilon, eta: its budget, 0.031 or "8/255", in [0,1] pixels and raw latent units; dataset: whose budget and default
     flow to use instead. target: "random" or "least-likely" wrong class, or a class number, for a targeted attack.
-    flow: a flow, or the name of one in the zoo, for latent and joint attacks. seed, device, batch_size: as of
+    flow: a flow, or the name of one in the zoo, for latent and joint attacks. surrogate: a model to search in the place
+    of the attacked one (a transfer attack). seed, device, batch_size: as of
     `evaluate`. `UserError` in one line for anything that does not fit.
     """
     with python_arguments(), own_context():
@@ -144,6 +169,8 @@ def attack(
                 f"name={name!r} is no name of an attack (robbench list attacks); give one, as in 'pgd20'"
             )
         specs = resolve_attacks(name, dataset, epsilon, eta, target)
+        if surrogate is not None:
+            specs = [_transferred(spec, surrogate) for spec in specs]
         if len(specs) != 1:
             raise UserError(
                 f"robbench.attack takes one attack and one budget, and these are {len(specs)}; give one each"
@@ -152,7 +179,16 @@ def attack(
         found = flow_in_use(flow, dataset, specs, scored=False)
         frozen = found.flow if found is not None else None
         built = build_attack(specs[0], frozen)
-        return Attacker(built.spec, built, require_seed(seed), str(device), batch_size, frozen)
+        return Attacker(built.spec, built, require_seed(seed), str(device), batch_size, frozen, surrogate)
+
+
+def _transferred(spec: ResolvedAttack, surrogate: Model) -> ResolvedAttack:
+    if not callable(surrogate):
+        raise UserError(
+            f"surrogate is of type {type(surrogate).__name__}; give a model, as in surrogate=robbench.load_model(NAME)"
+        )
+    name = getattr(surrogate, "__name__", None) or type(surrogate).__name__
+    return from_surrogate(spec, str(name), fingerprint(as_module(surrogate)))
 
 
 def _inputs(x: Array, y: Array) -> Inputs:

@@ -14,6 +14,7 @@ from robbench.attacks import (
     Cost,
     LikelihoodAttack,
     NamedAttack,
+    TransferAttack,
     Victim,
     build_attack,
     build_likelihood_attack,
@@ -108,6 +109,7 @@ class CellBuilder:
         device: of the models.
         flow: flow of latent attacks, and of the bits/dim of attacked images of classifiers.
         flow_card: the card of `flow`.
+        surrogate: model that transfer attacks search, from `try_surrogate`; None without any.
         warn: called with every suspicion about a model before it is attacked.
     """
 
@@ -120,6 +122,7 @@ class CellBuilder:
     device: torch.device
     flow: FrozenFlow | None
     flow_card: ModelCard | None
+    surrogate: LoadedModel | None = None
     warn: Callable[[str], None] = lambda _: None
 
     def cells(self, entries: Sequence[ZooEntry], attacks: Sequence[ResolvedAttack]) -> Iterator[Cell]:
@@ -136,7 +139,17 @@ class CellBuilder:
         with _foreign_attack(spec):
             attack = _try_properties(build_attack(spec, self.flow))
             attack.require_images(self.dataset.shape)
+            if isinstance(attack, TransferAttack) and self.surrogate is not None:
+                attack.surrogate = self.surrogate.module
             return attack
+
+    def try_surrogate(self, entry: ZooEntry) -> LoadedModel:
+        """The surrogate of transfer attacks, loaded and tried; `UserError` where it does not fit the data set."""
+        try:
+            _require_same_shape(entry.card, self.dataset)
+            return self._try_model(load_model(entry, self.device), randomised=False)
+        except UserError as error:
+            raise UserError(f"--surrogate {entry.card.name!r}: {error}") from error
 
     def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:
         _require_same_shape(entry.card, self.dataset)

@@ -28,6 +28,7 @@ from robbench.specs import (
     ResolvedAttack,
     ThreatModel,
     expand_groups,
+    from_surrogate,
     importance_weighted,
     refuse_unused_budgets,
     resolve_attack,
@@ -132,7 +133,12 @@ def build_plan(request: RunRequest) -> Plan:
             f"leave it out, or name the flow to attack with --model"
         )
     flow_entry = _choose_flow(request, entries, requested) if classifiers else None
+    surrogate = _choose_surrogate(request, entries, requested)
     dataset = data()
+    if surrogate is not None:
+        surrogate = surrogate.restricted(dataset.logits)
+        card = surrogate.card
+        attacks = [from_surrogate(one, card.name, card.weights.sha256, card.function_hash) for one in attacks]
     chosen = [entry.restricted(dataset.logits) for entry in chosen]
     warnings: list[str] = []
     misfit = _misfit(flow_entry, dataset) if request.flow is None else ""
@@ -152,6 +158,8 @@ def build_plan(request: RunRequest) -> Plan:
         flow_card=flow_entry.card if flow_entry else None,
         warn=warnings.append,
     )
+    if surrogate is not None:
+        builder = replace(builder, surrogate=builder.try_surrogate(surrogate))
     cells = list(builder.cells(chosen, attacks))
     given = {one.card.name: one.named for one in chosen if one.named and one.named not in entries}
     plan = Plan.of(builder, cells, [entry.card for entry in chosen], request.keep_examples, request.note)
@@ -202,7 +210,7 @@ def _dataset_with_budgets(attack: str, request: RunRequest, known: dict[str, Thr
 
 def _model_request(request: RunRequest, data: Callable[[], Dataset]) -> ModelRequest:
     """What named models must fit; for models of other libraries the data set is loaded."""
-    if not any(has_scheme(name) for name in (*request.models, request.flow or "")):
+    if not any(has_scheme(name) for name in (*request.models, request.flow or "", request.surrogate or "")):
         return ModelRequest(request.dataset, checkpoints=request.checkpoints)
     classes = None if data().logits else data().classes  # of a model of more classes, some are taken
     return ModelRequest(request.dataset, data().shape, classes, request.checkpoints)
@@ -267,13 +275,13 @@ def _home(request: RunRequest, entries: dict[str, ZooEntry]) -> str:
     return next((name for name in request.datasets if name in present), request.dataset)
 
 
-def _require_dataset(entry: ZooEntry, request: RunRequest) -> ZooEntry:
+def _require_dataset(entry: ZooEntry, request: RunRequest, option: str = "--model") -> ZooEntry:
     card = entry.card
     if card.dataset not in request.datasets:
         verb = "classifies" if card.kind == "classifier" else "models"
         step = f"if the model fits, give --like {card.dataset} or say it in the card" if request.data else ""
         raise UserError(
-            f"--model {card.name!r} {verb} {card.dataset}, not {request.dataset}; "
+            f"{option} {card.name!r} {verb} {card.dataset}, not {request.dataset}; "
             f"{step or f'give --dataset {card.dataset}'}, or another model"
         )
     return entry
@@ -320,6 +328,19 @@ def _choose_flow(
             f"--flow {request.flow!r} models {entry.card.dataset}, not {request.dataset}; name another flow"
         )
     return entry
+
+
+def _choose_surrogate(
+    request: RunRequest, entries: dict[str, ZooEntry], requested: ModelRequest
+) -> ZooEntry | None:
+    if request.surrogate is None:
+        return None
+    entry = find_model(request.surrogate, entries, "classifier", requested)
+    if entry.card.kind != "classifier":
+        raise UserError(
+            f"--surrogate {request.surrogate!r} is no classifier but a {entry.card.kind}; see robbench list models"
+        )
+    return _require_dataset(entry, request, "--surrogate")
 
 
 def _sample_count(request: RunRequest, dataset: Dataset) -> int | None:

@@ -75,6 +75,7 @@ class RunRequest(RunSettings):
         etas: latent budgets in place of the data set's, one cell each.
         steps: numbers of steps in place of the attacks' own, one cell each.
         target: "random", "least-likely" or a class, which targeted attacks must reach; None for untargeted attacks.
+        surrogate: name of the model on which every attack searches, for transfer attacks; None for the attacked one.
         likelihood_dtype: "float32" or "float64", in which flows score images; None for float32.
         likelihood_draws: noise draws of the importance-weighted bits/dim by which attacks on flows are scored; None
             and 1 for a single draw.
@@ -92,6 +93,7 @@ class RunRequest(RunSettings):
     etas: tuple[float, ...] = ()
     steps: tuple[int, ...] = ()
     target: str | int | None = None
+    surrogate: str | None = None
     likelihood_dtype: str | None = None
     likelihood_draws: int | None = None
     own: Mapping[str, tuple[ZooEntry, ...]] = field(default_factory=dict)

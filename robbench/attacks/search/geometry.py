@@ -76,11 +76,17 @@ class GeneratorNoise:
 
 
 def keyed_noise(seed: int, stream: str, ids: Tensor, restart: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers uniform on [-1, 1), and standard normal ones made of them (Box and Muller), of the shape [n, ...] and on
-    the device of `like`; keyed by sample id."""
-    keys, count = KeyedNumbers(seed, stream, ids, restart, like.device).keys, like.shape[1:].numel()
+    """The first `drawn_noise` of samples keyed by id, of the shape [n, ...] and on the device of `like`."""
+    keys = KeyedNumbers(seed, stream, ids, restart, like.device).keys
+    return drawn_noise(keys, torch.zeros_like(keys), like)
+
+
+def drawn_noise(keys: Tensor, draw: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers uniform on [-1, 1), and standard normal ones made of them (Box and Muller), of the shape [n, ...] of
+    `like`. keys: [n] of `KeyedNumbers`; draw: [n] int64, number of the draw."""
+    count = like.shape[1:].numel()
     first, second = (
-        KeyedNumbers.uniform(keys, torch.full_like(keys, draw), count).reshape(like.shape) for draw in (0, 1)
+        KeyedNumbers.uniform(keys, 2 * draw + place, count).reshape(like.shape) for place in (0, 1)
     )
     normal = (-2.0 * (1.0 - first).log()).sqrt() * (2.0 * math.pi * second).cos()
     return 2.0 * first - 1.0, normal

@@ -62,9 +62,11 @@ def of_attack(attack: ResolvedAttack) -> Definition:
 def _list_changes(attack: ResolvedAttack, spec: AttackSpec) -> list[str]:
     """Parameters that the run gave otherwise, as "steps = 50"."""
     given = {"algorithm": spec.algorithm, **spec.parameters}
-    used = {"algorithm": attack.algorithm, **attack.parameters}
+    searched = attack.on_surrogate
+    used = {"algorithm": searched.algorithm, **searched.parameters}
     changed = [key for key, value in given.items() if used.get(key) != value]
-    return [f"{key} = {'not set' if used.get(key) is None else used[key]}" for key in changed]
+    surrogate = [] if searched is attack else [f"surrogate = {attack.parameters['surrogate']}"]
+    return [*(f"{key} = {'not set' if used.get(key) is None else used[key]}" for key in changed), *surrogate]
 
 
 def _yaml(content: object) -> str:

@@ -37,7 +37,7 @@ def repainted(paint: Callable[[np.ndarray], np.ndarray]) -> Callable[[pd.DataFra
         clean = load_dataset("digits").test.by_ids([int(rows.loc[at, "sample_id"])])[0].numpy().ravel()
         for name, order in (("l1", 1), ("l2", 2), ("linf", np.inf), ("l0", 0)):
             if name in rows:
-                rows.at[at, name] = np.linalg.norm(image.astype(float) - clean, order)
+                rows.at[at, name] = rows[name].dtype.type(np.linalg.norm(image.astype(float) - clean, order))
 
     return edit
 

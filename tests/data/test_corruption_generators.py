@@ -251,7 +251,7 @@ def test_snow_and_frost_whiten_dark_images(name: Headline) -> None:
 
 
 def test_numbers_of_this_version() -> None:
-    """Other numbers mean another `generator` in GeneratedCorruptionParameters: mean changes of one image, severity 3."""
+    """Mean changes of one image at severity 3. Others mean another `generator` in GeneratedCorruptionParameters."""
     x = cloudy(1)
     found = {
         name: 255 * float((generated_images(name, 3, x, torch.tensor([0]), 0) - x).abs().mean())

@@ -22,7 +22,7 @@ from robbench.models.loading import load_model
 from robbench.models.zoo import find_models, zoo_entries
 from robbench.specs import resolve_attack, threat_models
 
-FACTORS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0, 3 / 2)
+FACTORS = (1 / 8, 1 / 4, 1 / 2, 1.0, 5 / 4, 3 / 2)
 # Budgets tried: from the smallest one that can matter on small images to where every model fails.
 RANGES = {
     "elastic": (0.06, 8.0),

@@ -54,6 +54,13 @@ def corruption_spec(name: str, severity: int) -> ResolvedAttack:
     )
 
 
+def generated_spec(name: str, severity: int) -> ResolvedAttack:
+    own = {"parameters": {"corruption": name, "severity": severity, "generator": 1}}
+    names = {"name": f"g-{name}-{severity}", "label": f"g-{name}-{severity}"}
+    of = {"threat_model": "corruptions-generated", "algorithm": "generated-corruption"}
+    return corruption_spec(name, severity).model_copy(update=own | names | of)
+
+
 def frame(n: int, clean_rate: float, robust_rate: float, seed: int, component: str = "pgd20") -> pd.DataFrame:
     """Plausible ledger rows: clean verdicts depend on `clean_rate` only, the rest on `seed`."""
     shared, rng = np.random.default_rng(1000), np.random.default_rng(seed)

@@ -1,6 +1,7 @@
 """Corruptions that robbench makes itself, for images of any data set, as an attack without a budget.
 
-Nothing is searched. An image follows from its clean image, the seed and its sample id, so that a verifier makes it again.
+Nothing is searched. An image follows from its clean image, the seed and its sample id, so that a verifier can make it
+again.
 """
 
 # ruff: noqa: RUF001 - the letters of formulas are meant
@@ -56,7 +57,7 @@ class GeneratedCorruption(Attack):
         channels, height, width = shape
         if channels not in (1, 3) or min(height, width) < SMALLEST:
             raise UserError(
-                f"attack {self.spec.label!r} corrupts grey and RGB images with sides of at least {SMALLEST} pixels, and "
+                f"attack {self.spec.label!r} corrupts grey and RGB images with sides of at least {SMALLEST} pixels; "
                 f"these are {channels} x {height} x {width}; leave it out"
             )
 

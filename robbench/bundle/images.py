@@ -215,6 +215,8 @@ def _problems(run: Run, cell: CellRecord, stored: Stored) -> Iterator[str]:
     except AttackViolation as error:
         yield str(error)
         return
+    if attack.algorithm == GENERATED:
+        yield from _other_corruptions(run, cell, stored, ids)
     difference = stored.adversarial - stored.clean
     for norm in (norm for norm in NORMS if norm in stored.rows and stored.rows[norm].notna().all()):
         true, said = norm_of(difference, norm).numpy(), stored.rows[norm].to_numpy(dtype=np.float64)
@@ -224,8 +226,6 @@ def _problems(run: Run, cell: CellRecord, stored: Stored) -> Iterator[str]:
             yield f"{int(wrong.sum())} of {len(ids)} rows state another {norm} than their example has (first {first})"
     if "original" in stored.rows:
         yield from _other_originals(run, stored)
-    if attack.algorithm == GENERATED:
-        yield from _other_corruptions(run, cell, stored, ids)
 
 
 def _other_corruptions(run: Run, cell: CellRecord, stored: Stored, ids: Tensor) -> Iterator[str]:

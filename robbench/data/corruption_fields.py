@@ -46,7 +46,7 @@ def motion_kernel(radius: float, sigma: float, degrees: float, scale: float) -> 
 
 def _kernel(offsets: NDArray[Any], weights: Floats, scale: float) -> Floats:
     """A kernel [2r+1,2r+1] with sum 1 of weights [t] at whole `offsets` [t,2]. On images below 32 x 32 these
-    shrink, and a weight between pixels is shared by the four around it, so that a kernel narrower than a pixel blurs."""
+    shrink, and a weight between pixels is shared by the four around it, so that kernels narrower than a pixel blur."""
     places = offsets * min(1.0, scale)
     corners = np.floor(places).astype(np.int64)
     part = places - corners

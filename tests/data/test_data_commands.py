@@ -231,8 +231,8 @@ def test_list_and_show(in_tmp: Path) -> None:
     assert "unweighted mean of the 75" in group
     assert group.count("\n  c-") == 75
     attacks = done("list", "attacks").splitlines()
-    assert [line.split("\t")[0] for line in attacks if line.startswith("c")] == [
+    assert [line.split("\t")[0] for line in attacks if line.startswith("corr")] == [
+        "corruptions-generated",
         "corruptions",
         "corruptions-extra",
-        "corruptions-generated",
     ]

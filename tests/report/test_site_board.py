@@ -12,7 +12,7 @@ import pytest
 from flow_runs import N, flow_attack, flow_cell, flow_frame, flow_run, three_flows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from publish_runs import attack, cell, corruption_spec, frame, make_run
+from publish_runs import attack, cell, corruption_spec, frame, generated_spec, make_run
 from scipy.stats import binomtest
 from site_pages import EVIL, PHONE, Reader
 
@@ -25,6 +25,7 @@ from robbench.report.site.page import Page
 from robbench.report.site.ranks import ranges
 from robbench.report.site.scatter import Point, Scatter
 from robbench.report.site.tables import DEFENSE, NAME, RANK, Board, Cell, Column, Table, lead
+from robbench.results.corruptions import MEANS
 from robbench.results.likelihood import mean_text, nll_tables
 from robbench.results.rows import models
 from robbench.results.tables import leaderboard
@@ -235,6 +236,20 @@ def corruption(name: str, severity: int) -> CellResult:
         frame(20, 0.9, 1 - 0.15 * severity, severity + len(name)),
         nll_flow=None,
     )
+
+
+def test_published_and_generated_corruptions_are_never_mixed() -> None:
+    grid = [(name, severity) for name in get_args(Headline) for severity in range(1, 6)]
+    own = [
+        cell("m", generated_spec(*one), frame(20, 0.9, 0.2, one[1] + len(one[0])), nll_flow=None)
+        for one in grid
+    ]
+    published = [corruption(*one) for one in grid]
+    first, second, every = boards(group_of(make_run([*published, *own], 20)))
+    for board, names in ((first, ["corruptions"]), (second, ["corruptions-generated"]), (every, MEANS)):
+        keys = [column.key for column in board.tables[0].columns]
+        assert [key for key in keys if key in MEANS] == [*names]
+        assert [table.threat_model for table in board.corruption_tables] == [*names]
 
 
 def test_corruptions_have_their_mean_and_a_board() -> None:

@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from publish_runs import attack, cell, corruption_spec, frame, make_run
+from publish_runs import attack, cell, corruption_spec, frame, generated_spec, make_run
 
 from robbench.data.corruption_names import Extra, Headline
 from robbench.report.site.build import run_page
@@ -72,6 +72,37 @@ def test_no_mean_over_a_part() -> None:
     lost = [*grid()[:74], corruption(*GRID[74], 0.5, status="failed", error="no file")]
     row = next(r for r in leaderboard(make_run(lost, N)) if r.metric == "corruption_accuracy")
     assert (row.status, row.value, row.note) == ("failed", None, "c-jpeg_compression-5 failed")
+
+
+def test_generated_images_have_a_mean_and_a_table_of_their_own() -> None:
+    published = grid()
+    generated = [
+        cell(
+            "resnet", generated_spec(name, severity), frame(N, 0.9, 0.3, severity + len(name)), nll_flow=None
+        )
+        for name, severity in GRID
+    ]
+    run = make_run([*published, *generated], N)
+    means = [
+        100 * np.mean([(r.rows["margin"] > 0).mean() for r in cells]) for cells in (published, generated)
+    ]
+    found = accuracies(run)
+    assert abs(means[0] - means[1]) > 5
+    for name, mean in zip(("corruptions", "corruptions-generated"), means, strict=True):
+        assert found[name, "corruption_accuracy"] == pytest.approx(mean)
+    assert wide(leaderboard(run)).columns == ("clean", "corruptions", "corruptions-generated")
+    first, second = corruptions.corruption_tables(run)
+    assert (first.title, second.title) == ("resnet", "resnet (corruptions-generated)")
+    for table, mean in zip((first, second), means, strict=True):
+        assert float(table.lines[15][-1]) == pytest.approx(mean, abs=0.051)
+    assert "| mean | " + " | ".join(second.lines[15][1:]) in markdown(run, leaderboard(run))
+    (line,) = commands(run)
+    assert " --attacks corruptions,corruptions-generated " in line
+    part = wide(leaderboard(make_run([*published, *generated[:3]], N))).columns
+    singles = {f"g-gaussian_noise-{severity}" for severity in (1, 2, 3)}
+    assert set(part) == {"clean", "corruptions", *singles}, (
+        "a part has no mean, and no mean of another hides it"
+    )
 
 
 def test_the_table_has_severities_across_and_extras_below_the_mean() -> None:

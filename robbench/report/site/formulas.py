@@ -42,9 +42,9 @@ def admissible(space: Space, norm: Norm, pixel_range: int) -> tuple[Markup, str]
             "x: the clean image of d pixels; the search takes the nearest misclassified image anywhere in the box, and "
             "the accuracy counts a sample as lost where it is within ε."
         )
-    return math(
-        "𝒜(x) = {c(x)}"
-    ), "c: the corruption, read from files or generated from the seed. There is nothing to search."
+    return math("𝒜(x) = {c(x)}"), (
+        "c: the corruption, read from files or generated from the seed. There is nothing to search."
+    )
 
 
 def _ball(what: str, radius: str, norm: Norm) -> Markup:

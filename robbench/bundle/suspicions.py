@@ -27,11 +27,11 @@ def _finding(folder: Path, result: CellResult) -> Finding:
     cell, rows = result.cell, len(result.rows)
     try:
         counted = sum_diagnostics(Ledger(folder).shards(cell.hash, refuse_shard))
-        found = {one.text for one in counted.suspicions}
+        found = {_without_advice(one.text) for one in counted.suspicions}
     except (UserError, ValueError, ArithmeticError, RecursionError) as error:
         problem = f"its shards hold no counts that robbench writes ({' '.join(str(error).split())[:100]})"
         return judge(cell.model, cell.attack.label, CHECK, 0, [problem])
-    stated = set(cell.suspicions)
+    stated = set(map(_without_advice, cell.suspicions))
     if counted.samples < rows:  # old shards without counts, or removed ones
         reason = (
             f"its shards count {counted.samples} of {rows} samples, and only counts tell what was suspicious"
@@ -47,3 +47,8 @@ def _finding(folder: Path, result: CellResult) -> Finding:
     problems = [f"it leaves out: {text[:100]}" for text in sorted(found - stated)]
     problems += [f"its counts do not give: {text[:100]}" for text in sorted(stated - found)]
     return judge(cell.model, cell.attack.label, CHECK, counted.samples, problems)
+
+
+def _without_advice(text: str) -> str:
+    """What was found, without the next step at the end, which is worded anew now and then and claims nothing."""
+    return text.rpartition("; ")[0] or text

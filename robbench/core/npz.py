@@ -8,6 +8,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
@@ -25,6 +26,7 @@ _BAD = (
     TypeError,
     AttributeError,
     SyntaxError,
+    TokenError,  # what numpy raises on Python 3.12 and later where earlier ones raise SyntaxError
     ArithmeticError,
     RuntimeError,  # encrypted; RecursionError and NotImplementedError too
     MemoryError,

@@ -368,6 +368,18 @@ def test_a_suspicion_that_is_left_out(forgery: Forgery) -> None:
     assert differing(checked(forgery.bundle(), files_only=True)) == set()
 
 
+def test_a_suspicion_with_advice_of_another_wording(forgery: Forgery) -> None:
+    """Bundles outlive the wording of next steps; what was found must be the same to the letter."""
+    (one,) = Diagnostics(samples=N, probed=10, zero_gradients=9).suspicions
+    with_counts(forgery, probed=10, zero_gradients=9)
+    said, _, _ = one.text.rpartition("; ")
+    forgery.change_record(AT, "pgd10", suspicions=(f"{said}; do something else",))
+    assert differing(checked(forgery.bundle(), files_only=True)) == set()
+    forgery.change_record(AT, "pgd10", suspicions=(one.text.replace("9 of 10", "1 of 10"),))
+    forgery.out.unlink()
+    assert differing(checked(forgery.bundle(), files_only=True)) == {"suspicions"}
+
+
 def test_a_suspicion_without_counts(forgery: Forgery) -> None:
     result = checked(forgery.change_record(AT, "pgd10", suspicions=("made up",)).bundle(), files_only=True)
     assert differing(result) == {"suspicions"}

@@ -114,7 +114,7 @@ def opened(page: Any) -> None:
     page.eval_on_selector_all("main details", "all => all.forEach((one) => { one.open = true; })")
 
 
-def test_a_mark_on_a_published_page_leads_to_its_doubt(site: Reader, run: Run) -> None:
+def test_marks_of_a_published_table_lead_to_its_doubts(site: Reader, run: Run) -> None:
     site.build(run, pages=only(published))
     page = site.open("published/ijsat-table1.html")
     page.click("main a.mark >> nth=0")

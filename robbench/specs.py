@@ -189,6 +189,16 @@ class ResolvedAttack(Strict):
         """Whether a budget bounds the adversarial image, which is not so for corrupted images."""
         return self.space != "corruption"
 
+    def last_step(self, component: str) -> float:
+        """The largest step at which a component of the attack can break a sample; NaN where it has no number of steps
+        (every step then takes at least one forward)."""
+        name = "square_queries" if component == "square" else "steps"
+        count = self.parameters.get(name, self.parameters.get("iterations"))
+        if not isinstance(count, int):
+            return math.nan
+        # APGD with large radii scores one more iterate in each of its first two phases.
+        return count + 2 if component.startswith("apgd") else count
+
     @property
     def radius(self) -> float:
         """epsilon for pixels in [0,1]; 0 without one."""

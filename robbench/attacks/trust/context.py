@@ -41,7 +41,10 @@ def full_precision() -> Iterator[None]:
     """
     with ExitStack() as restored:
         operations = _precisions()
-        for name, precision in operations.items():  # restored last, since the older settings change some of them
+        for (
+            name,
+            precision,
+        ) in operations.items():  # restored last, since the older settings change some of them
             restored.callback(setattr, attrgetter(name)(torch.backends), "fp32_precision", precision)
         with suppress(RuntimeError):
             restored.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())

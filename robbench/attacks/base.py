@@ -26,7 +26,7 @@ from robbench.attacks.checks import (
     require_labels,
     require_latent_budget,
 )
-from robbench.attacks.codec import FlowCodec, FlowProbe, decode_witness, probe_flow, regroup
+from robbench.attacks.codec import FlowCodec, FlowProbe, decode_and_check, probe_flow, regroup
 from robbench.attacks.named import ATTACKS, NamedAttack
 from robbench.attacks.outcome import Outcome
 from robbench.attacks.search.decision import losses, margins, predictions
@@ -165,7 +165,7 @@ class Attack(NamedAttack):
                 probed = self._probe_gradients(victim, samples, alive, settings)
                 found = self._search_rows(victim, samples, alive, clean.argmax(1), settings)
             require_counts(self.spec, found, audit.images)
-            adversarial = self._verify(victim, samples, found, alive)
+            adversarial, decoded = self._verify(victim, samples, found, alive)
             if flow is not None:
                 flow.repeat()
             logits = victim.attacked_logits(adversarial, samples.y)
@@ -184,7 +184,7 @@ class Attack(NamedAttack):
             outcome.broken_by,
             alive,
         )
-        outcome.diagnostics = seen + probed + found.diagnostics + gaps + rescored.slopes
+        outcome.diagnostics = seen + probed + found.diagnostics + gaps + rescored.slopes + decoded
         return outcome
 
     def _check_flow(self, victim: Victim, samples: Samples) -> FlowProbe | None:
@@ -254,21 +254,22 @@ class Attack(NamedAttack):
             full.take(part, rows)
         return full
 
-    def _verify(self, victim: Victim, samples: Samples, found: Candidates, alive: Tensor) -> Tensor:
+    def _verify(
+        self, victim: Victim, samples: Samples, found: Candidates, alive: Tensor
+    ) -> tuple[Tensor, Diagnostics]:
         """Examples inside box and ball, rounding removed; `AttackViolation` for anything beyond rounding."""
         ids, x = samples.ids, samples.x
         adversarial = inside_box(self.spec, ids, found.adversarial)
         if self.spec.space == "image":
-            return inside_ball(self.spec, ids, x, adversarial)
-        if not self.spec.bounded:
-            return adversarial
-        if found.witness:
-            self.check_witness(victim, ids, x, samples.y, adversarial, found.witness, alive)
-        elif not torch.equal(adversarial, x):
+            return inside_ball(self.spec, ids, x, adversarial), Diagnostics()
+        if self.spec.bounded and found.witness:
+            seen = self.check_witness(victim, ids, x, samples.y, adversarial, found.witness, alive)
+            return adversarial, seen
+        if self.spec.bounded and not torch.equal(adversarial, x):
             raise AttackViolation(
                 f"attack {self.spec.label!r} returned no witness for its latent perturbation"
             )
-        return adversarial
+        return adversarial, Diagnostics()
 
     def check_witness(
         self,
@@ -279,16 +280,22 @@ class Attack(NamedAttack):
         adversarial: Tensor,
         witness: dict[str, Tensor],
         alive: Tensor,
-    ) -> None:
-        """Require every witness inside its ball, and `adversarial` equal to the image decoded from it again."""
+    ) -> Diagnostics:
+        """Require every witness inside its ball, and `adversarial` equal to the image decoded from it again.
+
+        Returns how many images, encoded, are far from the latents they were decoded from.
+        """
         assert self.flow is not None
+        far = 0
         self._check_latent_ball(ids, witness)
         for rows in regroup(alive.nonzero().squeeze(1), victim.batch_size):
             device = victim.device
             own = {name: value[rows].to(device) for name, value in witness.items()}
-            again = decode_witness(self.flow, x[rows].to(device), y[rows].to(device), own)
+            again, same = decode_and_check(self.flow, x[rows].to(device), y[rows].to(device), own)
             gap = (again.cpu() - adversarial[rows]).abs().flatten(1)
             require(self.spec, ids[rows], gap, 0.0, WITNESS_TOLERANCE, "image decoded from its witness")
+            far += int((~same()).sum())
+        return Diagnostics(decoded=int(alive.sum()), misplaced=far)
 
     def _check_latent_ball(self, ids: Tensor, witness: dict[str, Tensor]) -> None:
         assert self.flow is not None

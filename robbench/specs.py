@@ -275,6 +275,20 @@ class ResolvedAttack(Strict):
         """Whether a budget bounds the perturbation; not so for corrupted images and minimal-norm attacks."""
         return self.space not in UNBOUNDED
 
+    def last_step(self, component: str) -> float:
+        """The largest step at which a component of the attack can break a sample; NaN where it has no number of steps
+        (every step then takes at least one forward)."""
+        name = "square_queries" if component == "square" else "steps"
+        count = self.parameters.get(name, self.parameters.get("iterations"))
+        if not isinstance(count, int):
+            return math.nan
+        if component.startswith(
+            "apgd"
+        ):  # with large radii it scores one more iterate in its first two phases
+            return count + 2
+        searches = self.parameters.get("binary_search_steps", 1)
+        return count * searches if isinstance(searches, int) else math.nan
+
     @property
     def radius(self) -> float:
         """epsilon for pixels in [0,1]; 0 without one."""

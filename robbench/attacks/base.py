@@ -181,7 +181,7 @@ class Attack(NamedAttack):
                 probed = self._probe_gradients(victim, samples, alive, settings)
                 found = self._search_rows(victim, samples, alive, clean.argmax(1), targets, settings)
             require_counts(self.spec, found, audit.images)
-            adversarial = self._verify(victim, samples, found, alive, settings.seed)
+            adversarial, decoded = self._verify(victim, samples, found, alive, settings.seed)
             if flow is not None:
                 flow.repeat()
             logits = victim.attacked_logits(adversarial, samples.y)
@@ -203,7 +203,7 @@ class Attack(NamedAttack):
             outcome.broken_by,
             alive,
         )
-        outcome.diagnostics = seen + probed + found.diagnostics + gaps + rescored.slopes
+        outcome.diagnostics = seen + probed + found.diagnostics + gaps + rescored.slopes + decoded
         return outcome
 
     def _check_flow(self, victim: Victim, samples: Samples) -> FlowProbe | None:
@@ -284,19 +284,17 @@ class Attack(NamedAttack):
 
     def _verify(
         self, victim: Victim, samples: Samples, found: Candidates, alive: Tensor, seed: int
-    ) -> Tensor:
+    ) -> tuple[Tensor, Diagnostics]:
         """Examples inside box and ball, rounding removed; `AttackViolation` for anything beyond rounding."""
         ids, x = samples.ids, samples.x
         adversarial = inside_box(self.spec, ids, found.adversarial)
         if self.spec.space == "image":
-            return inside_ball(self.spec, ids, x, adversarial)
-        if not self.spec.bounded:
-            return adversarial
-        if found.witness:
-            self.check_witness(victim, samples, adversarial, found.witness, alive, seed)
-        elif not torch.equal(adversarial, x):
+            return inside_ball(self.spec, ids, x, adversarial), Diagnostics()
+        if self.spec.bounded and found.witness:
+            return adversarial, self.check_witness(victim, samples, adversarial, found.witness, alive, seed)
+        if self.spec.bounded and not torch.equal(adversarial, x):
             raise AttackViolation(f"attack {self.spec.label!r} returned no witness for its perturbation")
-        return adversarial
+        return adversarial, Diagnostics()
 
     def check_witness(
         self,
@@ -306,8 +304,10 @@ class Attack(NamedAttack):
         witness: dict[str, Tensor],
         alive: Tensor,
         seed: int,
-    ) -> None:
+    ) -> Diagnostics:
         """Require every witness inside its set, and `adversarial` equal to the image rendered from it again.
+
+        Returns how many images of a flow, encoded, are far from the latents they were decoded from.
 
         samples: [N]; adversarial: images [N,C,H,W]; alive: [N] bool, the samples to check; seed: of the attack.
         """
@@ -316,13 +316,16 @@ class Attack(NamedAttack):
             raise AttackViolation(f"attack {self.spec.label!r} returned a witness and declares no set")
         for name, constraint in space.constraints:
             require_constraint(self.spec, samples.ids[alive], witness[name][alive], constraint)
+        misplaced = 0
         for rows in regroup(alive.nonzero().squeeze(1), victim.batch_size):
             device, ids = victim.device, samples.ids[rows]
             own = {name: value[rows].to(device) for name, value in witness.items()}
             noise = SampleNoise(seed, self.spec.name, ids, 0, device)
             again = space.image_of(samples.x[rows].to(device), samples.y[rows].to(device), own, noise)
-            gap = (again.cpu() - adversarial[rows]).abs().flatten(1)
+            gap = (again.image.cpu() - adversarial[rows]).abs().flatten(1)
             require(self.spec, ids, gap, 0.0, space.tolerance, "image rendered from its witness")
+            misplaced += int(again.misplaced.sum())
+        return Diagnostics(decoded=int(alive.sum()) if self.spec.needs_flow else 0, misplaced=misplaced)
 
     def _outcome(
         self, samples: Samples, clean: Tensor, logits: Tensor, adversarial: Tensor, found: Candidates

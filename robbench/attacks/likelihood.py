@@ -30,7 +30,12 @@ from robbench.core.mathml import math, row, sub, sup, under
 from robbench.core.random import KeyedNumbers, SampleRandom
 from robbench.core.schema import Strict
 from robbench.models.flows.base import FlowModel, FrozenFlow
-from robbench.models.flows.checks import same_density
+from robbench.models.flows.checks import (
+    PROBED,
+    require_density_gradient,
+    require_normalised,
+    same_density,
+)
 from robbench.specs import ModelKind, ResolvedAttack
 from robbench.statistics.likelihood import BitsEstimate, estimated_bits_per_dim
 
@@ -138,11 +143,18 @@ class LikelihoodAttack(NamedAttack):
         with full_precision(), ExitStack() as tried:
             for one in dict.fromkeys((flow, judge)):  # often the same one
                 tried.enter_context(same_density(one, x, y))
+            if self.cost.backwards and self.spec.radius > 0:
+                require_density_gradient(
+                    flow, self._originals(flow, sample_ids[:PROBED], x[:PROBED], seed), y
+                )
             for rows in chunks(torch.arange(len(x)), batch_size):
                 images = self._originals(flow, sample_ids[rows], x[rows], seed)
                 task = LikelihoodTask(sample_ids[rows], images.to(device), y[rows].to(device), seed)
                 parts.append(self._one_batch(flow, judge, task))
-        return _join_outcomes(parts)
+        outcome = _join_outcomes(parts)
+        require_normalised(judge, outcome.nll_before, "original")
+        require_normalised(judge, outcome.nll_after, "attacked")
+        return outcome
 
     def _one_batch(self, flow: FrozenFlow, judge: FrozenFlow, task: LikelihoodTask) -> LikelihoodOutcome:
         before = self._score(judge, task, task.x)

@@ -48,7 +48,7 @@ class NamedAttack(ABC):
 
     def __init_subclass__(cls) -> None:
         """TypeError for a subclass with a judging method of its own, or whose `Parameters` are no schema."""
-        own = [name for name in super(cls, cls).judging if name in vars(cls)]
+        own = [name for name in getattr(cls.__mro__[1], "judging", ()) if name in vars(cls)]
         if own:
             raise TypeError(
                 f"attack {cls.__name__} overrides {own[0]}, by which robbench checks and scores what attacks find; "

@@ -14,7 +14,6 @@ from robbench.attacks.search.constraints import BALL_TOLERANCE
 from robbench.bundle.findings import Finding, judge
 from robbench.metrics.verdicts import floats
 from robbench.results.rows import models
-from robbench.specs import ResolvedAttack
 from robbench.store.columns import LEDGER_COLUMNS, select_names
 from robbench.store.records import CellRecord, CellResult, Run
 
@@ -198,23 +197,9 @@ def _break_rules(cell: CellRecord, rows: pd.DataFrame, robust: Mask, clean_right
     yield "broken_by names no part of the attack", ~unnamed & ~by.isin(names).to_numpy(dtype=np.bool_)
     yield "broken_at contradicts robust", np.where(robust, step != -1, step < 0)
     yield "broken_at contradicts clean_margin", ~robust & ~clean_right & (step != 0)
-    last = np.array([_last_step(cell.attack, name) for name in by.fillna("")])
+    last = np.array([cell.attack.last_step(name) for name in by.fillna("")])
     limit = np.where(np.isnan(last), rows["forwards"].to_numpy(), last)
     yield "broken_at is beyond the steps of the attack", ~robust & clean_right & (step > limit)
-
-
-def _last_step(attack: ResolvedAttack, component: str) -> float:
-    """The largest step at which a component of an attack can break a sample; NaN where it has no number of steps (every
-    step then takes at least one forward)."""
-    name = "square_queries" if component == "square" else "steps"
-    count = attack.parameters.get(name, attack.parameters.get("iterations"))
-    if not isinstance(count, int):
-        return float("nan")
-    # APGD with large radii scores one more iterate in each of its first two phases.
-    if component.startswith("apgd"):
-        return count + 2
-    searches = attack.parameters.get("binary_search_steps", 1)
-    return count * searches if isinstance(searches, int) else float("nan")
 
 
 def _likelihood_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:

@@ -97,7 +97,7 @@ def _parts(module: nn.Module) -> dict[str, tuple[type, object, bool, int, bool]]
     return {
         name: (
             type(part),
-            type(part).forward,
+            next((vars(kind)["forward"] for kind in type(part).__mro__ if "forward" in vars(kind)), None),
             part.training,
             sum(len(getattr(part, hooks, ())) for hooks in _HOOKS),
             "forward" in part.__dict__,

@@ -180,6 +180,26 @@ def test_a_buffer_that_moves_during_the_attack_is_named(classifier, flow, images
 
 
 @pytest.mark.parametrize(
+    "moved", [lambda image: 1.0 - image, lambda image: 0.0 * image + 0.5], ids=["inverted", "grey"]
+)
+def test_a_decoder_that_inverts_at_clean_latents_alone_is_said(moved, classifier, flow, images):
+    """Any image would pass for a perturbation of R-LA, which follows no gradient."""
+    clean = FlowCodec(flow).encode_flat(images[1])
+
+    def decode(flow, latents, image):
+        off = (latents.flat()[:, None] - clean).norm(dim=2).amin(1) > 1e-3
+        return torch.where(off[:, None, None, None], moved(image), image)
+
+    outcome = evaluated("r-la", classifier, hostile(flow, decode=decode), images)
+    (said,) = [one for one in outcome.suspicions if one.kind == "misplaced"]
+    assert said.numbers == {"misplaced": 48, "decoded": 48}
+    for name in LATENT:
+        sound = evaluated(name, classifier, flow, images)
+        assert sound.diagnostics.decoded > 0
+        assert sound.diagnostics.misplaced == 0
+
+
+@pytest.mark.parametrize(
     ("decode", "message"),
     [
         (lambda flow, latents, image: image.detach(), "has no gradient"),
@@ -224,6 +244,50 @@ def likelihood(flow, images, name="nll-in"):
 def test_a_density_that_is_not_of_one_image_gives_no_bits_per_dim(name, log_prob, message, flow, images):
     with pytest.raises(UserError, match=message):
         likelihood(hostile(flow, log_prob=log_prob()), images, name)
+
+
+def off_the_test_set(images, change):
+    """A density that is `change` of the plain one for images that are not among `images`."""
+
+    def log_prob(flow, x, value):
+        near = (x.detach()[:, None] - images).flatten(2).abs().amax(2).amin(1) < 1e-6
+        return torch.where(near, value, change(value))
+
+    return log_prob
+
+
+@pytest.mark.parametrize("name", ["nll-in", "nll-out"])
+@pytest.mark.parametrize("change", [lambda value: 0.0 * value - 100.0, lambda value: value.detach()])
+def test_a_density_that_no_ascent_can_follow_gives_no_bits_per_dim(name, change, flow, images):
+    """The images would stay where they are, and their bits/dim look unharmed."""
+    with pytest.raises(UserError, match="no gradient with respect to the image"):
+        likelihood(hostile(flow, log_prob=lambda flow, x, value: change(value)), images, name)
+
+
+def test_a_gradient_that_is_not_finite_is_refused(flow, images):
+    spoiled = off_the_test_set(
+        images[1], lambda value: value * torch.nan
+    )  # its gradient is NaN on the test set too
+    with pytest.raises(UserError, match="0 or not finite"):
+        likelihood(hostile(flow, log_prob=spoiled), images)
+
+
+@pytest.mark.parametrize("name", ["nll-in", "noise"])
+def test_bits_below_zero_are_those_of_no_density(name, flow, images):
+    with pytest.raises(UserError, match=r"gives 48 original images -\d"):
+        likelihood(hostile(flow, log_prob=lambda flow, x, value: value + 1e4), images, name)
+    with pytest.raises(UserError, match=r"gives 48 attacked images -\d"):
+        likelihood(
+            hostile(flow, log_prob=off_the_test_set(images[1], lambda value: value + 1e4)), images, name
+        )
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_bits_of_attacked_images_that_are_not_finite_stay_so(value, flow, images):
+    spoiled = off_the_test_set(images[1], lambda bits: torch.full_like(bits, value))
+    outcome = likelihood(hostile(flow, log_prob=spoiled), images, "noise")
+    assert outcome.nll_before.isfinite().all()
+    assert not outcome.nll_after.isfinite().any()
 
 
 def test_a_density_that_writes_into_the_images_is_refused(flow, images):

@@ -66,8 +66,8 @@ def sets(name, value):
 
 RETURNED = {
     "no candidates": (
-        lambda a, v, t, found: found.adversarial,
-        "returned Tensor; return robbench.attacks.Candidates",
+        lambda a, v, t, found: [found.adversarial],
+        "returned list; return robbench.attacks.Candidates",
     ),
     "NaN": (sets("adversarial", lambda f, t: torch.full_like(t.x, torch.nan)), "NaN or infinite pixels"),
     "another sample's image": (sets("adversarial", lambda f, t: t.x.roll(1, 0)), "outside the linf ball"),

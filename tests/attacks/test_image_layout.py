@@ -113,7 +113,7 @@ def test_decoded_images_are_contiguous_and_their_gradient_is_that_of_the_flow(ki
         weights = torch.randn(image.shape, generator=torch.Generator().manual_seed(1), dtype=image.dtype)
         slopes.append(torch.autograd.grad((image * weights).sum(), z)[0])
         assert image.is_contiguous()
-        assert decode_witness(codec, x, y, {"lambda": torch.zeros_like(z)}).is_contiguous()
+        assert decode_witness(codec, x, y, {"lambda": torch.zeros_like(z)}).image.is_contiguous()
     torch.testing.assert_close(slopes[0], slopes[1], rtol=1e-7, atol=1e-9)
     frozen = flow.freeze(memory=memory)
     assert frozen.sample(2, y=torch.arange(2)).is_contiguous()

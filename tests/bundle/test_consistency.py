@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from zoo_runs import attacked
 
 from robbench.attacks import ATTACKS
-from robbench.bundle.consistency import _last_step, consistency_findings, duplicate_labels, incomplete
+from robbench.bundle.consistency import consistency_findings, duplicate_labels, incomplete
 from robbench.bundle.identity import address_findings, settings_findings
 from robbench.models.zoo import zoo_entries
 from robbench.specs import ThreatModel, resolve_attack, threat_models
@@ -123,7 +123,7 @@ def test_the_last_step_of_an_attack(
     """That of the component that broke the sample; APGD outside its ball has two iterates more than iterations."""
     spec = resolve_attack(name, "digits", known)
     built = ATTACKS.get(spec.algorithm).Parameters.model_validate(spec.parameters).model_dump(mode="json")
-    found = _last_step(spec.model_copy(update={"parameters": built}), component)
+    found = spec.model_copy(update={"parameters": built}).last_step(component)
     assert found == last if last is not None else np.isnan(found)
 
 

@@ -49,7 +49,7 @@ def decoded(rows: pd.DataFrame, originals: dict[int, np.ndarray]) -> torch.Tenso
         for name in found[0].perturbations
     }
     x = torch.from_numpy(np.stack([originals[i] for i in rows["sample_id"]]))
-    return decode_witness(FlowCodec(flow), x, torch.tensor(rows["label"].tolist()), parts)
+    return decode_witness(FlowCodec(flow), x, torch.tensor(rows["label"].tolist()), parts).image
 
 
 def images(column: pd.Series) -> torch.Tensor:

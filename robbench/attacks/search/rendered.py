@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robbench.attacks.search.constraints import Constraint
 from robbench.attacks.search.geometry import Noise, direction
-from robbench.attacks.search.spaces import SearchSpace, State
+from robbench.attacks.search.spaces import Rendering, SearchSpace, State
 from robbench.specs import Norm
 
 Optimizer = Literal["steps", "frank-wolfe"]
@@ -116,10 +116,11 @@ class RenderedSpace(SearchSpace):
             moved = variables + self.step_size * direction(gradient, self.step_norm)
         return {**state, VARIABLES: self.renderer.confine(state["x"], self._project(moved))}
 
-    def image_of(self, x: Tensor, y: Tensor, witness: Mapping[str, Tensor], noise: Noise) -> Tensor:
+    def image_of(self, x: Tensor, y: Tensor, witness: Mapping[str, Tensor], noise: Noise) -> Rendering:
         with torch.no_grad():
             state = {"x": x, "y": y, VARIABLES: witness[VARIABLES], **self._scene(x, noise)}
-            return self.render(state)[0].clamp(0.0, 1.0)
+            image = self.render(state)[0].clamp(0.0, 1.0)
+        return Rendering(image, torch.zeros(len(x), dtype=torch.bool, device=x.device))
 
     def _scene(self, x: Tensor, noise: Noise) -> State:
         return {f"{SCENE}{name}": value for name, value in self.renderer.scene(x, noise.scene()).items()}

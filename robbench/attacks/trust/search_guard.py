@@ -73,14 +73,14 @@ def require_counts(spec: ResolvedAttack, found: Candidates, searched: int) -> No
 
 
 def steps_of(spec: ResolvedAttack, found: Candidates, broken: Tensor) -> Tensor:
-    """Step at which each `broken` [N] sample was broken, [N]: all its forwards where the search does not know it.
-    `AttackViolation` for more steps than model calls."""
-    step = torch.where(found.step < 0, found.forwards, found.step)
-    if found.counts_exact and bool((broken & (step > found.forwards + found.backwards)).any()):
-        raise _wrong(
-            spec, "step", "the model calls after which a sample was broken, no more than are reported"
-        )
-    return step
+    """Step at which each `broken` [N] sample was broken, [N]: all its forwards or
+    steps where the search does not know it.
+    `AttackViolation` for a step beyond the last one of its attack."""
+    last = torch.tensor([spec.last_step(name) for name in found.component], dtype=torch.float64)
+    limit = torch.where(last.isnan(), found.forwards, last).long()
+    if bool((broken & (found.step > limit)).any()):
+        raise _wrong(spec, "step", "the step that broke a sample, at most the number of steps or calls")
+    return torch.where(found.step < 0, torch.minimum(found.forwards, limit), found.step)
 
 
 def _components(spec: ResolvedAttack) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ Kind = Literal[
     "not-finite",
     "ties",
     "batch-gap",
+    "misplaced",
     "batch",
 ]
 # What chance may bring: of the samples that only Square breaks (the reference's threshold), and of gradients that are
@@ -80,6 +81,7 @@ class Diagnostics(Strict):
         not_finite: attacked images whose logits are not finite.
         batch_gap, batch_flips: largest relative gap of logits between two batches, 0 for rounding; samples whose
             verdict differed between two scorings.
+        decoded, misplaced: images decoded from perturbed latents, and those that, encoded, are far from these latents.
     """
 
     samples: int = 0
@@ -114,6 +116,8 @@ class Diagnostics(Strict):
     not_finite: int = 0
     batch_gap: float = 0.0
     batch_flips: int = 0
+    decoded: int = 0
+    misplaced: int = 0
 
     def __add__(self, other: "Diagnostics") -> "Diagnostics":
         fits = [size for size in (self.batch_fits, other.batch_fits) if size]
@@ -133,6 +137,7 @@ class Diagnostics(Strict):
             self._chance(),
             self._not_finite(),
             self._batch_gap(),
+            self._misplaced(),
             self._probabilities() or self._squashed(),
             self._square_only(),
             self._weak_cross_entropy(),
@@ -178,6 +183,17 @@ class Diagnostics(Strict):
             f"logits of an image differ by up to {100 * self.batch_gap:.2g} % of their size between two batches, and "
             f"{_samples(self.batch_flips)} had another verdict in the second: the worse one counts; layers quantised "
             f"by the range of the whole batch, or low precision inside the model, do this",
+        )
+
+    def _misplaced(self) -> Suspicion | None:
+        if not self.misplaced:
+            return None
+        return Suspicion(
+            "misplaced",
+            {"misplaced": self.misplaced, "decoded": self.decoded},
+            f"{self.misplaced} of {self.decoded} images that the flow decoded are not images of the latents that the "
+            f"attack chose: encoding gives others, off by more than a tenth of the perturbation; the flow does not "
+            f"invert itself there or its decoder explodes: give a smaller budget, or another flow",
         )
 
     def _ties(self) -> Suspicion | None:

@@ -91,6 +91,35 @@ def same_density(flow: FlowModel, images: Tensor, y: Tensor) -> Iterator[None]:
     require_same_state(what, before, flow)
 
 
+def require_density_gradient(flow: FlowModel, images: Tensor, y: Tensor) -> None:
+    """`UserError` unless `log_prob` has a finite gradient that is not 0 at some of the first images [n,C,H,W], labels y
+    [n]: without one, an ascent leaves images as they are, and their bits/dim look unharmed."""
+    few = slice(PROBED)
+    x = images[few].to(flow.device).clone().requires_grad_(True)
+    with torch.enable_grad():
+        labels = y[few].to(flow.device)
+        value = _guarded(f"log_prob of flow {type(flow).__name__}", lambda: flow.log_prob(x, labels)).sum()
+        gradient = torch.autograd.grad(value, x, allow_unused=True)[0] if value.requires_grad else None
+    steepest = torch.zeros(1) if gradient is None else gradient.flatten(1).abs().amax(1)
+    if len(x) and not bool(((steepest > 0) & torch.isfinite(steepest)).any()):
+        raise UserError(
+            f"flow {type(flow).__name__}: log_prob has no gradient with respect to the image, or one that is 0 or not "
+            f"finite, and the attack follows it; compute log_prob without torch.no_grad or detach ({CONTRACT})"
+        )
+
+
+def require_normalised(flow: FlowModel, bits: Tensor, which: str) -> None:
+    """`UserError` where the mean of finite bits/dim [n] of `which` images is below 0, as it is for no density: images
+    are cubes of volume L^-D, whose probabilities are at most 1."""
+    finite = bits[torch.isfinite(bits)]
+    if len(finite) and float(finite.mean()) < -BITS_TOLERANCE:
+        raise UserError(
+            f"flow {type(flow).__name__} gives {len(finite)} {which} images {float(finite.mean()):.4g} bits/dim on "
+            f"average, and no density of grey levels gives less than 0; correct the log-determinants, the prior or the "
+            f"scale of its log_prob ({CONTRACT})"
+        )
+
+
 def require_steady(what: str, method: Method, inputs: Tensor, y: Tensor | None, tolerance: float) -> Tensor:
     """Outputs [n,...] of `method` on `inputs` [n,...] and labels [n]; `UserError` unless they do not depend on batch,
     order or call, and the inputs stay as they are. Outputs that are not finite must be so each time.

@@ -43,7 +43,9 @@ def test_the_estimator_is_its_definition(loss, classifier, images):
             u = drawn_noise(state["keys"], torch.full_like(state["keys"], pair), x)[1].double().numpy()
             values = []
             for sign in (1, -1):
-                logits = classifier(torch.tensor(np.clip(points + sign * 0.05 * u, 0, 1)).float()).double().numpy()
+                logits = (
+                    classifier(torch.tensor(np.clip(points + sign * 0.05 * u, 0, 1)).float()).double().numpy()
+                )
                 own, rest = logits[np.arange(3), y], logits.copy()
                 rest[np.arange(3), y] = -np.inf
                 top = rest.max(1)

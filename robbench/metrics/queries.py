@@ -4,11 +4,13 @@ import numpy as np
 
 from robbench.metrics.registry import Metric, Number, register
 from robbench.metrics.verdicts import broken
-from robbench.store.records import CellResult
+from robbench.specs import TRANSFER
+from robbench.store.records import CellRecord, CellResult
 
 
 def median_queries(result: CellResult) -> Number | None:
-    """Median over the broken samples of the iteration that broke them, one query of the model each.
+    """Median over the broken samples of the iteration that broke them, one query of the model each; of decision-based
+    attacks the query that first met a misclassified image within the budget.
 
     None for an attack that used gradients, broke nothing, or whose queries were not counted per sample.
     """
@@ -20,8 +22,13 @@ def median_queries(result: CellResult) -> Number | None:
     )
 
 
+def _asks_the_model(cell: CellRecord) -> bool:
+    """Whether the search is on the attacked model itself, not on a surrogate."""
+    return cell.attack.algorithm != TRANSFER
+
+
 QUERIES = Metric(
     "median_queries", "median queries to break a sample", "queries", "higher", column="queries",
-    part="Cost of black-box attacks", decimals=0, place=40, compute=median_queries,
+    part="Cost of black-box attacks", decimals=0, place=40, applies=_asks_the_model, compute=median_queries,
 )  # fmt: skip
 register(QUERIES)

@@ -120,6 +120,8 @@ class DecisionSearch(MinimalSearch):
         state["found"] = state["found"] | taken
 
     def _bisect(self, state: State, images: Tensor, nearer: Tensor, farther: Tensor) -> None:
+        if known_empty(nearer | farther):
+            return
         middle = 0.5 * (state["low"] + state["high"])
         put(state["point"], images, nearer)
         state["high"] = torch.where(nearer, middle, state["high"])
@@ -129,6 +131,8 @@ class DecisionSearch(MinimalSearch):
 
     def bisect_from(self, state: State, images: Tensor, where: Tensor) -> None:
         """Begin in place the bisection between the clean images and the misclassified `images`, for `where` [n]."""
+        if known_empty(where):
+            return
         for name in ("point", "far"):
             put(state[name], images, where)
         top = norm_of(images - state["x"], "linf") if self.norm == "linf" else torch.ones_like(state["top"])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robbench.attacks.minimal.decisions import WALK, DecisionAttack, DecisionParameters, DecisionSearch
 from robbench.attacks.named import ATTACKS, Objective
-from robbench.attacks.search.geometry import drawn_noise, norm_of, normalise, per_sample, put
+from robbench.attacks.search.geometry import drawn_noise, known_empty, norm_of, normalise, per_sample, put
 from robbench.attacks.search.spaces import State
 from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
@@ -84,6 +84,8 @@ class HopSkipJump(DecisionSearch):
 
     def _begin_step(self, state: State, where: Tensor) -> None:
         """Steps along the estimate, whose decisions are centred unless all are the same."""
+        if known_empty(where):
+            return
         mean = state["ups"] / state["probes"].clamp(min=1.0)
         mean = mean.masked_fill(mean.abs() == 1.0, 0.0)
         estimate = state["weighted"] - per_sample(mean, state["total"]) * state["total"]
@@ -93,6 +95,8 @@ class HopSkipJump(DecisionSearch):
         state["phase"] = state["phase"].masked_fill(where, MOVE)
 
     def arrive(self, state: State, where: Tensor) -> None:
+        if known_empty(where):
+            return
         reach = norm_of(state["point"] - state["x"], self.norm)
         radius = torch.where(state["round"] < 0, FIRST_RADIUS, reach / self.dimensions)
         state["reach"] = torch.where(where, reach, state["reach"])

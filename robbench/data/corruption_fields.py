@@ -19,7 +19,7 @@ SIDE = 32  # of the images that the published severities are for
 
 def scale_of(image: Floats) -> float:
     """Length on this image of one pixel of a 32 x 32 image."""
-    return min(image.shape[:2]) / SIDE
+    return float(min(image.shape[:2])) / SIDE
 
 
 def disk_kernel(radius: float, blur: float, scale: float) -> Floats:
@@ -51,11 +51,12 @@ def _kernel(offsets: NDArray[Any], weights: Floats, scale: float) -> Floats:
     corners = np.floor(places).astype(np.int64)
     part = places - corners
     reach = int(np.abs(corners).max()) + 1
-    kernel = np.zeros((2 * reach + 1, 2 * reach + 1))
+    kernel: Floats = np.zeros((2 * reach + 1, 2 * reach + 1))
     for down, right in product((0, 1), (0, 1)):
         shares = np.abs(1 - down - part[:, 0]) * np.abs(1 - right - part[:, 1])
         np.add.at(kernel, (corners[:, 0] + reach + down, corners[:, 1] + reach + right), shares * weights)
-    return kernel / kernel.sum()
+    kernel /= kernel.sum()
+    return kernel
 
 
 def filtered(image: Floats, kernel: Floats, border: Literal["edge", "reflect"]) -> Floats:
@@ -79,8 +80,8 @@ def sampled(
 
 def grid_of(image: Floats) -> tuple[Floats, Floats]:
     """Rows and columns [H,W] of the pixels of an image."""
-    rows, columns = np.indices(image.shape[:2], dtype=np.float64)
-    return rows, columns
+    places: Floats = np.indices(image.shape[:2], dtype=np.float64)
+    return places[0], places[1]
 
 
 def zoomed(image: Floats, factor: float) -> Floats:
@@ -97,10 +98,12 @@ def zoomed(image: Floats, factor: float) -> Floats:
 def plasma_map(shape: tuple[int, int], decay: float, rng: np.random.Generator) -> Floats:
     """A cloud in [0,1]: midpoint displacement (diamonds and squares) on a torus whose side is a power of two, cropped
     to `shape`; each octave moves its points `decay` squared times less than the one before."""
-    heights, size = np.zeros((1, 1)), 1.0
+    heights: Floats = np.zeros((1, 1))
+    size = 1.0
     while len(heights) < max(shape):
         heights, size = _with_midpoints(heights, size, rng), size / decay**2
-    heights = (heights - heights.min()) / (heights.max() - heights.min())
+    heights -= heights.min()
+    heights /= heights.max()
     return heights[: shape[0], : shape[1]]
 
 

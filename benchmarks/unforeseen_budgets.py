@@ -1,10 +1,10 @@
 """Calibrate the six budgets of the unforeseen attacks on validation images (Kang et al. 2019, by other means).
 
-Kang et al. choose budgets whose ATA matches that of Linf at six budgets (1 to 32 of 255), which takes a training per attack
-and budget. Here the reference is the mean accuracy of the zoo's standard and `at` models under `uar-linf` at 1/8, 1/4,
-1/2, 3/4, 1 and 3/2 of the data set's Linf budget (beyond, both are at 0), and a budget is read off, on a logarithmic
-scale, where the same mean under the other attack is as high. Prints the accuracies and the line `calibrated`
-of the YAML. The test set is not touched.
+Kang et al. choose budgets whose ATA matches that of Linf at six budgets (1 to 32 of 255), which takes a training per
+attack and budget. Here the reference is the mean accuracy of the zoo's standard and `at` models under `uar-linf` at
+1/8, 1/4, 1/2, 1, 5/4 and 3/2 of the data set's Linf budget (beyond, both are at 0), and a budget is read off, on a
+logarithmic scale, where the same mean under the other attack is as high. Prints the accuracies and the line
+`calibrated` of the YAML. The test set is not touched.
 
     python benchmarks/unforeseen_budgets.py --dataset digits [--data-dir DIR] [--n 180] [--steps 50]
 """
@@ -64,8 +64,8 @@ def accuracies(
 
 
 def read_off(wanted: float, budgets: Sequence[float], falling: Sequence[float]) -> float:
-    """The smallest budget at which the accuracy, made monotone, has fallen to `wanted`; that of the lowest accuracy where
-    it never does."""
+    """The smallest budget at which the accuracy, made monotone, has fallen to `wanted`; where it never does,
+    that of the lowest accuracy."""
     monotone, first = np.unique(-np.minimum.accumulate(np.asarray(falling)), return_index=True)
     return float(np.exp(np.interp(-wanted, monotone, np.log(budgets)[first])))
 

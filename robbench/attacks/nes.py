@@ -124,8 +124,8 @@ class NaturalEvolutionStrategies(Attack):
         super().__init__(spec, flow)
         if spec.space != "image" or spec.norm != "linf":
             raise UserError(
-                f"attack {spec.name!r}: algorithm 'nes' searches Linf balls of pixels, not {spec.space} in {spec.norm}; "
-                f"correct the threat model's YAML"
+                f"attack {spec.name!r}: algorithm 'nes' searches Linf balls of pixels, not {spec.space} in {spec.norm}"
+                f"; correct the threat model's YAML"
             )
 
     @classmethod
@@ -134,8 +134,9 @@ class NaturalEvolutionStrategies(Attack):
         difference = row("(ℓ(", sub("x", "t"), "+ σu) - ℓ(", sub("x", "t"), "- σu)) u / 2σ")
         lines = (math(under("max", "x′ ∈ 𝒜(x)"), "ℓ(f(x′), y)"), math("g =", row("mean", difference)))
         words = (
-            f"{p.steps} sign steps of {p.relative_step_size:g} ε along g with momentum {p.momentum:g}, g from {p.pairs} "
-            f"antithetic pairs of Gaussian probes, σ = {p.sigma:g}: {p.queries} queries at most, no gradients. ℓ: {p.loss}."
+            f"{p.steps} sign steps of {p.relative_step_size:g} ε along g with momentum {p.momentum:g}, g from "
+            f"{p.pairs} antithetic pairs of Gaussian probes, σ = {p.sigma:g}: at most {p.queries} queries, no "
+            f"gradients. ℓ: {p.loss}."
         )
         return lines, words
 

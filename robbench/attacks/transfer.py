@@ -1,7 +1,7 @@
 """Transfer attacks: adversarial examples found on another model, the surrogate, and scored on the attacked one.
 
-Any worst-case attack on classifiers searches the surrogate, by its own rules and checks. The attacked model is asked for
-its verdict alone. Attacks that can stop at the first example that fools the surrogate go on instead: what lies just
+Any worst-case attack on classifiers searches the surrogate, by its own rules and checks. The attacked model is asked
+for its verdict alone. Attacks that can stop at the first example that fools the surrogate go on instead: what lies just
 beyond its boundary fools no other model.
 """
 

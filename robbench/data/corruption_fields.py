@@ -19,7 +19,8 @@ SIDE = 32  # of the images that the published severities are for
 
 def scale_of(image: Floats) -> float:
     """Length on this image of one pixel of a 32 x 32 image."""
-    return float(min(image.shape[:2])) / SIDE
+    height, width = int(image.shape[0]), int(image.shape[1])
+    return min(height, width) / SIDE
 
 
 def disk_kernel(radius: float, blur: float, scale: float) -> Floats:
@@ -75,7 +76,8 @@ def sampled(
         map_coordinates(image[..., channel], [rows, columns], order=1, mode=border)
         for channel in range(image.shape[2])
     ]
-    return np.stack(channels, -1)
+    stacked: Floats = np.stack(channels, -1)
+    return stacked
 
 
 def grid_of(image: Floats) -> tuple[Floats, Floats]:

@@ -116,7 +116,8 @@ def glass_blur(image: Floats, sigma: float, shift: float, rounds: float, rng: Ra
         moved = inside & (rng.random((height, width)) < shift * scale / reach)
         down, right = np.where(moved, moves, 0)
         found = found[rows + down, columns + right]
-    return gaussian_filter(found, sigmas, mode="nearest")
+    blurred: Floats = gaussian_filter(found, sigmas, mode="nearest")
+    return blurred
 
 
 def motion_blur(image: Floats, radius: float, sigma: float, rng: Random) -> Floats:
@@ -173,14 +174,16 @@ def brightness(image: Floats, more: float, rng: Random) -> Floats:
     """The largest channel (HSV's value) raised by `more` up to 1, hue and saturation unchanged."""
     value = image.max(2, keepdims=True)
     raised = np.minimum(value + more, 1)
-    return np.where(value > 0, image * (raised / np.where(value > 0, value, 1)), raised)
+    found: Floats = np.where(value > 0, image * (raised / np.where(value > 0, value, 1)), raised)
+    return found
 
 
 def contrast(image: Floats, share: float, rng: Random) -> Floats:
     """Distances from each channel's mean, which is summed exactly, become `share` of what they were."""
     values = image.reshape(-1, image.shape[2]).T
     means = np.array([math.fsum(channel) / len(channel) for channel in values.tolist()])
-    return (image - means) * share + means
+    found: Floats = (image - means) * share + means
+    return found
 
 
 def elastic_transform(image: Floats, size: float, sigma: float, affine: float, rng: Random) -> Floats:

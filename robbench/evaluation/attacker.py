@@ -120,8 +120,8 @@ class Attacker:
         with prepare(self.surrogate, inputs.images, device, self.batch_size, inputs.device) as other:
             if other.classes != subject.classes:
                 raise UserError(
-                    f"surrogate returns {other.classes} logits per image and the attacked model {subject.classes}; give "
-                    f"a surrogate with the same classes"
+                    f"surrogate returns {other.classes} logits per image and the attacked model {subject.classes}; "
+                    f"give a surrogate with the same classes"
                 )
             self.attack.surrogate = other.victim.module
             try:

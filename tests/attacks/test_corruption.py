@@ -192,7 +192,7 @@ def test_without_files_it_says_how_to_run_it() -> None:
 def test_budgets_change_no_corruption() -> None:
     assert resolve_attack("c-fog-3", "cifar10", MODELS, epsilon=0.1, eta=2.0, steps=9) == spec("c-fog-3")
     with pytest.raises(
-        UserError, match=r"unknown attack 'c-fog-6'; did you mean 'c-fog-1'.*robbench list attacks"
+        UserError, match=r"unknown attack 'c-fog-6'; did you mean .*'c-fog-1'.*robbench list attacks"
     ) as caught:
         resolve_attack("c-fog-6", "cifar10", MODELS)
     assert "c-snow-1" not in str(caught.value), "groups stand for their members in lists"

@@ -165,7 +165,7 @@ def test_a_decoder_that_depends_on_large_batches_alone_is_found_when_witnesses_a
         shift = 0.1 * (image * torch.arange(len(image))[:, None, None, None] / len(image)).mean()
         return torch.where(moved[:, None, None, None], image + shift, image)
 
-    with pytest.raises(AttackViolation, match="decoded from its witness"):
+    with pytest.raises(AttackViolation, match="rendered from its witness"):
         evaluated("a-la", classifier, hostile(flow, decode=decode), images)
 
 

@@ -213,10 +213,13 @@ class TestTheBaseClassDoesNotTrustAttacks:
             Parameters = create_model("AnyParameters", __config__={"extra": "allow"})
             cost = Cost(1, 0)
 
+            def space(self):
+                return LatentSpace(self.flow, self.spec.norm, self.spec.eta, 0.0) if self.flow else None
+
             def search(self, victim, task):
                 n = len(task.x)
                 zeros = torch.zeros(n, dtype=torch.int64)
-                found = Candidates(task.x.clone(), zeros, zeros.clone(), zeros.clone(), ["bad"] * n)
+                found = Candidates(task.x.clone(), zeros, zeros.clone(), zeros.clone(), [self.spec.name] * n)
                 change(found)
                 return found
 
@@ -258,7 +261,7 @@ class TestTheBaseClassDoesNotTrustAttacks:
             found.witness["lambda"] = torch.full((len(found.adversarial), 64), 0.02)
 
         attack = self.misbehaving(lie, flow)
-        with pytest.raises(AttackViolation, match="decoded from its witness"):
+        with pytest.raises(AttackViolation, match="rendered from its witness"):
             attack.evaluate(Victim(classifier), ids, x, y, 0, 48)
 
     def test_a_witness_that_is_not_a_number_is_caught(self, classifier, flow, images):

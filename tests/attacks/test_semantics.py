@@ -101,7 +101,7 @@ def test_every_named_attack_declares_what_its_images_stand_for():
         == "perturbation"
     }
     corruptions = {*MODELS["corruptions"].attacks, *MODELS["corruptions-generated"].attacks}
-    weather = {name for name in MODELS["unforeseen"].attacks if name.split("-")[0] in ("fog", "snow")}
+    weather = {name for name in MODELS["unforeseen"].attacks if name.split("-")[0] in ("fog", "jpeg", "snow")}
     assert found == {*PERTURBATIONS, *corruptions, *weather}
 
 

@@ -112,7 +112,7 @@ class BoundaryAttack(DecisionAttack):
     def objective(cls, spec: ResolvedAttack) -> Objective:
         words = (
             f"{spec.parameters.get('queries', 5000)} decisions in all, no logits: a random walk of misclassified "
-            f"images, on the sphere around x and towards x, with step lengths that follow the share of successful moves."
+            "images, on the sphere around x and towards x, with steps that follow the share of successful moves."
         )
         return (cls.goal(spec),), words
 

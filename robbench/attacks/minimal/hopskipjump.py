@@ -1,5 +1,5 @@
-"""HopSkipJump (Chen, Jordan & Wainwright 2020), in L2 and Linf: at the boundary, the mean of random directions weighted by
-decisions estimates its normal; a step along it, halved until misclassified; a bisection back to the boundary.
+"""HopSkipJump (Chen, Jordan & Wainwright 2020), in L2 and Linf: at the boundary, the mean of random directions weighted
+by decisions estimates its normal; a step along it, halved until misclassified; a bisection back to the boundary.
 """
 
 from typing import ClassVar

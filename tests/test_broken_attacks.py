@@ -75,7 +75,7 @@ def test_an_unbroken_engine_passes_also_with_another_batch_size(
 def test_the_committed_reference_holds_on_a_part_of_the_gate(tmp_path: Path) -> None:
     """On this machine, whatever it is: rounding is allowed for."""
     committed = data_root() / "reports" / "reference" / "digits-attacks.parquet"
-    result = held(run(tmp_path / "run", "fgsm,pgd20-l2,apgd-ce,jsa10", n=20), committed)
+    result = held(run(tmp_path / "run", "fgsm,pgd20-l2,apgd-ce,jsa10", n=60), committed)
     assert result.exit_code == 0, result.output
 
 

@@ -70,8 +70,6 @@ CALLED = {
     "kd-detector": "KD detector",
     "lid-detector": "LID detector",
     "not-stated": "the paper to say whether the images were perturbed",
-    **{name.lower(): f"{name} (unforeseen attack)" for name in ("Elastic", "JPEG", "Fog", "Snow", "Gabor")},
-    "unforeseen-l2": "L2 of the unforeseen attacks",
     "corruptions": "CIFAR-10-C",
     "samples": "GAN samples",
     "cw": "C&W",

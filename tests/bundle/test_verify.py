@@ -436,7 +436,7 @@ def perturbed(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable
     [
         (perturbed("lambda", lambda v: 3 * v), "budget of lambda"),
         (perturbed("delta", lambda v: 3 * v), "budget of delta"),
-        (perturbed("lambda", lambda v: 0.5 * v), "decoded from its witness"),
+        (perturbed("lambda", lambda v: 0.5 * v), "rendered from its witness"),
         (perturbed("lambda", lambda v: np.nan * v), "not finite"),
         (perturbed("delta", lambda v: v.ravel()), "shape"),
         (lambda w: Witness(w.flow, w.condition, {"lambda": w.perturbations["lambda"]}), "holds lambda, not"),

@@ -73,14 +73,14 @@ def rows(ids: Sequence[int], kept: Iterable[int], seed: int, latent: bool = Fals
     rng, n, stored = np.random.default_rng([seed, *ids]), len(ids), set(kept)
     robust = rng.random(n) < 0.5
     labels = np.array([i % 10 for i in ids])
-    floats = ("clean_margin", "l1", "l2", "linf", "cross_entropy", "nll_before", "nll_after")
+    floats = ("clean_margin", "l1", "l2", "linf", "l0", "cross_entropy", "nll_before", "nll_after")
     columns: dict[str, object] = {name: rng.random(n).astype(np.float32) for name in floats}
     columns |= {"sample_id": list(ids), "label": labels, "clean_prediction": labels, "robust": robust}
     columns |= {"prediction": np.where(robust, labels, (labels + 1) % 10)}
     columns |= {"margin": np.where(robust, 0.5, -0.5).astype(np.float32)}
     columns |= {"broken_by": [None if held else "pgd20" for held in robust.tolist()]}
     columns |= {"broken_at": np.where(robust, -1, 3), "forwards": [22] * n, "backwards": [20] * n}
-    columns |= {"counts_exact": [True] * n}
+    columns |= {"counts_exact": [True] * n, "target": [None] * n, "reached": [None] * n}
     columns |= {"example": [image(rng) if i in stored else None for i in ids]}
     columns |= {"witness": [witness(rng, i % 10) if latent and i in stored else None for i in ids]}
     return pa.table(

@@ -105,7 +105,9 @@ class Metric:
         return f"{self.column}{variant.removeprefix(self.name)}"
 
 
-METRICS: Registry[Metric] = Registry("metric", "robbench.metrics")
+METRICS: Registry[Metric] = Registry(
+    "metric", "robbench.metrics", lambda entry: isinstance(entry, Metric), "a robbench.metrics.Metric"
+)
 _ORDER: dict[str, int] = {}  # order of registration of robbench's metrics
 
 

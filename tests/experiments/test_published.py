@@ -34,7 +34,7 @@ from robbench.results.rows import TableRow
 from robbench.store.records import Run
 
 KNOWN = Known(
-    attacks={"pgd20", "aa", "jsa50", "nll-in", "r-la"},
+    attacks={"pgd20", "aa", "jsa50", "elastic", "fog", "jpeg-linf", "nll-in", "r-la"},
     defenses={"standard", "at", "trades", "ijsat", "clean", "r-la"},
     datasets=("cifar10", "mnist", "digits"),
 )

@@ -589,7 +589,8 @@ def test_names_as_people_type_them_from_python() -> None:
         found = resolve_attacks("clean,PGD-20,fgsm_linf,corruptions", "cifar10", None, None)
         with pytest.raises(UserError, match="attacks=clean: clean accuracy is a column of every table"):
             resolve_attacks(["clean"], "digits", None, None)
-        with pytest.raises(UserError, match="did you mean 'apgd-t-l2'"):
-            resolve_attacks("cw", "digits", None, None)
+        with pytest.raises(UserError, match="did you mean 'deepfool-l2'"):
+            resolve_attacks("deepfool", "digits", None, None)
+        assert [spec.name for spec in resolve_attacks("cw", "digits", None, None)] == ["cw-l2"]
     assert [spec.name for spec in found[:2]] == ["pgd20", "fgsm"]
     assert len(found) > 70

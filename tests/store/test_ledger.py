@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from robbench.core.errors import UserError
-from robbench.store.columns import LEDGER_COLUMNS
 from robbench.store.ledger import Ledger, load_run
 from robbench.store.records import CellRecord
 from robbench.store.shards import (

@@ -523,7 +523,8 @@ def synthetic(lines: int, attacks: int, name: Callable[[int], str]) -> Table:
 
 
 @pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_many_models_are_paged(site: Reader, count: int) -> None:
+def test_many_models_are_paged(site: Reader, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board_page, "PLAIN_ROWS", 100)
     last = count // board_page.PAGE_SIZE
     group = group_of(make_run([cell("m", attack(), frame(30, 0.9, 0.5, 1))], 30))
     table = synthetic(count, 30, lambda i: EVIL if i == 3 else f"model {i}")

@@ -232,7 +232,9 @@ def test_logits_are_taken_out_of_what_a_model_returns(change: Any, note: str, pl
     "change", [lambda out: out[:, 0], lambda out: out[:, :1], lambda out: {"out": out}, str]
 )
 def test_what_holds_no_logits_is_refused(change: Any) -> None:
-    with pytest.raises(robbench.UserError, match=r"a classifier returns logits of shape \(2, classes\)"):
+    with pytest.raises(
+        robbench.UserError, match=r"logits of shape \(2, classes\)|the single logit of a binary classifier"
+    ):
         evaluate(Returning(change), X, Y)
 
 

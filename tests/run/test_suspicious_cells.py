@@ -27,8 +27,8 @@ def test_shards_of_two_runs_are_judged_together(
     second = suspicions(tmp_path)
     assert len(first) == len(second) == 2
     for (early,), (late,) in zip(first, second, strict=True):
-        assert "(100.0 %)" in early
-        assert "(100.0 %)" in late
+        assert "(100.0 %, 95 % interval" in early
+        assert "(100.0 %, 95 % interval" in late
         assert int(late.partition(" at ")[2].split()[0]) > int(early.partition(" at ")[2].split()[0])
     text = (tmp_path / "leaderboard.md").read_text()
     assert text.count("gradients may be masked") == 1

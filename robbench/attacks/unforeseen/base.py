@@ -86,6 +86,11 @@ class RenderedAttack(GradientAttack):
         return bool(self.steps)
 
     @property
+    def raises_cross_entropy(self) -> bool:
+        """Not against the loss of the clean image where no variables render it: fog without a search may lower it."""
+        return super().raises_cross_entropy and self.contains_clean
+
+    @property
     def contains_clean(self) -> bool:
         return self.renders.contains_clean
 

@@ -23,7 +23,7 @@ import robbench.attacks.base as base
 import robbench.attacks.likelihood as likelihood
 import robbench.attacks.search.engine as engine
 import robbench.attacks.search.spaces as spaces
-import robbench.specs as specs
+import robbench.specs.schema as specs
 from robbench.cli.app import main
 from robbench.core.resources import data_root
 

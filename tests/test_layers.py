@@ -11,7 +11,7 @@ import pytest
 import robbench
 
 PACKAGE = Path(robbench.__file__).parent
-# From the ground up. `specs`, `cards` and `recipes` are single modules.
+# From the ground up. `cards` and `recipes` are single modules.
 ROOMS = (
     "core", "specs", "cards", "recipes", "data", "models", "statistics", "attacks", "defenses", "store",
     "metrics", "results", "compare", "run", "experiments", "bundle", "report", "evaluation", "theory",

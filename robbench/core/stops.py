@@ -69,13 +69,18 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 
 @contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Restores the handlers of `listening` after a library has installed others inside."""
-    ours = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is _stop]
+    """Installs the handlers of SIGINT and SIGTERM again that a library replaces, or takes from the operating system
+    without Python's knowledge, as Ray does when it starts and when it stops."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number in ours:
-            signal.signal(number, _stop)
+        for number, handler in before.items():
+            if handler is not None:  # None: installed by other means than Python's, and out of reach
+                signal.signal(number, handler)
 
 
 def remember_termination() -> None:

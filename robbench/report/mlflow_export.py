@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
+from robbench.core.budget_limits import exact_text
 from robbench.core.errors import UserError
 from robbench.core.schema import canonical_hash, dump_yaml
 from robbench.report.writers import tidy_csv
 from robbench.results.rows import WORST_CASE, ModelResults, TableRow, models
 from robbench.results.tables import leaderboard
 from robbench.results.wording import measures
-from robbench.specs import exact_text
 from robbench.store.frechet_records import samples_hash
 from robbench.store.records import Run
 

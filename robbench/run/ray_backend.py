@@ -122,7 +122,8 @@ def open_ray_backend(options: RayOptions, work: ShardWork) -> Iterator["RayBacke
             backend.cancel()
     finally:
         if ours:
-            ray.shutdown()
+            with handlers_kept():
+                ray.shutdown()
 
 
 def _connect(ray: Any, asked: str | None) -> None:

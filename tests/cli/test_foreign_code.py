@@ -1,5 +1,6 @@
 """Whatever other people's code raises, and where: a cell that failed, or one line; never an exit code of its own."""
 
+import ctypes
 import signal
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from robbench.cards import Architecture
 from robbench.cli.app import main
 from robbench.core.errors import UserError
 from robbench.core.foreign import foreign_code, message_of
-from robbench.core.stops import Stopped, check_stop, listening, reraise_stop
+from robbench.core.stops import Stopped, check_stop, handlers_kept, listening, reraise_stop
 from robbench.models.classifiers import digits_cnn
 from robbench.store.ledger import Ledger, load_run
 
@@ -335,6 +336,17 @@ def test_a_plain_keyboard_interrupt_that_a_library_makes_of_a_signal_keeps_its_e
     with pytest.raises(Stopped) as found:
         loop()
     assert found.value.exit_code == 143
+
+
+def test_a_signal_counts_after_a_library_gave_it_to_the_system() -> None:
+    """As the core of Ray does when it ends: Python still knows its handler, and the signal kills the process."""
+    with listening((signal.SIGINT, signal.SIGTERM)):
+        with handlers_kept():
+            ctypes.CDLL(None).signal(int(signal.SIGTERM), ctypes.c_void_p(0))
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(Stopped):
+            check_stop()
 
 
 def test_ignored_signals_stay_ignored() -> None:

@@ -106,6 +106,7 @@ def cluster() -> Iterator[Cluster]:
     ).parent  # workers unpickle attacks of this module, which imports helpers beside its folder
     paths = [str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]
     settings = {**ray_backend.PRIVATE, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    handler = signal.getsignal(signal.SIGTERM)
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     with warnings.catch_warnings():
@@ -122,6 +123,7 @@ def cluster() -> Iterator[Cluster]:
     raylet = ray.get(ray.remote(lambda: os.getppid()).remote())
     yield Cluster(ray.get_runtime_context().gcs_address, raylet)
     ray.shutdown()
+    signal.signal(signal.SIGTERM, handler)  # Ray leaves its own in Python, and the system's default below it
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 

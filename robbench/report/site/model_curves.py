@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
+from robbench.core.budget_limits import exact_text
 from robbench.metrics.minimal_norm import accuracy_at, distances, is_minimal
 from robbench.metrics.verdicts import Floats, clean_correct, shown_verdicts
 from robbench.report.attack_lines import budget_text
@@ -14,7 +15,7 @@ from robbench.report.site.model_families import same_but
 from robbench.results.likelihood import steps_of
 from robbench.results.reproduce import command
 from robbench.results.rows import complete
-from robbench.specs import ResolvedAttack, exact_text
+from robbench.specs import ResolvedAttack
 from robbench.statistics.accuracy import Estimate, accuracy
 from robbench.store.records import CellResult, Run
 

@@ -4,6 +4,7 @@ import foolbox
 import numpy as np
 import pytest
 import torch
+from grids import slow_but
 from torch import nn
 
 from robbench.attacks import Victim, build_attack
@@ -17,11 +18,12 @@ MODELS = threat_models()
 NAMES = sorted(n for m in MODELS.values() if m.space == "minimal" for n in m.attacks)
 CLASSES, D = 3, 16
 DECISION_BASED = ("boundary", "hopskipjump-l2", "hopskipjump-linf")
+FEW_QUERIES = {name: {"queries": 500} for name in DECISION_BASED}
 
 
 def attack(name, epsilon=None, **parameters):
     spec = resolve_attack(name, "digits", MODELS)
-    small = {"cw-l2": {"steps": 60, "binary_search_steps": 5, "step_size": 0.05}}.get(name, {})
+    small = {"cw-l2": {"steps": 60, "binary_search_steps": 5, "step_size": 0.05}, **FEW_QUERIES}.get(name, {})
     changes = {"epsilon": epsilon, "parameters": {**spec.parameters, **small, **parameters}}
     return build_attack(ResolvedAttack.model_validate({**spec.model_dump(), **changes}))
 
@@ -82,12 +84,14 @@ def _to(w, b, x, norm):
     return np.sqrt((moved**2).sum()) if norm == "l2" else moved.max()
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Decision-based attacks need thousands of queries; by default test_decisions.py measures their distances.
+@pytest.mark.parametrize("name", slow_but([n for n in NAMES if n not in DECISION_BASED], NAMES))
 @pytest.mark.parametrize("offset", [0.0, -100.0])
 def test_the_distance_to_the_boundary_of_a_linear_model(name, offset):
     model = linear(offset=offset)
     x, y = images(model, 0.3, 0.7)
     fine = {"cw-l2": {"steps": 150, "binary_search_steps": 6, "step_size": 0.01}}
+    fine |= {name: {"queries": 5000} for name in DECISION_BASED}
     outcome, norm = evaluate(name, model, x, y, **fine.get(name, {})), MODELS_NORM[name]
     true = exact(model, x, y, norm)
     size = norm_of(outcome.adversarial.double() - x.double(), norm).numpy()

@@ -12,9 +12,11 @@ from torch.nn import functional
 
 from robbench.attacks.pgd import LabelSource
 from robbench.attacks.search.geometry import Start
+from robbench.attacks.search.spaces import SearchSpace
 from robbench.defenses.base import DEFENSES, Defense, mix, perturb, search_mode
 from robbench.defenses.budgets import ImageSearch, attack_labels, image_space, resolve_image
 from robbench.defenses.losses import kl_divergence, mart_loss, mixed_cross_entropy, trades_loss
+from robbench.defenses.rendered import fill_rendered, rendered_attack, rendered_space
 
 
 class ImageDefense(Defense):
@@ -34,7 +36,11 @@ class ImageDefense(Defense):
         def loss(image: Tensor) -> Tensor:
             return functional.cross_entropy(model(image), target, reduction="none")
 
-        return perturb(model, image_space(p), loss, p.steps, x, y, generator, p.attack_bn)
+        return perturb(model, self.space(p), loss, p.steps, x, y, generator, p.attack_bn)
+
+    def space(self, p: Any) -> SearchSpace:
+        """What the inner attack searches, with parameters `p`."""
+        return image_space(p)
 
 
 @DEFENSES.register("at")
@@ -42,8 +48,18 @@ class AdversarialTraining(ImageDefense):
     """AT (Madry et al. 2018, eq. 2.1): cross-entropy on PGD examples only, 10 steps from a random start.
 
     The PGD baseline of Yuksel et al. is start "cube", label_source "predicted", attack_bn "train", box "end": see
-    recipe flow-lp-cifar10.
+    recipe flow-lp-cifar10. `attack` may also name one on the variables of a renderer (elastic, uar-linf-3), as in
+    Kang et al. 2019.
     """
+
+    def resolve(self, parameters: Any) -> Any:
+        self.rendered = rendered_attack(parameters, self.setting)
+        return (
+            super().resolve(parameters) if self.rendered is None else fill_rendered(parameters, self.rendered)
+        )
+
+    def space(self, p: Any) -> SearchSpace:
+        return super().space(p) if self.rendered is None else rendered_space(p, self.rendered)
 
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return functional.cross_entropy(model(self.adversarial(model, x, y, generator)), y)

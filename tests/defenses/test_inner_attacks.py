@@ -7,13 +7,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from robbench.attacks import build_attack
 from robbench.attacks.codec import FlowCodec
 from robbench.core.errors import UserError
 from robbench.defenses import DEFENSES, FLOW_DEFENSES, Setting, build_defense
 from robbench.defenses.augmentation import cutout_mask
 from robbench.defenses.base import mix
 from robbench.models.classifiers import conv3
-from robbench.specs import threat_models
+from robbench.specs import resolve_attack, threat_models
 
 CLASSIFIER_DEFENSES = list(DEFENSES)
 ATTACKING = ["at", "trades", "mart", "iat", "a-la", "jsa-at", "ijsat", "trades-jsa", "mart-jsa"]
@@ -323,3 +324,38 @@ def test_the_pgd_of_yuksel_et_al_is_a_setting_of_adversarial_training(setting, b
 def test_the_attack_of_trades_has_no_label(setting):
     with pytest.raises(UserError, match="uses no label"):
         build_defense("trades", {"label_source": "predicted"}, setting)
+
+
+@pytest.mark.parametrize("name", ["elastic", "uar-linf-3", "fog"])
+def test_training_follows_the_attack_that_evaluates(setting, batch, classifier, name):
+    """The inner attack of `at` renders variables in the attack's set, raises the loss, and scales with the warm-up."""
+    at = build_defense("at", {"attack": name, "steps": 6}, setting)
+    x, y = batch
+    attacked = at.adversarial(classifier, x, y, seeded())
+    assert float(attacked.min()) >= 0
+    assert float(attacked.max()) <= 1
+    plain = build_defense("at", {"attack": name, "steps": 1, "step_size": 1e-9}, setting)
+    start = plain.adversarial(classifier, x, y, seeded())
+    before, after = (float(cross_entropy(classifier(image), y)) for image in (start, attacked))
+    assert after > before
+    spec = resolve_attack(name, "digits", dict(setting.threat_models), steps=6)
+    assert at.parameters.epsilon == spec.epsilon
+    assert at.parameters.step_size == pytest.approx(build_attack(spec).parameters.step(spec.epsilon))
+    if name == "uar-linf-3":
+        assert float((attacked - x).abs().max()) <= spec.epsilon * (1 + 1e-6)
+        at.strength = 0.25
+        assert float((at.adversarial(classifier, x, y, seeded()) - x).abs().max()) <= spec.epsilon / 4 * (
+            1 + 1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"attack": "elastic", "norm": "l2"}, "has no norm; leave it out"),
+        ({"attack": "uar-l1"}, "no gradient steps"),
+    ],
+)
+def test_what_a_rendered_inner_attack_lacks_is_refused(setting, given, message):
+    with pytest.raises(UserError, match=message):
+        build_defense("at", given, setting)

@@ -31,10 +31,20 @@ attack digits --defense $digits --attacks fgsm,pgd10,pgd20,pgd50,mim,aa,fgsm-l2,
 attack digits-epsilon --defense $digits --attacks pgd20 --epsilon 0.05,0.1,0.15,0.2,0.25,0.3
 attack digits-steps --defense $digits --attacks pgd50 --steps 1,2,5,10,20,50,100
 attack digits-jsa-steps --defense $digits --attacks jsa50 --steps 1,5,10,20,50,100
+unseen=elastic,jpeg-linf,jpeg-l2,jpeg-l1,uar-linf,uar-l2,uar-l1,fog,snow
+grid=elastic-1,elastic-2,elastic-3,elastic-4,elastic-5,elastic-6,uar-linf-1,uar-linf-2,uar-linf-3,uar-linf-4,uar-linf-5,uar-linf-6
+minimal=deepfool-l2,deepfool-linf,ddn-l2,fmn-l2,fmn-linf,fmn-l1,fmn-l0
+attack digits-unforeseen --model digits-standard,digits-at,digits-ijsat --attacks $unseen,$grid
+attack digits-minimal --model digits-standard,digits-at,digits-ijsat --attacks cw-l2,$minimal
 attack digits-likelihood --model digits-glow,digits-glow-at,digits-glow-hybrid --attacks nll-in,nll-out,noise --epsilon 0,4,8,16,32,64
 attack digits-realnvp-likelihood --model digits-realnvp,digits-realnvp-at,digits-realnvp-hybrid --attacks nll-in,noise --epsilon 0,4,8,16,32,64
 attack digits-realnvp-steps --model digits-realnvp,digits-realnvp-at,digits-realnvp-hybrid --attacks nll-in,noise --epsilon 32 --steps 10,20,50
 attack fashionmnist --dataset fashionmnist --defense standard,at,trades,ijsat --attacks fgsm,pgd10,pgd20,pgd50,mim,pgd20-l2,pgd50-l2,pgd50-l1,om-pgd,r-la,a-la,a-la-l2,jsa10,jsa50,jsa50-level1,jsa50-level2,aa --n 1000 --batch-size 128
+fashion=fashionmnist-standard,fashionmnist-at,fashionmnist-at-10k,fashionmnist-ijsat
+attack fashionmnist-unforeseen --dataset fashionmnist --model $fashion --attacks $unseen,gabor --n 1000 --batch-size 128
+attack fashionmnist-minimal --dataset fashionmnist --model $fashion --attacks $minimal --n 1000 --batch-size 128
+# 100 steps in the place of 1,000 in each of C&W's nine searches: 1,000 take half an hour a model
+attack fashionmnist-cw --dataset fashionmnist --model $fashion --attacks cw-l2 --steps 100 --n 1000 --batch-size 128
 attack fashionmnist-likelihood --dataset fashionmnist --model fashionmnist-glow,fashionmnist-glow-at,fashionmnist-glow-hybrid --attacks nll-in,nll-out,noise --epsilon 0,1,2,4,8 --n 500
 attack convex-mnist --dataset mnist --model convex-mnist --attacks pgd20,aa --epsilon 0.1 --n 1000
 attack convex-fashionmnist --dataset fashionmnist --model convex-fashionmnist --attacks pgd20,aa --n 1000

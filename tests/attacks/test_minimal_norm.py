@@ -257,3 +257,35 @@ def test_no_further_than_foolbox(name, model, digits):
         median_distance(module, x, y, one, MODELS_NORM[name]) for one in (outcome.adversarial, theirs)
     )
     assert mine <= 1.01 * other
+
+
+def test_targeted_cw_is_no_further_than_foolbox(digits):
+    module = load_model(find_model("digits-at", zoo_entries()), torch.device("cpu")).module.eval()
+    x, y = digits.test.x(torch.arange(40)), digits.test.labels[:40]
+    right = module(x).argmax(1) == y
+    x, y = x[right], y[right]
+    own = {"target": "random", **OURS["cw-l2"]}
+    one = attack("cw-l2", **own)
+    outcome = one.evaluate(Victim(module), torch.arange(len(x)), x, y, 0, 64)
+    assert outcome.reached.float().mean() > 0.8
+    assert torch.equal(
+        module(outcome.adversarial[outcome.reached]).argmax(1), outcome.targets[outcome.reached]
+    )
+    targets = outcome.targets
+    theirs = PEERS["cw-l2"]().run(
+        foolbox.PyTorchModel(module, bounds=(0, 1), device="cpu"),
+        x,
+        foolbox.criteria.TargetedMisclassification(targets),
+    )
+    mine, other = (
+        distances_to_targets(module, x, targets, images) for images in (outcome.adversarial, theirs)
+    )
+    assert mine.isfinite().sum() >= other.isfinite().sum()
+    assert float(mine.median()) <= 1.01 * float(other.median())
+
+
+def distances_to_targets(module, x, targets, images):
+    """L2 distances [n], infinite where the target is not reached."""
+    with torch.no_grad():
+        missed = module(images).argmax(1) != targets
+    return norm_of(images.double() - x.double(), "l2").masked_fill(missed, float("inf"))

@@ -17,7 +17,10 @@ from robbench.specs import resolve_attack, threat_models
 from robbench.store.ledger import load_run
 
 MODELS = threat_models()
-FAST = {"pgd20": {}, "pgd20-l2": {}, "apgd-ce": {"iterations": 10}, "apgd-t": {"iterations": 10}}
+SMALL_CW = {"steps": 60, "binary_search_steps": 4, "step_size": 0.05}
+FAST = {
+    "pgd20": {}, "pgd20-l2": {}, "apgd-ce": {"iterations": 10}, "apgd-t": {"iterations": 10}, "cw-l2": SMALL_CW,
+}  # fmt: skip
 
 
 def build(name, target):
@@ -88,7 +91,8 @@ def test_attacks_without_a_targeted_version_say_so(name, flow):
 
 
 def test_untargeted_cells_keep_their_address():
-    assert "target" not in build_attack(resolve_attack("pgd20", "digits", MODELS)).spec.parameters
+    for name in FAST:
+        assert "target" not in build_attack(resolve_attack(name, "digits", MODELS)).spec.parameters
 
 
 def test_the_success_of_the_python_api_is_the_target(classifier, images):

@@ -17,6 +17,7 @@ from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.search.active import Search, fresh_state, run_search
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import finite_part, known_empty, norm_of, put
+from robbench.attacks.search.goals import goal_margins
 from robbench.attacks.search.spaces import State
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
@@ -34,7 +35,8 @@ class MinimalSearch(Search):
 
     A sample that never met one leaves with its clean image. An image whose margin may be rounding is kept only as long
     as there is no other. Entries of the state besides `RESERVED`: x, y; found: [n] bool, an image is kept; distance:
-    [n], of the kept image, infinite for none and for one within rounding.
+    [n], of the kept image, infinite for none and for one within rounding; aim: [n], of a targeted search, the class to
+    reach, without which no image counts as misclassified.
 
     Attributes:
         norm: of the distances.
@@ -47,7 +49,8 @@ class MinimalSearch(Search):
     def begin(self, victim: Victim, task: Task) -> State:
         fresh = fresh_state(task.x)
         far = torch.full((len(task.x),), float("inf"), device=task.x.device)
-        return {**fresh, "x": task.x, "y": task.y, "found": fresh["broken"].clone(), "distance": far}
+        aims = {} if task.targets is None else {"aim": task.targets}
+        return {**fresh, **aims, "x": task.x, "y": task.y, "found": fresh["broken"].clone(), "distance": far}
 
     def leave(self, state: State) -> State:
         return {**state, "broken": state["found"]}
@@ -59,7 +62,8 @@ class MinimalSearch(Search):
     def offer(self, victim: Victim, state: State, images: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Keep in place the `images` [n,C,H,W] that are misclassified and nearer than what is kept; logits: [n,K] of a
         forward of them. Returns which of them are misclassified, [n] bool, and their distances [n]."""
-        margin = margins(logits, state["y"]) + self.confidence
+        missing = goal_margins(logits, state["aim"]) if "aim" in state else margins(logits, state["y"])
+        margin = missing + self.confidence
         distance = norm_of(images - state["x"], self.norm)
         wrong = margin <= 0
         taken = self.live(state) & wrong & (distance < state["distance"])
@@ -82,7 +86,8 @@ class MinimalSearch(Search):
     ) -> Tensor:
         """`margin` with those of the model itself for the images `taken`; the calls are counted."""
         rows = taken.nonzero().squeeze(1)
-        own = victim.margins(images[rows], state["y"][rows]) + self.confidence
+        aims = state["aim"][rows] if "aim" in state else None
+        own = victim.margins(images[rows], state["y"][rows], aims) + self.confidence
         state["forwards"] = state["forwards"] + taken * victim.draws
         return margin.index_copy(0, rows, own)
 
@@ -92,14 +97,18 @@ def largest(logits: Tensor) -> Tensor:
     return finite_part(logits).abs().amax(1)
 
 
-def lead_gradient(victim: Victim, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [n,K], the lead of the best other class over the label [n], and its gradient [n,C,H,W] at the images;
-    entries that are not finite are 0."""
+def lead_gradient(
+    victim: Victim, images: Tensor, labels: Tensor, aims: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [n,K], the lead of the best other class over the label [n], or of the class to reach, `aims` [n], over the
+    best other one, and its gradient [n,C,H,W] at the images; entries that are not finite are 0."""
     point = images.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = victim.differentiable(point)
-        others = logits.scatter(1, labels[:, None], float("-inf")).amax(1)
-        lead = others - logits.gather(1, labels[:, None]).squeeze(1)
+        one = labels if aims is None else aims
+        others = logits.scatter(1, one[:, None], float("-inf")).amax(1)
+        over_one = others - logits.gather(1, one[:, None]).squeeze(1)
+        lead = over_one if aims is None else -over_one
         (gradient,) = torch.autograd.grad(lead.sum(), point)
     return logits.detach(), lead.detach().nan_to_num(0.0, 0.0, 0.0), finite_part(gradient)
 
@@ -130,7 +139,10 @@ class MinimalAttack(Attack):
     @classmethod
     def goal(cls, spec: ResolvedAttack) -> Markup:
         """The problem of every minimal-norm attack as a formula."""
-        return math(under("min", "x′ ∈ [0, 1]"), length("x′ - x", INDEX[spec.norm]), "with arg max f(x′) ≠ y")
+        end = "≠ y" if spec.parameters.get("target") is None else "= t"
+        return math(
+            under("min", "x′ ∈ [0, 1]"), length("x′ - x", INDEX[spec.norm]), f"with arg max f(x′) {end}"
+        )
 
     def search(self, victim: Victim, task: Task) -> Candidates:
         found = Candidates.unsearched(task.x, self.spec.name)

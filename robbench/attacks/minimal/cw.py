@@ -15,6 +15,7 @@ from torch import Tensor
 from robbench.attacks.minimal.base import MinimalAttack, MinimalSearch, lead_gradient
 from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search.geometry import known_empty, per_sample, stands_still
+from robbench.attacks.search.goals import Target
 from robbench.attacks.search.spaces import State
 from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
@@ -42,6 +43,8 @@ class CWParameters(Strict):
         confidence: kappa, by how much in logits another class must lead the label for an image to be a success.
         initial_constant: c of the first search; times 10 until one succeeds, then bisected.
         abort_early: end the steps of a constant that makes no progress.
+        target: class to reach, or how it is chosen per sample (`goals.choose_targets`); None for untargeted. With one,
+            kappa is the lead of that class over the best other one.
     """
 
     steps: int = Field(default=1000, gt=0)
@@ -50,6 +53,7 @@ class CWParameters(Strict):
     confidence: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     initial_constant: float = Field(default=1e-3, gt=0)
     abort_early: bool = True
+    target: Target | None = None
 
 
 class CarliniWagner(MinimalSearch):
@@ -80,7 +84,7 @@ class CarliniWagner(MinimalSearch):
         state, live = {**state}, self.live(state)
         squashed = state["w"].tanh()
         images = squashed.add(1.0).mul_(0.5)
-        logits, lead, gradient = lead_gradient(victim, images, state["y"])
+        logits, lead, gradient = lead_gradient(victim, images, state["y"], state.get("aim"))
         wrong, _ = self.offer(victim, state, images, logits)
         state["reached"] = state["reached"] | wrong
         missing = (self.confidence - lead).clamp(min=0.0)
@@ -160,10 +164,14 @@ class CarliniWagnerL2(MinimalAttack):
             row("m(x′) + κ"),
             "), x′ = (tanh w + 1) / 2",
         )
+        target = p.get("target")
+        lead = "logit of the label minus the largest other one"
+        if target is not None:
+            lead = f"largest other logit minus that of the class t to reach ({target})"
         words = (
-            f"{p.get('binary_search_steps', 9)} values of c with {p.get('steps', 1000)} steps of Adam each; m: logit "
-            f"of the label minus the largest other one; κ = {p.get('confidence', 0):g}: an image whose m is above -κ "
-            f"is no success, even if it is misclassified."
+            f"{p.get('binary_search_steps', 9)} values of c with {p.get('steps', 1000)} steps of Adam each; m: "
+            f"{lead}; κ = {p.get('confidence', 0):g}: an image whose m is above -κ is no success, even if it is "
+            f"misclassified."
         )
         return (cls.goal(spec), formula), words
 

@@ -83,7 +83,8 @@ class Numbers:
         """Over all adversaries, and under each threat model with its budget that has several but not all of them."""
         groups: dict[str, list[CellPair]] = {}
         for pair in pairs:
-            groups.setdefault(threat_key(pair.a.cell.attack), []).append(pair)
+            if (key := threat_key(pair.a.cell.attack)) is not None:
+                groups.setdefault(key, []).append(pair)
         several = [(name, group) for name, group in groups.items() if 1 < len(group) < len(pairs)]
         return [self._worst_case(*part) for part in [*several, (ALL_THREATS, pairs)]]
 

@@ -44,7 +44,8 @@ def _pack_model(run: Run, model: ModelResults, order: np.ndarray) -> PackedModel
     groups: dict[str, list[CellResult]] = {}
     searched = adversaries(model.cells)
     for result in searched:
-        groups.setdefault(threat_key(result.cell.attack), []).append(result)
+        if (key := threat_key(result.cell.attack)) is not None:
+            groups.setdefault(key, []).append(result)
     if searched:
         groups[ALL_THREATS] = list(searched)
     return PackedModel(
@@ -61,10 +62,12 @@ def _worst(results: Sequence[CellResult], verdicts: Mapping[int, Verdicts]) -> s
     return pack(np.logical_and.reduce([verdicts[id(result)] for result in results]))
 
 
-def threat_key(attack: ResolvedAttack) -> str:
-    """Threat model and budgets: "linf@0.2", "joint@0.2@0.033"."""
-    budgets = [f"{value:g}" for value in (attack.epsilon, attack.eta) if value is not None]
-    return "@".join([attack.threat_model, *budgets])
+def threat_key(attack: ResolvedAttack) -> str | None:
+    """What a worst case is over, as a text: "linf@0.2", "joint@0.2@0.033"; None where none combines the attack."""
+    if attack.threat is None:
+        return None
+    name, *budgets = attack.threat
+    return "@".join([name, *(f"{value:g}" for value in budgets if value is not None)])
 
 
 def pack(verdicts: Verdicts) -> str:

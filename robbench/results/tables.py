@@ -1,6 +1,6 @@
 """A run as tidy table rows: one number per row, with its interval, sample count and status."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,14 +36,13 @@ from robbench.results.rows import (
     with_estimate,
     without_value,
 )
+from robbench.specs import Threat
 from robbench.statistics import accuracy
 from robbench.store.records import CellResult, Run
 
 __all__ = ["COLUMNS", "TableRow", "Wide", "leaderboard", "models", "wide"]
 
 ALL_THREATS = "all"
-
-Threat = tuple[str, float | None, float | None]  # threat model, epsilon, eta
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,7 @@ def wide(rows: Sequence[TableRow], per_threat_model: bool = True) -> Wide:
     names = [name for name, _, _ in threats]
     cells: dict[tuple[str, str], TableRow] = {}
     for row in accuracies:
-        if _is_of_one_threat(row) and not (
-            per_threat_model and len(threats) > 1 and len(threats[_threat(row)]) > 1
-        ):
+        if _is_of_one_threat(row) and not (per_threat_model and len(threats) > 1 and _several(row, threats)):
             continue
         cells[row.model, _column(row, names.count(row.threat_model) > 1)] = row
     columns = dict.fromkeys(column for _, column in cells)
@@ -108,6 +105,17 @@ def _without_corruptions(rows: Sequence[TableRow]) -> list[TableRow]:
 
 def _threat(row: TableRow) -> Threat:
     return row.threat_model, row.epsilon, row.eta
+
+
+def _several(worst: TableRow, threats: Mapping[Threat, set[str]]) -> bool:
+    """Whether a worst case under one threat model combines several attacks; where it has no budget
+    (`ResolvedAttack.threat`), theirs may differ."""
+    own = threats.get(_threat(worst))
+    if own is None:
+        own = set().union(
+            *(attacks for threat, attacks in threats.items() if threat[0] == worst.threat_model)
+        )
+    return len(own) > 1
 
 
 def _is_of_one_threat(row: TableRow) -> bool:
@@ -257,8 +265,8 @@ def _worst_case_rows(
 def _by_threat(results: Sequence[CellResult]) -> dict[Threat, list[CellResult]]:
     groups: dict[Threat, list[CellResult]] = {}
     for result in results:
-        attack = result.cell.attack
-        groups.setdefault((attack.threat_model, attack.epsilon, attack.eta), []).append(result)
+        if result.cell.attack.threat is not None:
+            groups.setdefault(result.cell.attack.threat, []).append(result)
     return groups
 
 

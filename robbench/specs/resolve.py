@@ -79,7 +79,14 @@ def resolve_attack(
         eta=resolved_eta,
         algorithm=spec.algorithm,
         parameters=parameters,
+        of_grid=_is_of_grid(name, owner),
     )
+
+
+def _is_of_grid(name: str, owner: ThreatModel) -> bool:
+    """Whether `name` is an attack at one of its calibrated budgets (`AttackSpec.calibrated`)."""
+    attack, _, place = name.rpartition("-")
+    return attack in owner.attacks and place.isdecimal() and bool(owner.attacks[attack].calibrated)
 
 
 def from_surrogate(attack: ResolvedAttack, surrogate: str, sha256: str, function: str = "") -> ResolvedAttack:

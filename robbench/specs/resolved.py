@@ -8,6 +8,7 @@ from pydantic import model_validator
 from robbench.core.schema import Strict
 from robbench.specs.schema import UNBOUNDED, Measure, ModelKind, Norm, Semantics, Space
 
+Threat = tuple[str, float | None, float | None]  # threat model, epsilon, eta
 TRANSFER = "transfer"  # algorithm of attacks that search another model
 
 
@@ -24,6 +25,7 @@ class ResolvedAttack(Strict):
         semantics: declared by the algorithm (`NamedAttack.declared_semantics`), filled in when the attack is built. Old
             records lack it; their perturbations, except corrupted images, left misclassified images as they were, as a
             worst case does.
+        of_grid: whether its budget is one of the calibrated ones of its attack.
     """
 
     name: str
@@ -38,6 +40,7 @@ class ResolvedAttack(Strict):
     algorithm: str
     parameters: dict[str, Any]
     semantics: Semantics = "worst-case"
+    of_grid: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -48,10 +51,10 @@ class ResolvedAttack(Strict):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Everything that results depend on, as JSON values: without the label, and without the semantics where the
-        space implies them, as for old records."""
+        """Everything that results depend on, as JSON values: without the label and what else only tables need, and
+        without the semantics where the space implies them, as for old records."""
         implied: Semantics = "perturbation" if self.space == "corruption" else "worst-case"
-        left_out = {"label"} | ({"semantics"} if self.semantics == implied else set())
+        left_out = {"label", "of_grid"} | ({"semantics"} if self.semantics == implied else set())
         return self.model_dump(mode="json", exclude=left_out)
 
     @property
@@ -72,6 +75,18 @@ class ResolvedAttack(Strict):
         """Whether a worst case combines its robust accuracy: attacks of worst-case semantics, and rendered ones, whose
         attacker may leave the image alone. Other perturbations may move an image towards its class."""
         return self.semantics == "worst-case" or self.space == "rendered"
+
+    @property
+    def threat(self) -> Threat | None:
+        """What a worst case is over: a threat model and budgets.
+
+        The budgets of rendered attacks have units of their own; a worst case is over those of a threat model with the
+        budgets that it defines, and over none with another one.
+        """
+        if self.space != "rendered":
+            return self.threat_model, self.epsilon, self.eta
+        other = self.of_grid or self.label.startswith(f"{self.name}@")
+        return None if other else (self.threat_model, None, None)
 
     @property
     def needs_flow(self) -> bool:

@@ -82,9 +82,8 @@ class _Results:
                 ),
                 None,
             )
-        requested = (WORST_CASE, attack.threat_model, attack.epsilon, attack.eta)
-        rows = self.rows_of.get(model, [])
-        return next((r for r in rows if (r.attack, r.threat_model, r.epsilon, r.eta) == requested), None)
+        rows = [row for row in self.rows_of.get(model, []) if row.attack == WORST_CASE]
+        return next((r for r in rows if (r.threat_model, r.epsilon, r.eta) == attack.threat), None)
 
     def clean(self, model: str) -> TableRow | None:
         return next((r for r in self.rows_of.get(model, []) if r.attack == "clean"), None)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from robbench.metrics.accuracy import CORRUPTION_ACCURACY
-from robbench.report.attack_lines import budget_text
+from robbench.report.attack_lines import budget_words
 from robbench.report.site.board_likelihoods import flow_tables, score_table
 from robbench.report.site.facts import card_facts, find_columns
 from robbench.report.site.groups import Group
@@ -86,9 +86,11 @@ def _worth(results: Sequence[CellResult]) -> tuple[bool, bool, bool, int]:
 
 
 def threat_title(attack: ResolvedAttack) -> str:
-    """ "linf, ε = 0.2"; only the threat model's name where there is no budget."""
-    budget = budget_text(attack)
-    return attack.threat_model if budget == "none" else f"{attack.threat_model}, {budget}"
+    """ "linf, ε = 0.2"; only the threat model's name where its attacks have no budget or one in units of their own."""
+    if attack.threat is None:
+        return f"{attack.threat_model}, other budgets"
+    name, epsilon, eta = attack.threat
+    return ", ".join(filter(None, [name, budget_words(epsilon, eta)]))
 
 
 def _threat_board(group: Group, path: str, title: str, results: tuple[CellResult, ...]) -> Board:

@@ -155,7 +155,8 @@ class _Comparison:
         for label, attack in self.attacks.items():
             if attack.is_adversary:
                 found[WORST].add(label)
-                found.setdefault(f"worst {threat_title(attack)}", set()).add(label)
+                if attack.threat is not None:
+                    found.setdefault(f"worst {threat_title(attack)}", set()).add(label)
         return found
 
     @cached_property

@@ -14,6 +14,7 @@ from robbench.report.gallery import Originals
 from robbench.report.site.page import slug, slugs
 from robbench.results.rows import ModelResults, TableRow, models
 from robbench.results.tables import leaderboard
+from robbench.specs import ResolvedAttack
 from robbench.store.ledger import Ledger
 from robbench.store.merged import choose_cells, conflicts
 from robbench.store.records import CellResult, Run
@@ -204,15 +205,11 @@ def site_of(runs: Sequence[Run]) -> Site:
 
 
 def _with_sweep(group: Group) -> list[Group]:
-    """The group, and behind it that of its sweeps where there are some: cells with a budget or steps given by hand,
-    of attacks that the group has as they are defined (on any model: an attack that some models lack costs them their
-    rank)."""
+    """The group, and behind it that of its sweeps where there are some: cells with a calibrated budget, or one or steps
+    given by hand, of attacks that the group has as they are defined (on any model: an attack that some models lack
+    costs them their rank)."""
     defined = {r.cell.attack.label for r in group.run.cells}
-    given = [
-        r
-        for r in group.run.cells
-        if r.cell.attack.label.startswith(f"{r.cell.attack.name}@") and r.cell.attack.name in defined
-    ]
+    given = [r for r in group.run.cells if _base_of(r.cell.attack) in defined]
     if not given:
         return [group]
     taken = {id(result) for result in given}
@@ -223,6 +220,13 @@ def _with_sweep(group: Group) -> list[Group]:
         replace(group, run=main, sweep=sweep),
         Group(f"{group.slug}{SWEEPS}", title, sweep, group.sources, is_sweep=True),
     ]
+
+
+def _base_of(attack: ResolvedAttack) -> str:
+    """Name of the attack as it is defined, where this is another budget or number of steps of it; else ""."""
+    if attack.of_grid:
+        return attack.name.rpartition("-")[0]
+    return attack.name if attack.label.startswith(f"{attack.name}@") else ""
 
 
 def _distinct(runs: Sequence[Run]) -> list[Run]:

@@ -1,5 +1,6 @@
 """A page per model: what it is, what it withstands, what breaks it and how, and where the numbers come from."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,6 +38,7 @@ from robbench.results.rows import (
     complete,
 )
 from robbench.results.tables import ALL_THREATS
+from robbench.specs import Threat
 from robbench.store.records import CellResult, Run
 
 FIGURED = 1_000  # models of a group up to which their pages have figures and images
@@ -265,17 +267,12 @@ def accuracy_lines(
     return found
 
 
-def _members(results: Sequence[CellResult]) -> Mapping[tuple[str, float | None, float | None], int]:
+def _members(results: Sequence[CellResult]) -> Mapping[Threat | None, int]:
     """How many attacks a threat model and budget has."""
-    counts: dict[tuple[str, float | None, float | None], int] = {}
-    for result in results:
-        attack = result.cell.attack
-        key = (attack.threat_model, attack.epsilon, attack.eta)
-        counts[key] = counts.get(key, 0) + 1
-    return counts
+    return Counter(result.cell.attack.threat for result in results)
 
 
-def _tells(row: TableRow, members: Mapping[tuple[str, float | None, float | None], int]) -> bool:
+def _tells(row: TableRow, members: Mapping[Threat | None, int]) -> bool:
     """Whether a combined number is another than that of a single attack, or of all."""
     if row.attack != WORST_CASE or row.threat_model == ALL_THREATS:
         return True
@@ -341,9 +338,10 @@ def together(run: Run, results: Sequence[CellResult], first: str = "") -> list[T
     done = complete(run, adversaries(results))
     groups: dict[str, list[CellResult]] = {}
     for result in done:
-        attack = result.cell.attack
-        budget = budget_words(attack.epsilon, attack.eta)
-        groups.setdefault(", ".join(filter(None, [attack.threat_model, budget])), []).append(result)
+        if result.cell.attack.threat is not None:
+            name, epsilon, eta = result.cell.attack.threat
+            title = ", ".join(filter(None, [name, budget_words(epsilon, eta)]))
+            groups.setdefault(title, []).append(result)
     found = [Together(title, joint(group)) for title, group in groups.items() if len(group) > 1]
     if len(groups) > 1:
         found.append(Together("All attacks", joint(done)))

@@ -18,6 +18,7 @@ from robbench.experiments.verdicts import Setting, Verdict, in_interval, sentenc
 from robbench.metrics.verdicts import floats
 from robbench.results.rows import CLEAN, cell_status
 from robbench.results.tables import TableRow, rows_under_attack
+from robbench.specs import ResolvedAttack
 from robbench.statistics.likelihood import Z_95
 from robbench.store.records import Run
 
@@ -155,7 +156,7 @@ class Measurements:
     def _loss(self, folder: str) -> Value:
         """Mean cross-entropy of clean images, from the cell with budget 0, with its normal interval."""
         cells = self.run.cells if self.run else []
-        cell = next((c for c in cells if c.cell.model == folder and c.cell.attack.epsilon == 0), None)
+        cell = next((c for c in cells if c.cell.model == folder and _is_clean(c.cell.attack)), None)
         if self.run is None or cell is None:
             return Value(status="not run", reason="no cell of clean images")
         status, reason = cell_status(self.run, cell)
@@ -165,6 +166,11 @@ class Measurements:
         mean = float(losses.mean())
         half = Z_95 * float(losses.std(ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
         return Value(mean, mean - half, mean + half, n=len(losses))
+
+
+def _is_clean(attack: ResolvedAttack) -> bool:
+    """Whether the attack leaves every image as it is: with a budget of 0, unless it perturbs all the same (fog, JPEG)."""
+    return attack.epsilon == 0 and attack.semantics == "worst-case"
 
 
 def _combine(values: Sequence[Value], compute: Callable[[Sequence[float]], Value]) -> Value:

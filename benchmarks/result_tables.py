@@ -4,7 +4,10 @@
     python benchmarks/result_tables.py --check    # exit 1 where a table is not what the CSV says
 
 A table stands below a comment `<!-- accuracy: FILE ATTACK,... MODEL,... -->` (percent and 95 % Wilson interval of
-`FILE.csv`) or `<!-- bits: FILE ATTACK MODEL,... -->` (mean bits/dim, half of its 95 % interval, and the median).
+`FILE.csv`), `<!-- bits: FILE ATTACK MODEL,... -->` (mean bits/dim, half of its 95 % interval, and the median),
+`<!-- distance: FILE ATTACK,... MODEL,... -->` (median distance and its 95 % interval) or
+`<!-- paired: FILE,... ATTACK,... A,B -->` (from the bundles FILE.zip: accuracies of two models, their difference on the
+same images with its 95 % interval, and p of the exact sign test, adjusted by Holm over the table).
 """
 
 import re
@@ -13,9 +16,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from robbench.bundle.runs import open_runs
+from robbench.metrics.minimal_norm import MEDIAN_DISTANCE
+from robbench.metrics.verdicts import shown_verdicts
+from robbench.statistics.accuracy import Verdicts
+from robbench.statistics.paired import holm, paired
+
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/results-digits.md", "docs/results-fashionmnist.md", "docs/likelihood.md")
-PLACE = re.compile(r"<!-- (accuracy|bits): (\S+) (\S+) (\S+) -->\n\n(?:\|.*\n)*", re.MULTILINE)
+PAGES = (
+    "docs/results-digits.md", "docs/results-fashionmnist.md", "docs/results-unforeseen.md", "docs/likelihood.md",
+)  # fmt: skip
+PLACE = re.compile(
+    r"<!-- (accuracy|bits|distance|paired): (\S+) (\S+) (\S+) -->\n\n(?:\|.*\n)*", re.MULTILINE
+)
 
 
 def accuracy_table(rows: pd.DataFrame, attacks: list[str], models: list[str]) -> str:
@@ -46,15 +59,48 @@ def bits_table(rows: pd.DataFrame, attacks: list[str], models: list[str]) -> str
     return "\n".join(lines) + "\n"
 
 
+def distance_table(rows: pd.DataFrame, attacks: list[str], models: list[str]) -> str:
+    """Models down, attacks across: 1.03 [0.98, 1.07]."""
+    table = rows[rows["metric"] == MEDIAN_DISTANCE.name].set_index(["model", "attack"])
+    lines = ["| model | " + " | ".join(attacks) + " |", "|---" * (len(attacks) + 1) + "|"]
+    for model in models:
+        cells = (table.loc[(model, attack)] for attack in attacks)
+        texts = [f"{cell['value']:.3g} [{cell['lower']:.3g}, {cell['upper']:.3g}]" for cell in cells]
+        lines.append(f"| {model} | " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def paired_table(files: list[str], attacks: list[str], models: list[str]) -> str:
+    """Attacks down: accuracies of A and B, B minus A with its interval, adjusted p."""
+    verdicts: dict[tuple[str, str], Verdicts] = {}
+    with open_runs([ROOT / "reports" / "runs" / f"{file}.zip" for file in files]) as runs:
+        for result in (result for run in runs for result in run.cells):
+            verdicts[result.cell.model_name, result.cell.attack.label] = shown_verdicts(result)
+    a, b = models
+    found = [paired(verdicts[a, attack], verdicts[b, attack]) for attack in attacks]
+    adjusted = holm([counts.p for counts in found])
+    lines = [f"| attack | {a} | {b} | difference | p |", "|---|---|---|---|---|"]
+    for attack, counts, p in zip(attacks, found, adjusted, strict=True):
+        first, second = (100 * (counts.both + only) / counts.n for only in (counts.only_a, counts.only_b))
+        gap = counts.difference()
+        words = f"{gap.value:+.1f} [{gap.lower:+.1f}, {gap.upper:+.1f}]"
+        lines.append(f"| {attack} | {first:.1f} | {second:.1f} | {words} | {p:.2g} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"accuracy": accuracy_table, "bits": bits_table, "distance": distance_table}
+
+
 def fill_page(text: str) -> str:
     """The page with every marked table as the CSV files have it."""
 
     def fill(place: re.Match[str]) -> str:
         kind, file, attacks, models = place.groups()
-        rows = pd.read_csv(ROOT / "reports" / "leaderboard" / f"{file}.csv")
-        table = accuracy_table if kind == "accuracy" else bits_table
         comment = f"<!-- {kind}: {file} {attacks} {models} -->\n\n"
-        return comment + table(rows, attacks.split(","), models.split(","))
+        if kind == "paired":
+            return comment + paired_table(file.split(","), attacks.split(","), models.split(","))
+        rows = pd.read_csv(ROOT / "reports" / "leaderboard" / f"{file}.csv")
+        return comment + TABLES[kind](rows, attacks.split(","), models.split(","))
 
     return PLACE.sub(fill, text)
 

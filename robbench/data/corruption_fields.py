@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import correlate1d, map_coordinates
-from scipy.signal import fftconvolve
 
 Floats = NDArray[np.float64]
 SIDE = 32  # of the images that the published severities are for
@@ -62,6 +61,8 @@ def _kernel(offsets: NDArray[Any], weights: Floats, scale: float) -> Floats:
 
 def filtered(image: Floats, kernel: Floats, border: Literal["edge", "reflect"]) -> Floats:
     """An image [H,W,C] convolved with a kernel [2r+1,2r+1]. border: as in `numpy.pad`."""
+    from scipy.signal import fftconvolve  # takes a second to import, which every command would wait for
+
     reach = len(kernel) // 2
     padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode=border)
     found: Floats = fftconvolve(padded, kernel[..., None], mode="valid", axes=(0, 1))

@@ -102,6 +102,20 @@ def test_the_distance_to_the_boundary_of_a_linear_model(name, offset):
     assert np.median(size / true) <= limit
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-30])
+@pytest.mark.parametrize("name", ["fmn-l2", "fmn-linf", "fmn-l1"])
+def test_fmn_crosses_a_linear_boundary(name, scale):
+    """Rounding leaves a tenth of the points of Newton's step just short of it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(144, 2)).eval().requires_grad_(False)
+        x = torch.rand(60, 1, 12, 12)
+    y = model(x).argmax(1)
+    for parameter in model.parameters():
+        parameter *= scale
+    assert not evaluate(name, model, x, y).robust.any()
+
+
 MODELS_NORM = {name: (m.attacks[name].norm or m.norm) for m in MODELS.values() for name in m.attacks}
 
 

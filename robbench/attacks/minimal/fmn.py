@@ -3,7 +3,8 @@
 Normalised steps on the lead of the best other class, and a ball per sample that shrinks where the point is
 misclassified and grows where it is not; as long as no misclassified point was met, it reaches to the linearised
 boundary. Where the box takes back what the linearisation asks for, the paper's ball stays as it is for good (half of
-the digits in L2); here it grows on.
+the digits in L2), and so it does where the model is linear and rounding leaves the point short of the boundary; here it
+grows on.
 """
 
 from typing import ClassVar
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from robbench.attacks.minimal.base import MinimalAttack, MinimalSearch, annealed, lead_gradient
 from robbench.attacks.named import ATTACKS, Cost, Objective
-from robbench.attacks.search.geometry import TINY, norm_of, normalise, per_sample, project, stands_still
+from robbench.attacks.search.geometry import norm_of, normalise, per_sample, project, rescale, stands_still
 from robbench.attacks.search.spaces import State
 from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
@@ -25,7 +26,8 @@ DUAL: dict[Norm, Norm] = {"l2": "l2", "linf": "l1", "l1": "linf"}
 LAST_PACE = 0.001  # of the ball, at the last iteration
 LAST_STEP = 0.01  # of the first step, at the last iteration
 TAKEN_BACK = 0.999  # share of its ball's radius that a point keeps at most where the box holds it back
-STALLED = 1.01  # factor by which a ball must grow as long as no misclassified point is known
+# Factors by which a ball must grow as long as no misclassified point is known, held back by the box or not.
+STALLED, ARRIVED = 1.01, 1.001
 
 
 class FMNParameters(Strict):
@@ -82,7 +84,8 @@ class FMN(MinimalSearch):
         if self.norm == "l0":
             return torch.minimum(_whole_radius(radius, wrong, nearest, pace), state["farthest"])
         grown = radius * (1.0 + pace)
-        stalled = taken_back & (boundary <= STALLED * radius) & (state["iteration"] > 0)
+        least = torch.where(taken_back, STALLED, ARRIVED)
+        stalled = (boundary <= least * radius) & (state["iteration"] > 0)
         outward = torch.where(found_before | stalled, grown, boundary)
         inward = torch.minimum(radius * (1.0 - pace), nearest)
         return torch.minimum(torch.where(wrong, inward, outward), state["farthest"])
@@ -92,7 +95,10 @@ def reach(lead: Tensor, gradient: Tensor, norm: Norm) -> Tensor:
     """Distance [n] to the linearised boundary, in a norm that has a dual; 0 in l0."""
     if norm == "l0":
         return torch.zeros_like(lead)
-    return lead.abs() / norm_of(gradient, DUAL[norm]).clamp(min=TINY)
+    # In units of the gradient's largest entry: squares of the gradients themselves may underflow or overflow.
+    unit, size = norm_of(gradient, "linf"), norm_of(rescale(gradient), DUAL[norm])
+    distance = lead.abs() / unit / size
+    return torch.where(distance.isfinite(), distance, float("inf"))
 
 
 def _whole_radius(radius: Tensor, wrong: Tensor, nearest: Tensor, pace: Tensor) -> Tensor:

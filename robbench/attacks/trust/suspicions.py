@@ -8,8 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from scipy.special import betaincinv
-
 from robbench.core.schema import Strict
 from robbench.statistics.accuracy import wilson
 
@@ -344,6 +342,8 @@ class Diagnostics(Strict):
 def exact_interval(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Bounds in [0,1] of the exact interval of a share, (0, 1) for n = 0 (Clopper and Pearson, Biometrika 26, 1934).
     successes: also a mean over several trials of each of the n."""
+    from scipy.special import betaincinv  # takes half a second to import
+
     tail = (1.0 - confidence) / 2
     low = float(betaincinv(successes, n - successes + 1, tail)) if successes else 0.0
     high = float(betaincinv(successes + 1, n - successes, 1.0 - tail)) if successes < n else 1.0

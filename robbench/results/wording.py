@@ -30,12 +30,13 @@ def measures(rows: Iterable[TableRow]) -> str:
     for row in rows:
         if row.metric in ("accuracy", "corruption_accuracy") and row.measure in MEANINGS:
             shown.setdefault(row.measure, {})[row.attack] = None
-    texts = []
-    for measure, meaning in MEANINGS.items():
-        if measure in shown:
-            names = "attacks" if len(shown) == 1 else ", ".join(shown[measure])
-            texts.append(f"{measure[0].upper()}{measure[1:]} ({meaning}): {names}.")
-    return " ".join(texts)
+    if len(shown) == 1:  # of every attack, so that none is named
+        (measure,) = shown
+        return f"{measure.capitalize()}: {MEANINGS[measure]}."
+    parts = ((measure, meaning, shown[measure]) for measure, meaning in MEANINGS.items() if measure in shown)
+    return " ".join(
+        f"{measure.capitalize()} ({meaning}): {', '.join(names)}." for measure, meaning, names in parts
+    )
 
 
 def number_text(row: TableRow | None) -> str:

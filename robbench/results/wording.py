@@ -30,12 +30,11 @@ def measures(rows: Iterable[TableRow]) -> str:
     for row in rows:
         if row.metric in ("accuracy", "corruption_accuracy") and row.measure in MEANINGS:
             shown.setdefault(row.measure, {})[row.attack] = None
-    if len(shown) == 1:  # of every attack, so that none is named
-        (measure,) = shown
-        return f"{measure.capitalize()}: {MEANINGS[measure]}."
-    parts = ((measure, meaning, shown[measure]) for measure, meaning in MEANINGS.items() if measure in shown)
+    told = {measure: meaning for measure, meaning in MEANINGS.items() if measure in shown}
+    if len(told) == 1:  # of every attack, so that none is named
+        return "".join(f"{measure.capitalize()}: {meaning}." for measure, meaning in told.items())
     return " ".join(
-        f"{measure.capitalize()} ({meaning}): {', '.join(names)}." for measure, meaning, names in parts
+        f"{key.capitalize()} ({meaning}): {', '.join(shown[key])}." for key, meaning in told.items()
     )
 
 

@@ -1,7 +1,9 @@
 """`robbench list` and `robbench show`: one table of the kinds of things that have names, each from its own source."""
 
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from pydantic import BaseModel
 from rich import box
@@ -169,6 +171,7 @@ KINDS = {  # by what `robbench list` calls them, in the order of `robbench show`
         lambda name: find_table(name, published_index()) is not None,
     ),
 }
+TEXT_WIDTH = 40  # a table is printed where its last column gets that much of the terminal
 MOVED = "recipes are training schedules only; for the papers' tables see: robbench list experiments"
 
 
@@ -190,12 +193,33 @@ def _print_table(header: tuple[str, ...], rows: Rows) -> None:
         for row in rows:
             echo_cells(row)
         return
+    cells = [tuple(printable(cell) for cell in row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    if sum(widths[:-1]) + len(header) + min(widths[-1], TEXT_WIDTH) > console.width:
+        _print_entries(console, header, cells)
+        return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for title in header:
-        table.add_column(title, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
+    for title in header[:-1]:
+        table.add_column(title, no_wrap=True)
+    table.add_column(header[-1], overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
     console.print(table)
+
+
+def _print_entries(console: Terminal, header: tuple[str, ...], rows: Rows) -> None:
+    """A paragraph per row, where a table would break names: its name, then every other cell that says something."""
+    for name, *cells in rows:
+        told = [
+            f"{title} {cell}"
+            for title, cell in zip(header[1:-1], cells, strict=False)
+            if cell not in ("", "-")
+        ]
+        wrap = partial(textwrap.fill, width=console.width, subsequent_indent="    ", break_on_hyphens=False)
+        first = Text(wrap(f"{name}  {', '.join(told)}"))
+        first.stylize("bold", 0, len(name))
+        console.print(first)
+        console.print(Text(wrap(cells[-1], initial_indent="    ")))
 
 
 def _of_name(name: str, folders: Folders) -> list[Kind]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from robbench.cli.base import echo_line, print_json
 from robbench.core.errors import UserError, unknown_name
@@ -15,10 +15,9 @@ from robbench.core.resources import data_root, dataset_root
 from robbench.core.stops import reraise_stop
 from robbench.core.versions import installed_version
 from robbench.data.names import BUILT_IN, dataset_names, place
-from robbench.models.entry import ZooEntry
-from robbench.models.zoo import present_weights, zoo_entries
-from robbench.recipes import recipes
-from robbench.specs import threat_models
+
+if TYPE_CHECKING:
+    from robbench.models.entry import ZooEntry
 
 State = Literal["ok", "missing", "broken"]
 REQUIRED = (
@@ -162,6 +161,9 @@ def _gpu(index: int) -> Finding:
 
 
 def _specs() -> Checks:
+    from robbench.recipes import recipes
+    from robbench.specs import threat_models
+
     return {
         "threat models": partial(_read, "threat models", threat_models),
         "recipes": partial(_read, "recipes", recipes),
@@ -194,6 +196,8 @@ def _data_set(name: str, root: Path) -> Finding:
 
 
 def _models(zoo: Path | None, checkpoints: Path | None) -> Checks:
+    from robbench.models.zoo import zoo_entries
+
     try:
         entries = zoo_entries(zoo, checkpoints)
     except UserError as error:
@@ -205,9 +209,10 @@ def _models(zoo: Path | None, checkpoints: Path | None) -> Checks:
     return {name: partial(_model, name, entry) for name, entry in entries.items()}
 
 
-def _model(name: str, entry: ZooEntry) -> Finding:
+def _model(name: str, entry: "ZooEntry") -> Finding:
     from robbench.models.code import may_run
     from robbench.models.loading import load_model
+    from robbench.models.zoo import present_weights
 
     weights = entry.card.weights
     try:

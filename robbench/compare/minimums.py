@@ -44,7 +44,7 @@ def hold_to_minimums(minimums: Mapping[str, float], rows: Sequence[TableRow], ru
     models, attacks = (dict.fromkeys(key[place] for key in shown) for place in (0, 1))
     meant: dict[str, float] = {}
     for written, value in minimums.items():
-        attack = attack_among(written, attacks, f"attack of --min in {run}")
+        attack = attack_among(written, attacks, f"attack of --min in {run}:")
         if meant.setdefault(attack, value) != value:
             raise UserError(
                 f"--min gives {attack} twice ({meant[attack]:g} and {value:g}); leave one of them out"

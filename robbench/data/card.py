@@ -12,7 +12,7 @@ from robbench.data.names import dataset_names
 from robbench.specs import SHA256, Name
 
 CARD_FILE = "card.yaml"
-UNKNOWN_STEP = "or give the folder of your own with --data"
+UNKNOWN_STEP = "or give the path of a folder of your own"
 SplitName = Literal["train", "validation", "test"]
 Layout = Literal["NHW", "NHWC", "NCHW"]
 

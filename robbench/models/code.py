@@ -233,7 +233,7 @@ def _callable(code: Code, where: str) -> Callable[..., Any]:
     for part in code.attribute.split("."):
         if not hasattr(found, part):
             public = [known for known in vars(found) if callable(getattr(found, known)) and known[0] != "_"]
-            raise unknown_name(f"callable of module {code.module!r} ({where})", part, public)
+            raise unknown_name(f"class or function of module {code.module!r} ({where}):", part, public)
         found = getattr(found, part)
     if not callable(found):
         raise UserError(

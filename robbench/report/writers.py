@@ -240,7 +240,7 @@ class TerminalLeaderboard:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, gap, 0, 0), show_edge=False, caption_justify="left")
         table.add_column("model", overflow="fold")
         for column in columns:
             table.add_column(Text(column), justify="right", overflow="fold")

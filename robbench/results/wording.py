@@ -30,12 +30,12 @@ def measures(rows: Iterable[TableRow]) -> str:
     for row in rows:
         if row.metric in ("accuracy", "corruption_accuracy") and row.measure in MEANINGS:
             shown.setdefault(row.measure, {})[row.attack] = None
-    texts = []
-    for measure, meaning in MEANINGS.items():
-        if measure in shown:
-            names = "attacks" if len(shown) == 1 else ", ".join(shown[measure])
-            texts.append(f"{measure[0].upper()}{measure[1:]} ({meaning}): {names}.")
-    return " ".join(texts)
+    told = {measure: meaning for measure, meaning in MEANINGS.items() if measure in shown}
+    if len(told) == 1:  # of every attack, so that none is named
+        return "".join(f"{measure.capitalize()}: {meaning}." for measure, meaning in told.items())
+    return " ".join(
+        f"{key.capitalize()} ({meaning}): {', '.join(shown[key])}." for key, meaning in told.items()
+    )
 
 
 def number_text(row: TableRow | None) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,6 +87,16 @@ def test_list(kind: str, some: list[str], tiny_zoo: Path) -> None:
     lines = result.output.splitlines()
     for begin in some:
         assert any(line.startswith(begin) for line in lines), result.output
+
+
+def test_a_narrow_terminal_breaks_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # which makes it a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", invoked("list", "attacks").output)
+    named = [line.split()[0] for line in text.splitlines() if line[:1].strip()]
+    assert {"pgd20", "corruptions-generated", "jsa50-paper-literal"} <= set(named)
+    assert "pgd20  on a classifier, threat model linf, space image, norm linf" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_show_an_attack_with_its_numbers() -> None:

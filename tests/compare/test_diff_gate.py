@@ -96,7 +96,7 @@ def test_a_model_without_the_attack_of_a_minimum_is_an_error(run: Run) -> None:
     part = replace(run, cells=run.cells[:4])
     with pytest.raises(UserError, match="--min aa: after has no aa of digits-ijsat"):
         hold_to_minimums({"aa": 0}, leaderboard(part), "after")
-    with pytest.raises(UserError, match="unknown attack of --min in after 'pdg20'; did you mean 'pgd20'"):
+    with pytest.raises(UserError, match="unknown attack of --min in after: 'pdg20'; did you mean 'pgd20'"):
         hold_to_minimums({"pdg20": 0}, leaderboard(run), "after")
 
 

@@ -142,7 +142,10 @@ def test_code_of_an_installed_package_and_of_a_nested_name(tmp_path: Path) -> No
             "no_such_package.nets:Net",
             ["does not import", "ModuleNotFoundError", "no_such_package.py beside the card"],
         ),
-        ("their_models:Liner", ["unknown callable of module 'their_models'", "did you mean 'Linear'?"]),
+        (
+            "their_models:Liner",
+            ["unknown class or function of module 'their_models'", "did you mean 'Linear'?"],
+        ),
         ("their_models:number", ["is a int, which cannot be called"]),
         ("their_models:text", ["returned a str, not a torch.nn.Module"]),
         ("their_models:", ["is no module:callable"]),

@@ -308,6 +308,10 @@ def test_a_missing_curve_names_the_command(budget: float, expected: str) -> None
     text = read(pages(run)[0]).text
     assert epsilon.command in text
     assert steps.command in text
+    named, _ = sweeps(replace(run, given={"m": "m.yaml"}), run.cells)
+    assert (
+        "--model m.yaml --attacks" in named.command
+    )  # a model of one's own: "m" means nothing to robbench run
 
 
 def test_a_run_of_random_draws_says_that_nothing_can_be_swept() -> None:

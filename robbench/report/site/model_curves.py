@@ -171,7 +171,7 @@ def _proposal(run: Run, done: Sequence[CellResult], axis: Axis) -> str:
     cell = max(fitting, key=lambda cell: (cell.attack.space == "image", steps_of(cell.attack) or 0))
     values = STEPS if axis == "steps" else _budgets(_size(cell.attack, axis) or 0)
     options = (f"--{axis}", ",".join(exact_text(value) for value in values))
-    return command(run, cell.model, cell.attack.name, *options)
+    return command(run, run.given.get(cell.model, cell.model), cell.attack.name, *options)
 
 
 def _can_sweep(attack: ResolvedAttack, axis: Axis) -> bool:

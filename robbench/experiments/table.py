@@ -169,7 +169,7 @@ class Measurements:
 
 
 def _is_clean(attack: ResolvedAttack) -> bool:
-    """Whether the attack leaves every image as it is: with a budget of 0, unless it perturbs all the same (fog, JPEG)."""
+    """Whether the attack leaves every image as it is: with budget 0, unless it perturbs all the same (fog, JPEG)."""
     return attack.epsilon == 0 and attack.semantics == "worst-case"
 
 

@@ -83,6 +83,13 @@ class NamedAttack(ABC):
                 f"attack {spec.name!r}: {type(self).__name__}.declared_semantics returned {semantics!r}; "
                 f"return one of: {', '.join(get_args(Semantics))}"
             )
+        target = filled.get("target")
+        if semantics == "perturbation" and isinstance(target, int):
+            # They would stay as they are, and count as images that withstood the attack.
+            raise UserError(
+                f"{spell_argument('target', target)}: attack {spec.name!r} must perturb every image, and images of "
+                f"class {target} itself have nowhere to go; give random or least-likely"
+            )
         self.spec = spec.model_copy(update={"parameters": filled, "semantics": semantics})
 
     @classmethod

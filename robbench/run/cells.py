@@ -21,6 +21,7 @@ from robbench.attacks import (
 )
 from robbench.attacks.codec import FlowCodec
 from robbench.attacks.search.decision import margins
+from robbench.attacks.search.goals import require_class
 from robbench.attacks.search.inner import attack_mode
 from robbench.attacks.trust.context import full_precision, own_context
 from robbench.attacks.trust.preflight import RandomisedModelError, check_model
@@ -139,6 +140,7 @@ class CellBuilder:
         with _foreign_attack(spec):
             attack = _try_properties(build_attack(spec, self.flow))
             attack.require_images(self.dataset.shape)
+            require_class(attack.spec.parameters.get("target"), self.dataset.classes)
             if isinstance(attack, TransferAttack) and self.surrogate is not None:
                 attack.surrogate = self.surrogate.module
             return attack

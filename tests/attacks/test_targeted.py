@@ -124,3 +124,22 @@ def test_a_target_that_is_none_is_refused(given, tmp_path):
     assert result.exit_code == 2
     assert "--target" in result.output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["fog", "snow", "jpeg-linf"])
+def test_no_image_of_a_perturbation_is_left_alone(name):
+    """A class cannot be reached from itself: its clean images would count as right under attack."""
+    spec = resolve_attack(name, "digits", MODELS, epsilon=2.0, target=3)
+    with pytest.raises(UserError, match=r"target.*3.* give random or least-likely"):
+        build_attack(spec)
+    assert build_attack(
+        resolve_attack(name, "digits", MODELS, epsilon=2.0, target="random")
+    ).parameters.target
+
+
+def test_a_class_that_no_model_has_is_refused_before_the_run(tmp_path):
+    arguments = ["run", "--model", "digits-standard", "--attacks", "elastic", "--target", "12"]
+    result = CliRunner().invoke(main, [*arguments, "--n", "4", "--out", str(tmp_path / "run")])
+    assert result.exit_code == 2
+    assert "--target 12 is none of the model's 10 classes; give 0 to 9" in result.output
+    assert not (tmp_path / "run").exists()

@@ -19,18 +19,23 @@ def choose_targets(rule: Target, logits: Tensor, labels: Tensor, ids: Tensor, se
     labels, ids: [N]. `UserError` for a class that the model does not have.
     """
     classes = logits.shape[1]
+    require_class(rule, classes)
     if isinstance(rule, int):
-        if not 0 <= rule < classes:
-            raise UserError(
-                f"{spell_argument('target', rule)} is none of the model's {classes} classes; give 0 to {classes - 1}, "
-                f"random or least-likely"
-            )
         return torch.full_like(labels, rule)
     if rule == "least-likely":
         return logits.scatter(1, labels[:, None], float("inf")).argmin(1)
     drawn = SampleNoise(seed, "target", ids, 0, labels.device).uniform(())
     shift = ((drawn.double() + 1.0) / 2.0 * (classes - 1)).long().clamp(0, classes - 2)
     return (labels + 1 + shift) % classes
+
+
+def require_class(rule: Target | None, classes: int) -> None:
+    """`UserError` for a class to reach that a model of so many `classes` does not have."""
+    if isinstance(rule, int) and not 0 <= rule < classes:
+        raise UserError(
+            f"{spell_argument('target', rule)} is none of the model's {classes} classes; give 0 to {classes - 1}, "
+            f"random or least-likely"
+        )
 
 
 def goal_margins(logits: Tensor, targets: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class ResolvedAttack(Strict):
             records lack it; their perturbations, except corrupted images, left misclassified images as they were, as a
             worst case does.
         of_grid: whether its budget is one of the calibrated ones of its attack.
+        given_budget: whether its budget was given in the place of the threat model's.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ResolvedAttack(Strict):
     parameters: dict[str, Any]
     semantics: Semantics = "worst-case"
     of_grid: bool = False
+    given_budget: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -54,7 +56,9 @@ class ResolvedAttack(Strict):
         """Everything that results depend on, as JSON values: without the label and what else only tables need, and
         without the semantics where the space implies them, as for old records."""
         implied: Semantics = "perturbation" if self.space == "corruption" else "worst-case"
-        left_out = {"label", "of_grid"} | ({"semantics"} if self.semantics == implied else set())
+        left_out = {"label", "of_grid", "given_budget"} | (
+            {"semantics"} if self.semantics == implied else set()
+        )
         return self.model_dump(mode="json", exclude=left_out)
 
     @property
@@ -85,7 +89,7 @@ class ResolvedAttack(Strict):
         """
         if self.space != "rendered":
             return self.threat_model, self.epsilon, self.eta
-        other = self.of_grid or self.label.startswith(f"{self.name}@")
+        other = self.of_grid or self.given_budget
         return None if other else (self.threat_model, None, None)
 
     @property

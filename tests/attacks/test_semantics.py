@@ -120,7 +120,7 @@ def test_addresses_move_for_perturbations_alone(flow):
     """What is hashed of all other attacks is what was hashed before semantics were declared."""
     for name in ("pgd20", "a-la", "jsa10", "aa", *PERTURBATIONS):
         attack = built(name, flow).spec
-        before = attack.model_dump(mode="json", exclude={"label", "of_grid", "semantics"})
+        before = attack.model_dump(mode="json", exclude={"label", "of_grid", "given_budget", "semantics"})
         assert (attack.identity == before) == (name not in PERTURBATIONS), name
     fog = spec("c-fog-1")
     assert fog.semantics == "perturbation"
@@ -131,7 +131,7 @@ def test_addresses_move_for_perturbations_alone(flow):
     ("name", "semantics"), [("r-la", "worst-case"), ("pgd20", "worst-case"), ("c-fog-1", "perturbation")]
 )
 def test_records_of_before_are_read_as_what_they_were(name, semantics):
-    old = json.loads(spec(name).model_dump_json(exclude={"of_grid", "semantics"}))
+    old = json.loads(spec(name).model_dump_json(exclude={"of_grid", "given_budget", "semantics"}))
     read = ResolvedAttack.model_validate(old)
     assert read.semantics == semantics
     assert read.identity == {key: value for key, value in old.items() if key != "label"}

@@ -84,6 +84,7 @@ def test_the_calibrated_budgets_are_marked() -> None:
     assert not resolve_attack("jpeg-l2", "digits", known).of_grid
     assert resolve_attack("elastic-3", "digits", known).threat is None
     assert resolve_attack("elastic", "digits", known, epsilon=0.5).threat is None
+    assert resolve_attack("elastic", "digits", known, steps=50).threat == ("unforeseen", None, None)
     assert resolve_attack("pgd20", "digits", known, epsilon=0.1).threat == ("linf", 0.1, None)
 
 

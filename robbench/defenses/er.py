@@ -83,7 +83,6 @@ class ErMinus(Defense):
     """ER1- and ER2- (supplement, Table 6): encoder and classifier of `er` with its learning rates, no regulariser."""
 
     Parameters = ErMinusParameters
-    criterion = "pgd10_accuracy"
 
     def optimization(self, model: nn.Module, recipe: Recipe) -> Optimization:
         return EmbeddingTraining(self, require_embedding(model, f"defense {self.name!r}"), recipe)
@@ -133,6 +132,7 @@ class ErAt(ER, ImageDefense):
     cross-entropy is the mean over clean and adversarial images. PGD aims at the predicted label."""
 
     Parameters = ErAtParameters
+    criterion = "pgd10_accuracy"
 
     def batches(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator
@@ -155,8 +155,6 @@ class ErAt(ER, ImageDefense):
 class ECla(Standard):
     """E-CLA (supplement, Figures 5 and 6): encoder and classifier as one network under the cross-entropy, with one
     learning rate. How the authors train it is unpublished."""
-
-    criterion = "pgd10_accuracy"
 
     def optimization(self, model: nn.Module, recipe: Recipe) -> Optimization:
         return SingleLoss(self, require_embedding(model, f"defense {self.name!r}"), recipe)

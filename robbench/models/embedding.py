@@ -18,6 +18,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 POOL = 0  # in a list of channels: a max-pool of 2x2 pixels
 VGG16 = (64, 64, POOL, 128, 128, POOL, *(256,) * 3, POOL, *(512,) * 3, POOL, *(512,) * 3, POOL)
 VGG19 = (64, 64, POOL, 128, 128, POOL, *(256,) * 4, POOL, *(512,) * 4, POOL, *(512,) * 4, POOL)
+STL_SIDE = 96  # the least that six strided convolutions leave a pixel of
 STL_BASELINE = (64, POOL, 128, POOL, 256, POOL, 512, POOL, 512, POOL, 512)
 
 
@@ -69,6 +70,8 @@ def er_stl10(input_shape: Shape, classes: int, embedding: int = 16, width: float
     batch norm on all but the first), linear to the embedding; the classifier of `er-mnist`. Images scaled to [-1,1]."""
     layers, _ = _strided(input_shape, [_sized(128 << level, width) for level in range(5)])
     last = _sized(2048, width)
+    if min(input_shape[1:]) < STL_SIDE:
+        raise ValueError(f"images have at least {STL_SIDE}x{STL_SIDE} pixels")
     rows, columns = (((side >> 5) - 3) // 2 + 1 for side in input_shape[1:])
     layers += [nn.Conv2d(last, last, 3, 2, bias=False), nn.BatchNorm2d(last), nn.ReLU()]
     projection = nn.Linear(last * rows * columns, embedding)

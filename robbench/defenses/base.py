@@ -131,6 +131,11 @@ class Defense(ABC):
         return SingleLoss(self, model, recipe)
 
     @property
+    def keeps_rate(self) -> bool:
+        """Whether the learning rate stays what it is at the start, whatever the recipe's schedule."""
+        return False
+
+    @property
     def note(self) -> str:
         """What the card of a trained model has to say of this training, for people."""
         return ""

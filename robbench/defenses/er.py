@@ -91,6 +91,10 @@ class ErMinus(Defense):
     def note(self) -> str:
         return "trained with the quirks of the authors' code" if self.parameters.quirks else ""
 
+    @property
+    def keeps_rate(self) -> bool:
+        return bool(self.parameters.quirks)
+
     def batches(
         self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
@@ -185,7 +189,6 @@ class EmbeddingTraining(Optimization):
     def step(self, x: Tensor, y: Tensor, generator: torch.Generator, rate: float, epoch: int) -> float:
         if self.quirks:
             self.model.train(epoch == 0)
-            rate = self.recipe.learning_rate
             self._clear(*self.networks)
         batches = self.defense.batches(self.model, x, y, generator)
         if self.regularizer == "critic":

@@ -205,7 +205,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[self.plan.device] if self.plan.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(seed, epoch, "modules"))  # dropout draws from the global generator
             for step, (x, y) in enumerate(self._images(epoch)):
-                rate = learning_rate(self.recipe, epoch, epoch * self.steps + step, self.steps)
+                rate = self._rate(epoch, step)
                 total += self._step(x, y, noise, rate, epoch, step) * len(x)
                 seen += len(x)
                 state.seconds = before + time.perf_counter() - started
@@ -218,6 +218,11 @@ class Trainer:
         state.history.append(record if score is None else {**record, "score": score})
         if score is not None:
             self._keep_best(score)
+
+    def _rate(self, epoch: int, step: int) -> float:
+        if self.plan.defense.keeps_rate:
+            return self.recipe.learning_rate
+        return learning_rate(self.recipe, epoch, epoch * self.steps + step, self.steps)
 
     def _step(
         self, x: Tensor, y: Tensor, noise: torch.Generator, rate: float, epoch: int, step: int

@@ -340,12 +340,19 @@ def list_command(
 @checkpoints_option
 @data_dir_option
 @json_option
-def show(name: str, as_json: bool, **options: Path | None) -> None:
+@click.option(
+    "--intrinsic-dimension", is_flag=True, help="Of a data set: estimate it from 1,000 images instead."
+)
+def show(name: str, as_json: bool, intrinsic_dimension: bool, **options: Path | None) -> None:
     """Show an attack, threat model, model, recipe, experiment, data set, defense or table ("IJSAT Table 1")."""
     from robbench.cli.catalog import show_name
     from robbench.cli.catalog_json import Folders
+    from robbench.cli.intrinsic_dimension import show_intrinsic_dimension
 
-    show_name(name, Folders(**options), as_json)
+    if intrinsic_dimension:
+        show_intrinsic_dimension(name, options["data_dir"], as_json)
+    else:
+        show_name(name, Folders(**options), as_json)
 
 
 @main.command()

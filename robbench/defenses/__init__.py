@@ -1,6 +1,6 @@
 """Defenses: the contract (`base`), one module per family, and the training loop (`training`)."""
 
-from robbench.defenses import adversarial, augmentation, flow, joint, latent, standard  # noqa: F401  (register)
+from robbench.defenses import adversarial, augmentation, er, flow, joint, latent, standard  # noqa: F401  (register)
 from robbench.defenses.base import (
     DEFENSES,
     FLOW_DEFENSES,

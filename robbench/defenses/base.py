@@ -16,6 +16,8 @@ from robbench.attacks.search.spaces import Codec, SearchSpace
 from robbench.core.errors import UserError, unknown_name
 from robbench.core.registry import Registry
 from robbench.core.schema import Strict, validate
+from robbench.defenses.schedule import build_optimizer, move_weights
+from robbench.recipes import Recipe
 from robbench.specs import ModelKind, ThreatModel
 
 Criterion = Literal[
@@ -37,8 +39,53 @@ class Setting:
     flow: Codec | None = None
 
 
+State = dict[str, Any]
+
+
+class Optimization(ABC):
+    """What moves weights in a training: its optimisers, and networks that are trained beside the model."""
+
+    @abstractmethod
+    def step(self, x: Tensor, y: Tensor, generator: torch.Generator, rate: float, epoch: int) -> float:
+        """One training step; returns the batch's loss.
+
+        x: [B,C,H,W] in [0,1]; y: [B]; generator: on the CPU; rate: learning rate; epoch: from 0. The model is in train
+        mode before it.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> State:
+        """Everything but the model's weights that the next step depends on: tensors and plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: State) -> None:
+        """Go on from a state that `state_dict` returned."""
+
+
+class SingleLoss(Optimization):
+    """One optimiser over all weights of the model, and `Defense.loss`."""
+
+    def __init__(self, defense: "Defense", model: nn.Module, recipe: Recipe) -> None:
+        self.defense, self.model, self.recipe = defense, model, recipe
+        self.optimizer = build_optimizer(recipe, model)
+
+    def step(self, x: Tensor, y: Tensor, generator: torch.Generator, rate: float, epoch: int) -> float:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.defense.loss(self.model, x, y, generator)
+        loss.backward()  # type: ignore[no-untyped-call]
+        move_weights(self.optimizer, rate, self.recipe.gradient_clip_norm)
+        return float(loss.detach())
+
+    def state_dict(self) -> State:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        self.optimizer.load_state_dict(state)
+
+
 class Defense(ABC):
-    """Base of all defenses. Subclasses set `Parameters`, the flags below, and implement `loss`.
+    """Base of all defenses. Subclasses set `Parameters`, the flags below, and implement `loss`; those with more than
+    one optimiser override `optimization` too.
 
     Defenses of classifiers register in `DEFENSES`, those of flows in `FLOW_DEFENSES`; "at" is in both. needs_flow:
     whether `Setting.flow` is required. criterion: number on the validation split that selects the best epoch (lowest
@@ -75,6 +122,23 @@ class Defense(ABC):
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:  # noqa: B027  (optional hook)
         """Called once, before the first step of a new training, with its first batch x [B,C,H,W]."""
+
+    def optimization(self, model: nn.Module, recipe: Recipe) -> Optimization:
+        """What moves the weights of `model` in a training by `recipe`; `UserError` for a model that does not fit.
+
+        Initial weights of further networks come from torch's global generator, which the loop seeds.
+        """
+        return SingleLoss(self, model, recipe)
+
+    @property
+    def keeps_rate(self) -> bool:
+        """Whether the learning rate stays what it is at the start, whatever the recipe's schedule."""
+        return False
+
+    @property
+    def note(self) -> str:
+        """What the card of a trained model has to say of this training, for people."""
+        return ""
 
     @abstractmethod
     def loss(self, model: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:

@@ -26,7 +26,8 @@ class Progress:
     """State of a training after `epoch` epochs.
 
     Attributes:
-        model, optimizer: their states.
+        model: its state.
+        optimizer: that of the optimisation: optimisers, and networks that are trained beside the model.
         epoch: number of finished epochs.
         best: model state of the best epoch so far.
         best_epoch: its number.

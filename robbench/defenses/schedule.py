@@ -64,6 +64,15 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.Adamax(parameters, rate, weight_decay=decay)
 
 
+def move_weights(optimizer: torch.optim.Optimizer, rate: float, clip_norm: float | None) -> None:
+    """One step of `optimizer` at learning rate `rate`, after clipping the norm of its gradients to `clip_norm`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip_norm)
+    optimizer.step()
+
+
 def learning_rate(recipe: Recipe, epoch: int, step: int, steps_an_epoch: int) -> float:
     """Learning rate of step `step` (from 0, over all epochs) in epoch `epoch` (from 0).
 

@@ -27,9 +27,10 @@ from robbench.core.random import derive_seed
 from robbench.core.stops import check_stop
 from robbench.core.threads import multiply_adds, search_multiply_adds, threads_for
 from robbench.defenses import checkpoint, selection
+from robbench.defenses.base import Optimization
 from robbench.defenses.checkpoint import Progress
 from robbench.defenses.plan import Plan, TrainRequest, check_places, make_plan
-from robbench.defenses.schedule import augment, build_optimizer, generator_for, learning_rate
+from robbench.defenses.schedule import augment, generator_for, learning_rate
 from robbench.defenses.settings import parse_settings
 from robbench.models.flows.base import Flow
 from robbench.models.loading import build_architecture, save_model_folder
@@ -108,19 +109,19 @@ def _ignore(report: Report) -> None:
 
 
 class Trainer:
-    """Runs a plan: model, optimiser, and `state` as of the last finished epoch."""
+    """Runs a plan: model, optimisation, and `state` as of the last finished epoch."""
 
     def __init__(self, plan: Plan, notify: Callable[[Report], None]) -> None:
         self.plan, self.recipe, self._notify = plan, plan.recipe, notify
         self.steps = len(self._batches(0))
         self._place: Place | None = None
         self.model = self._fresh_model()
-        self.optimizer = build_optimizer(self.recipe, self.model)
+        self.optimization = self._fresh_optimization()
         found = checkpoint.load(plan.checkpoint, plan.identity, plan.device)
-        self.state = found or Progress(self.model.state_dict(), self.optimizer.state_dict())
+        self.state = found or Progress(self.model.state_dict(), self.optimization.state_dict())
         if found is not None:
             self.model.load_state_dict(found.model)
-            self.optimizer.load_state_dict(found.optimizer)
+            self.optimization.load_state_dict(found.optimizer)
 
     def _fresh_model(self) -> nn.Module:
         """A model with initial weights that depend on the seed only; the caller's random state is not changed."""
@@ -131,6 +132,12 @@ class Trainer:
                 self.plan.architecture, dataset.shape, dataset.classes, dataset.grey_levels
             )
         return model.to(self.plan.device)
+
+    def _fresh_optimization(self) -> Optimization:
+        """The defense's; initial weights of its networks depend on the seed only."""
+        with torch.random.fork_rng(devices=[]), self._foreign():
+            torch.manual_seed(derive_seed(self.plan.request.seed, "optimization"))
+            return self.plan.defense.optimization(self.model, self.recipe)
 
     def multiply_adds(self) -> float:
         """Multiply-adds per image of the model, and of the flow of a latent or joint defense."""
@@ -198,7 +205,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[self.plan.device] if self.plan.device.type == "cuda" else []):
             torch.manual_seed(derive_seed(seed, epoch, "modules"))  # dropout draws from the global generator
             for step, (x, y) in enumerate(self._images(epoch)):
-                rate = learning_rate(self.recipe, epoch, epoch * self.steps + step, self.steps)
+                rate = self._rate(epoch, step)
                 total += self._step(x, y, noise, rate, epoch, step) * len(x)
                 seen += len(x)
                 state.seconds = before + time.perf_counter() - started
@@ -206,29 +213,26 @@ class Trainer:
         score = self._score(epoch)
         state.epoch = epoch + 1
         state.seconds = before + time.perf_counter() - started
-        state.model, state.optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        state.model, state.optimizer = self.model.state_dict(), self.optimization.state_dict()
         record = {"epoch": float(epoch + 1), "loss": total / seen, "learning_rate": rate}
         state.history.append(record if score is None else {**record, "score": score})
         if score is not None:
             self._keep_best(score)
 
+    def _rate(self, epoch: int, step: int) -> float:
+        if self.plan.defense.keeps_rate:
+            return self.recipe.learning_rate
+        return learning_rate(self.recipe, epoch, epoch * self.steps + step, self.steps)
+
     def _step(
         self, x: Tensor, y: Tensor, noise: torch.Generator, rate: float, epoch: int, step: int
     ) -> float:
         self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
         with self._foreign():
-            loss = self.plan.defense.loss(self.model, x, y, noise)
-            value = float(loss.detach())
-            if not abs(value) < float("inf"):
-                raise self._not_finite(value, epoch, step)
-            loss.backward()  # type: ignore[no-untyped-call]
+            value = self.optimization.step(x, y, noise, rate, epoch)
         check_stop()
-        if self.recipe.gradient_clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip_norm)
-        self.optimizer.step()
+        if not abs(value) < float("inf"):
+            raise self._not_finite(value, epoch, step)
         return value
 
     def _not_finite(self, value: float, epoch: int, step: int) -> UserError:
@@ -346,5 +350,5 @@ def _training_record(plan: Plan, state: Progress) -> Training:
             "threads": str(torch.get_num_threads()),  # bit-identical retraining needs the same number
         },
         minutes=round(state.seconds / 60, 2),
-        note=plan.request.note,
+        note="; ".join(filter(None, (plan.defense.note, plan.request.note))),
     )

@@ -15,6 +15,7 @@ from robbench.core.foreign import cause, foreign_code
 from robbench.core.resources import sha256_file, write_atomically, write_text_atomically
 from robbench.core.schema import dump_yaml
 from robbench.core.stops import reraise_stop
+from robbench.models import embedding  # noqa: F401  (registers)
 from robbench.models.checkpoints import load_strictly, read_golden, read_state
 from robbench.models.classifiers import ARCHITECTURES, LogitSubset, Normalize
 from robbench.models.entry import ZooEntry

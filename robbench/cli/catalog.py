@@ -118,7 +118,7 @@ KINDS = {  # by what `robbench list` calls them, in the order of `robbench show`
         ("model", "data set", "defense", "architecture", "what it is"),
         catalog_json.models,
         _cells("name", "dataset", "defense", "architecture", "description"),
-        lambda folders: folders.entries,
+        lambda folders: {**folders.entries, **folders.detectors},
         catalog_text.show_model,
         catalog_json.model,
         is_model_card,

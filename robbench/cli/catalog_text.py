@@ -6,14 +6,21 @@ from typing import TYPE_CHECKING
 from robbench.cli.base import echo_line, echo_text
 from robbench.cli.catalog_json import Folders, attack, attack_parameters
 from robbench.core.schema import dump_yaml
-from robbench.models.zoo import present_weights
+from robbench.models.zoo import find_detector_entry, present_weights
 
 if TYPE_CHECKING:
     from robbench.defenses import Defense
 
 
 def show_model(name: str, folders: Folders) -> None:
-    """Where the card and its weights lie, then the card."""
+    """Where the card of a model or detector and its weights lie, then the card."""
+    if folders.has_detector(name):
+        detector = find_detector_entry(name, folders.detectors)
+        missing = "not on this machine; restore it, or train it again"
+        echo_line(f"# {detector.folder}")
+        echo_line(f"# weights: {detector.file if detector.file.is_file() else missing}")
+        echo_text(dump_yaml(detector.card))
+        return
     entry = folders.entry(name)
     weights = present_weights(entry)
     get = "downloaded when first used" if entry.card.weights.urls else "name their folder with --checkpoints"

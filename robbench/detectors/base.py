@@ -1,7 +1,8 @@
 """The contract of a detector: a score per image that says how suspicious it is, and a threshold.
 
 A subclass turns the features of a layer into one number per image (`statistic`); a logistic regression on these
-numbers, one a layer, is the score. It is fitted on clean and noisy images against adversarial ones (`detectors.training`).
+numbers, one a layer, is the score. It is fitted on clean and noisy images against adversarial ones
+(`detectors.training`).
 """
 
 import math
@@ -101,8 +102,7 @@ class Detector(nn.Module, ABC):
 
     def features(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
         """Features [N,D] a layer, float64, and predicted classes [N]."""
-        weights = next(self.classifier.parameters(), images)
-        rows, logits = read_layers(self.classifier, self.layers, images.to(weights.dtype), self.maps)
+        rows, logits = read_layers(self.classifier, self.layers, images, self.maps)
         return rows, logits.argmax(1)
 
     def evidence(self, images: Tensor, clean: Tensor | None = None) -> Tensor:

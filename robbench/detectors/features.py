@@ -29,7 +29,7 @@ def read_layers(
     """
     seen: dict[str, list[Tensor]] = {layer: [] for layer in layers}
     with _listening(classifier, layers, lambda layer, value: seen[layer].append(_copy(layer, value))):
-        logits: Tensor = classifier(images)
+        logits = _forward(classifier, images)
     return [_one_row_each(layer, seen[layer], len(images), maps) for layer in layers], logits
 
 
@@ -50,7 +50,7 @@ def last_hidden_layer(classifier: nn.Module, images: Tensor) -> str:
     called: list[tuple[str, Tensor]] = []
     last = [name for name, part in classifier.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)]
     with torch.no_grad(), _listening(classifier, last, lambda name, value: called.append((name, value))):
-        logits = classifier(images)
+        logits = _forward(classifier, images)
     found = [name for name, value in called if value.flatten(1).shape == logits.shape]
     if not found or sum(name == found[-1] for name, _ in called) > 1:
         raise UserError(
@@ -75,8 +75,15 @@ def computing_layers(classifier: nn.Module, images: Tensor) -> tuple[str, ...]:
         if name and not any(part.children()) and not isinstance(part, PASSING)
     ]
     with torch.no_grad(), _listening(classifier, inner, note):
-        classifier(images)
+        _forward(classifier, images)
     return tuple(name for name in called if called.count(name) == 1)
+
+
+def _forward(classifier: nn.Module, images: Tensor) -> Tensor:
+    """Logits [N,K] of images in the classifier's own precision."""
+    weights = next(classifier.parameters(), images)
+    logits: Tensor = classifier(images.to(weights.dtype))
+    return logits
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from robbench.core.registry import Registry
 from robbench.core.schema import Strict, validate
 from robbench.detectors.features import Maps, last_hidden_layer, read_layers
 
-AT_ONCE = 200  # images a forward in `evidence_of`: whole minibatches of 100
+AT_ONCE = 200  # images a forward, where nothing else is said
 CONSTANT = 1e-12  # spread of a statistic, relative to its size, below which it is constant
 
 
@@ -74,6 +74,11 @@ class Detector(nn.Module, ABC):
         return True
 
     @property
+    def at_once(self) -> int:
+        """Images a forward in `scores_of` and `evidence_of`."""
+        return AT_ONCE
+
+    @property
     def maps(self) -> Maps:
         """Whether features of convolutions are flattened or averaged over places."""
         return "flatten"
@@ -91,6 +96,10 @@ class Detector(nn.Module, ABC):
         """Positions of the attacked images that train the score. right, broken: [N] bool, whether the clean image is
         classified correctly and the attacked one is not."""
         return (right & broken).nonzero().squeeze(1)
+
+    def scored_together(self, rows: Tensor) -> Tensor:
+        """Those of the positions `rows` whose images can be scored in one call, which are all where `pointwise`."""
+        return rows
 
     def scaling(self, fitted: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """Centre and scale [F] by which the regression sees statistics [N,F]; `others`, of clean images of the
@@ -147,8 +156,9 @@ class Detector(nn.Module, ABC):
     def _batches(self, images: Tensor, clean: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Images and what they were before they were changed, in batches on the classifier's device."""
         held = next(self.classifier.parameters(), images)
-        for rows in torch.arange(len(images)).split(AT_ONCE):
-            yield images[rows].to(held.device), None if clean is None else clean[rows].to(held.device)
+        for rows in torch.split(torch.arange(len(images)), self.at_once):
+            before = None if clean is None else clean[rows].to(held.device)
+            yield images[rows].to(held.device), before
 
     def fit_scores(self, negatives: Tensor, positives: Tensor, others: Tensor | None = None) -> None:
         """Fit the logistic regression on statistics [N,F] of clean and noisy (negatives) and adversarial images.

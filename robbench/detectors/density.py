@@ -86,7 +86,7 @@ class KernelDensity(Detector):
         """Negative log density, in nats."""
         points, labels = self.held(f"points_{place}"), self.held("labels")
         widths, found = self.held(f"bandwidths_{place}"), features.new_zeros(len(features))
-        for label in predicted.unique().tolist():
+        for label in sorted(set(predicted.tolist())):
             rows = (predicted == label).nonzero().squeeze(1)
             density = log_density(features[rows], points[labels == label], float(widths[label]))
             found = found.index_copy(0, rows, -density)

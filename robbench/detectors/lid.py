@@ -54,6 +54,11 @@ class Lid(Detector):
         return not self.parameters.quirks
 
     @property
+    def at_once(self) -> int:
+        minibatch: int = self.parameters.minibatch
+        return super().at_once if self.pointwise else minibatch
+
+    @property
     def maps(self) -> Maps:
         found: Maps = self.parameters.maps
         return found
@@ -76,8 +81,9 @@ class Lid(Detector):
 
     def statistic(self, place: int, features: Tensor, predicted: Tensor) -> Tensor:
         if self._rows is None or self._rows[place].device != features.device:
-            reference = self.held("reference")
-            self._rows = [rows.to(features.device) for rows in self.rows_of(reference)]
+            with torch.inference_mode(False):  # gradients go through them later
+                rows = self.rows_of(self.held("reference"))
+                self._rows = [each.to(features.device) for each in rows]
         return intrinsic_dimension(features, self._rows[place], self.parameters.k)
 
     def evidence(self, images: Tensor, clean: Tensor | None = None) -> Tensor:
@@ -87,7 +93,7 @@ class Lid(Detector):
         return torch.cat(
             [
                 self._in_minibatch(part, around)
-                for part, around in zip(images.split(size), same.split(size), strict=True)
+                for part, around in zip(torch.split(images, size), torch.split(same, size), strict=True)
             ]
         )
 
@@ -102,8 +108,12 @@ class Lid(Detector):
     def chosen(self, right: Tensor, broken: Tensor) -> Tensor:
         if self.pointwise:
             return super().chosen(right, broken)
-        rows, size = right.nonzero().squeeze(1), self.parameters.minibatch
-        return rows[: len(rows) // size * size] if len(rows) >= size else rows
+        return self.scored_together(right.nonzero().squeeze(1))
+
+    def scored_together(self, rows: Tensor) -> Tensor:
+        size = self.parameters.minibatch
+        whole = len(rows) // size * size
+        return rows if self.pointwise or not whole else rows[:whole]
 
     def scaling(self, fitted: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         if self.pointwise:

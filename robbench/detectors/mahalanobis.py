@@ -58,7 +58,8 @@ class Mahalanobis(Detector):
                 f"detector {self.name!r}: the covariance of layer {self.layers[place]!r} is singular (rank {rank} of "
                 f"{size}, from {len(centred)} images); give --set shrinkage=0.01, or name another --layer"
             )
-        return vectors / values.sqrt()
+        whitening: Tensor = vectors / values.sqrt()
+        return whitening
 
     def statistic(self, place: int, features: Tensor, predicted: Tensor) -> Tensor:
         whitening, means = self.held(f"whitening_{place}"), self.held(f"means_{place}")

@@ -225,4 +225,4 @@ def _draw(request: DetectorRequest, detector: Detector, dataset: Dataset) -> Det
     rest = torch.ones(len(labels), dtype=torch.bool).index_fill(0, attacked, False)
     size = min(detector.parameters.reference, len(dataset.train))
     reference = stratified_positions(dataset.train.labels, size, request.seed)
-    return DetectorImages(reference, attacked, rest.nonzero().squeeze(1))
+    return DetectorImages(reference, attacked, detector.scored_together(rest.nonzero().squeeze(1)))

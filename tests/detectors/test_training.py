@@ -19,7 +19,8 @@ from robbench.models.loading import load_model
 from robbench.models.zoo import read_detector, read_entry, zoo_entries
 from robbench.specs import resolve_attack, threat_models
 
-TRAIN = ("train", "--detector", "lid", "--model", "tiny-a", "--attacks", "fgsm", "--set", "k=10")
+TRAIN = ("train", "--detector", "lid", "--model", "tiny-a", "--attacks", "fgsm")
+SMALL = ("--layer", 8, "--n", 60, "--set", "k=10")
 
 
 def invoked(*arguments: object) -> Result:
@@ -32,7 +33,7 @@ def folder(tiny_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     zoo = tmp_path_factory.mktemp("guarded")
     for name in ("tiny-a", "tiny-b"):
         shutil.copytree(tiny_zoo / name, zoo / name)
-    result = invoked(*TRAIN, "--zoo", zoo, "--out", zoo, "--layer", 8, "--n", 60)
+    result = invoked(*TRAIN, "--zoo", zoo, "--out", zoo, *SMALL)
     assert result.exit_code == 0, result.output
     assert f"DETECTOR {zoo / 'tiny-a-lid'}" in result.output
     return zoo
@@ -78,12 +79,25 @@ def test_the_threshold_flags_the_stated_share_of_the_images_that_were_not_attack
 
 
 def test_the_same_command_trains_the_same_detector(folder: Path, tmp_path: Path) -> None:
-    result = invoked(*TRAIN, "--zoo", folder, "--out", tmp_path, "--layer", 8, "--n", 60, "--name", "again")
+    result = invoked(*TRAIN, "--zoo", folder, "--out", tmp_path, *SMALL, "--name", "again")
     assert result.exit_code == 0, result.output
     first, again = read_detector(folder / "tiny-a-lid").card, read_detector(tmp_path / "again").card
     assert again.function_hash == first.function_hash
     assert again.split == first.split
     assert again.threshold == first.threshold
+
+
+def test_quirks_train_on_whole_minibatches(tiny_zoo: Path, tmp_path: Path) -> None:
+    """Of 120 images of the threshold 100: the last 20 have too few neighbours among themselves."""
+    options = ("--set", "quirks=true", "--set", "minibatch=50")
+    result = invoked(*TRAIN, "--zoo", tiny_zoo, "--out", tmp_path, *SMALL, *options)
+    assert result.exit_code == 0, result.output
+    card = read_detector(tmp_path / "tiny-a-lid").card
+    assert (card.split.threshold, card.attacks[0].examples) == (100, 50)
+    detector = load_detector(
+        read_detector(tmp_path / "tiny-a-lid"), load_model(read_entry(tiny_zoo / "tiny-a"))
+    )
+    assert not detector.pointwise
 
 
 def test_another_classifier_is_refused(folder: Path) -> None:
@@ -153,7 +167,7 @@ def test_a_detector_is_no_model(folder: Path) -> None:
             "a minibatch of 100 has fewer than the k = 100 neighbours",
         ),
         (("--set", "bandwidth=1"), "key bandwidth: is not known"),
-        (("--detector", "kde", "--set", "k=", "--n", "9"), "key k: is not known"),
+        (("--detector", "kde", "--set", "k=10"), "key k: is not known"),
         (("--n", "91"), "of which half are kept for the threshold; give 1 to 90"),
         (("--false-positive-rate", "1.5"), "give a share of clean images, as in 0.05"),
         (("--dataset", "mnist"), "mnist"),

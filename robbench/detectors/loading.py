@@ -53,19 +53,25 @@ def load_detector(entry: DetectorEntry, model: LoadedModel) -> Detector:
         detector.keep(name, value)
     detector.threshold = card.threshold
     detector.to(images.device)
+    _require_scores(detector, entry)
+    return detector
+
+
+def _require_scores(detector: Detector, entry: DetectorEntry) -> None:
+    """`UserError` unless a detector scores black images, as many as it needs at once."""
+    card, n = entry.card, 2 if detector.pointwise else detector.at_once
     try:
-        scores = detector.scores_of(images)
+        scores = detector.scores_of(torch.zeros(n, *card.input_shape))
     except BaseException as error:  # a detector of another package can fail in any way
         reraise_stop(error)
         raise UserError(
-            f"{where}: {entry.file} does not fit it ({cause(error)}); restore the file, or train it again"
+            f"detector {card.name!r}: {entry.file} does not fit it ({cause(error)}); restore the file, or train it again"
         ) from error
-    if scores.shape != (2,) or scores.dtype != torch.float64:
+    if scores.shape != (n,) or scores.dtype != torch.float64:
         raise UserError(
-            f"{where}: its scores of two images are {list(scores.shape)} {scores.dtype}, not [2] float64; "
-            f"correct the package that it comes from"
+            f"detector {card.name!r}: its scores of {n} images are {list(scores.shape)} {scores.dtype}, not [{n}] "
+            f"float64; correct the package that it comes from"
         )
-    return detector
 
 
 def _read_state(entry: DetectorEntry) -> dict[str, Tensor]:

@@ -101,7 +101,7 @@ def test_bandwidth_has_the_largest_cross_validated_likelihood() -> None:
 
 
 def test_kde_scores_under_the_predicted_class(exact, data) -> None:
-    detector, (x, y, clean, noisy) = fitted("kde", exact, data), data
+    detector, (x, y, _, noisy) = fitted("kde", exact, data), data
     (features,), logits = read_layers(exact, ["8"], torch.cat([x[:200], noisy]).double())
     known, seen, predicted = features[:200].numpy(), features[200:].numpy(), logits[200:].argmax(1)
     expected = [

@@ -102,7 +102,7 @@ def test_quirks_train_on_whole_minibatches(tiny_zoo: Path, tmp_path: Path) -> No
 
 def test_another_classifier_is_refused(folder: Path) -> None:
     with pytest.raises(
-        UserError, match="was trained for classifier 'tiny-a' .* 'tiny-b' is another function"
+        UserError, match=r"was trained for classifier 'tiny-a' .* 'tiny-b' is another function"
     ) as error:
         loaded(folder, "tiny-b")
     assert "robbench train --detector lid --model tiny-b" in str(error.value)

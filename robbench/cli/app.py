@@ -63,6 +63,7 @@ from robbench.core.stops import as_stop
 KINDS = (
     "attacks",
     "defenses",
+    "detectors",
     "models",
     "datasets",
     "threat-models",
@@ -266,7 +267,7 @@ def _of_experiment(
 def list_command(
     kind: str, threat_models: Path | None, zoo: Path | None, data_dir: Path | None, as_json: bool
 ) -> None:
-    """List attacks, defenses, models, datasets, threat-models, recipes, experiments or published tables."""
+    """List attacks, defenses, detectors, models, datasets, threat-models, recipes, experiments or published tables."""
     from robbench.cli.catalog import list_kind
     from robbench.cli.catalog_json import Folders
 
@@ -281,7 +282,10 @@ def list_command(
 @data_dir_option
 @json_option
 def show(name: str, as_json: bool, **options: Path | None) -> None:
-    """Show an attack, threat model, model, recipe, experiment, data set, defense or table ("IJSAT Table 1")."""
+    """Show an attack, threat model, model, recipe, experiment, data set, defense, detector or table.
+
+    Example: robbench show "IJSAT Table 1"
+    """
     from robbench.cli.catalog import show_name
     from robbench.cli.catalog_json import Folders
 

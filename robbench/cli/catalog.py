@@ -158,6 +158,15 @@ KINDS = {  # by what `robbench list` calls them, in the order of `robbench show`
         catalog_text.show_defense,
         catalog_json.defense,
     ),
+    "detectors": Kind(
+        "detector",
+        ("detector", "what it is"),
+        catalog_json.detectors,
+        _cells("name", "description"),
+        catalog_json.detector_names,
+        catalog_text.show_detector,
+        catalog_json.detector,
+    ),
     "published": Kind(  # a table answers to its name and to how it is printed, whatever the case
         "published table",
         ("table", "printed as", "rows", "gated", "paper", "what"),

@@ -238,9 +238,43 @@ def defense(name: str, folders: Folders) -> Object:
 
 
 def _defense(kind: str, defense: "type[Defense]") -> Object:
-    defaults = {key: info.default for key, info in defense.Parameters.model_fields.items()}
-    parameters = to_jsonable_python(defaults, fallback=lambda _: None)
-    return {"kind": kind, "description": inspect.getdoc(defense) or "", "parameters": parameters}
+    description = inspect.getdoc(defense) or ""
+    return {"kind": kind, "description": description, "parameters": _defaults(defense.Parameters)}
+
+
+def detectors(folders: Folders) -> Iterator[Object]:
+    """The detectors that `robbench train --detector` trains."""
+    return (
+        {"name": name, "description": detector(name, folders)["summary"]} for name in detector_names(folders)
+    )
+
+
+def detector_names(folders: Folders) -> list[str]:
+    """Names of the detectors in the registry."""
+    from robbench.detectors import DETECTORS
+
+    return list(DETECTORS)
+
+
+def detector(name: str, folders: Folders) -> Object:
+    """What a detector looks at, and the defaults of its parameters. summary: the first paragraph."""
+    from robbench.detectors import DETECTORS
+
+    found = DETECTORS.get(name)
+    description = inspect.getdoc(found) or ""
+    return {
+        "name": name,
+        "summary": description.split("\n\n")[0].replace("\n", " "),
+        "description": description,
+        "parameters": _defaults(found.Parameters),
+    }
+
+
+def _defaults(parameters: type[BaseModel]) -> Object:
+    """Default of every parameter, null for one without."""
+    defaults = {key: info.default for key, info in parameters.model_fields.items()}
+    found: Object = to_jsonable_python(defaults, fallback=lambda _: None)
+    return found
 
 
 def datasets(folders: Folders) -> Iterator[Object]:

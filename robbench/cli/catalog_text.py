@@ -1,4 +1,4 @@
-"""What `robbench show` prints of an attack, a model and a defense."""
+"""What `robbench show` prints of an attack, a model, a defense and a detector."""
 
 import inspect
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from robbench.models.zoo import find_detector_entry, present_weights
 
 if TYPE_CHECKING:
     from robbench.defenses import Defense
+    from robbench.detectors import Detector
 
 
 def show_model(name: str, folders: Folders) -> None:
@@ -35,14 +36,21 @@ def show_defense(name: str, folders: Folders) -> None:
 
     for kind in defense_kinds(name):
         echo_line(f"trains a {kind}:")
-        _show_defense_class(find_defense(name, kind))
+        _show_trained(find_defense(name, kind))
 
 
-def _show_defense_class(defense: "type[Defense]") -> None:
-    echo_text(inspect.getdoc(defense) or "")
-    if defense.Parameters.model_fields:
+def show_detector(name: str, folders: Folders) -> None:
+    """What a detector looks at, and its parameters."""
+    from robbench.detectors import DETECTORS
+
+    _show_trained(DETECTORS.get(name))
+
+
+def _show_trained(found: "type[Defense] | type[Detector]") -> None:
+    echo_text(inspect.getdoc(found) or "")
+    if found.Parameters.model_fields:
         echo_text("\nParameters (--set KEY=VALUE):")
-    for field, info in defense.Parameters.model_fields.items():
+    for field, info in found.Parameters.model_fields.items():
         echo_line(f"  {field} = {info.get_default(call_default_factory=False)!r}")
 
 

@@ -22,7 +22,6 @@ from robbench.cli.base import (
     dataset_option,
     device_option,
     echo_text,
-    names,
     threads_option,
     threat_models_option,
     zoo_option,
@@ -47,7 +46,7 @@ def detector_options(command: Command) -> Command:
     """The options that belong to `--detector`."""
     for option in reversed(
         (
-            click.option("--detector", type=Text(), help="Train a detector: kde, lid, mahalanobis, er, ..."),
+            click.option("--detector", type=Text(), help="Train a detector (robbench list detectors)."),
             click.option(
                 "--model",
                 type=Text(),
@@ -161,7 +160,6 @@ def check_options(options: dict[str, Any]) -> None:
             raise UserError(f"--{name.replace('_', '-')} is of a training with --{other}; leave it out")
     if detector is None:
         return
-    options["attacks"] = names("--attacks", options["attacks"])
     for name in ("model", "attacks"):
         if not options[name]:
             example = "digits-at" if name == "model" else "pgd20"

@@ -14,6 +14,7 @@ from rich.progress import (
 )
 
 from robbench.cli.base import echo_line
+from robbench.cli.naming import attack_names
 from robbench.core.terminal import Terminal
 from robbench.data.card import require_dataset
 from robbench.defenses.training import Report, TrainRequest, parse_settings, train
@@ -42,6 +43,7 @@ def train_model(options: dict[str, Any]) -> None:
 def train_model_detector(options: dict[str, Any]) -> None:
     """Train the detector that the options of `robbench train --detector` ask for and say where it is."""
     settings, layers = parse_settings(options.pop("settings")), tuple(options.pop("layer"))
+    options["attacks"] = attack_names(options["attacks"], options["threat_models"])
     rate = options.pop("false_positive_rate")
     rates = {} if rate is None else {"false_positive_rate": rate}
     request = DetectorRequest(**options, **rates, layers=layers, overrides=settings)

@@ -65,7 +65,8 @@ def _require_scores(detector: Detector, entry: DetectorEntry) -> None:
     except BaseException as error:  # a detector of another package can fail in any way
         reraise_stop(error)
         raise UserError(
-            f"detector {card.name!r}: {entry.file} does not fit it ({cause(error)}); restore the file, or train it again"
+            f"detector {card.name!r}: {entry.file} does not fit it ({cause(error)}); restore the file, or train it "
+            f"again"
         ) from error
     if scores.shape != (n,) or scores.dtype != torch.float64:
         raise UserError(

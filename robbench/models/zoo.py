@@ -91,7 +91,7 @@ def find_detector_entry(name: str, entries: dict[str, DetectorEntry]) -> Detecto
     if name in entries:
         return entries[name]
     if not _is_card(Path(name)):
-        return entries[known_name("detector", name, entries, "or give the folder that robbench train wrote")]
+        return entries[known_name("model", name, entries, "or give the folder of a detector")]
     if not is_detector(name):
         raise UserError(f"{name!r} is no detector; name the folder that robbench train --detector wrote")
     return read_detector(Path(name))

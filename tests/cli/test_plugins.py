@@ -1,4 +1,4 @@
-"""A real package, installed beside robbench, adds an attack, a defense, a detector, a model, a data set and a metric."""
+"""A real package, installed beside robbench, adds an attack, a defense, a detector, a model, a data set, a metric."""
 
 import subprocess
 import sys

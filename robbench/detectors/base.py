@@ -190,9 +190,11 @@ class Detector(nn.Module, ABC):
 
     def fix_threshold(self, scores: Tensor, false_positive_rate: float) -> float:
         """Set the threshold so that at most that share of clean images with these scores [N] is flagged; returns the
-        share that is."""
+        share that is. Halfway between two scores, so that rounding in another batch flags no other image."""
         allowed = math.floor(false_positive_rate * len(scores) + 1e-9)
-        self.threshold = float(scores.sort().values[len(scores) - 1 - allowed])
+        ordered = scores.sort().values
+        accepted = len(scores) - 1 - allowed
+        self.threshold = float(ordered[accepted : accepted + 2].mean())
         return float(self.flags(scores).double().mean())
 
     def keep(self, name: str, value: Tensor) -> None:

@@ -74,7 +74,6 @@ def test_the_threshold_flags_the_stated_share_of_the_images_that_were_not_attack
     flagged = int(detector.flags(scores).sum())
     on_threshold = round(card.measured_false_positive_rate * card.split.threshold)
     assert on_threshold <= flagged <= on_threshold + 60
-    assert (scores == detector.threshold).any()
     assert detector.pointwise
 
 

@@ -273,3 +273,96 @@ class ModelCard(Strict):
                 "weights": self.weights.sha256,
             }
         )
+
+
+class ClassifierReference(Strict):
+    """The classifier that a detector guards. function_hash: of its card (`ModelCard.function_hash`)."""
+
+    name: str
+    function_hash: SHA256
+
+
+class TrainingAttack(Strict):
+    """One attack that a detector was trained against, and the noise beside it.
+
+    Attributes:
+        name: the attack with its budget, as in tables.
+        epsilon, eta: its budgets; None where it has none.
+        examples: images it broke; each gives a clean, a noisy and an adversarial image.
+        mean_l2: mean L2 norm of its perturbations, and of the noise after clipping to [0,1].
+        noise_std: standard deviation of that noise before clipping.
+    """
+
+    name: str
+    epsilon: float | None = None
+    eta: float | None = None
+    examples: int = Field(gt=0)
+    mean_l2: Positive
+    noise_std: Positive
+
+
+class DetectorSplit(Strict):
+    """Which images trained a detector, by number; all are drawn with the seed of its card.
+
+    Attributes:
+        reference: clean training images that say what is ordinary.
+        attacked: validation images that were attacked.
+        threshold: clean validation images, disjoint from those, that fixed the threshold.
+        sha256: over the ids of the three.
+    """
+
+    reference: int = Field(gt=0)
+    attacked: int = Field(gt=0)
+    threshold: int = Field(gt=0)
+    sha256: SHA256
+
+
+class DetectorCard(Strict):
+    """card.yaml of a detector of adversarial images.
+
+    Attributes:
+        schema_version: of the card.
+        name, kind, description: of the detector.
+        dataset: of its images.
+        detector: its name in the registry (`robbench train --detector`); parameters: with defaults filled in.
+        classifier: the model that it guards.
+        layers: where its features come from.
+        input_shape: (C,H,W); classes: of the classifier.
+        attacks, split, seed: of its training.
+        threshold: larger scores are flagged. false_positive_rate: requested share of flagged clean images;
+            measured_false_positive_rate: that of the `split.threshold` images.
+        weights: its file.
+        command: that trains it again. versions: of the libraries. minutes: computing time.
+    """
+
+    schema_version: Literal[1] = 1
+    name: Name
+    kind: Literal["detector"] = "detector"
+    description: str
+    dataset: str
+    detector: str
+    parameters: dict[str, Any]
+    classifier: ClassifierReference
+    layers: tuple[str, ...] = Field(min_length=1)
+    input_shape: tuple[Side, Side, Side]
+    classes: int = Field(ge=2)
+    attacks: tuple[TrainingAttack, ...] = Field(min_length=1)
+    split: DetectorSplit
+    seed: int
+    threshold: Real
+    false_positive_rate: float = Field(ge=0, lt=1)
+    measured_false_positive_rate: float = Field(ge=0, le=1)
+    weights: Weights
+    command: str
+    versions: dict[str, str]
+    minutes: float
+    license: str = "MIT"
+
+    @property
+    def function_hash(self) -> str:
+        """Hash of what decides whether an image is flagged: the classifier's function, detector, parameters, layers,
+        weights and threshold."""
+        parts = {"detector", "parameters", "classifier", "layers", "threshold"}
+        content = self.model_dump(mode="json", include=parts)
+        del content["classifier"]["name"]
+        return canonical_hash({**content, "weights": self.weights.sha256})

@@ -39,6 +39,7 @@ KEYS = {
     },
     "datasets": {"name", "train", "test", "license", "source", "embedded", "path"},
     "defenses": {"name", "trains", "description"},
+    "detectors": {"name", "description"},
     "recipes": {"name", "of", "datasets", "description"},
     "experiments": {"name", "source", "published", "dataset", "description"},
     "published": {"name", "source", "kind", "rows", "gated", "paper", "description"},

@@ -13,8 +13,8 @@ import robbench
 PACKAGE = Path(robbench.__file__).parent
 # From the ground up. `cards` and `recipes` are single modules.
 ROOMS = (
-    "core", "specs", "cards", "recipes", "data", "models", "statistics", "attacks", "defenses", "store",
-    "metrics", "results", "compare", "run", "experiments", "bundle", "report", "evaluation", "theory",
+    "core", "specs", "cards", "recipes", "data", "models", "statistics", "attacks", "defenses", "detectors",
+    "store", "metrics", "results", "compare", "run", "experiments", "bundle", "report", "evaluation", "theory",
     "benchmarks", "cli", "__main__",
 )  # fmt: skip
 

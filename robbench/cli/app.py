@@ -15,6 +15,7 @@ from robbench.cli.base import (
     Text,
     WholeNumber,
     checkpoints_option,
+    compute_in,
     data_dir_option,
     data_option,
     dataset_option,
@@ -34,11 +35,10 @@ from robbench.cli.completion import (
     completion,
     defense_completion,
     model_completion,
-    schedule_completion,
     shown_completion,
 )
 from robbench.cli.config import collect_options, config_option
-from robbench.cli.dataset import choose_dataset, read_data, run_folder
+from robbench.cli.dataset import read_data, run_folder
 from robbench.cli.diff import diff
 from robbench.cli.experiment import (
     experiment_option,
@@ -55,6 +55,7 @@ from robbench.cli.own import init, own_model_options
 from robbench.cli.report import report
 from robbench.cli.samples import samples
 from robbench.cli.theory import theory
+from robbench.cli.train import train
 from robbench.cli.watch import watch
 from robbench.core.errors import UserError
 from robbench.core.stops import as_stop
@@ -62,6 +63,7 @@ from robbench.core.stops import as_stop
 KINDS = (
     "attacks",
     "defenses",
+    "detectors",
     "models",
     "datasets",
     "threat-models",
@@ -216,7 +218,7 @@ def run(
         from robbench.core.allocator import tune_allocator
 
         tune_allocator()
-        _compute_in(context, threads)
+        compute_in(context, threads)
         request = build_request(options)
         if dry_run:
             dry_run_table(request, folder, fresh=not resume)
@@ -246,7 +248,7 @@ def _of_experiment(
 
     try:
         tune_allocator()
-        _compute_in(context, threads)
+        compute_in(context, threads)
         return 3 if run_experiment(options, out, resume, dry_run) else 0
     except KeyboardInterrupt as error:
         stop = as_stop(error)
@@ -254,67 +256,6 @@ def _of_experiment(
             f"\n{stop.word}. Run the same command again: it resumes after the last epoch or shard", err=True
         )
         return stop.exit_code
-
-
-@main.command(cls=GroupedCommand, groups=help.TRAIN)
-@click.option(
-    "--defense",
-    required=True,
-    help="Training method (robbench list defenses).",
-    shell_complete=defense_completion,
-)
-@dataset_option
-@data_option
-@click.option(
-    "--recipe",
-    type=Text(),
-    help="Training schedule (robbench show NAME).  [default: the data set's]",
-    shell_complete=schedule_completion,
-)
-@click.option("--architecture", type=Text(), help="[default: the data set's]")
-@click.option(
-    "--seed", type=WholeNumber(0), default=0, show_default=True, help="Seed of weights, order and noise."
-)
-@click.option("--epochs", type=WholeNumber(1), help="[default: the recipe's]")
-@click.option("--train-samples", type=WholeNumber(1), help="Use only so many training images, drawn by seed.")
-@click.option(
-    "--flow", type=Text(), help="Flow of latent and joint defenses.  [default: the data set's in the zoo]"
-)
-@click.option("--name", type=Text(), help="Name of the model.  [default: <dataset>-<defense>]")
-@click.option(
-    "--out",
-    type=FolderOrFile(),
-    default=Path("robbench-training"),
-    show_default=True,
-    help="Where the model folder goes.",
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Change a parameter of the defense; recipe.KEY and architecture.KEY reach those.",
-)
-@device_option
-@threat_models_option
-@zoo_option
-@data_dir_option
-@threads_option
-@click.pass_context
-def train(context: click.Context, /, threads: int | None, **options: Any) -> None:
-    """Train a model and write a zoo folder that `run` can use at once."""
-    from robbench.cli.train import train_model
-    from robbench.core.allocator import tune_allocator
-
-    options["dataset"], options["data"] = choose_dataset(options["dataset"], options["data"])
-    try:
-        tune_allocator()
-        _compute_in(context, threads)
-        train_model(options)
-    except KeyboardInterrupt as error:
-        stop = as_stop(error)
-        echo_text(f"\n{stop.word}. Run the same command again to resume after the last whole epoch", err=True)
-        context.exit(stop.exit_code)
 
 
 @main.command("list")
@@ -326,7 +267,7 @@ def train(context: click.Context, /, threads: int | None, **options: Any) -> Non
 def list_command(
     kind: str, threat_models: Path | None, zoo: Path | None, data_dir: Path | None, as_json: bool
 ) -> None:
-    """List attacks, defenses, models, datasets, threat-models, recipes, experiments or published tables."""
+    """List attacks, defenses, detectors, models, datasets, threat-models, recipes, experiments or published tables."""
     from robbench.cli.catalog import list_kind
     from robbench.cli.catalog_json import Folders
 
@@ -344,7 +285,10 @@ def list_command(
     "--intrinsic-dimension", is_flag=True, help="Of a data set: estimate it from 1,000 images instead."
 )
 def show(name: str, as_json: bool, intrinsic_dimension: bool, **options: Path | None) -> None:
-    """Show an attack, threat model, model, recipe, experiment, data set, defense or table ("IJSAT Table 1")."""
+    """Show an attack, threat model, model, recipe, experiment, data set, defense, detector or table.
+
+    Example: robbench show "IJSAT Table 1"
+    """
     from robbench.cli.catalog import show_name
     from robbench.cli.catalog_json import Folders
     from robbench.cli.intrinsic_dimension import show_intrinsic_dimension
@@ -380,13 +324,6 @@ def doctor(
     context.exit(0 if examine(zoo, data_dir, checkpoints, as_json, what) else 1)
 
 
-def _compute_in(context: click.Context, threads: int | None) -> None:
-    """Compute in so many CPU threads until the command ends. The rule is imported here because torch comes with it."""
-    from robbench.core.threads import thread_rule
-
-    context.with_resource(thread_rule(threads))
-
-
 for command in (
     badge,
     bench,
@@ -401,6 +338,7 @@ for command in (
     report,
     samples,
     theory,
+    train,
     verify,
     watch,
 ):

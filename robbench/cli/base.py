@@ -357,6 +357,13 @@ class Text(click.types.StringParamType):
         return value
 
 
+def compute_in(context: click.Context, threads: int | None) -> None:
+    """Compute in so many CPU threads until the command ends. The rule is imported here because torch comes with it."""
+    from robbench.core.threads import thread_rule
+
+    context.with_resource(thread_rule(threads))
+
+
 precision_option = click.option(  # only to say why other precisions are gone: there is one
     "--precision", type=PrecisionOfSearch(), default=PRECISION, hidden=True, expose_value=False
 )

@@ -19,8 +19,15 @@ from robbench.core.resources import dataset_root
 from robbench.core.schema import validate
 from robbench.data.names import BUILT_IN, dataset_names, place
 from robbench.experiments import published, schema
-from robbench.models.entry import ModelRequest, ZooEntry
-from robbench.models.zoo import find_model, present_weights, zoo_entries
+from robbench.models.entry import DetectorEntry, ModelRequest, ZooEntry
+from robbench.models.zoo import (
+    detector_entries,
+    find_detector_entry,
+    find_model,
+    is_detector,
+    present_weights,
+    zoo_entries,
+)
 from robbench.recipes import recipes
 from robbench.specs import ThreatModel, listed_attacks, resolve_attack
 
@@ -48,6 +55,15 @@ class Folders:
     def entries(self) -> dict[str, ZooEntry]:
         """The models of the zoos by name."""
         return zoo_entries(self.zoo, self.checkpoints)
+
+    @cached_property
+    def detectors(self) -> dict[str, DetectorEntry]:
+        """The detectors of the zoos by name."""
+        return detector_entries(self.zoo)
+
+    def has_detector(self, name: str) -> bool:
+        """Whether that is the name of a detector, or the path of one's card or folder."""
+        return name in self.detectors or is_detector(name)
 
     @cached_property
     def attacks(self) -> set[str]:
@@ -150,8 +166,9 @@ def _step_sizes(parameters: BaseModel, radii: list[float]) -> list[float] | None
 
 
 def models(folders: Folders) -> Iterator[Object]:
-    """The models of the zoos, and where they lie."""
-    return map(_model, folders.entries.values())
+    """The models of the zoos, and where they lie; then the detectors."""
+    yield from map(_model, folders.entries.values())
+    yield from map(_detector, folders.detectors.values())
 
 
 def _model(entry: ZooEntry) -> Object:
@@ -166,8 +183,24 @@ def _model(entry: ZooEntry) -> Object:
     }
 
 
+def _detector(entry: DetectorEntry) -> Object:
+    """A detector as a line of the models: no defense; in the place of an architecture the detector's name."""
+    card = entry.card
+    return {
+        **_fields(card, "name", "kind", "dataset", "defense"),
+        "architecture": card.detector,
+        "description": card.description,
+        "folder": str(entry.folder),
+        "weights": str(entry.file) if entry.file.is_file() else None,
+        "weights_sha256": card.weights.sha256,
+    }
+
+
 def model(name: str, folders: Folders) -> Object:
-    """What the list says of a model, and its whole card."""
+    """What the list says of a model or detector, and its whole card."""
+    if folders.has_detector(name):
+        found = find_detector_entry(name, folders.detectors)
+        return {**_detector(found), "card": found.card.model_dump(mode="json")}
     entry = folders.entry(name)
     return {**_model(entry), "card": entry.card.model_dump(mode="json")}
 
@@ -205,9 +238,43 @@ def defense(name: str, folders: Folders) -> Object:
 
 
 def _defense(kind: str, defense: "type[Defense]") -> Object:
-    defaults = {key: info.default for key, info in defense.Parameters.model_fields.items()}
-    parameters = to_jsonable_python(defaults, fallback=lambda _: None)
-    return {"kind": kind, "description": inspect.getdoc(defense) or "", "parameters": parameters}
+    description = inspect.getdoc(defense) or ""
+    return {"kind": kind, "description": description, "parameters": _defaults(defense.Parameters)}
+
+
+def detectors(folders: Folders) -> Iterator[Object]:
+    """The detectors that `robbench train --detector` trains."""
+    return (
+        {"name": name, "description": detector(name, folders)["summary"]} for name in detector_names(folders)
+    )
+
+
+def detector_names(folders: Folders) -> list[str]:
+    """Names of the detectors in the registry."""
+    from robbench.detectors import DETECTORS
+
+    return list(DETECTORS)
+
+
+def detector(name: str, folders: Folders) -> Object:
+    """What a detector looks at, and the defaults of its parameters. summary: the first paragraph."""
+    from robbench.detectors import DETECTORS
+
+    found = DETECTORS.get(name)
+    description = inspect.getdoc(found) or ""
+    return {
+        "name": name,
+        "summary": description.split("\n\n")[0].replace("\n", " "),
+        "description": description,
+        "parameters": _defaults(found.Parameters),
+    }
+
+
+def _defaults(parameters: type[BaseModel]) -> Object:
+    """Default of every parameter, null for one without."""
+    defaults = {key: info.default for key, info in parameters.model_fields.items()}
+    found: Object = to_jsonable_python(defaults, fallback=lambda _: None)
+    return found
 
 
 def datasets(folders: Folders) -> Iterator[Object]:

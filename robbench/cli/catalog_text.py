@@ -1,4 +1,4 @@
-"""What `robbench show` prints of an attack, a model and a defense."""
+"""What `robbench show` prints of an attack, a model, a defense and a detector."""
 
 import inspect
 from typing import TYPE_CHECKING
@@ -6,14 +6,22 @@ from typing import TYPE_CHECKING
 from robbench.cli.base import echo_line, echo_text
 from robbench.cli.catalog_json import Folders, attack, attack_parameters
 from robbench.core.schema import dump_yaml
-from robbench.models.zoo import present_weights
+from robbench.models.zoo import find_detector_entry, present_weights
 
 if TYPE_CHECKING:
     from robbench.defenses import Defense
+    from robbench.detectors import Detector
 
 
 def show_model(name: str, folders: Folders) -> None:
-    """Where the card and its weights lie, then the card."""
+    """Where the card of a model or detector and its weights lie, then the card."""
+    if folders.has_detector(name):
+        detector = find_detector_entry(name, folders.detectors)
+        missing = "not on this machine; restore it, or train it again"
+        echo_line(f"# {detector.folder}")
+        echo_line(f"# weights: {detector.file if detector.file.is_file() else missing}")
+        echo_text(dump_yaml(detector.card))
+        return
     entry = folders.entry(name)
     weights = present_weights(entry)
     get = "downloaded when first used" if entry.card.weights.urls else "name their folder with --checkpoints"
@@ -28,14 +36,21 @@ def show_defense(name: str, folders: Folders) -> None:
 
     for kind in defense_kinds(name):
         echo_line(f"trains a {kind}:")
-        _show_defense_class(find_defense(name, kind))
+        _show_trained(find_defense(name, kind))
 
 
-def _show_defense_class(defense: "type[Defense]") -> None:
-    echo_text(inspect.getdoc(defense) or "")
-    if defense.Parameters.model_fields:
+def show_detector(name: str, folders: Folders) -> None:
+    """What a detector looks at, and its parameters."""
+    from robbench.detectors import DETECTORS
+
+    _show_trained(DETECTORS.get(name))
+
+
+def _show_trained(found: "type[Defense] | type[Detector]") -> None:
+    echo_text(inspect.getdoc(found) or "")
+    if found.Parameters.model_fields:
         echo_text("\nParameters (--set KEY=VALUE):")
-    for field, info in defense.Parameters.model_fields.items():
+    for field, info in found.Parameters.model_fields.items():
         echo_line(f"  {field} = {info.get_default(call_default_factory=False)!r}")
 
 

@@ -79,9 +79,11 @@ def _names_to_show(context: click.Context) -> Iterable[str]:
     """Whatever `robbench show` knows."""
     from robbench.experiments.published import published_index
     from robbench.experiments.schema import experiment_names
+    from robbench.models.zoo import detector_entries
     from robbench.recipes import recipes
     from robbench.specs import threat_models
 
+    yield from detector_entries(_folder(context, "zoo"))
     yield from _attack_names(context)
     yield from threat_models(_folder(context, "threat_models"))
     yield from _model_names(context)

@@ -80,7 +80,7 @@ def run_experiment(options: dict[str, Any], out: Path | None, resume: bool, dry_
     """Run the experiment the options ask for, or print what it costs; returns the number of failures."""
     from robbench.cli import experiment_session
     from robbench.cli.run import settings
-    from robbench.cli.train import train_with_progress
+    from robbench.cli.train_session import train_with_progress
     from robbench.experiments.request import ExperimentRequest
     from robbench.experiments.schema import Scale, find_experiment
 

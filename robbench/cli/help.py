@@ -47,6 +47,7 @@ RUN = {
 TRAIN = {
     "Common options": ("defense", "dataset", "recipe", "architecture", "epochs", "seed", "out", "device"),
     "Further settings": ("set", "flow", "name", "train-samples", "threads"),
+    "Detectors": ("detector", "model", "attacks", "layer", "n", "false-positive-rate"),
     "Places": PLACES,
 }
 BENCH = {

@@ -14,6 +14,7 @@ LISTED_BY = {  # the list of `robbench list` that has the names of a kind
     "attack": "attacks",
     "data set": "datasets",
     "defense": "defenses",
+    "detector": "detectors",
     "experiment": "experiments",
     "flow": "models",
     "model": "models",

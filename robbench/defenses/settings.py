@@ -28,11 +28,11 @@ def group_settings(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for key, value in overrides.items():
         prefix, dot, rest = key.partition(".")
         group, name = (prefix, rest) if dot and prefix in groups else ("defense", key)
-        groups[group][name] = _read_value(key, value)
+        groups[group][name] = read_value(key, value)
     return groups
 
 
-def _read_value(key: str, value: Any) -> Any:
+def read_value(key: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     read = parse_yaml(value, f"--set {key}={value[:200]}")

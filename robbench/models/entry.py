@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robbench.cards import ModelCard
+from robbench.cards import DetectorCard, ModelCard
 from robbench.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,6 +50,19 @@ class ZooEntry:
                 f"names {max(logits)}; correct it, or name another model"
             )
         return replace(self, card=self.card.model_copy(update={"logits": logits}))
+
+
+@dataclass(frozen=True)
+class DetectorEntry:
+    """The card of a detector and the folder that holds it and its weights."""
+
+    card: DetectorCard
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """Its weights."""
+        return self.folder / self.card.weights.file
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from robbench.cards import ModelCard
+from robbench.cards import DetectorCard, ModelCard
 from robbench.core.errors import SUGGESTED, UserError, known_name, nearest, unknown_name
 from robbench.core.resources import cache_folder, data_root, existing_folder, sha256_file
 from robbench.core.schema import load_yaml, read_yaml
 from robbench.models.code import SCHEMES, classes_in, find_code, has_scheme, is_code, pinned
-from robbench.models.entry import ModelRequest, ZooEntry
+from robbench.models.entry import DetectorEntry, ModelRequest, ZooEntry
 from robbench.specs import ModelKind
 
 
@@ -20,6 +20,8 @@ def read_entry(path: Path, checkpoints: Path | None = None) -> ZooEntry:
     card = path / "card.yaml" if path.is_dir() else path
     if not card.is_file():
         raise UserError(f"{str(path)!r} has no card.yaml; name a zoo model, a model folder or a card file")
+    if is_detector_card(card):
+        raise UserError(f"{str(path)!r} is a detector, not a model; name the classifier that its card names")
     try:
         shipped = data_root() / "zoo" in card.parents
         found = _shipped_card(card, card.stat().st_mtime_ns) if shipped else load_yaml(card, ModelCard)
@@ -48,19 +50,74 @@ def _hash_to_paste(card: Path) -> str:
     return f"; for {file.name} as it is write `sha256: {sha256_file(file)}` under weights"
 
 
+def is_detector_card(card: Path) -> bool:
+    """Whether a card says `kind: detector`; told by its text, since it takes long to parse every card of a zoo."""
+    try:
+        return re.search(rb"^kind:\s*['\"]?detector\b", card.read_bytes(), re.MULTILINE) is not None
+    except OSError:  # for its reader to say what is wrong
+        return False
+
+
+def is_detector(name: str) -> bool:
+    """Whether `name` is the path of a detector's card, or of a folder with one."""
+    path = Path(name)
+    return _is_card(path) and is_detector_card(path / "card.yaml" if path.is_dir() else path)
+
+
+def read_detector(path: Path) -> DetectorEntry:
+    """The detector in `path`: a folder with card.yaml, or the card itself."""
+    card = path / "card.yaml" if path.is_dir() else path
+    return DetectorEntry(load_yaml(card, DetectorCard), card.parent)
+
+
+def detector_entries(extra: str | Path | None = None) -> dict[str, DetectorEntry]:
+    """Every detector shipped and, with `--zoo DIR`, the user's, by name."""
+    found: dict[str, DetectorEntry] = {}
+    for card in (card for folder in _folders(extra) for card in sorted(folder.glob("*/card.yaml"))):
+        if not is_detector_card(card):
+            continue
+        entry = read_detector(card)
+        if entry.card.name in found:
+            raise UserError(
+                f"{card}: detector {entry.card.name!r} exists already in {found[entry.card.name].folder}; "
+                f"rename it in its card"
+            )
+        found[entry.card.name] = entry
+    return found
+
+
+def find_detector_entry(name: str, entries: dict[str, DetectorEntry]) -> DetectorEntry:
+    """The detector called `name`, or the one in the folder or card file `name`."""
+    if name in entries:
+        return entries[name]
+    if not _is_card(Path(name)):
+        return entries[known_name("model", name, entries, "or give the folder of a detector")]
+    if not is_detector(name):
+        raise UserError(f"{name!r} is no detector; name the folder that robbench train --detector wrote")
+    return read_detector(Path(name))
+
+
+def _folders(extra: str | Path | None) -> list[Path]:
+    """The shipped zoo and the one of `--zoo DIR`."""
+    folders = [data_root() / "zoo"]
+    if extra is not None:
+        folders += [] if _shipped(own := existing_folder(extra, "--zoo"), folders[0]) else [own]
+    return folders
+
+
 def zoo_entries(
     extra: str | Path | None = None, checkpoints: str | Path | None = None
 ) -> dict[str, ZooEntry]:
-    """Every model shipped and, with `--zoo DIR`, the user's, by name; a name given twice is an error.
+    """Every model shipped and, with `--zoo DIR`, the user's, by name; a name given twice is an error. Detectors are no
+    models (`detector_entries`).
 
     checkpoints: folder of `--checkpoints`, where weights that do not lie beside their card are looked for.
     """
     held = None if checkpoints is None else existing_folder(checkpoints, "--checkpoints")
-    folders = [data_root() / "zoo"]
-    if extra is not None:
-        folders += [] if _shipped(own := existing_folder(extra, "--zoo"), folders[0]) else [own]
-    entries: dict[str, ZooEntry] = {}
+    folders, entries = _folders(extra), dict[str, ZooEntry]()
     for folder, card in ((f, c) for f in folders for c in sorted(f.glob("*/card.yaml"))):
+        if is_detector_card(card):
+            continue
         # A folder of models may be a download: its cards run no code unless the user names one (`find_model`).
         entry = replace(read_entry(card.parent, held), trusted=folder == folders[0])
         if entry.card.name in entries:

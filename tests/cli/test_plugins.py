@@ -1,4 +1,4 @@
-"""A real package, installed beside robbench, adds an attack, a defense, a model, a data set and a metric."""
+"""A real package, installed beside robbench, adds an attack, a defense, a detector, a model, a data set, a metric."""
 
 import subprocess
 import sys
@@ -92,6 +92,18 @@ def _its_metric_is_in_every_output(site: Path, folder: Path, table: pd.DataFrame
     code, _, errors = robbench(folder, folder, "report", "run", "--out", "plain")  # without the package
     assert code == 0, errors
     assert not any("L1 pgd20@0.1" in page.read_text() for page in (folder / "plain").glob("digits*/*.html"))
+
+
+def test_its_detector_guards_a_model(site: Path, tmp_path: Path) -> None:
+    options = ("train", "--detector", "feature-norm", "--model", "digits-standard", "--attacks", "fgsm")
+    code, printed, errors = robbench(site, tmp_path, *options, "--n", 30)
+    assert code == 0, errors
+    folder = tmp_path / "robbench-training" / "digits-standard-feature-norm"
+    assert f"DETECTOR {folder}" in printed
+    assert "detector: feature-norm" in (folder / "card.yaml").read_text()
+    code, _, errors = robbench(tmp_path, tmp_path, *options)
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "unknown detector 'feature-norm'" in errors
 
 
 def test_without_the_package_its_names_are_unknown(tmp_path: Path) -> None:

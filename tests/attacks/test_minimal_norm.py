@@ -303,3 +303,24 @@ def distances_to_targets(module, x, targets, images):
     with torch.no_grad():
         missed = module(images).argmax(1) != targets
     return norm_of(images.double() - x.double(), "l2").masked_fill(missed, float("inf"))
+
+
+class Tiny(nn.Module):
+    """Logits too small for the constants that C&W tries."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return 1e-30 * self.model(x)
+
+
+def test_a_search_of_the_whole_box_that_finds_nothing_is_said():
+    model = linear()
+    x, y = images(model, 0.3, 0.7)
+    outcome = evaluate("cw-l2", Tiny(model), x, y)
+    assert outcome.robust.all()
+    (found,) = [one for one in outcome.suspicions if one.kind == "not-found"]
+    assert "for 24 of 24 samples" in found.text
+    assert "not-found" not in {one.kind for one in evaluate("cw-l2", model, x, y).suspicions}

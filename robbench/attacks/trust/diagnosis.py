@@ -33,6 +33,7 @@ def diagnose(
     by_square = sum(name == "square" for name in broken_by) if square_follows_gradients(spec) else 0
     by_ce, by_t = (sum(name == part for name in broken_by) for part in ("apgd-ce", "apgd-t"))
     compared = targeted_follows_cross_entropy(spec)
+    alone = spec.space == "minimal" and spec.parameters.get("target") is None
     return shape_of_outputs(clean) + Diagnostics(
         samples=len(labels),
         weak_given=int(searched.sum()) - by_ce if compared else 0,
@@ -46,6 +47,8 @@ def diagnose(
         classes=clean.shape[1],
         clean_ties=int((before == 0).sum()),
         attacked_ties=int((after == 0).sum()),
+        unbounded=int(searched.sum()) if alone else 0,
+        not_found=int((searched & (after > 0)).sum()) if alone else 0,
         not_finite=int((~attacked.isfinite().all(1)).sum()),
     )
 

@@ -20,6 +20,7 @@ Kind = Literal[
     "zero-steps",
     "wrong-gradients",
     "flat-loss",
+    "not-found",
     "chance",
     "not-finite",
     "ties",
@@ -35,6 +36,7 @@ CONFIDENCE = 0.95  # of the intervals that must exclude chance
 LEAST_ROWS = 10  # outputs; the range of fewer is not informative
 SAME_FLOOR = 0.01  # standard deviation of the rows' smallest outputs, as a share of the rows' mean range
 WRONG_SLOPES = 0.1  # of the slopes measured; kinks of a network make less
+NOT_FOUND = 0.1  # share of the samples for which a search of the whole box may find nothing
 WEAK_SHARE = 0.2  # of the samples that APGD-CE left; more that APGD-T breaks are suspicious
 WEAK_OF_ALL = 0.1  # and more than this share of all samples
 
@@ -79,6 +81,7 @@ class Diagnostics(Strict):
         not_finite: attacked images whose logits are not finite.
         batch_gap, batch_flips: largest relative gap of logits between two batches, 0 for rounding; samples whose
             verdict differed between two scorings.
+        unbounded, not_found: samples searched without a budget, and those for which no adversarial image was found.
         decoded, misplaced: images decoded from perturbed latents, and those that, encoded, are far from these latents.
     """
 
@@ -114,6 +117,8 @@ class Diagnostics(Strict):
     not_finite: int = 0
     batch_gap: float = 0.0
     batch_flips: int = 0
+    unbounded: int = 0
+    not_found: int = 0
     decoded: int = 0
     misplaced: int = 0
 
@@ -143,6 +148,7 @@ class Diagnostics(Strict):
             self._zero_steps(),
             self._wrong_gradients(),
             self._flat_loss(),
+            self._not_found(),
             self._ties(),
             self._batch(),
         )
@@ -326,6 +332,19 @@ class Diagnostics(Strict):
             {"held": self.held, "before": before, "after": after},
             f"the attack did not raise the loss: mean cross-entropy {before:.4g} before and {after:.4g} after it over "
             f"the {_samples(self.held)} that stayed robust; gradients may be masked: compare with square and aa",
+        )
+
+    def _not_found(self) -> Suspicion | None:
+        low, _ = exact_interval(self.not_found, self.unbounded)
+        if low <= NOT_FOUND:
+            return None
+        share = self.not_found / self.unbounded
+        return Suspicion(
+            "not-found",
+            {"not_found": self.not_found, "unbounded": self.unbounded, "share": share},
+            f"the search, which no budget bounds, found no adversarial image for {self.not_found} of "
+            f"{self.unbounded} samples ({100 * share:.1f} %): that is a failure of the search, not robustness; give it "
+            f"more steps, or compare with fmn-l2, aa and square",
         )
 
     def _batch(self) -> Suspicion | None:

@@ -141,7 +141,7 @@ def test_it_is_a_workflow() -> None:
 
 def test_no_page_installs_robbench_from_an_index() -> None:
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", PATH, *(ROOT / "docs").glob("*.md")]
-    installed = re.compile(r"pip install [^\n|]*['\" ]robbench\b")
+    installed = re.compile(r"pip install [^\n|&]*['\" ]robbench\b")
     assert not [page.name for page in pages if installed.search(page.read_text(encoding="utf-8"))]
     assert "git+https://github.com/OWNER/REPOSITORY" in workflow()["jobs"]["check"]["env"]["ROBBENCH"]
 

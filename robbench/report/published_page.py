@@ -31,6 +31,7 @@ from robbench.store.records import Run
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+ER_DEFENSES = {"er", "er-at", "er-minus", "e-cla"}  # of which the zoo has no model
 _PRINTED = (
     *("source", "row", "column", "dataset", "architecture", "model", "defense", "attack", "threat_model"),
     *("epsilon", "eta", "metric", "unit", "published", "gate", "doubt"),
@@ -103,8 +104,8 @@ def find_known_names() -> Known:
     attacks = {name for model in threat_models(None).values() for name in (*model.attacks, *model.groups)}
     zoo = zoo_entries()
     weights = {name: entry.card.weights.sha256[:DIGITS] for name, entry in zoo.items()}
-    # Models of the zoo were trained by every shipped defense; the registries themselves would load torch.
-    trained = {entry.card.defense for entry in zoo.values()}
+    # Models of the zoo were trained by every shipped defense but ER; the registries themselves would load torch.
+    trained = {entry.card.defense for entry in zoo.values()} | ER_DEFENSES
     return Known(attacks, trained | _find_installed_defenses(), dataset_names(), weights)
 
 

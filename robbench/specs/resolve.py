@@ -80,7 +80,7 @@ def resolve_attack(
         algorithm=spec.algorithm,
         parameters=parameters,
         of_grid=_is_of_grid(name, owner),
-        given_budget=(uses_epsilon and epsilon is not None) or (uses_eta and eta is not None),
+        given_budget=owner.space == "rendered" and epsilon is not None,
     )
 
 

@@ -26,7 +26,7 @@ class ResolvedAttack(Strict):
             records lack it; their perturbations, except corrupted images, left misclassified images as they were, as a
             worst case does.
         of_grid: whether its budget is one of the calibrated ones of its attack.
-        given_budget: whether its budget was given in the place of the threat model's.
+        given_budget: of a rendered attack, whether its budget was given in the place of the threat model's.
     """
 
     name: str

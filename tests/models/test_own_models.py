@@ -229,7 +229,7 @@ def test_what_a_model_is_missing_is_said(options: tuple[str, ...], parts: list[s
     [
         ({"model": "mynett:MyNet"}, ["does not import", "put mynett.py"]),
         ({"model": "mynett.py:MyNet"}, ["near it: mynet.py"]),
-        ({"model": "mynet:MyNett"}, ["unknown callable", "did you mean 'MyNet'"]),
+        ({"model": "mynet:MyNett"}, ["unknown class or function", "did you mean 'MyNet'"]),
         ({"model": "mynet:Config"}, ["no torch.nn.Module; name one that is: MyNet, Needy, AnySize"]),
         (
             {"model": "mynet:Needy"},

@@ -33,11 +33,21 @@ PLACE = re.compile(
 
 def accuracy_table(rows: pd.DataFrame, attacks: list[str], models: list[str]) -> str:
     """Models down, attacks across: 73.1 [68, 77]."""
-    table = rows[rows["metric"] == "accuracy"].set_index(["model", "attack"])
+    return _interval_table(rows[rows["metric"] == "accuracy"], attacks, models, "{:.1f} [{:.0f}, {:.0f}]")
+
+
+def distance_table(rows: pd.DataFrame, attacks: list[str], models: list[str]) -> str:
+    """Models down, attacks across: 1.03 [0.98, 1.07]."""
+    medians = rows[rows["metric"] == MEDIAN_DISTANCE.name]
+    return _interval_table(medians, attacks, models, "{:.3g} [{:.3g}, {:.3g}]")
+
+
+def _interval_table(rows: pd.DataFrame, attacks: list[str], models: list[str], shape: str) -> str:
+    """shape: of value, lower and upper bound."""
+    table = rows.set_index(["model", "attack"])[["value", "lower", "upper"]]
     lines = ["| model | " + " | ".join(attacks) + " |", "|---" * (len(attacks) + 1) + "|"]
     for model in models:
-        cells = (table.loc[(model, attack)] for attack in attacks)
-        texts = [f"{cell['value']:.1f} [{cell['lower']:.0f}, {cell['upper']:.0f}]" for cell in cells]
+        texts = [shape.format(*table.loc[(model, attack)]) for attack in attacks]
         lines.append(f"| {model} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
@@ -56,17 +66,6 @@ def bits_table(rows: pd.DataFrame, attacks: list[str], models: list[str]) -> str
             half = (cell["upper"] - cell["lower"]) / 2
             texts.append(f"{cell['value']:.{digits}f} ± {half:.{digits}f} [{median:.{digits}f}]")
         lines.append(f"| {epsilon:g} | " + " | ".join(texts) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def distance_table(rows: pd.DataFrame, attacks: list[str], models: list[str]) -> str:
-    """Models down, attacks across: 1.03 [0.98, 1.07]."""
-    table = rows[rows["metric"] == MEDIAN_DISTANCE.name].set_index(["model", "attack"])
-    lines = ["| model | " + " | ".join(attacks) + " |", "|---" * (len(attacks) + 1) + "|"]
-    for model in models:
-        cells = (table.loc[(model, attack)] for attack in attacks)
-        texts = [f"{cell['value']:.3g} [{cell['lower']:.3g}, {cell['upper']:.3g}]" for cell in cells]
-        lines.append(f"| {model} | " + " | ".join(texts) + " |")
     return "\n".join(lines) + "\n"
 
 

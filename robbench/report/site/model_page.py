@@ -12,7 +12,7 @@ from robbench.metrics.accuracy import NEAR_TIE, ROBUST_ACCURACY
 from robbench.report.attack_lines import AttackLine, attack_lines, budget_words, nll_flows
 from robbench.report.flow_page import NO_SHOTS, flow_section, nll_parts
 from robbench.report.gallery import NO_EXAMPLES, NO_ORIGINALS, Triple, places, sort_by_dispute
-from robbench.report.site.boards import boards
+from robbench.report.site.boards import boards, threat_title
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
 from robbench.report.site.model_classes import LARGEST_MATRIX, Confusion, class_names, class_table, confusions
@@ -339,9 +339,7 @@ def together(run: Run, results: Sequence[CellResult], first: str = "") -> list[T
     groups: dict[str, list[CellResult]] = {}
     for result in done:
         if result.cell.attack.threat is not None:
-            name, epsilon, eta = result.cell.attack.threat
-            title = ", ".join(filter(None, [name, budget_words(epsilon, eta)]))
-            groups.setdefault(title, []).append(result)
+            groups.setdefault(threat_title(result.cell.attack), []).append(result)
     found = [Together(title, joint(group)) for title, group in groups.items() if len(group) > 1]
     if len(groups) > 1:
         found.append(Together("All attacks", joint(done)))

@@ -3,7 +3,8 @@
 import inspect
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from robbench.cards import Architecture, FlowReference
 from robbench.core.device import resolve_device
 from robbench.core.errors import UserError
 from robbench.core.foreign import foreign_code
+from robbench.core.locks import LockHeldError, file_lock
 from robbench.core.places import check_output_folder
 from robbench.core.schema import canonical_hash, validate
 from robbench.data import Dataset, Split, load_dataset
@@ -151,11 +153,6 @@ class Plan:
     def checkpoint(self) -> Path:
         """Checkpoint file, deleted when the folder is finished."""
         return self.request.out / f"{self.name}.checkpoint.pt"
-
-    @property
-    def lock(self) -> Path:
-        """Lock file of this training; the empty file stays."""
-        return self.request.out / f".{self.name}.lock"
 
     @property
     def holds_out(self) -> bool:
@@ -316,6 +313,22 @@ def _model_name(request: TrainRequest, architecture: Architecture, kind: ModelKi
             f"underscores"
         )
     return name
+
+
+@contextmanager
+def training_lock(folder: Path) -> Iterator[None]:
+    """Inside, hold OUT/.NAME.lock (the empty file stays) of the model folder OUT/NAME: two trainings of one name would
+    overwrite each other's files. `UserError` while another process holds it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)  # `check_places` has tested that this works
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(file_lock(folder.parent / f".{folder.name}.lock"))
+        except LockHeldError as error:
+            raise UserError(
+                f"another robbench train is writing to {str(folder)!r}{error.process}; wait for it, or choose "
+                f"another --name or --out"
+            ) from error
+        yield
 
 
 def check_places(out: Path, name: str) -> None:

@@ -7,7 +7,7 @@ resumed ends with the same weights, bit for bit (same machine, same number of th
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +21,6 @@ from robbench import __version__
 from robbench.cards import Measurement, Training
 from robbench.core.errors import UserError
 from robbench.core.foreign import foreign_code
-from robbench.core.locks import LockHeldError, file_lock
 from robbench.core.places import Place
 from robbench.core.random import derive_seed
 from robbench.core.stops import check_stop
@@ -29,7 +28,7 @@ from robbench.core.threads import multiply_adds, search_multiply_adds, threads_f
 from robbench.defenses import checkpoint, selection
 from robbench.defenses.base import Optimization
 from robbench.defenses.checkpoint import Progress
-from robbench.defenses.plan import Plan, TrainRequest, check_places, make_plan
+from robbench.defenses.plan import Plan, TrainRequest, check_places, make_plan, training_lock
 from robbench.defenses.schedule import augment, generator_for, learning_rate
 from robbench.defenses.settings import parse_settings
 from robbench.models.flows.base import Flow
@@ -89,16 +88,8 @@ def train(request: TrainRequest, progress: Callable[[Report], None] | None = Non
 
 @contextmanager
 def _lock_output(plan: Plan) -> Iterator[None]:
-    """Inside, hold OUT/.NAME.lock: two trainings of one name would overwrite each other's checkpoints."""
-    plan.request.out.mkdir(parents=True, exist_ok=True)  # `check_places` has tested that this works
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(file_lock(plan.lock))
-        except LockHeldError as error:
-            raise UserError(
-                f"another robbench train is writing to {str(plan.folder)!r}{error.process}; wait for it, or choose "
-                f"another --name or --out"
-            ) from error
+    """`training_lock`, without what a killed training left half written."""
+    with training_lock(plan.folder):
         for half_written in plan.checkpoint.parent.glob(f".{plan.checkpoint.name}.*.tmp"):
             half_written.unlink(missing_ok=True)  # of a killed training, since this one has the lock
         yield

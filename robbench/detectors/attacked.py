@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from robbench.attacks import Attack, Victim
+from robbench.attacks.search.task import Samples
 from robbench.cards import TrainingAttack
 from robbench.core.errors import UserError
 from robbench.core.random import SampleRandom
@@ -13,15 +14,6 @@ from robbench.detectors.base import Detector
 
 HALVINGS = 60  # of the interval of the noise's deviation
 MOST_NOISE = 1e3  # deviation at which every pixel is 0 or 1
-
-
-@dataclass(frozen=True)
-class Samples:
-    """ids [N], images [N,C,H,W] in [0,1] and labels [N]."""
-
-    ids: Tensor
-    images: Tensor
-    labels: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ def attack_samples(
     `UserError` when the attack broke none of them.
     """
     spec = attack.spec
-    outcome = attack.evaluate(victim, samples.ids, samples.images, samples.labels, seed, victim.batch_size)
+    outcome = attack.evaluate(victim, samples.ids, samples.x, samples.y, seed, victim.batch_size)
     right, wrong = outcome.clean_margins > 0, ~(outcome.margins > 0)
     if not bool((right & wrong).any()):
         raise UserError(
@@ -50,7 +42,7 @@ def attack_samples(
             f"so there is no adversarial example to train on; name a stronger attack, or another --model"
         )
     rows = detector.chosen(right, wrong)
-    clean, adversarial = samples.images[rows], outcome.adversarial[rows]
+    clean, adversarial = samples.x[rows], outcome.adversarial[rows]
     mean_l2 = _mean_l2(adversarial - clean)
     noise = SampleRandom(seed, "detector noise").normal(samples.ids[rows], clean.shape[1:])
     deviation = noise_deviation(clean, noise, mean_l2)

@@ -5,22 +5,20 @@ is fixed on the other half, clean.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import save
 
 from robbench.attacks import Victim
+from robbench.attacks.search.task import Samples
 from robbench.cards import ClassifierReference, DetectorCard, Weights
 from robbench.core.device import versions
-from robbench.core.errors import UserError
 from robbench.core.foreign import foreign_code
-from robbench.core.locks import LockHeldError, file_lock
 from robbench.core.resources import sha256_file, write_atomically, write_text_atomically
 from robbench.core.schema import dump_yaml
-from robbench.defenses.plan import check_places
-from robbench.detectors.attacked import Samples, Triples, attack_samples, evidence_of_triples
+from robbench.defenses.plan import check_places, training_lock
+from robbench.detectors.attacked import Triples, attack_samples, evidence_of_triples
 from robbench.detectors.base import Reference
 from robbench.detectors.plan import DetectorPlan, DetectorRequest, make_detector_plan
 
@@ -36,7 +34,7 @@ def train_detector(request: DetectorRequest, tell: Tell = lambda text: None) -> 
     `UserError` for errors of the user, and while another process writes OUT/NAME.
     """
     started, plan = time.perf_counter(), make_detector_plan(request)
-    with _lock(plan):
+    with training_lock(plan.folder):
         check_places(request.out, plan.name)
         _learn(plan)
         tell(f"{len(plan.images.reference)} clean training images say what is ordinary")
@@ -48,20 +46,6 @@ def train_detector(request: DetectorRequest, tell: Tell = lambda text: None) -> 
         )
         _write(plan, found, measured, (time.perf_counter() - started) / 60)
     return plan.folder
-
-
-@contextmanager
-def _lock(plan: DetectorPlan) -> Iterator[None]:
-    out = plan.request.out
-    out.mkdir(parents=True, exist_ok=True)  # `check_places` has tested that this works
-    try:
-        with file_lock(out / f".{plan.name}.lock"):
-            yield
-    except LockHeldError as error:
-        raise UserError(
-            f"another robbench train is writing to {str(plan.folder)!r}{error.process}; wait for it, or choose another "
-            f"--name or --out"
-        ) from error
 
 
 def _learn(plan: DetectorPlan) -> None:

@@ -10,10 +10,11 @@ import yaml
 from click.testing import CliRunner, Result
 
 from robbench.attacks import Victim, build_attack
+from robbench.attacks.search.task import Samples
 from robbench.cli.app import main
 from robbench.core.errors import UserError
 from robbench.detectors import Detector
-from robbench.detectors.attacked import Samples, attack_samples
+from robbench.detectors.attacked import attack_samples
 from robbench.detectors.loading import build_detector, load_detector
 from robbench.models.loading import load_model
 from robbench.models.zoo import read_detector, read_entry, zoo_entries
@@ -202,7 +203,7 @@ def test_an_attack_without_adversarial_examples_is_refused(folder: Path, digits)
     rows = torch.arange(8)
     samples = Samples(digits.validation.ids[rows], digits.validation.x(rows), digits.validation.labels[rows])
     attack = build_attack(resolve_attack("fgsm", "digits", threat_models(), epsilon=0.0))
-    detector = build_detector("kde", model.module, (), {}, samples.images[:2])
+    detector = build_detector("kde", model.module, (), {}, samples.x[:2])
     with pytest.raises(
         UserError, match=r"--attacks fgsm@0: it broke none of the \d images that the classifier gets"
     ):

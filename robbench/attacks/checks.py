@@ -41,7 +41,7 @@ def require_latent_budget(spec: ResolvedAttack, flow: Codec | None, x: Tensor, y
     if flow is None or not spec.eta or not len(x):
         return
     with torch.no_grad():
-        z = flow.encode_flat(x, y)
+        z = flow.latents(x, y)  # the search checks that the flow inverts itself on every image
     if spec.norm == "linf":
         most, what = float(z.abs().max()), "the largest coordinate of these images' latents"
     else:

@@ -141,7 +141,7 @@ def _require_gradient(codec: Codec, z: Tensor, y: Tensor) -> None:
     """`UserError` unless a linear function of the decoded image rises along its gradient at the rate it predicts."""
 
     def heights(point: Tensor) -> Tensor:
-        image = codec.decode_flat(point, y).flatten(1)
+        image = codec.decode_flat(point, y.repeat(len(point) // len(y))).flatten(1)
         return image @ torch.linspace(-1.0, 2.0, image.shape[1]).to(image)
 
     point = z.detach().clone().requires_grad_(True)
@@ -156,7 +156,8 @@ def _require_gradient(codec: Codec, z: Tensor, y: Tensor) -> None:
         )
     along = gradient / size[:, None]
     with torch.no_grad():
-        rise = (heights(z + STEP * along) - heights(z - STEP * along)) / (2.0 * STEP)
+        ahead, behind = heights(torch.cat([z + STEP * along, z - STEP * along])).chunk(2)
+        rise = (ahead - behind) / (2.0 * STEP)
     ratio = float((rise / size).mean())
     if not abs(ratio - 1.0) <= GRADIENT_TOLERANCE:
         raise UserError(

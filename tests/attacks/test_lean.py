@@ -53,6 +53,7 @@ def assert_same_function(module, x):
 @settings(max_examples=25, deadline=None)
 @given(
     channels=st.integers(1, 5),
+    outputs=st.sampled_from((6, 16, 32)),
     kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     stride=st.integers(1, 3),
     padding=st.integers(0, 2),
@@ -60,13 +61,15 @@ def assert_same_function(module, x):
     affine=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_layers_multiplied_out_are_the_same_function(channels, kernel, stride, padding, bias, affine, seed):
+def test_layers_multiplied_out_are_the_same_function(
+    channels, outputs, kernel, stride, padding, bias, affine, seed
+):
     torch.manual_seed(seed)
     chain = nn.Sequential(
-        nn.Conv2d(channels, 6, kernel, stride, padding, bias=bias),
-        nn.BatchNorm2d(6, affine=affine),
+        nn.Conv2d(channels, outputs, kernel, stride, padding, bias=bias),
+        nn.BatchNorm2d(outputs, affine=affine),
         nn.ReLU(),
-        nn.Conv2d(6, 4, 1, bias=bias),
+        nn.Conv2d(outputs, 4, 1, bias=bias),
         nn.Flatten(),
         nn.LazyLinear(30, bias=bias),
         nn.Linear(30, 3),
@@ -75,7 +78,7 @@ def test_layers_multiplied_out_are_the_same_function(channels, kernel, stride, p
     chain(x)
     quick = assert_same_function(lively(chain), x)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in quick.modules())
-    assert isinstance(next(iter(quick)), FirstConvolution) == (channels <= 4)
+    assert isinstance(next(iter(quick)), FirstConvolution) == (channels <= 4 and outputs >= 8 * channels)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,7 @@ def test_a_forward_that_fails_on_other_layers_is_left_alone():
     class Picky(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv = nn.Conv2d(1, 3, 3)
+            self.conv = nn.Conv2d(1, 8, 3)
 
         def forward(self, x):
             if type(self.conv) is not nn.Conv2d:

@@ -22,6 +22,9 @@ LEAST_PIXELS = (
 PROBED = 4  # images on which the two networks are compared
 ALIKE = 1e-3  # largest difference, of the largest logit or gradient; rounding makes about 1e-6
 IMAGE_CHANNELS = 4  # a convolution with at most so many inputs is taken for the first one
+# Outputs per input from which `fold` is faster than oneDNN: it takes 0.3 to 0.7 of the time with 16 or 64 outputs of 1
+# channel and with 64 of 3, but 1.1 to 2 times as long with 16 of 3.
+OUTPUTS_PER_CHANNEL = 8
 Leaf = nn.Conv2d | nn.Linear | nn.BatchNorm2d
 
 
@@ -198,6 +201,7 @@ def _freeze(values: Tensor) -> nn.Parameter:
 def _convolution(conv: Any) -> nn.Module:
     simple = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
     few = conv.in_channels <= IMAGE_CHANNELS and not isinstance(conv.padding, str)
+    few = few and conv.out_channels >= OUTPUTS_PER_CHANNEL * conv.in_channels
     copy = copy_settings(conv, FirstConvolution if simple and few else nn.Conv2d)
     # A weight of one channel is in both memory formats; only a clone has the strides of channels_last.
     weight = conv.weight.detach().clone(memory_format=torch.channels_last)

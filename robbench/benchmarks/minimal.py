@@ -28,6 +28,8 @@ from robbench.specs import resolve_attack, threat_models
 
 Search = Callable[[Tensor, Tensor], Tensor]  # images [n,C,H,W] in [0,1], labels [n] -> images
 SEARCHES = 5  # values of c that C&W tries
+# Early ends follow other rules in every library: all steps are taken.
+CW: dict[str, Any] = {"binary_search_steps": SEARCHES, "abort_early": False}
 FOOLBOX = {
     "cw-l2": "L2CarliniWagnerAttack",
     "deepfool-l2": "L2DeepFoolAttack",
@@ -54,7 +56,7 @@ class Contest:
         if name not in FOOLBOX:
             raise UserError(f"--attack {name!r} has no counterpart here; give some of {', '.join(FOOLBOX)}")
         spec = resolve_attack(name, "", threat_models(), steps=self.steps)
-        searches = {"binary_search_steps": SEARCHES} if name == "cw-l2" else {}
+        searches = CW if name == "cw-l2" else {}
         return build_attack(spec.model_copy(update={"parameters": {**spec.parameters, **searches}}))
 
 
@@ -88,7 +90,7 @@ def foolbox(module: nn.Module, name: str, steps: int, device: torch.device) -> S
     from foolbox.criteria import Misclassification
     from foolbox.models.pytorch import PyTorchModel
 
-    searches = {"binary_search_steps": SEARCHES} if name == "cw-l2" else {}
+    searches = CW if name == "cw-l2" else {}
     attack = getattr(attacks, FOOLBOX[name])(steps=steps, **searches)
     model = PyTorchModel(module, bounds=(0, 1), device=device)
     return lambda x, y: cast(Tensor, attack.run(model, x, Misclassification(y)))

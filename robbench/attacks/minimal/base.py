@@ -7,6 +7,7 @@ sample counts as robust where the nearest image found is further away (`Attack._
 # ruff: noqa: RUF001 - the letters of formulas are meant
 import math as numbers
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.search.active import Search, fresh_state, run_search
 from robbench.attacks.search.decision import margins
 from robbench.attacks.search.geometry import finite_part, known_empty, norm_of, put
-from robbench.attacks.search.goals import goal_margins
+from robbench.attacks.search.goals import goal_margins, missing_lead
 from robbench.attacks.search.spaces import State
 from robbench.attacks.victim import Victim
 from robbench.core.errors import UserError
@@ -59,11 +60,15 @@ class MinimalSearch(Search):
         """Which samples search on, [n] bool; the others must not change."""
         return state["iteration"] < self.iterations
 
-    def offer(self, victim: Victim, state: State, images: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def offer(
+        self, victim: Victim, state: State, images: Tensor, logits: Tensor, margin: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Keep in place the `images` [n,C,H,W] that are misclassified and nearer than what is kept; logits: [n,K] of a
-        forward of them. Returns which of them are misclassified, [n] bool, and their distances [n]."""
-        missing = goal_margins(logits, state["aim"]) if "aim" in state else margins(logits, state["y"])
-        margin = missing + self.confidence
+        forward of them, margin: [n] of these logits, where it is known. Returns which of them are misclassified,
+        [n] bool, and their distances [n]."""
+        if margin is None:
+            margin = goal_margins(logits, state["aim"]) if "aim" in state else margins(logits, state["y"])
+        margin = margin + self.confidence if self.confidence else margin
         distance = norm_of(images - state["x"], self.norm)
         wrong = margin <= 0
         taken = self.live(state) & wrong & (distance < state["distance"])
@@ -97,11 +102,26 @@ def largest(logits: Tensor) -> Tensor:
     return finite_part(logits).abs().amax(1)
 
 
-def lead_gradient(
-    victim: Victim, images: Tensor, labels: Tensor, aims: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [n,K], the lead of the best other class over the label [n], or of the class to reach, `aims` [n], over the
-    best other one, and its gradient [n,C,H,W] at the images; entries that are not finite are 0."""
+@dataclass(frozen=True)
+class Lead:
+    """How far a sample is from success, and the way there.
+
+    Attributes:
+        logits: of the images, [n,K].
+        margin: [n], at most 0 for a success, -inf for logits that are not finite (`margins`, `goal_margins`).
+        lead: [n], of the best other class over the label, or of the class to reach over the best other one; 0 for
+            logits that are not finite.
+        gradient: of the lead, [n,C,H,W]; entries that are not finite are 0.
+    """
+
+    logits: Tensor
+    margin: Tensor
+    lead: Tensor
+    gradient: Tensor
+
+
+def lead_gradient(victim: Victim, images: Tensor, labels: Tensor, aims: Tensor | None = None) -> Lead:
+    """The lead at images [n,C,H,W] with labels [n]; aims: classes to reach, [n]."""
     point = images.detach().requires_grad_(True)
     with torch.enable_grad():
         logits = victim.differentiable(point)
@@ -110,13 +130,22 @@ def lead_gradient(
         over_one = others - logits.gather(1, one[:, None]).squeeze(1)
         lead = over_one if aims is None else -over_one
         (gradient,) = torch.autograd.grad(lead.sum(), point)
-    return logits.detach(), lead.detach().nan_to_num(0.0, 0.0, 0.0), finite_part(gradient)
+    logits, lead, finite = logits.detach(), lead.detach(), logits.detach().isfinite().all(1)
+    margin = torch.where(finite, -lead, float("-inf")) if aims is None else missing_lead(-lead, finite)
+    return Lead(logits, margin, torch.where(finite, lead, 0.0), finite_part(gradient))
 
 
-def annealed(first: float, last: float, iteration: Tensor, iterations: int) -> Tensor:
-    """From `first` at iteration 0 to `last` at `iterations` along half a cosine, [n]."""
-    share = (iteration.float() * (numbers.pi / iterations)).cos().add_(1.0).mul_(0.5)
-    return last + (first - last) * share
+class Annealed:
+    """From `first` at iteration 0 to `last` at `iterations` along half a cosine; computed once for all iterations."""
+
+    def __init__(self, first: float, last: float, iterations: int) -> None:
+        share = (torch.arange(iterations + 1) * (numbers.pi / iterations)).cos().add_(1.0).mul_(0.5)
+        self._values = last + (first - last) * share
+
+    def at(self, iteration: Tensor) -> Tensor:
+        """The values [n] at iterations [n]."""
+        self._values = self._values.to(iteration.device)
+        return self._values.index_select(0, iteration)
 
 
 class MinimalAttack(Attack):

@@ -69,6 +69,12 @@ class CarliniWagner(MinimalSearch):
     def __init__(self, name: str, parameters: CWParameters) -> None:
         self.name, self.parameters, self.confidence = name, parameters, parameters.confidence
         self.iterations = parameters.steps * parameters.binary_search_steps
+        taken = torch.arange(1, parameters.steps + 1, dtype=torch.float64)
+        first, second = BETAS
+        correction = (1.0 - second**taken).sqrt()
+        # Adam's step with both moments corrected for their start at 0: rate * mean / (square ** 0.5 + eps)
+        rate = parameters.step_size * correction / (1.0 - first**taken)
+        self.rates = torch.stack([rate, EPS * correction], 1).float()
 
     def begin(self, victim: Victim, task: Task) -> State:
         state = super().begin(victim, task)
@@ -84,27 +90,27 @@ class CarliniWagner(MinimalSearch):
         state, live = {**state}, self.live(state)
         squashed = state["w"].tanh()
         images = squashed.add(1.0).mul_(0.5)
-        logits, lead, gradient = lead_gradient(victim, images, state["y"], state.get("aim"))
-        wrong, _ = self.offer(victim, state, images, logits)
+        found = lead_gradient(victim, images, state["y"], state.get("aim"))
+        wrong, _ = self.offer(victim, state, images, found.logits, found.margin)
         state["reached"] = state["reached"] | wrong
-        missing = (self.confidence - lead).clamp(min=0.0)
-        difference = images - state["x"]
-        pull = per_sample(state["constant"] * (missing > 0), gradient)
-        slope = (2.0 * difference - pull * gradient) * (1.0 - squashed.square()) * 0.5
-        slope = slope.clamp_(-LARGEST_SLOPE, LARGEST_SLOPE)
+        missing = (self.confidence - found.lead).clamp_(min=0.0)
+        difference = images.sub_(state["x"])
         loss = difference.flatten(1).square().sum(1) + state["constant"] * missing
-        self._adam(state, slope)
-        state["zero_gradients"] = state["zero_gradients"] + live * stands_still(gradient)
+        pull = per_sample(state["constant"] * (missing > 0) * 0.5, difference)
+        slope = difference.sub_(pull * found.gradient).mul_(squashed.square_().neg_().add_(1.0))
+        self._adam(state, slope.clamp_(-LARGEST_SLOPE, LARGEST_SLOPE))
+        state["zero_gradients"] = state["zero_gradients"] + live * stands_still(found.gradient)
         state |= {name: state[name] + live for name in ("forwards", "backwards")}
         return self._advance(state, live, loss)
 
     def _adam(self, state: State, slope: Tensor) -> None:
         first, second = BETAS
-        taken = per_sample((state["iteration"] % self.parameters.steps + 1).float(), slope)
+        self.rates = self.rates.to(slope.device)
+        rate, eps = self.rates.index_select(0, state["iteration"] % self.parameters.steps).unbind(1)
         state["mean"] = torch.lerp(slope, state["mean"], first)
         state["square"] = torch.lerp(slope.square(), state["square"], second)
-        mean, square = state["mean"] / (1.0 - first**taken), state["square"] / (1.0 - second**taken)
-        state["w"] = state["w"] - self.parameters.step_size * mean / (square.sqrt() + EPS)
+        size = state["square"].sqrt().add_(per_sample(eps, slope))
+        state["w"] = state["w"] - (state["mean"] * per_sample(rate, slope)).div_(size)
 
     def _advance(self, state: State, live: Tensor, loss: Tensor) -> State:
         """Count the iteration; begin the next constant where this one is done with."""
@@ -118,7 +124,7 @@ class CarliniWagner(MinimalSearch):
             state["before"] = torch.where(due, state["lowest"], state["before"])
         begun = state["iteration"] - within + steps
         state["iteration"] = torch.where(over & live, begun, state["iteration"] + live)
-        return self._restarted(self._next_constant(state, over), over)
+        return state if known_empty(over) else self._restarted(self._next_constant(state, over), over)
 
     def _next_constant(self, state: State, over: Tensor) -> State:
         """c and its bracket, moved where `over` [n]: c was enough, or too little."""
@@ -130,8 +136,6 @@ class CarliniWagner(MinimalSearch):
 
     def _restarted(self, state: State, over: Tensor) -> State:
         """Variables at the clean image and moments at 0 where `over` [n]."""
-        if known_empty(over) and "w" in state:
-            return state
         start = ((2.0 * state["x"] - 1.0) * EDGE).atanh()
         fresh = {"w": start, "mean": torch.zeros_like(start), "square": torch.zeros_like(start)}
         fresh |= {name: torch.full_like(state["distance"], float("inf")) for name in ("lowest", "before")}

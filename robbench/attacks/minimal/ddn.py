@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from robbench.attacks.minimal.base import MinimalAttack, MinimalSearch, annealed
+from robbench.attacks.minimal.base import Annealed, MinimalAttack, MinimalSearch
 from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search.geometry import TINY, norm_of, normalise, per_sample, stands_still
-from robbench.attacks.search.inner import error_log_odds, temper_logits
+from robbench.attacks.search.inner import ascent_weights
 from robbench.attacks.search.spaces import State
 from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
@@ -44,6 +44,7 @@ class DDN(MinimalSearch):
 
     def __init__(self, name: str, parameters: DDNParameters) -> None:
         self.name, self.parameters, self.iterations = name, parameters, parameters.steps
+        self.length = Annealed(1.0, LAST_STEP, self.iterations)
 
     def begin(self, victim: Victim, task: Task) -> State:
         state = super().begin(victim, task)
@@ -56,10 +57,9 @@ class DDN(MinimalSearch):
         point = (state["x"] + state["delta"]).requires_grad_(True)
         with torch.enable_grad():
             logits = victim.differentiable(point)
-            loss = error_log_odds(temper_logits(logits, state["y"]), state["y"])
-            (gradient,) = torch.autograd.grad(loss.sum(), point)
+            (gradient,) = torch.autograd.grad(logits, point, ascent_weights(logits, state["y"]))
         wrong, _ = self.offer(victim, state, point.detach(), logits.detach())
-        length = annealed(1.0, LAST_STEP, state["iteration"], self.iterations)
+        length = self.length.at(state["iteration"])
         moved = state["delta"] + normalise(gradient, "l2") * per_sample(length, gradient)
         pace = torch.where(wrong, 1.0 - self.parameters.pace, 1.0 + self.parameters.pace)
         state["radius"] = torch.minimum(state["radius"] * pace, state["farthest"])

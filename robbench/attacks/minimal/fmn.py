@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from robbench.attacks.minimal.base import MinimalAttack, MinimalSearch, annealed, lead_gradient
+from robbench.attacks.minimal.base import Annealed, MinimalAttack, MinimalSearch, lead_gradient
 from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search.geometry import norm_of, normalise, per_sample, project, rescale, stands_still
 from robbench.attacks.search.spaces import State
@@ -50,6 +50,9 @@ class FMN(MinimalSearch):
     def __init__(self, name: str, norm: Norm, parameters: FMNParameters) -> None:
         self.name, self.norm, self.parameters = name, norm, parameters
         self.iterations = parameters.steps
+        first = parameters.step_size
+        self.length = Annealed(first, LAST_STEP * first, self.iterations)
+        self.pace = Annealed(parameters.pace, LAST_PACE, self.iterations)
 
     def begin(self, victim: Victim, task: Task) -> State:
         state = super().begin(victim, task)
@@ -59,14 +62,14 @@ class FMN(MinimalSearch):
         return {**state, "delta": torch.zeros_like(task.x), "radius": radius, "farthest": farthest}
 
     def step(self, victim: Victim, state: State) -> State:
-        state, live, p = {**state}, self.live(state), self.parameters
+        state, live = {**state}, self.live(state)
         point, found_before = state["x"] + state["delta"], state["found"]
-        logits, lead, gradient = lead_gradient(victim, point, state["y"])
-        wrong, size = self.offer(victim, state, point, logits)
-        boundary = size + reach(lead, gradient, self.norm)
+        found = lead_gradient(victim, point, state["y"])
+        wrong, size = self.offer(victim, state, point, found.logits, found.margin)
+        boundary, gradient = size + reach(found.lead, found.gradient, self.norm), found.gradient
         taken_back = size < TAKEN_BACK * state["radius"]
         state["radius"] = self._next_radius(state, wrong, found_before, boundary, taken_back)
-        length = annealed(p.step_size, LAST_STEP * p.step_size, state["iteration"], self.iterations)
+        length = self.length.at(state["iteration"])
         moved = state["delta"] + normalise(gradient, "l2") * per_sample(length, gradient)
         # The box contains x, so that clipping to it does not leave the ball.
         inside = state["x"] + project(moved, self.norm, state["radius"])
@@ -80,7 +83,7 @@ class FMN(MinimalSearch):
         """Radii [n] of the next balls. wrong: the point is misclassified; found_before: an earlier one was; boundary:
         how far the linearised boundary is from the clean image; taken_back: the box kept the point inside its ball."""
         radius, nearest = state["radius"], state["distance"]
-        pace = annealed(self.parameters.pace, LAST_PACE, state["iteration"], self.iterations)
+        pace = self.pace.at(state["iteration"])
         if self.norm == "l0":
             return torch.minimum(_whole_radius(radius, wrong, nearest, pace), state["farthest"])
         grown = radius * (1.0 + pace)

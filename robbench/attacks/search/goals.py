@@ -43,5 +43,10 @@ def goal_margins(logits: Tensor, targets: Tensor) -> Tensor:
     a target where logits are not finite."""
     own = logits.gather(1, targets[:, None]).squeeze(1)
     missing = logits.scatter(1, targets[:, None], float("-inf")).amax(1) - own
+    return missing_lead(missing, logits.isfinite().all(1))
+
+
+def missing_lead(missing: Tensor, finite: Tensor) -> Tensor:
+    """`goal_margins` from largest other logits minus the targets' [n], and which rows of logits are finite, [n]."""
     tie = torch.finfo(missing.dtype).tiny
-    return torch.where(logits.isfinite().all(1), missing.masked_fill(missing == 0, tie), float("inf"))
+    return torch.where(finite, missing.masked_fill(missing == 0, tie), float("inf"))

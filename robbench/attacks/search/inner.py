@@ -60,6 +60,15 @@ def temper_logits(logits: Tensor, labels: Tensor) -> Tensor:
     return logits / size
 
 
+def ascent_weights(logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient [n,K] of `error_log_odds` of the tempered logits in the logits [n,K], up to a positive factor per
+    sample: what a search that normalises gradients per sample hands to the backward pass, without a graph of its own.
+    """
+    with torch.no_grad():
+        others = temper_logits(logits, labels).scatter_(1, labels[:, None], float("-inf"))
+        return others.softmax(1).scatter_(1, labels[:, None], -1.0)
+
+
 def gradients(space: SearchSpace, state: State, loss: Callable[[Tensor], Tensor]) -> tuple[State, State]:
     """(gradient of the summed loss with respect to each perturbation, the detached state at which it was taken).
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from robbench.attacks.search.constraints import BALL_TOLERANCE
 from robbench.bundle.findings import Finding, judge
-from robbench.metrics.verdicts import floats
+from robbench.metrics.verdicts import floats, is_beyond_budget
 from robbench.results.rows import models
 from robbench.store.columns import LEDGER_COLUMNS, select_names
 from robbench.store.records import CellRecord, CellResult, Run
@@ -121,7 +121,7 @@ def _classifier_rules(run: Run, result: CellResult) -> Rules:
     yield from _margin_rules(rows, classes)
     clean_right, right = floats(rows["clean_margin"]) > 0, floats(rows["margin"]) > 0
     robust = rows["robust"].to_numpy(dtype=np.bool_)
-    right |= _is_beyond_budget(cell, rows)
+    right |= is_beyond_budget(result)
     yield "robust contradicts the margins", robust != (clean_right & right)
     yield from _break_rules(cell, rows, robust, clean_right)
     yield from _size_rules(cell, rows, run)
@@ -140,14 +140,6 @@ def _target_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
     reached = (rows["prediction"] == rows["target"]) & (rows["label"] != rows["target"])
     said = rows["reached"].fillna(False).astype(bool)
     yield "reached contradicts prediction and target", (there & (said != reached)).to_numpy(dtype=np.bool_)
-
-
-def _is_beyond_budget(cell: CellRecord, rows: pd.DataFrame) -> Mask:
-    """Samples whose nearest adversarial image is beyond the budget of a minimal-norm attack."""
-    attack = cell.attack
-    if attack.space != "minimal" or attack.epsilon is None:
-        return np.zeros(len(rows), dtype=np.bool_)
-    return np.asarray(floats(rows[attack.norm]) > attack.radius)
 
 
 def _label_rules(rows: pd.DataFrame, classes: int) -> Rules:

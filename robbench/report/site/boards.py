@@ -69,7 +69,7 @@ def by_threat(group: Group) -> dict[str, list[CellResult]]:
     others, with AutoAttack before without, then by the number of cells; the others in plan order."""
     found: dict[str, list[CellResult]] = {}
     for result in group.run.cells:
-        if result.cell.attack.target == "classifier":
+        if result.cell.decides:
             found.setdefault(threat_title(result.cell.attack), []).append(result)
     first = max(found, key=lambda title: _worth(found[title]), default=None)
     return found if first is None else {first: found[first]} | found
@@ -105,7 +105,7 @@ def _threat_board(group: Group, path: str, title: str, results: tuple[CellResult
 
 
 def _every_board(group: Group) -> Board:
-    results = tuple(r for r in group.run.cells if r.cell.attack.target == "classifier")
+    results = tuple(r for r in group.run.cells if r.cell.decides)
     names = {model.name for model in _classifiers(group)}
     rows = [row for row in group.rows if row.model in names and row.kind.accuracy]
     table = _Accuracies(group, rows, results, "").table

@@ -17,6 +17,7 @@ from robbench.attacks.trust.context import full_precision, own_context
 from robbench.attacks.trust.diagnosis import PROBED, zero_gradients
 from robbench.attacks.trust.model_call import out_of_memory
 from robbench.attacks.trust.suspicions import Diagnostics
+from robbench.attacks.victim import chunks
 from robbench.core.errors import UserError
 from robbench.core.random import SampleRandom
 from robbench.detectors.base import Detector
@@ -43,7 +44,7 @@ def pair_margin(margin: Tensor, score: Tensor, threshold: float, attacked: bool)
 
 
 @dataclass(frozen=True)
-class Scorer:
+class DetectorScorer:
     """A detector on `device` that scores images in batches of `batch_size` and is believed where it repeats itself."""
 
     detector: Detector
@@ -71,7 +72,7 @@ class Scorer:
 
     def _score(self, images: Tensor, size: int) -> Tensor:
         with torch.no_grad():
-            return torch.cat([self._call(part) for part in images.split(size)])
+            return torch.cat([self._call(part) for part in chunks(images, size)])
 
     def _call(self, images: Tensor) -> Tensor:
         given = images.to(self.device).clone()
@@ -122,7 +123,9 @@ def detect(
     while True:
         try:
             with own_context(), attack_mode(*cell.detector.children()), full_precision():
-                found = _detect(cell, Scorer(cell.detector, victim.device, size), victim, outcome, x, seed)
+                found = _detect(
+                    cell, DetectorScorer(cell.detector, victim.device, size), victim, outcome, x, seed
+                )
                 break
         except (RuntimeError, MemoryError) as error:
             if size <= 1 or not out_of_memory(error):
@@ -137,7 +140,7 @@ def detect(
 
 
 def _detect(
-    cell: DetectionCell, scorer: Scorer, victim: Victim, outcome: Outcome, x: Tensor, seed: int
+    cell: DetectionCell, scorer: DetectorScorer, victim: Victim, outcome: Outcome, x: Tensor, seed: int
 ) -> Detected:
     guard = cell.record.detector
     assert guard is not None
@@ -180,7 +183,7 @@ def _judge(outcome: Outcome, clean: Tensor, attacked: Tensor) -> Outcome:
     )
 
 
-def _probe(scorer: Scorer, clean: Tensor, attacked: Tensor) -> Diagnostics:
+def _probe(scorer: DetectorScorer, clean: Tensor, attacked: Tensor) -> Diagnostics:
     """How many of a few clean and attacked images have no gradient of the score."""
     few = min(PROBED // 2, max(1, scorer.batch_size // 2))
     images = torch.cat([clean[:few], attacked[:few]])

@@ -15,7 +15,7 @@ CAPTION = (
     "Robust accuracy with rejection: the clean image is right and accepted, the attacked one right or flagged. "
     "ACC-NADV: natural and noisy images that are accepted; ACC-COM: attacked images that are flagged or right, and a "
     "detector that flags everything has 100. Without detector: the accuracy of the classifier alone on the same "
-    "images. Clean, accepted and attacked, accepted: accuracy among the images that are accepted. AUROC, AUPR and TPR at 5 % "
+    "images. Clean, accepted and attacked, accepted: accuracy among accepted images. AUROC, AUPR and TPR at 5 % "
     "FPR: attacked images that fool the classifier against natural and noisy ones. An oblivious attack ignores the "
     "detector, an adaptive one knows it; only the latter says what an attacker leaves of it."
 )

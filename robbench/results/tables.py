@@ -200,7 +200,11 @@ def _classifier_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult
     others = [metric for metric in all_metrics() if not metric.accuracy]
     rows = accuracy_rows(run, model, attacks)
     rows += [row for result in model.cells for row in cell_rows(run, result, others)]
-    rows += smallest_rows(run, model, attacks)
+    return _mark_oblivious(run, model, rows + smallest_rows(run, model, attacks))
+
+
+def _mark_oblivious(run: Run, model: ModelResults, rows: list[TableRow]) -> list[TableRow]:
+    """The rows, marked where no attack on a guarded classifier that knows its detector was finished."""
     if not model.detector or any(one.cell.is_adaptive for one in complete(run, model.cells)):
         return rows
     return [replace(row, oblivious=row.attack != CLEAN and row.kind.attacked) for row in rows]
@@ -221,7 +225,7 @@ def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) 
     if (own := corruptions.without_corruptions(model)).cells:
         rows += _worst_case_rows(run, adversaries(own.cells), adversaries(attacks))
         rows.append(_average_row(run, own, attacks))
-    return rows
+    return _mark_oblivious(run, model, rows)
 
 
 def _clean_row(run: Run, model: ModelResults) -> TableRow:

@@ -44,11 +44,14 @@ class Separation:
 
 
 def roc_curve(scored: Scored) -> Curve | None:
-    """The ROC curve; None without attacked images or without others."""
+    """The ROC curve, without points between two others on a line; None without attacked images or without others."""
     if not scored.attacked.any() or scored.attacked.all():
         return None
     flagged, false = _flagged(scored, np.ones((1, len(scored.scores))))
-    return Curve(false[0] / false[0, -1], flagged[0] / flagged[0, -1])
+    x, y = false[0], flagged[0]
+    straight = np.diff(x)[1:] * np.diff(y)[:-1] == np.diff(x)[:-1] * np.diff(y)[1:]
+    kept = np.concatenate([[True], ~straight, [True]])
+    return Curve(x[kept] / x[-1], y[kept] / y[-1])
 
 
 def separation(scored: Scored, seed: int, resamples: int = RESAMPLES) -> Separation | None:

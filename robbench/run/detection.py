@@ -25,7 +25,7 @@ from robbench.models.state import ModelState
 from robbench.run.cells import DetectionCell
 
 ROUNDING = 1e-3  # of a score between two batches, relative to scores above 1
-LARGEST = float(torch.finfo(torch.float32).max)
+LARGEST, SMALLEST = float(torch.finfo(torch.float32).max), float(torch.finfo(torch.float32).tiny)
 NEXT = "correct the package that the detector comes from"
 
 
@@ -37,8 +37,10 @@ def noisy_images(images: Tensor, ids: Sequence[int], seed: int, noise_std: float
 
 def pair_margin(margin: Tensor, score: Tensor, threshold: float, attacked: bool) -> Tensor:
     """Margin float32 [N] of a classifier with this one and a detector with these scores float64 [N]: above 0 where an
-    attacked image is right or flagged, and where a clean one is right and accepted. A score that is NaN is accepted."""
+    attacked image is right or flagged, and where a clean one is right and accepted. A score that is NaN, or the
+    threshold itself, is accepted."""
     beyond = (score - threshold).nan_to_num(-LARGEST, LARGEST, -LARGEST)
+    beyond = torch.where(score > threshold, beyond.clamp(min=SMALLEST), beyond.clamp(max=-SMALLEST))
     both = (margin.double(), beyond) if attacked else (margin.double(), -beyond)
     return (torch.maximum(*both) if attacked else torch.minimum(*both)).float()
 

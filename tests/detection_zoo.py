@@ -20,6 +20,7 @@ from robbench.core.schema import dump_yaml
 from robbench.detectors.base import DETECTORS, Detector, DetectorParameters, Reference
 from robbench.models.zoo import read_entry
 
+HONEST = ("zero", "mean", "nan", "infinite")
 MANY = 2  # images of the call with which a detector is tried when it is loaded
 KNOWING = """
 name: knowing
@@ -39,7 +40,7 @@ class ScriptedParameters(DetectorParameters):
 
 
 class Scripted(Detector):
-    """Scores as its mode says, once more images come than it is tried on."""
+    """Scores as its mode says; a mode that is not honest shows once more images come than it is tried on."""
 
     Parameters = ScriptedParameters
 
@@ -53,7 +54,7 @@ class Scripted(Detector):
         return self.parameters.mode != "together"
 
     def scores(self, images: Tensor, clean: Tensor | None = None) -> Any:
-        if len(images) <= MANY:
+        if len(images) <= MANY and self.parameters.mode not in HONEST:
             return images.double().flatten(1).sum(1) * 0
         return MODES[self.parameters.mode](self, images)
 

@@ -108,6 +108,11 @@ def guarded_entry(detector: DetectorEntry, entries: Mapping[str, ZooEntry]) -> Z
             f"--model {name!r} is a detector of classifier {wanted.name!r}, which is not in the zoo; name the folder "
             f"that holds both with --zoo"
         )
+    if detector.card.input_shape != found.card.input_shape:
+        raise UserError(
+            f"--model {name!r} is a detector of images {detector.card.input_shape}, its classifier {wanted.name!r} "
+            f"takes images {found.card.input_shape}; restore its card, or train it again"
+        )
     return replace(found, card=found.card.guarded(detector.card), guard=detector)
 
 

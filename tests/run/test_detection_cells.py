@@ -15,10 +15,15 @@ from hypothesis import strategies as st
 from robbench.cli.app import main
 from robbench.cli.run import run_matrix
 from robbench.core.random import SampleRandom
+from robbench.core.schema import canonical_hash
+from robbench.detectors.base import Detector
+from robbench.detectors.loading import load_detector
 from robbench.metrics.detection import read_detection
-from robbench.models.zoo import read_entry
+from robbench.models.loading import load_model
+from robbench.models.zoo import read_detector, read_entry, zoo_entries
 from robbench.results.tables import leaderboard
 from robbench.run.detection import noisy_images, pair_margin
+from robbench.run.plan import build_plan
 from robbench.run.request import RunRequest
 from robbench.store.columns import LEDGER_COLUMNS
 from robbench.store.ledger import load_run
@@ -199,7 +204,7 @@ def invoked(zoo: Path, *arguments: object) -> Result:
     ("mode", "changes", "arguments", "reason"),
     [
         ("together", {}, (), "its scores depend on other images"),
-        ("zero", {"input_shape": (1, 9, 9)}, (), "takes images (1, 9, 9)"),
+        ("zero", {"input_shape": (1, 9, 9)}, (), "is a detector of images (1, 9, 9), its classifier"),
         ("zero", {"dataset": "mnist"}, (), "classifies mnist, not digits"),
         (
             "zero",
@@ -251,11 +256,9 @@ def test_a_run_goes_on_where_it_was_and_a_folder_names_a_detector(zoo: Path, tmp
 def test_halved_batches_give_the_same_rows(
     zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from robbench.detectors.base import Detector
-
     name = write_detector(zoo, "mean", 0.3)
     assert run_matrix(request(zoo, (name,)), tmp_path / "whole") == 0
-    whole = Detector.__subclasses__() and type(_loaded(zoo, name)).scores
+    whole = type(_loaded(zoo, name)).scores
 
     def small(self: Detector, images: torch.Tensor, clean: torch.Tensor | None = None) -> torch.Tensor:
         if len(images) > 4:
@@ -269,18 +272,12 @@ def test_halved_batches_give_the_same_rows(
     assert any("batch" in text for text in other.cell.suspicions)
 
 
-def _loaded(zoo: Path, name: str) -> object:
-    from robbench.detectors.loading import load_detector
-    from robbench.models.loading import load_model
-    from robbench.models.zoo import read_detector
-
+def _loaded(zoo: Path, name: str) -> Detector:
     return load_detector(read_detector(zoo / name), load_model(read_entry(zoo / "tiny-a")))
 
 
 def test_cells_without_a_detector_keep_their_address(measured: Run) -> None:
     """Addresses and function hashes as they were computed before there were detectors."""
-    from robbench.core.schema import canonical_hash
-
     cell, card = of(measured, "tiny-a").cell, measured.cards["tiny-a"]
     old = {
         "model": card.function_hash,
@@ -296,8 +293,6 @@ def test_cells_without_a_detector_keep_their_address(measured: Run) -> None:
         "seed": cell.seed,
     }
     if cell.nll_flow is not None:
-        from robbench.models.zoo import zoo_entries
-
         old["nll_flow"] = zoo_entries()[cell.nll_flow.name].card.function_hash
     assert cell.hash == canonical_hash(old)
     assert "detector" not in card.model_dump(mode="json")
@@ -307,8 +302,6 @@ def test_cells_without_a_detector_keep_their_address(measured: Run) -> None:
 
 
 def test_threshold_and_noise_are_part_of_the_address(zoo: Path, tmp_path: Path) -> None:
-    from robbench.run.plan import build_plan
-
     def address(**changes: object) -> str:
         name = write_detector(zoo, "mean", **changes)  # type: ignore[arg-type]
         return build_plan(request(zoo, (name,))).cells[0].record.hash

@@ -252,8 +252,8 @@ class _Verifier:
         bare = [bare_result(result) for result in cells]
         yield from classifier_findings(self.run, module, bare, self.source, self.device, size)
         if entry.guard is not None:
-            detector, own = load_detector(entry.guard, module), entry.guard.card.reference
-            check = DetectionCheck(self.run, module, detector, own, self.source, self.device, size)
+            detector, card = load_detector(entry.guard, module), entry.guard.card
+            check = DetectionCheck(self.run, module, detector, card.reference, self.source, self.device, size)
             yield from check.findings(cells)
         for result in cells:
             flow_of_cell = self._flow(result.cell.nll_flow.sha256) if result.cell.nll_flow else None

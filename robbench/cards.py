@@ -127,6 +127,24 @@ class FlowReference(Strict):
     sha256: SHA256
 
 
+class DetectorReference(Strict):
+    """The detector that judges the images of a cell.
+
+    Attributes:
+        name: of the detector.
+        sha256: of its weights.
+        function_hash: `DetectorCard.function_hash`.
+        threshold: larger scores are flagged.
+        noise_std: standard deviation of the noise of the noisy images.
+    """
+
+    name: str
+    sha256: SHA256
+    function_hash: SHA256
+    threshold: Real
+    noise_std: Positive
+
+
 class Training(Strict):
     """The training of the weights, sufficient to repeat it.
 
@@ -184,95 +202,6 @@ class Paper(Strict):
     venue: str = ""
     year: int | None = Field(default=None, ge=1900, le=2200)
     url: Annotated[str, Field(pattern=r"^(https://\S+)?$")] = ""
-
-
-class ModelCard(Strict):
-    """zoo/NAME/card.yaml.
-
-    Attributes:
-        schema_version: of the card.
-        name, kind, description: of the model.
-        dataset, defense: training data and objective.
-        architecture: constructor of the module.
-        input_shape: (C,H,W).
-        classes: of a classifier; grey_levels: of the images of a flow.
-        logits: those that the model is restricted to, by index; None for all. Predictions and attacks see only these.
-        preprocessing: normalisation before a classifier's module.
-        weights: their file.
-        golden: recorded outputs that loading must reproduce.
-        training, measurements: where known.
-        license, source: texts for people; source is where the model is from, an address or words.
-        parameters: trainable numbers of the module.
-        paper: where the model was published.
-        extra_data: training data beyond the training set of `dataset`, as in "synthetic, 1 M".
-    """
-
-    schema_version: Literal[1] = 1
-    name: Name
-    kind: ModelKind
-    description: str
-    dataset: str
-    defense: str
-    architecture: Architecture
-    input_shape: tuple[Side, Side, Side]
-    classes: int | None = Field(default=None, ge=2)
-    grey_levels: int | None = Field(default=None, ge=2)
-    preprocessing: Preprocessing | None = None
-    logits: LogitIndices | None = None
-    weights: Weights
-    golden: Golden | None = None
-    training: Training | None = None
-    measurements: tuple[Measurement, ...] = ()
-    license: str = "MIT"
-    source: str = ""
-    parameters: int | None = Field(default=None, gt=0)
-    paper: Paper | None = None
-    extra_data: str = ""
-
-    @model_validator(mode="after")
-    def _logits_exist(self) -> Self:
-        if self.logits is not None and self.kind == "flow":
-            raise ValueError("logits is for classifiers; remove it")
-        if self.logits is not None and self.classes is not None and max(self.logits) >= self.classes:
-            raise ValueError(
-                f"logits names {max(self.logits)}, and {self.classes} classes are 0..{self.classes - 1}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _preprocessing_fits(self) -> Self:
-        if self.preprocessing is None:
-            return self
-        if self.kind == "flow":
-            raise ValueError("preprocessing is for classifiers: it would change a flow's density; remove it")
-        values, channels = len(self.preprocessing.mean), self.input_shape[0]
-        if values != channels:
-            raise ValueError(f"preprocessing has {values} means, images have {channels} channels")
-        return self
-
-    @property
-    def function_hash(self) -> str:
-        """Hash of the function that the model computes: weights, architecture and its arguments, shapes, classes, grey
-        levels, and where present preprocessing and the part of the weights file that is read.
-
-        The weights' sha256 is not enough: a flow's scale floor, for example, changes the function but no tensor.
-        """
-        parts = self.model_dump(mode="json", include={"input_shape", "classes", "grey_levels"})
-        # What a card leaves out stays out of the hash too: results of cards written before there was such a key count.
-        chosen = {
-            "preprocessing": self.preprocessing and self.preprocessing.model_dump(mode="json"),
-            "weights_key": self.weights.key,
-            "weights_prefix": self.weights.prefix,
-            "logits": self.logits,
-        }
-        return canonical_hash(
-            {
-                **parts,
-                "architecture": self.architecture.identity,
-                **{key: value for key, value in chosen.items() if value},
-                "weights": self.weights.sha256,
-            }
-        )
 
 
 class ClassifierReference(Strict):
@@ -359,6 +288,22 @@ class DetectorCard(Strict):
     license: str = "MIT"
 
     @property
+    def noise_std(self) -> float:
+        """Standard deviation of the noise of noisy images: the mean over its training attacks."""
+        return sum(attack.noise_std for attack in self.attacks) / len(self.attacks)
+
+    @property
+    def reference(self) -> DetectorReference:
+        """What cells record of it."""
+        return DetectorReference(
+            name=self.name,
+            sha256=self.weights.sha256,
+            function_hash=self.function_hash,
+            threshold=self.threshold,
+            noise_std=self.noise_std,
+        )
+
+    @property
     def function_hash(self) -> str:
         """Hash of what decides whether an image is flagged: the classifier's function, detector, parameters, layers,
         weights and threshold."""
@@ -366,3 +311,120 @@ class DetectorCard(Strict):
         content = self.model_dump(mode="json", include=parts)
         del content["classifier"]["name"]
         return canonical_hash({**content, "weights": self.weights.sha256})
+
+
+class ModelCard(Strict):
+    """zoo/NAME/card.yaml.
+
+    Attributes:
+        schema_version: of the card.
+        name, kind, description: of the model.
+        dataset, defense: training data and objective.
+        architecture: constructor of the module.
+        input_shape: (C,H,W).
+        classes: of a classifier; grey_levels: of the images of a flow.
+        logits: those that the model is restricted to, by index; None for all. Predictions and attacks see only these.
+        preprocessing: normalisation before a classifier's module.
+        weights: their file.
+        golden: recorded outputs that loading must reproduce.
+        training, measurements: where known.
+        license, source: texts for people; source is where the model is from, an address or words.
+        parameters: trainable numbers of the module.
+        paper: where the model was published.
+        extra_data: training data beyond the training set of `dataset`, as in "synthetic, 1 M".
+        detector: of kind "detector", the card of the detector that guards the classifier of this card; else None.
+    """
+
+    schema_version: Literal[1] = 1
+    name: Name
+    kind: ModelKind
+    description: str
+    dataset: str
+    defense: str
+    architecture: Architecture
+    input_shape: tuple[Side, Side, Side]
+    classes: int | None = Field(default=None, ge=2)
+    grey_levels: int | None = Field(default=None, ge=2)
+    preprocessing: Preprocessing | None = None
+    logits: LogitIndices | None = None
+    weights: Weights
+    golden: Golden | None = None
+    training: Training | None = None
+    measurements: tuple[Measurement, ...] = ()
+    license: str = "MIT"
+    source: str = ""
+    parameters: int | None = Field(default=None, gt=0)
+    paper: Paper | None = None
+    extra_data: str = ""
+    detector: DetectorCard | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent_detector(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in write(self).items() if (key, value) != ("detector", None)}
+
+    @model_validator(mode="after")
+    def _guarded_by_its_detector(self) -> Self:
+        if (self.kind == "detector") != (self.detector is not None):
+            raise ValueError(
+                "a model of kind detector has the card of its detector, and no other model has one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _logits_exist(self) -> Self:
+        if self.logits is not None and self.kind == "flow":
+            raise ValueError("logits is for classifiers; remove it")
+        if self.logits is not None and self.classes is not None and max(self.logits) >= self.classes:
+            raise ValueError(
+                f"logits names {max(self.logits)}, and {self.classes} classes are 0..{self.classes - 1}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _preprocessing_fits(self) -> Self:
+        if self.preprocessing is None:
+            return self
+        if self.kind == "flow":
+            raise ValueError("preprocessing is for classifiers: it would change a flow's density; remove it")
+        values, channels = len(self.preprocessing.mean), self.input_shape[0]
+        if values != channels:
+            raise ValueError(f"preprocessing has {values} means, images have {channels} channels")
+        return self
+
+    @property
+    def function_hash(self) -> str:
+        """Hash of the function that the model computes: weights, architecture and its arguments, shapes, classes, grey
+        levels, and where present preprocessing, the part of the weights file that is read, and the detector's.
+
+        The weights' sha256 is not enough: a flow's scale floor, for example, changes the function but no tensor.
+        """
+        parts = self.model_dump(mode="json", include={"input_shape", "classes", "grey_levels"})
+        # What a card leaves out stays out of the hash too: results of cards written before there was such a key count.
+        chosen = {
+            "preprocessing": self.preprocessing and self.preprocessing.model_dump(mode="json"),
+            "weights_key": self.weights.key,
+            "weights_prefix": self.weights.prefix,
+            "logits": self.logits,
+            "detector": self.detector and self.detector.function_hash,
+        }
+        return canonical_hash(
+            {
+                **parts,
+                "architecture": self.architecture.identity,
+                **{key: value for key, value in chosen.items() if value},
+                "weights": self.weights.sha256,
+            }
+        )
+
+    def guarded(self, detector: DetectorCard) -> "ModelCard":
+        """The card of this classifier guarded by `detector`, under the name of that."""
+        own = {"name": detector.name, "description": detector.description, "dataset": detector.dataset}
+        return self.model_copy(update={**own, "kind": "detector", "detector": detector})
+
+    @property
+    def bare(self) -> "ModelCard":
+        """Of a guarded classifier the card of the classifier alone; of any other model the card itself."""
+        if self.detector is None:
+            return self
+        own = {"name": self.detector.classifier.name, "kind": "classifier", "detector": None}
+        return self.model_copy(update=own)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from detection_zoo import write_detector
 
 from robbench.cli.app import main
 from robbench.core.resources import data_root
@@ -135,3 +136,13 @@ def test_another_shell_is_an_error() -> None:
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert "bash" in result.stderr
+
+
+def test_models_are_completed_with_the_detectors_of_a_zoo(
+    script: Path, tiny_zoo: Path, tmp_path: Path
+) -> None:
+    """The classifiers that they guard are named by them."""
+    shutil.copytree(tiny_zoo / "tiny-a", tmp_path / "tiny-a")
+    write_detector(tmp_path, "zero")
+    found = completed(script, "run", "--zoo", str(tmp_path), "--model", "tiny-")
+    assert found == ["tiny-a", "tiny-zero"]

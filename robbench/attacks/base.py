@@ -27,6 +27,7 @@ from robbench.attacks.checks import (
     require_latent_budget,
 )
 from robbench.attacks.codec import FlowCodec, FlowProbe, probe_flow, regroup
+from robbench.attacks.guard import Guard
 from robbench.attacks.named import ATTACKS, NamedAttack
 from robbench.attacks.outcome import Outcome
 from robbench.attacks.search.decision import losses, margins, predictions
@@ -59,9 +60,13 @@ BUDGET_IMAGES = 32  # images at most whose latents a latent budget is compared w
 
 
 class Attack(NamedAttack):
-    """Base class of all attacks on classifiers. Subclasses set `Parameters` and implement `search` and `cost`."""
+    """Base class of all attacks on classifiers. Subclasses set `Parameters` and implement `search` and `cost`.
+
+    guard: of an attack whose target is "detector" the detector that it must evade, set by whoever builds its cell.
+    """
 
     target: ClassVar[ModelKind] = "classifier"
+    guard: Guard | None = None
     judging = (
         "evaluate",
         "_within_memory",

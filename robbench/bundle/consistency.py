@@ -8,12 +8,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 
 from robbench.attacks.search.constraints import BALL_TOLERANCE
 from robbench.bundle.findings import Finding, judge
-from robbench.metrics.verdicts import floats
+from robbench.metrics.verdicts import floats, is_beyond_budget
 from robbench.results.rows import models
+from robbench.run.detection import ROUNDING as SCORE_ROUNDING
+from robbench.run.detection import pair_margin
 from robbench.store.columns import LEDGER_COLUMNS, select_names
 from robbench.store.records import CellRecord, CellResult, Run
 
@@ -29,7 +32,7 @@ def consistency_findings(run: Run) -> Iterator[Finding]:
     for result in run.cells:
         cell, rows = result.cell, result.rows
         problems = [*_samples(run, cell, rows), *_identity(run, cell)]
-        rules = _flow_rules(run, result) if cell.attack.target == "flow" else _classifier_rules(run, result)
+        rules = _classifier_rules(run, result) if cell.decides else _flow_rules(run, result)
         problems += [_count_rows(rows, mask, text) for text, mask in rules if mask.any()]
         yield judge(cell.model, cell.attack.label, CHECK, len(rows), problems)
     for model in models(run):
@@ -39,7 +42,15 @@ def consistency_findings(run: Run) -> Iterator[Finding]:
 
 def names_classes(run: Run, result: CellResult) -> bool:
     """Whether labels and predictions of a cell are classes of the data set."""
-    return not any(mask.any() for _, mask in _label_rules(result.rows, len(run.class_names)))
+    return not any(mask.any() for _, mask in _label_rules(bare_rows(result), len(run.class_names)))
+
+
+def bare_rows(result: CellResult) -> pd.DataFrame:
+    """The rows of a guarded classifier with the margins of the classifier alone; of any other cell as they are."""
+    if result.cell.detector is None:
+        return result.rows
+    own = {name: result.rows[f"{name}classifier_margin"] for name in ("clean_", "")}
+    return result.rows.assign(**{f"{name}margin": column for name, column in own.items()})
 
 
 def incomplete(run: Run) -> list[str]:
@@ -88,26 +99,28 @@ def _identity(run: Run, cell: CellRecord) -> list[str]:
         ("seed", cell.seed, run.seed),
         ("weights", cell.model_sha256[:12], card.weights.sha256[:12]),
         ("defense", cell.defense, card.defense),
-        ("kind of model", cell.attack.target, card.kind),
+        ("kind of model", cell.kind, card.kind),
+        ("detector", cell.detector, card.detector.reference if card.detector else None),
     )
     return [f"{what} {mine} in the cell, {its} in the bundle" for what, mine, its in pairs if mine != its]
 
 
 def _check_shared(cells: tuple[CellResult, ...]) -> list[str]:
     """Contradictions between a model's cells on the same clean samples."""
-    names = [name for name in ("label", "clean_margin") if name in cells[0].rows]
+    numbers = [name for name in ("clean_margin", "clean_score", "noisy_score") if name in cells[0].rows]
+    names = ["label", *numbers]
     together = pd.concat([result.rows[["sample_id", *names]] for result in cells])
     groups = together.groupby("sample_id")
     problems = []
     labels = int((groups["label"].nunique() > 1).sum())
     if labels:
         problems.append(f"{labels} samples have another label in another cell")
-    if "clean_margin" not in names:
-        return problems
-    spread = groups["clean_margin"].agg(["min", "max"])
-    far = (spread["max"] - spread["min"]) > ROUNDING * np.maximum(1.0, spread["max"].abs())
-    if count := int(far.sum()):
-        problems.append(f"{count} samples have another clean margin in another cell")
+    for name in numbers:
+        spread = groups[name].agg(["min", "max"])
+        allowed = ROUNDING if name == "clean_margin" else SCORE_ROUNDING
+        far = (spread["max"] - spread["min"]) > allowed * np.maximum(1.0, spread["max"].abs())
+        if count := int(far.sum()):
+            problems.append(f"{count} samples have another {name.replace('_', ' ')} in another cell")
     return problems
 
 
@@ -117,17 +130,40 @@ Rules = Iterator[tuple[str, Mask]]
 def _classifier_rules(run: Run, result: CellResult) -> Rules:
     cell, rows = result.cell, result.rows
     classes = len(run.class_names)
-    yield from _label_rules(rows, classes)
-    yield from _margin_rules(rows, classes)
+    yield from _label_rules(bare_rows(result), classes)
+    yield from _margin_rules(bare_rows(result), classes)
+    yield from _detection_rules(cell, rows)
     clean_right, right = floats(rows["clean_margin"]) > 0, floats(rows["margin"]) > 0
     robust = rows["robust"].to_numpy(dtype=np.bool_)
-    right |= _is_beyond_budget(cell, rows)
+    right |= is_beyond_budget(result)
     yield "robust contradicts the margins", robust != (clean_right & right)
     yield from _break_rules(cell, rows, robust, clean_right)
     yield from _size_rules(cell, rows, run)
     yield from _count_rules(cell, rows)
     yield from _likelihood_rules(cell, rows)
     yield from _target_rules(cell, rows)
+
+
+def _detection_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
+    """The margins of a guarded classifier follow from the classifier's, the scores and the threshold."""
+    if cell.detector is None:
+        return
+    for name, attacked in (("clean_", False), ("", True)):
+        own, score = (
+            torch.from_numpy(floats(rows[f"{name}{part}"]).copy()) for part in ("classifier_margin", "score")
+        )
+        found = pair_margin(own, score, cell.detector.threshold, attacked).numpy()
+        said = floats(rows[f"{name}margin"])
+        yield (
+            f"{name}margin contradicts the scores",
+            ~np.isclose(found, said, rtol=ROUNDING, atol=0, equal_nan=True),
+        )
+    margin, right = (
+        floats(rows["noisy_classifier_margin"]),
+        (rows["noisy_prediction"] == rows["label"]).to_numpy(),
+    )
+    wrong = np.isnan(margin) | ((margin > 0) & ~right) | ((margin < 0) & right)
+    yield "noisy_prediction contradicts noisy_classifier_margin", wrong
 
 
 def _target_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
@@ -142,28 +178,23 @@ def _target_rules(cell: CellRecord, rows: pd.DataFrame) -> Rules:
     yield "reached contradicts prediction and target", (there & (said != reached)).to_numpy(dtype=np.bool_)
 
 
-def _is_beyond_budget(cell: CellRecord, rows: pd.DataFrame) -> Mask:
-    """Samples whose nearest adversarial image is beyond the budget of a minimal-norm attack."""
-    attack = cell.attack
-    if attack.space != "minimal" or attack.epsilon is None:
-        return np.zeros(len(rows), dtype=np.bool_)
-    return np.asarray(floats(rows[attack.norm]) > attack.radius)
-
-
 def _label_rules(rows: pd.DataFrame, classes: int) -> Rules:
     for name in select_names("class"):
         if name in rows:
-            least = np.where(_not_finite(rows), -1, 0) if name == "prediction" else 0
+            own = {"prediction": "", "noisy_prediction": "noisy_classifier_"}.get(name)
+            least = 0 if own is None else np.where(_not_finite(rows, own), -1, 0)
             values = rows[name]
             outside = ~((values >= least) & (values < classes))
             yield f"{name} is no class", (outside & values.notna()).to_numpy(dtype=np.bool_)
 
 
-def _not_finite(rows: pd.DataFrame) -> Mask:
-    """Attacked images whose logits are not finite: margin -inf, prediction -1, an infinite cross-entropy."""
-    if "margin" not in rows:
+def _not_finite(rows: pd.DataFrame, of: str = "") -> Mask:
+    """Attacked images, or noisy ones, whose logits are not finite: margin -inf, prediction -1, an infinite
+    cross-entropy. of: prefix of the margin."""
+    if f"{of}margin" not in rows:
         return np.zeros(len(rows), dtype=np.bool_)
-    return np.asarray(np.isneginf(floats(rows["margin"])) & (rows["prediction"].to_numpy() == -1))
+    prediction = rows[f"{of.removesuffix('classifier_')}prediction"].to_numpy()
+    return np.asarray(np.isneginf(floats(rows[f"{of}margin"])) & (prediction == -1))
 
 
 def _margin_rules(rows: pd.DataFrame, classes: int) -> Rules:

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from robbench.bundle.manifest import MANIFEST_FILE, BundleCell, Manifest, RunIdentity
 from robbench.bundle.zipcheck import refusal
-from robbench.cards import ModelCard
+from robbench.cards import DetectorReference, ModelCard
 from robbench.core.errors import UserError
 from robbench.core.schema import load_yaml
 from robbench.specs import ThreatModel
@@ -164,7 +164,18 @@ def _check_cell(path: Path, folder: Path, cell: BundleCell, manifest: Manifest) 
             f"cell {cell.title} was measured on weights {record.model_sha256[:12]}, {MANIFEST_FILE} names "
             f"{manifest.models.get(cell.model, 'none')[:12]}",
         )
+    _check_detector(path, f"cell {cell.title}", record.detector, manifest)
     _check_flows(path, cell, record, manifest)
+
+
+def _check_detector(path: Path, what: str, detector: DetectorReference | None, manifest: Manifest) -> None:
+    named = manifest.detectors.get(detector.name, "none") if detector else ""
+    if detector is not None and named != detector.sha256:
+        raise refusal(
+            path,
+            f"{what} has detector {detector.name} with weights {detector.sha256[:12]}, {MANIFEST_FILE} names "
+            f"{named[:12]}",
+        )
 
 
 def _check_flows(path: Path, cell: BundleCell, record: CellRecord, manifest: Manifest) -> None:
@@ -231,6 +242,7 @@ def _check_cards(path: Path, folder: Path, run: RunFile, manifest: Manifest) -> 
                 f"{file} is of {card.name} with weights {card.weights.sha256[:12]}, {MANIFEST_FILE} names "
                 f"{name} with {manifest.models.get(name, 'none')[:12]}",
             )
+        _check_detector(path, file, card.detector.reference if card.detector else None, manifest)
 
 
 def _check_strangers(path: Path, manifest: Manifest) -> None:

@@ -250,6 +250,11 @@ def _manifest(request: ExportRequest, run: Run, stored: int, partial: bool) -> M
             witnesses=counts["witness"],
         ),
         models={name: card.weights.sha256 for name, card in sorted(run.cards.items())},
+        detectors={
+            card.detector.name: card.detector.weights.sha256
+            for _, card in sorted(run.cards.items())
+            if card.detector is not None
+        },
         flows=_flows(run),
         cells=tuple(_bundle_cell(result) for result in run.cells),
         tables=table_digests(run),

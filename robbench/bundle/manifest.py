@@ -103,6 +103,7 @@ class Manifest(Strict):
         partial: exported although cells failed or lack rows (those have another status than "ok").
         examples: the adversarial examples in it.
         models: sha256 of the weights, by name of the model.
+        detectors: sha256 of the weights of the detectors of guarded models, by name; none in old bundles.
         flows: sha256 of the weights of the flows that attacks or likelihoods used, by name.
         cells: the cells, in plan order.
         tables: digests of the derived tables (`export.table_digests`), by name.
@@ -116,6 +117,7 @@ class Manifest(Strict):
     partial: bool
     examples: ExampleShare
     models: dict[str, SHA256]
+    detectors: dict[str, SHA256] = Field(default_factory=dict)
     flows: dict[str, SHA256]
     cells: tuple[BundleCell, ...]
     tables: dict[str, SHA256]

@@ -239,12 +239,15 @@ def _single_cell(samples: Samples) -> CellSamples:
 
 
 def _likelihood_problems(stored: pd.DataFrame, rows: pd.DataFrame, rules: Rules) -> list[str]:
-    """Problems of the bits/dim of a classifier's images, which the paired comparison does not cover."""
+    """Problems of the bits/dim and detector scores of a classifier's images, which the paired comparison does not
+    cover."""
     if "margin" not in rows:
         return []
     first, second = (part.sort_values("sample_id") for part in (stored, rows))
     problems = []
-    for column, rate in (("nll_before", 0.0), ("nll_after", rules.moved_rate or 0.0)):
+    moved = rules.moved_rate or 0.0
+    rates = {"nll_before": 0.0, "nll_after": moved, "clean_score": 0.0, "noisy_score": 0.0, "score": moved}
+    for column, rate in ((name, rate) for name, rate in rates.items() if name in rows):
         other = ~same(*(part[column].to_numpy(dtype=np.float64) for part in (first, second)))
         if other.sum() > largest_count(len(rows), rate, rules.alpha):
             problems.append(f"{int(other.sum())} of {len(rows)} values of {column} are others")

@@ -160,12 +160,12 @@ def _clean_findings(scorer: _Scorer, results: Sequence[CellResult], source: Clea
         if randomised:
             yield _randomised_finding(name, result.cell.attack.label, CLEAN, part, own, "clean_prediction")
             continue
-        wrong, near = _other_verdicts(part, own, "clean_prediction", "clean_margin")
+        wrong, near = other_verdicts(part, own, "clean_prediction", "clean_margin")
         excused = max(excused, near)
-        far = _other_numbers(part, own, "clean_margin", part.margins())
+        far = other_numbers(part, own, "clean_margin", part.margins())
         ties = max(ties, part.near_ties(_column(own, "clean_prediction")))
         problems += [
-            f"{result.cell.attack.label}: {_count_text(own, mask, what)}"
+            f"{result.cell.attack.label}: {count_text(own, mask, what)}"
             for mask, what in ((wrong, "clean verdicts"), (far & ~wrong, "clean margins"))
             if mask.any()
         ]
@@ -212,17 +212,17 @@ def _example_findings(scorer: _Scorer, cell: CellRecord, stored: Stored) -> Iter
     draws = verdict_forwards(cell)
     scored = scorer.score(stored.adversarial, stored.labels, draws, attacked=True)
     near = scored.near_ties(_column(rows, "prediction"))
-    wrong, excused = _other_verdicts(scored, rows, "prediction", "margin")
+    wrong, excused = other_verdicts(scored, rows, "prediction", "margin")
     if draws > 1 and scorer.is_randomised(stored.clean):
         yield _randomised_finding(name, label, VERDICTS, scored, rows, "prediction", near)
         return
-    problems = [_count_text(rows, wrong, "verdicts")] if wrong.any() else []
+    problems = [count_text(rows, wrong, "verdicts")] if wrong.any() else []
     verdict = judge(name, label, VERDICTS, len(rows), problems, near)
     yield _judge_excused(verdict, excused)
-    far = _other_numbers(scored, rows, "margin", scored.margins())
-    entropy = _other_numbers(scored, rows, "cross_entropy", scored.cross_entropies())
+    far = other_numbers(scored, rows, "margin", scored.margins())
+    entropy = other_numbers(scored, rows, "cross_entropy", scored.cross_entropies())
     problems = [
-        _count_text(rows, mask, what)
+        count_text(rows, mask, what)
         for mask, what in ((far, "margins"), (entropy & ~far, "cross-entropies"))
         if mask.any()
     ]
@@ -239,7 +239,7 @@ def verdict_forwards(cell: CellRecord) -> int:
     return attack.verdict_forwards
 
 
-def _other_verdicts(scored: Scored, rows: pd.DataFrame, prediction: str, margin: str) -> tuple[Mask, int]:
+def other_verdicts(scored: Scored, rows: pd.DataFrame, prediction: str, margin: str) -> tuple[Mask, int]:
     """Rows whose prediction, or sign of the margin, differs at some batch size by more than a near tie, and the number
     of those that differ by a near tie only."""
     predictions, right = _column(rows, prediction), torch.tensor(rows[margin].to_numpy() > 0)
@@ -252,7 +252,7 @@ def _other_verdicts(scored: Scored, rows: pd.DataFrame, prediction: str, margin:
     return np.asarray(wrong.numpy(), dtype=np.bool_), int((other & ~wrong).sum())
 
 
-def _other_numbers(scored: Scored, rows: pd.DataFrame, column: str, measured: Iterable[Tensor]) -> Mask:
+def other_numbers(scored: Scored, rows: pd.DataFrame, column: str, measured: Iterable[Tensor]) -> Mask:
     """Rows whose number in `column` differs at some batch size by more than rounding. measured: [n] per batch size."""
     said = torch.tensor(rows[column].to_numpy(dtype=np.float64))
     wrong = torch.zeros(len(rows), dtype=torch.bool)
@@ -265,7 +265,7 @@ def _column(rows: pd.DataFrame, name: str) -> Tensor:
     return torch.tensor(rows[name].to_numpy(), dtype=torch.int64)
 
 
-def _count_text(rows: pd.DataFrame, mask: Mask, what: str) -> str:
+def count_text(rows: pd.DataFrame, mask: Mask, what: str) -> str:
     first = int(rows["sample_id"].to_numpy()[mask][0])
     return f"{int(mask.sum())} of {len(rows)} {what} are others (first sample {first})"
 
@@ -314,7 +314,7 @@ def _likelihood(
         for size in batch_sizes(len(images), batch_size):
             wrong |= ~same(said, _bits(run, flow, stored, images, draws, size))
         if wrong.any():
-            problems.append(_count_text(stored.rows, wrong, f"values of {column}"))
+            problems.append(count_text(stored.rows, wrong, f"values of {column}"))
     return judge(cell.model, cell.attack.label, LIKELIHOOD, len(stored.rows), problems)
 
 

@@ -1,6 +1,7 @@
 """The models and flows with which a bundle is verified: the verifier's own, never any of the bundle."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -8,8 +9,8 @@ from robbench.bundle.findings import Finding
 from robbench.cards import ModelCard
 from robbench.core.errors import UserError
 from robbench.models.code import pinned
-from robbench.models.entry import ModelRequest, ZooEntry
-from robbench.models.zoo import find_model, zoo_entries
+from robbench.models.entry import DetectorEntry, ModelRequest, ZooEntry
+from robbench.models.zoo import detector_entries, find_model, guarded_entry, zoo_entries
 from robbench.store.records import Run
 
 CHECK = "model"
@@ -52,8 +53,10 @@ def find_subjects(
     named model that is not in the bundle.
     """
     logits = run.data.classes if run.data else None
-    entries = _restricted(zoo_entries(zoo, checkpoints), logits)
-    own = _restricted(_find_named(run, named, entries, checkpoints), logits)
+    detectors = detector_entries(zoo)
+    entries = zoo_entries(zoo, checkpoints)
+    entries = _restricted({**entries, **_guarded(run, detectors, entries)}, logits)
+    own = _restricted(_find_named(run, named, entries, detectors, checkpoints), logits)
     models: dict[str, ZooEntry] = {}
     missing: dict[str, str] = {}
     findings = []
@@ -91,11 +94,27 @@ def _restricted(entries: dict[str, ZooEntry], logits: tuple[int, ...] | None) ->
     }
 
 
-def _find_named(
-    run: Run, named: Sequence[str], entries: dict[str, ZooEntry], checkpoints: Path | None
+def _guarded(
+    run: Run, detectors: Mapping[str, DetectorEntry], entries: Mapping[str, ZooEntry]
 ) -> dict[str, ZooEntry]:
+    """The guarded models of the run that are in the zoo together with their classifier."""
+    found = {}
+    for name in (name for name, card in run.cards.items() if card.detector and name in detectors):
+        with suppress(UserError):
+            found[name] = guarded_entry(detectors[name], entries)
+    return found
+
+
+def _find_named(
+    run: Run,
+    named: Sequence[str],
+    entries: dict[str, ZooEntry],
+    detectors: Mapping[str, DetectorEntry],
+    checkpoints: Path | None,
+) -> dict[str, ZooEntry]:
+    others = {name: one for name, one in detectors.items() if name not in entries}
     requested = ModelRequest(run.dataset, run.shape, len(run.class_names), checkpoints)
-    found = {name: find_model(name, entries, requested=requested) for name in named}
+    found = {name: find_model(name, entries, requested=requested, detectors=others) for name in named}
     return {name: pinned(replace(entry, trusted=True)) for name, entry in found.items()}
 
 
@@ -104,6 +123,8 @@ def _foreign(card: ModelCard, entry: ZooEntry) -> str:
     mine, its = entry.card, card
     if mine.weights.sha256 != its.weights.sha256:
         return f"measured on weights {its.weights.sha256[:12]}, {entry.folder} has {mine.weights.sha256[:12]}"
+    if mine.detector != its.detector and mine.bare.function_hash == its.bare.function_hash:
+        return f"the same classifier guarded by another detector than in {entry.guard and entry.guard.folder}"
     parts = ("architecture", "input_shape", "classes", "grey_levels", "preprocessing", "weights")
     names = [part for part in parts if getattr(mine, part) != getattr(its, part)]
     return f"the same weights in another function ({', '.join(names)}) than in {entry.folder}"

@@ -19,7 +19,7 @@ def suspicion_findings(folder: Path, run: Run) -> Iterator[Finding]:
     folder: the unpacked bundle.
     """
     for result in run.cells:
-        if result.cell.attack.target == "classifier":
+        if result.cell.decides:
             yield _finding(folder, result)
 
 

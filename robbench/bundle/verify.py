@@ -16,6 +16,7 @@ import torch
 from robbench.attacks.named import ENGINE_VERSION
 from robbench.bundle.archive import OpenBundle, open_bundle
 from robbench.bundle.consistency import consistency_findings, duplicate_labels, incomplete, names_classes
+from robbench.bundle.detection import DetectionCheck, bare_result
 from robbench.bundle.findings import WHOLE, Finding, Verification
 from robbench.bundle.identity import address_findings, bundled_findings, settings_findings
 from robbench.bundle.images import CleanImages, clean_images, data_findings, image_findings
@@ -29,6 +30,7 @@ from robbench.core.device import resolve_device, versions
 from robbench.core.errors import UserError
 from robbench.core.foreign import foreign_code
 from robbench.data import Dataset, load_dataset
+from robbench.detectors.loading import load_detector
 from robbench.models.entry import ZooEntry
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow, load_flow_model, load_model
@@ -246,8 +248,13 @@ class _Verifier:
                 own = [result for result in cells if result.cell.precision == precision]
                 yield from flow_findings(self.run, flow, own, self.source, size)
             return
-        module = load_model(entry, self.device)
-        yield from classifier_findings(self.run, module, cells, self.source, self.device, size)
+        module = load_model(entry.bare, self.device)
+        bare = [bare_result(result) for result in cells]
+        yield from classifier_findings(self.run, module, bare, self.source, self.device, size)
+        if entry.guard is not None:
+            detector, card = load_detector(entry.guard, module), entry.guard.card
+            check = DetectionCheck(self.run, module, detector, card.reference, self.source, self.device, size)
+            yield from check.findings(cells)
         for result in cells:
             flow_of_cell = self._flow(result.cell.nll_flow.sha256) if result.cell.nll_flow else None
             yield from classifier_likelihood(self.run, result, self.source, flow_of_cell, size)
@@ -282,7 +289,9 @@ class _Verifier:
         if not self.request.files_only:
             for name, entry in self.subjects.models.items():
                 theirs, mine = self.run.cards[name].model_dump(), entry.card.model_dump()
-                other = [key for key, value in theirs.items() if value != mine[key] and key not in _CHECKED]
+                other = [
+                    key for key, value in theirs.items() if value != mine.get(key) and key not in _CHECKED
+                ]
                 if other:
                     yield f"the card of {name} in the bundle is not the one here in {', '.join(other)}"
         yield from duplicate_labels(self.bundle.run)

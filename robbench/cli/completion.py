@@ -54,9 +54,10 @@ def _attack_names(context: click.Context) -> Iterable[str]:
 
 
 def _model_names(context: click.Context) -> Iterable[str]:
-    from robbench.models.zoo import zoo_entries
+    from robbench.models.zoo import detector_entries, zoo_entries
 
-    return zoo_entries(_folder(context, "zoo"))
+    zoo = _folder(context, "zoo")
+    return (*zoo_entries(zoo), *detector_entries(zoo))
 
 
 def _defense_names(context: click.Context) -> Iterable[str]:
@@ -79,11 +80,9 @@ def _names_to_show(context: click.Context) -> Iterable[str]:
     """Whatever `robbench show` knows."""
     from robbench.experiments.published import published_index
     from robbench.experiments.schema import experiment_names
-    from robbench.models.zoo import detector_entries
     from robbench.recipes import recipes
     from robbench.specs import threat_models
 
-    yield from detector_entries(_folder(context, "zoo"))
     yield from _attack_names(context)
     yield from threat_models(_folder(context, "threat_models"))
     yield from _model_names(context)

@@ -226,7 +226,7 @@ def _notes(plan: ExperimentPlan) -> list[str]:
         notes.append(f"not run: needs {plan.absent}; bring it with --data FOLDER")
     notes += [f"doubt: {doubt}" for doubt in experiment.doubts]
     notes += [f"different here: {difference}" for difference in experiment.differences]
-    if any(attack.target == "classifier" for attack in plan.attacks):
+    if any(attack.target != "flow" for attack in plan.attacks):
         notes.append(f"different here: {ANY_ITERATE}")
     return [*notes, f"command: {_command(request)}"]
 

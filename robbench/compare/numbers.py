@@ -43,8 +43,7 @@ class Numbers:
         distances."""
         found: list[Comparison] = []
         for pairs in self.runs.models():
-            target = pairs[0].a.cell.attack.target
-            found += self._classifier(pairs) if target == "classifier" else self._flow(pairs)
+            found += self._classifier(pairs) if pairs[0].a.cell.decides else self._flow(pairs)
             found += [number for pair in pairs for number in _columns(pair)]
         return found + _frechet(self.runs)
 

@@ -138,7 +138,7 @@ class ExperimentCosts:
         cost = self._cost(attack)
         n = self.plan.n
         seconds = self._search_rate(job, attack).seconds(cost.forwards, cost.backwards)
-        flow = self._experiment_flow(job) if attack.target == "classifier" else None
+        flow = self._experiment_flow(job) if attack.target != "flow" else None
         if flow is not None:  # bits/dim of the attacked image, and once of the clean one
             seconds += self._codec_rates(flow, job)[0]
         return CellCost(job.name, attack.label, n * cost.forwards, n * cost.backwards, n * seconds / 3600)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from robbench.core.errors import UserError
 from robbench.core.registry import Registry
-from robbench.specs import Measure, ModelKind
+from robbench.specs import ATTACKED_BY, Measure, ModelKind
 from robbench.store.records import CellRecord, CellResult
 
 Better = Literal["higher", "lower", ""]
@@ -88,8 +88,9 @@ class Metric:
     compute: Callable[[CellResult], Number | None] | None = None
 
     def fits(self, cell: CellRecord) -> bool:
-        """Whether a cell has this metric."""
-        return cell.attack.target in self.targets and (self.applies is None or self.applies(cell))
+        """Whether a cell has this metric; what a classifier has, a guarded one has too."""
+        kinds = ATTACKED_BY[cell.kind] if cell.detector else (cell.kind,)
+        return not {*kinds}.isdisjoint(self.targets) and (self.applies is None or self.applies(cell))
 
     def measure_of(self, cell: CellRecord) -> Measure | Literal[""]:
         """What the accuracy counts in a cell; "" for any other metric."""

@@ -54,3 +54,11 @@ def clean_correct(rows: "pd.DataFrame") -> Verdicts:
 def floats(column: "pd.Series[float]") -> Floats:
     """A column in float64."""
     return np.asarray(column, dtype=np.float64)
+
+
+def is_beyond_budget(result: CellResult) -> Verdicts:
+    """Whether each nearest adversarial image is beyond the budget of a minimal-norm attack, and so counts as none."""
+    attack, rows = result.cell.attack, result.rows
+    if attack.space != "minimal" or attack.epsilon is None:
+        return np.zeros(len(rows), dtype=np.bool_)
+    return np.asarray(floats(rows[attack.norm]) > attack.radius)

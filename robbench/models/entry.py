@@ -24,6 +24,7 @@ class ZooEntry:
         build: returns the module with its weights, where a library loads them.
         code: folder to import code from before `folder`.
         named: how the user named the model; "" for a model that was not named.
+        guard: the detector of a guarded classifier, whose card is in `card`; the other files are the classifier's.
     """
 
     card: ModelCard
@@ -33,6 +34,12 @@ class ZooEntry:
     build: "Callable[[], nn.Module] | None" = None
     code: Path | None = None
     named: str = ""
+    guard: "DetectorEntry | None" = None
+
+    @property
+    def bare(self) -> "ZooEntry":
+        """Of a guarded classifier the classifier alone; of any other model the entry itself."""
+        return replace(self, card=self.card.bare, guard=None)
 
     def restricted(self, logits: tuple[int, ...] | None) -> "ZooEntry":
         """A classifier restricted to `logits` (`ModelCard.logits`), None for all; `UserError` where its card says

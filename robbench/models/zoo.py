@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -97,6 +98,37 @@ def find_detector_entry(name: str, entries: dict[str, DetectorEntry]) -> Detecto
     return read_detector(Path(name))
 
 
+def guarded_entry(detector: DetectorEntry, entries: Mapping[str, ZooEntry]) -> ZooEntry:
+    """The classifier of a detector's card, found among `entries`, guarded by the detector; `UserError` without it."""
+    wanted, name = detector.card.classifier, detector.card.name
+    same = [one for one in entries.values() if one.card.function_hash == wanted.function_hash]
+    found = entries.get(wanted.name) or next(iter(same), None)
+    if found is None:
+        raise UserError(
+            f"--model {name!r} is a detector of classifier {wanted.name!r}, which is not in the zoo; name the folder "
+            f"that holds both with --zoo"
+        )
+    if detector.card.input_shape != found.card.input_shape:
+        raise UserError(
+            f"--model {name!r} is a detector of images {detector.card.input_shape}, its classifier {wanted.name!r} "
+            f"takes images {found.card.input_shape}; restore its card, or train it again"
+        )
+    return replace(found, card=found.card.guarded(detector.card), guard=detector)
+
+
+def _find_guarded(
+    name: str, entries: dict[str, ZooEntry], detectors: Mapping[str, DetectorEntry]
+) -> ZooEntry | None:
+    if name in detectors and name in entries:
+        raise UserError(
+            f"{name!r} is a model in {entries[name].folder} and a detector in {detectors[name].folder}; "
+            f"rename one in its card"
+        )
+    if name not in detectors and not is_detector(name):
+        return None
+    return guarded_entry(detectors.get(name) or read_detector(Path(name)), entries)
+
+
 def _folders(extra: str | Path | None) -> list[Path]:
     """The shipped zoo and the one of `--zoo DIR`."""
     folders = [data_root() / "zoo"]
@@ -158,12 +190,16 @@ def find_model(
     entries: dict[str, ZooEntry],
     kind: ModelKind = "classifier",
     requested: ModelRequest | None = None,
+    detectors: Mapping[str, DetectorEntry] | None = None,
 ) -> ZooEntry:
     """The zoo model called `name`, the model in the folder or card file `name`, or another library's ("timm:NAME").
 
     kind: what the caller looks for; an unknown name lists the models of that kind. requested: the data set and the
-    folder of checkpoints; without it there are no other libraries' models.
+    folder of checkpoints; without it there are no other libraries' models. detectors: names of these, and folders of
+    others, stand for the classifiers that they guard; None where a guarded classifier is of no use.
     """
+    if detectors is not None and (guarded := _find_guarded(name, entries, detectors)) is not None:
+        return guarded
     if name in entries:
         return entries[name]
     if ":" in name and (found := _of_library(name, requested)) is not None:
@@ -174,7 +210,9 @@ def find_model(
     if (problem := _misnamed(noun, name)) is not None:
         raise problem
     known = [known for known, entry in entries.items() if entry.card.kind == kind]
-    return entries[known_name(noun, name, known, "or give a model folder or card.yaml")]
+    known += detectors or () if kind == "classifier" else ()
+    meant = known_name(noun, name, known, "or give a model folder or card.yaml")
+    return entries[meant] if meant in entries else guarded_entry((detectors or {})[meant], entries)
 
 
 def is_model_card(name: str) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 from robbench.core.errors import UserError, known_name
-from robbench.results.rows import WORST_CASE, ModelResults, TableRow, of_kind
+from robbench.results.rows import OBLIVIOUS, WORST_CASE, ModelResults, TableRow, of_kind
 from robbench.results.tables import ALL_THREATS, leaderboard
 from robbench.results.wording import partial_note
 from robbench.specs import attack_among
@@ -90,7 +90,9 @@ def _badge(run: Run, row: TableRow, suspicious: bool) -> Badge:
     doubts = ["; the run found something suspicious about it"] if suspicious else []
     doubts += [f"; partial, {partial_note(row)}"] if row.status == "partial" else []
     marks = ["partial"] * (row.status == "partial") + ["suspicious"] * suspicious
-    measure = row.measure or "accuracy"
+    doubts += [f"; {OBLIVIOUS}"] if row.oblivious else []
+    marks += ["oblivious attacks only"] if row.oblivious else []
+    measure = f"{row.measure or 'accuracy'}{' with rejection' if row.detector else ''}"
     return Badge(
         label=f"{run.dataset} {measure}, {attack}",
         message=f"{row.value:.1f} %" + (f" ({', '.join(marks)})" if marks else ""),

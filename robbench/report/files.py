@@ -44,21 +44,24 @@ def publish(run: Run, console: Console, published: str = "") -> list[Path]:
 
 
 def write_tables(run: Run, folder: Path, published: str = "") -> dict[str, Path]:
-    """Write every table of `run` into `folder`; returns the paths by kind: csv, wide (with classifiers), likelihood
-    (with flows), markdown, html. Files are written atomically; a table that the run no longer has is removed.
+    """Write every table of `run` into `folder`; returns the paths by kind: csv, wide (with classifiers), detection
+    (with guarded ones), likelihood (with flows), markdown, html. Files are written atomically; a table that the run no
+    longer has is removed.
 
     published: see `write_run_page`.
     """
     from robbench.report.site.build import write_run_page
-    from robbench.report.writers import likelihood_csv, markdown, tidy_csv, wide_csv
+    from robbench.report.writers import detection_csv, likelihood_csv, markdown, tidy_csv, wide_csv
+    from robbench.results.detection import detection_table
     from robbench.results.likelihood import nll_tables
     from robbench.results.tables import leaderboard, wide
 
     rows, likelihoods = leaderboard(run), nll_tables(run)
-    accuracies = wide(rows)
+    accuracies, detections = wide(rows), detection_table(run, rows)
     texts = {
         "csv": ("leaderboard.csv", tidy_csv(rows)),
         "wide": ("leaderboard-wide.csv", wide_csv(accuracies) if accuracies.models else None),
+        "detection": ("detection.csv", detection_csv(detections) if detections.lines else None),
         "likelihood": ("likelihood.csv", likelihood_csv(likelihoods) if likelihoods else None),
         "markdown": ("leaderboard.md", markdown(run, rows)),
     }
@@ -75,15 +78,18 @@ def write_tables(run: Run, folder: Path, published: str = "") -> dict[str, Path]
 
 def print_tables(run: Run, console: Console) -> None:
     """Print accuracies, corruptions and likelihoods, where the run has them."""
-    from robbench.report.terminal import terminal_corruptions, terminal_likelihood
+    from robbench.report.terminal import terminal_corruptions, terminal_detection, terminal_likelihood
     from robbench.report.writers import terminal_table
+    from robbench.results.rows import models
 
-    targets = {result.cell.attack.target for result in run.cells}
-    if "classifier" in targets:
+    kinds = {model.kind for model in models(run)}
+    if "classifier" in kinds:
         console.print(terminal_table(run))
+    if any(result.cell.detector for result in run.cells):
+        console.print(terminal_detection(run))
     if any(result.cell.attack.space == "corruption" for result in run.cells):
         console.print(terminal_corruptions(run))
-    if "flow" in targets:
+    if "flow" in kinds:
         console.print(terminal_likelihood(run))
 
 

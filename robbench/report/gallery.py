@@ -136,7 +136,7 @@ def _candidates(
 def sort_by_dispute(results: Sequence[CellResult]) -> list[int]:
     """Ids of the samples with images, first those of which about half of `results` on classifiers are broken."""
     held: dict[int, list[bool]] = {}
-    for result in (r for r in results if r.cell.attack.target == "classifier"):
+    for result in (r for r in results if r.cell.decides):
         kept = result.rows[result.rows["example"].notna() & clean_correct(result.rows)]
         for i, is_robust in zip(kept["sample_id"], kept["robust"], strict=True):
             held.setdefault(int(i), []).append(bool(is_robust))

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robbench.results.corruptions import HEADER, corruption_tables
+from robbench.results.detection import CAPTION, TITLES, DetectionLine, detection_table
 from robbench.results.likelihood import Nll, NllTable, caption, mean_text, median_text, nll_tables
 from robbench.results.perturbation import SIZE_CAPTION, size_table
+from robbench.results.tables import leaderboard
 from robbench.store.records import Run
 
 if TYPE_CHECKING:
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+TITLE_WIDTH, ATTACK_WIDTH = 30, 21  # of a metric, and of an attack's column in a detection table
 NAME_WIDTH = 19  # of the widest number, "2.00e+06 ± 1.2e+05*": three flows fit in 80 columns
 
 
@@ -143,6 +146,45 @@ class TerminalCorruptions:
 def terminal_corruptions(run: Run) -> TerminalCorruptions:
     """The corruption tables of a run as a rich renderable; nothing where there are none."""
     return TerminalCorruptions(run)
+
+
+class TerminalDetection:
+    """What detectors make of the attacks: tables per guarded model, a column per attack."""
+
+    def __init__(self, run: Run) -> None:
+        self.table = detection_table(run, leaderboard(run))
+        self.heading = f"\nDetection on {run.dataset} in percent, n = {run.n}, seed {run.seed}"
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
+        yield Text(self.heading, style="italic")
+        for model in dict.fromkeys(line.model for line in self.table.lines):
+            yield Text(model, style="bold")
+            lines = [line for line in self.table.lines if line.model == model]
+            size = max(1, (options.max_width - TITLE_WIDTH) // ATTACK_WIDTH)
+            for start in range(0, len(lines), size):
+                yield self._across(lines[start : start + size])
+        yield Text(CAPTION, style="dim")
+        for note in self.table.notes:
+            yield Text(f"* {note}", style="yellow")
+
+    def _across(self, lines: Sequence[DetectionLine]) -> "Table":
+        from rich.text import Text
+
+        table = _blank_table()
+        table.add_column("", overflow="fold")
+        for line in lines:
+            table.add_column(Text("\n".join(line.names[1:])), justify="right", overflow="fold")
+        for place, title in enumerate(TITLES):
+            texts = [line.text(place) for line in lines]
+            table.add_row(Text(title), *(Text(text, style=_style_failed(text)) for text in texts))
+        return table
+
+
+def terminal_detection(run: Run) -> TerminalDetection:
+    """The detection table of a run as a rich renderable."""
+    return TerminalDetection(run)
 
 
 def _blank_table() -> "Table":

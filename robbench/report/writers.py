@@ -8,6 +8,7 @@ from robbench.core.markdown import bullets, escaped, markdown_table, paragraph
 from robbench.core.spreadsheet import csv_text
 from robbench.metrics import all_metrics
 from robbench.results import corruptions
+from robbench.results.detection import CAPTION, KEYS, METRIC_NAMES, DetectionTable, detection_table
 from robbench.results.likelihood import NllTable, caption, mean_text, median_text, nll_tables
 from robbench.results.perturbation import SIZE_CAPTION, size_table
 from robbench.results.rows import COLUMNS, TableRow, rows_of
@@ -88,6 +89,7 @@ def markdown(run: Run, rows: Sequence[TableRow]) -> str:
         f"{paragraph(summary(run))} Data revision {escaped(run.dataset_revision[:12])}. "
         f"Versions: {escaped(versions(run))}.",
         *_accuracy_parts(rows_of(run, rows, "classifier")),
+        *_detection_parts(run, rows),
         *_corruption_parts(run),
         *_nll_parts(run),
         *_detail_parts(rows_of(run, rows, "classifier")),
@@ -108,6 +110,31 @@ def _accuracy_parts(rows: Sequence[TableRow]) -> list[str]:
     ]
     board = markdown_table(["model", "defense", *table.columns], lines)
     return [f"Accuracy in percent [95 % interval]. {measures(rows)}".strip(), board, INTERVALS]
+
+
+def _detection_parts(run: Run, rows: Sequence[TableRow]) -> list[str]:
+    """What detectors make of the attacks, those that ignore them beside those that know them."""
+    table = detection_table(run, rows)
+    lines = [[*line.names, *map(line.text, range(len(line.cells)))] for line in table.lines]
+    notes = [bullets(table.notes)] if table.notes else []
+    return [f"Detection. {CAPTION}", markdown_table(table.header, lines), *notes] if lines else []
+
+
+def detection_csv(table: DetectionTable) -> str:
+    """One row per guarded model and attack; a number has its value and interval. adaptive_run: whether any adaptive
+    attack on the model was finished."""
+    header = [*KEYS, "knows_detector", "adaptive_run", "status"]
+    header += [f"{name}{part}" for name in METRIC_NAMES for part in ("", "_lower", "_upper")]
+    lines: list[list[object]] = [list(header)]
+    for line in table.lines:
+        keys = [line.model, line.detector, line.attack, str(line.adaptive).lower()]
+        numbers = [
+            value
+            for cell in line.cells
+            for value in ((cell.value, cell.lower, cell.upper) if cell else (None, None, None))
+        ]
+        lines.append([*keys, str(not line.oblivious).lower(), line.status, *numbers])
+    return _round_csv(lines)
 
 
 def _corruption_parts(run: Run) -> list[str]:

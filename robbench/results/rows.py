@@ -14,6 +14,7 @@ from robbench.store.records import CellResult, Run
 CellStatus = Literal["ok", "failed", "not run"]
 RowStatus = Literal["ok", "partial", "failed", "not run"]
 
+OBLIVIOUS = "no adaptive attack was run: says nothing about an attacker who knows the detector"
 CLEAN, WORST_CASE, AVERAGE = "clean", "worst-case", "average"
 
 
@@ -43,6 +44,8 @@ class TableRow:
         differing: samples whose clean verdict differs between the cells of a model.
         remarks: further remarks, each a phrase.
         suspicions: why the number may overstate robustness, each a sentence.
+        detector: name of the detector that guards the classifier; "" for none. An accuracy is then one with rejection.
+        oblivious: whether the number is of a guarded classifier that no adaptive attack was finished on.
     """
 
     dataset: str
@@ -72,6 +75,8 @@ class TableRow:
     differing: int = 0
     remarks: tuple[str, ...] = ()
     suspicions: tuple[str, ...] = ()
+    detector: str = ""
+    oblivious: bool = False
 
     @property
     def measured(self) -> bool:
@@ -93,6 +98,7 @@ class TableRow:
             self.scope,
             f"clean verdicts differ between cells on {self.differing} samples" if self.differing else "",
             *self.remarks,
+            OBLIVIOUS if self.oblivious else "",
             f"{self.near_ties} of {self.n} samples with |margin| < {NEAR_TIE:g}" if self.near_ties else "",
         )
         return tuple(fact for fact in found if fact)
@@ -127,8 +133,14 @@ class ModelResults:
 
     @property
     def kind(self) -> ModelKind:
-        """Kind of the model, from its attacks."""
-        return self.first.cell.attack.target
+        """Whether tables show it among classifiers, as also guarded ones, or among flows."""
+        return "classifier" if self.first.cell.decides else "flow"
+
+    @property
+    def detector(self) -> str:
+        """Name of the detector that guards it; "" for none."""
+        guard = self.first.cell.detector
+        return guard.name if guard else ""
 
 
 def models(run: Run) -> list[ModelResults]:
@@ -201,6 +213,7 @@ def blank_row(
         model_sha256=cell.model_sha256,
         flow=cell.flow or "",
         reason=reason,
+        detector=cell.detector.name if cell.detector else "",
     )
 
 

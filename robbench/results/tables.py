@@ -36,7 +36,7 @@ from robbench.results.rows import (
     with_estimate,
     without_value,
 )
-from robbench.specs import Threat
+from robbench.specs import ATTACKED_BY, Threat
 from robbench.statistics import accuracy
 from robbench.store.records import CellResult, Run
 
@@ -200,7 +200,14 @@ def _classifier_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult
     others = [metric for metric in all_metrics() if not metric.accuracy]
     rows = accuracy_rows(run, model, attacks)
     rows += [row for result in model.cells for row in cell_rows(run, result, others)]
-    return rows + smallest_rows(run, model, attacks)
+    return _mark_oblivious(run, model, rows + smallest_rows(run, model, attacks))
+
+
+def _mark_oblivious(run: Run, model: ModelResults, rows: list[TableRow]) -> list[TableRow]:
+    """The rows, marked where no attack on a guarded classifier that knows its detector was finished."""
+    if not model.detector or any(one.cell.is_adaptive for one in complete(run, model.cells)):
+        return rows
+    return [replace(row, oblivious=row.attack != CLEAN and row.kind.attacked) for row in rows]
 
 
 def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) -> list[TableRow]:
@@ -208,6 +215,8 @@ def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) 
 
     attacks: of the table, as `searched_attacks`; a worst case or average that lacks one of them is partial.
     """
+    fitting = ATTACKED_BY[model.first.cell.kind]
+    attacks = [one for one in attacks if one.cell.attack.target in fitting]
     rows = [_clean_row(run, model)]
     for result in model.cells:
         rows += _attack_rows(run, result)
@@ -216,7 +225,7 @@ def accuracy_rows(run: Run, model: ModelResults, attacks: Sequence[CellResult]) 
     if (own := corruptions.without_corruptions(model)).cells:
         rows += _worst_case_rows(run, adversaries(own.cells), adversaries(attacks))
         rows.append(_average_row(run, own, attacks))
-    return rows
+    return _mark_oblivious(run, model, rows)
 
 
 def _clean_row(run: Run, model: ModelResults) -> TableRow:

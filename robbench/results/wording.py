@@ -1,10 +1,11 @@
 """Sentences and number formats that terminal, Markdown and HTML share."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from robbench.core.counting import count_noun
 from robbench.results.parity import parity_note
-from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE, TableRow
+from robbench.results.rows import AVERAGE, CLEAN, OBLIVIOUS, WORST_CASE, TableRow, models
 from robbench.specs import Measure, ModelKind
 from robbench.store.records import CellRecord, Run
 
@@ -17,6 +18,10 @@ MEANINGS: dict[Measure, str] = {
     "robust accuracy": "right on the clean image and under attack",
     "accuracy under attack": "right on the attacked image; all images are perturbed, misclassified ones too",
 }
+REJECTION = (
+    " Of a guarded classifier it is accuracy with rejection: an image without attack must be accepted too, and an "
+    "attacked one may be flagged instead."
+)
 ANY_ITERATE = (
     "A search that stops early counts an image as broken by any of its iterates, papers by the last one: accuracies "
     "under attack are 0 to 0.8 points lower here for it."
@@ -26,15 +31,18 @@ NAMED = 5  # attacks that a note on a partial number names; leaderboard.csv name
 
 def measures(rows: Iterable[TableRow]) -> str:
     """Which accuracy the columns of which attacks show, as sentences."""
+    rows = list(rows)
+    guarded = REJECTION if any(row.detector for row in rows) else ""
     shown: dict[str, dict[str, None]] = {}
     for row in rows:
         if row.metric in ("accuracy", "corruption_accuracy") and row.measure in MEANINGS:
             shown.setdefault(row.measure, {})[row.attack] = None
     told = {measure: meaning for measure, meaning in MEANINGS.items() if measure in shown}
     if len(told) == 1:  # of every attack, so that none is named
-        return "".join(f"{measure.capitalize()}: {meaning}." for measure, meaning in told.items())
-    return " ".join(
-        f"{key.capitalize()} ({meaning}): {', '.join(shown[key])}." for key, meaning in told.items()
+        return "".join(f"{measure.capitalize()}: {meaning}." for measure, meaning in told.items()) + guarded
+    return (
+        " ".join(f"{key.capitalize()} ({meaning}): {', '.join(shown[key])}." for key, meaning in told.items())
+        + guarded
     )
 
 
@@ -48,10 +56,10 @@ def number_text(row: TableRow | None) -> str:
 
 def summary(run: Run, kind: ModelKind | None = None) -> str:
     """Numbers of models, attacks and samples, with `kind` of classifiers or flows only, and the parity notes."""
-    cells = [result.cell for result in run.cells if kind in (None, result.cell.attack.target)]
-    models = len({cell.model for cell in cells})
+    cells = [result.cell for model in models(run) if kind in (None, model.kind) for result in model.cells]
+    named = len({cell.model for cell in cells})
     attacks = len({cell.attack.label for cell in cells})
-    counts = [count_noun(models, "model"), count_noun(attacks, "attack"), f"n = {run.n} test images"]
+    counts = [count_noun(named, "model"), count_noun(attacks, "attack"), f"n = {run.n} test images"]
     noted = [f"{note}." for note in run.notes]
     return " ".join([*noted, f"{', '.join(counts)}, seed {run.seed}.", *_engines(cells)])
 
@@ -75,8 +83,14 @@ def problems(rows: Sequence[TableRow]) -> list[str]:
     left-out values; then suspicions about models, each once for all its attacks."""
     single = [row for row in rows if row.attack not in (WORST_CASE, AVERAGE)]
     kept = [row for row in single if _is_problem(row)]
-    lines = [f"{row.model}, {row.attack}, {row.metric.replace('_', ' ')}: {_reason(row)}" for row in kept]
-    return [*_partial(rows), *lines, *_suspicions(single)]
+    plain = (replace(row, oblivious=False) for row in kept)  # which has a line of its own
+    lines = [f"{row.model}, {row.attack}, {row.metric.replace('_', ' ')}: {_reason(row)}" for row in plain]
+    return [*_partial(rows), *lines, *_oblivious(rows), *_suspicions(single)]
+
+
+def _oblivious(rows: Sequence[TableRow]) -> list[str]:
+    """A line per guarded classifier that no adaptive attack was run on."""
+    return [f"{name}: {OBLIVIOUS}" for name in dict.fromkeys(row.model for row in rows if row.oblivious)]
 
 
 def _partial(rows: Sequence[TableRow]) -> list[str]:

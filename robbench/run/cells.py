@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -33,10 +33,12 @@ from robbench.core.precision import format_record
 from robbench.core.stops import reraise_stop
 from robbench.core.threads import multiply_adds, search_multiply_adds
 from robbench.data import Dataset
+from robbench.detectors.base import Detector
+from robbench.detectors.loading import load_detector
 from robbench.models.entry import ZooEntry
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import LoadedFlow, LoadedModel, load_flow_model, load_model
-from robbench.specs import ResolvedAttack
+from robbench.specs import ATTACKED_BY, ResolvedAttack
 from robbench.store.records import CellRecord, Precision, cell_hash
 
 SHARD_SIZE = 120
@@ -79,6 +81,17 @@ class ClassifierCell(Cell):
 
     def multiply_adds(self, x: Tensor, y: Tensor) -> float:
         return search_multiply_adds(self.model.module, self.attack.flow, x, y)
+
+
+@dataclass(frozen=True)
+class DetectionCell(ClassifierCell):
+    """An attack on a classifier that a detector guards; the attack knows the detector where it is adaptive."""
+
+    detector: Detector
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (*super().modules, self.detector)
 
 
 @dataclass(frozen=True)
@@ -129,10 +142,13 @@ class CellBuilder:
     def cells(self, entries: Sequence[ZooEntry], attacks: Sequence[ResolvedAttack]) -> Iterator[Cell]:
         """Every model with every attack on models of its kind, models outermost."""
         on_classifiers = [self._attack(spec) for spec in attacks if spec.target == "classifier"]
+        on_guarded = [spec for spec in attacks if spec.target in ATTACKED_BY["detector"]]
         on_flows = [_likelihood_attack(spec) for spec in attacks if spec.target == "flow"]
         for entry in entries:
             if entry.card.kind == "classifier":
                 yield from self._classifier_cells(entry, on_classifiers)
+            elif entry.card.kind == "detector":
+                yield from self._detection_cells(entry, on_guarded)
             else:
                 yield from self._flow_cells(entry, on_flows)
 
@@ -152,6 +168,20 @@ class CellBuilder:
             return self._try_model(load_model(entry, self.device), randomised=False)
         except UserError as error:
             raise UserError(f"--surrogate {entry.card.name!r}: {error}") from error
+
+    def _detection_cells(self, entry: ZooEntry, specs: Sequence[ResolvedAttack]) -> Iterator[Cell]:
+        _require_same_shape(entry.card, self.dataset)
+        model = self._try_model(load_model(entry.bare, self.device), randomised=False)
+        assert entry.guard is not None
+        detector = load_detector(entry.guard, model)
+        _require_pointwise(entry.card.name, detector)
+        guarded = replace(model, card=entry.card)
+        for spec in specs:
+            attack = self._attack(spec)  # one each, since an adaptive attack holds its detector
+            if spec.target == "detector":
+                attack.guard = detector
+            flow = self.flow_card if attack.spec.bounded else None
+            yield DetectionCell(self._record(entry.card, attack, flow, "fp32"), attack, guarded, detector)
 
     def _classifier_cells(self, entry: ZooEntry, attacks: Sequence[Attack]) -> Iterator[Cell]:
         _require_same_shape(entry.card, self.dataset)
@@ -205,7 +235,7 @@ class CellBuilder:
         self, card: ModelCard, attack: NamedAttack, flow: ModelCard | None, precision: Precision
     ) -> CellRecord:
         spec, dataset = attack.spec, self.dataset
-        search = format_record(self.compiled and attack.target == "classifier")
+        search = format_record(self.compiled and attack.target != "flow")
         attack_flow = flow if spec.needs_flow else None
         batch = min(self.batch_size, SHARD_SIZE) if attack.batch_dependent else None
         return CellRecord(
@@ -232,6 +262,7 @@ class CellBuilder:
             model_hash=card.function_hash,
             attack_flow=_reference(attack_flow),
             nll_flow=_reference(flow),
+            detector=card.detector.reference if card.detector else None,
             precision=precision,
             search_precision=search,
             engine=attack.engine,
@@ -277,6 +308,14 @@ def _require_same_shape(card: ModelCard, dataset: Dataset) -> None:
         raise UserError(
             f"model {card.name!r} takes images {card.input_shape}, {dataset.name} has {dataset.shape}; "
             f"give a model of this data set"
+        )
+
+
+def _require_pointwise(name: str, detector: Detector) -> None:
+    if not detector.pointwise:
+        raise UserError(
+            f"--model {name!r}: its scores depend on other images than the one that is scored, so that they say "
+            f"nothing of an attack; train it again without quirks"
         )
 
 

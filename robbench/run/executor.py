@@ -348,7 +348,7 @@ class _Driver:
     def _clean_score(self, cell: Cell) -> CleanScore | None:
         """Clean accuracy of the model of a failed attack, so that it is not lost; None where clean images fail too,
         or where the attack changed the model."""
-        if not isinstance(cell, ClassifierCell) or self.backend.changed(cell):
+        if not isinstance(cell, ClassifierCell) or cell.record.detector or self.backend.changed(cell):
             return None
         name = cell.record.model
         if name not in self._clean:
@@ -377,7 +377,7 @@ def score_text(record: CellRecord, values: Mapping[int, float]) -> str:
     """The score of a cell's samples so far: "robust accuracy 73.06 %", or "mean 3.21 bits/dim" over the finite ones."""
     if not values:
         return "-"
-    if record.attack.target == "classifier":
-        return f"{record.attack.measure} {100 * sum(values.values()) / len(values):.2f} %"
+    if record.decides:
+        return f"{record.score_name} {100 * sum(values.values()) / len(values):.2f} %"
     mean = bits_per_dim(list(values.values())).mean
     return "no finite NLL" if mean is None else f"mean {mean:.4g} bits/dim"

@@ -19,11 +19,12 @@ from robbench.models.code import has_scheme
 from robbench.models.entry import ModelRequest, ZooEntry
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.loading import load_flow
-from robbench.models.zoo import default_flow, find_model, find_models, zoo_entries
+from robbench.models.zoo import default_flow, detector_entries, find_model, find_models, zoo_entries
 from robbench.run.cells import SHARD_SIZE, Cell, CellBuilder
 from robbench.run.ray_backend import RayOptions, ray_options
 from robbench.run.request import RunRequest
 from robbench.specs import (
+    ATTACKED_BY,
     ModelKind,
     ResolvedAttack,
     ThreatModel,
@@ -126,7 +127,7 @@ def build_plan(request: RunRequest) -> Plan:
     attacks = _resolve_attacks(request)
     requested = _model_request(request, data)
     chosen = _choose_models(request, attacks, entries, requested)
-    classifiers = any(entry.card.kind == "classifier" for entry in chosen)
+    classifiers = any(entry.card.kind != "flow" for entry in chosen)
     if request.flow is not None and not classifiers:
         raise UserError(
             f"--flow {request.flow!r} is for latent attacks and bits/dim of classifiers, none is attacked here; "
@@ -225,6 +226,7 @@ def _choose_models(
     if not request.models and not request.defenses:
         raise UserError("nothing to attack; give --defense or --model (see robbench list models)")
     targets = list(dict.fromkeys(attack.target for attack in attacks))
+    detectors = detector_entries(request.zoo)
     chosen = [
         entry
         for defense in request.defenses
@@ -233,7 +235,8 @@ def _choose_models(
     chosen += [
         replace(_require_dataset(entry, request), named=name)
         for name in request.models
-        for entry in request.own.get(name) or (find_model(name, entries, targets[0], requested),)
+        for entry in request.own.get(name)
+        or (find_model(name, entries, _sought(targets), requested, detectors),)
     ]
     _require_partners(chosen, attacks)
     unique: dict[str, ZooEntry] = {}
@@ -246,6 +249,11 @@ def _choose_models(
     return list(unique.values())
 
 
+def _sought(targets: Sequence[ModelKind]) -> ModelKind:
+    """Kind of the models that an unknown name is likely to mean."""
+    return "flow" if targets[0] == "flow" else "classifier"
+
+
 def _place(entry: ZooEntry) -> Path:
     return entry.folder / entry.card.weights.file
 
@@ -254,7 +262,11 @@ def _models_of_defense(
     defense: str, targets: Sequence[ModelKind], request: RunRequest, entries: dict[str, ZooEntry]
 ) -> list[ZooEntry]:
     """The models of a defense that the attacks can attack."""
-    trained: dict[ModelKind, set[str]] = {"classifier": {*DEFENSES}, "flow": {*FLOW_DEFENSES}}
+    trained: dict[ModelKind, set[str]] = {
+        "classifier": {*DEFENSES},
+        "flow": {*FLOW_DEFENSES},
+        "detector": set(),  # is named by itself
+    }
     for entry in entries.values():
         trained[entry.card.kind].add(entry.card.defense)
     if not any(defense in names for names in trained.values()):
@@ -278,7 +290,7 @@ def _home(request: RunRequest, entries: dict[str, ZooEntry]) -> str:
 def _require_dataset(entry: ZooEntry, request: RunRequest, option: str = "--model") -> ZooEntry:
     card = entry.card
     if card.dataset not in request.datasets:
-        verb = "classifies" if card.kind == "classifier" else "models"
+        verb = "models" if card.kind == "flow" else "classifies"
         step = f"if the model fits, give --like {card.dataset} or say it in the card" if request.data else ""
         raise UserError(
             f"{option} {card.name!r} {verb} {card.dataset}, not {request.dataset}; "
@@ -291,14 +303,14 @@ def _require_partners(entries: Sequence[ZooEntry], attacks: Sequence[ResolvedAtt
     """`UserError` for an attack without a model of its kind, and for a model without an attack on its kind."""
     kinds, targets = {entry.card.kind for entry in entries}, {attack.target for attack in attacks}
     for attack in attacks:
-        if attack.target not in kinds:
+        if not any(attack.target in ATTACKED_BY[kind] for kind in kinds):
             other = ", ".join(entry.card.name for entry in entries[:3])
             raise UserError(
-                f"attack {attack.name!r} {_DOES[attack.target]} and no model here is one ({other}); "
-                f"name a {attack.target} (robbench list models) or another attack (robbench list attacks)"
+                f"attack {attack.name!r} {_DOES[attack.target]} and no model here {_IS[attack.target]} ({other}); "
+                f"name {_NAMED[attack.target]} (robbench list models) or another attack (robbench list attacks)"
             )
     for entry in entries:
-        if entry.card.kind not in targets:
+        if targets.isdisjoint(ATTACKED_BY[entry.card.kind]):
             named = ", ".join(dict.fromkeys(attack.name for attack in attacks[:3]))
             suggestion = "nll-in,nll-out,noise" if entry.card.kind == "flow" else "pgd20,aa"
             raise UserError(
@@ -307,7 +319,14 @@ def _require_partners(entries: Sequence[ZooEntry], attacks: Sequence[ResolvedAtt
             )
 
 
+_IS: dict[ModelKind, str] = {"flow": "is one", "classifier": "is one", "detector": "has one"}
+_NAMED: dict[ModelKind, str] = {
+    "flow": "a flow",
+    "classifier": "a classifier",
+    "detector": "a detector that robbench train --detector wrote",
+}
 _DOES: dict[ModelKind, str] = {
+    "detector": "evades the detector that guards a classifier",
     "flow": "changes the likelihood of a flow",
     "classifier": "changes the decision of a classifier",
 }

@@ -27,8 +27,9 @@ from robbench.core.stops import reraise_stop
 from robbench.core.threads import threads_for
 from robbench.data import Split
 from robbench.models.flows.base import FrozenFlow
-from robbench.models.state import FirstStates
-from robbench.run.cells import Cell, ClassifierCell, FlowCell
+from robbench.models.state import FirstStates, ModelState
+from robbench.run.cells import Cell, ClassifierCell, DetectionCell, FlowCell
+from robbench.run.detection import detect
 from robbench.specs import ModelKind
 from robbench.store.columns import LEDGER_COLUMNS, Column, encode_image
 from robbench.store.records import CleanScore
@@ -177,6 +178,7 @@ class ShardWork:
         victim = Victim(cell.model.module, self.device, self.batch_size, self.compiled)
         if cell.record.hash in self.fits:
             victim.use_batches_of(self.fits[cell.record.hash])
+        guard = ModelState.of(cell.detector) if isinstance(cell, DetectionCell) else None
         outcome = cell.attack.evaluate(
             victim, torch.tensor(ids), x, y, seed=self.seed, batch_size=self.batch_size
         )
@@ -187,9 +189,12 @@ class ShardWork:
             "nll_after": scored.adversarial(ids, outcome.adversarial, y),
             "witness": witnesses(outcome, flow.sha256 if flow else None, self.kept),
         }
+        if isinstance(cell, DetectionCell) and guard is not None:
+            detected = detect(cell, guard, victim, outcome, x, self.seed)
+            outcome, beside = detected.outcome, beside | detected.columns
         if victim.fits is not None:
             self.fits[cell.record.hash] = victim.fits
-        return tabulate("classifier", outcome, self.kept, beside), outcome.diagnostics
+        return tabulate(cell.record.kind, outcome, self.kept, beside), outcome.diagnostics
 
     def _attack_flow(self, cell: FlowCell, ids: list[int]) -> LikelihoodOutcome:
         x, y = self.split.by_ids(ids)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from robbench.core.errors import UserError
-from robbench.specs import Measure, ModelKind, Semantics
+from robbench.specs import ModelKind, Semantics
 from robbench.statistics.accuracy import wilson
 from robbench.statistics.likelihood import bits_per_dim
 from robbench.store.folder import foreign_content, lock_is_held
@@ -47,7 +47,7 @@ class CellView:
         seconds: computing time of its shards.
         score: accuracy in percent, or mean bits/dim, over the present rows; None without any.
         lower, upper: its 95 % interval (Wilson's for an accuracy, a normal one for bits/dim).
-        measure: what the accuracy counts; "" where that is unknown, and for flows.
+        measure: what the accuracy is; "" where that is unknown, and for flows.
         error: why the cell failed, or what is wrong with its record; "" for nothing.
     """
 
@@ -61,7 +61,7 @@ class CellView:
     score: float | None = None
     lower: float | None = None
     upper: float | None = None
-    measure: Measure | Literal[""] = ""
+    measure: str = ""
     error: str = ""
 
     @property
@@ -243,7 +243,7 @@ def _view(
 ) -> CellView:
     good = [shard for shard in shards if shard is not None]
     record, problem = _record(ledger, entry.hash)
-    target: ModelKind = record.attack.target if record else "classifier"
+    target: ModelKind = record.kind if record else "classifier"
     semantics: Semantics = record.attack.semantics if record else "worst-case"
     values = {i: value for shard in good for i, value in shard.values[semantics].items() if i in requested}
     score, lower, upper = _score(target, list(values.values()))
@@ -258,7 +258,7 @@ def _view(
         score=score,
         lower=lower,
         upper=upper,
-        measure=record.attack.measure if record and target == "classifier" else "",
+        measure=record.score_name if record and record.decides else "",
         error=(record.error or "failed") if record and record.status == "failed" else problem,
     )
 
@@ -292,7 +292,7 @@ def _begun(ledger: Ledger, cell: str) -> bool:
 def _score(target: ModelKind, values: list[float]) -> tuple[float | None, float | None, float | None]:
     if not values:
         return None, None, None
-    if target == "classifier":
+    if target != "flow":
         estimate = wilson(int(sum(values)), len(values))
         return estimate.value, estimate.lower, estimate.upper
     summary = bits_per_dim(values)

@@ -156,7 +156,7 @@ def one_line(text: str) -> str:
 
 def score_text(cell: CellView) -> str:
     """ "robust accuracy 57.2 [52.0, 62.3] %", with "so far" over a part of the samples; "" without any."""
-    what = (cell.measure or "accuracy") if cell.target == "classifier" else "mean"
+    what = (cell.measure or "accuracy") if cell.target != "flow" else "mean"
     return _number_text(cell) if cell.score is None else f"{what} {_number_text(cell)}"
 
 
@@ -164,9 +164,9 @@ def _number_text(cell: CellView, with_interval: bool = True) -> str:
     """The score without its name; without the interval also without "so far" and the unit of a flow."""
     if cell.score is None:
         return "no finite NLL" if cell.done else ""
-    digits, unit = (".1f", " %") if cell.target == "classifier" else (".4g", " bits/dim")
+    digits, unit = (".1f", " %") if cell.target != "flow" else (".4g", " bits/dim")
     if not with_interval:
-        return f"{cell.score:{digits}}" + (unit if cell.target == "classifier" else "")
+        return f"{cell.score:{digits}}" + (unit if cell.target != "flow" else "")
     known = cell.lower is not None and cell.upper is not None
     interval = f" [{cell.lower:{digits}}, {cell.upper:{digits}}]" if known else ""
     return f"{cell.score:{digits}}{interval}{unit}" + (" so far" if cell.partial else "")

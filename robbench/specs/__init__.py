@@ -16,6 +16,7 @@ from robbench.specs.resolve import resolve_attack as resolve_attack
 from robbench.specs.resolved import TRANSFER as TRANSFER
 from robbench.specs.resolved import ResolvedAttack as ResolvedAttack
 from robbench.specs.resolved import Threat as Threat
+from robbench.specs.schema import ATTACKED_BY as ATTACKED_BY
 from robbench.specs.schema import SHA256 as SHA256
 from robbench.specs.schema import AttackSpec as AttackSpec
 from robbench.specs.schema import BestTrained as BestTrained

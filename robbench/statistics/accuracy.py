@@ -28,9 +28,10 @@ class Estimate:
     n: int
 
 
-def wilson(successes: int, n: int, confidence: float = CONFIDENCE) -> Estimate:
+def wilson(successes: float, n: int, confidence: float = CONFIDENCE) -> Estimate:
     """Proportion `successes / n` in percent with the Wilson score interval (no continuity correction).
 
+    A success may be a part of one, as the mean of verdicts on one sample.
     Raises ValueError unless 0 <= successes <= n and n >= 1.
     Source: E. B. Wilson, J. Amer. Statist. Assoc. 22 (1927) 209-212.
     """

@@ -70,28 +70,45 @@ _CALLS = tuple(
 )
 _EXAMPLE = Column("example", _BYTES, "image", "adversarial", "[0,1] pixels", nullable=True)
 
-LEDGER_COLUMNS: dict[ModelKind, tuple[Column, ...]] = {
-    "classifier": (
-        *_SAMPLE,
-        Column("clean_prediction", _INT, "class", "clean_predictions", "class"),
-        Column("prediction", _INT, "class", "predictions", "class"),
-        Column("clean_margin", _FLOAT, "score", "clean_margins", "logits", reference="before"),
-        Column("margin", _FLOAT, "score", "margins", "logits", reference="after"),
-        Column("robust", _BOOL, "verdict", "robust", reference="robust"),
-        Column("broken_by", _TEXT, "verdict", "broken_by", nullable=True, reference="broken_by"),
-        Column("broken_at", _INT, "step", "broken_at", "steps", reference="step"),
-        *_DISTANCES,
-        Column("cross_entropy", _FLOAT, "loss", "cross_entropy", "nats"),
-        Column("nll_before", _FLOAT, "score", unit="bits/dim", nullable=True),
-        Column("nll_after", _FLOAT, "score", unit="bits/dim", nullable=True),
-        *_CALLS,
-        Column("counts_exact", _BOOL, "flag", "counts_exact"),
-        _EXAMPLE,
-        Column("witness", _BYTES, "image", nullable=True, since=2),
-        Column("target", _INT, "class", "targets", "class", nullable=True, since=3),
-        Column("reached", _BOOL, "verdict", "reached", nullable=True, since=3),
-        Column("l0", _FLOAT, "distance", "l0", "values", nullable=True, since=3),
+_CLASSIFIER = (
+    *_SAMPLE,
+    Column("clean_prediction", _INT, "class", "clean_predictions", "class"),
+    Column("prediction", _INT, "class", "predictions", "class"),
+    Column("clean_margin", _FLOAT, "score", "clean_margins", "logits", reference="before"),
+    Column("margin", _FLOAT, "score", "margins", "logits", reference="after"),
+    Column("robust", _BOOL, "verdict", "robust", reference="robust"),
+    Column("broken_by", _TEXT, "verdict", "broken_by", nullable=True, reference="broken_by"),
+    Column("broken_at", _INT, "step", "broken_at", "steps", reference="step"),
+    *_DISTANCES,
+    Column("cross_entropy", _FLOAT, "loss", "cross_entropy", "nats"),
+    Column("nll_before", _FLOAT, "score", unit="bits/dim", nullable=True),
+    Column("nll_after", _FLOAT, "score", unit="bits/dim", nullable=True),
+    *_CALLS,
+    Column("counts_exact", _BOOL, "flag", "counts_exact"),
+    _EXAMPLE,
+    Column("witness", _BYTES, "image", nullable=True, since=2),
+    Column("target", _INT, "class", "targets", "class", nullable=True, since=3),
+    Column("reached", _BOOL, "verdict", "reached", nullable=True, since=3),
+    Column("l0", _FLOAT, "distance", "l0", "values", nullable=True, since=3),
+)
+# Of a guarded classifier the margins are those of the pair: `clean_margin` is the smaller one of the classifier's and
+# threshold - score, above 0 where an image is right and accepted; `margin` the larger one of the classifier's and
+# score - threshold, above 0 where it is right or flagged.
+_DETECTION = (
+    *(
+        Column(name, _DOUBLE, "score", unit="log-odds", nullable=True, since=4)
+        for name in ("clean_score", "noisy_score", "score")
     ),
+    Column("noisy_prediction", _INT, "class", unit="class", nullable=True, since=4),
+    *(
+        Column(f"{name}classifier_margin", _FLOAT, "score", unit="logits", nullable=True, since=4)
+        for name in ("clean_", "noisy_", "")
+    ),
+)
+
+LEDGER_COLUMNS: dict[ModelKind, tuple[Column, ...]] = {
+    "classifier": _CLASSIFIER,
+    "detector": (*_CLASSIFIER, *_DETECTION),
     "flow": (
         *_SAMPLE,
         Column("nll_before", _DOUBLE, "score", "nll_before", "bits/dim", reference="before"),
@@ -105,7 +122,7 @@ LEDGER_COLUMNS: dict[ModelKind, tuple[Column, ...]] = {
 
 
 def list_columns() -> tuple[Column, ...]:
-    """Columns of classifiers, then those of flows; a name may occur twice."""
+    """Columns of classifiers, of guarded ones, then those of flows; a name may occur several times."""
     return tuple(chain.from_iterable(LEDGER_COLUMNS.values()))
 
 

@@ -279,7 +279,7 @@ def _load_cell(
     if record is None:
         raise UserError(f"{ledger.cell_folder(cell) / CELL_FILE} of {model} x {label} is missing; {_RESTORE}")
     shards = ledger.shards(cell, refuse_shard)
-    empty = SCHEMAS[record.attack.target].empty_table()
+    empty = SCHEMAS[record.kind].empty_table()
     table = pa.concat_tables([empty, *(s.table.replace_schema_metadata() for s in shards)])
     table = table.filter(pc.is_in(table["sample_id"], value_set=requested)).sort_by("sample_id")
     # A process that was killed before it wrote the end state has not checked its results.

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from robbench.cards import FlowReference, ModelCard, Side
+from robbench.cards import DetectorReference, FlowReference, ModelCard, Side
 from robbench.core.memory import Remembers
 from robbench.core.precision import withdrawal
 from robbench.core.schema import Strict, canonical_hash
 from robbench.data.card import DatasetCard
-from robbench.specs import SHA256, Name, ResolvedAttack
+from robbench.specs import SHA256, ModelKind, Name, ResolvedAttack
 from robbench.store.record_files import RECORD_VERSION
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class CellRecord(Strict):
         model_hash: `ModelCard.function_hash` of the model; "" in old records.
         attack_flow: flow through which the attack searches; None for an attack in image space.
         nll_flow: flow that scores the images in bits/dim; None for no scores.
+        detector: of a guarded classifier; else None.
         precision: of the scores.
         search_precision: of the search: "fp32", "fp32, compiled"; in old records also a withdrawn one.
         engine: name and version of the code that searched.
@@ -73,6 +74,7 @@ class CellRecord(Strict):
     model_hash: str = ""
     attack_flow: FlowReference | None = None
     nll_flow: FlowReference | None = None
+    detector: DetectorReference | None = None
     precision: Precision = "fp32"
     search_precision: str = "fp32"
     engine: str
@@ -89,6 +91,26 @@ class CellRecord(Strict):
     def model_name(self) -> str:
         """The model's name in its card."""
         return self.model
+
+    @property
+    def kind(self) -> ModelKind:
+        """Kind of the model."""
+        return "detector" if self.detector else self.attack.target
+
+    @property
+    def decides(self) -> bool:
+        """Whether the model decides on a class, guarded or not; not so a flow."""
+        return self.attack.target != "flow"
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the attack knows the detector."""
+        return self.attack.target == "detector"
+
+    @property
+    def score_name(self) -> str:
+        """The accuracy that tables show for the cell, in words."""
+        return f"{self.attack.measure}{' with rejection' if self.detector else ''}"
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -117,12 +139,15 @@ def cell_hash(
 ) -> str:
     """Address of a cell: sha256 over everything that its rows depend on.
 
-    card, attack_flow, nll_flow: cards of the model, of the flow through which the attack searches, and of the flow that
-    scores images (None for none). attack: as built, with every default of its parameters; its label does not count,
-    since it is only its name in tables. The other arguments are those of `CellRecord`.
+    card, attack_flow, nll_flow: cards of the model (of a guarded classifier with its detector), of the flow through
+    which the attack searches, and of the flow that scores images (None for none). attack: as built, with every default
+    of its parameters; its label does not count, since it is only its name in tables. The other arguments are those of
+    `CellRecord`.
     """
+    noise = {"noise_std": card.detector.noise_std} if card.detector else {}
     return canonical_hash(
         {
+            **noise,
             "model": card.function_hash,
             "attack_flow": attack_flow.function_hash if attack_flow else None,
             "nll_flow": nll_flow.function_hash if nll_flow else None,

@@ -605,7 +605,7 @@ def test_logits_too_small_to_tell(false: int, verdict: str) -> None:
     said = torch.where(torch.arange(24) < false, (right + 1) % 10, right)
     rows = pd.DataFrame({"prediction": said.numpy(), "margin": np.where(said == right, 1e-6, -5e-5)})
     scored = rescore.Scored(right, (logits, logits))
-    wrong, excused = rescore._other_verdicts(scored, rows, "prediction", "margin")
+    wrong, excused = rescore.other_verdicts(scored, rows, "prediction", "margin")
     assert not wrong.any()
     assert excused == false
     assert rescore._judge_excused(judge(AT, "pgd10", "verdicts", 24, []), excused).verdict == verdict

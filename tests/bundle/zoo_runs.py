@@ -83,7 +83,7 @@ class Forgery:
             rows = shard.table.replace_schema_metadata().to_pandas()
             changed = change(rows)
             table = pa.Table.from_pandas(
-                rows if changed is None else changed, SCHEMAS[record.attack.target], preserve_index=False
+                rows if changed is None else changed, SCHEMAS[record.kind], preserve_index=False
             )
             shard.path.unlink()
             self.ledger.write_shard(record.hash, block, table, shard.seconds, shard.diagnostics)

@@ -146,10 +146,15 @@ def test_listed_and_shown(folder: Path) -> None:
     assert shown["found"][0]["entry"]["card"]["classifier"]["name"] == "tiny-a"
 
 
-def test_a_detector_is_no_model(folder: Path) -> None:
+def test_a_detector_is_a_model_only_together_with_its_classifier(folder: Path) -> None:
     assert set(zoo_entries(folder)) >= {"tiny-a", "tiny-b"}
     assert "tiny-a-lid" not in zoo_entries(folder)
     line = refused("run", "--model", folder / "tiny-a-lid", "--attacks", "fgsm", "--n", 4)
+    assert (
+        "is a detector of classifier 'tiny-a', which is not in the zoo; name the folder that holds both"
+        in line
+    )
+    line = refused("train", "--detector", "lid", "--model", folder / "tiny-a-lid", "--attacks", "fgsm")
     assert "is a detector, not a model; name the classifier that its card names" in line
 
 

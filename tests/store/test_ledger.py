@@ -187,12 +187,12 @@ def test_a_newer_shard_is_left_alone(tmp_path: Path) -> None:
     ledger.write_shard(CELL, 0, rows([1, 2]), 0.1)
     path = ledger.cell_folder(CELL) / shard_name(0, [1, 2])
     table = pq.read_table(path).append_column("later", pa.array([1, 2]))
-    pq.write_table(stated(table, b"4", writer=b"4.5.6"), path)
+    pq.write_table(stated(table, b"5", writer=b"4.5.6"), path)
     moved: list[Path] = []
     with pytest.raises(NewerLedgerError) as caught:
         ledger.shards(CELL, lambda found, reason: moved.append(found))
     assert moved == []
-    text = f"{path}: written by a newer robbench (ledger schema 4); robbench >= 4.5.6 can read it"
+    text = f"{path}: written by a newer robbench (ledger schema 5); robbench >= 4.5.6 can read it"
     assert str(caught.value).startswith(text)
 
 

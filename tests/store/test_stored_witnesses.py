@@ -124,9 +124,9 @@ def test_a_resumed_run_may_mix_schemas(tmp_path: Path) -> None:
 def test_a_newer_shard_is_never_computed_over(tmp_path: Path) -> None:
     first, _ = small(tmp_path)
     table = pq.read_table(first)
-    pq.write_table(stated(table, b"4", writer=b"9.0.0"), first)
+    pq.write_table(stated(table, b"5", writer=b"9.0.0"), first)
     content = first.read_bytes()
-    with pytest.raises(UserError, match=r"ledger schema 4.; robbench >= 9\.0\.0 can read it"):
+    with pytest.raises(UserError, match=r"ledger schema 5.; robbench >= 9\.0\.0 can read it"):
         run_matrix(request(attacks=("jsa50",), n=124, steps=(2,)), tmp_path)
     with pytest.raises(UserError, match=r"robbench >= 9\.0\.0 can read it"):
         load_run(tmp_path)

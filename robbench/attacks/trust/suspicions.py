@@ -17,6 +17,7 @@ Kind = Literal[
     "square-only",
     "weak-cross-entropy",
     "zero-gradients",
+    "zero-score-gradients",
     "zero-steps",
     "wrong-gradients",
     "flat-loss",
@@ -67,6 +68,8 @@ class Diagnostics(Strict):
             largest minus the smallest.
         probed, zero_gradients: clean images whose input gradient of the cross-entropy was inspected, and those where
             it is exactly 0 or not finite.
+        score_probed, zero_score_gradients: clean and attacked images whose input gradient of a detector's score was
+            inspected, and those where it is exactly 0, not finite, or absent.
         gradients, zero_steps: gradients that searches followed, and those without an entry that is finite and not 0.
         slopes, wrong_slopes: slopes of the logits measured at images of a search, and those that the gradient which
             it followed contradicts.
@@ -97,6 +100,8 @@ class Diagnostics(Strict):
     range_sum: float = 0.0
     probed: int = 0
     zero_gradients: int = 0
+    score_probed: int = 0
+    zero_score_gradients: int = 0
     gradients: int = 0
     zero_steps: int = 0
     slopes: int = 0
@@ -145,6 +150,7 @@ class Diagnostics(Strict):
             self._square_only(),
             self._weak_cross_entropy(),
             self._zero_gradients(),
+            self._zero_score_gradients(),
             self._zero_steps(),
             self._wrong_gradients(),
             self._flat_loss(),
@@ -291,6 +297,17 @@ class Diagnostics(Strict):
             f"the input gradient of the cross-entropy is zero or not finite at {self.zero_gradients} of {self.probed} "
             f"clean images ({100 * share:.1f} %, {_interval(low, high)}): gradients may be masked; compare with "
             f"square, which needs none",
+        )
+
+    def _zero_score_gradients(self) -> Suspicion | None:
+        low, _ = exact_interval(self.zero_score_gradients, self.score_probed)
+        if low <= CHANCE_SHARE:
+            return None
+        return Suspicion(
+            "zero-score-gradients",
+            {"zero": self.zero_score_gradients, "probed": self.score_probed},
+            f"{self.zero_score_gradients} of {self.score_probed} images have no gradient of the detector's score; "
+            f"adaptive attacks that follow it may fail",
         )
 
     def _zero_steps(self) -> Suspicion | None:

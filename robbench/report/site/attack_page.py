@@ -128,7 +128,7 @@ def _attack_page(group: Group, found: _Results, label: str) -> Page:
         parameters=_parameters(attack),
         formulas=[sets, *goal, measure],
         words=[letters, how, what],
-        strengths=_strengths(found, results) if attack.target == "classifier" else [],
+        strengths=_strengths(found, results) if attack.target != "flow" else [],
         flows=_flow_lines(group, results) if attack.target == "flow" else [],
         triples=shown,
         strips=strip,
@@ -340,11 +340,7 @@ def _budget_part(found: _Results, title: str, results: Sequence[CellResult]) -> 
     by_model: dict[str, list[CellResult]] = {}
     for result in results:
         by_model.setdefault(result.cell.model_name, []).append(result)
-    lines = [
-        _threat_line(found, cells)
-        for cells in by_model.values()
-        if cells[0].cell.attack.target == "classifier"
-    ]
+    lines = [_threat_line(found, cells) for cells in by_model.values() if cells[0].cell.decides]
     lowest = [label for line in lines for label, _ in line.strongest]
     mine = {r.cell.attack.label for r in results}
     labels = [label for label in found.group.by_strength if label in mine]

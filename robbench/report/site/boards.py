@@ -29,7 +29,7 @@ from robbench.report.site.tables import (
 )
 from robbench.results import corruptions, wording
 from robbench.results.parity import ALGORITHM
-from robbench.results.rows import CLEAN, ModelResults, TableRow, adversaries
+from robbench.results.rows import CLEAN, OBLIVIOUS, ModelResults, TableRow, adversaries
 from robbench.results.tables import Wide, accuracy_rows, robust_column, searched_attacks, wide
 from robbench.specs import ResolvedAttack
 from robbench.store.records import CellResult, Run
@@ -68,11 +68,22 @@ def by_threat(group: Group) -> dict[str, list[CellResult]]:
     """The cells of classifiers by the title of their threat model and budget, the leading one first: Linf before
     others, with AutoAttack before without, then by the number of cells; the others in plan order."""
     found: dict[str, list[CellResult]] = {}
-    for result in group.run.cells:
-        if result.cell.attack.target == "classifier":
-            found.setdefault(threat_title(result.cell.attack), []).append(result)
+    decided = [result for result in group.run.cells if result.cell.decides]
+    balls = {
+        _ball(one.cell.attack): threat_title(one.cell.attack) for one in decided if not one.cell.is_adaptive
+    }
+    for result in decided:
+        attack = result.cell.attack
+        # What knows a detector stands beside what ignores it.
+        joined = balls.get(_ball(attack)) if result.cell.is_adaptive else None
+        found.setdefault(joined or threat_title(attack), []).append(result)
     first = max(found, key=lambda title: _worth(found[title]), default=None)
     return found if first is None else {first: found[first]} | found
+
+
+def _ball(attack: ResolvedAttack) -> tuple[str, str, float | None, float | None]:
+    """The set of images of an attack, by whatever name its threat model has."""
+    return attack.space, attack.norm, attack.epsilon, attack.eta
 
 
 def _worth(results: Sequence[CellResult]) -> tuple[bool, bool, bool, int]:
@@ -105,7 +116,7 @@ def _threat_board(group: Group, path: str, title: str, results: tuple[CellResult
 
 
 def _every_board(group: Group) -> Board:
-    results = tuple(r for r in group.run.cells if r.cell.attack.target == "classifier")
+    results = tuple(r for r in group.run.cells if r.cell.decides)
     names = {model.name for model in _classifiers(group)}
     rows = [row for row in group.rows if row.model in names and row.kind.accuracy]
     table = _Accuracies(group, rows, results, "").table
@@ -138,6 +149,7 @@ class _Accuracies:
         self.labels = list(dict.fromkeys(r.cell.attack.label for r in searched))
         self.strict = list(dict.fromkeys(r.cell.attack.label for r in adversaries(searched)))
         self.mixed = group.is_sweep and not threat
+        self.oblivious = {row.model for row in rows if row.oblivious}
         self.matrix = self._matrix()
         self.ranks = self._ranks()
 
@@ -216,7 +228,7 @@ class _Accuracies:
         if column.key == DEFENSE.key:
             return Cell("text", defense, defense)
         if column.key == RANK:
-            return _rank_cell(self.ranks.get(model), len(self.strict))
+            return _rank_cell(self.ranks.get(model), len(self.strict), model in self.oblivious)
         if column.part == ABOUT:
             return facts[column.key]
         return score_cell(self.matrix.cells.get((model, column.key)))
@@ -254,8 +266,10 @@ def _wide(rows: Sequence[TableRow], has_attacks: bool) -> Wide:
     )
 
 
-def _rank_cell(found: Range | None, attacks: int) -> Cell:
-    """attacks: how many of the board a worst case combines."""
+def _rank_cell(found: Range | None, attacks: int, oblivious: bool) -> Cell:
+    """attacks: how many of the board a worst case combines. oblivious: see `TableRow`."""
+    if found is None and oblivious:
+        return Cell("absent", "none", note=f"no rank: {OBLIVIOUS}")
     if found is None:
         return Cell(
             "absent", "none", note=f"no rank: not all {attacks} attacks of this board are complete on it"

@@ -94,7 +94,7 @@ class _Comparison:
         found: dict[str, ResolvedAttack] = {}
         for group in self.groups:
             for result in group.run.cells:
-                if result.cell.attack.target == "classifier":
+                if result.cell.decides:
                     found.setdefault(result.cell.attack.label, result.cell.attack)
         return found
 
@@ -211,7 +211,7 @@ def _page(found: _Comparison) -> Page:
         several=len(found.groups) > 1,
         pairs=[(pair, pair.counts.difference(accuracy.CONFIDENCE)) for pair in found.closest],
     )
-    cells = [r for r in group.run.cells if r.cell.attack.target == "classifier"]
+    cells = [r for r in group.run.cells if r.cell.decides]
     return Page(
         group.compare_path,
         "Compare two models",

@@ -19,6 +19,7 @@ from robbench.report.site import tables as layout
 from robbench.report.site.boards import boards
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
+from robbench.report.site.model_detection import ROC_COLUMNS, roc_lines
 from robbench.report.site.page import Download, Part, slugs
 from robbench.report.writers import likelihood_lines
 from robbench.results.likelihood import nll_tables
@@ -115,6 +116,9 @@ def _all_tables(group: Group) -> dict[str, list[Table]]:
             stem = path.rpartition("/")[2].removesuffix(".html")
             mine = rows.get(model.name, [])
             found[path] = [_tidy(group, stem, "Every number of this model, one per line", mine, formats)]
+            if points := roc_lines(group.run, model):
+                place, title = f"{group.slug}/downloads/{stem}-roc", "ROC curves, a point per line"
+                found[path].append(Table(place, title, ROC_COLUMNS, points, formats=("csv",)))
     return found
 
 

@@ -17,6 +17,7 @@ from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
 from robbench.report.site.model_classes import LARGEST_MATRIX, Confusion, class_names, class_table, confusions
 from robbench.report.site.model_curves import sweeps
+from robbench.report.site.model_detection import detection_section
 from robbench.report.site.model_gallery import Levels, examples, levels
 from robbench.report.site.model_joint import Joint, ensembles, joint
 from robbench.report.site.page import Page, Part
@@ -132,6 +133,7 @@ class Pages:
         return {
             **self._common(model),
             "accuracies": accuracy_lines(self._group, rows, lines, model.cells),
+            "detection": detection_section(run, model, rows, bool(self._plain)),
             "headline": _headline(rows),
             "partial_note": wording.partial_note,
             "rank": self._ranks.get(model.name, ""),
@@ -305,14 +307,16 @@ def _missing(row: TableRow) -> str:
 
 def _headline(rows: Sequence[TableRow]) -> list[tuple[str, TableRow]]:
     """Clean accuracy, then the worst case of each threat model and budget."""
-    found = [("clean accuracy", row) for row in rows if row.attack == CLEAN and row.kind.accuracy]
+    rejecting = " with rejection" if rows and rows[0].detector else ""
+    found = [(f"clean accuracy{rejecting}", row) for row in rows if row.attack == CLEAN and row.kind.accuracy]
     worst = [
         row
         for row in rows
         if row.attack == WORST_CASE and row.threat_model != ALL_THREATS and row.kind.accuracy
     ]
     return found + [
-        (_title(row).replace("worst case", "worst case:", 1).replace(":,", ":"), row) for row in worst
+        (_title(row).replace("worst case", f"worst case{rejecting}:", 1).replace(":,", ":"), row)
+        for row in worst
     ]
 
 

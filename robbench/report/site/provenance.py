@@ -61,7 +61,9 @@ def _devices(records: Sequence[CellRecord]) -> str:
 
 
 def _weights(records: Sequence[CellRecord]) -> dict[str, None]:
-    return dict.fromkeys(f"{record.model_name} sha256 {record.model_sha256}" for record in records)
+    found = dict.fromkeys(f"{record.model_name} sha256 {record.model_sha256}" for record in records)
+    guards = (record.detector for record in records if record.detector)
+    return found | dict.fromkeys(f"detector {guard.name} sha256 {guard.sha256}" for guard in guards)
 
 
 def _flows(records: Sequence[CellRecord]) -> dict[str, None]:

@@ -16,7 +16,8 @@ EXPLANATION = (
     "adjusted for all pairs after Holm: the chance that any pair is wrongly called different is at most 5 %. A model's "
     "best rank is one more than the number of models that are significantly better; its worst rank leaves below it "
     "only those that are significantly worse. So 2-4 of ten models means: one is better, six are worse, two cannot be "
-    "told from it. A model has a rank only where every attack of the board is complete on it."
+    "told from it. A model has a rank only where every attack of the board is complete on it, and a "
+    "guarded classifier where one that knows its detector is among them."
 )
 
 
@@ -25,19 +26,23 @@ def ranges(run: Run, models: Sequence[ModelResults], labels: Sequence[str]) -> d
 
     Only models on which every one of `labels` is complete have a rank: over fewer attacks a worst case looks better.
     """
+    adaptive = {r.cell.attack.label for model in models for r in model.cells if r.cell.is_adaptive}
     held = {
         model.name: verdicts
         for model in models
-        if (verdicts := _worst_verdicts(run, model, labels)) is not None
+        if (verdicts := _worst_verdicts(run, model, {*labels}, adaptive)) is not None
     }
     if not held:
         return {}
     return dict(zip(held, rank_ranges(np.stack(list(held.values())), ALPHA), strict=True))
 
 
-def _worst_verdicts(run: Run, model: ModelResults, labels: Sequence[str]) -> Verdicts | None:
-    """Whether each sample stands against all attacks; None where one is missing."""
-    requested = set(labels)
+def _worst_verdicts(run: Run, model: ModelResults, labels: set[str], adaptive: set[str]) -> Verdicts | None:
+    """Whether each sample stands against all attacks; None where one is missing. adaptive: attacks on guarded
+    classifiers alone, of which those need one."""
+    if model.detector and not labels & adaptive:
+        return None
+    requested = labels if model.detector else labels - adaptive
     done: list[CellResult] = complete(run, (r for r in model.cells if r.cell.attack.label in requested))
     if not done or {r.cell.attack.label for r in done} != requested:
         return None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -13,7 +13,7 @@ from robbench.core.markdown import bullets, escaped, markdown_table
 from robbench.core.resources import write_text_atomically
 from robbench.core.spreadsheet import csv_text
 from robbench.experiments.published import PublishedRow, published_index, published_table, table_rows
-from robbench.experiments.schema import Column, Experiment, Row
+from robbench.experiments.schema import SETTINGS, Column, Experiment, Row
 from robbench.experiments.verdicts import Setting, Verdict, in_interval, sentence, widening
 from robbench.metrics.verdicts import floats
 from robbench.results.rows import CLEAN, cell_status
@@ -101,6 +101,7 @@ class Measurements:
         absent: a data set that robbench lacks; else "".
         not_scored: why there are no Frechet distances.
         uncorrupted: why there are no corrupted images.
+        settings: numbers that need no run, by model and metric.
     """
 
     run: Run | None
@@ -111,6 +112,7 @@ class Measurements:
     absent: str = ""
     not_scored: str = ""
     uncorrupted: str = ""
+    settings: Mapping[tuple[str, str], Value] = field(default_factory=dict)
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str, str], TableRow]:
@@ -118,7 +120,9 @@ class Measurements:
         return {(row.model, row.attack, row.metric): row for row in rows}
 
     def of(self, model: str, attack: str, metric: str) -> Value:
-        """The metric of a model under `attack` ("clean" for none), the mean over its seeds."""
+        """The metric of a model or detector under `attack` ("clean" for none), the mean over its seeds."""
+        if metric in SETTINGS:
+            return self.settings[model, metric]
         if self.absent:
             return missing_value(self.absent)
         if metric == "corruption_accuracy" and self.uncorrupted:
@@ -349,9 +353,10 @@ def texts(line: Line) -> list[str]:
     published = line.printed
     if m.value is None:
         return [published, f"{m.status}: {m.reason}", "-", "-", "-"]
-    interval = "" if m.lower is None or m.upper is None else f" [{number(m.lower)}, {number(m.upper)}]"
+    exact = m.lower is None or m.upper is None or m.lower == m.upper
+    interval = "" if exact else f" [{number(m.lower)}, {number(m.upper)}]"  # type: ignore[arg-type]
     difference = "-" if line.difference is None else f"{line.difference:+.2f}"
-    return [published, number(m.value) + interval, f"{m.n}", difference, line.verdict]
+    return [published, number(m.value) + interval, "-" if m.n is None else f"{m.n}", difference, line.verdict]
 
 
 def number(value: float) -> str:

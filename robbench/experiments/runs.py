@@ -179,7 +179,9 @@ def resolve_attacks(request: ExperimentRequest) -> tuple[ResolvedAttack, ...]:
 def _members(experiment: Experiment, uncorrupted: bool) -> tuple[str, ...]:
     """Models to train, without those that only settings, or columns on missing corrupted images, are of."""
     named = _computed(experiment, *(["corruption_accuracy"] if uncorrupted else []))
-    return experiment.with_flows([name for name in (*experiment.models, *experiment.detectors) if name in named])
+    return experiment.with_flows(
+        [name for name in (*experiment.models, *experiment.detectors) if name in named]
+    )
 
 
 def _computed(experiment: Experiment, *without: str) -> set[str]:

@@ -225,7 +225,9 @@ class Experiment(Strict):
             if column.metric not in WITHOUT_ATTACK and not self.attack_of(row, column):
                 raise ValueError(f"{column.metric!r} of row {row.title!r} is of an attack; name one")
             if column.metric in DETECTION and row.model_of(column.title) not in self.detectors:
-                raise ValueError(f"{column.metric!r} of row {row.title!r} is of a detector; name one of `detectors`")
+                raise ValueError(
+                    f"{column.metric!r} of row {row.title!r} is of a detector; name one of `detectors`"
+                )
             if column.metric in SETTINGS and row.model_of(column.title) not in self.models:
                 raise ValueError(f"{column.metric!r} of row {row.title!r} is of a model, not of a detector")
         for kind, titles in (

@@ -70,8 +70,8 @@ def _of_images(request: ExperimentRequest, name: str, metric: str) -> Value:
 
 
 def estimate_dimension(dataset: Dataset) -> tuple[str, IntrinsicDimension]:
-    """Estimates of up to `IMAGES` training images drawn by seed (test images where there are no others), and the name of
-    their split."""
+    """The split that the images are from (test where there are no training images), and the estimates of up to `IMAGES`
+    of them drawn by seed."""
     part = "train" if len(dataset.train) else "test"
     split = dataset.train if part == "train" else dataset.test
     ids = sample_ids(split, min(IMAGES, len(split)), SEED)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 from robbench.core.markdown import bullets, escaped, markdown_table
@@ -20,6 +20,7 @@ from robbench.results.rows import CLEAN, cell_status
 from robbench.results.tables import TableRow, rows_under_attack
 from robbench.specs import ResolvedAttack
 from robbench.statistics.likelihood import Z_95
+from robbench.statistics.trainings import mean_over_trainings
 from robbench.store.records import Run
 
 
@@ -197,11 +198,7 @@ def _over_seeds(values: Sequence[Value]) -> Value:
 
 
 def _student(numbers: Sequence[float]) -> Value:
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(numbers) - 1)) * stdev(numbers) / math.sqrt(len(numbers))
-    mean = fmean(numbers)
-    return Value(mean, mean - half, mean + half, reason=f"mean of {len(numbers)} trainings")
+    return Value(*mean_over_trainings(numbers), reason=f"mean of {len(numbers)} trainings")
 
 
 def _average(values: Sequence[Value]) -> Value:

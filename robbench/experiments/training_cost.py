@@ -143,10 +143,14 @@ def _count_loss(built: Defense, kind: ModelKind, counter: Counter[str]) -> int:
 
 
 def _count_step(built: Defense, kind: ModelKind, counter: Counter[str]) -> int:
-    """Count the passes through the encoder of a step with several optimisers; returns 0, since it has no single loss."""
+    """Count the encoder passes of a step with several optimisers; returns 0, since it has no single loss."""
     x, y = _batch()
-    model = EmbeddingClassifier(_Classifier(SIDE * SIDE, DIMENSION, counter), nn.Linear(DIMENSION, 10), DIMENSION)
-    recipe = Recipe(name="count", description="", optimizer="adam", learning_rate=1e-3, batch_size=IMAGES, epochs=1)
+    model = EmbeddingClassifier(
+        _Classifier(SIDE * SIDE, DIMENSION, counter), nn.Linear(DIMENSION, 10), DIMENSION
+    )
+    recipe = Recipe(
+        name="count", description="", optimizer="adam", learning_rate=1e-3, batch_size=IMAGES, epochs=1
+    )
     built.optimization(model.train(), recipe).step(x, y, torch.Generator().manual_seed(0), 0.0, 0)
     return 0
 

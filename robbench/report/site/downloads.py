@@ -19,6 +19,7 @@ from robbench.report.site import tables as layout
 from robbench.report.site.boards import boards
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
+from robbench.report.site.model_figures import FIGURED, model_figures
 from robbench.report.site.page import Download, Part, slugs
 from robbench.report.writers import likelihood_lines
 from robbench.results.likelihood import nll_tables
@@ -115,7 +116,19 @@ def _all_tables(group: Group) -> dict[str, list[Table]]:
             stem = path.rpartition("/")[2].removesuffix(".html")
             mine = rows.get(model.name, [])
             found[path] = [_tidy(group, stem, "Every number of this model, one per line", mine, formats)]
+            found[path] += _figure_tables(group, model.name, stem)
     return found
+
+
+def _figure_tables(group: Group, model: str, stem: str) -> list[Table]:
+    """The numbers of the figures of a model's page, where it has some."""
+    if len(group.models) > FIGURED:
+        return []
+    path, exact = f"{group.slug}/downloads/{stem}", EXACT
+    return [
+        Table(f"{path}-{figure.key}", figure.title, figure.columns, figure.lines, formats=exact)
+        for figure in model_figures(group, model)
+    ]
 
 
 def _tidy(

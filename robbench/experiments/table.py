@@ -350,8 +350,9 @@ def texts(line: Line) -> list[str]:
     published = line.printed
     if m.value is None:
         return [published, f"{m.status}: {m.reason}", "-", "-", "-"]
-    exact = m.lower is None or m.upper is None or m.lower == m.upper
-    interval = "" if exact else f" [{number(m.lower)}, {number(m.upper)}]"  # type: ignore[arg-type]
+    interval = "" if m.lower is None or m.upper is None else f" [{number(m.lower)}, {number(m.upper)}]"
+    if m.n is None and m.lower == m.upper:  # a setting
+        interval = ""
     difference = "-" if line.difference is None else f"{line.difference:+.2f}"
     return [published, number(m.value) + interval, "-" if m.n is None else f"{m.n}", difference, line.verdict]
 

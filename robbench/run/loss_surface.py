@@ -1,4 +1,4 @@
-"""Loss around images on two directions, the sign of the gradient and a random vector of -1 and 1 (Engstrom et al. 2018).
+"""Loss around images on two directions: the gradient's sign and a random vector of -1 and 1 (Engstrom et al. 2018).
 
 The mean cross-entropy of x + a sign(grad) + b r, clipped to [0,1], at every (a, b), from clean fp32 forwards.
 """

@@ -110,9 +110,9 @@ def measure_steps(
     largest: int,
     device: torch.device,
 ) -> float:
-    """Seconds per image of a training step (`defenses.base.Optimization.step`) with learning rate 0 on `largest` images,
-    but at least two, for batch norm. Where these may take longer than about `LIMIT` seconds, fewer are measured and the
-    time is extrapolated: an optimiser takes as long for any batch."""
+    """Seconds per image of a training step (`defenses.base.Optimization.step`) with learning rate 0 on `largest`
+    images, but at least two, for batch norm. Where these may take longer than about `LIMIT` seconds, fewer are
+    measured and the time is extrapolated: an optimiser takes as long for any batch."""
     images, generator = torch.rand(max(largest, 2), *shape, device=device), torch.Generator().manual_seed(0)
 
     def call(n: int) -> object:

@@ -33,7 +33,7 @@ class Family:
 
 @dataclass(frozen=True)
 class TrainingSweep:
-    """Accuracy of a family. title: of what. figure: its picture. lines: the numbers, as `COLUMNS`. note: on intervals."""
+    """Accuracy of a family. title: of what. figure: the picture. lines: of `COLUMNS`. note: on intervals."""
 
     title: str
     figure: CurveFigure
@@ -54,20 +54,18 @@ def _holds(family: Family, model: str) -> bool:
 
 
 def families(group: Group) -> list[Family]:
-    """Every family of at least two values among the classifiers of a group."""
-    settings = {
-        model.name: found
-        for model in group.models
-        if model.kind == "classifier" and (found := training_settings(group.card(model.name)))
-    }
-    found: dict[tuple[str, str], dict[object, list[str]]] = {}
-    for name, own in settings.items():
-        whole = {key: canonical_hash([key, value]) for key, value in own.items()}
-        for key, value in own.items():
-            others = canonical_hash(sorted(whole[k] for k in own if k != key))
-            found.setdefault((key, others), {}).setdefault(value, []).append(name)
+    """Every family of at least two values among the classifiers of a group; the same weights count once."""
+    found: dict[tuple[str, str], dict[object, dict[str, str]]] = {}
+    for model in group.models:
+        card = group.card(model.name) if model.kind == "classifier" else None
+        settings = training_settings(card)
+        hashes = {key: canonical_hash([key, value]) for key, value in settings.items()}
+        for key, value in settings.items():
+            others = canonical_hash(sorted(hashes[other] for other in settings if other != key))
+            names = found.setdefault((key, others), {}).setdefault(value, {})
+            names.setdefault(card.weights.sha256 if card else "", model.name)
     return [
-        Family(key, {value: tuple(values[value]) for value in sorted(values, key=_order)})
+        Family(key, {value: tuple(values[value].values()) for value in sorted(values, key=_order)})
         for (key, _), values in found.items()
         if 1 < len(values) <= FAMILY
     ]

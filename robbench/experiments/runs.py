@@ -94,7 +94,8 @@ class ExperimentPlan:
 
     def names(self, member: str) -> tuple[str, ...]:
         """Folder names of a model or detector of the experiment, one per seed."""
-        return tuple(job.name for job in (*self.jobs, *self.guards) if job.member == member)
+        everything: tuple[Job | GuardJob, ...] = (*self.jobs, *self.guards)
+        return tuple(job.name for job in everything if job.member == member)
 
     @property
     def run_folder(self) -> Path:
@@ -121,13 +122,14 @@ class ExperimentPlan:
             flow = None
         classifiers = any(job.outlined.kind == "classifier" for job in self.attacked) or bool(self.guards)
         dtype = experiment.likelihood_dtype if any(a.target == "flow" for a in self.attacks) else None
+        attacked: tuple[Job | GuardJob, ...] = (*self.attacked, *self.guards)
         kept: dict[str, Any] = {"keep_examples": 2**62} if self.wants_images else {}
         if self.guards and request.zoo is None:  # where the classifiers of detectors are looked up
             kept["zoo"] = self.folder / MODELS_FOLDER
         return RunRequest(
             attacks=(),
             resolved=tuple(attack for attack in self.attacks if attack.label not in left_out),
-            models=tuple(str(job.folder) for job in (*self.attacked, *self.guards) if job.name not in failed),
+            models=tuple(str(job.folder) for job in attacked if job.name not in failed),
             dataset=request.dataset,
             flow=flow if classifiers else None,
             likelihood_dtype=dtype,

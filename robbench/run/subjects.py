@@ -20,6 +20,7 @@ from robbench.store.ledger import Ledger
 from robbench.store.records import CellResult, Run
 
 BATCH = 256
+AGAIN = "run it again with --keep-examples all --fresh, then robbench figure"
 
 
 @dataclass(frozen=True)
@@ -97,20 +98,21 @@ def find_subjects(run: Run, request: FigureRequest) -> list[Callable[[], Subject
         raise UserError(f"{str(run.folder)!r} has no finished cell of a classifier; run attacks on one first")
     stored = Ledger(run.folder).originals()
     if not stored:
-        raise UserError(
-            f"{str(run.folder)!r} keeps no images; run it again with --keep-examples all --fresh, then robbench figure"
-        )
+        raise UserError(f"{str(run.folder)!r} keeps no images; {AGAIN}")
     entries = zoo_entries(request.zoo)
     chosen = [(name, _entry(run, name, entries)) for name in names]
     device = resolve_device(request.device)
 
     def load(name: str, entry: ZooEntry) -> Subject:
-        labels = (
-            pd.concat([r.rows for r in by_model[name]]).drop_duplicates("sample_id").set_index("sample_id")
-        )
-        ids = tuple(sorted(set(stored) & set(map(int, labels.index))))[: request.n]
+        rows = pd.concat([result.rows for result in by_model[name]])
+        labels = dict(zip(rows["sample_id"].tolist(), rows["label"].tolist(), strict=True))
+        ids = tuple(sorted(stored.keys() & labels.keys()))[: request.n]
+        if not ids:
+            raise UserError(
+                f"{str(run.folder)!r} keeps no image of a sample that {name!r} was attacked on; {AGAIN}"
+            )
         images = torch.stack([torch.from_numpy(stored[i]) for i in ids])
-        true = torch.tensor([int(labels.loc[i, "label"]) for i in ids])
+        true = torch.tensor([labels[i] for i in ids])
         victim = Victim(load_model(entry, device).module, device, BATCH)
         sha256 = run.cards[name].weights.sha256
         return Subject(name, sha256, run, tuple(by_model[name]), victim, ids, images, true)

@@ -1,5 +1,6 @@
 """`robbench figure`: embeddings and loss surfaces of a run's models. Only click is imported before the command runs."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from robbench.cli.base import (
     print_paths,
     zoo_option,
 )
+from robbench.core.errors import UserError
+
+TRAINING = "training"
 
 
 @click.command()
-@click.argument("name", metavar="embedding|loss-surface", type=Text())
+@click.argument("name", metavar="embedding|loss-surface|training", type=Text())
 @click.argument("run_folder", metavar="RUN", type=FolderOrFile())
 @click.option("--model", "models", multiple=True, help="Models of the run.  [default: all its classifiers]")
 @click.option(
@@ -37,15 +41,17 @@ from robbench.cli.base import (
 @zoo_option
 @device_option
 def figure(name: str, run_folder: Path, **options: Any) -> None:
-    """Compute a figure of a run's models, from the images that the run keeps.
+    """Compute a figure of a run's models: numbers (CSV) and a picture (SVG) in RUN/figures.
 
-    Its numbers (CSV) and picture (SVG) lie in RUN/figures, and robbench report shows both on the models' pages. To keep
-    all images: robbench run --keep-examples all.
+    embedding and loss-surface take the images that the run keeps (robbench run --keep-examples all); training is
+    accuracy against every setting of the training that models of the run differ in alone. The models' pages of robbench
+    report show them.
 
     Example: robbench figure loss-surface robbench-runs/digits-seed0 --model digits-at
     """
-    from robbench.core.resources import write_text_atomically
-    from robbench.core.spreadsheet import csv_text
+    if name == TRAINING:
+        _write_sweeps(run_folder)
+        return
     from robbench.report.figures import draw_file
     from robbench.run.figures import compute_figures
     from robbench.run.subjects import FigureRequest
@@ -54,8 +60,37 @@ def figure(name: str, run_folder: Path, **options: Any) -> None:
     for option in ("models", "attacks"):
         options[option] = names(option, options[option])
     for record in compute_figures(run_folder, name, FigureRequest(**options)):
-        table, picture = (figure_path(run_folder, record, ending) for ending in ("csv", "svg"))
-        write_text_atomically(table, csv_text([record.columns, *record.rows]))
-        write_text_atomically(picture, draw_file(record))
         echo_line(f"{record.model}: {' '.join(record.facts)}")
-        print_paths([table, picture])
+        _write(figure_path(run_folder, record, "csv"), [record.columns, *record.rows], draw_file(record))
+
+
+def _write_sweeps(folder: Path) -> None:
+    from robbench.report.figures import as_file
+    from robbench.report.site.groups import site_of
+    from robbench.report.site.page import slugs
+    from robbench.report.site.training_sweeps import COLUMNS, all_sweeps
+    from robbench.store.figure_records import FIGURES_FOLDER
+    from robbench.store.ledger import load_run
+
+    sweeps = [sweep for group in site_of([load_run(folder)]).groups for sweep in all_sweeps(group)]
+    if not sweeps:
+        raise UserError(
+            f"{str(folder)!r} has no two classifiers whose cards differ in one setting of the training alone (the seed "
+            f"aside), with finished attacks in common; run such models together"
+        )
+    stems = slugs(sweep.title.removeprefix("Accuracy against ") for sweep in sweeps)
+    for sweep, stem in zip(sweeps, stems.values(), strict=True):
+        echo_line(f"{sweep.title}. {sweep.note}")
+        path = folder / FIGURES_FOLDER / f"{TRAINING}-{stem}.csv"
+        _write(path, [COLUMNS, *sweep.lines], as_file(sweep.figure.svg))
+
+
+def _write(table: Path, lines: Iterable[Sequence[object]], svg: str) -> None:
+    from robbench.core.resources import write_text_atomically
+    from robbench.core.spreadsheet import csv_text
+
+    picture = table.with_suffix(".svg")
+    table.parent.mkdir(exist_ok=True)
+    write_text_atomically(table, csv_text(lines))
+    write_text_atomically(picture, svg)
+    print_paths([table, picture])

@@ -28,10 +28,15 @@ def draw(record: FigureRecord, prefix: str) -> str:
 
 
 def draw_file(record: FigureRecord) -> str:
-    """The figure as an SVG file, in the colours of the pages in daylight."""
+    """The figure as an SVG file."""
+    return as_file(draw(record, record.figure))
+
+
+def as_file(element: str) -> str:
+    """A figure of a page as an SVG file, in the colours of the pages in daylight."""
     style = environment().get_template("style.css.j2").render()
     colours = dict(re.findall(r"(--curve-\d): (#[0-9a-f]{6})", style.partition("}")[0]))
-    text = re.sub(r"var\((--curve-\d)\)", lambda match: colours[match[1]], draw(record, record.figure))
+    text = re.sub(r"var\((--curve-\d)\)", lambda match: colours[match[1]], element)
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text.replace("currentColor", "#000000")}\n'
 
 

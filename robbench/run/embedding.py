@@ -80,7 +80,8 @@ def projection(clean: Points) -> "tuple[Projection, str]":
         return Projection(np.zeros(dimensions), np.eye(dimensions, 2)), "shown as they are"
     from sklearn.decomposition import PCA
 
-    fitted = PCA(2, svd_solver="full").fit(clean)
+    with np.errstate(divide="ignore", invalid="ignore"):  # equal embeddings have no variance
+        fitted = PCA(2, svd_solver="full").fit(clean)
     share = float(np.nan_to_num(fitted.explained_variance_ratio_.sum()))
     words = (
         f"shown by the two principal components of the clean images, {100 * share:.1f} % of their variance"

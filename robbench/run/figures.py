@@ -27,7 +27,10 @@ def compute_figures(folder: Path, name: str, request: FigureRequest) -> Iterator
 
     `UserError` for unknown names and a run or model that the figure cannot be computed of.
     """
-    figure = cast(FigureName, known_name("figure", name, get_args(FigureName), "see robbench figure --help"))
+    figure = cast(
+        FigureName,
+        known_name("figure", name, (*get_args(FigureName), "training"), "see robbench figure --help"),
+    )
     if request.points < 3 or request.points % 2 == 0:
         raise UserError(f"--points {request.points}: give an odd number from 3, so that 0 is one of them")
     if request.extent is not None and not 0 < request.extent <= 1:

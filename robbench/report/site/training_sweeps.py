@@ -33,9 +33,18 @@ class Family:
 
 @dataclass(frozen=True)
 class TrainingSweep:
-    """Accuracy of a family. title: of what. figure: the picture. lines: of `COLUMNS`. note: on intervals."""
+    """Accuracy of a family.
+
+    Attributes:
+        title: of what.
+        models: names of the family's.
+        figure: the picture.
+        lines: of `COLUMNS`.
+        note: on intervals.
+    """
 
     title: str
+    models: frozenset[str]
     figure: CurveFigure
     lines: tuple[Line, ...]
     note: str
@@ -43,14 +52,13 @@ class TrainingSweep:
 
 def training_sweeps(group: Group, model: str) -> list[TrainingSweep]:
     """The sweeps that a model of the group is part of."""
-    found = (
-        _sweep(group, family, k) for k, family in enumerate(group.once(families)) if _holds(family, model)
-    )
+    return [sweep for sweep in group.once(all_sweeps) if model in sweep.models]
+
+
+def all_sweeps(group: Group) -> list[TrainingSweep]:
+    """The sweeps of all models of a group."""
+    found = (_sweep(group, family, k) for k, family in enumerate(families(group)))
     return [sweep for sweep in found if sweep is not None]
-
-
-def _holds(family: Family, model: str) -> bool:
-    return any(model in names for names in family.values.values())
 
 
 def families(group: Group) -> list[Family]:
@@ -88,8 +96,10 @@ def training_settings(card: ModelCard | None) -> dict[str, str | int | float | b
     if card is None or card.training is None:
         return {}
     training, parameters = card.training, card.training.parameters
-    inner = dict(parameters.get("defense", {}))
-    if inner.get("epsilon") and inner.get("step_size"):
+    inner, schedule = (
+        dict(part) if isinstance(part := parameters.get(name), dict) else {} for name in ("defense", "recipe")
+    )
+    if _number(inner.get("epsilon")) and _number(inner.get("step_size")):
         inner["step_size"] = f"{inner['step_size'] / inner['epsilon']:.4g} epsilon"
     found: dict[str, object] = {
         "defense": card.defense,
@@ -97,9 +107,9 @@ def training_settings(card: ModelCard | None) -> dict[str, str | int | float | b
         "data set": card.dataset,
         "training images": training.train_samples,
         "flow": training.flow.sha256 if training.flow else None,
-        **{f"{key} of the schedule": value for key, value in dict(parameters.get("recipe", {})).items()},
+        **{f"{key} of the schedule": value for key, value in schedule.items()},
         **{f"{key} of the architecture": value for key, value in card.architecture.arguments.items()},
-        **inner,
+        **{f"{key} of the defense": value for key, value in inner.items()},
     }
     return {key: value if _is_plain(value) else repr(value) for key, value in found.items()}  # type: ignore[misc]
 
@@ -124,7 +134,11 @@ def _sweep(group: Group, family: Family, number: int) -> TrainingSweep | None:
     title = f"Accuracy against {family.setting}" + ("" if numeric else " and epsilon")
     words = f"{title}, in percent. " + "; ".join(map(_words, curves))
     picture = CurveFigure(svg(_figure(curves, axis), key, "curves", words), 0, legend(curves, key))
-    return TrainingSweep(title, picture, tuple(lines), _note(lines))
+    return TrainingSweep(title, frozenset(models) & _names(family), picture, tuple(lines), _note(lines))
+
+
+def _names(family: Family) -> set[str]:
+    return {name for names in family.values.values() for name in names}
 
 
 def _estimates(group: Group, model: ModelResults) -> dict[str, tuple[float | None, Estimate]]:

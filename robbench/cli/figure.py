@@ -65,7 +65,6 @@ def figure(name: str, run_folder: Path, **options: Any) -> None:
 
 
 def _write_sweeps(folder: Path) -> None:
-    from robbench.report.figures import as_file
     from robbench.report.site.groups import site_of
     from robbench.report.site.page import slugs
     from robbench.report.site.training_sweeps import COLUMNS, all_sweeps
@@ -82,7 +81,7 @@ def _write_sweeps(folder: Path) -> None:
     for sweep, stem in zip(sweeps, stems.values(), strict=True):
         echo_line(f"{sweep.title}. {sweep.note}")
         path = folder / FIGURES_FOLDER / f"{TRAINING}-{stem}.csv"
-        _write(path, [COLUMNS, *sweep.lines], as_file(sweep.figure.svg))
+        _write(path, [COLUMNS, *sweep.lines], sweep.file)
 
 
 def _write(table: Path, lines: Iterable[Sequence[object]], svg: str) -> None:

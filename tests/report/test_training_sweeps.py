@@ -2,12 +2,16 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from publish_runs import attack, cell, frame, make_run
 from scipy import stats
+from site_runs import written
 
+from robbench.cli.app import main
 from robbench.metrics.verdicts import shown_verdicts
 from robbench.report.site.build import parts
 from robbench.report.site.groups import Group, site_of
@@ -116,3 +120,19 @@ def test_cards_without_a_training_are_left_out() -> None:
     run = run_of(DIMENSIONS)
     cards = {name: card.model_copy(update={"training": None}) for name, card in run.cards.items()}
     assert families(site_of([replace(run, cards=cards)]).groups[0]) == []
+
+
+def test_the_command_writes_the_numbers_and_a_picture_with_names(tmp_path: Path) -> None:
+    folder = written(run_of(DIMENSIONS), tmp_path / "run")
+    result = CliRunner().invoke(main, ["figure", "training", str(folder)])
+    assert result.exit_code == 0, result.output
+    (sweep,) = training_sweeps(group_of(DIMENSIONS), "nz2-seed0")
+    table = folder / "figures" / "training-embedding-of-the-architecture.csv"
+    assert len(table.read_text().splitlines()) == 1 + len(sweep.lines)
+    assert str(sweep.lines[0][6]) in table.read_text()
+    picture = table.with_suffix(".svg").read_text()
+    assert "var(" not in picture
+    assert "currentColor" not in picture
+    one = written(run_of({"alone": {"embedding": 2}}), tmp_path / "one")
+    result = CliRunner().invoke(main, ["figure", "training", str(one)])
+    assert (result.exit_code, "no two classifiers" in result.output) == (2, True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from robbench.cards import ModelCard
 from robbench.core.schema import canonical_hash
 from robbench.metrics.verdicts import clean_correct, shown_verdicts
+from robbench.report.figures import as_file
 from robbench.report.plots import Curve, CurveFigure, dress, legend, look, svg
 from robbench.report.site.groups import Group
 from robbench.results.rows import CLEAN, ModelResults, complete
@@ -38,7 +39,8 @@ class TrainingSweep:
     Attributes:
         title: of what.
         models: names of the family's.
-        figure: the picture.
+        figure: the picture on a page.
+        curves, axis: what is drawn, and against what.
         lines: of `COLUMNS`.
         note: on intervals.
     """
@@ -46,8 +48,22 @@ class TrainingSweep:
     title: str
     models: frozenset[str]
     figure: CurveFigure
+    curves: tuple[Curve, ...]
+    axis: str
     lines: tuple[Line, ...]
     note: str
+
+    @property
+    def file(self) -> str:
+        """The picture as an SVG file, with the names of its curves."""
+        return as_file(
+            svg(
+                _figure(self.curves, self.axis, named=True),
+                "training",
+                "curves",
+                _alternative(self.title, self.curves),
+            )
+        )
 
 
 def training_sweeps(group: Group, model: str) -> list[TrainingSweep]:
@@ -132,13 +148,10 @@ def _sweep(group: Group, family: Family, number: int) -> TrainingSweep | None:
         return None
     axis, key = family.setting if numeric else "epsilon", f"training-{number}"
     title = f"Accuracy against {family.setting}" + ("" if numeric else " and epsilon")
-    words = f"{title}, in percent. " + "; ".join(map(_words, curves))
-    picture = CurveFigure(svg(_figure(curves, axis), key, "curves", words), 0, legend(curves, key))
-    return TrainingSweep(title, frozenset(models) & _names(family), picture, tuple(lines), _note(lines))
-
-
-def _names(family: Family) -> set[str]:
-    return {name for names in family.values.values() for name in names}
+    drawn = svg(_figure(curves, axis), key, "curves", _alternative(title, curves))
+    picture = CurveFigure(drawn, 0, legend(curves, key))
+    named = frozenset(name for names in family.values.values() for name in names)
+    return TrainingSweep(title, named, picture, tuple(curves), axis, tuple(lines), _note(lines))
 
 
 def _estimates(group: Group, model: ModelResults) -> dict[str, tuple[float | None, Estimate]]:
@@ -188,6 +201,11 @@ def _by_budget(lines: Sequence[Line]) -> list[Curve]:
     ]
 
 
+def _alternative(title: str, curves: Sequence[Curve]) -> str:
+    """The figure's numbers in words."""
+    return f"{title}, in percent. " + "; ".join(map(_words, curves))
+
+
 def _words(curve: Curve) -> str:
     points = (f"{y:.1f} [{low:.1f}, {up:.1f}] at {x:g}" for x, y, low, up in curve.points)
     return f"{curve.name}: {', '.join(points)}"
@@ -202,7 +220,7 @@ def _note(lines: Sequence[Line]) -> str:
     return f"Models that differ in nothing else but the seed. {how}. Trainings a point: {trainings}; n = {lines[0][5]}."
 
 
-def _figure(curves: Sequence[Curve], axis: str) -> "Figure":
+def _figure(curves: Sequence[Curve], axis: str, named: bool = False) -> "Figure":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2, 3.1), layout="constrained")
@@ -216,4 +234,6 @@ def _figure(curves: Sequence[Curve], axis: str) -> "Figure":
         axes.errorbar(x, mean, yerr=bars, capsize=2.5, elinewidth=1, **look(curve.style))
     axes.set_ylim(-2, 102)
     dress(axes, axis, "accuracy (%)")
+    if named:
+        figure.legend([curve.name for curve in curves], loc="outside right upper", frameon=False)
     return figure

@@ -131,6 +131,14 @@ class Measurements:
         values = [self._one(folder, attack, metric) for folder in self.folders[model]]
         return values[0] if len(values) == 1 else _over_seeds(values)
 
+    def difference(self, models: tuple[str, str], attack: str, metric: str) -> Value:
+        """The first model's number minus the second's; trainings of the same seeds are paired."""
+        first, second = ({f.removeprefix(model): f for f in self.folders[model]} for model in models)
+        if self.absent or metric in SETTINGS or first.keys() != second.keys() or len(first) < 2:
+            return _subtract(*(self.of(model, attack, metric) for model in models))
+        pairs = ((first[seed], second[seed]) for seed in first)
+        return _over_seeds([_subtract(*(self._one(f, attack, metric) for f in pair)) for pair in pairs])
+
     def _one(self, folder: str, attack: str, metric: str) -> Value:
         if folder in self.failed:
             return Value(status="failed", reason=self.failed[folder])
@@ -192,6 +200,11 @@ def _drop(clean: Value, attacked: Value) -> Value:
     return _combine((clean, attacked), lambda both: Value(100.0 * (1.0 - both[1] / both[0])))
 
 
+def _subtract(first: Value, second: Value) -> Value:
+    """Without an interval, since both numbers are on the same images."""
+    return _combine((first, second), lambda both: Value(both[0] - both[1]))
+
+
 def _over_seeds(values: Sequence[Value]) -> Value:
     """Mean over trainings, with Student's interval over seeds."""
     return _combine(values, _student)
@@ -249,19 +262,13 @@ def _measure(
     if column.metric == "average_accuracy":
         others = [other for other in experiment.columns if other is not column]
         return _average([_measure(experiment, row, other, measured, labels) for other in others])
+    label = labels.get((row.title, column.title), CLEAN)
     if row.difference:
-        first, second = (
-            _measure(experiment, _as(row, model), column, measured, labels) for model in row.difference
-        )
-        return _combine((first, second), lambda both: Value(both[0] - both[1]))
+        return measured.difference(row.difference, label, column.metric)
     model = row.model_of(column.title)
     if model is None:
         return Value(status="not run", reason="no model of the experiment is for this cell")
-    return measured.of(model, labels.get((row.title, column.title), CLEAN), column.metric)
-
-
-def _as(row: Row, model: str) -> Row:
-    return row.model_copy(update={"difference": None, "model": model})
+    return measured.of(model, label, column.metric)
 
 
 def _line(

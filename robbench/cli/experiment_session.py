@@ -14,6 +14,7 @@ from rich.text import Text
 
 from robbench.cli.base import print_paths
 from robbench.cli.run import run_matrix
+from robbench.core.counting import count_noun
 from robbench.core.device import resolve_device
 from robbench.core.errors import UserError
 from robbench.core.terminal import Terminal, print_line
@@ -188,6 +189,9 @@ def dry_run_experiment(request: ExperimentRequest, folder: Path) -> None:
         console.print(table)
     for line in compare_missing(plan):
         print_line(console, line)
+    if plan.guards:
+        found = count_noun(len(plan.guards), "detector")
+        print_line(console, f"not counted: trainings and scores of {found}")
     hours = [format_hours(sum(one.hours for one in some)) for some in (trainings, cells)]
     forwards = sum(t.forwards for t in trainings) + sum(c.forwards for c in cells)
     backwards = sum(t.backwards for t in trainings) + sum(c.backwards for c in cells)

@@ -45,7 +45,7 @@ def compute_figures(folder: Path, name: str, request: FigureRequest) -> Iterator
         record = FigureRecord(
             figure=figure,
             model=subject.name,
-            model_sha256=subject.sha256,
+            model_hash=run.cards[subject.name].function_hash,
             dataset=run.dataset,
             n=numbers.n,
             seed=run.seed,

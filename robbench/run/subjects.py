@@ -63,14 +63,13 @@ class Subject:
     """A classifier of a run, and the run's stored clean images.
 
     Attributes:
-        name, sha256: of the model.
+        name: of the model.
         run: the run; cells: those of the model.
         victim: the model on its device.
         ids, images, labels: of the samples that the run keeps, by id: [N], [N,C,H,W] in [0,1], [N].
     """
 
     name: str
-    sha256: str
     run: Run
     cells: tuple[CellResult, ...]
     victim: Victim
@@ -114,8 +113,7 @@ def find_subjects(run: Run, request: FigureRequest) -> list[Callable[[], Subject
         images = torch.stack([torch.from_numpy(stored[i]) for i in ids])
         true = torch.tensor([labels[i] for i in ids])
         victim = Victim(load_model(entry, device).module, device, BATCH)
-        sha256 = run.cards[name].weights.sha256
-        return Subject(name, sha256, run, tuple(by_model[name]), victim, ids, images, true)
+        return Subject(name, run, tuple(by_model[name]), victim, ids, images, true)
 
     return [lambda name=name, entry=entry: load(name, entry) for name, entry in chosen]  # type: ignore[misc]
 

@@ -22,7 +22,7 @@ class FigureRecord(Strict):
     Attributes:
         schema_version: of the record file.
         figure: what it shows.
-        model, model_sha256: of the run.
+        model, model_hash: name in the run, and function hash of its card.
         dataset, n, seed: number of images, and seed of what is random.
         columns, rows: the numbers.
         facts: what a reader must know, a sentence each.
@@ -32,7 +32,7 @@ class FigureRecord(Strict):
     schema_version: Literal[1, 2] = RECORD_VERSION
     figure: FigureName
     model: str
-    model_sha256: SHA256
+    model_hash: SHA256
     dataset: str
     n: int = Field(gt=0)
     seed: int
@@ -59,7 +59,7 @@ class FigureRecord(Strict):
 
 def figure_path(folder: Path, record: FigureRecord, ending: str = "json") -> Path:
     """The file of a figure in the run `folder`."""
-    return folder / FIGURES_FOLDER / f"{record.figure}-{record.model_sha256[:16]}.{ending}"
+    return folder / FIGURES_FOLDER / f"{record.figure}-{record.model_hash[:16]}.{ending}"
 
 
 def write_figure(folder: Path, record: FigureRecord) -> Path:
@@ -73,4 +73,4 @@ def read_figures(folders: Sequence[Path]) -> list[FigureRecord]:
     """The figures of runs, each once; `UserError` for a record that is malformed or was edited."""
     paths = (path for folder in folders for path in sorted((folder / FIGURES_FOLDER).glob("*.json")))
     found = (read_json_record(path, FigureRecord, NEXT_STEP) for path in paths)
-    return list({(record.figure, record.model_sha256): record for record in found}.values())
+    return list({(record.figure, record.model_hash): record for record in found}.values())

@@ -155,7 +155,7 @@ def test_pictures_have_the_numbers_of_the_files(
     run: Path, figures: dict[tuple[str, str], FigureRecord]
 ) -> None:
     for (name, _), record in figures.items():
-        (path,) = (run / "figures").glob(f"{name}-{record.model_sha256[:16]}.csv")
+        (path,) = (run / "figures").glob(f"{name}-{record.model_hash[:16]}.csv")
         with path.open(newline="") as stream:
             header, *lines = csv.reader(stream)
         assert tuple(header) == record.columns
@@ -182,7 +182,7 @@ def test_the_page_of_the_model_shows_them_with_downloads(
     assert "two principal components of the clean images" in page.body
     files = {p.path.rpartition("/")[2]: p.content for p in found if isinstance(p, Download)}
     for name in ("embedding", "loss-surface"):
-        (own,) = (run / "figures").glob(f"{name}-{figures[name, 'plane-5'].model_sha256[:16]}.csv")
+        (own,) = (run / "figures").glob(f"{name}-{figures[name, 'plane-5'].model_hash[:16]}.csv")
         assert files[f"model-plane-5-{name}.csv"] == own.read_bytes()
         assert f"downloads/model-plane-5-{name}.csv" in page.body
 

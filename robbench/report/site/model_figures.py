@@ -31,8 +31,8 @@ def model_figures(group: Group, model: str) -> list[ModelFigure]:
         for k, one in enumerate(training_sweeps(group, model), start=1)
     ]
     card = group.card(model)
-    sha256 = card.weights.sha256 if card else ""
-    return sweeps + [_drawn(record) for record in group.once(_records) if record.model_sha256 == sha256]
+    own = card.function_hash if card else ""
+    return sweeps + [_drawn(record) for record in group.once(_records) if record.model_hash == own]
 
 
 def _records(group: Group) -> list[FigureRecord]:

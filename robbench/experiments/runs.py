@@ -16,7 +16,7 @@ from robbench.core.schema import dump_yaml
 from robbench.data import Dataset, dataset_names, load_dataset
 from robbench.data.corruptions import located
 from robbench.defenses.plan import Outline, TrainRequest, outline, schedule_of
-from robbench.experiments.guards import GuardJob, guard_jobs, train_guards
+from robbench.experiments.guards import GuardJob, guard_jobs, guarded_zoo, train_guards
 from robbench.experiments.request import IDENTITY_FILE, ExperimentRequest, check_folder, identity
 from robbench.experiments.schema import (
     LEAST_TEST,
@@ -124,8 +124,8 @@ class ExperimentPlan:
         dtype = experiment.likelihood_dtype if any(a.target == "flow" for a in self.attacks) else None
         attacked: tuple[Job | GuardJob, ...] = (*self.attacked, *self.guards)
         kept: dict[str, Any] = {"keep_examples": 2**62} if self.wants_images else {}
-        if self.guards and request.zoo is None:  # where the classifiers of detectors are looked up
-            kept["zoo"] = self.folder / MODELS_FOLDER
+        if self.guards:
+            kept["zoo"] = guarded_zoo(self.guards, self.jobs)
         return RunRequest(
             attacks=(),
             resolved=tuple(attack for attack in self.attacks if attack.label not in left_out),
@@ -157,6 +157,8 @@ def plan_experiment(request: ExperimentRequest, folder: Path) -> ExperimentPlan:
     members, models = _members(experiment, bool(uncorrupted)), folder / MODELS_FOLDER
     jobs = _jobs(request, models, datasets, members)
     guards = guard_jobs(request, models, datasets[request.dataset], jobs, _computed(experiment))
+    if guards:
+        guarded_zoo(guards, jobs)
     total = len(datasets[request.dataset].test)
     n = request.scale.count(total, LEAST_TEST) if request.n is None else request.n
     if not 0 < n <= total:

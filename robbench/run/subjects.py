@@ -89,7 +89,8 @@ def find_subjects(run: Run, request: FigureRequest) -> list[Callable[[], Subject
     loaded, for unknown names, models that are not at hand, and a run that keeps no images."""
     by_model: dict[str, list[CellResult]] = {}
     for result in run.cells:
-        if result.cell.attack.target == "classifier" and result.cell.status != "failed":
+        card = run.cards.get(result.cell.model_name)
+        if card is not None and card.kind == "classifier" and result.cell.status != "failed":
             by_model.setdefault(result.cell.model_name, []).append(result)
     names = [known_name("model", name, by_model, "or leave --model out") for name in request.models]
     names = names or list(by_model)

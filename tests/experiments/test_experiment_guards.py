@@ -1,7 +1,7 @@
 """Detectors of experiments: what the schema refuses, which are planned, trained, found again and left out."""
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,22 @@ def test_detectors_are_attacked_in_place_of_their_classifiers(tmp_path: Path) ->
     assert request.models == (str(plan.guards[0].folder),)
     assert request.zoo == tmp_path / "models"
     assert {cell.model for cell in ExperimentCosts(plan).cells()} == set(NAMES)
+
+
+def test_classifiers_of_detectors_lie_in_one_folder(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Elsewhere:
+        name: str
+        member: str
+        folder: Path
+
+    plan = planned(tmp_path / "out")
+    names = [job.name for job in plan.jobs]
+    together = [Elsewhere(name, "plain", tmp_path / "zoo" / name) for name in names]
+    assert guards.guarded_zoo(plan.guards, together) == tmp_path / "zoo"
+    apart = [together[0], replace(together[1], folder=tmp_path / "other" / names[1])]
+    with pytest.raises(UserError, match=f"copy '{names[1]}' into the former"):
+        guards.guarded_zoo(plan.guards, apart)
 
 
 def test_a_detector_without_its_classifier_is_not_trained(

@@ -71,14 +71,14 @@ def guard_jobs(
 
 
 def guarded_zoo(guards: Sequence[GuardJob], jobs: Sequence[Guarded]) -> Path:
-    """The folder of the classifiers that detectors guard, where a run looks them up; `UserError` for several folders."""
+    """The folder of the classifiers that detectors guard, where a run looks them up; `UserError` for several."""
     required = {guard.requires for guard in guards}
     folders = {job.folder.resolve().parent: job for job in jobs if job.name in required}
     if len(folders) > 1:
         (first, _), (second, job) = list(folders.items())[:2]
         raise UserError(
-            f"the classifiers of detectors lie in {str(first)!r} and {str(second)!r}; copy {job.name!r} into the former, or "
-            f"leave --zoo out to train all"
+            f"the classifiers of detectors lie in {str(first)!r} and {str(second)!r}; copy {job.name!r} into the former, "
+            f"or leave --zoo out to train all"
         )
     return next(iter(folders))
 

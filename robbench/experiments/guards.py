@@ -77,8 +77,8 @@ def guarded_zoo(guards: Sequence[GuardJob], jobs: Sequence[Guarded]) -> Path:
     if len(folders) > 1:
         (first, _), (second, job) = list(folders.items())[:2]
         raise UserError(
-            f"the classifiers of detectors lie in {str(first)!r} and {str(second)!r}; copy {job.name!r} into the former, "
-            f"or leave --zoo out to train all"
+            f"the classifiers of detectors lie in {str(first)!r} and {str(second)!r}; copy {job.name!r} into the "
+            f"former, or leave --zoo out to train all"
         )
     return next(iter(folders))
 

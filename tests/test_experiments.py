@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from robbench.core.errors import UserError
 from robbench.core.schema import validate
+from robbench.detectors import DETECTORS
 from robbench.experiments.published import published_index, published_table, table_rows
 from robbench.experiments.schema import (
     LEAST_TRAINING,
@@ -29,7 +30,12 @@ ASKED = (
     + ["flow-lp-figure5"]
     + [f"flow-robustness-table{n}" for n in (1, 2, 3)]
     + [f"er-table{n}" for n in range(1, 7)]
+    + [f"er-table{n}-cifar10" for n in range(3, 7)]
+    + [f"er-figure{n}" for n in range(1, 4)]
 )
+PLOTS = ("flow-lp-figure5", "er-figure1", "er-figure2", "er-figure3")  # of which no numbers are printed
+# Attacks that a table names without a budget, and what the experiments take.
+PRINTED_ATTACKS = {"cw": "cw-l2", "pgd": "pgd20"}
 MINIMAL = {
     "name": "one",
     "title": "t",
@@ -49,22 +55,26 @@ def test_every_table_asked_for_is_an_experiment() -> None:
 
 @pytest.mark.parametrize("name", ASKED)
 def test_an_experiment_has_a_cell_for_every_number_printed(name: str) -> None:
-    """Against the transcribed tables; Figure 5 is a plot without numbers."""
+    """Against the transcribed tables; plots have no numbers. A table of two data sets is two experiments."""
     experiment = ALL[name]
     if experiment.published is None:
-        assert name == "flow-lp-figure5"
+        assert name in PLOTS
         return
     printed = {
         (row.row, row.column): row
-        for row in table_rows(published_table(name, published_index()))
+        for row in table_rows(published_table(experiment.published, published_index()))
         if row.origin != "recomputed"
     }
-    cells = {(row.title, column.title) for row in experiment.rows for column in experiment.columns}
+    of_table = [other for other in ALL.values() if other.published == experiment.published]
+    cells = {(r.title, c.title) for each in of_table for r in each.rows for c in each.columns}
     assert set(printed) <= cells
     computed = {(row.title, column.title): column.metric for row, column in experiment.runnable}
     for place in set(printed) & set(computed):
         assert printed[place].metric == computed[place], place
-        assert printed[place].dataset in (experiment.dataset, f"{experiment.dataset}-c"), place
+        row = next(row for row in experiment.rows if row.title == place[0])
+        model = experiment.models.get(row.model_of(place[1]) or "")
+        dataset = (model.dataset if model else None) or experiment.dataset
+        assert printed[place].dataset in (dataset, f"{dataset}-c"), place
 
 
 @pytest.mark.parametrize("name", ASKED)
@@ -73,7 +83,8 @@ def test_budgets_and_subsets_are_those_of_the_published_rows(name: str) -> None:
     experiment = ALL[name]
     if experiment.published is None:
         return
-    printed = {(r.row, r.column): r for r in table_rows(published_table(name, published_index()))}
+    table = published_table(experiment.published, published_index())
+    printed = {(r.row, r.column): r for r in table_rows(table)}
     for row, column in experiment.runnable:
         found = printed.get((row.title, column.title))
         use = experiment.attack_of(row, column)
@@ -82,8 +93,11 @@ def test_budgets_and_subsets_are_those_of_the_published_rows(name: str) -> None:
         if use is not None and found.attack not in ("clean", "average"):
             stated = found.threat_model != "unforeseen"  # of which no budget is printed
             budget = (found.epsilon, found.eta) if stated else (use.epsilon, None)
-            assert (use.name, use.epsilon, use.eta) == (found.attack, *budget)
-        samples = experiment.models[row.model_of(column.title) or ""].train_samples
+            attack = PRINTED_ATTACKS.get(found.attack, found.attack)
+            assert (use.name, use.epsilon, use.eta) == (attack, *budget)
+        member = row.model_of(column.title) or ""
+        guarded = experiment.detectors[member].model if member in experiment.detectors else member
+        samples = experiment.models[guarded].train_samples
         assert samples is None or samples == found.train_samples
 
 
@@ -95,7 +109,7 @@ def test_what_is_needed_is_really_absent() -> None:
     known = {attack for model in THREATS.values() for attack in (*model.attacks, *model.groups)}
     known |= {*DEFENSES, *FLOW_DEFENSES, *dataset_names()}
     needs = {need for e in ALL.values() for part in (*e.rows, *e.columns) for need in part.needs}
-    assert {"DMAT", "VAE-GAN", "ER-Detector"} <= needs
+    assert {"DMAT", "VAE-GAN"} <= needs
     plain = {"".join(c for c in need.lower() if c.isalnum()) for need in needs}
     assert not plain & {"".join(c for c in name.lower() if c.isalnum()) for name in known}
 
@@ -107,6 +121,9 @@ def test_what_is_named_exists(name: str) -> None:
     for row, column in experiment.runnable:
         use = experiment.attack_of(row, column)
         assert use is None or use.name in known
+    for detector in experiment.detectors.values():
+        assert detector.detector in DETECTORS
+        assert known >= set(detector.attacks)
     for model in experiment.models.values():
         assert model.recipe in RECIPES
         assert model.flow is None or model.flow in experiment.models
@@ -127,6 +144,9 @@ def test_models_of_one_name_are_the_same_in_every_table() -> None:
     for experiment in ALL.values():
         for name, model in experiment.models.items():
             settings = model.model_dump() | {"dataset": model.dataset or experiment.dataset}
+            assert seen.setdefault(name, settings) == settings, (experiment.name, name)
+        for name, detector in experiment.detectors.items():
+            settings = detector.model_dump()
             assert seen.setdefault(name, settings) == settings, (experiment.name, name)
 
 

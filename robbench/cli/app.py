@@ -49,6 +49,7 @@ from robbench.cli.experiment import (
     scale_option,
 )
 from robbench.cli.fid import fid
+from robbench.cli.figure import figure
 from robbench.cli.gc import gc
 from robbench.cli.help import GroupedCommand
 from robbench.cli.own import init, own_model_options
@@ -332,6 +333,7 @@ for command in (
     diff,
     export,
     fid,
+    figure,
     gc,
     init,
     merge,

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from robbench.cli.base import print_paths
 from robbench.cli.run import run_matrix
+from robbench.core.counting import count_noun
 from robbench.core.device import resolve_device
 from robbench.core.errors import UserError
 from robbench.core.terminal import Terminal, print_line
@@ -28,6 +29,8 @@ from robbench.experiments.runs import (
     resolve_use,
     train_absent,
 )
+from robbench.experiments.schema import SETTINGS
+from robbench.experiments.settings import measure_settings
 from robbench.experiments.table import (
     Line,
     Measurements,
@@ -76,7 +79,7 @@ def compare(
 ) -> list[Line]:
     """The table of a plan, as far as its run is done. failed: why trainings failed, by the model's name."""
     experiment = plan.request.experiment
-    folders = {name: plan.names(name) for name in experiment.models}
+    folders = {name: plan.names(name) for name in (*experiment.models, *experiment.detectors)}
     published = printed_cells(experiment.published) if experiment.published else None
     corruptions = [attack.label for attack in plan.attacks if attack.threat_model == CORRUPTIONS]
     measured = Measurements(
@@ -88,6 +91,7 @@ def compare(
         absent=plan.absent,
         not_scored=not_scored,
         uncorrupted=plan.uncorrupted,
+        settings=measure_settings(plan.request),
     )
     cells = _attacks(plan)
     labels = {cell: attack.label if attack else CLEAN for cell, attack in cells.items()}
@@ -112,10 +116,12 @@ def _settings(
 ) -> dict[tuple[str, str], Setting]:
     """Data set, architecture and budget of every cell that robbench can compute."""
     architectures = {job.member: job.outlined.architecture.name for job in plan.jobs}
+    guarded = {name: spec.model for name, spec in plan.request.experiment.detectors.items()}
     settings = {}
     for row, column in product(plan.request.experiment.rows, plan.request.experiment.columns):
         model = row.difference[0] if row.difference else row.model_of(column.title)
-        if model not in architectures or column.needs:
+        model = guarded.get(model or "", model)
+        if model not in architectures or column.needs or column.metric in SETTINGS:
             continue
         attack = attacks[row.title, column.title]
         settings[row.title, column.title] = Setting(
@@ -183,6 +189,9 @@ def dry_run_experiment(request: ExperimentRequest, folder: Path) -> None:
         console.print(table)
     for line in compare_missing(plan):
         print_line(console, line)
+    if plan.guards:
+        found = count_noun(len(plan.guards), "detector")
+        print_line(console, f"not counted: trainings and scores of {found}")
     hours = [format_hours(sum(one.hours for one in some)) for some in (trainings, cells)]
     forwards = sum(t.forwards for t in trainings) + sum(c.forwards for c in cells)
     backwards = sum(t.backwards for t in trainings) + sum(c.backwards for c in cells)

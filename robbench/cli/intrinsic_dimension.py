@@ -11,7 +11,6 @@ from robbench.data.names import dataset_names
 from robbench.experiments.published import published_index, published_table, table_rows
 from robbench.report.data_card import is_data_folder
 
-IMAGES, SEED = 1000, 0
 TABLE, METRIC = "er-table2", "estimated_intrinsic_dim"
 
 
@@ -33,17 +32,11 @@ def show_intrinsic_dimension(name: str, data_dir: Path | None, as_json: bool) ->
 
 def measure_intrinsic_dimension(name: str, data_dir: Path | None) -> dict[str, Any]:
     """Both estimates of up to 1,000 training images drawn by seed (test images where there are no others)."""
-    import torch
-
     from robbench.data import load_dataset
-    from robbench.data.base import sample_ids
-    from robbench.statistics.intrinsic_dimension import intrinsic_dimension
+    from robbench.experiments.settings import SEED, estimate_dimension
 
     dataset = load_dataset(*_place(name, data_dir))
-    part = "train" if len(dataset.train) else "test"
-    split = dataset.train if part == "train" else dataset.test
-    ids = sample_ids(split, min(IMAGES, len(split)), SEED)
-    estimate = intrinsic_dimension(torch.flatten(split.by_ids(ids)[0], 1).numpy())
+    part, estimate = estimate_dimension(dataset)
     return {
         "name": dataset.name,
         "shape": "x".join(map(str, dataset.shape)),

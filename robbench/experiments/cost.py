@@ -17,13 +17,14 @@ from robbench.attacks.named import Cost
 from robbench.cards import Architecture
 from robbench.core.device import resolve_device
 from robbench.data import Dataset
+from robbench.defenses.base import Setting, build_defense
 from robbench.experiments.runs import ExperimentPlan, Job
 from robbench.experiments.training_cost import CountingCodec, StepCost, step_cost
 from robbench.models.flows.base import Flow, FrozenFlow
 from robbench.models.loading import build_architecture, load_flow
 from robbench.models.zoo import find_model, zoo_entries
 from robbench.run.cells import SHARD_SIZE
-from robbench.run.rates import Rate, make_labels, measure_calls, measure_training
+from robbench.run.rates import Rate, make_labels, measure_calls, measure_steps, measure_training
 from robbench.specs import ResolvedAttack, threat_models
 
 T = TypeVar("T")
@@ -73,10 +74,13 @@ class ExperimentCosts:
         return [self._training(job) for job in self.plan.jobs]
 
     def cells(self) -> list[CellCost]:
-        """One entry per (model, attack), models outermost; rows that exist already are not subtracted."""
+        """One entry per (model or detector, attack), models outermost; rows that exist already are not subtracted. The
+        scores of detectors are not counted."""
+        by_name = {job.name: job for job in self.plan.jobs}
+        guarded = [(guard.name, by_name[guard.requires]) for guard in self.plan.guards]
         return [
-            self._cell(job, attack)
-            for job in self.plan.attacked
+            self._cell(name, job, attack)
+            for name, job in (*((job.name, job) for job in self.plan.attacked), *guarded)
             for attack in self.plan.attacks
             if attack.target == job.outlined.kind
         ]
@@ -93,6 +97,8 @@ class ExperimentCosts:
 
     def _seconds(self, job: Job, step: StepCost) -> float:
         """Seconds per image of one training step."""
+        if step.further_networks:
+            return self._step_seconds(job)
         search, last = self._search_rate(job, None), self._training_seconds(job)
         inner = step.backwards - step.last
         seconds = search.seconds(step.forwards - step.last, inner) + step.last * last
@@ -101,6 +107,22 @@ class ExperimentCosts:
         flow = self._flow_of(job)
         encode, decode = self._codec_rates(flow, job)
         return seconds + step.encodes * encode + decode.seconds(step.decodes, step.decode_backwards)
+
+    def _step_seconds(self, job: Job) -> float:
+        """Of a whole step with several optimisers, on a network of its own."""
+        request, outlined = job.request, job.outlined
+        known = threat_models(self.plan.request.threat_models)
+        setting = Setting(self.plan.request.family, known, None)
+        defense = build_defense(request.defense, outlined.parameters, setting, outlined.kind)
+
+        def measure() -> float:
+            model = _build_network(outlined.architecture, job.dataset, self.device).train()
+            with torch.random.fork_rng(devices=[]):
+                step = defense.optimization(model, outlined.recipe).step
+                largest = min(outlined.recipe.batch_size, job.train_samples)
+                return measure_steps(step, job.dataset.shape, largest, self.device)
+
+        return self._once((*_key("step", job), request.defense, repr(defense.parameters)), measure)
 
     def _training_seconds(self, job: Job) -> float:
         def measure() -> float:
@@ -134,14 +156,14 @@ class ExperimentCosts:
         codec = FlowCodec(flow) if flow is not None else None
         return self._once(key, lambda: measure_calls(model, codec, job.dataset.shape, largest, self.device))
 
-    def _cell(self, job: Job, attack: ResolvedAttack) -> CellCost:
+    def _cell(self, name: str, job: Job, attack: ResolvedAttack) -> CellCost:
         cost = self._cost(attack)
         n = self.plan.n
         seconds = self._search_rate(job, attack).seconds(cost.forwards, cost.backwards)
         flow = self._experiment_flow(job) if attack.target != "flow" else None
         if flow is not None:  # bits/dim of the attacked image, and once of the clean one
             seconds += self._codec_rates(flow, job)[0]
-        return CellCost(job.name, attack.label, n * cost.forwards, n * cost.backwards, n * seconds / 3600)
+        return CellCost(name, attack.label, n * cost.forwards, n * cost.backwards, n * seconds / 3600)
 
     def _cost(self, attack: ResolvedAttack) -> Cost:
         if not attack.epsilon and not attack.eta:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from robbench.cards import ModelCard
 from robbench.core.errors import UserError
@@ -15,8 +16,16 @@ from robbench.core.schema import dump_yaml
 from robbench.data import Dataset, dataset_names, load_dataset
 from robbench.data.corruptions import located
 from robbench.defenses.plan import Outline, TrainRequest, outline, schedule_of
+from robbench.experiments.guards import GuardJob, guard_jobs, guarded_zoo, train_guards
 from robbench.experiments.request import IDENTITY_FILE, ExperimentRequest, check_folder, identity
-from robbench.experiments.schema import LEAST_TEST, LEAST_TRAINING, AttackUse, Experiment, TrainedModel
+from robbench.experiments.schema import (
+    LEAST_TEST,
+    LEAST_TRAINING,
+    SETTINGS,
+    AttackUse,
+    Experiment,
+    TrainedModel,
+)
 from robbench.models.entry import ZooEntry
 from robbench.models.zoo import read_entry, zoo_entries
 from robbench.run.request import RunRequest
@@ -65,6 +74,7 @@ class ExperimentPlan:
         n: number of test images.
         absent: a data set that robbench lacks, so that nothing can be run; else "".
         uncorrupted: why corrupted images that a column needs are missing; else "".
+        guards: detectors to train or to find.
     """
 
     request: ExperimentRequest
@@ -74,6 +84,7 @@ class ExperimentPlan:
     n: int
     absent: str = ""
     uncorrupted: str = ""
+    guards: tuple[GuardJob, ...] = ()
 
     @cached_property
     def attacked(self) -> tuple[Job, ...]:
@@ -82,8 +93,9 @@ class ExperimentPlan:
         return tuple(job for job in self.jobs if job.member in named)
 
     def names(self, member: str) -> tuple[str, ...]:
-        """Folder names of a model of the experiment, one per seed."""
-        return tuple(job.name for job in self.jobs if job.member == member)
+        """Folder names of a model or detector of the experiment, one per seed."""
+        everything: tuple[Job | GuardJob, ...] = (*self.jobs, *self.guards)
+        return tuple(job.name for job in everything if job.member == member)
 
     @property
     def run_folder(self) -> Path:
@@ -108,13 +120,16 @@ class ExperimentPlan:
         flow = str(flows[0].folder) if flows else experiment.flow
         if flows and flows[0].name in failed:
             flow = None
-        classifiers = any(job.outlined.kind == "classifier" for job in self.attacked)
+        classifiers = any(job.outlined.kind == "classifier" for job in self.attacked) or bool(self.guards)
         dtype = experiment.likelihood_dtype if any(a.target == "flow" for a in self.attacks) else None
-        kept = {"keep_examples": 2**62} if self.wants_images else {}
+        attacked: tuple[Job | GuardJob, ...] = (*self.attacked, *self.guards)
+        kept: dict[str, Any] = {"keep_examples": 2**62} if self.wants_images else {}
+        if self.guards:
+            kept["zoo"] = guarded_zoo(self.guards, self.jobs)
         return RunRequest(
             attacks=(),
             resolved=tuple(attack for attack in self.attacks if attack.label not in left_out),
-            models=tuple(str(job.folder) for job in self.attacked if job.name not in failed),
+            models=tuple(str(job.folder) for job in attacked if job.name not in failed),
             dataset=request.dataset,
             flow=flow if classifiers else None,
             likelihood_dtype=dtype,
@@ -128,23 +143,27 @@ def plan_experiment(request: ExperimentRequest, folder: Path) -> ExperimentPlan:
     writes nothing."""
     experiment = request.experiment
     check_folder(folder, identity(request))
-    others = {m.dataset for m in experiment.models.values() if m.dataset}
+    trained = _members(experiment, False)
+    others = {name for model in trained if (name := experiment.models[model].dataset)}
     own = set() if request.data else {request.dataset}
     if unknown := sorted((others | own) - set(dataset_names())):
         return ExperimentPlan(request, folder, (), (), 0, f"data set {', '.join(unknown)}")
-    if not experiment.needed_models:
+    if not trained:
         return ExperimentPlan(request, folder, (), (), 0)
     attacks = resolve_attacks(request)
     datasets = {name: load_dataset(name, request.data_dir) for name in sorted(others)}
     datasets[request.dataset] = load_dataset(request.dataset, request.data_dir, request.data)
     corruptions, uncorrupted = _corruptions(request, datasets[request.dataset])
-    members = _members(experiment, bool(uncorrupted))
-    jobs = _jobs(request, folder / MODELS_FOLDER, datasets, members)
+    members, models = _members(experiment, bool(uncorrupted)), folder / MODELS_FOLDER
+    jobs = _jobs(request, models, datasets, members)
+    guards = guard_jobs(request, models, datasets[request.dataset], jobs, _computed(experiment))
+    if guards:
+        guarded_zoo(guards, jobs)
     total = len(datasets[request.dataset].test)
     n = request.scale.count(total, LEAST_TEST) if request.n is None else request.n
     if not 0 < n <= total:
         raise UserError(f"--n {n}: {request.dataset} has {total} test images; give 1 to {total}")
-    return ExperimentPlan(request, folder, jobs, (*attacks, *corruptions), n, uncorrupted=uncorrupted)
+    return ExperimentPlan(request, folder, jobs, (*attacks, *corruptions), n, "", uncorrupted, guards)
 
 
 def resolve_attacks(request: ExperimentRequest) -> tuple[ResolvedAttack, ...]:
@@ -162,12 +181,20 @@ def resolve_attacks(request: ExperimentRequest) -> tuple[ResolvedAttack, ...]:
 
 
 def _members(experiment: Experiment, uncorrupted: bool) -> tuple[str, ...]:
-    """Models to train, without those that only columns on missing corrupted images need."""
+    """Models to train, without those that only settings, or columns on missing corrupted images, are of."""
+    named = _computed(experiment, *(["corruption_accuracy"] if uncorrupted else []))
+    return experiment.with_flows(
+        [name for name in (*experiment.models, *experiment.detectors) if name in named]
+    )
+
+
+def _computed(experiment: Experiment, *without: str) -> set[str]:
+    """Models and detectors that cells need trained, those of metrics in `without` aside."""
     named = {name for row in experiment.rows for name in row.difference or ()}
     for row, column in experiment.runnable:
-        if not (uncorrupted and column.metric == "corruption_accuracy"):
+        if column.metric not in (*SETTINGS, *without):
             named.add(row.model_of(column.title) or "")
-    return experiment.with_flows([name for name in experiment.models if name in named])
+    return named
 
 
 def _corruptions(request: ExperimentRequest, dataset: Dataset) -> tuple[tuple[ResolvedAttack, ...], str]:
@@ -314,9 +341,9 @@ def claim(plan: ExperimentPlan) -> None:
 def train_absent(
     plan: ExperimentPlan, train: Callable[[TrainRequest], Path], tell: Callable[[str], None]
 ) -> dict[str, str]:
-    """Train every missing model; returns the reasons of those that failed, by name.
+    """Train every missing model and detector; returns the reasons of those that failed, by name.
 
-    train: trains one and returns its folder. A model whose flow failed is not trained.
+    train: trains a model and returns its folder. A model whose flow failed is not trained.
     """
     failed: dict[str, str] = {}
     for number, job in enumerate(plan.jobs, start=1):
@@ -334,4 +361,4 @@ def train_absent(
         except UserError as error:
             failed[job.name] = f"{error}"
             tell(f"failed: {error}")
-    return failed
+    return failed | train_guards(plan.guards, failed, tell)

@@ -31,7 +31,16 @@ METRICS = (
     "bits_per_dim",
     "importance_weighted_bits_per_dim",
 )
-WITHOUT_ATTACK = ("accuracy", "average_accuracy", "test_loss", "corruption_accuracy")
+# Of a training's settings or its images, read without training it.
+SETTINGS = (
+    "adv_training_epsilon",
+    "adv_training_iterations",
+    "data_dim",
+    "estimated_intrinsic_dim",
+    "embedding_dim",
+)
+DETECTION = ("acc_nadv", "acc_com")  # of a detector
+WITHOUT_ATTACK = ("accuracy", "average_accuracy", "test_loss", "corruption_accuracy", *SETTINGS)
 LEAST_TRAINING, LEAST_TEST = 16, 8  # least number of images at any scale
 
 
@@ -91,12 +100,30 @@ class TrainedModel(Strict):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class TrainedDetector(Strict):
+    """A detector that is trained if missing, as by `robbench train --detector`, one for every seed of its model.
+
+    Attributes:
+        detector: its kind.
+        model: the classifier that it guards, one of the experiment's.
+        attacks: names of those that train it.
+        layers: of the classifier; () for the detector's default ones.
+        settings: as in `robbench train --set`.
+    """
+
+    detector: str
+    model: str
+    attacks: Annotated[tuple[str, ...], Field(min_length=1)]
+    layers: tuple[str, ...] = ()
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+
 class Row(Strict):
     """A line of the table. Exactly one of model, difference and needs is given.
 
     Attributes:
         title: as in the published table.
-        model: one of the experiment's, or one per column by the column's title.
+        model: a model or detector of the experiment, or one per column by the column's title.
         difference: two models, first minus second.
         attack: of columns that name none.
         needs: what robbench lacks.
@@ -133,8 +160,8 @@ class Row(Strict):
 
 
 class Column(Strict):
-    """A column of the table. title: as in the published one. metric: one of `METRICS`, on clean images where no attack
-    is named. needs: as in `Row`; the metric may then be an unknown one.
+    """A column of the table. title: as in the published one. metric: one of `METRICS`, `DETECTION` and `SETTINGS`, on
+    clean images where no attack is named. needs: as in `Row`; the metric may then be an unknown one.
 
     "average_accuracy" is the unweighted mean of all other columns, clean accuracy included. "accuracy_drop": relative,
     100 (1 - attacked / clean). "test_loss": mean cross-entropy of clean images. "l2_all", "linf_all": mean sizes.
@@ -147,9 +174,10 @@ class Column(Strict):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if self.metric not in METRICS and not self.needs:
+        known = (*METRICS, *DETECTION, *SETTINGS)
+        if self.metric not in known and not self.needs:
             raise ValueError(
-                f"metric {self.metric!r} is none of {', '.join(METRICS)}; correct it, or say what it needs"
+                f"metric {self.metric!r} is none of {', '.join(known)}; correct it, or say what it needs"
             )
         return self
 
@@ -165,7 +193,7 @@ class Experiment(Strict):
         likelihood_dtype: precision of scores of attacks on flows; None for the default.
         doubts: open questions and errors of the paper, and how they are resolved here; printed with the table.
         differences: from the paper's experiment; printed with the table.
-        models: by name, trained if missing.
+        models, detectors: by name, trained if missing.
         rows, columns: of the table.
     """
 
@@ -179,18 +207,29 @@ class Experiment(Strict):
     doubts: Annotated[tuple[str, ...], Field(min_length=1)]
     differences: tuple[str, ...] = ()
     models: dict[Name, TrainedModel] = Field(default_factory=dict)
+    detectors: dict[Name, TrainedDetector] = Field(default_factory=dict)
     rows: Annotated[tuple[Row, ...], Field(min_length=1)]
     columns: Annotated[tuple[Column, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _names_known(self) -> Self:
         used = {name for row in self.rows for name in row.models}
-        if unknown := sorted(used - set(self.models)):
+        if unknown := sorted(used - set(self.models) - set(self.detectors)):
             raise ValueError(f"rows name models that `models` lacks: {', '.join(unknown)}")
-        for row, column in product(self.rows, self.columns):
-            computed = row.model_of(column.title) and not column.needs
-            if computed and column.metric not in WITHOUT_ATTACK and not self.attack_of(row, column):
+        guarded = {detector.model for detector in self.detectors.values()}
+        if unknown := sorted(guarded - set(self.models)):
+            raise ValueError(f"detectors name models that `models` lacks: {', '.join(unknown)}")
+        if twice := sorted(set(self.models) & set(self.detectors)):
+            raise ValueError(f"a model and a detector are both called {twice[0]!r}")
+        for row, column in self.runnable:
+            if column.metric not in WITHOUT_ATTACK and not self.attack_of(row, column):
                 raise ValueError(f"{column.metric!r} of row {row.title!r} is of an attack; name one")
+            if column.metric in DETECTION and row.model_of(column.title) not in self.detectors:
+                raise ValueError(
+                    f"{column.metric!r} of row {row.title!r} is of a detector; name one of `detectors`"
+                )
+            if column.metric in SETTINGS and row.model_of(column.title) not in self.models:
+                raise ValueError(f"{column.metric!r} of row {row.title!r} is of a model, not of a detector")
         for kind, titles in (
             ("rows", [r.title for r in self.rows]),
             ("columns", [c.title for c in self.columns]),
@@ -201,7 +240,7 @@ class Experiment(Strict):
 
     def attack_of(self, row: Row, column: Column) -> AttackUse | None:
         """The attack of a cell; None for clean images."""
-        if column.metric in ("average_accuracy", "test_loss"):
+        if column.metric in ("average_accuracy", "test_loss", *SETTINGS):
             return None
         return column.attack or row.attack
 
@@ -215,7 +254,7 @@ class Experiment(Strict):
 
     @property
     def needed_models(self) -> tuple[str, ...]:
-        """Models of rows, and flows of these models and of attacks, each after the flow it needs."""
+        """Models of rows and detectors, and flows of these models and of attacks, each after the flow it needs."""
         return self.with_flows([name for row in self.rows for name in row.models])
 
     def with_flows(self, named: Sequence[str]) -> tuple[str, ...]:
@@ -223,6 +262,7 @@ class Experiment(Strict):
         order: dict[str, None] = {}
 
         def add(name: str | None) -> None:
+            name = self.detectors[name].model if name in self.detectors else name
             if name in self.models and name not in order:
                 add(self.models[name].flow)
                 order[name] = None

@@ -2,24 +2,25 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Literal
 
 from robbench.core.markdown import bullets, escaped, markdown_table
 from robbench.core.resources import write_text_atomically
 from robbench.core.spreadsheet import csv_text
 from robbench.experiments.published import PublishedRow, published_index, published_table, table_rows
-from robbench.experiments.schema import Column, Experiment, Row
+from robbench.experiments.schema import SETTINGS, Column, Experiment, Row
 from robbench.experiments.verdicts import Setting, Verdict, in_interval, sentence, widening
 from robbench.metrics.verdicts import floats
 from robbench.results.rows import CLEAN, cell_status
 from robbench.results.tables import TableRow, rows_under_attack
 from robbench.specs import ResolvedAttack
 from robbench.statistics.likelihood import Z_95
+from robbench.statistics.trainings import mean_over_trainings
 from robbench.store.records import Run
 
 
@@ -101,6 +102,7 @@ class Measurements:
         absent: a data set that robbench lacks; else "".
         not_scored: why there are no Frechet distances.
         uncorrupted: why there are no corrupted images.
+        settings: numbers that need no run, by model and metric.
     """
 
     run: Run | None
@@ -111,6 +113,7 @@ class Measurements:
     absent: str = ""
     not_scored: str = ""
     uncorrupted: str = ""
+    settings: Mapping[tuple[str, str], Value] = field(default_factory=dict)
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str, str], TableRow]:
@@ -118,13 +121,23 @@ class Measurements:
         return {(row.model, row.attack, row.metric): row for row in rows}
 
     def of(self, model: str, attack: str, metric: str) -> Value:
-        """The metric of a model under `attack` ("clean" for none), the mean over its seeds."""
+        """The metric of a model or detector under `attack` ("clean" for none), the mean over its seeds."""
+        if metric in SETTINGS:
+            return self.settings[model, metric]
         if self.absent:
             return missing_value(self.absent)
         if metric == "corruption_accuracy" and self.uncorrupted:
             return missing_value(f"corrupted images ({self.uncorrupted})")
         values = [self._one(folder, attack, metric) for folder in self.folders[model]]
         return values[0] if len(values) == 1 else _over_seeds(values)
+
+    def difference(self, models: tuple[str, str], attack: str, metric: str) -> Value:
+        """The first model's number minus the second's; trainings of the same seeds are paired."""
+        first, second = ({f.removeprefix(model): f for f in self.folders[model]} for model in models)
+        if self.absent or metric in SETTINGS or first.keys() != second.keys() or len(first) < 2:
+            return _subtract(*(self.of(model, attack, metric) for model in models))
+        pairs = ((first[seed], second[seed]) for seed in first)
+        return _over_seeds([_subtract(*(self._one(f, attack, metric) for f in pair)) for pair in pairs])
 
     def _one(self, folder: str, attack: str, metric: str) -> Value:
         if folder in self.failed:
@@ -187,17 +200,18 @@ def _drop(clean: Value, attacked: Value) -> Value:
     return _combine((clean, attacked), lambda both: Value(100.0 * (1.0 - both[1] / both[0])))
 
 
+def _subtract(first: Value, second: Value) -> Value:
+    """Without an interval, since both numbers are on the same images."""
+    return _combine((first, second), lambda both: Value(both[0] - both[1]))
+
+
 def _over_seeds(values: Sequence[Value]) -> Value:
     """Mean over trainings, with Student's interval over seeds."""
     return _combine(values, _student)
 
 
 def _student(numbers: Sequence[float]) -> Value:
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(numbers) - 1)) * stdev(numbers) / math.sqrt(len(numbers))
-    mean = fmean(numbers)
-    return Value(mean, mean - half, mean + half, reason=f"mean of {len(numbers)} trainings")
+    return Value(*mean_over_trainings(numbers), reason=f"mean of {len(numbers)} trainings")
 
 
 def _average(values: Sequence[Value]) -> Value:
@@ -248,19 +262,13 @@ def _measure(
     if column.metric == "average_accuracy":
         others = [other for other in experiment.columns if other is not column]
         return _average([_measure(experiment, row, other, measured, labels) for other in others])
+    label = labels.get((row.title, column.title), CLEAN)
     if row.difference:
-        first, second = (
-            _measure(experiment, _as(row, model), column, measured, labels) for model in row.difference
-        )
-        return _combine((first, second), lambda both: Value(both[0] - both[1]))
+        return measured.difference(row.difference, label, column.metric)
     model = row.model_of(column.title)
     if model is None:
         return Value(status="not run", reason="no model of the experiment is for this cell")
-    return measured.of(model, labels.get((row.title, column.title), CLEAN), column.metric)
-
-
-def _as(row: Row, model: str) -> Row:
-    return row.model_copy(update={"difference": None, "model": model})
+    return measured.of(model, label, column.metric)
 
 
 def _line(
@@ -350,8 +358,10 @@ def texts(line: Line) -> list[str]:
     if m.value is None:
         return [published, f"{m.status}: {m.reason}", "-", "-", "-"]
     interval = "" if m.lower is None or m.upper is None else f" [{number(m.lower)}, {number(m.upper)}]"
+    if m.n is None and m.lower == m.upper:  # a setting
+        interval = ""
     difference = "-" if line.difference is None else f"{line.difference:+.2f}"
-    return [published, number(m.value) + interval, f"{m.n}", difference, line.verdict]
+    return [published, number(m.value) + interval, "-" if m.n is None else f"{m.n}", difference, line.verdict]
 
 
 def number(value: float) -> str:

@@ -1,4 +1,4 @@
-"""Number of model calls of a training: the defense's loss, computed once with stand-ins that count calls."""
+"""Number of model calls of a training: a step of the defense, computed once with stand-ins that count calls."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,11 +8,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from robbench.defenses.base import Setting, build_defense
+from robbench.defenses.base import Defense, Setting, build_defense
+from robbench.models.embedding import EmbeddingClassifier
+from robbench.recipes import Recipe
 from robbench.specs import ModelKind, ThreatModel
 
 IMAGES = 4  # in the counted batch
-SIDE = 8
+SIDE, DIMENSION = 8, 4  # of its images, and of their embeddings
 
 
 @dataclass(frozen=True)
@@ -20,9 +22,11 @@ class StepCost:
     """Model calls per image of one training step.
 
     Attributes:
-        forwards, backwards: of the model, those of the step's own loss included.
-        last: backwards of the step's own loss, to the parameters.
+        forwards, backwards: of the model, those of the step's own loss included; of its encoder, where the step trains
+            encoder and classifier apart.
+        last: backwards of the step's own loss, to the parameters; all of them where `further_networks`.
         encodes, decodes, decode_backwards: of a flow.
+        further_networks: whether the step trains networks beside the model, so that only its time as a whole is known.
     """
 
     forwards: float
@@ -31,6 +35,7 @@ class StepCost:
     encodes: float = 0.0
     decodes: float = 0.0
     decode_backwards: float = 0.0
+    further_networks: bool = False
 
 
 class _Counted(torch.autograd.Function):
@@ -113,12 +118,8 @@ def step_cost(
     built = build_defense(defense, parameters, setting, kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        size = SIDE * SIDE
-        model: nn.Module = _Classifier(size, 10, counter) if kind == "classifier" else _Density(size, counter)
-        x, y = torch.rand(IMAGES, *shape), torch.arange(IMAGES)
-        loss = built.loss(model.train(), x, y, torch.Generator().manual_seed(0))
-        inner = counter["model backward"]
-        cast(Any, loss).backward()
+        further = type(built).optimization is not Defense.optimization
+        inner = (_count_step if further else _count_loss)(built, kind, counter)
     each = {name: count / IMAGES for name, count in counter.items()}
     return StepCost(
         forwards=each["model"],
@@ -127,4 +128,32 @@ def step_cost(
         encodes=each.get("encode", 0.0),
         decodes=each.get("decode", 0.0),
         decode_backwards=each.get("decode backward", 0.0),
+        further_networks=further,
     )
+
+
+def _count_loss(built: Defense, kind: ModelKind, counter: Counter[str]) -> int:
+    """Count the calls of `built.loss` and its gradient; returns the backwards of all images before the gradient."""
+    size = SIDE * SIDE
+    model: nn.Module = _Classifier(size, 10, counter) if kind == "classifier" else _Density(size, counter)
+    loss = built.loss(model.train(), *_batch(), torch.Generator().manual_seed(0))
+    inner = counter["model backward"]
+    cast(Any, loss).backward()
+    return inner
+
+
+def _count_step(built: Defense, kind: ModelKind, counter: Counter[str]) -> int:
+    """Count the encoder passes of a step with several optimisers; returns 0, since it has no single loss."""
+    x, y = _batch()
+    model = EmbeddingClassifier(
+        _Classifier(SIDE * SIDE, DIMENSION, counter), nn.Linear(DIMENSION, 10), DIMENSION
+    )
+    recipe = Recipe(
+        name="count", description="", optimizer="adam", learning_rate=1e-3, batch_size=IMAGES, epochs=1
+    )
+    built.optimization(model.train(), recipe).step(x, y, torch.Generator().manual_seed(0), 0.0, 0)
+    return 0
+
+
+def _batch() -> tuple[Tensor, Tensor]:
+    return torch.rand(IMAGES, 1, SIDE, SIDE), torch.arange(IMAGES)

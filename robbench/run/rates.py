@@ -104,6 +104,29 @@ def measure_training(
     return measure_seconds(both, len(images), device)
 
 
+def measure_steps(
+    step: Callable[[Tensor, Tensor, torch.Generator, float, int], object],
+    shape: Sequence[int],
+    largest: int,
+    device: torch.device,
+) -> float:
+    """Seconds per image of a training step (`defenses.base.Optimization.step`) with learning rate 0 on `largest`
+    images, but at least two, for batch norm. Where these may take longer than about `LIMIT` seconds, fewer are
+    measured and the time is extrapolated: an optimiser takes as long for any batch."""
+    images, generator = torch.rand(max(largest, 2), *shape, device=device), torch.Generator().manual_seed(0)
+
+    def call(n: int) -> object:
+        x = images[:n]
+        return step(x, make_labels(x), generator, 0.0, 0)
+
+    call(2)  # warm-up
+    few = _quickest(call, 2, device)
+    size = min(len(images), max(8, int(2 * LIMIT / max(few, 1e-6))))
+    many = _quickest(call, size, device) if size > 2 else few
+    slope = max(many - few, 0.0) / max(size - 2, 1)
+    return (many + slope * (len(images) - size)) / len(images)
+
+
 def make_labels(x: Tensor) -> Tensor:
     """Label 0 for every row of x, [n]; timings do not depend on the class."""
     return torch.zeros(len(x), dtype=torch.int64, device=x.device)

@@ -33,6 +33,7 @@ _RUN_CONTENT = "|".join(
         rf"cards/{_NAME}\.yaml",
         rf"cells/{_CELL}/(cell\.json|{_SHARD})",
         rf"frechet/({_CELL}|clean)-[0-9a-f]{{8}}\.json",
+        rf"figures/{_NAME}\.(json|csv|svg)",
         r"leaderboard(-wide)?\.(csv|html|md)",
         r"likelihood\.csv",
         rf"published/{_NAME}\.(html|csv|md)",

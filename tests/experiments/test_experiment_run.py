@@ -253,6 +253,11 @@ CLASSIFIER_STEPS = {
     "ijsat": StepCost(11, 11, 1, 1, 11, 10),
     "mart-jsa": StepCost(12, 12, 2, 1, 11, 10),
     "trades-jsa": StepCost(13, 12, 2, 1, 11, 10),
+    # Encoder passes: of the critic's step without a graph, of the classifier's and the encoder's own.
+    "er-minus": StepCost(1, 1, 1, further_networks=True),
+    "e-cla": StepCost(1, 1, 1, further_networks=True),
+    "er": StepCost(3, 2, 2, further_networks=True),
+    "er-at": StepCost(17, 14, 14, further_networks=True),
 }
 
 

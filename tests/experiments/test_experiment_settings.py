@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from robbench.experiments.schema import Experiment, experiments
+from robbench.experiments.schema import SETTINGS, Experiment, experiments
 from robbench.experiments.table import (
     Line,
     Measurements,
@@ -73,11 +73,11 @@ def test_every_shipped_experiment_runs_in_the_settings_that_are_printed(tmp_path
         printed = printed_cells(experiment.published) if experiment.published else {}
         for row, column in experiment.runnable:
             found = printed.get((row.title, column.title))
-            if found is None:
+            if found is None or column.metric in SETTINGS:
                 continue
-            setting = setting_of(
-                experiment, row.model_of(column.title) or "", tmp_path, outline, TrainRequest
-            )
+            member = row.model_of(column.title) or ""
+            member = experiment.detectors[member].model if member in experiment.detectors else member
+            setting = setting_of(experiment, member, tmp_path, outline, TrainRequest)
             if use := experiment.attack_of(row, column):
                 attack = resolve_use(use, experiment.dataset, known)
                 setting = Setting(setting.dataset, setting.architecture, attack.epsilon, attack.eta)

@@ -20,6 +20,7 @@ from robbench.report.site.boards import boards
 from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
 from robbench.report.site.model_detection import ROC_COLUMNS, roc_lines
+from robbench.report.site.model_figures import FIGURED, model_figures
 from robbench.report.site.page import Download, Part, slugs
 from robbench.report.writers import likelihood_lines
 from robbench.results.likelihood import nll_tables
@@ -119,7 +120,19 @@ def _all_tables(group: Group) -> dict[str, list[Table]]:
             if points := roc_lines(group.run, model):
                 place, title = f"{group.slug}/downloads/{stem}-roc", "ROC curves, a point per line"
                 found[path].append(Table(place, title, ROC_COLUMNS, points, formats=("csv",)))
+            found[path] += _figure_tables(group, model.name, stem)
     return found
+
+
+def _figure_tables(group: Group, model: str, stem: str) -> list[Table]:
+    """The numbers of the figures of a model's page, where it has some."""
+    if len(group.models) > FIGURED:
+        return []
+    path, exact = f"{group.slug}/downloads/{stem}", EXACT
+    return [
+        Table(f"{path}-{figure.key}", figure.title, figure.columns, figure.lines, formats=exact)
+        for figure in model_figures(group, model)
+    ]
 
 
 def _tidy(

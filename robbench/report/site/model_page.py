@@ -18,6 +18,7 @@ from robbench.report.site.groups import Group, Site
 from robbench.report.site.model_classes import LARGEST_MATRIX, Confusion, class_names, class_table, confusions
 from robbench.report.site.model_curves import sweeps
 from robbench.report.site.model_detection import detection_section
+from robbench.report.site.model_figures import FIGURED, model_figures
 from robbench.report.site.model_gallery import Levels, examples, levels
 from robbench.report.site.model_joint import Joint, ensembles, joint
 from robbench.report.site.page import Page, Part
@@ -42,7 +43,6 @@ from robbench.results.tables import ALL_THREATS
 from robbench.specs import Threat
 from robbench.store.records import CellResult, Run
 
-FIGURED = 1_000  # models of a group up to which their pages have figures and images
 PLAIN = (
     "Left out here: {models:,} models are in these tables, and figures and images stand on the pages of up to "
     f"{FIGURED:,}. A site of this model's run alone has them."
@@ -168,6 +168,7 @@ class Pages:
         return {
             "sweeps": [] if self._plain else sweeps(run, [*searched, *self._group.swept(model.name)]),
             "plain": self._plain,
+            "figures": [] if self._plain else model_figures(self._group, model.name),
             "classes": class_table(run, searched, names),
             "class_names": names,
             "confusions": confused,

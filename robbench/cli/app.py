@@ -12,6 +12,7 @@ from robbench.cli.base import (
     FiniteNumber,
     FolderOrFile,
     OneLineErrors,
+    PluralChoice,
     Text,
     WholeNumber,
     checkpoints_option,
@@ -260,7 +261,7 @@ def _of_experiment(
 
 
 @main.command("list")
-@click.argument("kind", type=click.Choice(KINDS))
+@click.argument("kind", type=PluralChoice(KINDS))
 @threat_models_option
 @zoo_option
 @data_dir_option

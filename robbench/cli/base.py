@@ -323,6 +323,14 @@ class PrecisionOfSearch(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
+class PluralChoice(click.Choice[str]):
+    """A choice of plurals that takes the singulars too: "attack" for "attacks"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The chosen plural."""
+        return super().convert(f"{value}s" if f"{value}s" in self.choices else value, param, ctx)
+
+
 class WholeNumber(click.IntRange):
     """A whole number of at least `least` and below 10^18: no tensor, file or table holds a larger one."""
 

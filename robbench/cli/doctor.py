@@ -2,6 +2,9 @@
 
 import os
 import platform
+import shutil
+import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -76,13 +79,25 @@ def examine(
             finding = check()
             found.append({"section": title, **asdict(finding)})
             if not as_json:
-                echo_line(f"  {finding.state:8} {name:24} {finding.details}")
+                _echo_finding(finding.state, name, finding.details)
     healthy = all(entry["state"] != "broken" for entry in found)
     if as_json:
         print_json({"healthy": healthy, "findings": found})
     else:
         echo_line("Everything required works." if healthy else "Something required is broken; see above.")
     return healthy
+
+
+def _echo_finding(state: str, name: str, details: str) -> None:
+    """A finding on one line; on a terminal wrapped at its width, below the start of the details."""
+    head = f"  {state:8} {name:24} "
+    width = shutil.get_terminal_size().columns
+    if not sys.stdout.isatty() or width < 2 * len(head):
+        echo_line(head + details)
+        return
+    for line in textwrap.wrap(details, width - len(head), break_on_hyphens=False) or [""]:
+        echo_line(head + line)
+        head = " " * len(head)
 
 
 def _choose(sections: dict[str, Callable[[], Checks]], what: Sequence[str]) -> Iterator[tuple[str, Checks]]:

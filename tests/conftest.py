@@ -10,6 +10,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch  # reads it
+from hypothesis import settings
 from tiny_models import saved_model, trained_classifier
 from torch.nn.functional import cross_entropy
 
@@ -21,6 +22,10 @@ from robbench.models.classifiers import digits_cnn
 from robbench.models.entry import ZooEntry
 from robbench.models.flows.base import FrozenFlow
 from robbench.models.flows.glow import Glow
+
+# How long an example takes says how busy the machine is, and no test is about that.
+settings.register_profile("robbench", deadline=None)
+settings.load_profile("robbench")
 
 _parse_yaml, _documents = schema.parse_yaml, dict[str, object]()
 

@@ -38,7 +38,7 @@ def test_the_oracle_is_splitmix64():
     counter=st.integers(0, 2**40),
     count=st.integers(0, 5),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bits_are_the_hash_of_key_and_position(seed: int, ids: list[int], counter: int, count: int):
     keys = KeyedNumbers(seed, "stream", ids, restart=2).keys
     assert keys.tolist() == [derive_seed(seed, "stream", 2, i) for i in ids]
@@ -54,7 +54,7 @@ def test_bits_are_the_hash_of_key_and_position(seed: int, ids: list[int], counte
 
 
 @given(ids=st.lists(st.integers(0, 10**6), min_size=2, max_size=8, unique=True), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_order_and_company_of_samples_do_not_matter(ids: list[int], data: st.DataObject):
     order = data.draw(st.permutations(range(len(ids))))
     counters = torch.arange(len(ids)) * 7

@@ -72,7 +72,7 @@ def test_a_few_aliases_are_fine() -> None:
         max_leaves=20,
     )
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_everything_json_writes_is_read_back(value: object) -> None:
     """JSON is a reader's oracle here: depth and counts stay far below the limits."""
     assert parse_json(json.dumps(value)) == value
@@ -163,7 +163,7 @@ def test_damaged_zip_headers(local: int, central: int, value: bytes, tmp_path: P
 
 
 @given(place=st.integers(0, 400), value=st.integers(0, 255))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_byte_of_an_npz_may_be_another(
     place: int, value: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -19,7 +19,7 @@ from robbench.core.random import SampleRandom
 
 
 @given(ids=st.lists(st.integers(0, 10**6), min_size=1, max_size=8, unique=True), seed=st.integers(0, 9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_row_depends_on_its_own_id_alone(ids: list[int], seed: int):
     random = SampleRandom(seed, "stream")
     together = random.uniform(ids, (3, 2))
@@ -68,7 +68,7 @@ def test_uniform_starts_fill_the_ball(norm: str):
     radius=st.floats(0.0, 3.0),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_projection_lands_in_the_ball_and_leaves_inner_points(norm: str, radius: float, seed: int):
     points = torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     projected = project(points, norm, radius)

@@ -157,7 +157,7 @@ def test_an_error_inside_restores_the_number() -> None:
         fail()
 
 
-@settings(deadline=None)
+@settings()
 @given(
     n=st.integers(1, 3),
     channels=st.integers(1, 4),
@@ -177,7 +177,7 @@ def test_a_convolution_by_hand(
     assert multiply_adds(lambda: conv(x)) == expected
 
 
-@settings(deadline=None)
+@settings()
 @given(m=st.integers(1, 4), k=st.integers(1, 5), n=st.integers(1, 6), batch=st.integers(1, 3))
 def test_products_by_hand(m: int, k: int, n: int, batch: int) -> None:
     a, b, layer = torch.zeros(m, k), torch.zeros(k, n), nn.Linear(k, n)

@@ -15,10 +15,10 @@ from robbench.metrics.likelihood import BITS, bits_metric
 from robbench.metrics.verdicts import Floats, clean_correct, floats, right_under_attack, robust
 from robbench.results import corruptions
 from robbench.results.likelihood import role
-from robbench.results.pairs import threat_key
 from robbench.results.perturbation import distances
 from robbench.results.rows import AVERAGE, CLEAN, WORST_CASE
 from robbench.results.tables import ALL_THREATS
+from robbench.results.threats import group_by_threat, name_threat
 from robbench.specs import Measure
 from robbench.statistics.accuracy import Verdicts, worst_case
 from robbench.statistics.likelihood import bits_per_dim
@@ -80,11 +80,8 @@ class Numbers:
 
     def _worst_cases(self, pairs: Sequence[CellPair]) -> list[Comparison]:
         """Over all adversaries, and under each threat model with its budget that has several but not all of them."""
-        groups: dict[str, list[CellPair]] = {}
-        for pair in pairs:
-            if (key := threat_key(pair.a.cell.attack)) is not None:
-                groups.setdefault(key, []).append(pair)
-        several = [(name, group) for name, group in groups.items() if 1 < len(group) < len(pairs)]
+        groups = group_by_threat(pairs, lambda pair: pair.a.cell.attack).items()
+        several = [(name_threat(threat), group) for threat, group in groups if 1 < len(group) < len(pairs)]
         return [self._worst_case(*part) for part in [*several, (ALL_THREATS, pairs)]]
 
     def _worst_case(self, threat_model: str, pairs: Sequence[CellPair]) -> Comparison:

@@ -12,7 +12,7 @@ import numpy as np
 from robbench.metrics.verdicts import clean_correct, robust, shown_verdicts
 from robbench.results.rows import ModelResults, adversaries, complete, of_kind
 from robbench.results.tables import ALL_THREATS
-from robbench.specs import ResolvedAttack
+from robbench.results.threats import group_by_threat, name_threat
 from robbench.statistics import accuracy
 from robbench.statistics.accuracy import Estimate, Verdicts
 from robbench.statistics.paired import PairedCounts, paired
@@ -23,8 +23,8 @@ from robbench.store.records import CellResult, Run
 class PackedModel:
     """Verdicts of a classifier as texts of `pack`, None where a cell failed or is not whole.
 
-    attacks: by label. worst: by `threat_key` over the attacks under that threat model and budget, and by "all" over all
-    of them (perturbations aside, as in the tables); None as soon as one of its cells is missing.
+    attacks: by label. worst: by `name_threat` over the attacks under that threat model and budget, and by "all" over
+    all of them (perturbations aside, as in the tables); None as soon as one of its cells is missing.
     """
 
     clean: str | None
@@ -41,11 +41,9 @@ def pack_run(run: Run) -> dict[str, PackedModel]:
 def _pack_model(run: Run, model: ModelResults, order: np.ndarray) -> PackedModel:
     done = complete(run, model.cells)
     verdicts = {id(result): robust(result.rows)[order] for result in done}
-    groups: dict[str, list[CellResult]] = {}
     searched = adversaries(model.cells)
-    for result in searched:
-        if (key := threat_key(result.cell.attack)) is not None:
-            groups.setdefault(key, []).append(result)
+    threats = group_by_threat(searched, lambda result: result.cell.attack)
+    groups = {name_threat(threat): results for threat, results in threats.items()}
     if searched:
         groups[ALL_THREATS] = list(searched)
     return PackedModel(
@@ -60,14 +58,6 @@ def _worst(results: Sequence[CellResult], verdicts: Mapping[int, Verdicts]) -> s
     if any(id(result) not in verdicts for result in results):
         return None
     return pack(np.logical_and.reduce([verdicts[id(result)] for result in results]))
-
-
-def threat_key(attack: ResolvedAttack) -> str | None:
-    """What a worst case is over, as a text: "linf@0.2", "joint@0.2@0.033"; None where none combines the attack."""
-    if attack.threat is None:
-        return None
-    name, *budgets = attack.threat
-    return "@".join([name, *(f"{value:g}" for value in budgets if value is not None)])
 
 
 def pack(verdicts: Verdicts) -> str:

@@ -36,6 +36,7 @@ from robbench.results.rows import (
     with_estimate,
     without_value,
 )
+from robbench.results.threats import group_by_threat
 from robbench.specs import ATTACKED_BY, Threat
 from robbench.statistics import accuracy
 from robbench.store.records import CellResult, Run
@@ -263,20 +264,9 @@ def _worst_case_rows(
     attacks: adversaries of the table."""
     if not results:
         return []
-    requested = _by_threat(attacks)
-    rows = [
-        _worst_case_row(run, group, requested[threat], *threat)
-        for threat, group in _by_threat(results).items()
-    ]
+    requested, found = (group_by_threat(cells, lambda r: r.cell.attack) for cells in (attacks, results))
+    rows = [_worst_case_row(run, group, requested[threat], *threat) for threat, group in found.items()]
     return [*rows, _worst_case_row(run, results, attacks, ALL_THREATS, None, None)]
-
-
-def _by_threat(results: Sequence[CellResult]) -> dict[Threat, list[CellResult]]:
-    groups: dict[Threat, list[CellResult]] = {}
-    for result in results:
-        if result.cell.attack.threat is not None:
-            groups.setdefault(result.cell.attack.threat, []).append(result)
-    return groups
 
 
 def _worst_case_row(

@@ -93,7 +93,7 @@ def random_model(shape, classes, seed):
 
 
 @given(seed=st.integers(0, 10**6), classes=st.integers(4, 12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_losses_are_the_papers(seed, classes):
     generator = np.random.default_rng(seed)
     z = generator.normal(size=(6, classes))
@@ -294,7 +294,7 @@ def spec(norm: str, epsilon: float) -> ResolvedAttack:
     binary=st.booleans(),
     seed=st.integers(0, 100),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_images_are_exactly_admissible_and_broken_means_broken(norm, loss, shape, size, binary, seed):
     model = random_model(shape, 5, seed)
     epsilon = size * EPSILON[norm]

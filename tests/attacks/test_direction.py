@@ -70,7 +70,7 @@ def test_a_gradient_of_nothing_is_no_step(norm, value):
 
 
 @given(st.integers(0, 10**6), st.sampled_from(NORMS), st.floats(1e-30, 1e30), st.integers(1, 60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_directions_ignore_a_factor(seed, norm, factor, dimensions):
     slope = gradient(seed, (3, dimensions))
     torch.testing.assert_close(direction(slope * factor, norm), direction(slope, norm), rtol=1e-5, atol=1e-7)
@@ -101,7 +101,7 @@ def test_l1_steps_in_the_box_use_the_whole_radius_of_many_entries():
 
 # --------------------------------------------------------------------------------------------------------- losses
 @given(st.lists(st.floats(-8, 8), min_size=3, max_size=10), st.integers(0, 2))
-@settings(deadline=None)
+@settings()
 def test_the_loss_that_is_climbed_has_the_gradient_of_the_cross_entropy(row, label):
     logits = torch.tensor([row], dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([label])

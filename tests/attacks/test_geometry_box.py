@@ -59,7 +59,7 @@ def least_norm(normal, point, gap, norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @example(problem=(np.array([0.0, 0.0, -1.4e-45, 0.0, 2.0]), np.array([0.0, 0.0, 1.0, 0.0, 0.0]), -3.0))
 @given(problem=problems())
 def test_shortest_step_or_nearest_corner(norm, problem):

@@ -44,7 +44,7 @@ def best_linear(g: np.ndarray, x: np.ndarray, radius: float) -> float:
     radius=st.sampled_from([0.0, 1e-3, 0.2, 1.0, 3.0, 50.0]),
     edges=st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_projection_satisfies_the_variational_inequality(seed, dimensions, scale, radius, edges):
     """z is the nearest point of a convex set C exactly if <delta - z, w - z> <= 0 for every w of C."""
     delta, x = case(seed, dimensions, scale, edges)
@@ -118,7 +118,7 @@ def test_a_point_short_of_the_radius_by_the_allowance_is_inside_in_float32(norm,
 
 
 @given(seed=st.integers(0, 10**6), dimensions=st.integers(1, 30), ties=st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_sparse_direction_takes_the_largest_coordinates(seed, dimensions, ties):
     generator = np.random.default_rng(seed)
     gradient = generator.normal(size=(3, dimensions)).astype(np.float32)

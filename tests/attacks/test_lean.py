@@ -50,7 +50,7 @@ def assert_same_function(module, x):
     return quick
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     channels=st.integers(1, 5),
     outputs=st.sampled_from((6, 16, 32)),

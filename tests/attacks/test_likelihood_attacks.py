@@ -95,7 +95,7 @@ def test_images_are_admissible_and_scores_follow_from_them(name, epsilon):
 
 
 @given(seed=st.integers(0, 50), epsilon=st.sampled_from([1, 8, 32, 100]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_the_search_reaches_the_closed_form_optimum(seed, epsilon):
     """Raising: the corner away from the mean. Lowering: the point of the ball nearest to the mean. The noise u moves
     the mean by at most one level of d, so pixels nearer to it than that are left out of the comparison."""
@@ -190,7 +190,7 @@ def test_costs_are_what_was_called(monkeypatch):
 
 
 @given(epsilon=st.integers(0, 255), levels=st.sampled_from([2, 17, 256]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_quantized_images_lie_on_the_grid_and_in_the_ball(epsilon, levels):
     flow = FrozenFlow(SHAPE, levels, diagonal_flow().transform)
     ids = torch.arange(4)

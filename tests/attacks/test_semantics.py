@@ -67,7 +67,7 @@ def test_a_model_wrong_on_clean_and_right_on_every_perturbed_image(name, data, f
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
 @given(seed=st.integers(0, 2**31))
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=2)
 def test_both_numbers_of_any_mixture_of_verdicts(name, data, flow, seed):
     """Against the script itself: robust is right twice, right under attack is right on the moved image."""
     x, y = data

@@ -206,7 +206,7 @@ def slow_step(
     seed=st.integers(0, 10**6),
     data=st.data(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_window_moves_are_those_of_the_paper(
     norm: Norm, channels: int, height: int, width: int, seed: int, data: st.DataObject
 ):

@@ -28,7 +28,7 @@ def build(name, target):
     return build_attack(spec.model_copy(update={"parameters": {**spec.parameters, **FAST[name]}}))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 12), st.integers(1, 40), st.integers(0, 99))
 def test_random_targets_are_wrong_classes_keyed_by_sample(classes, n, seed):
     labels = torch.arange(n) % classes

@@ -206,7 +206,7 @@ def test_jpeg_refuses_sides_below_a_block_and_other_channels(image):
 
 # -------------------------------------------------------------------------------------------------- Frank-Wolfe
 @given(seed=st.integers(0, 10**6), radius=st.floats(0.0, 6.0))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_vertex_is_the_optimum_of_the_linear_program(seed, radius):
     """max <g, z> over ||z||_1 <= radius, |z_i| <= room_i, in z = p - q with p, q >= 0."""
     generator = np.random.default_rng(seed)

@@ -240,7 +240,7 @@ def test_layers_quantised_by_the_range_of_their_batch_are_reported(classifier, i
     assert "batch-gap" in kinds
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.integers(2, 6),
     st.sampled_from([1e-20, 1e-6, 1.0, 1e6]),

@@ -170,7 +170,7 @@ def test_one_attack_under_two_names(run: Run) -> None:
     assert duplicate_labels(twice) == ["digits-at: fgsm, fgsm@0.2 are one attack; averages count it 2 times"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     logits=arrays.arrays(
         np.float32, st.tuples(st.integers(1, 8), st.integers(2, 12)), elements=st.floats(-80, 80, width=32)

@@ -47,7 +47,7 @@ def same_rows(one: Run, other: Run, but: tuple[str, ...] = ()) -> None:
 ids = st.lists(st.integers(0, 10**6), min_size=1, max_size=12, unique=True)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(ids=ids, blocks=st.integers(1, 3), share=st.integers(0, 12), seed=st.integers(0, 99))
 def test_round_trip(
     tmp_path_factory: pytest.TempPathFactory, ids: list[int], blocks: int, share: int, seed: int

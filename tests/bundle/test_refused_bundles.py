@@ -218,7 +218,7 @@ def changed(content: bytes, place: int, change: bytes, removed: int) -> bytes:
     return content[:place] + change + content[place + removed :]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.binary(min_size=1, max_size=4), st.integers(0, 4), st.integers(-1, 30))
 def test_anything_damaged_is_refused_in_one_line_or_read(
     bundle: Path, tmp_path: Path, temporary: Path, place: int, change: bytes, removed: int, number: int

@@ -470,7 +470,7 @@ def test_frechet_distances_are_shown_and_not_judged(run: Run, folders: tuple[Pat
 
 
 # ---------------------------------------------------------------------------------------------------- on paper
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 10**6))
 def test_every_table_fits_eighty_columns(seed: int) -> None:
     cells = [

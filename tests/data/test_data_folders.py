@@ -60,7 +60,7 @@ def test_arrays_are_read_as_written(tmp_path: Path) -> None:
     channels=st.sampled_from([None, 1, 3]),
     first=st.booleans(),
 )
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_layouts_name_axes(x: np.ndarray, channels: int | None, first: bool, tmp_path: Path) -> None:
     """The same pixels whatever axis holds the channels."""
     expected = np.stack([x] * (channels or 1), 1)

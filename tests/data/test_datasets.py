@@ -35,7 +35,7 @@ def test_digits_are_scikit_learns_scans_split_once_and_stratified(digits: Datase
 
 
 @given(n=st.integers(1, 360), more=st.integers(0, 100), seed=st.integers(0, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_larger_subset_extends_a_smaller_one(n: int, more: int, seed: int):
     split = load_dataset("digits").test
     small, large = sample_ids(split, n, seed), sample_ids(split, min(n + more, 360), seed)

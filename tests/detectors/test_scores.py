@@ -68,7 +68,7 @@ def detector(request, exact, data) -> Detector:
     return fitted(request.param, exact, data)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 6), st.integers(1, 30), st.floats(0.01, 20), st.integers(0, 2**20))
 def test_log_density_is_scikit_learns(size: int, n: int, width: float, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -240,7 +240,7 @@ def test_quirks_of_lid_are_the_public_codes(exact, data) -> None:
         detector.scores(clean[:5])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60), st.floats(0.001, 0.9))
 def test_threshold_flags_at_most_the_stated_share_of_clean_images(values: list[int], rate: float) -> None:
     detector = DETECTORS.get("kde")("kde", nn.Linear(1, 2), ("",), {})

@@ -82,7 +82,7 @@ def test_shares_by_hand() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(5, 60), st.integers(1, 4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_summaries_are_scikit_learns(seed: int, n: int, distinct: int) -> None:
     """With many ties, and infinite scores."""
     rng = np.random.default_rng(seed)

@@ -178,7 +178,7 @@ def brute_ranks(table: np.ndarray, alpha: float) -> list[tuple[int, int]]:
     return [(1 + up, len(table) - down) for up, down in zip(better, worse, strict=True)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 150), st.sampled_from([0.01, 0.05, 0.3]))
 def test_rank_ranges_are_those_of_every_pair(seed: int, models: int, n: int, alpha: float) -> None:
     rng = np.random.default_rng(seed)

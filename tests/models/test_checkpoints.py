@@ -177,7 +177,7 @@ def test_other_shapes_do_not_fit(tmp_path: Path) -> None:
     )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.from_regex(r"[a-z]{1,4}", fullmatch=True), min_size=1, max_size=3))
 def test_the_suggested_prefix_is_the_one_that_loads(parts: list[str]) -> None:
     prefix = "".join(f"{part}." for part in parts)

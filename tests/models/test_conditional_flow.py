@@ -14,7 +14,7 @@ from robbench.models.flows import ConditionalFlow, Flow, Latents
 from robbench.models.flows.base import Memory
 from robbench.models.flows.conditional import CouplingBlock, LabelledNet
 
-quick = settings(max_examples=12, deadline=None, derandomize=True)
+quick = settings(max_examples=12, derandomize=True)
 
 
 @st.composite

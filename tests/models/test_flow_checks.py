@@ -199,7 +199,7 @@ def test_a_frozen_copy_lives_where_the_flow_does(kind):
 
 
 # --------------------------------------------------------------------------------------------- the tools themselves
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     entry=st.integers(0, 10),
     dtype=st.sampled_from(
@@ -215,7 +215,7 @@ def test_a_fingerprint_changes_with_any_entry(entry, dtype):
     assert list(before.changed_tensors(module)) == ["kept"]
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(size=st.floats(1e-3, 1e6), share=st.floats(0, 10))
 def test_a_gap_is_measured_in_what_is_allowed(size, share):
     one = torch.tensor([[size, 0.0]], dtype=torch.float64)

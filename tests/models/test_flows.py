@@ -17,7 +17,7 @@ from robbench.models.flows.frozen_net import NARROW, NarrowConv
 from robbench.models.flows.layers import GlowStep, ZeroConv
 from robbench.models.flows.multiscale import MultiScale, Prior, Step
 
-quick = settings(max_examples=12, deadline=None, derandomize=True)
+quick = settings(max_examples=12, derandomize=True)
 
 
 def lively(flow: Flow, seed: int = 0, spread: float = 0.05) -> Flow:

@@ -19,7 +19,7 @@ from robbench.models.loading import load_flow
 from robbench.models.zoo import zoo_entries
 from robbench.statistics.likelihood import importance_weighted_bits_per_dim
 
-quick = settings(max_examples=10, deadline=None, derandomize=True)
+quick = settings(max_examples=10, derandomize=True)
 ALPHA = 1e-5
 
 

@@ -10,7 +10,7 @@ from robbench.models.gradient import check_gradient
 
 
 @given(seed=st.integers(0, 2**31 - 1), scale=st.sampled_from([0.01, 1.0, 30.0]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_differences_are_the_closed_form_of_a_linear_model(seed, scale):
     generator = torch.Generator().manual_seed(seed)
     linear = nn.Linear(12, 5).requires_grad_(False)

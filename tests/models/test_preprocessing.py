@@ -13,7 +13,7 @@ from robbench.models.flows import Flow, Glow
 from robbench.models.flows.layers import ZeroConv
 from robbench.models.flows.preprocessing import build_preprocessing
 
-quick = settings(max_examples=12, deadline=None, derandomize=True)
+quick = settings(max_examples=12, derandomize=True)
 
 
 def lively(

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from publish_runs import JSA, attack, cell, frame, make_run
 
-from robbench.results.pairs import compare, pack, pack_run, threat_key, unpack
+from robbench.results.pairs import compare, pack, pack_run, unpack
+from robbench.results.threats import name_threat
 from robbench.statistics.paired import sign_test
 from robbench.store.records import Run
 
@@ -75,7 +76,8 @@ def test_corruptions_are_no_part_of_a_worst_case() -> None:
     found = pack_run(make_run(cells, 40))["m"]
     assert set(found.worst) == {"linf@0.2", "joint@0.2@0.35", "all"}
     assert found.attacks["c-fog-3"] is not None
-    assert threat_key(fog) == "corruptions"
+    assert fog.threat is not None
+    assert name_threat(fog.threat) == "corruptions"
 
 
 def test_a_model_of_which_nothing_is_done_has_no_verdicts() -> None:

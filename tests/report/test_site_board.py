@@ -112,7 +112,7 @@ def test_likelihoods_are_on_their_own_board_only(run: Run) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- scatter
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=2, max_size=12))
 def test_the_front_is_what_no_model_beats(places: list[tuple[int, int]]) -> None:
     points = [

@@ -114,7 +114,7 @@ def made_cells(draw: st.DrawFn) -> list[CellResult]:
     return [verdicts(f"a{i}", right, draw(bools)) for i in range(k)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(made_cells(), st.integers(1, 4))
 def test_joint_counts_are_those_of_brute_force(cells: list[CellResult], limit: int) -> None:
     n = len(cells[0].rows)
@@ -143,7 +143,7 @@ def test_joint_counts_are_those_of_brute_force(cells: list[CellResult], limit: i
     assert found.further_samples == sum(sets.values()) - sum(shown.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(made_cells())
 def test_greedy_order_takes_the_attack_that_adds_most(cells: list[CellResult]) -> None:
     broke = {

@@ -74,7 +74,7 @@ def test_partial_numbers_say_what_they_lack(mixed: Run) -> None:
     assert {row.status for row in combined_rows(mixed, "b-whole")} == {"ok"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.sets(st.sampled_from([FGSM.label, PGD.label, JSA.label]), min_size=1), min_size=1, max_size=4)
 )

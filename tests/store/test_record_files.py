@@ -185,7 +185,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
     words=st.dictionaries(TEXT.filter(lambda key: key not in ("", CHECKSUM)), TEXT, max_size=3),
 )
 @example(text="\x85", numbers=[], words={"\u2028": "a\u2029b"})
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_written_is_read_back_from_both_formats(
     text: str, numbers: list[float], words: dict[str, str]
 ) -> None:

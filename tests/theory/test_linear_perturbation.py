@@ -87,7 +87,7 @@ def problems(draw: st.DrawFn, largest: int = 200) -> tuple[Gaussian, Floats, flo
     return model, points, epsilon
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(problems())
 def test_optimality_conditions_hold(problem: tuple[Gaussian, Floats, float]) -> None:
     model, points, epsilon = problem
@@ -115,7 +115,7 @@ def test_optimality_conditions_hold(problem: tuple[Gaussian, Floats, float]) -> 
         assert (_rise(model, alpha, rival) <= found.rise * (1 + tolerance)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(problems(largest=6))
 def test_root_is_bracketed_in_exact_arithmetic(problem: tuple[Gaussian, Floats, float]) -> None:
     """phi falls strictly; with rational numbers there is no rounding: epsilon^2 lies between phi beside the root, up to
@@ -141,7 +141,7 @@ def _phi(alpha: Floats, values: list[Fraction], excess: Fraction) -> Fraction:
     return total
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @example(seed=0, n=200, decades=12.0)
 @given(seed=st.integers(0, 2**32), n=st.integers(1, 200), decades=st.floats(0, 12))
 def test_conditions_hold_for_the_covariance_itself(seed: int, n: int, decades: float) -> None:
@@ -162,7 +162,7 @@ def test_conditions_hold_for_the_covariance_itself(seed: int, n: int, decades: f
     assert np.linalg.norm(found.delta, axis=1) == pytest.approx(epsilon, rel=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     split=st.sampled_from([0.0, 2.0**-52, 1e-14, 1e-9]),
     tiny=st.floats(-200, 0),

@@ -120,7 +120,7 @@ def test_fit_is_the_maximum_likelihood_estimate() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- Theorem 3.2
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     n=st.integers(1, 60),
     epsilon=st.floats(0.01, 5),

@@ -75,7 +75,8 @@ def _slopes(victim: Victim, images: Tensor, weights: Tensor, along: Tensor) -> l
     """By step, the central difference [n] of the weighted logits, and what rounding may add to it, [n], both float64.
     One call of the model for all, because small forwards cost what their overhead costs."""
     points = [images + sign * step * along for step in STEPS for sign in (1.0, -1.0)]
-    ends = victim.score(torch.cat(points)).double().unflatten(0, (len(STEPS), 2, len(images)))
+    logits = victim.score(torch.cat(points)).double()
+    ends = logits.view(len(STEPS), 2, len(images), -1)
     weights, found = weights.double().cpu(), []
     for step, (ahead, behind) in zip(STEPS, ends, strict=True):
         difference = ((ahead - behind) * weights).sum(1) / (2.0 * step)

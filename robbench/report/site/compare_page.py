@@ -14,8 +14,9 @@ from robbench.report.site.frame import body
 from robbench.report.site.groups import Group, Site
 from robbench.report.site.page import Page, Part
 from robbench.report.site.provenance import provenance
-from robbench.results.pairs import PackedModel, pack_run, threat_key, unpack
+from robbench.results.pairs import PackedModel, pack_run, unpack
 from robbench.results.tables import ALL_THREATS
+from robbench.results.threats import group_by_threat, name_threat
 from robbench.specs import ResolvedAttack
 from robbench.statistics import accuracy
 from robbench.statistics.accuracy import Verdicts
@@ -137,7 +138,8 @@ class _Comparison:
 
     def _verdicts(self, results: Sequence[CellResult], model: PackedModel) -> dict[str, str]:
         cells = {r.cell.attack.label: r.cell.attack for r in results}
-        titles = {threat_key(attack): threat_title(attack) for attack in cells.values()}
+        threats = group_by_threat(cells.values(), lambda attack: attack)
+        titles = {name_threat(threat): threat_title(attacks[0]) for threat, attacks in threats.items()}
         same = {label for label, attack in cells.items() if attack == self.attacks.get(label)}
         worst = {WORST: model.worst.get(ALL_THREATS)}
         worst |= {f"worst {titles[key]}": text for key, text in model.worst.items() if key in titles}

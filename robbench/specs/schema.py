@@ -16,7 +16,7 @@ from robbench.core.schema import Strict, load_yaml
 Space = Literal["image", "latent", "joint", "rendered", "minimal", "corruption"]
 UNBOUNDED: tuple[Space, ...] = ("minimal", "corruption")
 Norm = Literal["linf", "l2", "l1", "l0", "none"]  # l0: values that differ; of minimal-norm attacks only
-ModelKind = Literal["classifier", "flow"]
+ModelKind = Literal["classifier", "flow", "detector"]  # a detector guards a classifier
 # Meaning of an attack's images. "worst-case": the strongest of a set that contains the clean image, so that a sample
 # misclassified without attack is misclassified under it. "perturbation": every image is perturbed, and its own verdict
 # counts.
@@ -121,7 +121,7 @@ class ThreatModel(Strict):
 
     Attributes:
         name, description: of the threat model.
-        target: attacks change a classifier's decision or a flow's likelihood.
+        target: attacks change a classifier's decision, a flow's likelihood, or the decision of a classifier and its detector.
         space, norm: of the perturbation.
         pixel_range: epsilon is stated for pixels in [0, pixel_range]; 255 as in papers on likelihoods, whatever number
             of grey levels the images have.

@@ -71,7 +71,7 @@ def resolve_attack(
         name=name,
         label=label,
         threat_model=owner.name,
-        target=owner.target,
+        target=owner.target_of(name),
         space=owner.space,
         norm=norm,
         pixel_range=owner.pixel_range,
@@ -94,9 +94,10 @@ def from_surrogate(attack: ResolvedAttack, surrogate: str, sha256: str, function
     """`attack` searching the model `surrogate` in the place of the attacked one. sha256: of its weights; function:
     `ModelCard.function_hash` of it. `UserError` for attacks on flows and targeted ones."""
     given = spell_argument("surrogate", surrogate)
-    if attack.target == "flow":
+    if attack.target != "classifier":
+        what = "a flow's likelihood" if attack.target == "flow" else "a classifier and its detector"
         raise UserError(
-            f"{given}: attack {attack.label!r} is on a flow's likelihood and has no transfer version; leave "
+            f"{given}: attack {attack.label!r} is on {what} and has no transfer version; leave "
             f"{spell_argument('surrogate')} out, or name an attack on classifiers, as in pgd20, aa"
         )
     if attack.parameters.get("target") is not None:

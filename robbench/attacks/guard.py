@@ -5,7 +5,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from robbench.attacks.search.geometry import finite_part
 from robbench.attacks.trust.context import refuse_other_modes, torch_modes
 from robbench.attacks.trust.model_call import out_of_memory
 from robbench.core.errors import UserError
@@ -79,7 +78,3 @@ def excess_and_gradient(guard: Guard, images: Tensor) -> tuple[Tensor, Tensor]:
         (gradient,) = torch.autograd.grad(scores.sum(), point)
     return excess(guard, scores.detach()), gradient
 
-
-def descent_of(gradient: Tensor) -> Tensor:
-    """Where scores with this gradient [N,C,H,W] fall; entries that are not finite are 0."""
-    return -finite_part(gradient)

@@ -15,7 +15,8 @@ from robbench.models.zoo import find_model, zoo_entries
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
 
 MODELS = threat_models()
-NAMES = sorted(n for m in MODELS.values() if m.space == "minimal" for n in m.attacks)
+SURE = {"cw-l2-k9": 9.0, "cw-l2-k20": 20.0}  # which look beyond the boundary
+NAMES = sorted(n for m in MODELS.values() if m.space == "minimal" for n in m.attacks if n not in SURE)
 CLASSES, D = 3, 16
 DECISION_BASED = ("boundary", "hopskipjump-l2", "hopskipjump-linf")
 FEW_QUERIES = {name: {"queries": 500} for name in DECISION_BASED}
@@ -146,6 +147,29 @@ def test_a_success_of_cw_leads_by_its_confidence():
     never = evaluate("cw-l2", model, x, y, confidence=1e4)
     assert never.robust.all(), "misclassified images that lead by less are no success"
     assert torch.equal(never.adversarial, x)
+
+
+@pytest.mark.parametrize("target", [None, 1])
+@pytest.mark.parametrize("name", SURE)
+def test_high_confidence_cw_reaches_its_confidence(name, target):
+    model = linear()
+    model[1].weight.mul_(12.0)
+    x, y = images(model, 0.3, 0.7)
+    aim = {} if target is None else {"target": target}
+    outcome = evaluate(name, model, x, y, epsilon=1e3, steps=60, step_size=0.05, initial_constant=0.1, **aim)
+    logits = model(outcome.adversarial)
+    lead = -outcome.margins
+    if target is not None:
+        lead = logits[:, target] - logits.scatter(1, torch.full_like(y, target)[:, None], -torch.inf).amax(1)
+    found = ~outcome.robust
+    assert found.sum() >= 20
+    assert (lead[found] >= SURE[name] * (1 - 1e-5)).all()
+    assert (lead[found].median() - SURE[name]).abs() < 2, "hardly further than asked for"
+    if target is not None:
+        of_target = y == target
+        assert of_target.any()
+        assert torch.equal(outcome.adversarial[of_target], x[of_target]), "images of the class stay as they are"
+        assert not outcome.reached[of_target].any()
 
 
 @pytest.mark.parametrize("name", NAMES)

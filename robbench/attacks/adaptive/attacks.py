@@ -17,7 +17,7 @@ likely ones: detectors with a density for each class ask for an image that is or
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -53,7 +53,7 @@ class AdaptiveParameters(Strict):
 
     steps: int = Field(gt=0)
     strategies: tuple[Literal["combined", "selective", "orthogonal"], ...] = ("selective", "orthogonal")
-    weights: tuple[float, ...] = Field(default=(0.5,), min_length=1)
+    weights: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(0.5,), min_length=1)
     starts: tuple[Start, ...] = Field(default=("oblivious", "random"), min_length=1)
     targets: int = Field(default=3, ge=0)
 

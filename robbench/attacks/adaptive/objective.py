@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robbench.attacks.guard import Guard, call_guard, descent_of, excess, excess_and_gradient
+from robbench.attacks.guard import Guard, call_guard, excess, excess_and_gradient
 from robbench.attacks.search.decision import margins
-from robbench.attacks.search.geometry import normalise, per_sample, put
+from robbench.attacks.search.geometry import normalise, per_sample, put, stands_still
 from robbench.attacks.search.inner import SURE, error_log_odds
 from robbench.attacks.search.spaces import State
 from robbench.attacks.search.task import Task
@@ -102,14 +102,16 @@ def look(victim: GuardedVictim, images: Tensor, state: State, strategy: Strategy
     if strategy == "oblivious":
         return Look(margin, _excess_where_wrong(victim, images, margin), error)
     above, gradient = excess_and_gradient(victim.guard, images)
-    calm = normalise(descent_of(gradient), "l2")
+    calm = normalise(-gradient, "l2")
     return Look(margin, above, _direction(error, calm, margin, above, strategy, weight))
 
 
 def _direction(
     error: Tensor, calm: Tensor, margin: Tensor, above: Tensor, strategy: Strategy, weight: float
 ) -> Tensor:
-    """error, calm: unit gradients [n,C,H,W] of the classifier's error and of the detector's acceptance."""
+    """error, calm: unit gradients [n,C,H,W] of the classifier's error and of the detector's acceptance. Where the detector
+    has none, the classifier's alone."""
+    calm = torch.where(per_sample(stands_still(calm), calm), error, calm)
     wrong = per_sample(margin <= 0, error)
     if strategy == "combined":
         return (1.0 - weight) * error + weight * calm * per_sample(above > 0, calm)

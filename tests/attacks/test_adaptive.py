@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scaled_models import Scaled
 from torch import nn
@@ -67,13 +67,19 @@ def hundred(digits, classifier):
 
 
 @pytest.fixture(scope="module")
-def density(digits):
-    """Negative log density of images under Gaussian kernels around training images, in pixels; flags a twentieth."""
-    points = digits.train.x(torch.arange(400)).double().flatten(1)
+def density(digits, classifier):
+    """Negative log density in the last hidden layer, under Gaussian kernels around training images of the predicted
+    class; flags a twentieth of clean images."""
+    x, labels = digits.train.x(torch.arange(400)), digits.train.labels[:400]
+    hidden = classifier[:-1]
+    points = hidden(x).double()
+    scale = points.std()
 
     def scores(images):
-        squares = torch.cdist(images.double().flatten(1), points).square()
-        return -(-squares / (2 * 0.3**2)).logsumexp(1)
+        features = hidden(images.float())
+        squares = torch.cdist(features.double(), points, compute_mode="donot_use_mm_for_euclid_dist").square()
+        other = labels != classifier[-1](features).argmax(1)[:, None]
+        return -(-squares / (2 * scale**2)).masked_fill(other, -torch.inf).logsumexp(1)
 
     clean = scores(digits.validation.x(torch.arange(100)))
     return Guard(scores, float(clean.quantile(0.95)))
@@ -83,8 +89,9 @@ def density(digits):
 @pytest.mark.parametrize("name", ATTACKS)
 def test_beside_a_detector_that_flags_nothing_no_attack_is_weaker_than_pgd(name, suffix, classifier, hundred):
     epsilon = 0.08 if not suffix else 0.4
-    plain = evaluate(f"pgd50{suffix}", None, classifier, *hundred, epsilon)
-    outcome = evaluate(name + suffix, constant(-1.0), classifier, *hundred, epsilon)
+    plain = evaluate(f"pgd20{suffix}", None, classifier, *hundred, epsilon)
+    few = {"steps": 20, "strategies": ("selective",), "starts": ("random",), "targets": 0}
+    outcome = evaluate(name + suffix, constant(-1.0), classifier, *hundred, epsilon, **few)
     assert 5 < int(plain.robust.sum()) < 95
     assert int((outcome.robust & ~plain.robust).sum()) <= 1
 
@@ -112,7 +119,7 @@ def test_a_density_that_stops_pgd_does_not_stop_an_attack_that_knows_it(name, cl
 @pytest.mark.parametrize("name", ATTACKS)
 @pytest.mark.parametrize("strategy", ["combined", "selective", "orthogonal"])
 def test_images_that_stay_flagged_have_lower_scores_than_oblivious_ones(name, strategy, classifier, hundred, density):
-    x, y = (part[:40] for part in hundred)
+    x, y = (part[:30] for part in hundred)
     strict = Guard(density.scores, -1e9)
     first = evaluate(name, strict, classifier, x, y, steps=10, strategies=())
     outcome = evaluate(name, strict, classifier, x, y, steps=10, strategies=(strategy,), targets=1)
@@ -123,18 +130,20 @@ def test_images_that_stay_flagged_have_lower_scores_than_oblivious_ones(name, st
     assert after.mean() < before.mean() - 1
 
 
-@settings(max_examples=8, deadline=None)
-@given(st.sampled_from(ATTACKS), st.integers(-10, 10), st.integers(-10, 10))
-@example("adaptive-pgd", -10, 10)
-@example("adaptive-apgd", 10, -10)
-def test_verdicts_do_not_depend_on_the_scale_of_logits_or_scores(name, logits, scores, classifier, hundred, density):
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(("logits", "scores"), [(1e-3, 1e3), (1e3, 1e-3), (2.0**-20, 1.0), (1.0, 2.0**20)])
+def test_verdicts_do_not_depend_on_the_scale_of_logits_or_scores(
+    name, logits, scores, classifier, hundred, density
+):
+    """To one sample, where a step may round to the other side."""
     x, y = (part[:40] for part in hundred)
-    scaled = Guard(lambda images: density.scores(images) * 2.0**scores, density.threshold * 2.0**scores)
-    few = {"epsilon": 0.1, "steps": 8, "targets": 1, "strategies": ("selective", "orthogonal", "combined")}
+    scaled = Guard(lambda images: density.scores(images) * scores, density.threshold * scores)
+    few = {"epsilon": 0.1, "steps": 8, "targets": 1, "starts": ("oblivious",)}
     plain = evaluate(name, density, classifier, x, y, **few)
-    other = evaluate(name, scaled, Scaled(classifier, 2.0**logits), x, y, **few)
-    assert 0 < int(broken(density, plain).sum()) < 40
-    assert torch.equal(broken(density, plain), broken(scaled, other))
+    other = evaluate(name, scaled, Scaled(classifier, logits), x, y, **few)
+    assert 5 < int(broken(density, plain).sum()) < 35
+    allowed = 0 if math.frexp(logits)[0] == 0.5 else 1
+    assert int((broken(density, plain) != broken(scaled, other)).sum()) <= allowed
 
 
 @given(st.lists(st.tuples(*[st.floats(allow_nan=False, width=32)] * 2), min_size=2, max_size=2))
@@ -167,8 +176,8 @@ def grid(x, epsilon, norm, size=201):
     return points if norm == "linf" else points[(points - x).norm(dim=1) <= epsilon]
 
 
-unit = st.floats(0.1, 0.9, width=32)
-angle = st.floats(0, 6.28, width=32)
+unit = st.floats(0.125, 0.875, width=32)
+angle = st.floats(0, 6.25, width=32)
 
 
 @settings(max_examples=40, deadline=None)
@@ -177,8 +186,8 @@ angle = st.floats(0, 6.28, width=32)
     st.tuples(unit, unit),
     angle,
     angle,
-    st.floats(0.02, 0.3, width=32),
-    st.floats(-0.3, 0.3, width=32),
+    st.floats(0.03125, 0.25, width=32),
+    st.floats(-0.25, 0.25, width=32),
     st.booleans(),
 )
 def test_an_accepted_misclassified_image_is_found_where_there_is_one(

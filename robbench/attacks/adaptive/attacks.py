@@ -52,7 +52,11 @@ class AdaptiveParameters(Strict):
     """
 
     steps: int = Field(gt=0)
-    strategies: tuple[Literal["combined", "selective", "orthogonal"], ...] = ("selective", "orthogonal")
+    strategies: tuple[Literal["combined", "selective", "orthogonal"], ...] = (
+        "selective",
+        "combined",
+        "orthogonal",
+    )
     weights: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(default=(0.5,), min_length=1)
     starts: tuple[Start, ...] = Field(default=("oblivious", "random"), min_length=1)
     targets: int = Field(default=3, ge=0)
@@ -61,7 +65,7 @@ class AdaptiveParameters(Strict):
 class AdaptivePGDParameters(AdaptiveParameters):
     """relative_step_size: of PGD, a share of epsilon."""
 
-    relative_step_size: float = Field(default=0.1, gt=0)
+    relative_step_size: float = Field(default=0.2, gt=0)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
 
 Strategy = Literal["oblivious", "combined", "selective", "orthogonal"]
+BEHIND = 4000.0  # in `rank`, of images that are right; above twice the range of `_logarithm`
 PARALLEL = 1e-6  # length of what a projection leaves of a unit gradient below which only rounding is left
 
 
@@ -84,12 +85,13 @@ class Look:
 def rank(margin: Tensor, excess: Tensor) -> Tensor:
     """An order of images, [n]: misclassified ones, the smaller `excess` [n] the larger, above those that are right, the
     smaller the margin [n] the larger. Only its order means anything, which no scale of logits or scores changes."""
-    return torch.where(margin <= 0, -_squash(excess), -3.0 - _squash(margin))
+    return torch.where(margin <= 0, -_logarithm(excess), -BEHIND - _logarithm(margin))
 
 
-def _squash(values: Tensor) -> Tensor:
-    """Into [-1,1], in the same order."""
-    return torch.where(values.isfinite(), values / (1.0 + values.abs()), values.sign())
+def _logarithm(values: Tensor) -> Tensor:
+    """Increasing in values [n], odd, within 1600 of 0, and as fine for large and small values as float64 is."""
+    limits = torch.finfo(values.dtype)
+    return values.sign() * (values.abs().clamp(limits.tiny, limits.max).log() + 800.0)
 
 
 def look(victim: GuardedVictim, images: Tensor, state: State, strategy: Strategy, weight: float) -> Look:

@@ -90,7 +90,7 @@ def density(digits, classifier):
 def test_beside_a_detector_that_flags_nothing_no_attack_is_weaker_than_pgd(name, suffix, classifier, hundred):
     epsilon = 0.08 if not suffix else 0.4
     plain = evaluate(f"pgd20{suffix}", None, classifier, *hundred, epsilon)
-    few = {"steps": 20, "strategies": ("selective",), "starts": ("random",), "targets": 0}
+    few = {"steps": 20, "strategies": ("selective",), "targets": 2}
     outcome = evaluate(name + suffix, constant(-1.0), classifier, *hundred, epsilon, **few)
     assert 5 < int(plain.robust.sum()) < 95
     assert int((outcome.robust & ~plain.robust).sum()) <= 1
@@ -168,52 +168,44 @@ class Linear(nn.Module):
         return torch.stack([-z, z], 1) / 2
 
 
-def grid(x, epsilon, norm, size=201):
-    """Images of the ball around x [2] and the box, on a grid with the ball's own edges."""
+def closest(x, epsilon, norm, violation, size=101):
+    """The smallest violation [n] in the ball around each image of two pixels and the box, on a grid."""
     low, high = (x - epsilon).clamp(min=0), (x + epsilon).clamp(max=1)
-    ticks = [low[i] + (high[i] - low[i]) * torch.linspace(0, 1, size, dtype=torch.float64) for i in range(2)]
-    points = torch.cartesian_prod(*ticks)
-    return points if norm == "linf" else points[(points - x).norm(dim=1) <= epsilon]
+    ticks = torch.linspace(0, 1, size, dtype=torch.float64)
+    points = low[:, None] + (high - low)[:, None] * torch.cartesian_prod(ticks, ticks)
+    outside = (points - x[:, None]).norm(dim=2) > epsilon if norm == "l2" else torch.zeros(())
+    values = violation(points.reshape(-1, 1, 1, 2)).reshape(points.shape[:2])
+    return values.masked_fill(outside.bool(), torch.inf).amin(1)
 
 
-unit = st.floats(0.125, 0.875, width=32)
-angle = st.floats(0, 6.25, width=32)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.sampled_from(("adaptive-pgd", "adaptive-apgd", "adaptive-pgd-l2", "adaptive-apgd-l2")),
-    st.tuples(unit, unit),
-    angle,
-    angle,
-    st.floats(0.03125, 0.25, width=32),
-    st.floats(-0.25, 0.25, width=32),
-    st.booleans(),
-)
-def test_an_accepted_misclassified_image_is_found_where_there_is_one(
-    name, point, turn, other, gap, height, curved
-):
-    """Classifier: a line at distance `gap` from the image. Detector: another line, or an ellipse around a centre."""
-    x = torch.tensor(point)
-    w = [math.cos(turn), math.sin(turn)]
-    model = Linear(w, float(gap - x @ torch.tensor(w)))
-    v = torch.tensor([math.cos(other), math.sin(other)], dtype=torch.float64)
-    centre, widths = x.double() + 0.4 * v, torch.tensor([1.0, 3.0], dtype=torch.float64)
+@settings(max_examples=3, deadline=None)
+@given(st.floats(0, 6.25), st.floats(0, 6.25), st.floats(-0.2, 0.2), st.booleans())
+@pytest.mark.parametrize("name", [f"{name}{suffix}" for name in ATTACKS for suffix in ("", "-l2")])
+def test_an_accepted_misclassified_image_is_found_where_there_is_one(name, turn, other, height, curved):
+    """Two pixels. Classifier: a line; detector: another line, or an ellipse; 60 images on all sides of both."""
+    draw = torch.Generator().manual_seed(0)
+    x = 0.05 + 0.9 * torch.rand((60, 1, 1, 2), generator=draw)
+    w, v = ([math.cos(one), math.sin(one)] for one in (turn, other))
+    model, v = Linear(w, -sum(w) / 2), torch.tensor(v, dtype=torch.float64)
+    y = model(x).argmax(1)
+    centre, widths = 0.5 + 0.3 * v, torch.tensor([1.0, 3.0], dtype=torch.float64)
 
     def scores(images):
         flat = images.double().flatten(1)
-        return ((flat - centre) * widths).square().sum(1) if curved else (flat - x.double()) @ v
+        return ((flat - centre) * widths).square().sum(1) if curved else (flat - 0.5) @ v
 
-    guard = Guard(scores, 0.3 + height if curved else height)
+    guard = Guard(scores, 0.25 + height if curved else height)
     norm, epsilon = ("l2" if name.endswith("l2") else "linf"), 0.2
-    outcome = evaluate(name, guard, model, x.reshape(1, 1, 1, 2), torch.tensor([1]), epsilon, targets=1)
-    points = grid(x.double(), epsilon, norm)
-    images = points.reshape(-1, 1, 1, 2)
-    margin, above = points @ torch.tensor(w, dtype=torch.float64) + model.b, scores(images) - guard.threshold
-    inside = float(torch.maximum(margin, above).min())
-    found = bool(broken(guard, outcome))
-    assert not (found and inside > 0.01), "there is none"
-    assert found or inside > -0.01, "there is one"
+    outcome = evaluate(name, guard, model, x, y, epsilon, steps=40, targets=0)
+
+    def violation(images):
+        sign = (2.0 * y.repeat_interleave(len(images) // len(y)) - 1.0).double()
+        line = images.double().flatten(1) @ torch.tensor(w, dtype=torch.float64) + model.b
+        return torch.maximum(sign * line, scores(images) - guard.threshold)
+
+    least, found = closest(x.double().flatten(1), epsilon, norm, violation), broken(guard, outcome)
+    assert not (found & (least > 0.02)).any(), "there is none"
+    assert not (~found & (least < -0.01)).any(), "there is one"
 
 
 def test_a_score_that_is_no_number_accepts_the_image(classifier, hundred):
@@ -277,7 +269,7 @@ def test_gradients_of_scores_are_those_of_finite_differences(density, hundred):
         moved = torch.zeros_like(x)
         moved[(slice(None), *pixel)] = step
         slope = (density.scores(x.double() + moved) - density.scores(x.double() - moved)) / (2 * step)
-        torch.testing.assert_close(found[(slice(None), *pixel)].double(), slope, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(found[(slice(None), *pixel)].double(), slope, rtol=0.02, atol=1e-3)
 
 
 def test_without_a_detector_at_hand(classifier, hundred):

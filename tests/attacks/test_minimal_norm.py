@@ -149,27 +149,24 @@ def test_a_success_of_cw_leads_by_its_confidence():
     assert torch.equal(never.adversarial, x)
 
 
-@pytest.mark.parametrize("target", [None, 1])
+@pytest.mark.parametrize("target", [None, 2])
 @pytest.mark.parametrize("name", SURE)
 def test_high_confidence_cw_reaches_its_confidence(name, target):
     model = linear()
-    model[1].weight.mul_(12.0)
+    model[1].weight.mul_(300.0)
     x, y = images(model, 0.3, 0.7)
+    y[0] = 2  # has nowhere to go where the target is 2
     aim = {} if target is None else {"target": target}
-    outcome = evaluate(name, model, x, y, epsilon=1e3, steps=60, step_size=0.05, initial_constant=0.1, **aim)
+    outcome = evaluate(name, model, x, y, epsilon=4.0, steps=100, step_size=0.05, **aim)
+    own = torch.full_like(y, 2)[:, None]
     logits = model(outcome.adversarial)
-    lead = -outcome.margins
+    reached = logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -torch.inf).amax(1)
+    lead = (-outcome.margins if target is None else reached)[1:]
+    assert (lead >= SURE[name] * (1 - 1e-5)).all()
+    assert lead.median() < 1.1 * SURE[name], "hardly further than asked for"
     if target is not None:
-        lead = logits[:, target] - logits.scatter(1, torch.full_like(y, target)[:, None], -torch.inf).amax(1)
-    found = ~outcome.robust
-    assert found.sum() >= 20
-    assert (lead[found] >= SURE[name] * (1 - 1e-5)).all()
-    assert (lead[found].median() - SURE[name]).abs() < 2, "hardly further than asked for"
-    if target is not None:
-        of_target = y == target
-        assert of_target.any()
-        assert torch.equal(outcome.adversarial[of_target], x[of_target]), "images of the class stay as they are"
-        assert not outcome.reached[of_target].any()
+        assert torch.equal(outcome.adversarial[0], x[0])
+        assert outcome.reached.tolist() == [False] + 23 * [True]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -65,10 +65,10 @@ class GuardedAPGD(APGD):
     def begin(self, victim: Victim, task: Task) -> State:
         return {**super().begin(victim, task), **nothing_kept(task.x), **_towards(task)}
 
-    def noise(self, task: Task) -> Tensor:
+    def _noise(self, task: Task) -> Tensor:
         if isinstance(task, GuardedTask) and task.start is not None:
             return task.start - task.x
-        return super().noise(task)
+        return super()._noise(task)
 
     def look(self, victim: Victim, state: State) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(victim, GuardedVictim)

@@ -129,7 +129,7 @@ class APGD(Search):
             state["target"] = self._targets(victim, task)
             state["forwards"] += self.eot_iterations
         state |= self.rule.begin(task.x, radius)
-        point = self.rule.admit(state, task.x + self.noise(task), radius)
+        point = self.rule.admit(state, task.x + self._noise(task), radius)
         state |= {"point": point, "best": point.clone(), "best_gradient": torch.zeros_like(point)}
         if isinstance(self.rule, HalvingRule):
             state["old"] = point
@@ -231,7 +231,7 @@ class APGD(Search):
         wrong = logits.scatter(1, task.y[:, None], float("-inf"))
         return wrong.argsort(dim=1, descending=True, stable=True)[:, (self.target or 1) - 1]
 
-    def noise(self, task: Task) -> Tensor:
+    def _noise(self, task: Task) -> Tensor:
         """The start relative to the clean images, not yet admissible, [n,C,H,W]."""
         return self.rule.noise(*keyed_noise(task.seed, self.stream, task.ids, self.restart, task.x))
 

@@ -47,7 +47,9 @@ def call_guard(guard: Guard, images: Tensor) -> Tensor:
         ) from error
     refuse_other_modes(before, f"detector {guard.name!r}")
     if not isinstance(scores, Tensor) or scores.shape != (len(images),) or not scores.is_floating_point():
-        found = f"{list(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
+        found = (
+            f"{list(scores.shape)} {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
+        )
         raise UserError(
             f"detector {guard.name!r} returned {found} for {len(images)} images; return one floating-point score each"
         )
@@ -60,8 +62,8 @@ def excess(guard: Guard, scores: Tensor) -> Tensor:
 
 
 def score_gradients(guard: Guard, images: Tensor) -> Tensor:
-    """Gradient [N,C,H,W] of the scores at images, entries that are not finite included; `UserError` for a detector whose
-    scores have no graph to the images."""
+    """Gradient [N,C,H,W] of the scores at images, entries that are not finite included; `UserError` for a detector
+    whose scores have no graph to the images."""
     return excess_and_gradient(guard, images)[1]
 
 
@@ -77,4 +79,3 @@ def excess_and_gradient(guard: Guard, images: Tensor) -> tuple[Tensor, Tensor]:
             )
         (gradient,) = torch.autograd.grad(scores.sum(), point)
     return excess(guard, scores.detach()), gradient
-

@@ -95,9 +95,9 @@ def from_surrogate(attack: ResolvedAttack, surrogate: str, sha256: str, function
     `ModelCard.function_hash` of it. `UserError` for attacks on flows and targeted ones."""
     given = spell_argument("surrogate", surrogate)
     if attack.target != "classifier":
-        what = "a flow's likelihood" if attack.target == "flow" else "a classifier and its detector"
+        on = "a flow's likelihood" if attack.target == "flow" else "a detector"
         raise UserError(
-            f"{given}: attack {attack.label!r} is on {what} and has no transfer version; leave "
+            f"{given}: attack {attack.label!r} is on {on} and has no transfer version; leave "
             f"{spell_argument('surrogate')} out, or name an attack on classifiers, as in pgd20, aa"
         )
     if attack.parameters.get("target") is not None:

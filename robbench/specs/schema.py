@@ -16,7 +16,8 @@ from robbench.core.schema import Strict, load_yaml
 Space = Literal["image", "latent", "joint", "rendered", "minimal", "corruption"]
 UNBOUNDED: tuple[Space, ...] = ("minimal", "corruption")
 Norm = Literal["linf", "l2", "l1", "l0", "none"]  # l0: values that differ; of minimal-norm attacks only
-ModelKind = Literal["classifier", "flow", "detector"]  # a detector guards a classifier
+# "detector": a classifier that a detector guards. Attacks on classifiers attack it too, without knowing the detector.
+ModelKind = Literal["classifier", "flow", "detector"]
 # Meaning of an attack's images. "worst-case": the strongest of a set that contains the clean image, so that a sample
 # misclassified without attack is misclassified under it. "perturbation": every image is perturbed, and its own verdict
 # counts.
@@ -123,7 +124,8 @@ class ThreatModel(Strict):
 
     Attributes:
         name, description: of the threat model.
-        target: attacks change a classifier's decision, a flow's likelihood, or the decision of a classifier and its detector.
+        target: attacks change a classifier's decision, a flow's likelihood, or the decisions of a classifier and of the
+            detector that guards it.
         space, norm: of the perturbation.
         pixel_range: epsilon is stated for pixels in [0, pixel_range]; 255 as in papers on likelihoods, whatever number
             of grey levels the images have.
@@ -187,8 +189,9 @@ class ThreatModel(Strict):
         return {**self.budgets, **self.attacks[attack].budgets}
 
     def target_of(self, attack: str) -> ModelKind:
-        """What an attack attacks."""
-        return self.attacks[attack].target or self.target
+        """What an attack or a group attacks."""
+        spec = self.attacks.get(attack)
+        return (spec.target if spec else None) or self.target
 
     def members(self, group: str) -> tuple[str, ...]:
         """Names of the attacks of a group."""

@@ -67,7 +67,11 @@ def _kinds(names):
     found = {}
     for name in names:
         spec = quick(resolve_attack(name, "digits", MODELS))
-        rest = {k: v for k, v in spec.parameters.items() if "step" not in k and k not in ("restarts", "confidence")}
+        rest = {
+            k: v
+            for k, v in spec.parameters.items()
+            if "step" not in k and k not in ("restarts", "confidence")
+        }
         single = spec.parameters.get("steps") == 1
         found.setdefault(repr((spec.algorithm, spec.space, spec.norm, single, sorted(rest.items()))), name)
     return sorted(found.values())

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from robbench.attacks.adaptive.objective import GuardedTask, GuardedVictim, Strategy, rank
@@ -70,8 +70,8 @@ class AdaptivePGDParameters(AdaptiveParameters):
 
 @dataclass(frozen=True)
 class Restart:
-    """One search: its number, direction, weight of the detector, start, and the place of its class among the most likely
-    wrong ones; None for any class."""
+    """One search: its number, direction, weight of the detector, start, and the place of the class it moves to among the
+    most likely wrong ones; None for any class."""
 
     number: int
     strategy: Strategy
@@ -84,7 +84,7 @@ class AdaptiveAttack(Attack):
     """Base of the adaptive attacks. guard: the detector, set by whoever has it at hand."""
 
     target: ClassVar[ModelKind] = "detector"
-    Parameters = AdaptivePGDParameters
+    Parameters: ClassVar[type[BaseModel]] = AdaptiveParameters
 
     def __init__(self, spec: ResolvedAttack, flow: Codec | None = None) -> None:
         super().__init__(spec, flow)
@@ -104,8 +104,9 @@ class AdaptiveAttack(Attack):
         p = spec.parameters
         tried = ", ".join(p.get("strategies") or AdaptiveParameters.model_fields["strategies"].default)
         words = (
-            f"s: score of the detector that guards f, τ: its threshold. {p.get('steps')} steps a search: along the "
-            f"gradient of f alone, then {tried}, towards any class and the {p.get('targets', 3)} most likely wrong ones."
+            f"s: score of the detector that guards f, τ: its threshold. {p.get('steps')} steps a search: along "
+            f"the gradient of f alone, then {tried}, towards any class and the {p.get('targets', 3)} most likely wrong "
+            f"ones."
         )
         return lines, words
 
@@ -129,44 +130,42 @@ class AdaptiveAttack(Attack):
                         yield Restart(number, strategy, weight, start, place)
 
     def search(self, victim: Victim, task: Task) -> Candidates:
+        guarded, found = (
+            GuardedVictim(victim, self._require_guard()),
+            Candidates.unsearched(task.x, self.spec.name),
+        )
+        rows = torch.arange(len(task.x))
+        parts = [likely_wrong_classes(victim, task.part(part)) for part in chunks(rows, task.batch_size)]
+        found.forwards += 1
+        classes, begin = torch.cat(parts), task.x
+        best = torch.full((len(rows),), float("-inf"), dtype=torch.float64, device=task.x.device)
+        for restart in self.restarts(min(self.parameters.targets, classes.shape[1])):
+            if not len(rows):
+                break
+            start = {"oblivious": begin, "random": None, "clean": task.x}[restart.start]
+            towards = None if restart.place is None else classes[:, restart.place]
+            aimed, kept = GuardedTask(**vars(task), start=start, towards=towards), found.adversarial.clone()
+            run_search(guarded, self.plan(restart), aimed, found, rows)
+            rows = self._keep(guarded, task, found, rows, kept, best)
+            if restart.strategy == "oblivious":
+                begin = found.adversarial.clone()
+        found.step.clamp_(max=self.parameters.steps)
+        return found
+
+    def _require_guard(self) -> Guard:
         if self.guard is None:
             raise UserError(
                 f"attack {self.spec.label!r} is on a classifier and its detector, and none is at hand; name a detector "
                 f"as the model (robbench train --detector kde --model NAME)"
             )
-        guarded, found = GuardedVictim(victim, self.guard), Candidates.unsearched(task.x, self.spec.name)
-        classes = torch.cat(
-            [likely_wrong_classes(victim, task.part(rows)) for rows in self._batches(task)]
-        )
-        found.forwards += 1
-        whole = GuardedTask(**vars(task))
-        rows = torch.arange(len(task.x))
-        best = torch.full((len(rows),), float("-inf"), dtype=torch.float64, device=task.x.device)
-        start = task.x
-        for restart in self.restarts(min(self.parameters.targets, classes.shape[1])):
-            if not len(rows):
-                break
-            kept = found.adversarial.clone()
-            towards = None if restart.place is None else classes[:, restart.place]
-            images = {"oblivious": start, "random": None, "clean": task.x}[restart.start]
-            aimed = GuardedTask(**{**vars(whole), "start": images, "towards": towards})
-            run_search(guarded, self.plan(restart), aimed, found, rows)
-            rows = self._keep(guarded, task, found, rows, kept, best)
-            if restart.strategy == "oblivious":
-                start = found.adversarial.clone()
-        found.step.clamp_(max=self.parameters.steps)
-        return found
-
-    @staticmethod
-    def _batches(task: Task) -> tuple[Tensor, ...]:
-        return chunks(torch.arange(len(task.x)), task.batch_size)
+        return self.guard
 
     @staticmethod
     def _keep(
         guarded: GuardedVictim, task: Task, found: Candidates, rows: Tensor, kept: Tensor, best: Tensor
     ) -> Tensor:
-        """The `rows` that are still robust, by a clean forward that is counted; of these `found` goes back to the images
-        `kept` [N,C,H,W] of earlier searches where they are nearer, whose rank is `best` [N]."""
+        """The `rows` that are still robust, by a clean forward that is counted; of these `found` goes back to the
+        images `kept` [N,C,H,W] of earlier searches where these are nearer; their rank is `best` [N]."""
         robust = []
         for part in chunks(rows, task.batch_size):
             where = part.to(task.x.device)
@@ -186,6 +185,8 @@ class AdaptiveAttack(Attack):
 class AdaptivePGD(AdaptiveAttack):
     """PGD on a classifier and its detector; see the module."""
 
+    Parameters = AdaptivePGDParameters
+
     def plan(self, restart: Restart) -> Search:
         epsilon, p = self.spec.radius, self.parameters
         space = ImageSpace(self.spec.norm, epsilon, p.relative_step_size * epsilon)
@@ -195,8 +196,6 @@ class AdaptivePGD(AdaptiveAttack):
 @ATTACKS.register("adaptive-apgd")
 class AdaptiveAPGD(AdaptiveAttack):
     """APGD on a classifier and its detector; see the module."""
-
-    Parameters = AdaptiveParameters
 
     def plan(self, restart: Restart) -> Search:
         return GuardedAPGD(

@@ -25,8 +25,8 @@ PARALLEL = 1e-6  # length of what a projection leaves of a unit gradient below w
 
 @dataclass(frozen=True)
 class GuardedTask(Task):
-    """A task with, per sample, the image [n,C,H,W] from which a search starts, and the wrong class [n] to which it moves;
-    None for a random start, and for any class."""
+    """A task with, per sample, the image [n,C,H,W] from which a search starts, None for a random start, and the wrong
+    class [n] to which it moves, None for any."""
 
     start: Tensor | None = None
     towards: Tensor | None = None
@@ -111,8 +111,8 @@ def look(victim: GuardedVictim, images: Tensor, state: State, strategy: Strategy
 def _direction(
     error: Tensor, calm: Tensor, margin: Tensor, above: Tensor, strategy: Strategy, weight: float
 ) -> Tensor:
-    """error, calm: unit gradients [n,C,H,W] of the classifier's error and of the detector's acceptance. Where the detector
-    has none, the classifier's alone."""
+    """Where to go, [n,C,H,W]. error, calm: unit gradients [n,C,H,W] of the classifier's error and of the detector's
+    acceptance; where the second is 0, the first alone."""
     calm = torch.where(per_sample(stands_still(calm), calm), error, calm)
     wrong = per_sample(margin <= 0, error)
     if strategy == "combined":
@@ -145,9 +145,7 @@ def _error_gradient(victim: GuardedVictim, images: Tensor, state: State) -> tupl
         logits = victim.differentiable(point)
         scaled = _of_common_spread(logits)
         towards = state.get("towards")
-        climbed = (
-            error_log_odds(scaled, state["y"]) if towards is None else -error_log_odds(scaled, towards)
-        )
+        climbed = error_log_odds(scaled, state["y"]) if towards is None else -error_log_odds(scaled, towards)
         (gradient,) = torch.autograd.grad(climbed.sum(), point)
     return normalise(gradient, "l2"), margins(logits.detach(), state["y"]).double()
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scaled_models import Scaled
 from torch import nn
@@ -184,6 +184,7 @@ def closest(x, epsilon, norm, violation, size=101):
 
 @settings(max_examples=3, deadline=None)
 @given(st.floats(0, 6.25), st.floats(0, 6.25), st.floats(-0.2, 0.2), st.booleans())
+@example(1.5, 1.25, 0.0, False)  # a wedge
 @pytest.mark.parametrize("name", [f"{name}{suffix}" for name in ATTACKS for suffix in ("", "-l2")])
 def test_an_accepted_misclassified_image_is_found_where_there_is_one(name, turn, other, height, curved):
     """Two pixels. Classifier: a line; detector: another line, or an ellipse; 60 images on all sides of both."""

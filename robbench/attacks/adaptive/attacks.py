@@ -24,13 +24,13 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from robbench.attacks.adaptive.objective import GuardedTask, GuardedVictim, Strategy, rank
-from robbench.attacks.adaptive.searches import GuardedAPGD, GuardedPGD, likely_wrong_classes
+from robbench.attacks.adaptive.searches import GuardedAPGD, GuardedPGD, ShrinkingSteps, likely_wrong_classes
 from robbench.attacks.base import Attack, Candidates, Task
 from robbench.attacks.guard import Guard
 from robbench.attacks.named import ATTACKS, Cost, Objective
 from robbench.attacks.search.active import Search, run_search
 from robbench.attacks.search.geometry import per_sample
-from robbench.attacks.search.spaces import Codec, ImageSpace
+from robbench.attacks.search.spaces import Codec
 from robbench.attacks.victim import Victim, chunks
 from robbench.core.errors import UserError
 from robbench.core.mathml import math, sub, under
@@ -63,15 +63,15 @@ class AdaptiveParameters(Strict):
 
 
 class AdaptivePGDParameters(AdaptiveParameters):
-    """relative_step_size: of PGD, a share of epsilon."""
+    """relative_step_size: of the first step, a share of epsilon; step sizes fall linearly to 0."""
 
     relative_step_size: float = Field(default=0.2, gt=0)
 
 
 @dataclass(frozen=True)
 class Restart:
-    """One search: its number, direction, weight of the detector, start, and the place of the class it moves to among the
-    most likely wrong ones; None for any class."""
+    """One search: its number, direction, weight of the detector, start, and the place of its class among the most
+    likely wrong ones; None for any class."""
 
     number: int
     strategy: Strategy
@@ -189,8 +189,8 @@ class AdaptivePGD(AdaptiveAttack):
 
     def plan(self, restart: Restart) -> Search:
         epsilon, p = self.spec.radius, self.parameters
-        space = ImageSpace(self.spec.norm, epsilon, p.relative_step_size * epsilon)
-        return GuardedPGD(space, p.steps, self.spec.name, restart.number, restart.strategy, restart.weight)
+        space = ShrinkingSteps(self.spec.norm, epsilon, p.relative_step_size * epsilon, steps=p.steps)
+        return GuardedPGD(space, self.spec.name, restart.number, restart.strategy, restart.weight)
 
 
 @ATTACKS.register("adaptive-apgd")

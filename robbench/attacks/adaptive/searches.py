@@ -1,5 +1,7 @@
 """PGD and APGD with the objective of adaptive attacks in the place of a loss."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,19 +16,32 @@ from robbench.attacks.adaptive.objective import (
 )
 from robbench.attacks.autoattack.apgd import APGD
 from robbench.attacks.search.engine import GradientSearch, SearchPlan
+from robbench.attacks.search.geometry import per_sample
 from robbench.attacks.search.spaces import ImageSpace, State
 from robbench.attacks.search.task import Task
 from robbench.attacks.victim import Victim
 from robbench.specs import Norm
 
 
+@dataclass(frozen=True)
+class ShrinkingSteps(ImageSpace):
+    """An image space whose step size falls linearly to 0 over so many `steps`: what is misclassified and accepted may be
+    a wedge that longer steps jump over."""
+
+    steps: int = 1
+
+    def pace(self, state: State) -> Tensor:
+        left = 1.0 - state["iteration"].float() / (self.steps + 1)
+        return self.step_size * per_sample(left, state["x"])
+
+
 class GuardedPGD(GradientSearch):
     """PGD on classifier and detector from one start. A budget of n steps is n + 1 iterates, all scored."""
 
     def __init__(
-        self, space: ImageSpace, steps: int, name: str, restart: int, strategy: Strategy, weight: float
+        self, space: ShrinkingSteps, name: str, restart: int, strategy: Strategy, weight: float
     ) -> None:
-        super().__init__(SearchPlan(space, steps + 1), name, restart, ())
+        super().__init__(SearchPlan(space, space.steps + 1), name, restart, ())
         self.strategy, self.weight = strategy, weight
 
     def begin(self, victim: Victim, task: Task) -> State:

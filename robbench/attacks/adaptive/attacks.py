@@ -7,7 +7,8 @@ search each (Bryniarski, Hein, Pal & Wagner 2021):
 * oblivious: the classifier's alone, first of all; the detector only judges. What it finds starts later searches.
 * selective: the classifier's while the image is right, the detector's while it is misclassified and flagged.
 * orthogonal: as selective, without the part along the other gradient.
-* combined: a weighted sum of both, of length 1 each, the detector's only while the image is flagged.
+* combined: a weighted sum of both, of length 1 each; the detector weighs more after each step where it alone is in the
+  way, and less where the classifier alone is.
 
 Every search runs on the samples that are still robust, towards any wrong class and then towards each of the most
 likely ones: detectors with a density for each class ask for an image that is ordinary for one of them.
@@ -46,7 +47,7 @@ class AdaptiveParameters(Strict):
     Attributes:
         steps: of every search.
         strategies: directions that are tried, see the module; after the oblivious search.
-        weights: of the detector in combined directions, above 0 and below 1; a search each.
+        weights: of the detector in combined directions at the start, above 0 and below 1; a search each.
         starts: where searches start: the image that the oblivious search ended with, a random one, the clean one.
         targets: number of most likely wrong classes that searches move to, beside any.
     """
@@ -121,11 +122,11 @@ class AdaptiveAttack(Attack):
         """All searches in order; targets: number of wrong classes to move to."""
         p: AdaptiveParameters = self.parameters
         number = 0
-        yield Restart(number, "oblivious", 0.0, "random", None)
+        yield Restart(number, "oblivious", 0.5, "random", None)
         for start in p.starts:
             for place in (None, *range(targets)):
                 for strategy in p.strategies:
-                    for weight in p.weights if strategy == "combined" else (0.0,):
+                    for weight in p.weights if strategy == "combined" else (0.5,):
                         number += 1
                         yield Restart(number, strategy, weight, start, place)
 

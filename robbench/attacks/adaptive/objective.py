@@ -20,6 +20,7 @@ from robbench.attacks.victim import Victim
 
 Strategy = Literal["oblivious", "combined", "selective", "orthogonal"]
 BEHIND = 4000.0  # in `rank`, of images that are right; above twice the range of `_logarithm`
+PACE, MOST = 0.3, 4.0  # of the log-odds of a combined direction's weight: move per step, largest size
 PARALLEL = 1e-6  # length of what a projection leaves of a unit gradient below which only rounding is left
 
 
@@ -94,32 +95,32 @@ def _logarithm(values: Tensor) -> Tensor:
     return values.sign() * (values.abs().clamp(limits.tiny, limits.max).log() + 800.0)
 
 
-def look(victim: GuardedVictim, images: Tensor, state: State, strategy: Strategy, weight: float) -> Look:
+def look(victim: GuardedVictim, images: Tensor, state: State, strategy: Strategy) -> Look:
     """One forward and backward of classifier and detector at images [n,C,H,W].
 
-    state: with labels "y" [n], and "towards" [n] where there is a class to reach. weight: of the detector, 0 to 1, in a
-    combined direction. The oblivious strategy does not ask the detector for a gradient.
+    state: with labels "y" [n], "towards" [n] where there is a class to reach, and "weight" [n], which a combined
+    direction moves. The oblivious strategy does not ask the detector for a gradient.
     """
     error, margin = _error_gradient(victim, images, state)
     if strategy == "oblivious":
         return Look(margin, _excess_where_wrong(victim, images, margin), error)
     above, gradient = excess_and_gradient(victim.guard, images)
     calm = normalise(-gradient, "l2")
-    return Look(margin, above, _direction(error, calm, margin, above, strategy, weight))
-
-
-def _direction(
-    error: Tensor, calm: Tensor, margin: Tensor, above: Tensor, strategy: Strategy, weight: float
-) -> Tensor:
-    """Where to go, [n,C,H,W]. error, calm: unit gradients [n,C,H,W] of the classifier's error and of the detector's
-    acceptance; where the second is 0, the first alone."""
     calm = torch.where(per_sample(stands_still(calm), calm), error, calm)
-    wrong = per_sample(margin <= 0, error)
+    wrong = margin <= 0
     if strategy == "combined":
-        return (1.0 - weight) * error + weight * calm * per_sample(above > 0, calm)
+        state["weight"] = _balanced(state["weight"], wrong, above > 0)
+        return Look(margin, above, torch.lerp(error, calm, per_sample(state["weight"].sigmoid(), error)))
     if strategy == "orthogonal":
         error, calm = _without(error, calm), _without(calm, error)
-    return torch.where(wrong, calm, error)
+    return Look(margin, above, torch.where(per_sample(wrong, error), calm, error))
+
+
+def _balanced(weight: Tensor, wrong: Tensor, flagged: Tensor) -> Tensor:
+    """Log-odds [n] of the detector's weight: more where only the detector is in the way, less where only the classifier
+    is. No fixed weight reaches every image that is misclassified and accepted."""
+    moved = weight + PACE * (wrong & flagged).float() - PACE * (~wrong & ~flagged).float()
+    return moved.clamp(-MOST, MOST)
 
 
 def _without(unit: Tensor, other: Tensor) -> Tensor:

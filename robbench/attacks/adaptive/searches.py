@@ -25,8 +25,8 @@ from robbench.specs import Norm
 
 @dataclass(frozen=True)
 class ShrinkingSteps(ImageSpace):
-    """An image space whose step size falls linearly to 0 over so many `steps`: what is misclassified and accepted may be
-    a wedge that longer steps jump over."""
+    """An image space whose step size falls linearly to 0 over so many `steps`: what is misclassified and accepted may
+    be a wedge that longer steps jump over."""
 
     steps: int = 1
 
@@ -45,7 +45,7 @@ class GuardedPGD(GradientSearch):
         self.strategy, self.weight = strategy, weight
 
     def begin(self, victim: Victim, task: Task) -> State:
-        state = {**super().begin(victim, task), **nothing_kept(task.x), **_towards(task)}
+        state = {**super().begin(victim, task), **nothing_kept(task.x), **_aim(task, self.weight)}
         if isinstance(task, GuardedTask) and task.start is not None:
             state["delta"] = task.start - task.x
         return state
@@ -53,7 +53,7 @@ class GuardedPGD(GradientSearch):
     def look(self, victim: Victim, state: State) -> tuple[Tensor, Tensor, State, State]:
         assert isinstance(victim, GuardedVictim)
         images = (state["x"] + state["delta"]).clamp(0.0, 1.0)
-        seen = look(victim, images, state, self.strategy, self.weight)
+        seen = look(victim, images, state, self.strategy)
         keep_nearest(state, images, seen)
         return images, seen.verdict, {"delta": seen.direction}, state
 
@@ -78,7 +78,7 @@ class GuardedAPGD(APGD):
         self.strategy, self.weight = strategy, weight
 
     def begin(self, victim: Victim, task: Task) -> State:
-        return {**super().begin(victim, task), **nothing_kept(task.x), **_towards(task)}
+        return {**super().begin(victim, task), **nothing_kept(task.x), **_aim(task, self.weight)}
 
     def _noise(self, task: Task) -> Tensor:
         if isinstance(task, GuardedTask) and task.start is not None:
@@ -87,7 +87,7 @@ class GuardedAPGD(APGD):
 
     def look(self, victim: Victim, state: State) -> tuple[Tensor, Tensor, Tensor]:
         assert isinstance(victim, GuardedVictim)
-        seen = look(victim, state["point"], state, self.strategy, self.weight)
+        seen = look(victim, state["point"], state, self.strategy)
         keep_nearest(state, state["point"], seen)
         return seen.verdict, seen.rank, seen.direction
 
@@ -95,9 +95,11 @@ class GuardedAPGD(APGD):
         return as_nearest(state)
 
 
-def _towards(task: Task) -> State:
+def _aim(task: Task, weight: float) -> State:
+    """State entries of `objective.look`."""
     towards: Tensor | None = getattr(task, "towards", None)
-    return {} if towards is None else {"towards": towards}
+    aim = {} if towards is None else {"towards": towards}
+    return {**aim, "weight": torch.full((len(task.x),), weight, device=task.x.device).logit()}
 
 
 def likely_wrong_classes(victim: Victim, task: Task) -> Tensor:

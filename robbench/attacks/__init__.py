@@ -9,6 +9,7 @@ from robbench.attacks import (  # noqa: F401  (they register themselves)
     pgd,
     transfer,
 )
+from robbench.attacks.adaptive import attacks as adaptive  # noqa: F401  (they register themselves)
 from robbench.attacks.autoattack import ensemble, reference  # noqa: F401  (they register themselves)
 from robbench.attacks.base import Attack, Outcome, build_attack
 from robbench.attacks.likelihood import LikelihoodAttack, LikelihoodOutcome, build_likelihood_attack

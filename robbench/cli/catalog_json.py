@@ -105,7 +105,7 @@ def _attack(name: str, model: ThreatModel) -> Object:
     group, spec = model.groups.get(name), model.attacks.get(name)
     return {
         "name": name,
-        "target": model.target,
+        "target": model.target_of(name),
         "threat_model": model.name,
         **_fields(model, "space", "norm", "pixel_range"),
         "norm": getattr(spec, "norm", None) or model.norm,

@@ -194,6 +194,11 @@ def _build_attacks(request: DetectorRequest, dataset: str, device: torch.device)
     specs = [resolve_attack(name, dataset, known) for name in expand_groups(request.attacks, known)]
     if not specs:
         raise UserError("--attacks is missing; name what the detector is trained against, as in pgd20")
+    if adaptive := next((spec.name for spec in specs if spec.target == "detector"), None):
+        raise UserError(
+            f"--attacks {adaptive}: this attack needs a detector that is trained already; name attacks on the "
+            f"classifier alone, as in pgd20"
+        )
     found = default_flow(dataset, zoo_entries(request.zoo)) if any(s.needs_flow for s in specs) else None
     flow = None if found is None else load_flow(found, device)
     return tuple(build_attack(spec, flow) for spec in specs)

@@ -71,7 +71,7 @@ def resolve_attack(
         name=name,
         label=label,
         threat_model=owner.name,
-        target=owner.target,
+        target=owner.target_of(name),
         space=owner.space,
         norm=norm,
         pixel_range=owner.pixel_range,

@@ -79,6 +79,7 @@ class AttackSpec(Strict):
     Attributes:
         algorithm: name in the registry.
         norm: of the perturbation, where it differs from the threat model's.
+        target: what is attacked, where it differs from the threat model's.
         budgets: by data set, where they differ from the threat model's.
         calibrated: by data set, further budgets in rising order: an attack each, called NAME-1, NAME-2, ...
         ata: by data set, the best accuracies at the calibrated budgets.
@@ -88,6 +89,7 @@ class AttackSpec(Strict):
 
     algorithm: str
     norm: Norm | None = None
+    target: ModelKind | None = None
     budgets: dict[str, Budget] = Field(default_factory=dict)
     calibrated: dict[str, tuple[float, ...]] = Field(default_factory=dict)
     ata: dict[str, BestTrained] = Field(default_factory=dict)
@@ -190,6 +192,11 @@ class ThreatModel(Strict):
     def budgets_of(self, attack: str) -> dict[str, Budget]:
         """The budget of an attack by data set."""
         return {**self.budgets, **self.attacks[attack].budgets}
+
+    def target_of(self, attack: str) -> ModelKind:
+        """What an attack or a group attacks."""
+        spec = self.attacks.get(attack)
+        return (spec.target if spec else None) or self.target
 
     def members(self, group: str) -> tuple[str, ...]:
         """Names of the attacks of a group."""

@@ -15,7 +15,8 @@ from robbench.models.zoo import find_model, zoo_entries
 from robbench.specs import ResolvedAttack, resolve_attack, threat_models
 
 MODELS = threat_models()
-NAMES = sorted(n for m in MODELS.values() if m.space == "minimal" for n in m.attacks)
+SURE = {"cw-l2-k9": 9.0, "cw-l2-k20": 20.0}  # which look beyond the boundary
+NAMES = sorted(n for m in MODELS.values() if m.space == "minimal" for n in m.attacks if n not in SURE)
 CLASSES, D = 3, 16
 DECISION_BASED = ("boundary", "hopskipjump-l2", "hopskipjump-linf")
 FEW_QUERIES = {name: {"queries": 500} for name in DECISION_BASED}
@@ -146,6 +147,26 @@ def test_a_success_of_cw_leads_by_its_confidence():
     never = evaluate("cw-l2", model, x, y, confidence=1e4)
     assert never.robust.all(), "misclassified images that lead by less are no success"
     assert torch.equal(never.adversarial, x)
+
+
+@pytest.mark.parametrize("target", [None, 2])
+@pytest.mark.parametrize("name", SURE)
+def test_high_confidence_cw_reaches_its_confidence(name, target):
+    model = linear()
+    model[1].weight.mul_(300.0)
+    x, y = images(model, 0.3, 0.7)
+    y[0] = 2  # has nowhere to go where the target is 2
+    aim = {} if target is None else {"target": target}
+    outcome = evaluate(name, model, x, y, epsilon=4.0, steps=100, step_size=0.05, **aim)
+    own = torch.full_like(y, 2)[:, None]
+    logits = model(outcome.adversarial)
+    reached = logits.gather(1, own).squeeze(1) - logits.scatter(1, own, -torch.inf).amax(1)
+    lead = (-outcome.margins if target is None else reached)[1:]
+    assert (lead >= SURE[name] * (1 - 1e-5)).all()
+    assert lead.median() < 1.1 * SURE[name], "hardly further than asked for"
+    if target is not None:
+        assert torch.equal(outcome.adversarial[0], x[0])
+        assert outcome.reached.tolist() == [False] + 23 * [True]
 
 
 @pytest.mark.parametrize("name", NAMES)

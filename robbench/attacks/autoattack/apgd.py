@@ -137,10 +137,9 @@ class APGD(Search):
 
     def step(self, victim: Victim, state: State) -> State:
         now, before = self.timetable.at(state["iteration"]), dict(state)
-        logits, loss, gradient = self._score(victim, state)
+        margin, loss, gradient = self.look(victim, state)
         still = stands_still(gradient)
         point, live = state["point"], ~state["broken"] & (state["iteration"] < self.iterations)
-        margin = goal_margins(logits, state["aim"]) if "aim" in state else margins(logits, state["y"])
         margin = margin.masked_fill(~now.counts, float("inf"))
         note(state, point, margin, self.iterations)
         loss = self._keep_best(state, loss, gradient, now, live)
@@ -174,6 +173,12 @@ class APGD(Search):
         put(state["best"], state["point"], better)
         put(state["best_gradient"], gradient, better)
         return loss
+
+    def look(self, victim: Victim, state: State) -> tuple[Tensor, Tensor, Tensor]:
+        """Margins [n] of the iterates state["point"] (at most 0: broken), loss [n] and its gradient [n,C,H,W]."""
+        logits, loss, gradient = self._score(victim, state)
+        margin = goal_margins(logits, state["aim"]) if "aim" in state else margins(logits, state["y"])
+        return margin, loss, gradient
 
     def _score(self, victim: Victim, state: State) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [n,K], loss [n] and its gradient [n,C,H,W] at state["point"], means over the EOT forwards."""
@@ -227,6 +232,7 @@ class APGD(Search):
         return wrong.argsort(dim=1, descending=True, stable=True)[:, (self.target or 1) - 1]
 
     def _noise(self, task: Task) -> Tensor:
+        """The start relative to the clean images, not yet admissible, [n,C,H,W]."""
         return self.rule.noise(*keyed_noise(task.seed, self.stream, task.ids, self.restart, task.x))
 
 

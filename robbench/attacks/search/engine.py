@@ -68,6 +68,20 @@ class GradientSearch(Search):
         return state | {f"witness/{name}": torch.zeros_like(state[name]) for name in self.witnesses}
 
     def step(self, victim: Victim, state: State) -> State:
+        image, margin, ascent, state = self.look(victim, state)
+        live = self._live(state)
+        if self.plan.early_stop:
+            self._note(state, image, margin)
+        still = torch.stack([stands_still(part) for part in ascent.values()]).all(0)
+        moved = self.space.advance(*self._with_momentum(state, ascent))
+        for name in self.space.perturbations:
+            put(moved[name], state[name], ~live)
+        moved["zero_gradients"] = state["zero_gradients"] + live * still
+        return moved | {name: state[name] + live for name in ("iteration", "forwards", "backwards")}
+
+    def look(self, victim: Victim, state: State) -> tuple[Tensor, Tensor, State, State]:
+        """The images of the iterates, their margins [n] (at most 0: broken), the gradient to climb by perturbation, and
+        the state; one forward and one backward."""
         found: list[tuple[Tensor, Tensor]] = []
 
         def loss(image: Tensor) -> Tensor:
@@ -78,15 +92,9 @@ class GradientSearch(Search):
             return error_log_odds(temper_logits(out, state["target"]), state["target"])
 
         ascent, state = gradients(self.space, state, loss)
-        live = self._live(state)
-        if self.plan.early_stop:
-            self._note(state, *found[0])
-        still = torch.stack([stands_still(part) for part in ascent.values()]).all(0)
-        moved = self.space.advance(*self._with_momentum(state, ascent))
-        for name in self.space.perturbations:
-            put(moved[name], state[name], ~live)
-        moved["zero_gradients"] = state["zero_gradients"] + live * still
-        return moved | {name: state[name] + live for name in ("iteration", "forwards", "backwards")}
+        image, logits = found[0]
+        margin = goal_margins(logits, state["aim"]) if "aim" in state else margins(logits, state["y"])
+        return image, margin, ascent, state
 
     def _logits(self, victim: Victim, image: Tensor) -> Tensor:
         """Logits [n,K] of the rendered images. Where a latent image leaves the box and its logits are not finite, those
@@ -103,9 +111,8 @@ class GradientSearch(Search):
     def _live(self, state: State) -> Tensor:
         return ~state["broken"] & (state["iteration"] < self.iterations)
 
-    def _note(self, state: State, image: Tensor, logits: Tensor) -> None:
+    def _note(self, state: State, image: Tensor, margin: Tensor) -> None:
         before = state["broken"]
-        margin = goal_margins(logits, state["aim"]) if "aim" in state else margins(logits, state["y"])
         note(state, image.clamp(0.0, 1.0), margin, self.iterations)
         fresh = state["broken"] & ~before
         for name in self.witnesses:

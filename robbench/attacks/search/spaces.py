@@ -153,9 +153,13 @@ class ImageSpace(SearchSpace):
         gradient = gradients["delta"]
         if self.norm == "l1":
             gradient = self._towards_the_box(state, gradient)
-        delta = state["delta"] + self.step_size * direction(gradient, self.norm)
+        delta = state["delta"] + self.pace(state) * direction(gradient, self.norm)
         delta = project(delta, self.norm, self.epsilon)
         return {**state, "delta": self._in_box(state["x"], delta)}
+
+    def pace(self, state: State) -> float | Tensor:
+        """Size of the step from `state`, one for all samples or [n,1,1,1]."""
+        return self.step_size
 
     def _in_box(self, x: Tensor, delta: Tensor) -> Tensor:
         """`delta` [n,C,H,W], clipped so that x + delta is in [0,1] where every iterate is clipped."""

@@ -15,7 +15,7 @@ from robbench.specs import ResolvedAttack
 
 # Forwards of images that a search makes for one that it reports: a batch may hold samples that are done with.
 UNREPORTED = 2
-HELD = ("spec", "parameters", "flow")  # what a verdict is judged by, of an attack
+HELD = ("spec", "parameters", "flow", "guard")  # what a verdict is judged by, of an attack
 FREE = ("_classes",)  # what a forward may set of a victim
 
 

@@ -32,7 +32,7 @@ def of_threat_model(attack: ResolvedAttack) -> Definition:
     model = _read_shipped().get(attack.threat_model)
     spec = model.attacks.get(attack.name) if model else None
     norm = spec.norm if spec else None
-    if model is None or (model.space, norm or model.norm, model.target) != (
+    if model is None or (model.space, norm or model.norm, model.target_of(attack.name)) != (
         attack.space,
         attack.norm,
         attack.target,

@@ -1,0 +1,1 @@
+"""Attacks on a classifier and the detector that guards it."""

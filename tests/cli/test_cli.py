@@ -670,7 +670,7 @@ def test_output_folder_not_writable(tiny_zoo: Path, tmp_path: Path) -> None:
         (["report", "absent"], ["absent", "not a run folder"]),
         (["check", "absent", "--against", "x.csv"], ["absent", "not a run folder"]),
         (["show", "pgd2O"], ["did you mean 'pgd20'"]),
-        (["list", "attack"], ["attacks"]),
+        (["list", "attak"], ["attacks"]),
         (["runn"], ["runn", "robbench --help"]),
         (["train", "--defense", "ijsta"], ["did you mean 'ijsat'"]),
         (["train", "--defense", "at", "--set", "beta"], ["--set 'beta'"]),

@@ -1,6 +1,7 @@
 """Detectors that do what a test wants, their zoo folders, and an attack that is given its detector."""
 
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -120,6 +121,16 @@ def registered() -> Iterator[None]:
         yield
     finally:
         del DETECTORS._entries["scripted"], ATTACKS._entries["knowing-pgd"]
+
+
+@contextmanager
+def guarded_zoo(tiny_zoo: Path, folder: Path) -> Iterator[Path]:
+    """`folder` with a copy of tiny-a and the threat model `knowing` in specs/; inside, what is `registered`."""
+    shutil.copytree(tiny_zoo / "tiny-a", folder / "tiny-a")
+    (folder / "specs").mkdir()
+    (folder / "specs" / "knowing.yaml").write_text(KNOWING)
+    with registered():
+        yield folder
 
 
 def write_detector(zoo: Path, mode: str, threshold: float = 0.5, **changes: Any) -> str:

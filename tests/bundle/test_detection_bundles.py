@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from detection_zoo import KNOWING, registered, write_detector
+from detection_zoo import guarded_zoo, write_detector
 from zoo_runs import Forgery, attacked, bundled, checked, differing, reason
 
 from robbench.core.resources import sha256_file
@@ -24,11 +24,7 @@ MODEL, ATTACK = "tiny-mean", "fgsm"
 @pytest.fixture(scope="module")
 def zoo(tiny_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """tiny-a, and a detector of it that flags bright images."""
-    folder = Path(tmp_path_factory.mktemp("guarded"))
-    shutil.copytree(tiny_zoo / "tiny-a", folder / "tiny-a")
-    (folder / "specs").mkdir()
-    (folder / "specs" / "knowing.yaml").write_text(KNOWING)
-    with registered():
+    with guarded_zoo(tiny_zoo, tmp_path_factory.mktemp("guarded")) as folder:
         write_detector(folder, "mean", 0.32)
         yield folder
 

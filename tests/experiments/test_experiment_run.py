@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from clocks import Clock
 
 from robbench.cli.app import main
 from robbench.cli.experiment_session import compare, dry_run_experiment, run_experiment
@@ -300,16 +301,6 @@ def test_a_count_is_that_of_a_real_training(tmp_path: Path, monkeypatch: pytest.
 
 
 # -------------------------------------------------------------------------------------------------------- rates
-class Clock:
-    """Time as the calls say they take."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def __call__(self, device: torch.device) -> float:
-        return self.time
-
-
 @pytest.mark.parametrize(
     ("constant", "each", "largest"), [(1e-3, 1e-4, 120), (0.0, 0.05, 64), (0.1, 1e-5, 7)]
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from clocks import Clock
 
 from robbench.defenses.plan import TrainRequest
 from robbench.defenses.training import train
@@ -18,16 +19,6 @@ from robbench.models import classifiers
 from robbench.run import rates
 from robbench.run.rates import measure_steps
 from robbench.specs import threat_models
-
-
-class Clock:
-    """Time as the steps say they take."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def __call__(self, device: torch.device) -> float:
-        return self.time
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from detection_zoo import KNOWING, registered, write_detector
+from detection_zoo import guarded_zoo, write_detector
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,11 +35,7 @@ N = 20
 @pytest.fixture(scope="module")
 def zoo(tiny_zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """tiny-a and a few detectors of it; the other fixtures and tests add theirs."""
-    folder = Path(tmp_path_factory.mktemp("guarded"))
-    shutil.copytree(tiny_zoo / "tiny-a", folder / "tiny-a")
-    (folder / "specs").mkdir()
-    (folder / "specs" / "knowing.yaml").write_text(KNOWING)
-    with registered():
+    with guarded_zoo(tiny_zoo, tmp_path_factory.mktemp("guarded")) as folder:
         yield folder
 
 

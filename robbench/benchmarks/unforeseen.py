@@ -115,10 +115,11 @@ def compare(name: str, contest: Contest, tell: Tell = ignore, peer: Render | Non
             OURS: lambda: _search(attack, victim, task),
             PLAIN: lambda: _plain_loop(attack, module, x, y, render),
         }
-        images = {who: run() for who, run in runs.items()}
+        last = _last_variables(attack, module, x, y, render)
+        images = {OURS: runs[OURS](), PLAIN: _clipped_image(render, x, last)}
         scores = {who: margins(victim.clean_logits(found), y) for who, found in images.items()}
         stray = _share_of_others(images[OURS], images[PLAIN])
-        unequal, gap = _compare_renderings(attack, module, x, y, render)
+        unequal, gap = _compare_renderings(attack, module, x, y, render, last)
         refused = ""
         if not unequal <= UNEQUAL:
             refused = f"{100 * unequal:.1f} % of the pixels of a rendering differ: no ratio is printed"
@@ -138,15 +139,15 @@ def _share_of_others(one: Tensor, other: Tensor) -> float:
 
 
 def _compare_renderings(
-    attack: RenderedAttack, module: nn.Module, x: Tensor, y: Tensor, render: Render
+    attack: RenderedAttack, module: nn.Module, x: Tensor, y: Tensor, render: Render, last: Tensor
 ) -> tuple[float, float]:
     """Largest share of pixels that differ, and largest relative difference of the gradients of the loss, at the start
-    of the search and at the end of a plain loop."""
+    of the search and at the `last` variables of a plain loop."""
     space = attack.space()
     state = space.start(x, y, _start_noise(attack, x))
     ours: Render = lambda images, variables: space.render({**state, VARIABLES: variables})[0]  # noqa: E731
     shares, gaps = [], []
-    for variables in (state[VARIABLES], _last_variables(attack, module, x, y, render)):
+    for variables in (state[VARIABLES], last):
         (one, first), (other, second) = (
             _image_and_gradient(f, module, x, y, variables) for f in (ours, render)
         )
@@ -206,7 +207,10 @@ def _search(attack: RenderedAttack, victim: Victim, task: Task) -> Tensor:
 
 def _plain_loop(attack: RenderedAttack, module: nn.Module, x: Tensor, y: Tensor, render: Render) -> Tensor:
     """All steps of the attack as a plain loop, from the attack's own start."""
-    variables = _last_variables(attack, module, x, y, render)
+    return _clipped_image(render, x, _last_variables(attack, module, x, y, render))
+
+
+def _clipped_image(render: Render, x: Tensor, variables: Tensor) -> Tensor:
     with torch.no_grad():
         return render(x, variables).clamp(0.0, 1.0)
 
